@@ -1,0 +1,73 @@
+"""What a result was measured with: processor, memory, versions, commit. Imports neither torch nor timm."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from pydantic import Field
+
+from tl.machine import cpu_name, usable_cores
+from tl.strict import Strict
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+class Environment(Strict):
+    """One machine with one set of libraries."""
+
+    python: str
+    system: str
+    cpu: str
+    cores: int = Field(description="logical cores that the process may run on")
+    memory_bytes: int = Field(description="of the machine")
+    packages: dict[str, str] = Field(description="versions; a package that is missing is left out")
+    git_commit: str = Field("", description="of this suite's checkout; empty where it is not one")
+    git_dirty: bool | None = Field(None, description="tracked files differ from that commit")
+
+    def differences(self, other: Environment) -> list[str]:
+        """Fields in which two environments differ so that times should not be mixed."""
+        names = ("cpu", "cores", "packages")
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def environment() -> Environment:
+    """The environment of this process."""
+    commit, dirty = _git()
+    return Environment(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=cpu_name(),
+        cores=usable_cores(),
+        memory_bytes=psutil.virtual_memory().total,
+        packages={name: version for name in PACKAGES if (version := package_version(name))},
+        git_commit=commit,
+        git_dirty=dirty,
+    )
+
+
+def package_version(name: str) -> str:
+    """The installed version, or an empty string; the package is not imported."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _git() -> tuple[str, bool | None]:
+    checkout = Path(__file__).parent.parent
+    if not (checkout / ".git").exists():
+        return "", None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "", None

@@ -1,0 +1,30 @@
+"""`bench export`: one row a cell, for other tools."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bench.table import load_results
+from tl.errors import UserError
+
+
+def export_runs(runs: list[str], format: str, output: Path | None) -> None:
+    """Write the rows to `output` or standard output. Raises `UserError` where that can't be done."""
+    table = load_results(runs)
+    if format == "parquet" and output is None and sys.stdout.isatty():
+        raise UserError("--format parquet: is not text; name a file with --output, or pipe it")
+    try:
+        target = output or sys.stdout
+        if format == "csv":
+            table.to_csv(target, index=False)
+        elif format == "json":
+            table.to_json(target, orient="records", indent=1, force_ascii=False)
+            if output is None:
+                print()
+        else:
+            table.to_parquet(output or sys.stdout.buffer, index=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"{output}: can't be written: {error.strerror}") from error

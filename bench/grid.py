@@ -1,0 +1,202 @@
+"""Grids: which cells to run, as a TOML file. To add one, add a file to `bench/grids/`.
+
+description = "…"
+dataset = "auto"                    # a name, a folder, or auto
+
+[matrix]                            # every combination is a cell
+backbones = ["torchvision:resnet18"]
+regimes = ["finetune", "frozen"]
+devices = ["all"]                   # cpu, cuda[:i], mps, auto (the best), all
+precision = ["fp32"]
+seeds = 3                           # 0, 1, 2; or a list
+
+[train]                             # the protocol: fields of tl.TrainConfig
+epochs = 5
+
+[[exclude]]                         # cells that match all keys given; * and ? as in file names
+regime = "scratch"
+backbone = "*vit*"
+
+[[include]]                         # more cells; an axis left out takes the matrix's values
+backbone = "timm:resnet26"
+epochs = 10                         # also fields of [train], for these cells only
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tl.config import TrainConfig
+from tl.errors import ConfigError, nearest, not_one_of
+from tl.machine import pick
+from tl.strict import Strict
+
+AXES = {"backbone": "backbones", "regime": "regimes", "device": "devices", "precision": "precision", "seed": "seeds"}
+PROTOCOL = {name: field.default for name, field in TrainConfig.model_fields.items() if name not in {*AXES, "weights"}}
+"""Fields of `[train]`, with their defaults."""
+
+
+class Matrix(Strict):
+    """The axes; each combination of their values is a cell."""
+
+    backbones: list[str] = Field(min_length=1)
+    regimes: list[str] = Field(["finetune", "frozen"], min_length=1)
+    devices: list[str] = Field(["all"], min_length=1)
+    precision: list[str] = Field(["fp32"], min_length=1)
+    seeds: int | list[int] = Field(1, description="how many, counted from 0, or which")
+
+
+class Grid(Strict):
+    """A matrix of cells and the protocol that they share."""
+
+    name: str
+    description: str = ""
+    dataset: str = "auto"
+    matrix: Matrix
+    train: dict[str, Any] = Field(default_factory=dict)
+    include: list[dict[str, Any]] = Field(default_factory=list)
+    exclude: list[dict[str, Any]] = Field(default_factory=list)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """All training settings that are not axes, defaults included."""
+        return {**PROTOCOL, **self.train}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A cell before it is known which weights its backbone gets."""
+
+    config: TrainConfig
+    device: str
+
+
+def shipped() -> dict[str, str]:
+    """Names of the grids that come with the suite, and their descriptions."""
+    files = sorted((f for f in resources.files("bench").joinpath("grids").iterdir()), key=lambda f: f.name)
+    names = [f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")]
+    return {name: load_grid(name).description for name in names}
+
+
+def load_grid(name: str) -> Grid:
+    """A shipped grid by name, or a TOML file by path.
+
+    Raises `ConfigError` naming the file, the key and the nearest valid one.
+    """
+    if name.endswith(".toml") or "/" in name:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"grid={name!r}: can't be read: {error}") from error
+    else:
+        found = resources.files("bench").joinpath("grids", f"{name}.toml")
+        if not found.is_file():
+            names = [f.name.removesuffix(".toml") for f in resources.files("bench").joinpath("grids").iterdir()]
+            raise ConfigError(f"{not_one_of('grid', name, sorted(names))} (or the path of a .toml file)")
+        text = found.read_text(encoding="utf-8")
+    try:
+        return _parse(text, Path(name).name.removesuffix(".toml"))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _parse(text: str, name: str) -> Grid:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}") from error
+    try:
+        grid = Grid(name=name, **_checked("matrix", data))
+    except TypeError as error:
+        raise ConfigError("name: unknown key; a grid's name is its file's name") from error
+    _known_keys("train", grid.train, PROTOCOL)
+    for number, entry in enumerate(grid.include, 1):
+        _known_keys(f"include[{number}]", entry, [*AXES, *PROTOCOL])
+    for number, entry in enumerate(grid.exclude, 1):
+        _known_keys(f"exclude[{number}]", entry, AXES)
+    return grid
+
+
+def _checked(section: str, data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with its `[matrix]` parsed, so that a mistake in there is told with its path."""
+    given = data.get(section)
+    if not isinstance(given, dict):
+        return data
+    try:
+        return {**data, section: Matrix(**given)}
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{error}") from error
+
+
+def _known_keys(where: str, given: Mapping[str, Any], valid: Mapping[str, Any] | list[str]) -> None:
+    for key in given:
+        if key not in valid:
+            close = nearest(key, valid)
+            known = f"nearest valid key: {close[0]!r}" if close else f"valid keys: {', '.join(valid)}"
+            raise ConfigError(f"{where}.{key}: unknown key; {known}")
+
+
+def expand(
+    grid: Grid, *, weights: str, spec: Callable[[str], str], devices: Callable[[], dict[str, str]]
+) -> list[Planned]:
+    """All cells of a grid, without duplicates: by seed, then device, backbone, precision and regime.
+
+    Args:
+        weights: the policy for all cells (`auto`, `pretrained`, `random`).
+        spec: completes a backbone's name and refuses an unknown one.
+        devices: what this machine has, best first.
+
+    Raises `ConfigError` for a value that is not valid, `DeviceError` for a device that isn't there.
+    """
+    matrix = grid.matrix
+    axes: dict[str, list[Any]] = {
+        "seed": list(range(matrix.seeds)) if isinstance(matrix.seeds, int) else matrix.seeds,
+        "device": matrix.devices,
+        "backbone": matrix.backbones,
+        "precision": matrix.precision,
+        "regime": matrix.regimes,
+    }
+    if not axes["seed"]:
+        raise ConfigError(f"seeds={matrix.seeds!r}: at least one is needed")
+    have = devices()
+    cells: dict[tuple[Any, ...], Planned] = {}
+
+    def add(values: dict[str, list[Any]], settings: dict[str, Any]) -> None:
+        names = {
+            **values,
+            "backbone": [spec(b) for b in values["backbone"]],
+            "device": _present(values["device"], have),
+        }
+        for combination in product(*names.values()):
+            cell = dict(zip(names, combination, strict=True))
+            if any(_matches(cell, rule) for rule in grid.exclude):
+                continue
+            device = cell.pop("device")
+            config = TrainConfig(weights=weights, **cell, **{**grid.protocol, **settings})
+            cells.setdefault((device, config), Planned(config=config, device=device))
+
+    add(axes, {})
+    for entry in grid.include:
+        own = {axis: [entry[axis]] if axis in entry else values for axis, values in axes.items()}
+        add(own, {key: value for key, value in entry.items() if key not in AXES})
+    if not cells:
+        raise ConfigError(f"grid {grid.name!r}: every cell is excluded")
+    return list(cells.values())
+
+
+def _present(wanted: list[str], have: dict[str, str]) -> list[str]:
+    named = [one for name in wanted for one in (have if name == "all" else [pick(name, have)])]
+    return list(dict.fromkeys(named))
+
+
+def _matches(cell: dict[str, Any], rule: dict[str, Any]) -> bool:
+    return all(fnmatchcase(str(cell[axis]), str(pattern)) for axis, pattern in rule.items())

@@ -1,0 +1,69 @@
+"""The work that needs torch, run through an executor. Importing this module loads torch, torchvision and timm.
+
+The fork server preloads it, so every cell's process starts with the libraries in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.executors import Emit
+from bench.records import Cell
+from tl import devices
+from tl.backbones import find_weights, known_names
+from tl.datasets import Splits
+from tl.errors import WeightsError
+from tl.machine import keep_freed_pages
+from tl.results import EpochResult, TrainResult
+from tl.train import train_model
+from tl.weights import Weights
+
+
+def list_names(emit: Emit) -> dict[str, list[str]]:
+    """All backbones by source."""
+    return known_names()
+
+
+def list_devices(emit: Emit) -> dict[str, str]:
+    """Devices of this machine and their names, best first."""
+    return devices.present()
+
+
+def resolve_weights(
+    specs: list[str], policy: str, weights_dir: Path | None, download: bool, emit: Emit
+) -> dict[str, Weights | str]:
+    """Weights of each backbone, downloading them if need be; a string says why there are none."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    found: dict[str, Weights | str] = {}
+    for spec in specs:
+        emit(spec)
+        try:
+            found[spec] = find_weights(spec, policy, weights_dir=weights_dir, download=download)
+        except WeightsError as error:
+            found[spec] = str(error)
+    return found
+
+
+def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
+    """Train one cell. Emits each `EpochResult`; returns the result without its model, and the allocator's setting."""
+    torch.set_num_threads(threads)
+    allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"
+    _touch_code()
+
+    def on_epoch(row: EpochResult) -> None:
+        emit(row)
+
+    result = train_model(cell.config, splits, device=cell.device, weights=weights, on_epoch=on_epoch)
+    return result.model_copy(update={"model": None}), allocator
+
+
+def _touch_code() -> None:
+    """One tiny training step, so that pages of library code aren't counted as the cell's memory."""
+    network: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    images = torch.zeros(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    nn.functional.cross_entropy(network(images), torch.tensor([0, 1])).backward()

@@ -1,0 +1,25 @@
+"""What a command line adds to a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to run a grid. Nothing in here can change a number, except `data` and `weights`, which cells record."""
+
+    data: str | None = None
+    weights: str = "auto"
+    weights_dir: Path | None = None
+    name: str
+    """Folder below `results`."""
+    results: Path = Path("results")
+    timeout: float | None = None
+    """Seconds for a cell; None for no limit."""
+    executor: str = "process"
+    dry_run: bool = False
+    fresh: bool = False
+    command: str = ""
+    """As typed, for the manifest."""

@@ -1,0 +1,188 @@
+"""Progress of a sweep: one live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from bench.metrics import METRICS
+from bench.records import Cell, Record
+from tl.results import EpochResult
+
+
+class Reporter(Protocol):
+    """What the runner tells while it works."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def started(self, cell: Cell) -> None:
+        """A cell begins."""
+
+    def epoch(self, cell: Cell, row: EpochResult) -> None:
+        """One of its epochs is over."""
+
+    def ended(self, record: Record) -> None:
+        """The cell is over, with or without a result."""
+
+
+def make_reporter(console: Console, cells: int, epochs: int) -> Reporter:
+    """A live display where `console` is a terminal, else plain lines. `epochs` is that of all cells."""
+    return LiveReporter(console, cells, epochs) if console.is_terminal else PlainReporter(console, cells, epochs)
+
+
+class _Count:
+    """Cells and epochs done, and an estimate of the time left."""
+
+    def __init__(self, cells: int, epochs: int) -> None:
+        self.cells, self.epochs = cells, epochs
+        self.cells_done = self.epochs_done = self.epochs_of_cell = 0
+        self.begun = time.monotonic()
+
+    def left(self) -> str:
+        """Time left if the epochs to come take as long as those so far: they differ, so it is a rough guide."""
+        if not self.epochs_done:
+            return ""
+        seconds = (time.monotonic() - self.begun) / self.epochs_done * (self.epochs - self.epochs_done)
+        return f"about {_duration(seconds)} left"
+
+    def epoch(self) -> None:
+        self.epochs_done += 1
+        self.epochs_of_cell += 1
+
+    def cell(self, planned_epochs: int) -> None:
+        self.cells_done += 1
+        # A cell that failed early leaves epochs that will not come.
+        self.epochs -= max(0, planned_epochs - self.epochs_of_cell)
+        self.epochs_of_cell = 0
+
+
+class PlainReporter:
+    """A line a cell start, epoch and end."""
+
+    def __init__(self, console: Console, cells: int, epochs: int) -> None:
+        self._console, self._count = console, _Count(cells, epochs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
+        self._say(f"[{self._count.cells_done + 1}/{self._count.cells}] {cell}")
+
+    def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
+        self._count.epoch()
+        left = self._count.left()
+        self._say(f"    {_epoch_text(cell, row)}{', ' + left if left else ''}")
+
+    def ended(self, record: Record) -> None:  # noqa: D102
+        self._count.cell(record.cell.config.epochs)
+        self._say(f"    {_end_text(record)}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveReporter:
+    """One line at the bottom that moves, and a line above it for each cell that ended."""
+
+    def __init__(self, console: Console, cells: int, epochs: int) -> None:
+        self._console, self._count = console, _Count(cells, epochs)
+        # Once a second: redrawing more often would take time from the measurement.
+        self._bar = Progress(
+            TextColumn("{task.fields[cells]}"),
+            BarColumn(bar_width=16),
+            _CellColumn(),
+            console=console,
+            refresh_per_second=1,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=epochs, cells=f"0/{cells} cells", cell="", left="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
+        self._update(cell=f"{_short(cell)}")
+
+    def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
+        self._count.epoch()
+        self._update(cell=f"{_short(cell)} · {_epoch_text(cell, row)}")
+
+    def ended(self, record: Record) -> None:  # noqa: D102
+        self._count.cell(record.cell.config.epochs)
+        mark, colour = ("✓", "green") if record.status == "done" else ("✗", "red")
+        line = Text.assemble(
+            (f"{mark} ", colour), f"{record.cell}  ", (_end_text(record), "dim" if colour == "green" else "red")
+        )
+        self._bar.console.print(line, soft_wrap=True)
+        self._update(cell="")
+
+    def _update(self, *, cell: str) -> None:
+        count = self._count
+        cells = f"{count.cells_done}/{count.cells} cells"
+        self._bar.update(
+            self._task,
+            completed=count.epochs_done,
+            total=count.epochs,
+            cells=cells,
+            cell=cell,
+            left=count.left(),
+            refresh=True,
+        )
+
+
+class _CellColumn(ProgressColumn):
+    """What runs now and the time left, cut to the width that is there."""
+
+    def render(self, task: Task) -> Text:
+        parts = [part for part in (task.fields["left"], task.fields["cell"]) if part]
+        return Text(" · ".join(parts), overflow="ellipsis", no_wrap=True)
+
+
+def _short(cell: Cell) -> str:
+    return f"{cell.config.backbone.partition(':')[2]} {cell.config.regime} {cell.device}"
+
+
+def _epoch_text(cell: Cell, row: EpochResult) -> str:
+    seconds = row.train_seconds + row.val_seconds
+    loss = "not finite" if row.train_loss is None else f"{row.train_loss:.3f}"
+    text = f"epoch {row.epoch + 1}/{cell.config.epochs}: {seconds:.1f} s, loss {loss}"
+    counts = cell.config.weights == "pretrained" or cell.config.regime == "scratch"
+    return text + (f", accuracy {row.val_accuracy:.1%}" if counts else ", accuracy n/a")
+
+
+def _end_text(record: Record) -> str:
+    if record.result is None:
+        return f"{record.status}: {record.reason}"
+
+    def show(name: str) -> str:
+        metric = METRICS[name]
+        return metric.show(metric.value(record, record.result))  # type: ignore[arg-type]
+
+    frozen = "" if record.result.frozen_verified is not False else ", NOT FROZEN"
+    return (
+        f"done in {_duration(record.wall_seconds)}: best accuracy {show('val_accuracy_best')}, "
+        f"{show('epoch_seconds')} s an epoch, {show('peak_memory_bytes')} MiB{frozen}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

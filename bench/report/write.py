@@ -1,0 +1,102 @@
+"""Writes a report: Markdown with pictures beside it, and one self-contained HTML file."""
+
+from __future__ import annotations
+
+import html
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from bench.claims import HALF_THE_TIME
+from bench.records import Run
+from bench.report import figures
+from bench.report.answers import answers
+from bench.report.summary import Summary, summarise
+from bench.report.tables import cells_table, comparison_table
+from tl.cache import write_atomic
+from tl.errors import UserError
+
+LEAKAGE = (
+    "These ants and bees are a small part of ImageNet, so a backbone pretrained on ImageNet may have seen them: "
+    "accuracies are higher than on images that are new to it."
+)
+TRAINING_BELOW_VALIDATION = (
+    "Training accuracy is often below validation accuracy: it is a running figure over the epoch, on cropped and "
+    "flipped images, and with the training mode of BatchNorm and dropout."
+)
+
+
+def write_report(runs: list[Run], folder: Path, name: str) -> tuple[Path, Path]:
+    """Write `folder/NAME.md` (pictures in `folder/NAME/`) and `folder/NAME.html`; returns both paths.
+
+    A report is derived from records and replaces an older one of its name. Raises `UserError` when a run
+    can't be read or the folder can't be written.
+    """
+    summary = summarise(runs, name)
+    drawn = figures.draw_svg(summary)
+    try:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        figures.save_png(summary, folder / name)
+        pages = {
+            suffix: _environment(suffix)
+            .get_template(f"report.{suffix}.j2")
+            .render(**_content(summary, suffix), figures=drawn, style=_asset("report.css"))
+            for suffix in ("md", "html")
+        }
+        paths = {suffix: folder / f"{name}.{suffix}" for suffix in pages}
+        for suffix, page in pages.items():
+            write_atomic(paths[suffix], page)
+    except OSError as error:
+        raise UserError(f"{folder}: the report can't be written: {error.strerror}") from error
+    return paths["md"], paths["html"]
+
+
+def _environment(suffix: str) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=suffix == "html",
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("bench.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _content(summary: Summary, suffix: str) -> dict[str, Any]:
+    as_table = _markdown_table if suffix == "md" else _html_table
+    return {
+        "summary": summary,
+        "answers": answers(summary),
+        "claim": HALF_THE_TIME,
+        "cells": as_table(cells_table(summary)),
+        "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",
+        "leakage": LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
+        "training_below": TRAINING_BELOW_VALIDATION,
+        "overhead": _overhead(summary),
+    }
+
+
+def _markdown_table(table: pd.DataFrame) -> str:
+    escaped = table.map(lambda text: html.escape(str(text), quote=False).replace("|", "\\|"))
+    return str(escaped.to_markdown(index=False, disable_numparse=True))
+
+
+def _html_table(table: pd.DataFrame) -> Any:
+    # pandas escapes every cell; jinja must not do it again.
+    return Markup(table.to_html(index=False, escape=True, border=0, classes="wide"))
+
+
+def _overhead(summary: Summary) -> str:
+    values = [r.overhead_seconds for _, r in summary.records if r.overhead_seconds is not None]
+    if not values:
+        return ""
+    series = pd.Series(values)
+    return f"median {series.median():.2f} s, largest {series.max():.2f} s"

@@ -1,0 +1,81 @@
+"""Which weights each backbone of a run gets: settled once, written into the manifest, and kept.
+
+Were `auto` decided anew by every command, a run that began without a network would mix random and pretrained
+weights as soon as there is one, and compare the two.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from bench.executors import Executor
+from bench.grid import Planned
+from bench.options import Options
+from bench.records import Cell
+from tl.errors import UserError
+from tl.regimes import REGIMES
+from tl.weights import Weights
+
+Answer = Weights | str
+"""Weights, or why there are none though pretrained ones were insisted on."""
+
+
+def settle_key(item: Planned) -> str:
+    """Policy and backbone: what an answer depends on."""
+    policy = "random" if REGIMES[item.config.regime].start == "random" else item.config.weights
+    return f"{policy} {item.config.backbone}"
+
+
+def settle(
+    planned: list[Planned], options: Options, before: dict[str, Weights], executor: Executor, console: Console
+) -> dict[str, Answer]:
+    """An answer for each key: what the manifest has, else looked up, downloading unless it is a dry run."""
+    keys = list(dict.fromkeys(settle_key(item) for item in planned))
+    answers: dict[str, Answer] = {key: before[key] for key in keys if key in before}
+    for policy in ("random", "pretrained", "auto"):
+        specs = [key.partition(" ")[2] for key in keys if key not in answers and key.startswith(f"{policy} ")]
+        if policy == "random":
+            answers |= {f"random {spec}": Weights(kind="random", source="random") for spec in specs}
+        elif specs:
+            console.print("looking for pretrained weights …", style="dim")
+            found = _look_up(specs, policy, options, executor)
+            answers |= {f"{policy} {spec}": answer for spec, answer in found.items()}
+    return answers
+
+
+def locate(
+    answers: dict[str, Answer], cells: dict[str, Cell], options: Options, executor: Executor
+) -> dict[str, Answer]:
+    """The same answers with the files' places, which a manifest doesn't keep. Both arguments are by cell.
+
+    Raises `UserError` when a file is not the one that the run began with.
+    """
+    lost = {
+        cells[cell_id].config.backbone: answer
+        for cell_id, answer in answers.items()
+        if isinstance(answer, Weights) and answer.kind == "pretrained" and answer.path is None
+    }
+    if not lost:
+        return answers
+    found = _look_up(list(lost), "pretrained", options, executor)
+    for spec, answer in found.items():
+        if isinstance(answer, Weights) and answer.digest != lost[spec].digest:
+            raise UserError(
+                f"{spec}: the weights at hand ({answer.source}) are not those that this run began with "
+                f"({lost[spec].source}, {lost[spec].digest[:8]}): use --fresh"
+            )
+    return {
+        cell_id: found.get(cells[cell_id].config.backbone, answer)
+        if isinstance(answer, Weights) and answer.kind == "pretrained"
+        else answer
+        for cell_id, answer in answers.items()
+    }
+
+
+def _look_up(specs: list[str], policy: str, options: Options, executor: Executor) -> dict[str, Answer]:
+    download = not options.dry_run
+    outcome = executor.call("bench.job:resolve_weights", specs, policy, options.weights_dir, download)
+    if outcome.status != "done":
+        raise UserError(f"pretrained weights could not be looked up: {outcome.reason}")
+    answers: dict[str, Answer] = outcome.value
+    return answers

@@ -1,0 +1,78 @@
+"""Records as a table, one row a cell: what `bench export` prints and `bench.load_results` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.metrics import METRICS
+from bench.records import Record, Run, find_runs
+
+_FACTS: dict[str, Callable[[str, Record], Any]] = {
+    "run": lambda run, record: run,
+    "cell_id": lambda run, record: record.cell_id,
+    "status": lambda run, record: record.status,
+    "reason": lambda run, record: record.reason or None,
+    "dataset": lambda run, record: record.dataset,
+    "dataset_digest": lambda run, record: record.cell.dataset_digest,
+    "stand_in": lambda run, record: record.stand_in or None,
+    "backbone": lambda run, record: record.cell.config.backbone,
+    "weights": lambda run, record: record.cell.config.weights,
+    "weights_source": lambda run, record: record.weights.source if record.weights else None,
+    "weights_label": lambda run, record: (record.weights.label or None) if record.weights else None,
+    "regime": lambda run, record: record.cell.config.regime,
+    "device": lambda run, record: record.cell.device,
+    "device_name": lambda run, record: record.result.device_name if record.result else None,
+    "precision": lambda run, record: record.cell.config.precision,
+    "seed": lambda run, record: record.cell.config.seed,
+    "epochs": lambda run, record: record.cell.config.epochs,
+    "batch_size": lambda run, record: record.cell.config.batch_size,
+    "threads": lambda run, record: record.result.threads if record.result else None,
+    "memory_format": lambda run, record: record.result.memory_format if record.result else None,
+    "torch_version": lambda run, record: record.environment.packages.get("torch"),
+    "frozen_verified": lambda run, record: record.result.frozen_verified if record.result else None,
+    "started": lambda run, record: record.started.isoformat(),
+}
+COLUMNS = [*_FACTS, *METRICS]
+_INTEGERS = {
+    "seed",
+    "epochs",
+    "batch_size",
+    "threads",
+    *(n for n, m in METRICS.items() if m.unit in ("B", "count", "index")),
+}
+_FLOATS = set(METRICS) - _INTEGERS
+
+
+def row(run: str, record: Record) -> dict[str, Any]:
+    """One record as a flat row with all `COLUMNS`; unknown is None."""
+    result = record.result
+    facts = {name: fact(run, record) for name, fact in _FACTS.items()}
+    return facts | {name: metric.value(record, result) if result else None for name, metric in METRICS.items()}
+
+
+def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a frame with nullable types, so that an unknown integer is missing and not a float."""
+    table = pd.DataFrame(list(rows), columns=COLUMNS)
+    kinds = dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_FLOATS, "Float64") | {"frozen_verified": "boolean"}
+    return table.astype({name: kinds.get(name, "string") for name in COLUMNS})
+
+
+def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """See `bench.load_results`."""
+    names = [paths] if isinstance(paths, str | Path) else list(paths)
+    return load_runs(find_runs(names))
+
+
+def load_runs(runs: Iterable[Run]) -> pd.DataFrame:
+    """All records of some runs, a run after the other, in the order in which cells were planned."""
+    rows = []
+    for run in runs:
+        records = run.records()
+        planned = [cell_id for cell_id in run.manifest().cells if cell_id in records]
+        others = [cell_id for cell_id in records if cell_id not in planned]
+        rows += [row(run.name, records[cell_id]) for cell_id in [*planned, *others]]
+    return frame(rows)

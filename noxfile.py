@@ -1,0 +1,34 @@
+"""Sessions: `nox -s bench`, `tests`, `lint`, `types`. All use the environment that nox itself runs in.
+
+torch is several GB, so no session makes an environment of its own: install with `pip install -e ".[test]"`.
+"""
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "tests"]
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the default grid, or another: `nox -s bench -- --grid smoke`."""
+    session.run("python", "-m", "bench", "run", *(session.posargs or ["--grid", "default"]))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests."""
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.run("python", "-m", "ruff", "check", ".")
+    session.run("python", "-m", "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    session.run("python", "-m", "mypy")

@@ -1,0 +1,1 @@
+"""Tests: behaviour, against independent references where there are any."""

@@ -1,0 +1,53 @@
+"""Shared fixtures: a cache of the session's own, tiny image sets, and the real images where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tl.datasets import Splits, load_splits
+
+TINY = ("torchvision:shufflenet_v2_x0_5", "timm:test_resnet")
+"""A network of each source that trains in a second."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Remember where the real images are, and let no test find them by accident."""
+    config.stash[_REAL] = os.environ.pop("TL_DATA", None)
+
+
+_REAL = pytest.StashKey[str | None]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Everything that the tests cache goes into one temporary folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TL_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test works in a folder of its own, with no data/ in it."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def mini() -> Splits:
+    """24 + 16 small drawn images."""
+    return load_splits("synthetic-mini")
+
+
+@pytest.fixture(scope="session")
+def real_images(request: pytest.FixtureRequest) -> Path:
+    """The folder of the real ants and bees; skips where it isn't there."""
+    given = request.config.stash[_REAL]
+    folder = Path(given) if given else request.config.rootpath / "data" / "hymenoptera_data"
+    if not folder.is_dir():
+        pytest.skip("the real images are not here: set TL_DATA to the folder with train/ and val/")
+    return folder.resolve()

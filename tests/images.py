@@ -1,0 +1,27 @@
+"""Makes small image folders for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_image(path: Path, *, size: tuple[int, int] = (40, 32), seed: int = 0) -> Path:
+    """A noise image of `size` (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_folder(
+    root: Path, classes: tuple[str, ...] = ("a", "b"), *, train: int = 3, val: int = 2, size: tuple[int, int] = (40, 32)
+) -> Path:
+    """A folder in `train/CLASS/*, val/CLASS/*` layout."""
+    for split, count in (("train", train), ("val", val)):
+        for label, name in enumerate(classes):
+            for index in range(count):
+                write_image(root / split / name / f"{index}.jpg", size=size, seed=100 * label + index)
+    return root

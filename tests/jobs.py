@@ -1,0 +1,48 @@
+"""Work for the executor tests, in a module of its own so that a child process can import it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def double(value: int, emit: Any) -> int:
+    emit("half way")
+    return 2 * value
+
+
+def fail(emit: Any) -> None:
+    raise ValueError("first line\nsecond line")
+
+
+def user_error(emit: Any) -> None:
+    from tl.errors import DataError
+
+    raise DataError("the folder is empty")
+
+
+def run_out_of_memory(emit: Any) -> None:
+    import torch
+
+    torch.empty(1 << 60)
+
+
+def be_killed(emit: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash(emit: Any) -> None:
+    os._exit(7)
+
+
+def hang(file: Path, emit: Any) -> None:
+    """Writes its own id and that of a child of its own, then never ends."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    file.write_text(f"{os.getpid()} {child.pid}")
+    emit("hanging")
+    time.sleep(1000)

@@ -1,0 +1,261 @@
+"""Names, networks and weights."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+import tl
+from tests.conftest import TINY
+from tests.servers import serve
+from tl.backbones import SOURCES, _from_url, find_weights, known_names, make_backbone
+from tl.errors import ConfigError, WeightsError
+from tl.specs import canonical
+from tl.weights import BUNDLED
+
+FAMILIES = [
+    "torchvision:resnet18",
+    "torchvision:mobilenet_v2",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:squeezenet1_1",
+    "torchvision:densenet121",
+    "torchvision:efficientnet_b0",
+    "torchvision:mnasnet0_5",
+    "torchvision:googlenet",
+    "torchvision:inception_v3",
+    "torchvision:regnet_y_400mf",
+    "torchvision:swin_t",
+    "torchvision:convnext_tiny",
+    "timm:test_vit",
+    "timm:test_efficientnet",
+    "timm:test_convnext",
+    "timm:mobilenetv3_small_100",
+    "timm:vit_tiny_patch16_224.augreg_in21k",
+]
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_a_backbone_gives_pooled_features_of_its_width(spec: str) -> None:
+    """Whatever the family calls its classifier, it is gone, and features are `(B, width)`."""
+    backbone = make_backbone(spec, weights="random")
+    size = backbone.preprocessing.size
+    assert backbone.preprocessing.resize >= size
+    backbone.module.eval()
+    with torch.inference_mode():
+        assert backbone.module(torch.zeros(1, 3, size, size)).shape == (1, backbone.width)
+    linear = [m.out_features for m in backbone.module.modules() if isinstance(m, torch.nn.Linear)]
+    assert 1000 not in linear
+
+
+@pytest.mark.parametrize("spec", TINY)
+def test_random_weights_follow_the_seed(spec: str) -> None:
+    """The same seed gives the same start, another seed another; the caller's random state is untouched."""
+    state = torch.get_rng_state()
+    first, again, other = (make_backbone(spec, weights="random", seed=seed).module.state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_preprocessing_is_that_of_the_weights() -> None:
+    """Two sets of weights of one architecture are fed differently."""
+    old, new = (SOURCES["timm"].preprocessing(f"resnet18.{tag}") for tag in ("tv_in1k", "a1_in1k"))
+    assert (old.interpolation, old.resize) == ("bilinear", 256)
+    assert (new.interpolation, new.resize) == ("bicubic", 235)
+    assert SOURCES["timm"].preprocessing("tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)
+
+
+NAMES = {"torchvision": ["resnet18", "vgg11", "mobilenet_v2"], "timm": ["resnet18", "resnet26", "resnet18.a1_in1k"]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("resnet26", "timm:resnet26"),
+        ("vgg11", "torchvision:vgg11"),
+        ("timm:resnet18", "timm:resnet18"),
+        ("resnet18.a1_in1k", "timm:resnet18.a1_in1k"),
+    ],
+)
+def test_names_are_completed(spec: str, expected: str) -> None:
+    """A bare name that one source has gets that source."""
+    assert canonical(spec, NAMES) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet18", "ambiguous; say torchvision:resnet18 or timm:resnet18"),
+        ("resnet27", "near matches: resnet26"),
+        ("timm:mobilenet_v2", "near matches: torchvision:mobilenet_v2"),
+        ("torchvison:vgg11", "unknown source 'torchvison'; valid sources: torchvision, timm"),
+        ("zzz", "no such network in torchvision or timm;"),
+    ],
+)
+def test_a_wrong_name_is_told(spec: str, message: str) -> None:
+    """Ambiguous and unknown names name what would be right."""
+    with pytest.raises(ConfigError) as error:
+        canonical(spec, NAMES)
+    assert message in str(error.value)
+
+
+def test_both_sources_list_their_names() -> None:
+    """Classification networks only for torchvision; with tags for timm."""
+    names = known_names()
+    assert "resnet18" in names["torchvision"] and "fasterrcnn_resnet50_fpn" not in names["torchvision"]
+    assert {"resnet18", "resnet18.a1_in1k"} <= set(names["timm"])
+
+
+def test_bundled_weights_are_found_and_fit() -> None:
+    """EfficientNet-Lite0 comes pretrained from its package, tensor for tensor."""
+    weights = find_weights("timm:tf_efficientnet_lite0", "pretrained", download=False)
+    assert weights.source == f"package {BUNDLED['timm:tf_efficientnet_lite0'].distribution}"
+    given = list(torch.load(weights.path, weights_only=True).values())
+    loaded = make_backbone("timm:tf_efficientnet_lite0", weights=weights).module.state_dict()
+    assert torch.equal(loaded["conv_stem.weight"], given[0])
+    assert "path" not in weights.model_dump(), "a record must not hold a path of this machine"
+
+
+def _state(spec: str, seed: int = 5) -> dict[str, torch.Tensor]:
+    """A full state dict of the network, classifier included."""
+    source, _, name = spec.partition(":")
+    torch.manual_seed(seed)
+    if source == "torchvision":
+        return torchvision.models.get_model(name, weights=None).state_dict()
+    import timm
+
+    return timm.create_model(name).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("spec", "file"),
+    [
+        (TINY[0], "shufflenet_v2_x0_5.pth"),
+        (TINY[0], "shufflenetv2_x0.5-f707e7126e.pth"),
+        (TINY[1], "test_resnet.pt"),
+        (TINY[1], "test_resnet.r160_in1k.safetensors"),
+    ],
+)
+def test_weights_dir_comes_first(tmp_path: Path, spec: str, file: str) -> None:
+    """A file under the network's or the published name is used, and nothing is left random."""
+    state = _state(spec)
+    save_file(state, tmp_path / file) if file.endswith("safetensors") else torch.save(state, tmp_path / file)
+    backbone = make_backbone(spec, weights="pretrained", weights_dir=tmp_path)
+    assert (backbone.weights.source, backbone.weights.label) == ("weights-dir", file)
+    own = backbone.module.state_dict()
+    assert own.keys() < state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in own.items())
+
+
+@pytest.mark.parametrize("spec", TINY)
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, spec: str) -> None:
+    """Missing tensors, other shapes, a damaged file, or a pickle that runs code: a `WeightsError` each."""
+    file = tmp_path / f"{spec.partition(':')[2]}.pth"
+    state = _state(spec)
+    first = next(iter(state))
+    for content in (
+        {key: value for key, value in state.items() if key != first},
+        {**state, first: torch.zeros(1, 2, 3)},
+    ):
+        torch.save(content, file)
+        with pytest.raises(WeightsError, match="don't fit"):
+            make_backbone(spec, weights="pretrained", weights_dir=tmp_path)
+    file.write_bytes(b"garbage")
+    with pytest.raises(WeightsError, match="can't be read"):
+        make_backbone(spec, weights="pretrained", weights_dir=tmp_path)
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    torch.save({"x": Evil()}, file, pickle_module=pickle)
+    with pytest.raises(WeightsError, match="can't be read"):
+        make_backbone(spec, weights="pretrained", weights_dir=tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` falls back with the reason, `pretrained` says what to do, `random` doesn't look."""
+    monkeypatch.setattr("tl.weights.unreachable", lambda url: "there is no network")
+    spec = "timm:test_vit"
+    fallback = find_weights(spec, "auto")
+    assert (fallback.kind, fallback.source) == ("random", "random")
+    assert "there is no network" in fallback.reason
+    with pytest.raises(WeightsError, match="--weights-dir, or use --weights auto or random"):
+        find_weights(spec, "pretrained")
+    assert find_weights("timm:tf_efficientnet_lite0", "random").kind == "random"
+
+
+def test_an_unreachable_host_is_noticed_at_once() -> None:
+    """A closed port is told in a line; an address that answers is not a problem."""
+    from tl.weights import unreachable
+
+    assert "can't be reached" in unreachable("http://127.0.0.1:9/x")
+    with serve({}) as address:
+        assert unreachable(address) == ""
+
+
+def test_download_into_the_torch_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloaded once, checked against the digits in its name, then found in the cache."""
+    import hashlib
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    digits = hashlib.sha256(b"weights").hexdigest()[:8]
+    with serve({f"/net-{digits}.pth": b"weights", "/net-00000000.pth": b"weights"}) as address:
+        good = _from_url("label", f"{address}/net-{digits}.pth", ("net",))
+        assert good.cached() is None
+        assert good.download().read_bytes() == b"weights"
+        assert good.cached() == (good.download(), "torch hub cache")
+        with pytest.raises(RuntimeError, match="hash"):
+            _from_url("label", f"{address}/net-00000000.pth", ("net",)).download()
+
+
+def test_download_from_the_hugging_face_hub(tmp_path: Path) -> None:
+    """timm's weights come from the hub's address, here a server on this machine, and are cached by its client."""
+    save_file(_state("timm:test_resnet"), tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    code = (
+        "from tl.backbones import find_weights, make_backbone\n"
+        "first = find_weights('timm:test_resnet', 'pretrained')\n"
+        "again = find_weights('timm:test_resnet', 'pretrained')\n"
+        "make_backbone('timm:test_resnet', weights=again)\n"
+        "print(first.source, '|', again.source, '|', again.label)\n"
+    )
+    with serve({"/timm/test_resnet.r160_in1k/resolve/main/model.safetensors": content}) as address:
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.stdout.strip() == "download | Hugging Face cache | test_resnet.r160_in1k", done.stderr
+
+
+def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
+    """The published DenseNet files call `norm1` `norm.1`."""
+    import re
+
+    state = _state("torchvision:densenet121")
+    old = {re.sub(r"(denselayer\d+)\.(norm|conv)(\d)\.", r"\1.\2.\3.", key): value for key, value in state.items()}
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "densenet121.pth")
+    own = make_backbone("torchvision:densenet121", weights="pretrained", weights_dir=tmp_path).module.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in own.items())
+
+
+def test_the_head_does_not_depend_on_the_regime_or_the_weights() -> None:
+    """Its start depends on the seed and its shape alone."""
+    from tl.backbones import Classifier
+
+    def head(**settings: object) -> torch.Tensor:
+        config = tl.TrainConfig(backbone=TINY[1], **settings)
+        return Classifier(make_backbone(TINY[1], weights="random", seed=config.seed), 2, config).head.weight
+
+    assert torch.equal(head(regime="frozen"), head(regime="scratch"))
+    assert not torch.equal(head(seed=0), head(seed=1))

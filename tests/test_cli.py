@@ -1,0 +1,402 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import bench
+from bench.records import SCHEMA_VERSION, Run
+from tests.images import write_folder
+from tests.test_executors import wait_until
+
+REQUIRED = {
+    *("run", "cell_id", "status", "reason", "dataset", "dataset_digest", "backbone", "weights", "weights_source"),
+    *("regime", "device", "device_name", "precision", "seed", "epochs", "batch_size", "val_accuracy_best"),
+    *("val_accuracy_last", "best_epoch", "epoch_seconds", "train_epoch_seconds", "val_epoch_seconds", "total_seconds"),
+    *("images_per_second", "peak_memory_bytes", "peak_rss_bytes", "cuda_allocated_bytes", "cuda_reserved_bytes"),
+    *("total_params", "trainable_params", "frozen_verified"),
+}
+ONE_CELL = (
+    'dataset = "synthetic-mini"\n[matrix]\nbackbones = ["timm:test_resnet"]\nregimes = ["frozen"]\ndevices = ["cpu"]\n'
+)
+ONE = ["run", "--grid", "smoke", "--backbone", "timm:test_resnet", "--device", "cpu", "--weights", "random"]
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the smoke grid has been run."""
+    folder = tmp_path_factory.mktemp("smoke")
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "run", "--grid", "smoke", "--device", "cpu"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def in_smoke(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as working folder."""
+    shutil.copytree(smoke, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_run_from_start_to_report(smoke: Path) -> None:
+    """Records, manifest and both reports; plain progress lines; stand-in images said loudly."""
+    run = Run(smoke / "results" / "smoke")
+    records = run.records()
+    assert set(records) == set(run.manifest().cells) and len(records) == 4
+    assert {record.status for record in records.values()} == {"done"}
+    assert all("drawn stand-in" in record.stand_in for record in records.values())
+    said = (smoke / "said.txt").read_text()
+    assert "WARNING: the images are a drawn stand-in" in said
+    assert "[4/4]" in said and "epoch 3/3" in said and "left" in said
+    for suffix in ("md", "html"):
+        page = (smoke / "reports" / f"smoke.{suffix}").read_text()
+        assert page.index("drawn stand-in") < page.index("timm:test_resnet")
+    for record in records.values():
+        assert record.overhead_seconds is not None and record.overhead_seconds < 2
+        assert record.result is not None and record.result.threads == record.environment.cores
+
+
+def test_no_record_holds_a_path_of_this_machine(smoke: Path) -> None:
+    """Neither records nor the manifest nor reports name folders of this machine."""
+    for path in [*(smoke / "results").rglob("*.json"), *(smoke / "reports").glob("*.*")]:
+        assert str(smoke.parent) not in path.read_text()
+        assert os.environ["TL_CACHE"] not in path.read_text()
+
+
+def test_a_second_run_does_only_what_is_missing(in_smoke: Path) -> None:
+    """Complete: nothing is trained. One record gone: one cell is trained, the others stay byte for byte."""
+    cells = in_smoke / "results" / "smoke" / "cells"
+    before = {path.name: path.read_bytes() for path in cells.iterdir()}
+    again = command("run", "--grid", "smoke", "--device", "cpu", "--no-report")
+    assert again.returncode == 0 and "[1/" not in again.stdout and "4 of them done before" in again.stdout
+    assert {path.name: path.read_bytes() for path in cells.iterdir()} == before
+    (cells / min(before)).unlink()
+    more = command("run", "--grid", "smoke", "--device", "cpu", "--no-report")
+    assert more.returncode == 0 and "[1/1]" in more.stdout
+    after = {path.name: path.read_bytes() for path in cells.iterdir()}
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name] != before[name]] == [min(before)]
+
+
+def test_fresh_starts_over_and_deletes_nothing(in_smoke: Path) -> None:
+    """A new folder beside the old one."""
+    files = sorted(in_smoke.rglob("*.json"))
+    done = command(*ONE, "--name", "smoke", "--fresh", "--regime", "frozen", "--no-report")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(path.exists() for path in files)
+    assert len(Run(in_smoke / "results" / "smoke-2").records()) == 1
+
+
+def test_more_seeds_join_a_run(in_smoke: Path) -> None:
+    """The matrix may grow: cells that are there are kept."""
+    done = command("run", "--grid", "smoke", "--device", "cpu", "--seeds", "2", "--backbone", "timm:test_resnet")
+    assert done.returncode == 0 and "4 cells, 2 of them done before" in done.stdout, done.stdout + done.stderr
+    assert len(Run(in_smoke / "results" / "smoke").manifest().cells) == 6
+    assert " ± " in (in_smoke / "reports" / "smoke.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_export_has_a_row_a_cell_and_the_promised_columns(in_smoke: Path, kind: str) -> None:
+    """The same values in every format, and from `bench.load_results`; unknown is empty."""
+    done = command("export", "smoke", "--format", kind, "--output", f"out.{kind}")
+    assert done.returncode == 0, done.stderr
+    read = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[kind]
+    table, direct = read(f"out.{kind}"), bench.load_results("smoke")
+    assert len(table) == len(direct) == 4
+    assert set(table.columns) >= REQUIRED and list(table.columns) == list(direct.columns)
+    assert table["cell_id"].tolist() == direct["cell_id"].tolist()
+    assert table["epoch_seconds"].tolist() == pytest.approx(direct["epoch_seconds"].tolist())
+    assert (table["epoch_seconds"] > 0).all() and (table["peak_memory_bytes"] > 0).all()
+    assert table["cuda_allocated_bytes"].isna().all(), "unknown is empty, never 0"
+    assert table["val_accuracy_best"].isna().all(), "random weights: accuracy says nothing"
+    assert direct.set_index("regime").loc["frozen", "frozen_verified"].all()
+
+
+def test_export_prints_what_it_would_write(in_smoke: Path) -> None:
+    """CSV on standard output is the file, byte for byte; nothing else is printed there."""
+    command("export", "smoke", "--output", "out.csv")
+    assert command("export", "smoke").stdout == (in_smoke / "out.csv").read_text()
+
+
+def test_report_of_several_runs(in_smoke: Path) -> None:
+    """Rows say which run they are from."""
+    shutil.copytree("results/smoke", "results/other")
+    done = command("report", "smoke", "other", "--name", "both")
+    assert done.returncode == 0, done.stderr
+    page = Path("reports/both.md").read_text()
+    assert "| other" in page and "| smoke" in page
+
+
+def test_a_timed_out_cell_is_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    """Exit status 1; the reason is in the record, in the report and on the terminal; a later run tries again."""
+    grid = tmp_path / "two.toml"
+    grid.write_text(ONE_CELL + '[train]\nepochs = 2\n[[include]]\nbackbone = "timm:test_resnet"\nepochs = 100000\n')
+    arguments = ("run", "--grid", str(grid), "--weights", "random", "--timeout", "8")
+    done = command(*arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    run = Run(tmp_path / "results" / "two-random")
+    records = {record.cell.config.epochs: record for record in run.records().values()}
+    assert records[2].status == "done"
+    assert records[100000].status == "timeout" and "8 s" in records[100000].reason and records[100000].result is None
+    assert "timeout: " in done.stdout
+    assert "took longer" in Path("reports/two-random.md").read_text()
+    table = bench.load_results("two-random")
+    assert set(table["status"]) == {"done", "timeout"} and table["reason"].notna().sum() == 1
+    again = command(*arguments, "--no-report")
+    assert again.returncode == 1 and "[1/1]" in again.stdout
+    assert len(list((run.folder / "superseded").iterdir())) == 1, "the first attempt is kept"
+
+
+def test_a_failing_cell_has_its_traceback(tmp_path: Path) -> None:
+    """Weights that don't fit: a failed record with the reason in words, and the others go on."""
+    import torch
+
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    torch.save({"x": torch.zeros(1)}, folder / "test_resnet.pth")
+    done = command(
+        *(
+            "run",
+            "--grid",
+            "smoke",
+            "--device",
+            "cpu",
+            "--regime",
+            "frozen",
+            "--weights-dir",
+            str(folder),
+            "--name",
+            "x",
+        )
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    records = {record.cell.config.backbone: record for record in Run(tmp_path / "results" / "x").records().values()}
+    bad = records["timm:test_resnet"]
+    assert bad.status == "failed" and "don't fit" in bad.reason and "WeightsError" in bad.traceback
+    assert records["torchvision:shufflenet_v2_x0_5"].status == "done"
+    assert "don&#39;t fit" in Path("reports/x.html").read_text()
+
+
+def test_weights_that_cannot_be_had_fail_their_cell(tmp_path: Path) -> None:
+    """`--weights pretrained` without a network: told what to do about it, as a record."""
+    arguments = ("run", "--grid", "smoke", "--device", "cpu", "--weights", "pretrained", "--name", "x", "--no-report")
+    done = command(*arguments, "--backbone", "timm:test_resnet", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 1, done.stdout + done.stderr
+    for record in Run(tmp_path / "results" / "x").records().values():
+        assert record.status == "failed" and "--weights-dir" in record.reason
+
+
+def test_a_batch_that_memory_does_not_allow_is_a_failed_cell(tmp_path: Path) -> None:
+    """torch's allocation error becomes status `oom`; here the address space of the process is limited."""
+    script = tmp_path / "limited.sh"
+    script.write_text('ulimit -v 6000000\nexec "$@"\n')
+    done = subprocess.run(
+        [
+            *("bash", str(script), sys.executable, "-m", "bench", *ONE, "--data", "synthetic", "--no-report"),
+            *("--backbone", "timm:resnet18", "--regime", "finetune", "--batch-size", "244"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    run = next((tmp_path / "results").iterdir())
+    statuses = {r.cell.config.backbone: r.status for r in Run(run).records().values()}
+    assert statuses["timm:resnet18"] == "oom", statuses
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
+    """Exit status 130 within five seconds; finished records stay and the next run goes on from there."""
+    import signal
+    import time
+
+    grid = tmp_path / "long.toml"
+    grid.write_text(ONE_CELL + '[train]\nepochs = 1\n[[include]]\nbackbone = "timm:test_resnet"\nepochs = 100000\n')
+    arguments = [sys.executable, "-m", "bench", "run", "--grid", str(grid), "--weights", "random"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    cells = tmp_path / "results" / "long-random" / "cells"
+    assert wait_until(lambda: cells.is_dir() and len(list(cells.glob("*.json"))) == 1, 60)
+    time.sleep(1)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=10)
+    assert process.returncode == 130 and time.monotonic() - started < 5
+    assert "interrupted: 1 of 2 cells are done" in said
+    assert len(Run(cells.parent).records()) == 1
+    report = command("report", "long-random")
+    assert report.returncode == 0 and "not run yet" in Path("reports/long-random.md").read_text()
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    """The cells are listed with what is to do."""
+    done = command("run", "--grid", "smoke", "--device", "cpu", "--dry-run")
+    assert done.returncode == 0 and done.stdout.count("to do") == 4, done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_inline_executor_gives_the_same_numbers(in_smoke: Path) -> None:
+    """In this process or in its own: the same losses and predictions."""
+    done = command(
+        "run", "--grid", "smoke", "--device", "cpu", "--executor", "inline", "--name", "inline", "--no-report"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (Run(in_smoke / "results" / name).records() for name in ("smoke", "inline"))
+    assert one.keys() == two.keys()
+    for cell_id, record in one.items():
+        a, b = record.result, two[cell_id].result
+        assert a is not None and b is not None
+        assert [e.train_loss for e in a.epochs] == pytest.approx([e.train_loss for e in b.epochs], rel=1e-5)
+        assert a.best.labels == b.best.labels
+
+
+def _set_with(tmp_path: Path, spoil) -> str:
+    root = write_folder(tmp_path / "set")
+    spoil(root)
+    return str(root)
+
+
+BAD = {
+    "grid": (["run", "--grid", "defualt"], "did you mean 'default'"),
+    "backbone": ([*ONE, "--backbone", "resnet81"], "near matches: resnet18"),
+    "ambiguous backbone": ([*ONE, "--backbone", "resnet18"], "say torchvision:resnet18 or timm:resnet18"),
+    "regime": ([*ONE, "--regime", "frozn"], "did you mean 'frozen'"),
+    "device": ([*ONE, "--device", "tpu"], "device='tpu': not on this machine, which has cpu"),
+    "epochs": ([*ONE, "--epochs", "0"], "epochs=0"),
+    "epochs text": ([*ONE, "--epochs", "many"], "(given: 'many')"),
+    "batch size": ([*ONE, "--batch-size", "0"], "batch_size=0"),
+    "seeds": ([*ONE, "--seeds", "0"], "seeds=0"),
+    "weights": ([*ONE, "--weights", "best"], "weights='best': not one of auto, pretrained, random"),
+    "weights dir": ([*ONE, "--weights-dir", "nowhere"], "no such folder"),
+    "executor": ([*ONE, "--executor", "ray"], "executor='ray': not one of process, inline"),
+    "timeout": ([*ONE, "--timeout", "0"], "--timeout 0: must be above 0"),
+    "inline timeout": ([*ONE, "--executor", "inline", "--timeout", "5"], "inline"),
+    "name": ([*ONE, "--name", "../x"], "must be a plain folder name"),
+    "data": ([*ONE, "--data", "nowhere"], "no such folder"),
+    "out": ([*ONE, "--out", "file.txt/results"], "can't be written"),
+    "option": ([*ONE, "--epoch", "3"], "--epoch"),
+    "run": (["report", "nowhere"], "no such run"),
+    "export": (["export", "nowhere"], "no such run"),
+    "format": (["export", "nowhere", "--format", "xls"], "xls"),
+    "list": (["list", "fruits"], "fruits"),
+    "command": (["runn"], "runn"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(case: str, tmp_path: Path) -> None:
+    """Exit status 2, one line on standard error, no traceback, nothing written."""
+    (tmp_path / "file.txt").write_text("")
+    arguments, message = BAD[case]
+    done = command(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "train"), "has no folder train/"),
+        (lambda root: [shutil.rmtree(root / s / "b") for s in ("train", "val")], "at least 2 are needed"),
+        (lambda root: shutil.rmtree(root / "val" / "b"), "different classes"),
+        (lambda root: [p.unlink() for p in (root / "val" / "b").iterdir()], "class 'b' has no images"),
+        (lambda root: (root / "val/b/1.jpg").write_bytes(b"\xff\xd8"), "val/b/1.jpg: can't be decoded"),
+    ],
+    ids=["no train", "one class", "other classes", "empty class", "damaged image"],
+)
+def test_a_bad_folder_is_refused_before_training(tmp_path: Path, spoil, message: str) -> None:
+    """One line; no results folder."""
+    done = command(*ONE, "--data", _set_with(tmp_path, spoil))
+    assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "results").exists() and not (tmp_path / "reports").exists()
+
+
+def test_two_data_sets_or_protocols_do_not_mix(in_smoke: Path) -> None:
+    """A run is one data set and one protocol: another needs a name of its own."""
+    before = sorted(path.read_bytes() for path in in_smoke.rglob("*.json"))
+    data = str(write_folder(in_smoke / "own"))
+    for more, message in ((["--data", data], "holds a run on synthetic-mini"), (["--epochs", "9"], "epochs=3")):
+        done = command("run", "--grid", "smoke", "--device", "cpu", "--name", "smoke", *more)
+        assert done.returncode == 2 and message in done.stderr and "--fresh" in done.stderr, done.stdout + done.stderr
+    assert sorted(path.read_bytes() for path in (in_smoke / "results").rglob("*.json")) == before
+    assert command("run", "--grid", "smoke", "--device", "cpu", "--epochs", "1", "--no-report").returncode == 0
+    assert (in_smoke / "results" / "smoke-epochs1").is_dir(), "without a name, the protocol is in the name"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "--grid", "smoke", "--device", "cpu"), ("report", "smoke"), ("export", "smoke")]
+)
+def test_a_newer_schema_is_refused(in_smoke: Path, arguments: tuple[str, ...]) -> None:
+    """It is named, and nothing is changed."""
+    path = in_smoke / "results" / "smoke" / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "schema_version": SCHEMA_VERSION + 1}))
+    done = command(*arguments)
+    assert done.returncode == 2 and "is newer than this suite knows" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_damaged_record_is_named(in_smoke: Path) -> None:
+    """Half a file, as after a full disk."""
+    path = next((in_smoke / "results" / "smoke" / "cells").iterdir())
+    path.write_text(path.read_text()[:100])
+    done = command("export", "smoke")
+    assert done.returncode == 2 and path.name in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("what", ["grids", "backbones", "regimes", "datasets", "devices"])
+def test_lists(what: str) -> None:
+    """Each list names what is there."""
+    expected = {"grids": "tutorial", "backbones": "timm:tf_efficientnet_lite0", "regimes": "frozen-tutorial"}
+    done = command("list", what)
+    assert done.returncode == 0 and {**expected, "datasets": "hymenoptera", "devices": "cpu"}[what] in done.stdout
+
+
+def test_list_backbones_finds_text() -> None:
+    """All names that contain it, from both sources."""
+    said = command("list", "backbones", "resnet18").stdout
+    assert "torchvision:resnet18" in said and "timm:resnet18.a1_in1k" in said
+
+
+def test_doctor_tells_what_is_there_and_what_is_not() -> None:
+    """Devices, threads, images and weights, with reasons."""
+    done = command("doctor")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "cores",
+        "torch ",
+        "device cpu",
+        "images synthetic: 244 + 153",
+        "images hymenoptera: the real images are",
+    ):
+        assert text in done.stdout
+    assert "weights timm:tf_efficientnet_lite0: package" in done.stdout
+    assert "weights torchvision:resnet18: not on this machine" in done.stdout

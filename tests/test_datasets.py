@@ -1,0 +1,218 @@
+"""Finding, checking, drawing and downloading data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tl
+from tests.images import write_folder, write_image
+from tests.servers import serve
+from tl import hymenoptera, synthetic
+from tl.datasets import DATASETS, DRAWN, scan
+from tl.errors import DataError
+
+UNREACHABLE = "http://127.0.0.1:9/hymenoptera_data.zip"
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_contract(name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Every data set with a name is found, has two splits of the same classes, and says if it is drawn."""
+    if name == "hymenoptera":
+        monkeypatch.setenv("TL_DATA", str(request.getfixturevalue("real_images")))
+    splits = tl.load_splits(name)
+    assert splits.name == name
+    assert len(splits.classes) >= 2
+    assert set(splits.train.labels) == set(splits.val.labels) == set(range(len(splits.classes)))
+    assert all((splits.root / file).is_file() for file in (*splits.train.files, *splits.val.files))
+    assert bool(splits.stand_in) == (name != "hymenoptera")
+    assert DATASETS[name].digest in (None, splits.digest)
+
+
+def test_the_digest_is_that_of_the_definition(tmp_path: Path) -> None:
+    """SHA-256 over the sorted lines `relative/path sha256`."""
+    root = write_folder(tmp_path / "set", ("b c", "a"))
+    lines = [
+        f"{path.relative_to(root).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+        for path in root.rglob("*.jpg")
+    ]
+    assert scan(root).digest == hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def test_moving_a_folder_keeps_its_digest_and_changing_a_file_does_not(tmp_path: Path) -> None:
+    """Identity is the content."""
+    root = write_folder(tmp_path / "one")
+    shutil.copytree(root, tmp_path / "two")
+    assert scan(root).digest == scan(tmp_path / "two").digest
+    write_image(tmp_path / "two" / "val" / "a" / "0.jpg", seed=99)
+    assert scan(root).digest != scan(tmp_path / "two").digest
+
+
+def test_what_is_not_an_image_is_left_out_and_said(tmp_path: Path) -> None:
+    """Other files are listed, hidden files and folders are not looked at."""
+    root = write_folder(tmp_path / "set")
+    (root / "train" / "a" / "notes.txt").write_text("")
+    (root / "train" / ".DS_Store").write_text("")
+    (root / "val" / ".ipynb_checkpoints").mkdir()
+    splits = scan(root)
+    assert splits.ignored == ("train/a/notes.txt",)
+    assert (len(splits.train), len(splits.val)) == (6, 4)
+
+
+def _without(path: str):
+    return lambda root: shutil.rmtree(root / path)
+
+
+def _more(path: str):
+    return lambda root: write_image(root / path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without("train"), "has no folder train/"),
+        (_without("val"), "has no folder val/"),
+        (lambda root: [_without("train/b")(root), _without("val/b")(root)], "1 class in train/; at least 2"),
+        (lambda root: [p.unlink() for p in (root / "train/a").iterdir()], "class 'a' has no images"),
+        (_more("val/c/0.jpg"), "different classes: 'c' is only in val/"),
+        (_without("val/b"), "different classes: 'b' is only in train/"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, spoil, message: str) -> None:
+    """One line that says what is wrong."""
+    root = write_folder(tmp_path / "set")
+    spoil(root)
+    with pytest.raises(DataError) as error:
+        tl.load_splits(root)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_has_a_near_match() -> None:
+    """A name that is neither a folder nor a data set."""
+    with pytest.raises(DataError, match="did you mean 'hymenoptera'"):
+        tl.load_splits("hymenoptra")
+
+
+def test_drawn_images_are_the_same_bytes_every_time(tmp_path: Path, mini: tl.Splits) -> None:
+    """Drawn again elsewhere, every file is the same."""
+    synthetic.draw_set(synthetic.MINI, tmp_path / "again")
+    assert scan(tmp_path / "again").digest == mini.digest
+
+
+def test_the_drawn_set_is_as_large_as_the_real_one_and_not_trivial() -> None:
+    """244 + 153 images of many sizes; mean colour and size don't tell ants from bees."""
+    splits = tl.load_splits("synthetic")
+    assert (len(splits.train), len(splits.val)) == (244, 153)
+    expected = hymenoptera.expected()
+    for split, images in (("train", splits.train), ("val", splits.val)):
+        for label, name in enumerate(splits.classes):
+            assert images.labels.count(label) == sum(file.startswith(f"{split}/{name}/") for file in expected)
+
+    def features(images) -> tuple[np.ndarray, np.ndarray]:
+        rows = []
+        for file in images.files:
+            pixels = np.asarray(Image.open(splits.root / file), dtype=float)
+            rows.append([*pixels.mean((0, 1)), *pixels.std((0, 1)), *pixels.shape[:2], 1.0])
+        return np.array(rows), np.array(images.labels) * 2.0 - 1
+
+    (x, y), (x_val, y_val) = features(splits.train), features(splits.val)
+    scale = np.abs(x).max(0)
+    weights = np.linalg.lstsq(x / scale, y, rcond=None)[0]
+    assert ((x_val / scale @ weights > 0) == (y_val > 0)).mean() < 0.75
+    assert len({tuple(row[6:8]) for row in x}) > 50
+
+
+def test_auto_prefers_real_images_and_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them `auto` draws, and says both that it did and why."""
+    monkeypatch.setattr(hymenoptera, "URL", UNREACHABLE)
+    splits = tl.load_splits("auto")
+    assert splits.name == "synthetic"
+    assert splits.stand_in.startswith(DRAWN) and "could not be downloaded" in splits.stand_in
+    with pytest.raises(hymenoptera.NotAtHand):
+        tl.load_splits("hymenoptera")
+
+
+def test_a_wrong_folder_is_an_error_not_a_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`TL_DATA` that names no folder, or another set, is told: never replaced by drawn images."""
+    monkeypatch.setenv("TL_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"TL_DATA=.*no such folder"):
+        tl.load_splits("auto")
+    monkeypatch.setenv("TL_DATA", str(write_folder(tmp_path / "set", ("ants", "bees"))))
+    with pytest.raises(DataError, match=r"not the hymenoptera set: train/ants/0\.jpg is not part of it"):
+        tl.load_splits("auto")
+
+
+def test_the_real_images_are_known_wherever_they_lie(real_images: Path) -> None:
+    """By path they are `hymenoptera` too; the GIF among them is left out."""
+    splits = tl.load_splits(real_images)
+    assert splits.name == "hymenoptera" and splits.digest == hymenoptera.DIGEST
+    assert (len(splits.train), len(splits.val)) == (244, 153)
+
+
+def test_a_changed_real_image_is_named(real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first file that differs, is missing or is too many, in sorted order."""
+    copy = shutil.copytree(real_images, tmp_path / "copy", copy_function=shutil.copy)
+    for path in [copy, *copy.rglob("*")]:
+        path.chmod(0o755)
+    names = sorted(hymenoptera.expected())
+    monkeypatch.setenv("TL_DATA", str(copy))
+    with (copy / names[200]).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DataError, match=f"{names[200]} differs"):
+        tl.load_splits("hymenoptera")
+    (copy / names[100]).unlink()
+    with pytest.raises(DataError, match=f"{names[100]} is missing"):
+        tl.load_splits("hymenoptera")
+
+
+def _zip(members: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return data.getvalue()
+
+
+def test_download_unpacks_into_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a server to a folder; nothing else is left beside it."""
+    root = write_folder(tmp_path / "set")
+    files = {f"hymenoptera_data/{p.relative_to(root)}": p.read_bytes() for p in root.rglob("*.jpg")}
+    with serve({"/set.zip": _zip(files)}) as address:
+        hymenoptera.fetch(f"{address}/set.zip", tmp_path / "cache" / "images")
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["images"]
+    assert scan(tmp_path / "cache" / "images").digest == scan(root).digest
+    assert "100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a zip", "could not be downloaded"),
+        (_zip({"../outside.txt": b"x"}), "unsafe member"),
+        (_zip({"/tmp/outside.txt": b"x"}), "unsafe member"),
+        (_zip({"readme.txt": b"x"}), "no folder with train/"),
+    ],
+    ids=["garbage", "parent", "absolute", "empty"],
+)
+def test_a_bad_archive_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """Damaged, or with members that would land outside: nothing is unpacked, nothing is left."""
+    with serve({"/set.zip": content}) as address, pytest.raises(hymenoptera.NotAtHand, match=message):
+        hymenoptera.fetch(f"{address}/set.zip", tmp_path / "cache" / "images")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "outside.txt").exists()
+
+
+def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive that would unpack to more than the limit."""
+    monkeypatch.setattr(hymenoptera, "UNPACKED_LIMIT_BYTES", 100)
+    (tmp_path / "set.zip").write_bytes(_zip({"x": b"0" * 101}))
+    with pytest.raises(ValueError, match="101 bytes"):
+        hymenoptera.unpack(tmp_path / "set.zip", tmp_path / "out")

@@ -1,0 +1,121 @@
+"""Every way in which work can end, in both executors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.executors import EXECUTORS, Executor, make_executor
+
+
+@pytest.fixture(params=EXECUTORS)
+def executor(request: pytest.FixtureRequest) -> Executor:
+    return make_executor(request.param)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_value_comes_back_and_events_before_it(executor: Executor) -> None:
+    """Arguments go in, events and the value come out."""
+    events: list[str] = []
+    outcome = executor.call("tests.jobs:double", 21, on_event=events.append)
+    assert (outcome.status, outcome.value, events) == ("done", 42, ["half way"])
+    assert outcome.wall_seconds > 0
+
+
+def test_an_exception_is_a_failure_with_reason_and_traceback(executor: Executor) -> None:
+    """One line of reason; the whole traceback beside it."""
+    outcome = executor.call("tests.jobs:fail")
+    assert (outcome.status, outcome.reason) == ("failed", "ValueError: first line")
+    assert "second line" in outcome.traceback and "jobs.py" in outcome.traceback
+    assert not outcome.is_user_error
+
+
+def test_a_user_error_keeps_its_words(executor: Executor) -> None:
+    """No class name before a sentence that is meant for people."""
+    outcome = executor.call("tests.jobs:user_error")
+    assert (outcome.status, outcome.reason, outcome.is_user_error) == ("failed", "the folder is empty", True)
+
+
+def test_memory_that_cannot_be_had_is_oom(executor: Executor) -> None:
+    """torch's own allocation error."""
+    assert executor.call("tests.jobs:run_out_of_memory").status == "oom"
+
+
+def test_a_killed_process_is_oom_and_a_crash_a_failure() -> None:
+    """SIGKILL is what the kernel sends when memory runs out."""
+    process = make_executor("process")
+    killed = process.call("tests.jobs:be_killed")
+    assert killed.status == "oom" and "memory" in killed.reason
+    crashed = process.call("tests.jobs:crash")
+    assert crashed.status == "failed" and "exit status 7" in crashed.reason
+    assert process.call("tests.jobs:double", 1).value == 2, "the next piece of work is not affected"
+
+
+def test_a_timeout_ends_the_process_and_its_children(tmp_path: Path) -> None:
+    """Hard: within a second of the limit, the whole group is gone."""
+    outcome = make_executor("process").call("tests.jobs:hang", tmp_path / "ids", timeout=3)
+    assert outcome.status == "timeout" and "3 s" in outcome.reason
+    assert 3 <= outcome.wall_seconds < 5
+    ids = [int(text) for text in (tmp_path / "ids").read_text().split()]
+    assert wait_until(lambda: not any(_alive(pid) for pid in ids))
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> None:
+    """However the parent ends, the work ends too, with what it started, the fork server included."""
+    code = (
+        "import sys; from pathlib import Path; from bench.executors import make_executor\n"
+        "from bench.cli import _ended_by_signals\n"
+        "with _ended_by_signals():\n"
+        "    make_executor('process').call('tests.jobs:hang', Path(sys.argv[1]))\n"
+    )
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    ids = tmp_path / "ids"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(ids)], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        assert wait_until(lambda: ids.exists() and len(ids.read_text().split()) == 2, 60)
+        family = psutil.Process(parent.pid).children(recursive=True)
+        work = int(ids.read_text().split()[0])
+        started = time.monotonic()
+        parent.send_signal(end)
+        parent.wait(timeout=5)
+        # A hard kill of the parent gives nobody the chance to end what the work itself started.
+        left = [p for p in family if end != signal.SIGKILL or p.pid == work or "forkserver" in " ".join(_command(p))]
+        assert wait_until(lambda: not any(_alive(p.pid) for p in left), 5)
+        assert time.monotonic() - started < 5
+    finally:
+        parent.kill()
+        for pid in [int(text) for text in ids.read_text().split()] if ids.exists() else []:
+            if _alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,135 @@
+"""Grids: what they expand to, and what a mistake in one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.grid import expand, load_grid, shipped
+from tl.config import TrainConfig
+from tl.errors import ConfigError, DeviceError
+from tl.regimes import REGIMES
+
+HAVE = {"cuda:0": "GPU 0", "cuda:1": "GPU 1", "cpu": "CPU"}
+
+
+def cells(text: str, tmp_path: Path, have: dict[str, str] = HAVE):
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    return expand(load_grid(str(path)), weights="auto", spec=lambda s: s, devices=lambda: have)
+
+
+def mistake(text: str, tmp_path: Path) -> str:
+    with pytest.raises((ConfigError, DeviceError)) as error:
+        cells(text, tmp_path)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+MATRIX = '[matrix]\nbackbones = ["a", "b"]\nregimes = ["finetune", "frozen"]\ndevices = ["cpu"]\nseeds = 2\n'
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_grid_expands(name: str) -> None:
+    """Valid names, regimes and settings; described."""
+    grid = load_grid(name)
+    assert grid.description
+    for planned in expand(grid, weights="auto", spec=lambda s: s, devices=lambda: {"cpu": ""}):
+        assert planned.config.regime in REGIMES
+
+
+def test_the_tutorial_grid_is_the_tutorials_protocol() -> None:
+    """ResNet-18, batch 4, 25 epochs, SGD 1e-3, momentum 0.9, StepLR(7, 0.1)."""
+    grid = load_grid("tutorial")
+    assert grid.matrix.backbones == ["torchvision:resnet18"]
+    protocol = grid.protocol
+    assert (protocol["epochs"], protocol["batch_size"]) == (25, 4)
+    assert (protocol["optimizer"], protocol["learning_rate"], protocol["momentum"]) == ("sgd", 1e-3, 0.9)
+    assert (protocol["schedule"], protocol["step_size"], protocol["gamma"]) == ("step", 7, 0.1)
+
+
+def test_a_matrix_is_every_combination_by_seed_then_backbone(tmp_path: Path) -> None:
+    """Seeds are the outer loop, and the regimes of a backbone stand next to each other."""
+    found = [(c.config.seed, c.config.backbone, c.config.regime) for c in cells(MATRIX, tmp_path)]
+    assert found == [(s, b, r) for s in (0, 1) for b in "ab" for r in ("finetune", "frozen")]
+
+
+def test_devices_all_auto_and_by_name(tmp_path: Path) -> None:
+    """`all` is every device, `auto` the best, `cuda` the first GPU; the same one twice is once."""
+    for given, expected in {
+        '"all"': ["cuda:0", "cuda:1", "cpu"],
+        '"auto"': ["cuda:0"],
+        '"cuda", "cuda:0", "cpu"': ["cuda:0", "cpu"],
+    }.items():
+        text = f'[matrix]\nbackbones = ["a"]\nregimes = ["frozen"]\ndevices = [{given}]\n'
+        assert [c.device for c in cells(text, tmp_path)] == expected
+
+
+def test_exclude_and_include(tmp_path: Path) -> None:
+    """Excluded cells go, by pattern; included ones come, with settings of their own."""
+    text = MATRIX + (
+        "[train]\nepochs = 3\n"
+        '[[exclude]]\nbackbone = "b*"\nregime = "finetune"\n'
+        '[[include]]\nbackbone = "c"\nregime = "scratch"\nseed = 7\nepochs = 9\n'
+    )
+    found = cells(text, tmp_path)
+    assert [c.config.regime for c in found if c.config.backbone == "b"] == ["frozen", "frozen"]
+    extra = [c.config for c in found if c.config.backbone == "c"]
+    assert [(c.regime, c.seed, c.epochs) for c in extra] == [("scratch", 7, 9)]
+    assert {c.config.epochs for c in found if c.config.backbone != "c"} == {3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MATRIX + "[train]\nepoch = 3\n", "train.epoch: unknown key; nearest valid key: 'epochs'"),
+        (MATRIX.replace("backbones", "backbone"), "matrix.backbone: unknown key; nearest valid key: 'backbones'"),
+        ("matricks = 1\n" + MATRIX, "matricks: unknown key; nearest valid key: 'matrix'"),
+        (MATRIX + '[[exclude]]\nregimen = "x"\n', "exclude[1].regimen: unknown key; nearest valid key: 'regime'"),
+        (MATRIX + "[[include]]\nepoch = 1\n", "include[1].epoch: unknown key; nearest valid key: 'epochs'"),
+        (MATRIX.replace('"frozen"', '"frozn"'), "regime='frozn': not one of finetune, frozen,"),
+        (MATRIX.replace('"cpu"', '"tpu"'), "device='tpu': not on this machine, which has cuda:0, cuda:1, cpu"),
+        (MATRIX + "[train]\nepochs = 0\n", "epochs=0"),
+        (MATRIX + '[train]\nlearning_rate = "fast"\n', "learning_rate='fast'"),
+        (MATRIX.replace("seeds = 2", "seeds = 0"), "seeds=0: at least one is needed"),
+        (MATRIX.replace('["a", "b"]', "[]"), "backbones"),
+        (MATRIX + "[[exclude]]\n", "every cell is excluded"),
+        ("[matrix\n", "not valid TOML"),
+        ("", "matrix: missing"),
+        ('name = "x"\n' + MATRIX, "name: unknown key"),
+    ],
+)
+def test_mistakes_name_the_place_and_what_would_be_right(tmp_path: Path, text: str, message: str) -> None:
+    """One line each."""
+    assert message in mistake(text, tmp_path)
+
+
+def test_an_unknown_grid_has_a_near_match() -> None:
+    """By name and by path."""
+    with pytest.raises(ConfigError, match="did you mean 'default'"):
+        load_grid("defualt")
+    with pytest.raises(ConfigError, match=r"nowhere\.toml.*can't be read"):
+        load_grid("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"regime": "frozn"}, "regime='frozn': not one of finetune, frozen, frozen-tutorial, scratch; did you mean"),
+        ({"epochs": 0}, "epochs=0: input should be greater than or equal to 1"),
+        ({"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"momentum": 1.5}, "momentum=1.5"),
+        ({"epoch": 3}, "epoch: unknown key; nearest valid key: 'epochs'"),
+        ({"optimizer": "sdg"}, "did you mean 'sgd'?"),
+    ],
+)
+def test_a_config_refuses_what_is_not_valid(settings: dict[str, object], message: str) -> None:
+    """In code as in a grid."""
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(backbone="x", **settings)
+    assert message in str(error.value)
+    with pytest.raises(ConfigError):
+        TrainConfig(backbone="x").replace(**settings)

@@ -1,0 +1,194 @@
+"""Decoding, cropping and batching, against torchvision and Pillow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision import transforms as v1
+
+import tl
+from tests.images import write_folder, write_image
+from tl.batches import Batches, Preprocessing
+from tl.errors import DataError
+from tl.images import Store, batch_bounds, crops, decode, open_store, order
+
+DRAWS = 6_000
+PREPROCESSING = Preprocessing(
+    size=96, resize=112, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
+)
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (64, 64), (40, 400)], ids=str)
+def test_crops_are_distributed_as_in_torchvision(size: tuple[int, int]) -> None:
+    """Kolmogorov-Smirnov on area, ratio and position against torchvision's own draws."""
+    torch.manual_seed(0)
+    image = torch.empty(3, *size)
+    draw = v1.RandomResizedCrop.get_params
+    theirs = np.array([draw(image, scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3]) for _ in range(DRAWS)])
+    ours = crops(np.tile(np.array(size), (DRAWS, 1)), seed=1)[:, :4]
+
+    def features(boxes: np.ndarray) -> dict[str, np.ndarray]:
+        top, left, height, width = boxes.T
+        spare = np.maximum(1, np.array(size)[:, None] - np.stack([height, width]))
+        return {"area": height * width, "ratio": width / height, "top": top / spare[0], "left": left / spare[1]}
+
+    for name, (a, b) in {k: (v, features(theirs)[k]) for k, v in features(ours).items()}.items():
+        assert ks_2samp(a, b).pvalue > 0.001, name
+
+
+def test_flips_are_half() -> None:
+    """Half of the images, within four standard deviations."""
+    flips = crops(np.tile([100, 100], (DRAWS, 1)), seed=3)[:, 4]
+    assert abs(flips.mean() - 0.5) < 4 * 0.5 / DRAWS**0.5
+
+
+def test_an_image_that_no_crop_fits_is_cut_in_the_middle() -> None:
+    """Extreme shapes fall back as torchvision does."""
+    for size in ((10, 2_000), (2_000, 10)):
+        expected = v1.RandomResizedCrop.get_params(torch.empty(3, *size), scale=[1.0, 1.0], ratio=[3 / 4, 4 / 3])
+        got = crops(np.array([size]), seed=0, scale=(1.0, 1.0))[0, :4]
+        assert tuple(got) == expected
+
+
+def test_crops_of_an_image_do_not_depend_on_the_others() -> None:
+    """Row i depends on the seed and i alone."""
+    sizes = np.random.default_rng(0).integers(50, 500, (20, 2))
+    assert np.array_equal(crops(sizes, 5)[:7], crops(sizes[:7], 5))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_training_pixels_agree_with_pillow(mini: tl.Splits, interpolation: str) -> None:
+    """The crop of decoded pixels against Pillow's own crop and resize: 1 grey level on average, 12 at most."""
+    store = open_store(mini)
+    batches = Batches(store, mini.train, replaced(interpolation=interpolation, plain=True), torch.device("cpu"))
+    shown, _ = next(batches.training(len(mini.train), seed=0, epoch=0))
+    boxes = crops(store.sizes(mini.train), tl_seed("crops", 0, 0))
+    resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
+    for position, index in enumerate(order(len(mini.train), tl_seed("order", 0, 0))):
+        top, left, height, width, flipped = boxes[index].tolist()
+        image = Image.open(mini.root / mini.train.files[index]).convert("RGB")
+        image = image.crop((left, top, left + width, top + height)).resize((96, 96), resample)
+        expected = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else image, dtype=float)
+        difference = np.abs(shown[position].permute(1, 2, 0).numpy() * 255 - expected)
+        assert difference.mean() < 1 and difference.max() <= 12
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_t"])
+def test_validation_agrees_with_the_weights_own_transforms(mini: tl.Splits, name: str) -> None:
+    """Against torchvision's published preset, which works on Pillow images: 0.02 on average, normalised."""
+    from torchvision.models import get_model_weights
+
+    from tl.backbones import SOURCES
+
+    preset = get_model_weights(name).DEFAULT.transforms()
+    val = Batches(open_store(mini), mini.val, SOURCES["torchvision"].preprocessing(name), torch.device("cpu"))
+    shown = torch.cat([images for images, _ in val.evaluation(5)])
+    for image, file in zip(shown, mini.val.files, strict=True):
+        expected = preset(Image.open(mini.root / file).convert("RGB"))
+        assert image.shape == expected.shape
+        assert (image - expected).abs().mean() < 0.02
+
+
+def replaced(*, interpolation: str, plain: bool) -> Preprocessing:
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else (PREPROCESSING.mean, PREPROCESSING.std)
+    return Preprocessing(size=96, resize=112, mean=mean, std=std, interpolation=interpolation)
+
+
+def tl_seed(purpose: str, *axes: int) -> int:
+    from tl.seeding import seed_for
+
+    return seed_for(purpose, *axes)
+
+
+def test_normalisation_is_that_of_torchvision(mini: tl.Splits) -> None:
+    """(x / 255 - mean) / std, to float precision."""
+    store = open_store(mini)
+    plain = Batches(store, mini.val, replaced(interpolation="bilinear", plain=True), torch.device("cpu"))
+    normed = Batches(store, mini.val, PREPROCESSING, torch.device("cpu"))
+    (raw, labels), (shown, again) = next(plain.evaluation(32)), next(normed.evaluation(32))
+    torch.testing.assert_close(shown, v1.Normalize(PREPROCESSING.mean, PREPROCESSING.std)(raw), rtol=1e-5, atol=1e-5)
+    assert labels.tolist() == again.tolist() == list(mini.val.labels)
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_batches_cover_every_image_once_and_none_is_alone(count: int, batch_size: int) -> None:
+    """Bounds join up from 0 to the count; a batch of one comes only from a batch size or a set of one."""
+    bounds = batch_bounds(count, batch_size)
+    assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds[:-1])]
+    assert bounds[-1][1] == count
+    if batch_size > 1 and count > 1:
+        assert all(stop - start > 1 for start, stop in bounds)
+    assert all(stop - start <= batch_size + 1 for start, stop in bounds)
+
+
+def test_the_store_holds_what_decoding_gives(tmp_path: Path) -> None:
+    """Pixels from the store, after the images are gone, are those that were decoded from them."""
+    splits = tl.load_splits(write_folder(tmp_path / "set"))
+    expected = {file: decode(splits.root / file) for file in (*splits.train.files, *splits.val.files)}
+    store = open_store(splits)
+    assert store.pixels is not None
+    for file, pixels in expected.items():
+        (splits.root / file).unlink()
+        assert np.array_equal(store.read(file), pixels)
+    assert open_store(splits) == store, "the second time it is only opened"
+
+
+def test_a_damaged_store_is_built_again(tmp_path: Path) -> None:
+    """A cut pixel file or a broken index costs a new decoding pass, nothing else."""
+    splits = tl.load_splits(write_folder(tmp_path / "set", size=(33, 21)))
+    store = open_store(splits)
+    assert store.pixels is not None
+    whole = store.pixels.read_bytes()
+    store.pixels.write_bytes(whole[:-5])
+    assert open_store(splits).pixels.read_bytes() == whole  # type: ignore[union-attr]
+    (store.pixels.parent / "index.json").write_text("{")
+    assert open_store(splits).pixels.read_bytes() == whole  # type: ignore[union-attr]
+
+
+def test_a_set_too_large_for_the_disk_is_decoded_on_the_fly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the limit there is no pixel file, and the same pixels come from the images."""
+    monkeypatch.setattr("tl.images.STORE_LIMIT_BYTES", 10_000)
+    splits = tl.load_splits(write_folder(tmp_path / "set", size=(61, 47)))
+    store = open_store(splits)
+    assert store.pixels is None
+    assert open_store(splits) == store
+    file = splits.val.files[0]
+    assert np.array_equal(store.read(file), decode(splits.root / file))
+
+
+def test_no_cache_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a writable cache images are decoded on the fly, and damaged ones still found first."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "file" / "below"))
+    splits = tl.load_splits(write_folder(tmp_path / "set"))
+    assert isinstance(open_store(splits), Store)
+    (splits.root / splits.val.files[1]).write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"val/a/1\.jpg"):
+        open_store(splits)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
+    """The folder is refused, and the message names the file."""
+    root = write_folder(tmp_path / "set", size=(80, 60))
+    victim = root / "train" / "b" / "1.jpg"
+    content = victim.read_bytes()
+    victim.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"\xff\xd8junk", "empty": b""}[damage])
+    with pytest.raises(DataError, match=r"train/b/1\.jpg: can't be decoded"):
+        open_store(tl.load_splits(root))
+
+
+def test_grey_transparent_and_palette_images_become_rgb(tmp_path: Path) -> None:
+    """Whatever its mode, an image is three channels of uint8."""
+    for mode in ("L", "RGBA", "P", "CMYK"):
+        path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
+        Image.new(mode, (8, 6)).save(path)
+        assert decode(path).shape == (6, 8, 3)
+    assert decode(write_image(tmp_path / "x.bmp")).dtype == np.uint8

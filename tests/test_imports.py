@@ -1,0 +1,47 @@
+"""What must not be loaded for commands that only read."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TORCH_SIDE = {"bench.job"}
+"""Modules of `bench` that run in a cell's process."""
+
+
+def modules(package: str) -> list[str]:
+    paths = sorted((ROOT / package).rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return [name for name in names if not name.endswith("__main__")]
+
+
+@pytest.mark.parametrize("heavy", ["torch", "timm"])
+def test_reading_commands_do_not_import(heavy: str) -> None:
+    """All of `bench` but the work itself, and `import tl`, leave torch and timm alone."""
+    names = ["tl", *(name for name in modules("bench") if name not in TORCH_SIDE)]
+    imports = "\n".join(f"import {name}" for name in names)
+    code = f"{imports}\nimport sys; assert {heavy!r} not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_imports_go_one_way() -> None:
+    """`tl` never imports `bench`."""
+    for path in (ROOT / "tl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.partition(".")[0] == "bench" for name in names), path
+
+
+def test_help_is_quick_to_load() -> None:
+    """`--help` loads neither pandas nor pydantic's users beyond the command line itself."""
+    heavy = ("pandas", "scipy", "matplotlib", "rich.progress")
+    code = f"import sys, bench.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,97 @@
+"""`train_model` against a plain loop written out here, as a reader of the tutorial would write it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tl
+from tl.backbones import Classifier, make_backbone
+from tl.batches import Batches
+from tl.images import open_store
+
+EPOCHS = 2
+
+
+def plain_loop(
+    config: tl.TrainConfig, splits: tl.Splits, *, only_head: bool
+) -> tuple[list[dict[str, float]], nn.Module]:
+    """The tutorial's loop, with `.item()` every batch and small validation batches."""
+    backbone = make_backbone(config.backbone, weights=config.weights, seed=config.seed)
+    model = Classifier(backbone, len(splits.classes), config).to(memory_format=torch.channels_last)
+    if only_head:
+        for parameter in model.backbone.parameters():
+            parameter.requires_grad = False
+    store = open_store(splits)
+    train = Batches(store, splits.train, backbone.preprocessing, torch.device("cpu"))
+    val = Batches(store, splits.val, backbone.preprocessing, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.head.parameters() if only_head else model.parameters(), lr=1e-3, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
+    criterion = nn.CrossEntropyLoss()
+    rows, best, best_state = [], 0.0, copy.deepcopy(model.state_dict())
+    for epoch in range(config.epochs):
+        row = {}
+        for phase in ("train", "val"):
+            model.train(phase == "train")
+            loss_sum, correct, seen = 0.0, 0, 0
+            batches = train.training(4, seed=config.seed, epoch=epoch) if phase == "train" else val.evaluation(4)
+            for images, labels in batches:
+                images = images.contiguous(memory_format=torch.channels_last)
+                optimizer.zero_grad()
+                with torch.set_grad_enabled(phase == "train"):
+                    logits = model(images)
+                    loss = criterion(logits, labels)
+                if phase == "train":
+                    loss.backward()
+                    optimizer.step()
+                loss_sum += loss.item() * len(labels)
+                correct += int((logits.argmax(1) == labels).sum())
+                seen += len(labels)
+            row[f"{phase}_loss"], row[f"{phase}_accuracy"] = loss_sum / seen, correct / seen
+        scheduler.step()
+        rows.append(row)
+        if row["val_accuracy"] > best:
+            best, best_state = row["val_accuracy"], copy.deepcopy(model.state_dict())
+    model.load_state_dict(best_state)
+    return rows, model
+
+
+@pytest.mark.parametrize("backbone", ["timm:test_resnet", "timm:tf_efficientnet_lite0"])
+@pytest.mark.parametrize("regime", ["finetune", "frozen-tutorial"])
+def test_same_losses_and_weights_as_a_plain_loop(mini: tl.Splits, regime: str, backbone: str) -> None:
+    """Same start, same batches, same order: the same numbers within float tolerance.
+
+    The reference keeps tensors in the layout of `train_model`: in another one convolutions add in another
+    order, and two epochs of BatchNorm on batches of four magnify that rounding beyond any useful bound.
+    """
+    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=EPOCHS)
+    expected, reference = plain_loop(config, mini, only_head=regime == "frozen-tutorial")
+    result = tl.train_model(config, mini, device="cpu")
+    assert len(result.epochs) == EPOCHS
+    for row, wanted in zip(result.epochs, expected, strict=True):
+        assert row.train_loss == pytest.approx(wanted["train_loss"], rel=1e-5)
+        assert row.val_loss == pytest.approx(wanted["val_loss"], rel=1e-5)
+        assert row.train_accuracy == pytest.approx(wanted["train_accuracy"], abs=1.01 / len(mini.train))
+        assert row.val_accuracy == pytest.approx(wanted["val_accuracy"], abs=1.01 / len(mini.val))
+    trained = result.model.state_dict()
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["timm:test_resnet", "timm:tf_efficientnet_lite0"])
+def test_the_memory_layout_changes_rounding_only(mini: tl.Splits, backbone: str) -> None:
+    """In double precision, where rounding can't hide a mistake, both layouts give the same gradients."""
+    made = make_backbone(backbone, seed=0)
+    config = tl.TrainConfig(backbone=backbone)
+    train = Batches(open_store(mini), mini.train, made.preprocessing, torch.device("cpu"))
+    images, labels = next(train.training(4, seed=0, epoch=0))
+    gradients = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        model = Classifier(make_backbone(backbone, seed=0), 2, config).double().to(memory_format=layout).train()
+        nn.functional.cross_entropy(model(images.double().contiguous(memory_format=layout)), labels).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)

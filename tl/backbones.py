@@ -1,0 +1,288 @@
+"""Backbones: a network without its classifier, what it must be fed, and where its weights came from.
+
+To add a library of networks, add an entry to `SOURCES`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from huggingface_hub import constants as hf_constants
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from tl.batches import Preprocessing
+from tl.config import TrainConfig
+from tl.errors import ConfigError, WeightsError
+from tl.seeding import seed_for
+from tl.specs import canonical
+from tl.weights import Checkpoint, Weights, find, load_state_dict
+
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A network that maps `(B, 3, S, S) float32` to pooled features `(B, width)`.
+
+    All that a network does before its last linear layer belongs to the backbone (and to what is frozen),
+    a hidden layer of its classifier included (torchvision's MobileNetV3 and VGG, timm's `conv_head`).
+    """
+
+    spec: str
+    module: nn.Module
+    width: int
+    preprocessing: Preprocessing
+    weights: Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A library of networks. Names are the library's own."""
+
+    names: Callable[[], list[str]]
+    checkpoint: Callable[[str], Checkpoint | None]
+    preprocessing: Callable[[str], Preprocessing]
+    build: Callable[[str, Weights], tuple[nn.Module, int]]
+    """The network without its classifier, and the width of its features."""
+
+
+def known_names() -> dict[str, list[str]]:
+    """All names by source."""
+    return {source: entry.names() for source, entry in SOURCES.items()}
+
+
+def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, download: bool = True) -> Weights:
+    """Which weights `spec` (with its source) gets: see `tl.weights.find`."""
+    source, _, name = spec.partition(":")
+    checkpoint = None if policy == "random" else SOURCES[source].checkpoint(name)
+    return find(spec, checkpoint, policy, weights_dir=weights_dir, download=download)
+
+
+def make_backbone(
+    spec: str, *, weights: str | Weights = "auto", weights_dir: str | Path | None = None, seed: int = 0
+) -> Backbone:
+    """Build a backbone on the CPU.
+
+    Args:
+        spec: `torchvision:NAME`, `timm:NAME[.TAG]`, or a bare name that only one of them has.
+        weights: a policy (`auto`, `pretrained`, `random`) or weights that `find_weights` returned.
+        weights_dir: a folder looked at first, for `NAME.pth`, `NAME.safetensors` or the published file name.
+        seed: decides random weights; pretrained ones don't depend on it.
+
+    Raises `ConfigError` for an unknown name, `WeightsError` when weights are missing or don't fit.
+    The global random state is left as it was.
+    """
+    spec = canonical(spec, known_names())
+    source, _, name = spec.partition(":")
+    if isinstance(weights, str):
+        weights = find_weights(spec, weights, weights_dir=Path(weights_dir) if weights_dir else None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for("init", spec, seed))
+        try:
+            module, width = SOURCES[source].build(name, weights)
+        except RuntimeError as error:
+            raise WeightsError(f"{spec}: {weights.label or 'weights'} don't fit the network: {error}") from error
+    return Backbone(
+        spec=spec, module=module, width=width, preprocessing=SOURCES[source].preprocessing(name), weights=weights
+    )
+
+
+# torchvision
+
+# Built as their pretrained weights need them; their auxiliary classifiers are dropped after loading.
+_TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
+}
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")
+
+
+def _torchvision_names() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _torchvision_checkpoint(name: str) -> Checkpoint:
+    weights = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    return _from_url(str(weights), weights.url, (name,))
+
+
+def _from_url(label: str, url: str, names: tuple[str, ...]) -> Checkpoint:
+    file_name = url.rpartition("/")[2]
+    place = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+
+    def download() -> Path:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # The published name ends in the first digits of the file's SHA-256.
+        digits = re.search(r"-([0-9a-f]{8,})\.", file_name)
+        torch.hub.download_url_to_file(url, os.fspath(place), hash_prefix=digits.group(1) if digits else None)
+        return place
+
+    return Checkpoint(
+        label=label,
+        file_names=(*names, file_name),
+        cached=lambda: (place, "torch hub cache") if place.is_file() else None,
+        download=download,
+        url=url,
+    )
+
+
+def _torchvision_preprocessing(name: str) -> Preprocessing:
+    given = torchvision.models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    return Preprocessing(
+        size=given.crop_size[0],
+        resize=given.resize_size[0],
+        mean=tuple(given.mean),
+        std=tuple(given.std),
+        interpolation=given.interpolation.value,
+    )
+
+
+def _torchvision_build(name: str, weights: Weights) -> tuple[nn.Module, int]:
+    module = torchvision.models.get_model(name, weights=None, **_TORCHVISION_ARGUMENTS.get(name, {}))
+    if weights.kind == "pretrained":
+        given = load_state_dict(weights, module.state_dict())
+        if name.startswith("densenet"):
+            # The published files still have the names of an older layout: `norm.1` for `norm1`.
+            given = {re.sub(r"\.(norm|relu|conv)\.(\d)\.", r".\1\2.", key): value for key, value in given.items()}
+        module.load_state_dict(given)
+    if name in _TORCHVISION_ARGUMENTS:
+        module.aux_logits = False  # type: ignore[assignment]
+        for auxiliary in _AUXILIARY:
+            if hasattr(module, auxiliary):
+                setattr(module, auxiliary, None)
+    last, width = "", 0
+    for path, part in module.named_modules():
+        if isinstance(part, nn.Linear) and part.out_features == IMAGENET_CLASSES:
+            last, width = path, part.in_features
+        elif isinstance(part, nn.Conv2d) and part.out_channels == IMAGENET_CLASSES:
+            last, width = path, part.in_channels
+    module.set_submodule(last, nn.Identity())
+    return module, width
+
+
+# timm
+
+
+def _timm_names() -> list[str]:
+    return [*timm.list_models(), *timm.list_pretrained()]
+
+
+def _timm_config(name: str) -> Any:
+    return get_pretrained_cfg(name) or timm.create_model(name).pretrained_cfg
+
+
+def _timm_checkpoint(name: str) -> Checkpoint | None:
+    config: Any = get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url):
+        return None
+    label = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
+    names = (label, config.architecture)
+    if not config.hf_hub_id:
+        return _from_url(label, config.url, names)
+    # `model.safetensors` is what timm publishes today; a few repositories hold only the older file.
+    published = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+
+    def cached() -> tuple[Path, str] | None:
+        for file_name in published:
+            found = try_to_load_from_cache(config.hf_hub_id, file_name)
+            if isinstance(found, str):
+                return Path(found), "Hugging Face cache"
+        return _from_url(label, config.url, names).cached() if config.url else None
+
+    def download() -> Path:
+        from huggingface_hub.errors import EntryNotFoundError
+
+        for file_name in published[:-1]:
+            try:
+                return Path(hf_hub_download(config.hf_hub_id, file_name))
+            except EntryNotFoundError:
+                continue
+        return Path(hf_hub_download(config.hf_hub_id, published[-1]))
+
+    return Checkpoint(
+        label=label,
+        file_names=names,
+        cached=cached,
+        download=download,
+        url=f"{hf_constants.ENDPOINT}/{config.hf_hub_id}",
+    )
+
+
+def _timm_preprocessing(name: str) -> Preprocessing:
+    config = _timm_config(name)
+    height, width = config.input_size[1:]
+    if height != width or config.crop_mode not in ("center", "squash"):
+        raise ConfigError(
+            f"backbone='timm:{name}': its input is {height}x{width} with crop mode {config.crop_mode!r}; "
+            "only square inputs with crop mode 'center' or 'squash' are supported"
+        )
+    return Preprocessing(
+        size=height,
+        resize=int(height / config.crop_pct),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation=config.interpolation,
+        squash=config.crop_mode == "squash",
+    )
+
+
+def _timm_build(name: str, weights: Weights) -> tuple[nn.Module, int]:
+    # With all 1,000 classes timm insists that every tensor of the file is used; the classifier goes afterwards.
+    if weights.kind == "random":
+        module: Any = timm.create_model(name, pretrained=False)
+    elif weights.in_order:
+        module = timm.create_model(name, pretrained=False)
+        module.load_state_dict(load_state_dict(weights, module.state_dict()))
+    else:
+        given = load_state_dict(weights, {})
+        module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": given})
+    module.reset_classifier(0)
+    return module, getattr(module, "head_hidden_size", None) or module.num_features
+
+
+SOURCES: dict[str, Source] = {
+    "torchvision": Source(
+        names=_torchvision_names,
+        checkpoint=_torchvision_checkpoint,
+        preprocessing=_torchvision_preprocessing,
+        build=_torchvision_build,
+    ),
+    "timm": Source(
+        names=_timm_names, checkpoint=_timm_checkpoint, preprocessing=_timm_preprocessing, build=_timm_build
+    ),
+}
+
+
+class Classifier(nn.Module):
+    """A backbone and a new head: `(B, 3, S, S)` → logits `(B, classes)`.
+
+    The head's start depends on the seed and its shape, never on the regime.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, config: TrainConfig) -> None:
+        super().__init__()
+        self.backbone = backbone.module
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for("head", config.seed))
+            self.head = _HEAD_BUILDERS[config.head](backbone.width, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch of normalised images."""
+        logits: torch.Tensor = self.head(self.backbone(images))
+        return logits
+
+
+_HEAD_BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": nn.Linear,
+    "mlp": lambda width, classes: nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, classes)),
+}

@@ -1,0 +1,42 @@
+"""Where derived and downloaded files live between runs.
+
+`$TL_CACHE` where it is set, else the platform's cache folder for this user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+
+def cache_dir() -> Path:
+    """The cache folder; not created here."""
+    given = os.environ.get("TL_CACHE")
+    return Path(given) if given else platformdirs.user_cache_path("tl-bench", appauthor=False)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) so that a reader sees the old file or the new one, never half of it.
+
+    Raises `OSError` when the folder can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: Any) -> str:
+    """JSON that diffs well: indented, UTF-8 as it is, one newline at the end. NaN is an error."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,203 @@
+"""Images: decoded once, cropped per image, batched.
+
+Every JPEG is decoded one time into a flat file of uint8 pixels in the cache, keyed by the data set's digest
+and shared by all cells and processes. That pass is also what finds a damaged file, before any training.
+Nothing here imports torch: `tl.batches` makes tensors of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from tl.cache import cache_dir
+from tl.datasets import ImageList, Splits
+from tl.errors import DataError
+
+Pixels = npt.NDArray[np.uint8]
+
+STORE_VERSION = 1
+STORE_LIMIT_BYTES = 8 << 30
+"""Above this many bytes of pixels, or half of the free disk, images are decoded anew each time."""
+
+
+def decode(path: Path) -> Pixels:
+    """The image as `(H, W, 3) uint8` RGB, EXIF orientation ignored as in torchvision's `ImageFolder`.
+
+    Raises `DataError` naming the file when it is damaged, truncated or not an image.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            # Pillow warns about odd metadata and huge sizes; whether the pixels can be had is what counts.
+            warnings.simplefilter("ignore")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        what = "damaged or not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"{path}: can't be decoded: {what}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Decoded pixels of all images of a data set; small enough to hand to another process."""
+
+    root: Path
+    files: dict[str, tuple[int, int, int]]
+    """File → height, width, offset in bytes of its pixels in `pixels`."""
+    pixels: Path | None
+    """Flat file of uint8 pixels; `None` when the set is too large for the disk: then read from `root`."""
+
+    def read(self, file: str) -> Pixels:
+        """One image, `(H, W, 3) uint8` RGB."""
+        if self.pixels is None:
+            return decode(self.root / file)
+        height, width, offset = self.files[file]
+        # Read, not mapped: mapped pages would count as this process's memory.
+        flat = np.fromfile(self.pixels, dtype=np.uint8, count=height * width * 3, offset=offset)
+        return flat.reshape(height, width, 3)
+
+    def sizes(self, images: ImageList) -> npt.NDArray[np.int64]:
+        """Height and width of each image, `(N, 2) int64`."""
+        return np.array([self.files[file][:2] for file in images.files], dtype=np.int64)
+
+
+def open_store(splits: Splits) -> Store:
+    """The decoded pixels of a data set, decoding them first if the cache hasn't got them.
+
+    Raises `DataError` naming the first image, in order, that can't be decoded.
+    """
+    folder = cache_dir() / "pixels" / f"{splits.digest[:16]}-v{STORE_VERSION}"
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return _build(splits, folder)
+    except (OSError, ValueError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return _build(splits, folder)
+    pixels = folder / "pixels.bin" if index["bytes"] else None
+    if pixels and (not pixels.is_file() or pixels.stat().st_size != index["bytes"]):
+        shutil.rmtree(folder, ignore_errors=True)
+        return _build(splits, folder)
+    files = {name: (height, width, offset) for name, height, width, offset in index["files"]}
+    return Store(root=splits.root, files=files, pixels=pixels)
+
+
+def _build(splits: Splits, folder: Path) -> Store:
+    names = [*splits.train.files, *splits.val.files]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    except OSError:
+        # No cache to write to: still look at every image once.
+        files = {name: (*pixels.shape[:2], 0) for name, pixels in _decoded(splits.root, names)}
+        return Store(root=splits.root, files=files, pixels=None)
+    try:
+        limit = min(STORE_LIMIT_BYTES, shutil.disk_usage(folder.parent).free // 2)
+        rows: list[list[Any]] = []
+        total = 0
+        with (scratch / "pixels.bin").open("wb") as out:
+            for name, pixels in _decoded(splits.root, names):
+                rows.append([name, pixels.shape[0], pixels.shape[1], total])
+                if total + pixels.nbytes <= limit:
+                    out.write(pixels.tobytes())
+                total += pixels.nbytes
+        stored = total if total <= limit else 0
+        if not stored:
+            (scratch / "pixels.bin").unlink()
+        (scratch / "index.json").write_text(json.dumps({"bytes": stored, "files": rows}), encoding="utf-8")
+        try:
+            scratch.rename(folder)
+        except OSError:
+            # Another process built the same store first; use that one.
+            if not (folder / "index.json").is_file():
+                raise
+        return open_store(splits)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _decoded(root: Path, names: list[str]) -> Iterator[tuple[str, Pixels]]:
+    """Each image in order, decoded by several threads, only a few ahead of the reader."""
+    threads = (os.cpu_count() or 1) + 1
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(names), 4 * threads):
+            some = names[start : start + 4 * threads]
+            yield from zip(some, pool.map(lambda name: decode(root / name), some), strict=True)
+
+
+def crops(
+    sizes: npt.NDArray[np.int64],
+    seed: int,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> npt.NDArray[np.int64]:
+    """Random crops and flips, distributed as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`.
+
+    Args:
+        sizes: `(N, 2) int64`, height and width of each image.
+        seed: names run and epoch; row `i` of the result depends on it and on `i` alone.
+        scale: range of the crop's area as a share of the image's.
+        ratio: range of width over height, uniform in its logarithm.
+
+    Returns:
+        `(N, 5) int64`: top, left, height, width, flipped (0 or 1).
+
+    Ten attempts an image, then the largest centred crop within `ratio`, as torchvision does
+    (`torchvision.transforms.RandomResizedCrop.get_params`).
+    """
+    attempts = 10
+    draws = np.random.default_rng(seed).random((len(sizes), 4 * attempts + 1))
+    flip = draws[:, -1] < 0.5
+    area_u, ratio_u, top_u, left_u = draws[:, :-1].reshape(len(sizes), 4, attempts).transpose(1, 0, 2)
+    image_h, image_w = sizes[:, :1], sizes[:, 1:]
+    area = image_h * image_w * (scale[0] + (scale[1] - scale[0]) * area_u)
+    aspect = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * ratio_u)
+    width = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    height = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (width > 0) & (width <= image_w) & (height > 0) & (height <= image_h)
+    first = fits.argmax(axis=1)
+    row = np.arange(len(sizes))
+    height, width = height[row, first], width[row, first]
+    top = (top_u[row, first] * (sizes[:, 0] - height + 1)).astype(np.int64)
+    left = (left_u[row, first] * (sizes[:, 1] - width + 1)).astype(np.int64)
+    for i in np.flatnonzero(~fits.any(axis=1)):
+        top[i], left[i], height[i], width[i] = _largest_centred(int(sizes[i, 0]), int(sizes[i, 1]), ratio)
+    return np.stack([top, left, height, width, flip.astype(np.int64)], axis=1)
+
+
+def _largest_centred(image_h: int, image_w: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    height, width = image_h, image_w
+    if image_w / image_h < ratio[0]:
+        height = round(image_w / ratio[0])
+    elif image_w / image_h > ratio[1]:
+        width = round(image_h * ratio[1])
+    return (image_h - height) // 2, (image_w - width) // 2, height, width
+
+
+def order(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """A random order of `count` images, `(count,) int64`."""
+    return np.random.default_rng(seed).permutation(count)
+
+
+def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
+    """Start and stop of each batch: every image is used, and no batch is a single image.
+
+    A remainder of one joins the batch before it (244 images at batch 3 end in a batch of 4), since BatchNorm
+    can't be trained on one value a channel. Only a batch size of one gives batches of one.
+    """
+    starts = list(range(0, count, batch_size))
+    if batch_size > 1 and len(starts) > 1 and count % batch_size == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))

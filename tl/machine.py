@@ -1,0 +1,50 @@
+"""Facts about the machine and settings of the process that need no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+from tl.errors import DeviceError
+
+
+def cpu_name() -> str:
+    """The processor's model name, as the operating system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def keep_freed_pages() -> bool:
+    """Tell glibc's allocator to keep freed memory for the next tensor; true where that worked.
+
+    By default glibc maps each large block anew and gives it back, and the page faults cost a network of
+    many small operations up to half of its time on the CPU. Lasts for the life of this process.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(mmap_threshold, 1 << 30)) and bool(mallopt(trim_threshold, (1 << 31) - 1))
+
+
+def pick(device: str, have: dict[str, str]) -> str:
+    """`device` as it stands in `have`: `auto` → the first, `cuda` → `cuda:0`. Raises `DeviceError`."""
+    name = next(iter(have)) if device == "auto" else "cuda:0" if device == "cuda" else device
+    if name not in have:
+        raise DeviceError(f"device={device!r}: not on this machine, which has {', '.join(have)}")
+    return name

@@ -1,0 +1,105 @@
+"""What a training run returns: plain data that can be written down, and the trained model beside it."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from pydantic import Field
+
+from tl.config import TrainConfig
+from tl.strict import Strict
+from tl.weights import Weights
+
+
+class EpochResult(Strict):
+    """One epoch: a training pass and a validation pass."""
+
+    epoch: int = Field(ge=0, description="counted from 0")
+    learning_rate: float
+    train_seconds: float
+    val_seconds: float
+    train_loss: float | None = Field(description="mean over images, while training; None if not finite")
+    train_accuracy: float = Field(description="share in [0, 1], running while the weights change, on augmented images")
+    val_loss: float | None
+    val_accuracy: float
+
+
+class Predictions(Strict):
+    """What the model said of each validation image, in the order of the data set."""
+
+    epoch: int
+    labels: list[int] = Field(description="index of the predicted class")
+    confidences: list[float] = Field(description="softmax probability of that class")
+
+
+class TrainResult(Strict):
+    """Raw figures of one run; summaries are derived from them. `model` holds the best epoch's weights."""
+
+    config: TrainConfig
+    weights: Weights
+    classes: tuple[str, ...]
+    device: str
+    device_name: str
+    threads: int = Field(description="intra-op CPU threads of torch")
+    memory_format: str
+    epochs: tuple[EpochResult, ...]
+    best: Predictions = Field(description="at the first epoch that reached the best validation accuracy")
+    last: Predictions
+    total_params: int
+    trainable_params: int
+    frozen_verified: bool | None = Field(
+        description="backbone parameters and buffers bit-identical after training; None where they may change"
+    )
+    setup_seconds: float = Field(description="from the call to the first epoch: weights, network, images")
+    training_seconds: float = Field(description="all epochs, training and validation passes")
+    baseline_rss_bytes: int = Field(description="resident memory at the call, libraries already loaded")
+    peak_rss_bytes: int = Field(description="high-water mark of resident memory")
+    memory_method: str
+    cuda_allocated_bytes: int | None = Field(None, description="peak of torch's allocations on the GPU")
+    cuda_reserved_bytes: int | None = Field(None, description="peak of what torch's allocator held on the GPU")
+    notes: tuple[str, ...] = ()
+    model: Any = Field(None, exclude=True, repr=False)
+
+    @property
+    def val_accuracy_best(self) -> float:
+        """The best of all epochs. Chosen on the images that it is measured on, so it flatters."""
+        return self.epochs[self.best.epoch].val_accuracy
+
+    @property
+    def val_accuracy_last(self) -> float:
+        """At the last epoch."""
+        return self.epochs[-1].val_accuracy
+
+    @property
+    def accuracy_counts(self) -> bool:
+        """False where weights are random though the regime starts from pretrained ones."""
+        from tl.regimes import REGIMES
+
+        return self.weights.kind == "pretrained" or REGIMES[self.config.regime].start == "random"
+
+    @property
+    def train_epoch_seconds(self) -> float | None:
+        """Median training pass, the first (warm-up) left out; None with fewer than two epochs."""
+        return _median([row.train_seconds for row in self.epochs[1:]])
+
+    @property
+    def val_epoch_seconds(self) -> float | None:
+        """Median validation pass, the first left out; None with fewer than two epochs."""
+        return _median([row.val_seconds for row in self.epochs[1:]])
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        """Median of training plus validation, the first epoch left out; None with fewer than two epochs."""
+        return _median([row.train_seconds + row.val_seconds for row in self.epochs[1:]])
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """On CUDA what torch allocated at its peak; elsewhere resident memory above the baseline."""
+        if self.cuda_allocated_bytes is not None:
+            return self.cuda_allocated_bytes
+        return self.peak_rss_bytes - self.baseline_rss_bytes
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None

@@ -1,0 +1,240 @@
+"""Drawn ants and bees: a stand-in of the same size and layout where the photographs can't be had.
+
+Each picture is drawn from a seed of its own, so the bytes are the same every time on one build of Pillow.
+Size, pose, colour, light, background, clutter and noise vary, and both kinds share their palettes: what
+tells them apart is shape (narrow waist and long legs against a plump, banded body with wings).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from tl.cache import cache_dir
+from tl.seeding import seed_for
+
+VERSION = 1
+"""Counts changes of what is drawn; part of the cache folder's name and of every picture's seed."""
+_SCALE = 2  # drawn at twice the size and reduced: smooth edges
+_SKIN = [(38, 28, 22), (66, 36, 20), (96, 54, 26), (128, 74, 30), (24, 22, 26), (150, 98, 42)]
+_BAND = [(214, 158, 46), (190, 128, 52), (226, 188, 98), (168, 112, 60), (140, 100, 70)]
+_GROUND = [
+    (92, 122, 62),
+    (146, 132, 96),
+    (176, 168, 150),
+    (120, 96, 70),
+    (188, 150, 160),
+    (84, 96, 104),
+    (206, 196, 120),
+]
+
+Point = tuple[float, float]
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How many pictures of which size (longer side, pixels) a drawn set has."""
+
+    name: str
+    train: dict[str, int]
+    val: dict[str, int]
+    longest: tuple[int, int]
+
+
+FULL = Size(name="synthetic", train={"ants": 123, "bees": 121}, val={"ants": 70, "bees": 83}, longest=(360, 500))
+MINI = Size(name="synthetic-mini", train={"ants": 12, "bees": 12}, val={"ants": 8, "bees": 8}, longest=(120, 180))
+
+
+def find(size: Size) -> Path:
+    """The folder of a drawn set in the user's cache; drawn first if it isn't there.
+
+    Raises `OSError` when the cache can't be written.
+    """
+    folder = cache_dir() / f"{size.name}-v{VERSION}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-") as scratch:
+            draw_set(size, Path(scratch) / "set")
+            try:
+                (Path(scratch) / "set").rename(folder)
+            except OSError:
+                # Another process was quicker, with the same bytes.
+                if not folder.is_dir():
+                    raise
+    return folder
+
+
+def draw_set(size: Size, root: Path) -> None:
+    """Draw all pictures of a set into `root`, as `train/CLASS/NNN.jpg` and `val/CLASS/NNN.jpg`."""
+    jobs = []
+    for split, counts in (("train", size.train), ("val", size.val)):
+        for kind, count in counts.items():
+            (root / split / kind).mkdir(parents=True)
+            jobs += [(split, kind, index) for index in range(count)]
+
+    def one(job: tuple[str, str, int]) -> None:
+        split, kind, index = job
+        rng = np.random.default_rng(seed_for("synthetic", VERSION, size.name, split, kind, index))
+        picture = draw(kind, rng, longest=int(rng.integers(*size.longest, endpoint=True)))
+        picture.save(root / split / kind / f"{index:03d}.jpg", quality=int(rng.integers(80, 95)))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(one, jobs))
+
+
+def draw(kind: str, rng: np.random.Generator, *, longest: int) -> Image.Image:
+    """One picture of `kind` (`ants` or `bees`), RGB, its longer side `longest` pixels."""
+    shorter = int(longest * rng.uniform(0.62, 1.0))
+    width, height = (longest, shorter) if rng.random() < 0.75 else (shorter, longest)
+    canvas = _ground(rng, width * _SCALE, height * _SCALE)
+    pen = ImageDraw.Draw(canvas, "RGBA")
+    _clutter(pen, rng, canvas.size, count=int(rng.integers(6, 26)))
+    for _ in range(1 + (rng.random() < 0.15)):
+        _insect(pen, kind, rng, canvas.size)
+    _clutter(pen, rng, canvas.size, count=int(rng.integers(0, 4)))
+    small = canvas.resize((width, height), Image.Resampling.BOX)
+    if rng.random() < 0.5:
+        small = small.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.4))))
+    return _light(small, rng)
+
+
+def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    base = np.array(_GROUND[rng.integers(len(_GROUND))], dtype=np.float64)
+    cells = int(rng.integers(3, 24))
+    shade, hue = rng.uniform(10, 40), rng.uniform(2, 12)
+    patches = base + rng.normal(0, shade, size=(cells, cells, 1)) + rng.normal(0, hue, size=(cells, cells, 3))
+    tile = Image.fromarray(np.clip(patches, 0, 255).astype(np.uint8))
+    return tile.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _clutter(pen: ImageDraw.ImageDraw, rng: np.random.Generator, size: tuple[int, int], *, count: int) -> None:
+    """Pebbles, leaves and blades of grass."""
+    for _ in range(count):
+        x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
+        colour = _tinted(_GROUND[rng.integers(len(_GROUND))], rng, spread=40)
+        turn = rng.uniform(0, 2 * math.pi)
+        if rng.random() < 0.45:
+            reach = rng.uniform(0.1, 0.5) * max(size)
+            end = (x + reach * math.cos(turn), y + reach * math.sin(turn))
+            pen.line([(x, y), end], fill=(*colour, int(rng.integers(120, 255))), width=int(rng.uniform(2, 14)))
+        else:
+            long = rng.uniform(0.01, 0.09) * max(size)
+            points = _ellipse((x, y), long, long * rng.uniform(0.3, 1.0), turn)
+            pen.polygon(points, fill=(*colour, int(rng.integers(120, 255))))
+
+
+def _insect(pen: ImageDraw.ImageDraw, kind: str, rng: np.random.Generator, size: tuple[int, int]) -> None:
+    unit = rng.uniform(0.10, 0.24) * min(size)
+    turn = rng.uniform(0, 2 * math.pi)
+    centre = (rng.uniform(0.3, 0.7) * size[0], rng.uniform(0.3, 0.7) * size[1])
+    skin = _tinted(_SKIN[rng.integers(len(_SKIN))], rng, spread=14)
+    part = _Pose(centre=centre, unit=unit, turn=turn, squash=rng.uniform(0.7, 1.0))
+    (_ant if kind == "ants" else _bee)(pen, part, skin, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pose:
+    """Turns a body's own coordinates (x towards the head, in body units) into pixels."""
+
+    centre: Point
+    unit: float
+    turn: float
+    squash: float
+
+    def at(self, x: float, y: float) -> Point:
+        x, y = x * self.unit, y * self.unit * self.squash
+        cos, sin = math.cos(self.turn), math.sin(self.turn)
+        return self.centre[0] + x * cos - y * sin, self.centre[1] + x * sin + y * cos
+
+    def blob(self, x: float, y: float, rx: float, ry: float) -> list[Point]:
+        return [self.at(x + rx * math.cos(t), y + ry * math.sin(t)) for t in np.linspace(0, 2 * math.pi, 40)]
+
+
+def _ant(pen: ImageDraw.ImageDraw, pose: _Pose, skin: Colour, rng: np.random.Generator) -> None:
+    width = max(2, int(pose.unit * rng.uniform(0.05, 0.09)))
+    for side in (-1, 1):
+        for root, lean in ((0.30, 0.55), (0.10, 0.0), (-0.12, -0.7)):
+            knee = pose.at(root + lean * 0.5 + rng.normal(0, 0.06), side * rng.uniform(0.6, 0.8))
+            foot = pose.at(root + lean * 1.3 + rng.normal(0, 0.08), side * rng.uniform(0.9, 1.3))
+            pen.line([pose.at(root, 0), knee, foot], fill=skin, width=width, joint="curve")
+        elbow = pose.at(1.15, side * rng.uniform(0.3, 0.5))
+        pen.line([pose.at(0.85, side * 0.1), elbow, pose.at(1.6, side * rng.uniform(0.2, 0.7))], fill=skin, width=width)
+    pen.line([pose.at(-0.5, 0), pose.at(0.5, 0)], fill=skin, width=width * 2)
+    for blob in (
+        pose.blob(-0.95, 0, rng.uniform(0.5, 0.62), rng.uniform(0.30, 0.42)),
+        pose.blob(0.12, 0, rng.uniform(0.34, 0.44), rng.uniform(0.16, 0.22)),
+        pose.blob(0.78, 0, rng.uniform(0.24, 0.32), rng.uniform(0.22, 0.30)),
+    ):
+        pen.polygon(blob, fill=skin)
+    if rng.random() < 0.4:
+        _bands(pen, pose, skin, rng, start=-1.35, stop=-0.6, ry=0.28, contrast=rng.uniform(0.1, 0.5))
+    pen.polygon(pose.blob(-1.0, -0.12, 0.22, 0.07), fill=(255, 255, 255, int(rng.integers(20, 90))))
+
+
+def _bee(pen: ImageDraw.ImageDraw, pose: _Pose, skin: Colour, rng: np.random.Generator) -> None:
+    width = max(2, int(pose.unit * rng.uniform(0.06, 0.10)))
+    for side in (-1, 1):
+        for root in (0.45, 0.2, -0.1):
+            foot = pose.at(root + rng.normal(0, 0.25), side * rng.uniform(0.6, 0.9))
+            pen.line([pose.at(root, 0), foot], fill=skin, width=width)
+        tip = pose.at(1.35, side * rng.uniform(0.15, 0.4))
+        pen.line([pose.at(0.95, side * 0.1), tip], fill=skin, width=width)
+    plump = rng.uniform(0.40, 0.52)
+    pen.polygon(pose.blob(-0.62, 0, rng.uniform(0.72, 0.86), plump), fill=skin)
+    _bands(pen, pose, skin, rng, start=-1.25, stop=-0.1, ry=plump * 0.86, contrast=rng.uniform(0.35, 1.0))
+    fuzz = _tinted(_BAND[rng.integers(len(_BAND))], rng, spread=20) if rng.random() < 0.7 else skin
+    pen.polygon(pose.blob(0.32, 0, 0.46, rng.uniform(0.40, 0.48)), fill=fuzz)
+    pen.polygon(pose.blob(0.85, 0, 0.26, 0.30), fill=skin)
+    spread = rng.uniform(0.3, 0.9)
+    for side in (-1, 1):
+        wing = [(0.3, 0.2), (-0.2, 0.35 + spread * 0.6), (-1.0, 0.3 + spread), (-1.15, 0.1 + spread * 0.6), (-0.4, 0.2)]
+        pen.polygon([pose.at(x, side * y) for x, y in wing], fill=(225, 228, 232, int(rng.integers(50, 150))))
+
+
+def _bands(
+    pen: ImageDraw.ImageDraw,
+    pose: _Pose,
+    skin: Colour,
+    rng: np.random.Generator,
+    *,
+    start: float,
+    stop: float,
+    ry: float,
+    contrast: float,
+) -> None:
+    other = np.array(_BAND[rng.integers(len(_BAND))])
+    colour = tuple(int(v) for v in np.array(skin) * (1 - contrast) + other * contrast)
+    middle, half = (start + stop) / 2, (stop - start) / 2 * 1.15
+    for x in np.linspace(start, stop, int(rng.integers(3, 6))):
+        reach = ry * math.sqrt(max(0.0, 1 - ((x - middle) / half) ** 2))
+        pen.polygon(pose.blob(float(x), 0, 0.07, reach), fill=colour)
+
+
+def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast, a colour cast, a gradient of light and sensor noise."""
+    pixels = np.asarray(image, dtype=np.float32)
+    height, width, _ = pixels.shape
+    slope = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None] * np.float32(rng.normal(0, 0.12))
+    slope = slope + np.linspace(-1, 1, height, dtype=np.float32)[:, None, None] * np.float32(rng.normal(0, 0.12))
+    cast = rng.normal(1, 0.06, size=3).astype(np.float32)
+    pixels = (pixels - 128) * np.float32(rng.uniform(0.6, 1.15)) + np.float32(rng.uniform(95, 165))
+    pixels = pixels * (1 + slope) * cast
+    pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(2, 14))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _tinted(colour: Colour, rng: np.random.Generator, *, spread: int) -> Colour:
+    red, green, blue = (int(np.clip(v + rng.integers(-spread, spread + 1), 0, 255)) for v in colour)
+    return red, green, blue
+
+
+def _ellipse(centre: Point, rx: float, ry: float, turn: float) -> list[Point]:
+    return _Pose(centre=centre, unit=1.0, turn=turn, squash=1.0).blob(0, 0, rx, ry)

@@ -1,0 +1,70 @@
+"""Pictures for notebooks: what the network is shown, and what it said."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+import torch
+
+from tl.backbones import make_backbone
+from tl.batches import Batches
+from tl.images import open_store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tl.datasets import Splits
+    from tl.results import TrainResult
+
+WRONG, RIGHT = "#b2182b", "#1a6faf"
+
+
+def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0, epoch: int = 0) -> Figure:
+    """The first `count` training images of an epoch, cropped and flipped as `backbone` is shown them.
+
+    Draws what `train_model` draws for that seed and epoch. No weights are needed or loaded.
+    """
+    preprocessing = make_backbone(backbone, weights="random").preprocessing
+    batches = Batches(open_store(splits), splits.train, preprocessing, torch.device("cpu"))
+    images, labels = next(batches.training(count, seed=seed, epoch=epoch))
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    pixels = (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1)
+    titles = [(splits.classes[label], "black") for label in labels.tolist()]
+    return _grid([image.numpy() for image in pixels], titles)
+
+
+def show_predictions(result: TrainResult, splits: Splits, *, count: int = 16, wrong_first: bool = True) -> Figure:
+    """Validation images with the predicted class, its probability and, where that is wrong, the true class.
+
+    Predictions are those of the best epoch. `wrong_first` puts mistakes first, the most confident ahead.
+    """
+    said = list(zip(result.best.labels, result.best.confidences, splits.val.labels, splits.val.files, strict=True))
+    if wrong_first:
+        said.sort(key=lambda row: (row[0] == row[2], -row[1]))
+    store = open_store(splits)
+    chosen = said[:count]
+    titles = [
+        (
+            f"{splits.classes[label]} {confidence:.0%}" + ("" if label == truth else f"\n({splits.classes[truth]})"),
+            RIGHT if label == truth else WRONG,
+        )
+        for label, confidence, truth, _ in chosen
+    ]
+    return _grid([store.read(file) for *_, file in chosen], titles)
+
+
+def _grid(images: list[npt.NDArray[Any]], titles: list[tuple[str, str]]) -> Figure:
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(2.4 * columns, 2.7 * rows), layout="constrained")
+    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if place < len(images):
+            axes.imshow(images[place])
+            text, colour = titles[place]
+            axes.set_title(text, color=colour, fontsize=10)
+    return figure
