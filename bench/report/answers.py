@@ -11,10 +11,10 @@ def answers(summary: Summary) -> list[str]:
     """What to use on each device, and whether the claim holds: a paragraph each."""
     said = []
     for choice in summary.choices:
-        on = f"On {choice.device}: " if len(summary.choices) > 1 else ""
+        use = f"On {choice.device}: use" if len(summary.choices) > 1 else "Use"
         pick, best = choice.pick, choice.best
         seconds = median(pick, "epoch_seconds")
-        text = f"{on}use {pick.backbone}, {pick.regime}: best accuracy {accuracy(pick)}, {seconds} s an epoch."
+        text = f"{use} {pick.backbone}, {pick.regime}: best accuracy {accuracy(pick)}, {seconds} s an epoch."
         if pick is not best:
             text += f" It is the quickest of {choice.tied + 1} that these images can't tell apart;"
             text += f" {best.label} has {accuracy(best)}."

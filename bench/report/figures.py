@@ -126,8 +126,12 @@ def _accuracy_against_time(summary: Summary) -> Figure | None:
     )
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axes.set_xlim(left=0)
-    axes.legend(fontsize=8, loc="best")
+    _legend_beside(axes)
     return figure
+
+
+def _legend_beside(axes: Axes) -> None:
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0)
 
 
 def _bars(figure_of: Callable[[Group], float | None], label: str) -> Callable[[Summary], Figure | None]:
@@ -175,7 +179,7 @@ def _curves(quantity: str, label: str, *, accuracy: bool) -> Callable[[Summary],
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         if accuracy:
             axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-        axes.legend(fontsize=8, loc="best")
+        _legend_beside(axes)
         return figure
 
     return function

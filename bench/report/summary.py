@@ -112,6 +112,11 @@ class Summary:
         return list(dict.fromkeys(m.dataset.stand_in for _, m in self.runs if m.dataset.stand_in))
 
     @property
+    def commands(self) -> list[str]:
+        """What was typed, each command once."""
+        return list(dict.fromkeys(call.command for _, manifest in self.runs for call in manifest.invocations))
+
+    @property
     def not_frozen(self) -> list[Record]:
         """Cells whose backbone should have stayed as it was and didn't."""
         return [record for _, record in self.records if record.result and record.result.frozen_verified is False]

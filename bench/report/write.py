@@ -59,11 +59,17 @@ def _environment(suffix: str) -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=suffix == "html",
+        finalize=_no_markup if suffix == "md" else None,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def _no_markup(value: Any) -> Any:
+    """Names from data can't become HTML in Markdown; what was made for it (`Markup`) stays."""
+    return html.escape(value, quote=False) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _asset(name: str) -> str:
@@ -84,12 +90,12 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
     }
 
 
-def _markdown_table(table: pd.DataFrame) -> str:
+def _markdown_table(table: pd.DataFrame) -> Markup:
     escaped = table.map(lambda text: html.escape(str(text), quote=False).replace("|", "\\|"))
-    return str(escaped.to_markdown(index=False, disable_numparse=True))
+    return Markup(escaped.to_markdown(index=False, disable_numparse=True))
 
 
-def _html_table(table: pd.DataFrame) -> Any:
+def _html_table(table: pd.DataFrame) -> Markup:
     # pandas escapes every cell; jinja must not do it again.
     return Markup(table.to_html(index=False, escape=True, border=0, classes="wide"))
 

@@ -1,0 +1,77 @@
+"""The documents say what is so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.grid import shipped
+from bench.metrics import METRICS
+from bench.records import STATUSES
+from bench.table import COLUMNS
+from tl.config import PRECISIONS
+from tl.datasets import DATASETS
+from tl.regimes import REGIMES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FORMAT = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python -m bench [^#\n]*", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [*shipped(), *REGIMES, *DATASETS, "auto"])
+def test_the_readme_names(name: str) -> None:
+    """Every grid, regime and data set."""
+    assert f"`{name}`" in README
+
+
+def test_the_format_names_every_column_and_nothing_else() -> None:
+    """In the order of the export."""
+    assert re.findall(r"^\| `(\w+)` \|", FORMAT, flags=re.MULTILINE) == COLUMNS
+    for word in (*STATUSES, *PRECISIONS):
+        assert f"`{word}`" in FORMAT
+    assert set(METRICS) <= set(COLUMNS)
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=lambda line: line.removeprefix("python -m ").strip())
+def test_commands_of_the_readme_exist(line: str) -> None:
+    """Subcommand and options are those that `--help` knows."""
+    words = shlex.split(line)[3:]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", words[0], "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+    )
+    for option in (word for word in words if word.startswith("--")):
+        assert option in done.stdout
+
+
+def test_every_subcommand_is_in_the_readme() -> None:
+    """Nothing is hidden."""
+    said = subprocess.run([sys.executable, "-m", "bench", "--help"], capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"^│ (\w+) ", said, flags=re.MULTILINE)
+    assert {"run", "report", "export", "list", "doctor"} <= set(names)
+    assert all(f"python -m bench {name}" in README for name in names)
+
+
+def test_the_library_example_runs(tmp_path: Path) -> None:
+    """As it stands, in an empty folder; it is ten lines at most and draws both pictures."""
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "import tl" in block)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("batch.png", "predictions.png"))
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    """Install and pytest, as they stand in the README."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    install, test = re.search(r'^(python -m pip install -e "\.\[test\]") && (.*)$', README, flags=re.MULTILINE).groups()
+    assert install.replace("install", "install --quiet") in script and test in script

@@ -1,0 +1,255 @@
+"""Reports: what they say, and that names from data are shown as text."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bench.environment import environment
+from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
+from bench.report import write_report
+from bench.report.summary import summarise
+from tl.config import TrainConfig
+from tl.results import EpochResult, Predictions, TrainResult
+from tl.weights import Weights
+
+TRUTH = (0,) * 50 + (1,) * 50
+PRETRAINED = Weights(kind="pretrained", source="package x", label="x", digest="d" * 64)
+RANDOM = Weights(kind="random", source="random", reason="the moon is in the way")
+
+
+def record(
+    backbone: str,
+    regime: str,
+    *,
+    seconds: float = 10.0,
+    right: int = 95,
+    status: str = "done",
+    seed: int = 0,
+    weights: Weights = PRETRAINED,
+    classes: tuple[str, str] = ("ants", "bees"),
+    frozen: bool | None = None,
+) -> Record:
+    """A record with 4 epochs of about `seconds` each, and `right` of 100 validation images."""
+    config = TrainConfig(backbone=backbone, regime=regime, epochs=4, weights=weights.kind, seed=seed)
+    cell = Cell(config=config, weights_digest=weights.digest, dataset_digest="0" * 64, device="cpu")
+    labels = [label if index < right else 1 - label for index, label in enumerate(TRUTH)]
+    said = Predictions(epoch=0, labels=labels, confidences=[0.9] * 100)
+    rows = [
+        EpochResult(
+            epoch=i,
+            learning_rate=1e-3,
+            train_seconds=seconds * 0.8 + i / 100,
+            val_seconds=seconds * 0.2,
+            train_loss=0.5,
+            train_accuracy=0.9,
+            val_loss=0.4,
+            val_accuracy=right / 100,
+        )
+        for i in range(4)
+    ]
+    result = TrainResult(
+        config=config,
+        weights=weights,
+        classes=classes,
+        device="cpu",
+        device_name="CPU",
+        threads=2,
+        memory_format="channels_last",
+        epochs=tuple(rows),
+        best=said,
+        last=said,
+        total_params=10,
+        trainable_params=2,
+        frozen_verified=frozen,
+        setup_seconds=0.1,
+        training_seconds=4 * seconds,
+        baseline_rss_bytes=100,
+        peak_rss_bytes=100 + int(seconds * 2**20),
+        memory_method="VmHWM",
+    )
+    return Record(
+        cell_id=cell.id,
+        cell=cell,
+        dataset="own",
+        train_images=244,
+        weights=weights,
+        status=status,
+        reason="" if status == "done" else "took | too <b>long</b>",
+        traceback="" if status == "done" else "Traceback <script>",
+        started=datetime(2026, 1, 1, tzinfo=UTC),
+        wall_seconds=4 * seconds + 1,
+        environment=environment(),
+        result=result if status == "done" else None,
+    )
+
+
+def write_run(
+    folder: Path, records: list[Record], *, classes: tuple[str, str] = ("ants", "bees"), stand_in: str = ""
+) -> Run:
+    run = Run(folder)
+    cells = {record.cell_id: record.cell for record in records}
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    run.write_manifest(
+        Manifest(
+            name=folder.name,
+            grid={},
+            protocol=TrainConfig(backbone="x").model_dump(),
+            dataset=DatasetIdentity(
+                name="own",
+                digest="0" * 64,
+                classes=classes,
+                train_images=244,
+                val_files=tuple(f"{i}.jpg" for i in range(100)),
+                val_labels=TRUTH,
+                stand_in=stand_in,
+            ),
+            weights={},
+            cells=cells,
+            invocations=(
+                Invocation(
+                    command="python -m bench run", started=now, environment=environment(), cell_ids=tuple(cells)
+                ),
+            ),
+        )
+    )
+    for one in records:
+        run.write_record(one)
+    return run
+
+
+def pages(run: Run, tmp_path: Path) -> tuple[str, str]:
+    markdown, page = write_report([run], tmp_path / "reports", run.name)
+    return markdown.read_text(), page.read_text()
+
+
+def test_speed_up_memory_and_accuracy_against_fine_tuning(tmp_path: Path) -> None:
+    """Known figures in, the right ratio, share and difference out."""
+    run = write_run(
+        tmp_path / "r",
+        [
+            record("timm:a", "finetune", seconds=20, right=96),
+            record("timm:a", "frozen", seconds=10, right=94, frozen=True),
+        ],
+    )
+    (comparison,) = summarise([run], "r").comparisons
+    assert comparison.speed_up is not None
+    assert comparison.speed_up.value == pytest.approx(2.0, abs=0.01)
+    assert comparison.verdict == "supported"
+    markdown, page = pages(run, tmp_path)
+    assert "10 MiB (50%)" in markdown and "-2.0 points" in markdown and "| supported" in markdown
+    assert "verified" in page
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(5, "faster than claimed"), (15, "slower than claimed")])
+def test_the_claim_can_be_refuted(tmp_path: Path, seconds: float, verdict: str) -> None:
+    """Both ways."""
+    records = [record("timm:a", "finetune", seconds=20), record("timm:a", "frozen", seconds=seconds)]
+    assert summarise([write_run(tmp_path / "r", records)], "r").comparisons[0].verdict == verdict
+
+
+def test_the_answer_is_the_quickest_that_cannot_be_told_from_the_best(tmp_path: Path) -> None:
+    """A tie in accuracy goes to the quicker one; a clear loser doesn't win by speed."""
+    records = [
+        record("timm:best", "finetune", seconds=30, right=97),
+        record("timm:close", "frozen", seconds=6, right=96, frozen=True),
+        record("timm:quick", "frozen", seconds=1, right=60, frozen=True),
+    ]
+    run = write_run(tmp_path / "r", records)
+    (choice,) = summarise([run], "r").choices
+    assert (choice.best.backbone, choice.pick.backbone, choice.tied) == ("timm:best", "timm:close", 1)
+    markdown, _ = pages(run, tmp_path)
+    assert "Use timm:close, frozen" in markdown.splitlines()[2]
+
+
+def test_random_weights_have_no_accuracy_anywhere(tmp_path: Path) -> None:
+    """Shown as n/a, with the reason, out of the choice; time stays. `scratch` keeps its accuracy."""
+    records = [
+        record("timm:a", "finetune", weights=RANDOM, right=21),
+        record("timm:a", "frozen", weights=RANDOM, right=22),
+        record("timm:a", "scratch", weights=RANDOM, right=93),
+    ]
+    run = write_run(tmp_path / "r", records)
+    for page in pages(run, tmp_path):
+        assert "21.0%" not in page and "22.0%" not in page and "93.0%" in page
+        assert "n/a" in page and "the moon is in the way" in page
+    assert summarise([run], "r").choices == ()
+
+
+def test_failed_and_missing_cells_are_shown(tmp_path: Path) -> None:
+    """With status and reason; what was never run is named too."""
+    done, late = record("timm:a", "finetune"), record("timm:a", "frozen", status="timeout")
+    run = write_run(tmp_path / "r", [done, late, record("timm:b", "frozen")])
+    (run.folder / "cells" / f"{record('timm:b', 'frozen').cell_id}.json").unlink()
+    markdown, page = pages(run, tmp_path)
+    for text in (markdown, page):
+        assert "timeout" in text and "not run yet" in text and "timm:b frozen cpu seed 0" in text
+    assert summarise([run], "r").comparisons == ()
+
+
+def test_a_backbone_that_moved_is_said_at_the_top(tmp_path: Path) -> None:
+    """A frozen cell that was not frozen."""
+    run = write_run(tmp_path / "r", [record("timm:a", "frozen", frozen=False)])
+    for page in pages(run, tmp_path):
+        assert page.index("Not frozen") < page.index("Results") and "NOT FROZEN" in page
+
+
+def test_several_seeds_are_mean_and_standard_deviation(tmp_path: Path) -> None:
+    """With their number in the table."""
+    run = write_run(tmp_path / "r", [record("timm:a", "frozen", seed=s, right=r) for s, r in ((0, 90), (1, 94))])
+    markdown, _ = pages(run, tmp_path)
+    row = next(line for line in markdown.splitlines() if line.startswith("| timm:a"))
+    assert "92.0% ± 2.8" in row and re.search(r"\| 2 +\|", row)
+
+
+def test_every_seed_counts_for_frozen(tmp_path: Path) -> None:
+    """One seed that moved is enough."""
+    seeds = [record("timm:a", "frozen", seed=0, frozen=True), record("timm:a", "frozen", seed=1, frozen=False)]
+    assert "NOT FROZEN" in pages(write_run(tmp_path / "r", seeds), tmp_path)[0]
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scripts = 0
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag in ("script", "b")
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+
+def test_names_from_data_are_text(tmp_path: Path) -> None:
+    """Classes, reasons and run names with markup in them do nothing."""
+    classes = ("<script>alert(1)</script>", "a|b")
+    records = [record("timm:a", "frozen", classes=classes), record("timm:a", "finetune", status="failed")]
+    run = write_run(tmp_path / "<b>r", records, classes=classes, stand_in="a drawn <b>stand-in</b>")
+    markdown, page = pages(run, tmp_path)
+    assert "<script>" not in markdown and "<b>" not in re.sub(r"`[^`]*`", "", markdown)
+    tags = _Tags()
+    tags.feed(page)
+    assert tags.scripts == 0
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
+    """Nothing is fetched: no address but anchors within the page; the pictures of the Markdown lie beside it."""
+    run = write_run(tmp_path / "r", [record("timm:a", r, seconds=s) for r, s in (("finetune", 20), ("frozen", 10))])
+    markdown, page = pages(run, tmp_path)
+    tags = _Tags()
+    tags.feed(page)
+    assert all(address.startswith("#") for address in tags.addresses)
+    assert "url(http" not in page and "@import" not in page
+    pictures = re.findall(r"\]\((\S+?\.png)\)", markdown)
+    assert len(pictures) == page.count("<svg") == 6
+    assert all((tmp_path / "reports" / name).is_file() for name in pictures)
+
+
+def test_a_report_is_the_same_every_time(tmp_path: Path) -> None:
+    """Byte for byte, so that a committed one changes only when the records do."""
+    run = write_run(tmp_path / "r", [record("timm:a", r, seconds=s) for r, s in (("finetune", 20), ("frozen", 10))])
+    assert pages(run, tmp_path) == pages(run, tmp_path)
