@@ -1,7 +1,9 @@
-"""Sessions: `nox -s bench`, `tests`, `lint`, `types`. All use the environment that nox itself runs in.
+"""Sessions: `nox -s bench`, `tests`, `lint`, `types`. All use the Python that nox itself runs in.
 
 torch is several GB, so no session makes an environment of its own: install with `pip install -e ".[test]"`.
 """
+
+import sys
 
 import nox
 
@@ -12,23 +14,23 @@ nox.options.sessions = ["lint", "types", "tests"]
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the default grid, or another: `nox -s bench -- --grid smoke`."""
-    session.run("python", "-m", "bench", "run", *(session.posargs or ["--grid", "default"]))
+    session.run(sys.executable, "-m", "bench", "run", *(session.posargs or ["--grid", "default"]))
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests."""
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run(sys.executable, "-m", "pytest", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format."""
-    session.run("python", "-m", "ruff", "check", ".")
-    session.run("python", "-m", "ruff", "format", "--check", ".")
+    session.run(sys.executable, "-m", "ruff", "check", ".")
+    session.run(sys.executable, "-m", "ruff", "format", "--check", ".")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types."""
-    session.run("python", "-m", "mypy")
+    session.run(sys.executable, "-m", "mypy")

@@ -39,13 +39,8 @@ def main() -> None:
         _fail(str(error))
     except ClickError as error:
         _fail(error.format_message() + _given(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe (`| head`) has had enough.
-        sys.stderr.close()
-        sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -100,12 +95,12 @@ def run(
     from bench.options import Options
 
     console = Console()
-    chosen = load_grid(grid)
-    axes: dict[str, Any] = {"backbones": backbone, "regimes": regime, "devices": device, "seeds": seeds}
-    matrix = chosen.matrix.replace(**{axis: value for axis, value in axes.items() if value is not None})
-    train = {"epochs": epochs, "batch_size": batch_size}
-    settings = chosen.train | {key: value for key, value in train.items() if value is not None}
-    chosen = chosen.replace(matrix=matrix, train=settings)
+    axes = {"backbones": backbone, "regimes": regime, "devices": device, "seeds": seeds}
+    settings = {"epochs": epochs, "batch_size": batch_size}
+    chosen = load_grid(grid).override(
+        {axis: value for axis, value in axes.items() if value is not None},
+        {key: value for key, value in settings.items() if value is not None},
+    )
     options = Options(
         data=data,
         weights=weights,
@@ -120,6 +115,8 @@ def run(
     )
     with _ended_by_signals():
         worker = runner.executor_for(options)
+        if report:
+            runner.check_output(reports)
         sweep = runner.plan(chosen, options, worker, console)
         _describe(sweep, console, dry_run)
         if dry_run:
@@ -128,60 +125,60 @@ def run(
         try:
             records = runner.execute(sweep, chosen, options, worker, console)
         except KeyboardInterrupt:
-            done = sum(record.status == "done" for record in sweep.run.records().values())
-            console.print(
-                f"interrupted: {done} of {len(sweep.cells)} cells are done; the same command goes on from there"
-            )
-            raise SystemExit(INTERRUPTED) from None
+            ended = sweep.run.records() if sweep.run.exists() else {}
+            done = sum(cell_id in ended and ended[cell_id].status == "done" for cell_id in sweep.cells)
+            on = f"`--name {sweep.run.folder.name}` without --fresh goes" if fresh else "the same command goes"
+            _say(console, f"interrupted: {done} of {len(sweep.cells)} cells are done; {on} on from there")
+            raise typer.Exit(INTERRUPTED) from None
+    failed = [record for record in records.values() if record.status != "done"]
+    if failed:
+        _say(console, f"{len(failed)} of {len(records)} cells have no result:", style="red")
+        for record in failed:
+            _say(console, f"  {record.status}: {record.cell}: {record.reason}")
     if report:
         from bench.report import write_report
 
-        for path in write_report([sweep.run], reports, sweep.run.name):
-            console.print(f"report: {path}", highlight=False, soft_wrap=True)
-    failed = [record for record in records.values() if record.status != "done"]
+        for path in write_report([sweep.run], reports, sweep.run.folder.name):
+            _say(console, f"report: {path}")
     if failed:
-        console.print(f"{len(failed)} of {len(records)} cells have no result:", style="red")
-        for record in failed:
-            console.print(
-                f"  {record.status}: {record.cell}: {record.reason}", markup=False, highlight=False, soft_wrap=True
-            )
         raise typer.Exit(FAILED)
 
 
+def _say(console: Any, text: str, style: str | None = None) -> None:
+    """A line as it is: names from data are not markup, and a path is not broken."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
-    splits, run_folder = sweep.splits, sweep.run.folder
+    """What will be used, and loudly what stands in for what was wanted."""
+    splits = sweep.splits
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
-    lines = [f"images: {splits.name} ({images})"]
-    lines += (
-        [f"        {len(splits.ignored)} other files left out, such as {splits.ignored[0]}"] if splits.ignored else []
-    )
+    _say(console, f"images: {splits.name} ({images})")
+    if splits.ignored:
+        _say(
+            console, f"        files that are not images, left out: {len(splits.ignored)}, such as {splits.ignored[0]}"
+        )
+    unless = "unless it can be downloaded: " if dry_run else ""
+    if splits.stand_in:
+        _say(console, f"WARNING: {unless}the images are {splits.stand_in}", style="bold yellow")
     fallbacks: dict[str, list[str]] = {}
+    before = sweep.previous.weights if sweep.previous else {}
     for key, answer in sweep.settled.items():
         if answer.reason:
-            fallbacks.setdefault(answer.reason, []).append(key.partition(" ")[2])
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if splits.stand_in:
-        console.print(
-            f"WARNING: the images are {splits.stand_in}",
-            style="bold yellow",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    unless = "unless they can be downloaded, " if dry_run else ""
+            kept = "; so this run began, and --fresh looks again" if key in before else ""
+            fallbacks.setdefault(answer.reason + kept, []).append(key.partition(" ")[2])
     for reason, specs in fallbacks.items():
         text = f"WARNING: {unless}random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        _say(console, text, style="yellow")
     again = f", {len(sweep.done)} of them done before" if sweep.done else ""
-    console.print(f"run: {run_folder}: {len(sweep.cells)} cells{again}", markup=False, highlight=False, soft_wrap=True)
+    _say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{again}")
 
 
 def _list_cells(sweep: Any, console: Any) -> None:
     for cell_id, cell in sweep.cells.items():
         state = "done" if cell_id in sweep.done else "to do"
         epochs = f"{cell.config.epochs} epochs, batch {cell.config.batch_size}, {cell.config.weights} weights"
-        console.print(f"  {state:5}  {cell} ({epochs})", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"  {state:5}  {cell} ({epochs})")
 
 
 @contextlib.contextmanager
@@ -207,9 +204,13 @@ def report(
     """Write reports/NAME.md and one self-contained reports/NAME.html."""
     from bench.records import find_runs
     from bench.report import write_report
+    from bench.runner import check_name, check_output
 
     found = find_runs(runs)
-    for path in write_report(found, out, name or "-".join(run.name for run in found)):
+    if name is not None:
+        check_name("--name", name)
+    check_output(out)
+    for path in write_report(found, out, name or "-".join(run.folder.resolve().name for run in found)):
         print(f"report: {path}")
 
 

@@ -30,8 +30,15 @@ class Environment(Strict):
 
     def differences(self, other: Environment) -> list[str]:
         """Fields in which two environments differ so that times should not be mixed."""
-        names = ("cpu", "cores", "packages")
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        return [name for name in ("cpu", "cores", "packages") if getattr(self, name) != getattr(other, name)]
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in self.packages.items())
+        commit = f", commit {self.git_commit[:12]}" if self.git_commit else ""
+        dirty = " with uncommitted changes" if self.git_dirty else ""
+        gib = self.memory_bytes / 2**30
+        machine = f"{self.cpu}, {self.cores} cores, {gib:.1f} GiB, {self.system}"
+        return f"{machine}; Python {self.python}, {versions}{commit}{dirty}"
 
 
 def environment() -> Environment:

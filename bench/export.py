@@ -25,6 +25,6 @@ def export_runs(runs: list[str], format: str, output: Path | None) -> None:
         else:
             table.to_parquet(output or sys.stdout.buffer, index=False)
     except BrokenPipeError:
-        raise
+        sys.stderr.close()  # the reader of the pipe has had enough; nothing is wrong
     except OSError as error:
-        raise UserError(f"{output}: can't be written: {error.strerror}") from error
+        raise UserError(f"{output}: can't be written: {error.strerror or error}") from error

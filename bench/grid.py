@@ -25,7 +25,7 @@ epochs = 10                         # also fields of [train], for these cells on
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -41,8 +41,9 @@ from tl.machine import pick
 from tl.strict import Strict
 
 AXES = {"backbone": "backbones", "regime": "regimes", "device": "devices", "precision": "precision", "seed": "seeds"}
-PROTOCOL = {name: field.default for name, field in TrainConfig.model_fields.items() if name not in {*AXES, "weights"}}
-"""Fields of `[train]`, with their defaults."""
+"""Axis of a cell → its key in `[matrix]`."""
+PROTOCOL = tuple(name for name in TrainConfig.model_fields if name not in {*AXES, "weights"})
+"""Fields of `[train]`."""
 
 
 class Matrix(Strict):
@@ -68,8 +69,23 @@ class Grid(Strict):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """All training settings that are not axes, defaults included."""
-        return {**PROTOCOL, **self.train}
+        """All training settings that are not axes, defaults included. Raises `ConfigError` for one out of range."""
+        settings = TrainConfig(backbone="any", **self.train)
+        return {name: getattr(settings, name) for name in PROTOCOL}
+
+    def override(self, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:
+        """The grid with some of its axes and settings replaced; they rule its `include` entries too.
+
+        `axes` has the keys of `[matrix]`. An entry that names another value of a replaced axis is left out.
+        """
+        kept = []
+        for entry in self.include:
+            named = {AXES[axis]: value for axis, value in entry.items() if axis in AXES}
+            if all(_among(value, axes[key]) for key, value in named.items() if key in axes):
+                kept.append({key: value for key, value in entry.items() if key not in settings})
+        return self.replace(
+            matrix=self.matrix.replace(**axes), train={**self.train, **settings}, include=kept, exclude=self.exclude
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +134,34 @@ def _parse(text: str, name: str) -> Grid:
         grid = Grid(name=name, **_checked("matrix", data))
     except TypeError as error:
         raise ConfigError("name: unknown key; a grid's name is its file's name") from error
-    _known_keys("train", grid.train, PROTOCOL)
+    _check("train", grid.train, PROTOCOL)
     for number, entry in enumerate(grid.include, 1):
-        _known_keys(f"include[{number}]", entry, [*AXES, *PROTOCOL])
+        _check(f"include[{number}]", entry, [*AXES, *PROTOCOL])
     for number, entry in enumerate(grid.exclude, 1):
-        _known_keys(f"exclude[{number}]", entry, AXES)
+        _check(f"exclude[{number}]", entry, AXES, patterns=True)
     return grid
+
+
+def _check(where: str, given: Mapping[str, Any], valid: Collection[str], *, patterns: bool = False) -> None:
+    """Refuse unknown keys and values that are not valid, naming the place."""
+    _known_keys(where, given, valid)
+    for key, value in given.items():
+        kinds = (int,) if key == "seed" else (str, int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ConfigError(f"{where}.{key}={value!r}: must be one {'number' if key == 'seed' else 'value'}")
+        is_pattern = patterns and isinstance(value, str) and any(sign in value for sign in "*?[")
+        if key not in ("backbone", "device") and not is_pattern:
+            try:
+                TrainConfig(backbone="any").replace(**{key: value})
+            except ConfigError as error:
+                raise ConfigError(f"{where}.{error}") from error
+
+
+def _among(value: Any, wanted: Any) -> bool:
+    """Whether an entry's value is one of an overridden axis; a bare backbone stands for either source's."""
+    if isinstance(wanted, int):
+        return bool(value in range(wanted))
+    return any(value == one or str(value).endswith(f":{one}") for one in wanted)
 
 
 def _checked(section: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +175,7 @@ def _checked(section: str, data: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{section}.{error}") from error
 
 
-def _known_keys(where: str, given: Mapping[str, Any], valid: Mapping[str, Any] | list[str]) -> None:
+def _known_keys(where: str, given: Mapping[str, Any], valid: Collection[str]) -> None:
     for key in given:
         if key not in valid:
             close = nearest(key, valid)

@@ -11,6 +11,7 @@ from bench import catalog
 from bench.executors import make_executor
 from bench.grid import load_grid, shipped
 from tl.datasets import DATASETS
+from tl.errors import UserError
 from tl.regimes import REGIMES
 from tl.weights import BUNDLED
 
@@ -25,10 +26,12 @@ def print_list(what: str, text: str | None) -> None:
         "backbones": lambda: _backbones(text),
     }
     rows = lists[what]()
+    rows = {name: meaning for name, meaning in rows.items() if not text or text in name}
+    if not rows:
+        raise UserError(f"list {what} {text!r}: no name contains that")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, meaning in rows.items():
-        if not text or text in name:
-            table.add_row(name, meaning)
+        table.add_row(name, meaning)
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""Metrics: what is measured, in which unit, and which way is better. To add one, add an entry to `METRICS`.
+"""Metrics: what is measured, in which unit. To add one, add an entry to `METRICS`.
 
 Tables, reports and exports read this; `value` takes a finished record and returns a number, or None where
 it is not known.
@@ -21,17 +21,23 @@ class Metric:
 
     label: str
     unit: str
-    higher_is_better: bool | None
     value: Callable[[Record, TrainResult], Number]
+    meaning: str
     style: str = ".3g"
-    """Format of a figure in a table, in the unit times `scale`."""
+    """Format of a figure in a table, in `shown_unit`."""
     scale: float = 1.0
+    """From `unit` to `shown_unit`."""
     shown_unit: str = ""
-    meaning: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Label and unit, for the head of a column."""
+        unit = self.shown_unit or self.unit
+        return self.label if unit in ("share", "count", "index") else f"{self.label}, {unit}"
 
     def show(self, value: float | int | None) -> str:
         """A figure for people; `n/a` where it is not known."""
-        return "n/a" if value is None or value != value else format(value * self.scale, self.style)
+        return "n/a" if value is None else format(value * self.scale, self.style)
 
 
 def _accuracy(value: Callable[[TrainResult], float]) -> Callable[[Record, TrainResult], Number]:
@@ -44,11 +50,10 @@ def _images_per_second(record: Record, result: TrainResult) -> Number:
     return images / result.train_epoch_seconds if images and result.train_epoch_seconds else None
 
 
-def _bytes(label: str, better: bool | None, value: Callable[[TrainResult], Number], meaning: str) -> Metric:
+def _bytes(label: str, value: Callable[[TrainResult], Number], meaning: str) -> Metric:
     return Metric(
         label=label,
         unit="B",
-        higher_is_better=better,
         value=lambda record, result: value(result),
         style=",.0f",
         scale=1 / 2**20,
@@ -61,7 +66,6 @@ METRICS: dict[str, Metric] = {
     "val_accuracy_best": Metric(
         label="best accuracy",
         unit="share",
-        higher_is_better=True,
         value=_accuracy(lambda result: result.val_accuracy_best),
         style=".1%",
         meaning="best validation accuracy of all epochs, chosen on the images it is measured on",
@@ -69,7 +73,6 @@ METRICS: dict[str, Metric] = {
     "val_accuracy_last": Metric(
         label="last accuracy",
         unit="share",
-        higher_is_better=True,
         value=_accuracy(lambda result: result.val_accuracy_last),
         style=".1%",
         meaning="validation accuracy after the last epoch",
@@ -77,91 +80,78 @@ METRICS: dict[str, Metric] = {
     "best_epoch": Metric(
         label="best epoch",
         unit="index",
-        higher_is_better=None,
         value=_accuracy(lambda result: result.best.epoch),
-        style="d",
+        style=".0f",
         meaning="first epoch, counted from 0, that reached the best accuracy",
     ),
     "epoch_seconds": Metric(
         label="epoch",
         unit="s",
-        higher_is_better=False,
         value=lambda record, result: result.epoch_seconds,
         meaning="median of training plus validation over all epochs but the first",
     ),
     "train_epoch_seconds": Metric(
         label="training pass",
         unit="s",
-        higher_is_better=False,
         value=lambda record, result: result.train_epoch_seconds,
         meaning="median training pass over all epochs but the first",
     ),
     "val_epoch_seconds": Metric(
         label="validation pass",
         unit="s",
-        higher_is_better=False,
         value=lambda record, result: result.val_epoch_seconds,
         meaning="median validation pass over all epochs but the first",
     ),
     "first_epoch_seconds": Metric(
         label="first epoch",
         unit="s",
-        higher_is_better=False,
         value=lambda record, result: result.epochs[0].train_seconds + result.epochs[0].val_seconds,
         meaning="training plus validation of the first epoch, warm-up included",
     ),
     "total_seconds": Metric(
         label="whole cell",
         unit="s",
-        higher_is_better=False,
         value=lambda record, result: record.wall_seconds,
         meaning="wall time of the cell's process, from its start to its end",
     ),
     "overhead_seconds": Metric(
         label="overhead",
         unit="s",
-        higher_is_better=False,
         value=lambda record, result: record.overhead_seconds,
         meaning="wall time of the cell outside its training and validation passes",
     ),
     "images_per_second": Metric(
         label="training speed",
         unit="images/s",
-        higher_is_better=True,
         value=_images_per_second,
         meaning="training images over the median training pass",
     ),
     "peak_memory_bytes": _bytes(
         "peak memory",
-        False,
         lambda result: result.peak_memory_bytes,
         "CUDA: torch's allocations at their peak; elsewhere: resident memory above the baseline",
     ),
     "peak_rss_bytes": _bytes(
         "peak resident memory",
-        False,
         lambda result: result.peak_rss_bytes,
         "high-water mark of the process's resident memory, libraries included",
     ),
     "baseline_rss_bytes": _bytes(
         "baseline resident memory",
-        None,
         lambda result: result.baseline_rss_bytes,
         "resident memory before weights and images were loaded, libraries included",
     ),
     "cuda_allocated_bytes": _bytes(
-        "GPU allocated", False, lambda result: result.cuda_allocated_bytes, "peak of torch's allocations on the GPU"
+        "GPU allocated", lambda result: result.cuda_allocated_bytes, "peak of torch's allocations on the GPU"
     ),
     "cuda_reserved_bytes": _bytes(
         "GPU reserved",
-        False,
         lambda result: result.cuda_reserved_bytes,
         "peak of what torch's allocator held on the GPU",
     ),
     "total_params": Metric(
         label="parameters",
         unit="count",
-        higher_is_better=None,
         value=lambda record, result: result.total_params,
         style=".2f",
         scale=1e-6,
@@ -171,10 +161,8 @@ METRICS: dict[str, Metric] = {
     "trainable_params": Metric(
         label="trainable parameters",
         unit="count",
-        higher_is_better=None,
         value=lambda record, result: result.trainable_params,
-        style=",d",
-        scale=1,
+        style=",.0f",
         meaning="parameters that get gradients",
     ),
 }

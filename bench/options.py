@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to run a grid. Nothing in here can change a number, except `data` and `weights`, which cells record."""
+    """How to run a grid. Data and weights are in here too: cells know them by their digests, not by their places."""
 
     data: str | None = None
     weights: str = "auto"

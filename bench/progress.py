@@ -12,7 +12,7 @@ from rich.text import Text
 
 from bench.metrics import METRICS
 from bench.records import Cell, Record
-from tl.results import EpochResult
+from tl.results import EpochResult, accuracy_counts
 
 
 class Reporter(Protocol):
@@ -161,7 +161,7 @@ def _epoch_text(cell: Cell, row: EpochResult) -> str:
     seconds = row.train_seconds + row.val_seconds
     loss = "not finite" if row.train_loss is None else f"{row.train_loss:.3f}"
     text = f"epoch {row.epoch + 1}/{cell.config.epochs}: {seconds:.1f} s, loss {loss}"
-    counts = cell.config.weights == "pretrained" or cell.config.regime == "scratch"
+    counts = accuracy_counts(cell.config.regime, cell.config.weights)
     return text + (f", accuracy {row.val_accuracy:.1%}" if counts else ", accuracy n/a")
 
 

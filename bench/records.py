@@ -1,7 +1,7 @@
 """Records and manifests: the format of a run on disk. Imports neither torch nor pandas.
 
     results/NAME/manifest.json            what was planned, with which data and weights, by which commands
-    results/NAME/cells/CELL_ID.json       one record a cell: done, failed, oom, timeout or skipped
+    results/NAME/cells/CELL_ID.json       one record a cell: done, failed, oom or timeout
     results/NAME/superseded/…             records of failed attempts that a later attempt replaced
 
 History of the format (`SCHEMA_VERSION`):
@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from bench.environment import Environment
 from tl.cache import to_json, write_atomic
@@ -32,7 +33,7 @@ SCHEMA_VERSION = 1
 PROTOCOL_VERSION = 1
 """Part of every cell's id: raised when the same config begins to mean other work."""
 
-Status = Literal["done", "failed", "oom", "timeout", "skipped"]
+Status = Literal["done", "failed", "oom", "timeout"]
 STATUSES: tuple[str, ...] = get_args(Status)
 
 
@@ -40,7 +41,7 @@ class Cell(Strict):
     """One experiment: a config, the images, the weights and the device. Its id is a hash of just that."""
 
     config: TrainConfig = Field(description="with weights `pretrained` or `random`, never `auto`")
-    weights_digest: str = Field(description="SHA-256 of the weights file; empty for random weights")
+    weights_digest: str = Field(description="SHA-256 of the weights file; empty for random or missing weights")
     dataset_digest: str
     device: str
 
@@ -49,6 +50,10 @@ class Cell(Strict):
         """12 hex digits. Moving a folder keeps it; anything that can change a number changes it."""
         text = json.dumps([PROTOCOL_VERSION, self.model_dump(mode="json")], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def but(self, *, device: str | None = None, **settings: Any) -> Cell:
+        """The same cell with other settings or on another device."""
+        return self.replace(config=self.config.replace(**settings), device=device or self.device)
 
     def __str__(self) -> str:
         config = self.config
@@ -65,7 +70,7 @@ class Record(Strict):
     cell: Cell
     dataset: str
     train_images: int
-    stand_in: str = Field("", description="why the images are drawn ones; empty for real images")
+    stand_in: str = Field("", description="that the images are drawn ones, and why; empty for real images")
     weights: Weights | None = Field(description="what the backbone started from; None where none could be had")
     status: Status
     reason: str = Field("", description="one line; empty when done")
@@ -100,6 +105,7 @@ class Invocation(Strict):
     command: str
     started: datetime
     environment: Environment
+    grid: dict[str, Any]
     cell_ids: tuple[str, ...] = Field(description="cells that it planned, done before or not")
 
 
@@ -108,7 +114,6 @@ class Manifest(Strict):
 
     schema_version: int = SCHEMA_VERSION
     name: str
-    grid: dict[str, Any]
     protocol: dict[str, Any]
     dataset: DatasetIdentity
     weights: dict[str, Weights] = Field(
@@ -121,13 +126,10 @@ class Manifest(Strict):
 class Run:
     """The folder of a run, for reading and for adding records."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str | None = None) -> None:
         self.folder = folder
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.resolve().name
+        self.name = name or folder.resolve().name
+        """What tables call it; the folder's name unless another run has that too."""
 
     def manifest(self) -> Manifest:
         """Raises `UserError` when this folder is not a run, is damaged, or was written by a newer version."""
@@ -141,24 +143,44 @@ class Run:
         return (self.folder / "manifest.json").is_file()
 
     def records(self) -> dict[str, Record]:
-        """All records by cell id. Raises `UserError` as `manifest` does."""
+        """All records by cell id, in the order in which they were planned. Raises `UserError` as `manifest`."""
         paths = sorted((self.folder / "cells").glob("*.json"))
-        return {record.cell_id: record for record in (_parse(path, Record) for path in paths)}
+        found = {record.cell_id: record for record in (_parse(path, Record) for path in paths)}
+        planned = [cell_id for cell_id in self.manifest().cells if cell_id in found]
+        return {cell_id: found[cell_id] for cell_id in dict.fromkeys([*planned, *found])}
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Atomically. Raises `OSError`."""
         write_atomic(self.folder / "manifest.json", to_json(manifest.model_dump(mode="json")))
 
     def write_record(self, record: Record) -> None:
-        """Atomically; an earlier record of the cell moves to `superseded/`, nothing is lost."""
-        path = self.folder / "cells" / f"{record.cell_id}.json"
+        """Atomically; an earlier record of the cell is kept in `superseded/`. Raises `OSError`."""
+        text = to_json(record.model_dump(mode="json"))
+        path = self._record(record.cell_id)
         if path.exists():
-            attic = self.folder / "superseded"
-            attic.mkdir(exist_ok=True)
-            taken = len(list(attic.glob(f"{record.cell_id}-*.json")))
-            # A link first: at no moment is the old record nowhere.
-            os.link(path, attic / f"{record.cell_id}-{taken + 1}.json")
-        write_atomic(path, to_json(record.model_dump(mode="json")))
+            self._keep(path)
+        write_atomic(path, text)
+
+    def retire(self, cell_id: str) -> None:
+        """Move the record of a cell that is no longer planned to `superseded/`. Raises `OSError`."""
+        path = self._record(cell_id)
+        if path.exists():
+            self._keep(path)
+            path.unlink()
+
+    def _record(self, cell_id: str) -> Path:
+        return self.folder / "cells" / f"{cell_id}.json"
+
+    def _keep(self, path: Path) -> None:
+        """A second name or a copy in `superseded/`: at no moment is the old record nowhere."""
+        attic = self.folder / "superseded"
+        attic.mkdir(exist_ok=True)
+        numbers = [int(old.stem.rpartition("-")[2]) for old in attic.glob(f"{path.stem}-*.json")]
+        kept = attic / f"{path.stem}-{max(numbers, default=0) + 1}.json"
+        try:
+            os.link(path, kept)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, kept)
 
 
 Format = TypeVar("Format", Manifest, Record)
@@ -166,7 +188,8 @@ Format = TypeVar("Format", Manifest, Record)
 
 def _parse(path: Path, kind: type[Format]) -> Format:
     try:
-        data = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        data = json.loads(text)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be read as JSON: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -175,8 +198,8 @@ def _parse(path: Path, kind: type[Format]) -> Format:
     if version > SCHEMA_VERSION:
         raise UserError(f"{path}: schema {version} is newer than this suite knows ({SCHEMA_VERSION}); update the suite")
     try:
-        return kind.model_validate(data)
-    except ConfigError as error:
+        return kind.model_validate_json(text)
+    except (ConfigError, ValidationError) as error:
         raise UserError(f"{path}: damaged: {error}") from error
 
 
@@ -186,14 +209,20 @@ def find_run(name: str | Path, results: Path = Path("results")) -> Run:
         if (folder / "manifest.json").is_file():
             return Run(folder)
     there = sorted(path.parent.name for path in results.glob("*/manifest.json"))
-    known = (
-        f"{results}/ has {', '.join(there)}"
-        if there
-        else f"{results}/ has no runs yet; `python -m bench run` makes one"
-    )
+    none = f"{results}/ has no runs yet; `python -m bench run` makes one"
+    known = f"{results}/ has {', '.join(there)}" if there else none
     raise UserError(f"{name}: no such run; {known}")
 
 
 def find_runs(names: Iterable[str | Path], results: Path = Path("results")) -> list[Run]:
-    """Several runs; see `find_run`."""
-    return [find_run(name, results) for name in names]
+    """Several runs; see `find_run`. Runs whose folders have the same name are called by their paths.
+
+    Raises `UserError` also for a run that is named twice: its cells would count twice.
+    """
+    runs = [find_run(name, results) for name in names]
+    places = [run.folder.resolve() for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{run.folder}: named twice")
+    called = [run.name for run in runs]
+    return [Run(run.folder, str(run.folder)) if called.count(run.name) > 1 else run for run in runs]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import filelock
 from rich.console import Console
 
 from bench import catalog
@@ -16,9 +21,9 @@ from bench.grid import Grid, expand
 from bench.options import Options
 from bench.progress import make_reporter
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
-from bench.settle import locate, settle, settle_key
+from bench.settle import Answer, locate, settle, settle_key
 from tl.datasets import Splits, load_splits
-from tl.errors import ConfigError, UserError, not_one_of
+from tl.errors import ConfigError, StandInWarning, UserError, not_one_of
 from tl.images import open_store
 from tl.machine import usable_cores
 from tl.results import EpochResult
@@ -33,8 +38,8 @@ class Sweep:
     run: Run
     splits: Splits
     cells: dict[str, Cell]
-    weights: dict[str, Weights | str]
-    """By cell; a string says why there are none though pretrained ones were insisted on."""
+    weights: dict[str, Answer]
+    """By cell."""
     settled: dict[str, Weights]
     """By policy and backbone, for the manifest."""
     done: dict[str, Record]
@@ -50,9 +55,9 @@ def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, bat
     """The folder's name where none is given: the grid's, with what the command line changes about the protocol."""
     parts = [grid.name]
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
-        parts.append(Path(data).name or "data")
-    parts += [f"epochs{epochs}"] if epochs else []
-    parts += [f"batch{batch_size}"] if batch_size else []
+        parts.append(Path(data).resolve().name or "data")
+    parts += [f"epochs{epochs}"] if epochs is not None else []
+    parts += [f"batch{batch_size}"] if batch_size is not None else []
     parts += [weights] if weights != "auto" else []
     return "-".join(parts)
 
@@ -72,32 +77,28 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         return canonical(given, names)
 
     planned = expand(grid, weights=options.weights, spec=spec, devices=lambda: catalog.devices(executor))
-    run = Run(_folder(grid, options))
-    previous = run.manifest() if run.exists() and not options.fresh else None
+    run = Run(_folder(options))
+    previous = run.manifest() if run.exists() else None
     splits = _dataset(grid, options, previous)
     open_store(splits)
     if previous:
         _same_run(run, previous, grid, splits)
     answers = settle(planned, options, previous.weights if previous else {}, executor, console)
-    cells, weights = {}, {}
+    cells: dict[str, Cell] = {}
+    weights: dict[str, Answer] = {}
     for item in planned:
         found = answers[settle_key(item)]
         kind, digest = (found.kind, found.digest) if isinstance(found, Weights) else ("pretrained", "")
-        cell = Cell(
-            config=item.config.replace(weights=kind),
-            weights_digest=digest,
-            dataset_digest=splits.digest,
-            device=item.device,
-        )
+        config = item.config.replace(weights=kind)
+        cell = Cell(config=config, weights_digest=digest, dataset_digest=splits.digest, device=item.device)
         cells[cell.id], weights[cell.id] = cell, found
-    finished = {i: record for i, record in (run.records() if previous else {}).items() if record.status == "done"}
     return Sweep(
         run=run,
         splits=splits,
         cells=cells,
         weights=weights,
         settled={key: answer for key, answer in answers.items() if isinstance(answer, Weights)},
-        done={cell_id: finished[cell_id] for cell_id in cells if cell_id in finished},
+        done=_done(run, cells) if previous else {},
         previous=previous,
     )
 
@@ -108,34 +109,41 @@ def execute(sweep: Sweep, grid: Grid, options: Options, executor: Executor, cons
     Returns the records of this command's cells, old and new. `KeyboardInterrupt` passes through: what has
     ended is kept, and the same command goes on from there.
     """
-    machine = environment()
-    _begin(sweep, grid, options, machine, console)
-    records = dict(sweep.done)
-    missing = sweep.missing
-    located = locate({cell_id: sweep.weights[cell_id] for cell_id in missing}, missing, options, executor)
-    with make_reporter(console, len(missing), sum(cell.config.epochs for cell in missing.values())) as reporter:
-        for cell_id, cell in missing.items():
-            reporter.started(cell)
-            started = datetime.now(UTC)
+    if not sweep.missing:
+        return dict(sweep.done)
+    wanted = {cell_id: sweep.weights[cell_id] for cell_id in sweep.missing}
+    located = locate(wanted, sweep.missing, options, executor)
+    executor.call("bench.job:get_ready")
+    with _alone(sweep.run, fresh=options.fresh):
+        machine = environment()
+        _begin(sweep, grid, options, machine, console)
+        records = _done(sweep.run, sweep.cells)
+        missing = {cell_id: cell for cell_id, cell in sweep.missing.items() if cell_id not in records}
+        with make_reporter(console, len(missing), sum(cell.config.epochs for cell in missing.values())) as reporter:
+            for cell_id, cell in missing.items():
+                reporter.started(cell)
+                started = datetime.now(UTC)
 
-            def on_event(row: EpochResult, cell: Cell = cell) -> None:
-                reporter.epoch(cell, row)
+                def on_event(row: EpochResult, cell: Cell = cell) -> None:
+                    reporter.epoch(cell, row)
 
-            answer = located[cell_id]
-            weights = answer if isinstance(answer, Weights) else None
-            if isinstance(answer, str):
-                outcome = Outcome(status="failed", reason=answer, wall_seconds=0.0)
-            else:
-                arguments = (cell, sweep.splits, answer, usable_cores())
-                outcome = executor.call("bench.job:run_cell", *arguments, timeout=options.timeout, on_event=on_event)
-            records[cell_id] = _record(sweep, cell, weights, outcome, started, machine)
-            sweep.run.write_record(records[cell_id])
-            reporter.ended(records[cell_id])
+                answer = located[cell_id]
+                weights = answer if isinstance(answer, Weights) else None
+                if isinstance(answer, str):
+                    outcome = Outcome(status="failed", reason=answer, wall_seconds=0.0)
+                else:
+                    arguments = (cell, sweep.splits, answer, usable_cores())
+                    outcome = executor.call(
+                        "bench.job:run_cell", *arguments, timeout=options.timeout, on_event=on_event
+                    )
+                records[cell_id] = _record(sweep, cell, weights, outcome, started, machine)
+                sweep.run.write_record(records[cell_id])
+                reporter.ended(records[cell_id])
     return records
 
 
 def check_output(folder: Path) -> None:
-    """Raise `UserError` when results can't be written below `folder`. Leaves nothing behind."""
+    """Raise `UserError` when files can't be written below `folder`. Leaves nothing behind."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -145,13 +153,19 @@ def check_output(folder: Path) -> None:
         raise UserError(f"{folder}: can't be written: no permission for {existing}")
 
 
+def check_name(option: str, name: str) -> None:
+    """Raise `ConfigError` for a name that would not be a file or folder of its own right there."""
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"{option} {name!r}: must be a plain name, without folders")
+
+
 def executor_for(options: Options) -> Executor:
     """The executor that the options ask for. Raises `ConfigError`."""
     if options.executor not in EXECUTORS:
         raise ConfigError(not_one_of("executor", options.executor, EXECUTORS))
     executor = make_executor(options.executor)
-    if options.timeout is not None and options.timeout <= 0:
-        raise ConfigError(f"--timeout {options.timeout:g}: must be above 0 seconds")
+    if options.timeout is not None and not 0 < options.timeout < math.inf:
+        raise ConfigError(f"--timeout {options.timeout:g}: must be a number of seconds above 0")
     if options.timeout is not None and not executor.has_timeout:
         raise ConfigError(
             f"--timeout {options.timeout:g}: executor {options.executor!r} can't end a cell; leave it out"
@@ -159,19 +173,17 @@ def executor_for(options: Options) -> Executor:
     return executor
 
 
-def _folder(grid: Grid, options: Options) -> Path:
-    name = options.name or grid.name
-    if Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"--name {name!r}: must be a plain folder name")
-    folder = options.results / name
-    if options.fresh:
-        number = 2
-        while folder.exists():
-            folder = options.results / f"{name}-{number}"
-            number += 1
-    elif folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder}: exists and is not a run (no manifest.json); choose another --name")
+def _folder(options: Options) -> Path:
+    check_name("--name", options.name)
+    folder = options.results / options.name
+    number = 2
+    while options.fresh and folder.exists():
+        folder = options.results / f"{options.name}-{number}"
+        number += 1
     check_output(folder)
+    check_output(folder / "cells")
+    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+        raise UserError(f"{folder}: exists and is not a run (no manifest.json); choose another --name")
     return folder
 
 
@@ -179,8 +191,14 @@ def _dataset(grid: Grid, options: Options, previous: Manifest | None) -> Splits:
     """The images; a run that has begun under `auto` goes on with those that it began with."""
     wanted = options.data or grid.dataset
     if wanted == "auto" and previous and previous.dataset.stand_in:
-        return replace(load_splits(previous.dataset.name), stand_in=previous.dataset.stand_in)
-    return load_splits(wanted, download=not options.dry_run)
+        stand_in = f"{previous.dataset.stand_in.removesuffix(_KEPT)}{_KEPT}"
+        return replace(load_splits(previous.dataset.name), stand_in=stand_in)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StandInWarning)  # told on the terminal, in records and in reports
+        return load_splits(wanted, download=not options.dry_run)
+
+
+_KEPT = "; so this run began, and --fresh looks again"
 
 
 def _same_run(run: Run, previous: Manifest, grid: Grid, splits: Splits) -> None:
@@ -197,6 +215,30 @@ def _same_run(run: Run, previous: Manifest, grid: Grid, splits: Splits) -> None:
                 f"{run.folder} holds a run with {key}={previous.protocol.get(key)!r}, "
                 f"and this command has {key}={value!r}: {way_out}"
             )
+
+
+def _done(run: Run, cells: dict[str, Cell]) -> dict[str, Record]:
+    """Finished records of some cells."""
+    found = run.records()
+    return {cell_id: found[cell_id] for cell_id in cells if cell_id in found and found[cell_id].status == "done"}
+
+
+@contextlib.contextmanager
+def _alone(run: Run, *, fresh: bool) -> Iterator[None]:
+    """Keep others out of a run's folder: two at once would disturb each other's times. Raises `UserError`."""
+    try:
+        run.folder.mkdir(parents=True, exist_ok=not fresh)
+    except FileExistsError as error:
+        raise UserError(f"{run.folder}: another command has just made it; try again") from error
+    lock = filelock.FileLock(run.folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(f"{run.folder}: another `bench run` is at work there; wait for it, or give a --name") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _record(
@@ -222,20 +264,27 @@ def _record(
 
 
 def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, console: Console) -> None:
-    """Write the manifest: what was planned before, and what this command adds. Raises `UserError`."""
+    """Write the manifest: what was planned before, and what this command adds."""
     splits, previous = sweep.splits, sweep.previous
-    if previous and (changed := machine.differences(previous.invocations[-1].environment)):
-        console.print(
-            f"note: {', '.join(changed)} changed since this run began: times of old and new cells don't compare",
-            style="yellow",
-            highlight=False,
-        )
+    changed = {name for record in sweep.done.values() for name in machine.differences(record.environment)}
+    if changed:
+        text = f"note: other {', '.join(sorted(changed))} than for the cells done before: their times don't compare"
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+    planned = {**(previous.cells if previous else {}), **sweep.cells}
+    # A cell that failed for want of weights has an id of its own: with weights at hand it is planned anew.
+    made_good = {cell.replace(weights_digest="").id for cell in sweep.cells.values()}
+    for cell_id in made_good - sweep.cells.keys():
+        planned.pop(cell_id, None)
+        sweep.run.retire(cell_id)
     invocation = Invocation(
-        command=options.command, started=datetime.now(UTC), environment=machine, cell_ids=tuple(sweep.cells)
+        command=options.command,
+        started=datetime.now(UTC),
+        environment=machine,
+        grid=grid.model_dump(mode="json"),
+        cell_ids=tuple(sweep.cells),
     )
     manifest = Manifest(
         name=sweep.run.folder.name,
-        grid=grid.model_dump(mode="json"),
         protocol=grid.protocol,
         dataset=DatasetIdentity(
             name=splits.name,
@@ -247,10 +296,7 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
             stand_in=splits.stand_in,
         ),
         weights=(previous.weights if previous else {}) | sweep.settled,
-        cells=(previous.cells if previous else {}) | sweep.cells,
+        cells=planned,
         invocations=(*(previous.invocations if previous else ()), invocation),
     )
-    try:
-        sweep.run.write_manifest(manifest)
-    except OSError as error:
-        raise UserError(f"{sweep.run.folder}: can't be written: {error.strerror}") from error
+    sweep.run.write_manifest(manifest)

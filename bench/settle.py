@@ -12,7 +12,7 @@ from bench.executors import Executor
 from bench.grid import Planned
 from bench.options import Options
 from bench.records import Cell
-from tl.errors import UserError
+from tl.errors import ConfigError, UserError
 from tl.regimes import REGIMES
 from tl.weights import Weights
 
@@ -32,6 +32,13 @@ def settle(
     """An answer for each key: what the manifest has, else looked up, downloading unless it is a dry run."""
     keys = list(dict.fromkeys(settle_key(item) for item in planned))
     answers: dict[str, Answer] = {key: before[key] for key in keys if key in before}
+    for key, answer in answers.items():
+        if options.weights_dir and isinstance(answer, Weights) and answer.reason:
+            spec = key.partition(" ")[2]
+            raise ConfigError(
+                f"--weights-dir {str(options.weights_dir)!r}: this run began with random weights for {spec} and keeps "
+                "them: give it a --name of its own, or --fresh"
+            )
     for policy in ("random", "pretrained", "auto"):
         specs = [key.partition(" ")[2] for key in keys if key not in answers and key.startswith(f"{policy} ")]
         if policy == "random":

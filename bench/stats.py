@@ -41,6 +41,15 @@ def wilson(successes: int, trials: int) -> Interval:
     return Interval(value=successes / trials, low=float(test.low), high=float(test.high), n=trials)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for testing all of them at once (Holm 1979); in the order given."""
+    count, adjusted, largest = len(p_values), [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (count - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Exact two-sided p-value that two classifiers are equally often right on the same images.
 

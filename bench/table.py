@@ -69,10 +69,4 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 def load_runs(runs: Iterable[Run]) -> pd.DataFrame:
     """All records of some runs, a run after the other, in the order in which cells were planned."""
-    rows = []
-    for run in runs:
-        records = run.records()
-        planned = [cell_id for cell_id in run.manifest().cells if cell_id in records]
-        others = [cell_id for cell_id in records if cell_id not in planned]
-        rows += [row(run.name, records[cell_id]) for cell_id in [*planned, *others]]
-    return frame(rows)
+    return frame(row(run.name, record) for run in runs for record in run.records().values())

@@ -24,10 +24,15 @@ _REAL = pytest.StashKey[str | None]()
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Everything that the tests cache goes into one temporary folder."""
+    """Everything cached goes into a temporary folder, and nothing is downloaded but from servers of the tests."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TL_CACHE", str(folder))
+        for name, place in (("TL_CACHE", "tl"), ("TORCH_HOME", "torch"), ("HF_HOME", "huggingface")):
+            patch.setenv(name, str(folder / place))
+        patch.setenv("TL_OFFLINE", "1")
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            patch.delenv(name, raising=False)
+            patch.delenv(name.upper(), raising=False)
         yield folder
 
 

@@ -40,6 +40,16 @@ def crash(emit: Any) -> None:
     os._exit(7)
 
 
+def leave_a_child(file: Path, emit: Any) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    file.write_text(str(child.pid))
+
+
+def leave_a_child_and_crash(file: Path, emit: Any) -> None:
+    leave_a_child(file, emit)
+    os._exit(7)
+
+
 def hang(file: Path, emit: Any) -> None:
     """Writes its own id and that of a child of its own, then never ends."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])

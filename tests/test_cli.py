@@ -78,7 +78,7 @@ def test_a_run_from_start_to_report(smoke: Path) -> None:
         page = (smoke / "reports" / f"smoke.{suffix}").read_text()
         assert page.index("drawn stand-in") < page.index("timm:test_resnet")
     for record in records.values():
-        assert record.overhead_seconds is not None and record.overhead_seconds < 2
+        assert record.overhead_seconds is not None and record.overhead_seconds < 1
         assert record.result is not None and record.result.threads == record.environment.cores
 
 
@@ -106,10 +106,10 @@ def test_a_second_run_does_only_what_is_missing(in_smoke: Path) -> None:
 
 def test_fresh_starts_over_and_deletes_nothing(in_smoke: Path) -> None:
     """A new folder beside the old one."""
-    files = sorted(in_smoke.rglob("*.json"))
+    files = {path: path.read_bytes() for path in in_smoke.rglob("*.json")}
     done = command(*ONE, "--name", "smoke", "--fresh", "--regime", "frozen", "--no-report")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(path.exists() for path in files)
+    assert all(path.read_bytes() == content for path, content in files.items())
     assert len(Run(in_smoke / "results" / "smoke-2").records()) == 1
 
 
@@ -198,18 +198,40 @@ def test_a_failing_cell_has_its_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     records = {record.cell.config.backbone: record for record in Run(tmp_path / "results" / "x").records().values()}
     bad = records["timm:test_resnet"]
-    assert bad.status == "failed" and "don't fit" in bad.reason and "WeightsError" in bad.traceback
+    assert bad.status == "failed" and "does not fit" in bad.reason and "WeightsError" in bad.traceback
     assert records["torchvision:shufflenet_v2_x0_5"].status == "done"
-    assert "don&#39;t fit" in Path("reports/x.html").read_text()
+    assert "does not fit" in Path("reports/x.html").read_text()
 
 
 def test_weights_that_cannot_be_had_fail_their_cell(tmp_path: Path) -> None:
-    """`--weights pretrained` without a network: told what to do about it, as a record."""
+    """`--weights pretrained` without a network: told what to do about it, as a record, which is then made good."""
+    import timm
+    import torch
+
     arguments = ("run", "--grid", "smoke", "--device", "cpu", "--weights", "pretrained", "--name", "x", "--no-report")
-    done = command(*arguments, "--backbone", "timm:test_resnet", HF_ENDPOINT="http://127.0.0.1:9")
+    done = command(*arguments, "--backbone", "timm:test_resnet", TL_OFFLINE="", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1, done.stdout + done.stderr
-    for record in Run(tmp_path / "results" / "x").records().values():
+    run = Run(tmp_path / "results" / "x")
+    for record in run.records().values():
         assert record.status == "failed" and "--weights-dir" in record.reason
+    (tmp_path / "weights").mkdir()
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights" / "test_resnet.pth")
+    again = command(*arguments, "--backbone", "timm:test_resnet", "--weights-dir", str(tmp_path / "weights"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {record.status for record in run.records().values()} == {"done"}
+    assert run.records().keys() == run.manifest().cells.keys()
+    assert len(list((run.folder / "superseded").iterdir())) == 2, "the failures are kept"
+
+
+def test_a_cell_that_diverges_is_a_result_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    """Losses and confidences that are not finite are unknown in the record."""
+    grid = tmp_path / "wild.toml"
+    grid.write_text(ONE_CELL + "[train]\nepochs = 2\nlearning_rate = 1e30\n")
+    done = command("run", "--grid", str(grid), "--weights", "random", "--regime", "finetune", "--regime", "frozen")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [record.result for record in Run(tmp_path / "results" / "wild-random").records().values()]
+    assert len(results) == 2 and any(r is not None and r.epochs[-1].train_loss is None for r in results)
+    assert "the loss was not finite" in Path("reports/wild-random.md").read_text()
 
 
 def test_a_batch_that_memory_does_not_allow_is_a_failed_cell(tmp_path: Path) -> None:
@@ -253,6 +275,40 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     assert report.returncode == 0 and "not run yet" in Path("reports/long-random.md").read_text()
 
 
+def test_two_commands_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    """The second is told; they would take each other's time."""
+    grid = tmp_path / "long.toml"
+    grid.write_text(ONE_CELL + "[train]\nepochs = 100000\n")
+    arguments = ["run", "--grid", str(grid), "--weights", "random"]
+    first = subprocess.Popen([sys.executable, "-m", "bench", *arguments], stdout=subprocess.DEVNULL)
+    try:
+        assert wait_until((tmp_path / "results" / "long-random" / "manifest.json").is_file, 60)
+        second = command(*arguments)
+        assert second.returncode == 2 and "another `bench run` is at work" in second.stderr, second.stdout
+    finally:
+        first.terminate()
+        assert first.wait(timeout=5) == 130
+
+
+def test_weights_given_later_are_not_ignored(in_smoke: Path) -> None:
+    """A run keeps the weights that it began with, and says so when others are offered."""
+    (in_smoke / "weights").mkdir()
+    done = command("run", "--grid", "smoke", "--device", "cpu", "--weights-dir", "weights")
+    assert done.returncode == 2 and "began with random weights" in done.stderr and "--fresh" in done.stderr
+
+
+def test_names_and_files_of_reports_and_exports(in_smoke: Path) -> None:
+    """A report stays in its folder; a file that can't be written is named with the reason."""
+    outside = command("report", "smoke", "--name", "../../outside")
+    assert outside.returncode == 2 and "must be a plain name" in outside.stderr
+    nowhere = command("export", "smoke", "--output", "nowhere/out.csv")
+    assert nowhere.returncode == 2 and "nowhere" in nowhere.stderr and "None" not in nowhere.stderr
+    piped = subprocess.run(
+        f"{sys.executable} -m bench export smoke | head -1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert piped.stdout.startswith("run,") and piped.stderr == ""
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     """The cells are listed with what is to do."""
     done = command("run", "--grid", "smoke", "--device", "cpu", "--dry-run")
@@ -286,7 +342,7 @@ BAD = {
     "backbone": ([*ONE, "--backbone", "resnet81"], "near matches: resnet18"),
     "ambiguous backbone": ([*ONE, "--backbone", "resnet18"], "say torchvision:resnet18 or timm:resnet18"),
     "regime": ([*ONE, "--regime", "frozn"], "did you mean 'frozen'"),
-    "device": ([*ONE, "--device", "tpu"], "device='tpu': not on this machine, which has cpu"),
+    "device": ([*ONE, "--device", "tpu"], "device='tpu': not on this machine, which has"),
     "epochs": ([*ONE, "--epochs", "0"], "epochs=0"),
     "epochs text": ([*ONE, "--epochs", "many"], "(given: 'many')"),
     "batch size": ([*ONE, "--batch-size", "0"], "batch_size=0"),
@@ -294,9 +350,13 @@ BAD = {
     "weights": ([*ONE, "--weights", "best"], "weights='best': not one of auto, pretrained, random"),
     "weights dir": ([*ONE, "--weights-dir", "nowhere"], "no such folder"),
     "executor": ([*ONE, "--executor", "ray"], "executor='ray': not one of process, inline"),
-    "timeout": ([*ONE, "--timeout", "0"], "--timeout 0: must be above 0"),
+    "timeout": ([*ONE, "--timeout", "0"], "--timeout 0: must be a number of seconds above 0"),
+    "endless timeout": ([*ONE, "--timeout", "inf"], "--timeout inf: must be"),
+    "no timeout": ([*ONE, "--timeout", "nan"], "--timeout nan: must be"),
+    "reports": ([*ONE, "--reports", "file.txt/reports"], "can't be written"),
+    "run folder": ([*ONE, "--out", ".", "--name", "file.txt"], "can't be written"),
     "inline timeout": ([*ONE, "--executor", "inline", "--timeout", "5"], "inline"),
-    "name": ([*ONE, "--name", "../x"], "must be a plain folder name"),
+    "name": ([*ONE, "--name", "../x"], "must be a plain name"),
     "data": ([*ONE, "--data", "nowhere"], "no such folder"),
     "out": ([*ONE, "--out", "file.txt/results"], "can't be written"),
     "option": ([*ONE, "--epoch", "3"], "--epoch"),
@@ -304,6 +364,7 @@ BAD = {
     "export": (["export", "nowhere"], "no such run"),
     "format": (["export", "nowhere", "--format", "xls"], "xls"),
     "list": (["list", "fruits"], "fruits"),
+    "list text": (["list", "regimes", "zzz"], "no name contains"),
     "command": (["runn"], "runn"),
 }
 
@@ -356,12 +417,16 @@ def test_two_data_sets_or_protocols_do_not_mix(in_smoke: Path) -> None:
 )
 def test_a_newer_schema_is_refused(in_smoke: Path, arguments: tuple[str, ...]) -> None:
     """It is named, and nothing is changed."""
-    path = in_smoke / "results" / "smoke" / "manifest.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "schema_version": SCHEMA_VERSION + 1}))
-    done = command(*arguments)
-    assert done.returncode == 2 and "is newer than this suite knows" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    folder = in_smoke / "results" / "smoke"
+    for path in (folder / "manifest.json", next((folder / "cells").iterdir())):
+        text = path.read_text()
+        path.write_text(json.dumps({**json.loads(text), "schema_version": SCHEMA_VERSION + 1}))
+        before = {p: p.read_bytes() for p in in_smoke.rglob("*.*") if p.is_file()}
+        done = command(*arguments)
+        assert done.returncode == 2 and f"{path.name}: schema {SCHEMA_VERSION + 1} is newer" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert {p: p.read_bytes() for p in in_smoke.rglob("*.*") if p.is_file()} == before
+        path.write_text(text)
 
 
 def test_a_damaged_record_is_named(in_smoke: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -16,7 +17,8 @@ import tl
 from tests.images import write_folder, write_image
 from tests.servers import serve
 from tl import hymenoptera, synthetic
-from tl.datasets import DATASETS, DRAWN, scan
+from tl.datasets import DATASETS, scan
+from tl.digest import file_digests
 from tl.errors import DataError
 
 UNREACHABLE = "http://127.0.0.1:9/hymenoptera_data.zip"
@@ -33,7 +35,8 @@ def test_contract(name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     assert set(splits.train.labels) == set(splits.val.labels) == set(range(len(splits.classes)))
     assert all((splits.root / file).is_file() for file in (*splits.train.files, *splits.val.files))
     assert bool(splits.stand_in) == (name != "hymenoptera")
-    assert DATASETS[name].digest in (None, splits.digest)
+    assert tl.load_splits(splits.root).name == name, "known by its content, wherever it lies"
+    assert tl.load_splits(splits.root).stand_in == splits.stand_in
 
 
 def test_the_digest_is_that_of_the_definition(tmp_path: Path) -> None:
@@ -132,10 +135,12 @@ def test_the_drawn_set_is_as_large_as_the_real_one_and_not_trivial() -> None:
 
 def test_auto_prefers_real_images_and_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without them `auto` draws, and says both that it did and why."""
+    monkeypatch.delenv("TL_OFFLINE")
     monkeypatch.setattr(hymenoptera, "URL", UNREACHABLE)
-    splits = tl.load_splits("auto")
+    with pytest.warns(tl.StandInWarning, match="drawn stand-in"):
+        splits = tl.load_splits("auto")
     assert splits.name == "synthetic"
-    assert splits.stand_in.startswith(DRAWN) and "could not be downloaded" in splits.stand_in
+    assert splits.stand_in.startswith(synthetic.DRAWN) and "could not be downloaded" in splits.stand_in
     with pytest.raises(hymenoptera.NotAtHand):
         tl.load_splits("hymenoptera")
 
@@ -148,6 +153,61 @@ def test_a_wrong_folder_is_an_error_not_a_fallback(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("TL_DATA", str(write_folder(tmp_path / "set", ("ants", "bees"))))
     with pytest.raises(DataError, match=r"not the hymenoptera set: train/ants/0\.jpg is not part of it"):
         tl.load_splits("auto")
+
+
+def test_the_real_set_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`$TL_DATA`, then `data/hymenoptera_data`, then the cache; here with a small set in its place."""
+    places = {"TL_DATA": tmp_path / "given", "local": tmp_path / "data" / "hymenoptera_data"}
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    places["cache"] = tmp_path / "cache" / "hymenoptera_data"
+    for folder in places.values():
+        write_folder(folder)
+    monkeypatch.setattr(hymenoptera, "expected", lambda: file_digests(folder, _files(folder)))
+    monkeypatch.setenv("TL_DATA", str(places["TL_DATA"]))
+    assert tl.load_splits("auto").root == places["TL_DATA"].resolve()
+    monkeypatch.delenv("TL_DATA")
+    for name in ("local", "cache"):
+        splits = tl.load_splits("auto")
+        assert splits.root == places[name].resolve() and splits.name == "hymenoptera" and not splits.stand_in
+        shutil.rmtree(places[name])
+    with pytest.warns(tl.StandInWarning):
+        assert tl.load_splits("auto").name == "synthetic"
+
+
+def _files(root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in root.rglob("*.jpg")]
+
+
+def test_a_folder_with_a_known_name_is_not_taken_for_that_set(tmp_path: Path) -> None:
+    """Its name says that it is a folder."""
+    assert tl.load_splits(write_folder(tmp_path / "hymenoptera")).name == "folder:hymenoptera"
+    assert tl.load_splits(write_folder(tmp_path / "mine")).name == "mine"
+
+
+def test_a_drawn_set_that_is_not_whole_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone deleted a picture from the cache."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path))
+    splits = tl.load_splits("synthetic-mini")
+    (splits.root / splits.train.files[3]).unlink()
+    assert tl.load_splits("synthetic-mini").digest == splits.digest
+
+
+@pytest.mark.parametrize("name", ["auto", "hymenoptera", "synthetic-mini"])
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In one line, with what to do."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "file" / "below"))
+    monkeypatch.delenv("TL_OFFLINE")
+    with pytest.raises(DataError, match=r"can't be written|could not be downloaded"):
+        tl.load_splits(name)
+
+
+def test_a_file_name_that_is_not_text_is_named(tmp_path: Path) -> None:
+    """As old archives have them."""
+    root = write_folder(tmp_path / "set")
+    write_image(root / "x.jpg").rename(os.fsdecode(os.fsencode(root / "train" / "a") + b"/caf\xe9.jpg"))
+    with pytest.raises(DataError, match="not valid text"):
+        tl.load_splits(root)
 
 
 def test_the_real_images_are_known_wherever_they_lie(real_images: Path) -> None:
@@ -185,8 +245,9 @@ def test_download_unpacks_into_place(tmp_path: Path, capsys: pytest.CaptureFixtu
     """From a server to a folder; nothing else is left beside it."""
     root = write_folder(tmp_path / "set")
     files = {f"hymenoptera_data/{p.relative_to(root)}": p.read_bytes() for p in root.rglob("*.jpg")}
+    wanted = file_digests(root, _files(root))
     with serve({"/set.zip": _zip(files)}) as address:
-        hymenoptera.fetch(f"{address}/set.zip", tmp_path / "cache" / "images")
+        hymenoptera.fetch(f"{address}/set.zip", tmp_path / "cache" / "images", wanted)
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["images"]
     assert scan(tmp_path / "cache" / "images").digest == scan(root).digest
     assert "100%" in capsys.readouterr().err
@@ -199,13 +260,17 @@ def test_download_unpacks_into_place(tmp_path: Path, capsys: pytest.CaptureFixtu
         (_zip({"../outside.txt": b"x"}), "unsafe member"),
         (_zip({"/tmp/outside.txt": b"x"}), "unsafe member"),
         (_zip({"readme.txt": b"x"}), "no folder with train/"),
+        (_zip({"set/train/a/0.jpg": b"x"}), "val/a/0.jpg is missing"),
+        (_zip({"set/train/a/0.jpg": b"x", "set/val/a/0.jpg": b"x", "set/val/b/1.jpg": b"x"}), "is not part of it"),
     ],
-    ids=["garbage", "parent", "absolute", "empty"],
+    ids=["garbage", "parent", "absolute", "empty", "incomplete", "other"],
 )
 def test_a_bad_archive_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     """Damaged, or with members that would land outside: nothing is unpacked, nothing is left."""
+    digest = hashlib.sha256(b"x").hexdigest()
+    wanted = {"train/a/0.jpg": digest, "val/a/0.jpg": digest}
     with serve({"/set.zip": content}) as address, pytest.raises(hymenoptera.NotAtHand, match=message):
-        hymenoptera.fetch(f"{address}/set.zip", tmp_path / "cache" / "images")
+        hymenoptera.fetch(f"{address}/set.zip", tmp_path / "cache" / "images", wanted)
     assert list((tmp_path / "cache").iterdir()) == []
     assert not (tmp_path / "outside.txt").exists()
 

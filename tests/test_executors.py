@@ -43,13 +43,12 @@ def test_an_exception_is_a_failure_with_reason_and_traceback(executor: Executor)
     outcome = executor.call("tests.jobs:fail")
     assert (outcome.status, outcome.reason) == ("failed", "ValueError: first line")
     assert "second line" in outcome.traceback and "jobs.py" in outcome.traceback
-    assert not outcome.is_user_error
 
 
 def test_a_user_error_keeps_its_words(executor: Executor) -> None:
     """No class name before a sentence that is meant for people."""
     outcome = executor.call("tests.jobs:user_error")
-    assert (outcome.status, outcome.reason, outcome.is_user_error) == ("failed", "the folder is empty", True)
+    assert (outcome.status, outcome.reason) == ("failed", "the folder is empty")
 
 
 def test_memory_that_cannot_be_had_is_oom(executor: Executor) -> None:
@@ -74,6 +73,38 @@ def test_a_timeout_ends_the_process_and_its_children(tmp_path: Path) -> None:
     assert 3 <= outcome.wall_seconds < 5
     ids = [int(text) for text in (tmp_path / "ids").read_text().split()]
     assert wait_until(lambda: not any(_alive(pid) for pid in ids))
+
+
+@pytest.mark.parametrize("end", ["tests.jobs:leave_a_child", "tests.jobs:leave_a_child_and_crash"])
+def test_what_work_leaves_behind_is_ended(tmp_path: Path, end: str) -> None:
+    """Also where the work itself is over, well or badly."""
+    make_executor("process").call(end, tmp_path / "id")
+    child = int((tmp_path / "id").read_text())
+    assert wait_until(lambda: not _alive(child))
+
+
+def test_an_interrupt_while_the_server_starts_is_heard(tmp_path: Path) -> None:
+    """Importing torch takes seconds: Ctrl-C in the middle ends the parent at once, and the server with it."""
+    code = (
+        "from bench.executors import make_executor\n"
+        "print('ready', flush=True)\n"
+        "make_executor('process').call('bench.job:get_ready')\n"
+        "print('too late', flush=True)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+    assert wait_until(lambda: bool(psutil.Process(parent.pid).children()))
+    family = psutil.Process(parent.pid).children(recursive=True)
+    time.sleep(0.3)
+    os.killpg(parent.pid, signal.SIGINT)
+    assert parent.communicate(timeout=5)[0] == ""
+    assert wait_until(lambda: not any(_alive(p.pid) for p in family), 10)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench.grid import expand, load_grid, shipped
+from tl.backbones import known_names
 from tl.config import TrainConfig
 from tl.errors import ConfigError, DeviceError
-from tl.regimes import REGIMES
+from tl.specs import canonical
 
 HAVE = {"cuda:0": "GPU 0", "cuda:1": "GPU 1", "cpu": "CPU"}
 
@@ -33,11 +34,11 @@ MATRIX = '[matrix]\nbackbones = ["a", "b"]\nregimes = ["finetune", "frozen"]\nde
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_grid_expands(name: str) -> None:
-    """Valid names, regimes and settings; described."""
+    """Names that exist, valid regimes and settings; described."""
     grid = load_grid(name)
     assert grid.description
-    for planned in expand(grid, weights="auto", spec=lambda s: s, devices=lambda: {"cpu": ""}):
-        assert planned.config.regime in REGIMES
+    planned = expand(grid, weights="auto", spec=lambda s: canonical(s, known_names()), devices=lambda: {"cpu": ""})
+    assert {cell.config.backbone for cell in planned} == set(grid.matrix.backbones), "with their sources"
 
 
 def test_the_tutorial_grid_is_the_tutorials_protocol() -> None:
@@ -81,6 +82,16 @@ def test_exclude_and_include(tmp_path: Path) -> None:
     assert {c.config.epochs for c in found if c.config.backbone != "c"} == {3}
 
 
+def test_the_command_line_rules_included_cells_too(tmp_path: Path) -> None:
+    """`--backbone c --epochs 1` leaves out an included cell of another backbone, and wins over an entry's epochs."""
+    path = tmp_path / "own.toml"
+    path.write_text(MATRIX + '[[include]]\nbackbone = "timm:c"\nepochs = 9\n[[include]]\nbackbone = "d"\n')
+    grid = load_grid(str(path)).override({"backbones": ["c"]}, {"epochs": 1})
+    found = expand(grid, weights="auto", spec=lambda s: s, devices=lambda: HAVE)
+    assert {cell.config.backbone for cell in found} == {"c", "timm:c"}
+    assert {cell.config.epochs for cell in found} == {1}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -91,11 +102,19 @@ def test_exclude_and_include(tmp_path: Path) -> None:
         (MATRIX + "[[include]]\nepoch = 1\n", "include[1].epoch: unknown key; nearest valid key: 'epochs'"),
         (MATRIX.replace('"frozen"', '"frozn"'), "regime='frozn': not one of finetune, frozen,"),
         (MATRIX.replace('"cpu"', '"tpu"'), "device='tpu': not on this machine, which has cuda:0, cuda:1, cpu"),
-        (MATRIX + "[train]\nepochs = 0\n", "epochs=0"),
-        (MATRIX + '[train]\nlearning_rate = "fast"\n', "learning_rate='fast'"),
+        (MATRIX + "[train]\nepochs = 0\n", "train.epochs=0"),
+        (MATRIX + '[train]\nlearning_rate = "fast"\n', "train.learning_rate='fast'"),
         (MATRIX.replace("seeds = 2", "seeds = 0"), "seeds=0: at least one is needed"),
         (MATRIX.replace('["a", "b"]', "[]"), "backbones"),
         (MATRIX + "[[exclude]]\n", "every cell is excluded"),
+        (MATRIX + '[[exclude]]\nregime = "frozn"\n', "exclude[1].regime='frozn': not one of"),
+        (MATRIX + '[[exclude]]\nregime = ["frozen"]\n', "exclude[1].regime=['frozen']: must be one value"),
+        (MATRIX + "[[include]]\nbackbone = 5.5\nepochs = 0\n", "include[1].epochs=0"),
+        (MATRIX + '[[include]]\nseed = "1"\n', "include[1].seed='1': must be one number"),
+        (MATRIX + '[train]\nepochs = "7"\n', "train.epochs='7': must be a number"),
+        (MATRIX + "[train]\nepochs = true\n", "train.epochs=True: must be"),
+        (MATRIX.replace("seeds = 2", "seeds = true"), "matrix.seeds=True: must be a number"),
+        (MATRIX.replace("seeds = 2", 'seeds = "x"'), "matrix.seeds='x': must be a number"),
         ("[matrix\n", "not valid TOML"),
         ("", "matrix: missing"),
         ('name = "x"\n' + MATRIX, "name: unknown key"),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_report import record, write_run
+
 ROOT = Path(__file__).parent.parent
 TORCH_SIDE = {"bench.job"}
 """Modules of `bench` that run in a cell's process."""
@@ -27,6 +29,23 @@ def test_reading_commands_do_not_import(heavy: str) -> None:
     imports = "\n".join(f"import {name}" for name in names)
     code = f"{imports}\nimport sys; assert {heavy!r} not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", ["--help", "list grids", "list regimes", "export r", "report r"])
+def test_reading_commands_run_without_torch(words: str, tmp_path: Path) -> None:
+    """Also what is imported on the way: here importing torch or timm is an error."""
+    write_run(tmp_path / "results" / "r", [record("timm:a", "finetune"), record("timm:a", "frozen")])
+    code = (
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        assert name.partition('.')[0] not in ('torch', 'timm', 'torchvision'), name\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "from bench.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -14,6 +14,7 @@ from tl.batches import Batches
 from tl.images import open_store
 
 EPOCHS = 2
+WEIGHTS = {"timm:test_resnet": "random", "timm:tf_efficientnet_lite0": "pretrained"}
 
 
 def plain_loop(
@@ -59,7 +60,7 @@ def plain_loop(
     return rows, model
 
 
-@pytest.mark.parametrize("backbone", ["timm:test_resnet", "timm:tf_efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", WEIGHTS)
 @pytest.mark.parametrize("regime", ["finetune", "frozen-tutorial"])
 def test_same_losses_and_weights_as_a_plain_loop(mini: tl.Splits, regime: str, backbone: str) -> None:
     """Same start, same batches, same order: the same numbers within float tolerance.
@@ -67,7 +68,7 @@ def test_same_losses_and_weights_as_a_plain_loop(mini: tl.Splits, regime: str, b
     The reference keeps tensors in the layout of `train_model`: in another one convolutions add in another
     order, and two epochs of BatchNorm on batches of four magnify that rounding beyond any useful bound.
     """
-    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=EPOCHS)
+    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=EPOCHS, weights=WEIGHTS[backbone])
     expected, reference = plain_loop(config, mini, only_head=regime == "frozen-tutorial")
     result = tl.train_model(config, mini, device="cpu")
     assert len(result.epochs) == EPOCHS
@@ -81,16 +82,21 @@ def test_same_losses_and_weights_as_a_plain_loop(mini: tl.Splits, regime: str, b
         torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", ["timm:test_resnet", "timm:tf_efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", WEIGHTS)
 def test_the_memory_layout_changes_rounding_only(mini: tl.Splits, backbone: str) -> None:
     """In double precision, where rounding can't hide a mistake, both layouts give the same gradients."""
-    made = make_backbone(backbone, seed=0)
+    made = make_backbone(backbone, weights=WEIGHTS[backbone])
     config = tl.TrainConfig(backbone=backbone)
     train = Batches(open_store(mini), mini.train, made.preprocessing, torch.device("cpu"))
     images, labels = next(train.training(4, seed=0, epoch=0))
     gradients = []
     for layout in (torch.channels_last, torch.contiguous_format):
-        model = Classifier(make_backbone(backbone, seed=0), 2, config).double().to(memory_format=layout).train()
+        model = (
+            Classifier(make_backbone(backbone, weights=WEIGHTS[backbone]), 2, config)
+            .double()
+            .to(memory_format=layout)
+            .train()
+        )
         nn.functional.cross_entropy(model(images.double().contiguous(memory_format=layout)), labels).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for one, other in zip(*gradients, strict=True):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 import tl
 from tests.conftest import TINY
-from tl.backbones import make_backbone
+from tl import train as train_module
+from tl.backbones import HEAD_BUILDERS, find_weights, make_backbone
 from tl.batches import Batches
+from tl.cache import to_json
+from tl.config import HEADS, LOSSES, OPTIMIZERS, SCHEDULES
 from tl.images import open_store
 from tl.regimes import REGIMES
 
@@ -118,16 +123,21 @@ def test_ties_keep_the_earliest_epoch(mini: tl.Splits) -> None:
     assert result.best.epoch == 0
 
 
-def test_best_weights_are_a_copy(mini: tl.Splits) -> None:
-    """The best epoch's weights come back even though training went on and made them worse."""
-    config = tl.TrainConfig(backbone=TINY[1], regime="frozen", weights="random", epochs=1, schedule="constant")
-    short = tl.train_model(config, mini, device="cpu")
-    longer = tl.train_model(config.replace(epochs=4), mini, device="cpu")
-    if longer.best.epoch == 0:
-        assert torch.equal(longer.model.head.weight, short.model.head.weight)
-    else:
-        again = tl.train_model(config.replace(epochs=longer.best.epoch + 1), mini, device="cpu")
-        assert torch.equal(longer.model.head.weight, again.model.head.weight)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_best_weights_are_a_copy(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
+    """Where accuracy only falls, the first epoch's weights come back, whatever training did to them after."""
+    original, accuracies = train_module._val_pass, iter([0.9, 0.6, 0.9, 0.8, 0.7])
+
+    def falling(*arguments: object) -> object:
+        return replace(original(*arguments), accuracy=next(accuracies))
+
+    monkeypatch.setattr(train_module, "_val_pass", falling)
+    config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights="random", schedule="constant")
+    longer = tl.train_model(config.replace(epochs=2), mini, device="cpu")
+    assert longer.best.epoch == 0
+    short = tl.train_model(config.replace(epochs=1), mini, device="cpu")
+    for name, value in short.model.state_dict().items():
+        assert torch.equal(longer.model.state_dict()[name], value), name
 
 
 def test_bf16_runs_close_to_fp32(mini: tl.Splits) -> None:
@@ -140,19 +150,102 @@ def test_bf16_runs_close_to_fp32(mini: tl.Splits) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "builders"),
+    [
+        (OPTIMIZERS, train_module.OPTIMIZER_BUILDERS),
+        (SCHEDULES, train_module.SCHEDULE_BUILDERS),
+        (LOSSES, train_module.LOSS_BUILDERS),
+        (HEADS, HEAD_BUILDERS),
+    ],
+)
+def test_every_setting_that_can_be_named_can_be_built(table: dict[str, str], builders: dict[str, Any]) -> None:
+    """And the other way round."""
+    assert table.keys() == builders.keys()
+
+
+@pytest.mark.parametrize(
     "settings",
-    [{"optimizer": "adamw"}, {"schedule": "cosine"}, {"schedule": "constant"}, {"loss": "focal"}, {"head": "mlp"}],
+    [
+        *({"optimizer": name} for name in OPTIMIZERS if name != "sgd"),
+        *({"loss": name} for name in LOSSES if name != "cross_entropy"),
+        *({"head": name} for name in HEADS if name != "linear"),
+        {"momentum": 0.5},
+        {"weight_decay": 0.1},
+        {"label_smoothing": 0.1},
+        {"learning_rate": 1e-2},
+        {"batch_size": 8},
+    ],
     ids=str,
 )
-def test_settings_change_what_they_name(mini: tl.Splits, settings: dict[str, str]) -> None:
-    """Every optimiser, schedule, loss and head trains, and differs from the default."""
+def test_a_setting_changes_what_is_trained(mini: tl.Splits, settings: dict[str, object]) -> None:
+    """Every one that is not the default trains, and differs from it."""
     default, other = train(mini, "frozen"), train(mini, "frozen", **settings)
     assert all(row.train_loss is not None for row in other.epochs)
-    if "schedule" in settings:
-        rates = [row.learning_rate for row in other.epochs]
-        assert rates == pytest.approx({"cosine": [1e-3, 5e-4], "constant": [1e-3, 1e-3]}[settings["schedule"]])
-    else:
-        assert [r.train_loss for r in default.epochs] != [r.train_loss for r in other.epochs]
+    assert [row.train_loss for row in default.epochs] != [row.train_loss for row in other.epochs]
+
+
+def test_optimisers_are_torchs_own() -> None:
+    """With the settings under torch's names."""
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    config = tl.TrainConfig(backbone="x", learning_rate=0.2, momentum=0.7, weight_decay=0.3)
+    sgd = train_module.OPTIMIZER_BUILDERS["sgd"](config, parameters)
+    adamw = train_module.OPTIMIZER_BUILDERS["adamw"](config, parameters)
+    assert isinstance(sgd, torch.optim.SGD) and isinstance(adamw, torch.optim.AdamW)
+    assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.2, 0.7, 0.3)
+    assert (adamw.defaults["lr"], adamw.defaults["betas"], adamw.defaults["weight_decay"]) == (0.2, (0.7, 0.999), 0.3)
+
+
+def test_focal_loss_is_its_formula() -> None:
+    """Mean of -(1 - p)^2 log p of the true class."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    p = logits.softmax(1)[range(6), labels]
+    focal = train_module.LOSS_BUILDERS["focal"](tl.TrainConfig(backbone="x"))
+    torch.testing.assert_close(focal(logits, labels), (-((1 - p) ** 2) * p.log()).mean())
+    plain = train_module.LOSS_BUILDERS["cross_entropy"](tl.TrainConfig(backbone="x", label_smoothing=0.2))
+    torch.testing.assert_close(plain(logits, labels), cross_entropy(logits, labels, label_smoothing=0.2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "cosine"}, [1e-3, 7.5e-4, 2.5e-4]),
+        ({"schedule": "constant"}, [1e-3] * 3),
+        ({"schedule": "step", "step_size": 1, "gamma": 0.5}, [1e-3, 5e-4, 2.5e-4]),
+    ],
+    ids=["cosine", "constant", "step"],
+)
+def test_schedules(mini: tl.Splits, settings: dict[str, object], expected: list[float]) -> None:
+    """The learning rate of each epoch."""
+    config = tl.TrainConfig(backbone=TINY[1], regime="frozen", weights="random", epochs=3, **settings)
+    assert [row.learning_rate for row in tl.train_model(config, mini, device="cpu").epochs] == pytest.approx(expected)
+
+
+def test_weights_must_be_what_the_regime_starts_from(mini: tl.Splits) -> None:
+    """`scratch` doesn't take pretrained weights by the back door."""
+    weights = find_weights("timm:tf_efficientnet_lite0", "pretrained")
+    config = tl.TrainConfig(backbone="timm:tf_efficientnet_lite0", regime="scratch", epochs=1)
+    with pytest.raises(tl.ConfigError, match="regime 'scratch' was to start from random weights"):
+        tl.train_model(config, mini, device="cpu", weights=weights)
+
+
+def test_random_weights_in_place_of_pretrained_ones_are_told(mini: tl.Splits) -> None:
+    """A warning, a note in the result, and an accuracy that doesn't count."""
+    config = tl.TrainConfig(backbone=TINY[1], regime="frozen", epochs=1)
+    with pytest.warns(tl.StandInWarning, match="random weights"):
+        result = tl.train_model(config, mini, device="cpu")
+    assert not result.accuracy_counts
+    assert any(note.startswith("random weights: ") for note in result.notes)
+    assert any("drawn stand-in" in note for note in result.notes)
+
+
+def test_a_changed_buffer_that_is_not_saved_is_noticed() -> None:
+    """The proof of freezing covers buffers that a state dict leaves out."""
+    module = torch.nn.Linear(1, 1)
+    module.register_buffer("hidden", torch.zeros(2), persistent=False)
+    before = train_module._digest(module)
+    module.hidden.add_(1)
+    assert train_module._digest(module) != before
 
 
 def test_step_schedule_falls_after_seven_epochs(mini: tl.Splits) -> None:
@@ -178,4 +271,5 @@ def test_a_diverging_loss_is_unknown_not_nan(mini: tl.Splits) -> None:
     result = train(mini, "finetune", learning_rate=1e30)
     assert result.epochs[-1].train_loss is None
     assert any("not finite" in note for note in result.notes)
-    assert "NaN" not in copy.copy(result).model_dump_json()
+    text = to_json(result.model_dump(mode="json"))
+    assert tl.TrainResult.model_validate_json(text).best.confidences == result.best.confidences

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from bench.environment import environment
-from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
+from bench.metrics import METRICS
+from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run, find_runs
 from bench.report import write_report
 from bench.report.summary import summarise
 from tl.config import TrainConfig
+from tl.errors import UserError
 from tl.results import EpochResult, Predictions, TrainResult
 from tl.weights import Weights
 
@@ -31,11 +33,12 @@ def record(
     status: str = "done",
     seed: int = 0,
     weights: Weights = PRETRAINED,
+    epochs: int = 4,
     classes: tuple[str, str] = ("ants", "bees"),
     frozen: bool | None = None,
 ) -> Record:
     """A record with 4 epochs of about `seconds` each, and `right` of 100 validation images."""
-    config = TrainConfig(backbone=backbone, regime=regime, epochs=4, weights=weights.kind, seed=seed)
+    config = TrainConfig(backbone=backbone, regime=regime, epochs=epochs, weights=weights.kind, seed=seed)
     cell = Cell(config=config, weights_digest=weights.digest, dataset_digest="0" * 64, device="cpu")
     labels = [label if index < right else 1 - label for index, label in enumerate(TRUTH)]
     said = Predictions(epoch=0, labels=labels, confidences=[0.9] * 100)
@@ -97,7 +100,6 @@ def write_run(
     run.write_manifest(
         Manifest(
             name=folder.name,
-            grid={},
             protocol=TrainConfig(backbone="x").model_dump(),
             dataset=DatasetIdentity(
                 name="own",
@@ -112,7 +114,11 @@ def write_run(
             cells=cells,
             invocations=(
                 Invocation(
-                    command="python -m bench run", started=now, environment=environment(), cell_ids=tuple(cells)
+                    command="python -m bench run",
+                    started=now,
+                    grid={},
+                    environment=environment(),
+                    cell_ids=tuple(cells),
                 ),
             ),
         )
@@ -161,7 +167,7 @@ def test_the_answer_is_the_quickest_that_cannot_be_told_from_the_best(tmp_path: 
     ]
     run = write_run(tmp_path / "r", records)
     (choice,) = summarise([run], "r").choices
-    assert (choice.best.backbone, choice.pick.backbone, choice.tied) == ("timm:best", "timm:close", 1)
+    assert (choice.best.config.backbone, choice.pick.config.backbone, choice.tied) == ("timm:best", "timm:close", 1)
     markdown, _ = pages(run, tmp_path)
     assert "Use timm:close, frozen" in markdown.splitlines()[2]
 
@@ -253,3 +259,116 @@ def test_a_report_is_the_same_every_time(tmp_path: Path) -> None:
     """Byte for byte, so that a committed one changes only when the records do."""
     run = write_run(tmp_path / "r", [record("timm:a", r, seconds=s) for r, s in (("finetune", 20), ("frozen", 10))])
     assert pages(run, tmp_path) == pages(run, tmp_path)
+
+
+def test_only_seeds_are_pooled(tmp_path: Path) -> None:
+    """Cells that differ in their epochs, or in their weights, are rows of their own, and are told apart."""
+    records = [
+        *(record("timm:a", regime, seconds=s) for regime, s in (("finetune", 20), ("frozen", 10))),
+        record("timm:a", "frozen", seconds=3, epochs=9),
+        record("timm:a", "frozen", seconds=5, weights=RANDOM),
+    ]
+    run = write_run(tmp_path / "r", records)
+    summary = summarise([run], "r")
+    assert len(summary.groups) == 4
+    assert len(summary.comparisons) == 1, "only what is equal in all but the regime is compared"
+    assert len({summary.short(group) for group in summary.groups if group.config.regime == "frozen"}) == 3
+    header = next(line for line in pages(run, tmp_path)[0].splitlines() if line.startswith("| backbone"))
+    assert "| epochs" in header
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """By their paths; a run that is named twice is refused, since its cells would count twice."""
+    for place, right in (("here", 90), ("there", 94)):
+        write_run(tmp_path / place / "r", [record("timm:a", "frozen", right=right)])
+    runs = find_runs([tmp_path / "here" / "r", tmp_path / "there" / "r"])
+    summary = summarise(runs, "both")
+    assert [len(group.records) for group in summary.groups] == [1, 1]
+    assert len({group.run for group in summary.groups}) == 2
+    with pytest.raises(UserError, match="named twice"):
+        find_runs([tmp_path / "here" / "r", tmp_path / "there" / ".." / "here" / "r"])
+
+
+def test_backbones_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """A figure must not average torchvision's network with timm's."""
+    records = [record("timm:a", "frozen"), record("torchvision:a", "frozen"), record("timm:b", "frozen")]
+    summary = summarise([write_run(tmp_path / "r", records)], "r")
+    assert [summary.short(group) for group in summary.groups] == ["timm:a", "torchvision:a", "b"]
+
+
+def test_a_head_that_is_slower_than_fine_tuning_is_in_the_figure(tmp_path: Path) -> None:
+    """The axis reaches down to what contradicts the claim."""
+    from bench.report.figures import _speed_up
+
+    records = [record("timm:a", "finetune", seconds=10), record("timm:a", "frozen", seconds=20)]
+    figure = _speed_up(summarise([write_run(tmp_path / "r", records)], "r"))
+    assert figure is not None and figure.axes[0].get_xlim()[0] < 0.5
+
+
+def test_p_values_are_adjusted_over_all_comparisons(tmp_path: Path) -> None:
+    """Twice as many comparisons, twice the p of the smallest (Holm)."""
+
+    def smallest(backbones: str) -> float:
+        records = [
+            record(f"timm:{name}", regime, right=right)
+            for name in backbones
+            for regime, right in (("finetune", 95), ("frozen", 85))
+        ]
+        comparisons = summarise([write_run(tmp_path / backbones, records)], "r").comparisons
+        return min(c.accuracy_p for c in comparisons if c.accuracy_p is not None)
+
+    assert smallest("a") == pytest.approx(2 * 0.5**10)
+    assert smallest("ab") == pytest.approx(2 * smallest("a"))
+
+
+def test_the_machine_is_that_of_the_records(tmp_path: Path) -> None:
+    """Not that of the last command; two machines are said to be two."""
+    one, other = record("timm:a", "finetune"), record("timm:a", "frozen")
+    other = other.replace(environment=other.environment.replace(cpu="another processor"))
+    for page in pages(write_run(tmp_path / "r", [one, other]), tmp_path):
+        assert "another processor" in page and "2 machines" in page
+
+
+def test_a_drawn_set_is_said_in_the_answer(tmp_path: Path) -> None:
+    """A recommendation on drawn images says so itself."""
+    run = write_run(tmp_path / "r", [record("timm:a", "frozen")], stand_in="a drawn stand-in")
+    assert "That is on drawn images" in pages(run, tmp_path)[0]
+
+
+def test_a_command_cannot_leave_its_fence(tmp_path: Path) -> None:
+    """Backticks in what was typed get a longer fence."""
+    run = write_run(tmp_path / "r", [record("timm:a", "frozen")])
+    manifest = run.manifest()
+    evil = manifest.invocations[0].replace(command="x\n```\n<script>")
+    run.write_manifest(manifest.replace(invocations=(evil,)))
+    assert "````\nx\n```\n<script>\n````" in pages(run, tmp_path)[0]
+
+
+def test_records_survive_being_written_again(tmp_path: Path) -> None:
+    """A later attempt replaces the record; all earlier ones stay, whatever has become of their numbers."""
+    run = write_run(tmp_path / "r", [record("timm:a", "frozen", status="failed")])
+    failed = record("timm:a", "frozen", status="failed")
+    for _ in range(2):
+        run.write_record(failed)
+    attic = run.folder / "superseded"
+    (attic / f"{failed.cell_id}-1.json").unlink()
+    run.write_record(record("timm:a", "frozen"))
+    assert sorted(path.name for path in attic.iterdir()) == [f"{failed.cell_id}-{n}.json" for n in (2, 3)]
+    assert run.records()[failed.cell_id].status == "done"
+
+
+def test_a_record_with_losses_that_overflowed_can_be_read_again(tmp_path: Path) -> None:
+    """None in place of NaN, in confidences too."""
+    one = record("timm:a", "frozen")
+    assert one.result is not None
+    broken = one.result.best.replace(confidences=[None] * 100)
+    run = write_run(tmp_path / "r", [one.replace(result=one.result.replace(best=broken))])
+    assert next(iter(run.records().values())).result.best.confidences == [None] * 100
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_can_be_shown(name: str) -> None:
+    """Whole and broken numbers, and unknown."""
+    for value in (3, 3.5):
+        assert METRICS[name].show(value)
+    assert METRICS[name].show(None) == "n/a"

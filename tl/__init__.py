@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from tl.config import TrainConfig
 from tl.datasets import DATASETS, Splits, load_splits
-from tl.errors import ConfigError, DataError, DeviceError, UserError, WeightsError
+from tl.errors import ConfigError, DataError, DeviceError, StandInWarning, UserError, WeightsError
 from tl.regimes import REGIMES, Regime
 
 if TYPE_CHECKING:
+    from tl import visualize
     from tl.backbones import Backbone, Classifier, make_backbone
     from tl.results import EpochResult, TrainResult
     from tl.train import train_model
@@ -35,6 +36,7 @@ _LAZY = {
     "train_model": "tl.train",
     "show_batch": "tl.visualize",
     "show_predictions": "tl.visualize",
+    "visualize": "tl.visualize",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "EpochResult",
     "Regime",
     "Splits",
+    "StandInWarning",
     "TrainConfig",
     "TrainResult",
     "UserError",
@@ -57,10 +60,12 @@ __all__ = [
     "show_batch",
     "show_predictions",
     "train_model",
+    "visualize",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    module = import_module(_LAZY[name])
+    return module if _LAZY[name] == f"tl.{name}" else getattr(module, name)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from torch import nn
 
 from tl.batches import Preprocessing
 from tl.config import TrainConfig
-from tl.errors import ConfigError, WeightsError
+from tl.devices import seeded
+from tl.errors import ConfigError, StandInWarning, WeightsError
 from tl.seeding import seed_for
 from tl.specs import canonical
 from tl.weights import Checkpoint, Weights, find, load_state_dict
@@ -50,7 +53,7 @@ class Source:
     """A library of networks. Names are the library's own."""
 
     names: Callable[[], list[str]]
-    checkpoint: Callable[[str], Checkpoint | None]
+    checkpoint: Callable[[str], Checkpoint]
     preprocessing: Callable[[str], Preprocessing]
     build: Callable[[str, Weights], tuple[nn.Module, int]]
     """The network without its classifier, and the width of its features."""
@@ -64,7 +67,10 @@ def known_names() -> dict[str, list[str]]:
 def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, download: bool = True) -> Weights:
     """Which weights `spec` (with its source) gets: see `tl.weights.find`."""
     source, _, name = spec.partition(":")
-    checkpoint = None if policy == "random" else SOURCES[source].checkpoint(name)
+    checkpoint = SOURCES[source].checkpoint(name)
+    if any(name in entry.names() for other, entry in SOURCES.items() if other != source):
+        # Both libraries have a network of that name: a bare `NAME.pth` could be either's.
+        checkpoint = replace(checkpoint, file_names=tuple(n for n in checkpoint.file_names if n != name))
     return find(spec, checkpoint, policy, weights_dir=weights_dir, download=download)
 
 
@@ -76,35 +82,42 @@ def make_backbone(
     Args:
         spec: `torchvision:NAME`, `timm:NAME[.TAG]`, or a bare name that only one of them has.
         weights: a policy (`auto`, `pretrained`, `random`) or weights that `find_weights` returned.
-        weights_dir: a folder looked at first, for `NAME.pth`, `NAME.safetensors` or the published file name.
+        weights_dir: a folder looked at first, for `SOURCE-NAME.pth` (or `.safetensors`, `.pt`, `.bin`), `NAME.pth`
+            where only one source has that name, or the published file name.
         seed: decides random weights; pretrained ones don't depend on it.
 
-    Raises `ConfigError` for an unknown name, `WeightsError` when weights are missing or don't fit.
+    Warns with `StandInWarning` when `auto` falls back to random weights. Raises `ConfigError` for an unknown
+    name, `WeightsError` when weights are missing or don't fit.
     The global random state is left as it was.
     """
     spec = canonical(spec, known_names())
     source, _, name = spec.partition(":")
     if isinstance(weights, str):
         weights = find_weights(spec, weights, weights_dir=Path(weights_dir) if weights_dir else None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for("init", spec, seed))
-        try:
-            module, width = SOURCES[source].build(name, weights)
-        except RuntimeError as error:
-            raise WeightsError(f"{spec}: {weights.label or 'weights'} don't fit the network: {error}") from error
+        if weights.reason:
+            warnings.warn(f"{spec} has random weights: {weights.reason}", StandInWarning, stacklevel=2)
+    with seeded(seed_for("init", spec, seed)):
+        module, width = SOURCES[source].build(name, weights)
     return Backbone(
         spec=spec, module=module, width=width, preprocessing=SOURCES[source].preprocessing(name), weights=weights
     )
 
 
+@contextmanager
+def _fitting(name: str, weights: Weights) -> Iterator[None]:
+    """Tell tensors that don't fit a network as a `WeightsError`; want of memory stays what it is."""
+    try:
+        yield
+    except (RuntimeError, KeyError, AttributeError) as error:
+        if "memory" in str(error):
+            raise
+        raise WeightsError(f"{name}: {weights.label} does not fit the network: {error}") from error
+
+
 # torchvision
 
-# Built as their pretrained weights need them; their auxiliary classifiers are dropped after loading.
-_TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "googlenet": {"transform_input": True, "init_weights": False},
-    "inception_v3": {"transform_input": True, "init_weights": False},
-}
-_AUXILIARY = ("aux1", "aux2", "AuxLogits")
+_WITH_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+"""Networks with auxiliary classifiers, which are dropped after loading."""
 
 
 def _torchvision_names() -> list[str]:
@@ -113,10 +126,10 @@ def _torchvision_names() -> list[str]:
 
 def _torchvision_checkpoint(name: str) -> Checkpoint:
     weights = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
-    return _from_url(str(weights), weights.url, (name,))
+    return _from_url(str(weights), weights.url, (f"torchvision-{name}", name))
 
 
-def _from_url(label: str, url: str, names: tuple[str, ...]) -> Checkpoint:
+def _from_url(label: str, url: str, names: tuple[str, ...], bundled_as: str = "") -> Checkpoint:
     file_name = url.rpartition("/")[2]
     place = Path(torch.hub.get_dir()) / "checkpoints" / file_name
 
@@ -130,6 +143,7 @@ def _from_url(label: str, url: str, names: tuple[str, ...]) -> Checkpoint:
     return Checkpoint(
         label=label,
         file_names=(*names, file_name),
+        bundled_as=bundled_as,
         cached=lambda: (place, "torch hub cache") if place.is_file() else None,
         download=download,
         url=url,
@@ -148,18 +162,23 @@ def _torchvision_preprocessing(name: str) -> Preprocessing:
 
 
 def _torchvision_build(name: str, weights: Weights) -> tuple[nn.Module, int]:
-    module = torchvision.models.get_model(name, weights=None, **_TORCHVISION_ARGUMENTS.get(name, {}))
+    arguments: dict[str, Any] = {}
+    if name in _WITH_AUXILIARY:
+        arguments = {"transform_input": True, "init_weights": weights.kind == "random"}
+    elif name.startswith("vit_"):
+        arguments = {"image_size": _torchvision_preprocessing(name).size}
+    module = torchvision.models.get_model(name, weights=None, **arguments)
     if weights.kind == "pretrained":
         given = load_state_dict(weights, module.state_dict())
         if name.startswith("densenet"):
             # The published files still have the names of an older layout: `norm.1` for `norm1`.
             given = {re.sub(r"\.(norm|relu|conv)\.(\d)\.", r".\1\2.", key): value for key, value in given.items()}
-        module.load_state_dict(given)
-    if name in _TORCHVISION_ARGUMENTS:
+        with _fitting(name, weights):
+            module.load_state_dict(given)
+    if name in _WITH_AUXILIARY:
         module.aux_logits = False  # type: ignore[assignment]
-        for auxiliary in _AUXILIARY:
-            if hasattr(module, auxiliary):
-                setattr(module, auxiliary, None)
+        for auxiliary in _WITH_AUXILIARY[name]:
+            setattr(module, auxiliary, None)
     last, width = "", 0
     for path, part in module.named_modules():
         if isinstance(part, nn.Linear) and part.out_features == IMAGENET_CLASSES:
@@ -178,22 +197,24 @@ def _timm_names() -> list[str]:
 
 
 def _timm_config(name: str) -> Any:
-    return get_pretrained_cfg(name) or timm.create_model(name).pretrained_cfg
+    return get_pretrained_cfg(name)
 
 
-def _timm_checkpoint(name: str) -> Checkpoint | None:
-    config: Any = get_pretrained_cfg(name)
-    if config is None or not (config.hf_hub_id or config.url):
-        return None
+def _timm_checkpoint(name: str) -> Checkpoint:
+    config = _timm_config(name)
     label = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
-    names = (label, config.architecture)
-    if not config.hf_hub_id:
-        return _from_url(label, config.url, names)
+    # A file without a tag in its name is taken for the architecture's default weights, and for those only.
+    is_default = _timm_config(config.architecture).tag == config.tag
+    plain = (f"timm-{config.architecture}", config.architecture) if is_default else ()
+    names = (f"timm-{label}", label, *plain)
+    bundled_as = f"timm:{config.architecture}" if is_default else ""
+    if not config.hf_hub_id and config.url:
+        return _from_url(label, config.url, names, bundled_as)
     # `model.safetensors` is what timm publishes today; a few repositories hold only the older file.
     published = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
 
     def cached() -> tuple[Path, str] | None:
-        for file_name in published:
+        for file_name in published if config.hf_hub_id else []:
             found = try_to_load_from_cache(config.hf_hub_id, file_name)
             if isinstance(found, str):
                 return Path(found), "Hugging Face cache"
@@ -212,9 +233,10 @@ def _timm_checkpoint(name: str) -> Checkpoint | None:
     return Checkpoint(
         label=label,
         file_names=names,
+        bundled_as=bundled_as,
         cached=cached,
         download=download,
-        url=f"{hf_constants.ENDPOINT}/{config.hf_hub_id}",
+        url=f"{hf_constants.ENDPOINT}/{config.hf_hub_id}" if config.hf_hub_id else "",
     )
 
 
@@ -242,10 +264,13 @@ def _timm_build(name: str, weights: Weights) -> tuple[nn.Module, int]:
         module: Any = timm.create_model(name, pretrained=False)
     elif weights.in_order:
         module = timm.create_model(name, pretrained=False)
-        module.load_state_dict(load_state_dict(weights, module.state_dict()))
+        given = load_state_dict(weights, module.state_dict())
+        with _fitting(name, weights):
+            module.load_state_dict(given)
     else:
         given = load_state_dict(weights, {})
-        module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": given})
+        with _fitting(name, weights):
+            module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": given})
     module.reset_classifier(0)
     return module, getattr(module, "head_hidden_size", None) or module.num_features
 
@@ -272,9 +297,8 @@ class Classifier(nn.Module):
     def __init__(self, backbone: Backbone, classes: int, config: TrainConfig) -> None:
         super().__init__()
         self.backbone = backbone.module
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for("head", config.seed))
-            self.head = _HEAD_BUILDERS[config.head](backbone.width, classes)
+        with seeded(seed_for("head", config.seed)):
+            self.head = HEAD_BUILDERS[config.head](backbone.width, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of a batch of normalised images."""
@@ -282,7 +306,7 @@ class Classifier(nn.Module):
         return logits
 
 
-_HEAD_BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
+HEAD_BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
     "linear": nn.Linear,
     "mlp": lambda width, classes: nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, classes)),
 }

@@ -19,6 +19,11 @@ def cache_dir() -> Path:
     return Path(given) if given else platformdirs.user_cache_path("tl-bench", appauthor=False)
 
 
+def offline() -> bool:
+    """Whether `$TL_OFFLINE` says that nothing may be downloaded."""
+    return os.environ.get("TL_OFFLINE", "") not in ("", "0")
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` (UTF-8) so that a reader sees the old file or the new one, never half of it.
 

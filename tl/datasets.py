@@ -5,15 +5,14 @@ To add one by name, add an entry to `DATASETS`. Nothing here imports torch.
 
 from __future__ import annotations
 
-import hashlib
-import os
+import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tl import hymenoptera, synthetic
-from tl.errors import DataError, not_one_of
+from tl.digest import file_digests, set_digest
+from tl.errors import DataError, StandInWarning, not_one_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -43,7 +42,7 @@ class Splits:
     train: ImageList
     val: ImageList
     stand_in: str = ""
-    """Why the images are drawn ones and not the real set; empty for real images."""
+    """That the images are drawn ones, and why; empty for real images."""
     ignored: tuple[str, ...] = ()
     """Files in class folders that are not images by their suffix."""
 
@@ -55,28 +54,20 @@ class Dataset:
     summary: str
     find: Callable[[bool], Path]
     """Returns the folder, drawing it if need be, and downloading it only if its argument is true."""
-    stand_in: str = ""
-    digest: str | None = None
-    """The digest it must have, where one is known."""
 
-
-DRAWN = "a drawn stand-in: times and memory hold, accuracy says nothing about real images"
 
 DATASETS: dict[str, Dataset] = {
     "hymenoptera": Dataset(
         summary="244 + 153 photographs of ants and bees, from the PyTorch transfer-learning tutorial",
         find=hymenoptera.find,
-        digest=hymenoptera.DIGEST,
     ),
     "synthetic": Dataset(
         summary="244 + 153 drawn ants and bees, the same bytes every time",
         find=lambda download: synthetic.find(synthetic.FULL),
-        stand_in=DRAWN,
     ),
     "synthetic-mini": Dataset(
         summary="24 + 16 small drawn ants and bees, for a quick look and for tests",
         find=lambda download: synthetic.find(synthetic.MINI),
-        stand_in=DRAWN,
     ),
 }
 
@@ -84,8 +75,9 @@ DATASETS: dict[str, Dataset] = {
 def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
     """Find a data set, list its images and compute its digest.
 
-    `data` is a key of `DATASETS`, a folder, or `auto`: the real ants and bees where they can be had,
-    else the drawn ones, with the reason in `Splits.stand_in`. With `download=False` nothing is fetched.
+    `data` is a key of `DATASETS`, a folder, or `auto`: the real ants and bees where they can be had, else
+    the drawn ones, with a `StandInWarning` and the reason in `Splits.stand_in`. With `download=False` nothing
+    is fetched.
 
     Raises `DataError` when the folder is missing, incomplete or not the set that it claims to be. Whether
     each image can be decoded is checked by `tl.images.open_store`.
@@ -93,38 +85,27 @@ def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
     name = str(data)
     if name == "auto":
         try:
-            return _load_named("hymenoptera", download=download)
+            return scan(DATASETS["hymenoptera"].find(download), name="hymenoptera")
         except hymenoptera.NotAtHand as reason:
-            drawn = _load_named("synthetic", download=download)
-            return replace(drawn, stand_in=f"{DRAWN} ({reason})")
+            drawn = scan(DATASETS["synthetic"].find(download), name="synthetic")
+            fallback = replace(drawn, stand_in=f"{drawn.stand_in} ({reason})")
+            warnings.warn(f"the images are {fallback.stand_in}", StandInWarning, stacklevel=2)
+            return fallback
     if name in DATASETS:
-        return _load_named(name, download=download)
+        return scan(DATASETS[name].find(download), name=name)
     folder = Path(data).expanduser()
     if not folder.is_dir():
-        known = [*DATASETS, "auto"]
-        raise DataError(f"no such folder; as a name, {not_one_of('data', name, known)}")
-    splits = scan(folder)
-    for known_name, dataset in DATASETS.items():
-        if dataset.digest == splits.digest:
-            return replace(splits, name=known_name)
-    return splits
+        raise DataError(f"no such folder; as a name, {not_one_of('data', name, [*DATASETS, 'auto'])}")
+    return scan(folder)
 
 
-def _load_named(name: str, *, download: bool) -> Splits:
-    dataset = DATASETS[name]
-    root = dataset.find(download)
-    splits = scan(root)
-    if dataset.digest and splits.digest != dataset.digest:
-        found = file_digests(root, [*splits.train.files, *splits.val.files])
-        raise DataError(hymenoptera.first_difference(root, found))
-    return replace(splits, name=name, stand_in=dataset.stand_in)
+def scan(root: Path, *, name: str | None = None) -> Splits:
+    """List a folder in `train/CLASS/*`, `val/CLASS/*` layout and check that it is what `name` says.
 
-
-def scan(root: Path) -> Splits:
-    """List a folder in `train/CLASS/*`, `val/CLASS/*` layout.
+    Without `name` the set is called by its folder, unless its content is that of a known one.
 
     Raises `DataError` when `train` or `val` is missing, a class is empty, there are fewer than two
-    classes, or the two splits have different classes.
+    classes, the two splits have different classes, or the content is a damaged copy of the real ants and bees.
     """
     root = root.resolve()
     found: dict[str, dict[str, list[str]]] = {}
@@ -133,12 +114,12 @@ def scan(root: Path) -> Splits:
         if not (root / split).is_dir():
             raise DataError(f"{root}: has no folder {split}/; the layout is train/CLASS/*.jpg and val/CLASS/*.jpg")
         found[split] = {}
-        for folder in sorted(_visible(root / split), key=lambda p: p.name):
+        for folder in _visible(root / split):
             if not folder.is_dir():
                 continue
-            files = sorted(p.name for p in _visible(folder) if p.is_file())
-            images = [f"{split}/{folder.name}/{f}" for f in files if f.lower().endswith(IMAGE_SUFFIXES)]
-            ignored += [f"{split}/{folder.name}/{f}" for f in files if not f.lower().endswith(IMAGE_SUFFIXES)]
+            files = [f"{split}/{folder.name}/{path.name}" for path in _visible(folder) if path.is_file()]
+            images = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
+            ignored += [file for file in files if file not in images]
             if not images:
                 raise DataError(f"{folder}: class {folder.name!r} has no images ({', '.join(IMAGE_SUFFIXES)})")
             found[split][folder.name] = images
@@ -155,31 +136,37 @@ def scan(root: Path) -> Splits:
         return ImageList(files=tuple(f for f, _ in pairs), labels=tuple(label for _, label in pairs))
 
     train, val = listed("train"), listed("val")
-    lines = sorted(f"{name} {digest}\n" for name, digest in file_digests(root, [*train.files, *val.files]).items())
+    digests = file_digests(root, [*train.files, *val.files])
+    if (name == "hymenoptera" or hymenoptera.resembles(digests)) and digests != hymenoptera.expected():
+        raise DataError(hymenoptera.first_difference(root, digests))
     return Splits(
-        name=root.name,
+        name=name or _name(root, set_digest(digests)),
         root=root,
-        digest=hashlib.sha256("".join(lines).encode()).hexdigest(),
+        digest=set_digest(digests),
         classes=classes,
         train=train,
         val=val,
+        stand_in=synthetic.DRAWN if synthetic.is_drawn(root) else "",
         ignored=tuple(ignored),
     )
 
 
+def _name(root: Path, digest: str) -> str:
+    """The folder's name; `folder:NAME` where that is the name of a set which this one is not."""
+    if digest == hymenoptera.DIGEST:
+        return "hymenoptera"
+    if drawn := synthetic.is_drawn(root):
+        return drawn
+    return f"folder:{root.name}" if root.name in (*DATASETS, "auto") else root.name
+
+
 def _visible(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if not p.name.startswith(".")]
-
-
-def file_digests(root: Path, files: list[str]) -> dict[str, str]:
-    """SHA-256 in hex of each file, read in parallel. Raises `DataError` for one that can't be read."""
-
-    def digest(name: str) -> str:
-        try:
-            with (root / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"{root / name}: can't be read: {error.strerror}") from error
-
-    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
-        return dict(zip(files, pool.map(digest, files), strict=True))
+    """What a folder holds, by name, hidden things left out."""
+    try:
+        found = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda p: p.name)
+    except OSError as error:
+        raise DataError(f"{folder}: can't be read: {error.strerror}") from error
+    for path in found:
+        if any("\ud800" <= character <= "\udfff" for character in path.name):
+            raise DataError(f"{folder}: the name {path.name!r} is not valid text; rename it")
+    return found

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -19,6 +22,34 @@ def present() -> dict[str, str]:
         found["mps"] = f"{platform.machine()} GPU (Metal)"
     found["cpu"] = cpu_name()
     return found
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` inside; afterwards the caller's random state is as it was, on every device in use."""
+    on_mps = torch.backends.mps.is_available()
+    before = torch.mps.get_rng_state() if on_mps else None
+    # An accelerator that nothing has used yet has no state to keep, and asking for it would start it.
+    started = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=started):
+        torch.manual_seed(seed)
+        yield
+    if before is not None:
+        torch.mps.set_rng_state(before)
+
+
+@contextmanager
+def exact_single_precision() -> Iterator[None]:
+    """`float32` means float32: by default newer GPUs round the inputs of convolutions to TF32."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
 def resolve(device: str) -> torch.device:

@@ -33,6 +33,10 @@ class DeviceError(UserError):
     """A device that this machine doesn't have, or that can't do what was asked."""
 
 
+class StandInWarning(UserWarning):
+    """Drawn images or random weights are used in place of what was wanted: accuracy says nothing then."""
+
+
 def nearest(value: str, choices: Iterable[str], *, n: int = 1) -> list[str]:
     """The up to `n` choices that look most like `value`; empty when none is close."""
     return difflib.get_close_matches(value, list(choices), n=n, cutoff=0.6)

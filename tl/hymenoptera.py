@@ -11,10 +11,12 @@ import os
 import stat
 import tempfile
 import zipfile
+import zlib
 from importlib import resources
 from pathlib import Path
 
-from tl.cache import cache_dir
+from tl.cache import cache_dir, offline
+from tl.digest import file_digests
 from tl.errors import DataError
 
 URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
@@ -43,36 +45,42 @@ def find(download: bool) -> Path:
     for folder in (LOCAL, cached):
         if folder.is_dir():
             return folder
-    if not download:
-        raise NotAtHand("the real images are not on this machine")
-    return fetch(URL, cached)
+    if not download or offline():
+        raise NotAtHand("the real images are not on this machine" + (", and TL_OFFLINE is set" if offline() else ""))
+    return fetch(URL, cached, expected())
 
 
-def fetch(url: str, destination: Path) -> Path:
-    """Download the archive, unpack it safely and put it at `destination` in one step.
+def fetch(url: str, destination: Path, wanted: dict[str, str]) -> Path:
+    """Download the archive, unpack it safely, check its files and put them at `destination` in one step.
 
-    Raises `NotAtHand` when the address can't be reached or the archive is not what it should be.
+    `wanted` maps each JPEG to its SHA-256. Raises `NotAtHand`, leaving nothing behind, when the address
+    can't be reached, the cache can't be written, or the archive is not what it should be.
     """
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as scratch:
-        try:
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as scratch:
             # The archive has no published hash: its files are checked one by one after unpacking.
             archive = pooch.retrieve(url, known_hash=None, fname="hymenoptera_data.zip", path=scratch, progressbar=True)
             unpacked = unpack(Path(archive), Path(scratch) / "unpacked")
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise NotAtHand(f"{url} could not be downloaded: {_short(error)}") from error
-        tops = [p for p in unpacked.iterdir() if (p / "train").is_dir()]
-        if not tops:
-            raise NotAtHand(f"{url}: the archive has no folder with train/ in it")
-        try:
-            tops[0].rename(destination)
-        except OSError:
-            # Another process was quicker: its copy is as good, and is checked like ours.
-            if not destination.is_dir():
-                raise
+            tops = [p for p in unpacked.iterdir() if (p / "train").is_dir()]
+            if not tops:
+                raise NotAtHand(f"{url}: the archive has no folder with train/ in it")
+            files = [p.relative_to(tops[0]).as_posix() for p in tops[0].glob("*/*/*.jp*g")]
+            found = file_digests(tops[0], files)
+            if found != wanted:
+                raise NotAtHand(first_difference(url, found, wanted))
+            try:
+                tops[0].rename(destination)
+            except OSError:
+                # Another process was quicker: its copy was checked like ours.
+                if not destination.is_dir():
+                    raise
+    # A damaged archive shows in many ways: zlib.error and RuntimeError come from its members.
+    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise NotAtHand(f"{url} could not be downloaded: {_short(error)}") from error
     return destination
 
 
@@ -98,17 +106,18 @@ def expected() -> dict[str, str]:
     return {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
 
 
-def first_difference(root: Path, found: dict[str, str]) -> str:
+def resembles(found: dict[str, str]) -> bool:
+    """Whether the file names are, nine of ten, those of the real set: then a difference is damage."""
+    wanted = expected().keys()
+    return len(wanted & found.keys()) >= 0.9 * max(len(wanted), len(found))
+
+
+def first_difference(where: Path | str, found: dict[str, str], wanted: dict[str, str] | None = None) -> str:
     """One line naming the first file, in sorted order, in which a copy differs from the real set."""
-    wanted = expected()
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
-            return f"{root}: not the hymenoptera set: {name} is missing ({len(found)} images of {len(wanted)})"
-        if name not in wanted:
-            return f"{root}: not the hymenoptera set: {name} is not part of it ({len(found)} images of {len(wanted)})"
-        if found[name] != wanted[name]:
-            return f"{root}: not the hymenoptera set: {name} differs from the original"
-    return f"{root}: the hymenoptera set"
+    wanted = expected() if wanted is None else wanted
+    name = next(n for n in sorted(wanted.keys() | found.keys()) if found.get(n) != wanted.get(n))
+    what = "is missing" if name not in found else "is not part of it" if name not in wanted else "differs"
+    return f"{where}: not the hymenoptera set: {name} {what} ({len(found)} images of {len(wanted)})"
 
 
 def _short(error: BaseException) -> str:

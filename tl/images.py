@@ -7,6 +7,7 @@ Nothing here imports torch: `tl.batches` makes tensors of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +39,7 @@ def decode(path: Path) -> Pixels:
     Raises `DataError` naming the file when it is damaged, truncated or not an image.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            # Pillow warns about odd metadata and huge sizes; whether the pixels can be had is what counts.
-            warnings.simplefilter("ignore")
+        with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "damaged or not an image" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -78,53 +76,67 @@ def open_store(splits: Splits) -> Store:
     Raises `DataError` naming the first image, in order, that can't be decoded.
     """
     folder = cache_dir() / "pixels" / f"{splits.digest[:16]}-v{STORE_VERSION}"
+    return _opened(splits, folder) or _build(splits, folder)
+
+
+def _opened(splits: Splits, folder: Path) -> Store | None:
+    """The store in `folder`; None when it isn't there, isn't whole, or could now hold pixels and doesn't."""
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return _build(splits, folder)
-    except (OSError, ValueError):
-        shutil.rmtree(folder, ignore_errors=True)
-        return _build(splits, folder)
-    pixels = folder / "pixels.bin" if index["bytes"] else None
-    if pixels and (not pixels.is_file() or pixels.stat().st_size != index["bytes"]):
-        shutil.rmtree(folder, ignore_errors=True)
-        return _build(splits, folder)
-    files = {name: (height, width, offset) for name, height, width, offset in index["files"]}
-    return Store(root=splits.root, files=files, pixels=pixels)
+        files = {name: (height, width, offset) for name, height, width, offset in index["files"]}
+        if not index["stored"]:
+            return None if index["bytes"] <= _limit(folder) else Store(root=splits.root, files=files, pixels=None)
+        if (folder / "pixels.bin").stat().st_size != index["bytes"]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Store(root=splits.root, files=files, pixels=folder / "pixels.bin")
+
+
+def _limit(folder: Path) -> int:
+    return min(STORE_LIMIT_BYTES, shutil.disk_usage(folder.parent).free // 2)
 
 
 def _build(splits: Splits, folder: Path) -> Store:
     names = [*splits.train.files, *splits.val.files]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
-    except OSError:
-        # No cache to write to: still look at every image once.
-        files = {name: (*pixels.shape[:2], 0) for name, pixels in _decoded(splits.root, names)}
-        return Store(root=splits.root, files=files, pixels=None)
-    try:
-        limit = min(STORE_LIMIT_BYTES, shutil.disk_usage(folder.parent).free // 2)
-        rows: list[list[Any]] = []
-        total = 0
-        with (scratch / "pixels.bin").open("wb") as out:
+    # Pillow warns about odd metadata and huge sizes; whether the pixels can be had is what counts. Filters
+    # belong to the whole process, so they are set here and not in the decoding threads.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _stored(splits, names, folder)
+        except OSError:
+            # The cache can't be written or is full: still look at every image once.
+            files = {name: (*pixels.shape[:2], 0) for name, pixels in _decoded(splits.root, names)}
+            return Store(root=splits.root, files=files, pixels=None)
+
+
+def _stored(splits: Splits, names: list[str], folder: Path) -> Store:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        limit, total, rows = _limit(folder), 0, []
+        with (new / "pixels.bin").open("wb") as out:
             for name, pixels in _decoded(splits.root, names):
                 rows.append([name, pixels.shape[0], pixels.shape[1], total])
                 if total + pixels.nbytes <= limit:
                     out.write(pixels.tobytes())
                 total += pixels.nbytes
-        stored = total if total <= limit else 0
-        if not stored:
-            (scratch / "pixels.bin").unlink()
-        (scratch / "index.json").write_text(json.dumps({"bytes": stored, "files": rows}), encoding="utf-8")
-        try:
-            scratch.rename(folder)
-        except OSError:
-            # Another process built the same store first; use that one.
-            if not (folder / "index.json").is_file():
-                raise
-        return open_store(splits)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if total > limit:
+            (new / "pixels.bin").unlink()
+        index = {"bytes": total, "stored": total <= limit, "files": rows}
+        (new / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        with contextlib.suppress(OSError):
+            # Another process may have built the same store meanwhile: then that one is used.
+            if not _opened(splits, folder):
+                if folder.exists():
+                    folder.rename(old)
+                new.rename(folder)
+    store = _opened(splits, folder)
+    if store is None:
+        raise OSError(f"{folder}: the store could not be put into its place")
+    return store
 
 
 def _decoded(root: Path, names: list[str]) -> Iterator[tuple[str, Pixels]]:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from tl.config import TrainConfig
+from tl.regimes import REGIMES
 from tl.strict import Strict
 from tl.weights import Weights
 
@@ -30,7 +31,7 @@ class Predictions(Strict):
 
     epoch: int
     labels: list[int] = Field(description="index of the predicted class")
-    confidences: list[float] = Field(description="softmax probability of that class")
+    confidences: list[float | None] = Field(description="softmax probability of that class; None if not finite")
 
 
 class TrainResult(Strict):
@@ -74,9 +75,7 @@ class TrainResult(Strict):
     @property
     def accuracy_counts(self) -> bool:
         """False where weights are random though the regime starts from pretrained ones."""
-        from tl.regimes import REGIMES
-
-        return self.weights.kind == "pretrained" or REGIMES[self.config.regime].start == "random"
+        return accuracy_counts(self.config.regime, self.weights.kind)
 
     @property
     def train_epoch_seconds(self) -> float | None:
@@ -94,11 +93,19 @@ class TrainResult(Strict):
         return _median([row.train_seconds + row.val_seconds for row in self.epochs[1:]])
 
     @property
-    def peak_memory_bytes(self) -> int:
-        """On CUDA what torch allocated at its peak; elsewhere resident memory above the baseline."""
+    def peak_memory_bytes(self) -> int | None:
+        """On CUDA what torch allocated at its peak; elsewhere resident memory above the baseline.
+
+        None where the mark is that of the whole process and this run did not raise it: unknown, not 0.
+        """
         if self.cuda_allocated_bytes is not None:
             return self.cuda_allocated_bytes
-        return self.peak_rss_bytes - self.baseline_rss_bytes
+        return (self.peak_rss_bytes - self.baseline_rss_bytes) or None
+
+
+def accuracy_counts(regime: str, weights: str) -> bool:
+    """Whether the accuracy of a regime says something with weights of that kind (`pretrained` or `random`)."""
+    return weights == "pretrained" or REGIMES[regime].start == "random"
 
 
 def _median(values: list[float]) -> float | None:

@@ -6,15 +6,23 @@ wrong field, its value and what was expected.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tl.errors import ConfigError, nearest
 
 
 class Strict(BaseModel):
-    """A frozen model that accepts known keys only.
+    """A frozen model that accepts known keys and values of the right type only: no `true` or `"3"` for a number.
 
     Raises `ConfigError` where pydantic would raise `ValidationError`.
     """
@@ -29,6 +37,15 @@ class Strict(BaseModel):
         except ValidationError as error:
             raise ConfigError(_first_mistake(cls, error)) from error
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        accepted = set(get_args(annotation)) or {annotation}
+        if isinstance(value, bool | str) and accepted & {int, float} and type(value) not in accepted:
+            raise ValueError("must be a number")
+        return value
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated anew."""
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
@@ -38,12 +55,16 @@ def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:
     # A misspelt key shows up twice, as unknown and as missing: the former says what to mend.
     mistakes = error.errors(include_url=False)
     first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
-    where = ".".join(str(part) for part in first["loc"]) or model.__name__
+    # For a field of several types pydantic appends the one that it tried: no part of the name that was given.
+    parts = [part for part in first["loc"] if isinstance(part, int) or str(part).replace("_", "a").isalnum()]
+    named = parts[:1] + [part for part in parts[1:] if part not in ("int", "str", "float", "bool")]
+    where = ".".join(map(str, named)) or model.__name__
     if first["type"] == "extra_forbidden":
         close = nearest(str(first["loc"][-1]), model.model_fields)
         known = f"nearest valid key: {close[0]!r}" if close else f"valid keys: {', '.join(model.model_fields)}"
         return f"{where}: unknown key; {known}"
     if first["type"] == "missing":
         return f"{where}: missing"
-    expected = first["msg"][0].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    expected = message[0].lower() + message[1:]
     return f"{where}={first['input']!r}: {expected}"

@@ -18,10 +18,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from tl.cache import cache_dir
+from tl.digest import file_digests, set_digest
+from tl.errors import DataError
 from tl.seeding import seed_for
 
 VERSION = 1
 """Counts changes of what is drawn; part of the cache folder's name and of every picture's seed."""
+DRAWN = "a drawn stand-in: times and memory hold, accuracy says nothing about real images"
+_MARK = "DRAWN"
+"""A file at the root of a drawn set, so that it is known for one wherever it lies."""
 _SCALE = 2  # drawn at twice the size and reduced: smooth edges
 _SKIN = [(38, 28, 22), (66, 36, 20), (96, 54, 26), (128, 74, 30), (24, 22, 26), (150, 98, 42)]
 _BAND = [(214, 158, 46), (190, 128, 52), (226, 188, 98), (168, 112, 60), (140, 100, 70)]
@@ -54,22 +59,45 @@ MINI = Size(name="synthetic-mini", train={"ants": 12, "bees": 12}, val={"ants": 
 
 
 def find(size: Size) -> Path:
-    """The folder of a drawn set in the user's cache; drawn first if it isn't there.
+    """The folder of a drawn set in the user's cache; drawn first if it isn't there or isn't whole.
 
-    Raises `OSError` when the cache can't be written.
+    Raises `DataError` when the cache can't be written.
     """
     folder = cache_dir() / f"{size.name}-v{VERSION}"
-    if not folder.is_dir():
+    if is_drawn(folder) and (folder / _MARK).read_text(encoding="utf-8") == _mark(folder, size.name):
+        return folder
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-") as scratch:
-            draw_set(size, Path(scratch) / "set")
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            draw_set(size, new)
+            if folder.exists():
+                folder.rename(old)
             try:
-                (Path(scratch) / "set").rename(folder)
+                new.rename(folder)
             except OSError:
                 # Another process was quicker, with the same bytes.
-                if not folder.is_dir():
+                if not is_drawn(folder):
                     raise
+    except OSError as error:
+        raise DataError(
+            f"{folder}: can't be written ({error.strerror}); let TL_CACHE name a folder that can"
+        ) from error
     return folder
+
+
+def is_drawn(folder: Path) -> str:
+    """The name of the drawn set that a folder holds, or an empty string."""
+    try:
+        return (folder / _MARK).read_text(encoding="utf-8").partition(" ")[0]
+    except OSError:
+        return ""
+
+
+def _mark(root: Path, name: str) -> str:
+    """What stands in a drawn set's mark: its name, and the digest of its pictures."""
+    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*/*.jpg"))
+    return f"{name} {set_digest(file_digests(root, files))}\n"
 
 
 def draw_set(size: Size, root: Path) -> None:
@@ -88,6 +116,7 @@ def draw_set(size: Size, root: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(one, jobs))
+    (root / _MARK).write_text(_mark(root, size.name), encoding="utf-8")
 
 
 def draw(kind: str, rng: np.random.Generator, *, longest: int) -> Image.Image:

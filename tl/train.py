@@ -14,18 +14,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches
 from tl.config import TrainConfig
 from tl.datasets import Splits
-from tl.images import open_store
+from tl.devices import exact_single_precision, seeded
+from tl.errors import ConfigError
+from tl.images import batch_bounds, open_store
 from tl.memory import PeakMemory
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Predictions, TrainResult
@@ -33,8 +37,6 @@ from tl.seeding import seed_for
 from tl.weights import Weights
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-EVAL_BATCH_SIZE = 16
-"""Validation is not part of the training protocol: its batch size changes time and memory, not results."""
 
 
 def train_model(
@@ -60,7 +62,8 @@ def train_model(
         A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the best epoch.
 
     Raises `UserError` (its kinds: `ConfigError`, `DataError`, `WeightsError`, `DeviceError`) for what the
-    caller can mend. The same config, images, device and thread count give the same losses.
+    caller can mend. On a CPU the same config, images and thread count give the same losses; on other devices
+    up to rounding, since some of their operations add in no fixed order.
     """
     started = time.perf_counter()
     target = devices.resolve(device)
@@ -68,18 +71,16 @@ def train_model(
     if target.type == "cuda":
         torch.cuda.reset_peak_memory_stats(target)
     regime = REGIMES[config.regime]
-    backbone = make_backbone(
-        config.backbone,
-        weights=weights or ("random" if regime.start == "random" else config.weights),
-        weights_dir=weights_dir,
-        seed=config.seed,
-    )
+    policy = "random" if regime.start == "random" else config.weights
+    if weights and policy != "auto" and weights.kind != policy:
+        raise ConfigError(f"weights={weights.kind!r}: regime {config.regime!r} was to start from {policy} weights")
+    backbone = make_backbone(config.backbone, weights=weights or policy, weights_dir=weights_dir, seed=config.seed)
     model = Classifier(backbone, len(splits.classes), config)
     # Convolutions run faster on this layout, on two-core CPUs and on GPUs alike; results are the same.
     model.to(device=target, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(config, _freeze(model, regime))
-    schedule = make_schedule(config, optimizer)
-    loss_function = make_loss(config)
+    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, _freeze(model, regime))
+    schedule = SCHEDULE_BUILDERS[config.schedule](config, optimizer)
+    loss_function = LOSS_BUILDERS[config.loss](config)
     before = _digest(model.backbone) if regime.must_stay_frozen else None
     store = open_store(splits)
     train = Batches(store, splits.train, backbone.preprocessing, target)
@@ -88,7 +89,7 @@ def train_model(
     history: list[EpochResult] = []
     best: _Best | None = None
     setup_seconds = time.perf_counter() - started
-    with _own_random_state(target, seed_for("train", config.seed)):
+    with seeded(seed_for("train", config.seed)), exact_single_precision():
         for epoch in range(config.epochs):
             rate = optimizer.param_groups[0]["lr"]
             with _garbage_later():
@@ -144,7 +145,7 @@ def train_model(
         memory_method=memory.method,
         cuda_allocated_bytes=torch.cuda.max_memory_allocated(target) if on_cuda else None,
         cuda_reserved_bytes=torch.cuda.max_memory_reserved(target) if on_cuda else None,
-        notes=_notes(history, len(splits.train), config.batch_size),
+        notes=_notes(history, splits, backbone.weights, config, decoded_once=store.pixels is not None),
         model=model,
     )
 
@@ -154,7 +155,7 @@ class _Pass:
     loss: float
     accuracy: float
     predicted: list[int]
-    confidences: list[float]
+    confidences: list[float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +210,7 @@ def _val_pass(model: Classifier, batches: Batches, loss_function: Loss, config: 
     loss_sum = torch.zeros((), device=batches.device)
     outputs, truths = [], []
     with torch.inference_mode(), _precision(config, batches.device):
-        for images, labels in batches.evaluation(EVAL_BATCH_SIZE):
+        for images, labels in batches.evaluation(config.batch_size):
             logits = model(images).float()
             loss_sum += loss_function(logits, labels) * len(labels)
             outputs.append(logits)
@@ -220,39 +221,33 @@ def _val_pass(model: Classifier, batches: Batches, loss_function: Loss, config: 
         loss=loss_sum.item() / len(batches),
         accuracy=correct.item() / len(batches),
         predicted=predicted.tolist(),
-        confidences=[round(value, 6) for value in confidences.tolist()],
+        confidences=[None if (v := _finite(value)) is None else round(v, 6) for value in confidences.tolist()],
     )
 
 
-def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of a config, over the parameters that train."""
-    rate, decay = config.learning_rate, config.weight_decay
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, betas=(config.momentum, 0.999), weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
+def _focal(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    per_image = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    share = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    return ((1 - share) ** 2 * per_image).mean()
 
 
-def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning-rate schedule of a config; stepped once an epoch."""
-    if config.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
-    if config.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.StepLR(optimizer, step_size=config.step_size, gamma=config.gamma)
-
-
-def make_loss(config: TrainConfig) -> Loss:
-    """The loss of a config: mean over images of logits `(B, classes)` against labels `(B,)`."""
-
-    def focal(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        per_image = cross_entropy(logits, labels, reduction="none", label_smoothing=config.label_smoothing)
-        share = logits.softmax(1).gather(1, labels[:, None])[:, 0]
-        return ((1 - share) ** 2 * per_image).mean()
-
-    def plain(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-
-    return focal if config.loss == "focal" else plain
+OPTIMIZER_BUILDERS: dict[str, Callable[[TrainConfig, list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "sgd": lambda c, parameters: torch.optim.SGD(
+        parameters, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay
+    ),
+    "adamw": lambda c, parameters: torch.optim.AdamW(
+        parameters, lr=c.learning_rate, betas=(c.momentum, 0.999), weight_decay=c.weight_decay
+    ),
+}
+SCHEDULE_BUILDERS: dict[str, Callable[[TrainConfig, torch.optim.Optimizer], LRScheduler]] = {
+    "step": lambda c, optimizer: torch.optim.lr_scheduler.StepLR(optimizer, c.step_size, c.gamma),
+    "cosine": lambda c, optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs),
+    "constant": lambda c, optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+}
+LOSS_BUILDERS: dict[str, Callable[[TrainConfig], Loss]] = {
+    "cross_entropy": lambda c: partial(cross_entropy, label_smoothing=c.label_smoothing),
+    "focal": lambda c: partial(_focal, smoothing=c.label_smoothing),
+}
 
 
 def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
@@ -262,9 +257,10 @@ def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
 def _digest(module: nn.Module) -> str:
     """SHA-256 over all parameters and buffers, bit for bit."""
     sha = hashlib.sha256()
-    for name, value in module.state_dict().items():
+    # Not `state_dict`: it leaves out buffers that are not saved.
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
         sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -289,22 +285,24 @@ def _garbage_later() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def _own_random_state(device: torch.device, seed: int) -> Iterator[None]:
-    """Dropout and drop-path draw from `seed`; the caller's random state is left as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _notes(history: list[EpochResult], images: int, batch_size: int) -> tuple[str, ...]:
+def _notes(
+    history: list[EpochResult], splits: Splits, weights: Weights, config: TrainConfig, *, decoded_once: bool
+) -> tuple[str, ...]:
+    """What a reader of the figures must know."""
+    images, size = len(splits.train), config.batch_size
     notes = []
+    if splits.stand_in:
+        notes.append(f"the images are {splits.stand_in}")
+    if weights.reason:
+        notes.append(f"random weights: {weights.reason}")
+    if not decoded_once:
+        notes.append("images were decoded anew in every epoch: times hold more than with decoded images at hand")
     if any(row.train_loss is None or row.val_loss is None for row in history):
         notes.append("the loss was not finite in at least one epoch")
-    if batch_size > 1 and images > batch_size and images % batch_size == 1:
-        notes.append(f"{images} images leave one over at batch size {batch_size}: it joins the batch before")
+    if max(stop - start for start, stop in batch_bounds(images, size)) > size:
+        notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
     return tuple(notes)

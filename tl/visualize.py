@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import torch
 
-from tl.backbones import make_backbone
+from tl.backbones import SOURCES, known_names
 from tl.batches import Batches
+from tl.errors import ConfigError
 from tl.images import open_store
+from tl.specs import canonical
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +28,9 @@ def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0,
 
     Draws what `train_model` draws for that seed and epoch. No weights are needed or loaded.
     """
-    preprocessing = make_backbone(backbone, weights="random").preprocessing
+    _at_least_one(count)
+    source, _, name = canonical(backbone, known_names()).partition(":")
+    preprocessing = SOURCES[source].preprocessing(name)
     batches = Batches(open_store(splits), splits.train, preprocessing, torch.device("cpu"))
     images, labels = next(batches.training(count, seed=seed, epoch=epoch))
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
@@ -40,14 +44,16 @@ def show_predictions(result: TrainResult, splits: Splits, *, count: int = 16, wr
 
     Predictions are those of the best epoch. `wrong_first` puts mistakes first, the most confident ahead.
     """
+    _at_least_one(count)
     said = list(zip(result.best.labels, result.best.confidences, splits.val.labels, splits.val.files, strict=True))
     if wrong_first:
-        said.sort(key=lambda row: (row[0] == row[2], -row[1]))
+        said.sort(key=lambda row: (row[0] == row[2], -(row[1] or 0.0)))
     store = open_store(splits)
     chosen = said[:count]
     titles = [
         (
-            f"{splits.classes[label]} {confidence:.0%}" + ("" if label == truth else f"\n({splits.classes[truth]})"),
+            f"{splits.classes[label]} {'n/a' if confidence is None else f'{confidence:.0%}'}"
+            + ("" if label == truth else f"\n({splits.classes[truth]})"),
             RIGHT if label == truth else WRONG,
         )
         for label, confidence, truth, _ in chosen
@@ -55,12 +61,19 @@ def show_predictions(result: TrainResult, splits: Splits, *, count: int = 16, wr
     return _grid([store.read(file) for *_, file in chosen], titles)
 
 
+def _at_least_one(count: int) -> None:
+    if count < 1:
+        raise ConfigError(f"count={count}: at least 1 is needed")
+
+
 def _grid(images: list[npt.NDArray[Any]], titles: list[tuple[str, str]]) -> Figure:
-    from matplotlib.figure import Figure
+    # Through pyplot, so that a notebook shows it; closed, so that it is shown once and not kept.
+    from matplotlib import pyplot
 
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(2.4 * columns, 2.7 * rows), layout="constrained")
+    figure = pyplot.figure(figsize=(2.4 * columns, 2.7 * rows), layout="constrained")
+    pyplot.close(figure)
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if place < len(images):

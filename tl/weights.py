@@ -5,7 +5,6 @@ To add a package that ships a state dict, add an entry to `BUNDLED`.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import socket
@@ -19,7 +18,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from tl.errors import WeightsError
+from tl.cache import offline
+from tl.config import WEIGHTS_POLICIES
+from tl.digest import file_digest
+from tl.errors import ConfigError, WeightsError, not_one_of
 from tl.strict import Strict
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -46,10 +48,13 @@ class Checkpoint:
     label: str
     file_names: tuple[str, ...]
     """Names under which a user may have put the file into `--weights-dir`, without or with suffix."""
+    bundled_as: str
+    """Key in `BUNDLED`, or an empty string: a package's weights are those of one tag only."""
     cached: Callable[[], tuple[Path, str] | None]
     """The file in a library's own cache, with that cache's name."""
     download: Callable[[], Path]
     url: str
+    """Empty where none are published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +74,22 @@ BUNDLED: dict[str, Bundled] = {
 
 
 def find(
-    spec: str, checkpoint: Checkpoint | None, policy: str, *, weights_dir: Path | None = None, download: bool = True
+    spec: str, checkpoint: Checkpoint, policy: str, *, weights_dir: Path | None = None, download: bool = True
 ) -> Weights:
     """Decide which weights a backbone gets under a policy of `auto`, `pretrained` or `random`.
 
     Looks, in order, at `weights_dir`, installed packages, the libraries' caches and, unless `download` is
-    false, the network. Raises `WeightsError` under `pretrained` when none can be had, saying what to do.
+    false, the network. Raises `WeightsError` under `pretrained` when none can be had, saying what to do, and
+    `ConfigError` for an unknown policy or a folder that isn't there.
     """
+    if policy not in WEIGHTS_POLICIES:
+        raise ConfigError(not_one_of("weights", policy, WEIGHTS_POLICIES))
+    if weights_dir and not weights_dir.is_dir():
+        raise ConfigError(f"weights_dir={os.fspath(weights_dir)!r}: no such folder")
     if policy == "random":
         return Weights(kind="random", source="random")
     try:
-        return _pretrained(spec, checkpoint, weights_dir, download)
+        return _pretrained(checkpoint, weights_dir, download)
     except WeightsError as reason:
         if policy == "auto":
             return Weights(kind="random", source="random", reason=str(reason))
@@ -89,23 +99,22 @@ def find(
         ) from reason
 
 
-def _pretrained(spec: str, checkpoint: Checkpoint | None, weights_dir: Path | None, download: bool) -> Weights:
-    names = checkpoint.file_names if checkpoint else (spec.partition(":")[2],)
-    label = checkpoint.label if checkpoint else spec
+def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool) -> Weights:
+    label = checkpoint.label
     if weights_dir:
-        for name in names:
+        for name in checkpoint.file_names:
             for candidate in (weights_dir / name, *(weights_dir / f"{name}{suffix}" for suffix in SUFFIXES)):
                 if candidate.suffix in SUFFIXES and candidate.is_file():
                     return _at(candidate, "weights-dir", candidate.name)
-    bundled = BUNDLED.get(spec)
+    bundled = BUNDLED.get(checkpoint.bundled_as)
     if bundled and (path := _bundled_file(bundled)):
         found = _at(path, f"package {bundled.distribution}", path.name)
         return found.replace(in_order=True)
-    if checkpoint is None:
-        raise WeightsError("no pretrained weights are published for it")
     if cached := checkpoint.cached():
         path, where = cached
         return _at(path, where, label)
+    if not checkpoint.url:
+        raise WeightsError("no pretrained weights are published for it")
     if not download:
         raise WeightsError(f"not on this machine; would be downloaded from {checkpoint.url}")
     if problem := unreachable(checkpoint.url):
@@ -117,9 +126,7 @@ def _pretrained(spec: str, checkpoint: Checkpoint | None, weights_dir: Path | No
 
 
 def _at(path: Path, source: str, label: str) -> Weights:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(kind="pretrained", source=source, label=label, digest=digest, path=path)
+    return Weights(kind="pretrained", source=source, label=label, digest=file_digest(path), path=path)
 
 
 def _bundled_file(bundled: Bundled) -> Path | None:
@@ -136,8 +143,11 @@ def unreachable(url: str) -> str:
 
     Hub clients retry for most of a minute when there is no network; this answers at once.
     """
+    if offline():
+        return "TL_OFFLINE is set"
     parts = urlsplit(url)
-    if urllib.request.getproxies() or not parts.hostname:
+    proxies = urllib.request.getproxies()
+    if not parts.hostname or parts.scheme in proxies or "all" in proxies:
         return ""
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)

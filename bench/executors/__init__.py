@@ -19,7 +19,6 @@ class Outcome:
     value: Any = None
     reason: str = ""
     traceback: str = ""
-    is_user_error: bool = False
     wall_seconds: float
 
 

@@ -10,12 +10,11 @@ from tl.errors import UserError
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 
 
-def describe(error: BaseException) -> tuple[Literal["failed", "oom"], str, str, bool]:
-    """Status, reason, traceback, and whether it is a `UserError`."""
+def describe(error: BaseException) -> tuple[Literal["failed", "oom"], str, str]:
+    """Status, reason, traceback. A `UserError` keeps its own words, another error is named by its class."""
     text = str(error)
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     memory = memory or (isinstance(error, RuntimeError | OSError) and any(words in text for words in _OUT_OF_MEMORY))
     first_line = text.strip().splitlines()[0] if text.strip() else ""
-    user = isinstance(error, UserError)
-    reason = first_line if user else f"{type(error).__name__}: {first_line}".rstrip(": ")
-    return ("oom" if memory else "failed"), reason, "".join(traceback.format_exception(error)), user
+    reason = first_line if isinstance(error, UserError) else f"{type(error).__name__}: {first_line}".rstrip(": ")
+    return ("oom" if memory else "failed"), reason, "".join(traceback.format_exception(error))

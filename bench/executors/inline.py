@@ -22,7 +22,7 @@ class InlineExecutor:
         try:
             value = load(function)(*arguments, on_event or (lambda event: None))
         except Exception as error:
-            status, reason, trace, user = describe(error)
+            status, reason, trace = describe(error)
             wall = time.perf_counter() - started
-            return Outcome(status=status, reason=reason, traceback=trace, is_user_error=user, wall_seconds=wall)
+            return Outcome(status=status, reason=reason, traceback=trace, wall_seconds=wall)
         return Outcome(status="done", value=value, wall_seconds=time.perf_counter() - started)

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from bench.executors import Emit, Outcome, load
 from bench.executors.failure import describe
 
 PRELOAD = "bench.job"
+_LONGEST_WAIT_SECONDS = 86_400.0
+"""The operating system's own limit is a few weeks."""
 
 
 class ProcessExecutor:
@@ -41,15 +44,15 @@ class ProcessExecutor:
         """See `bench.executors.Executor`."""
         ours, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work, args=(theirs, function, arguments))
+        if self._context.get_start_method() == "forkserver":
+            with _interrupts_ignored():
+                forkserver.ensure_running()
         started = time.perf_counter()
         deadline = None if timeout is None else started + timeout
-        with _interrupts_ignored():
-            process.start()
-        theirs.close()
         try:
+            process.start()
+            theirs.close()
             end = _listen(ours, deadline, on_event)
-            if isinstance(end, Outcome):
-                process.join(timeout=5)
         finally:
             _kill_group(process)
             ours.close()
@@ -65,8 +68,10 @@ def _listen(connection: Connection, deadline: float | None, on_event: Emit | Non
     """Pass events on until the work is over: its outcome, or `timeout`, or `gone`."""
     while True:
         left = None if deadline is None else max(0.0, deadline - time.perf_counter())
-        if not wait([connection], left):
-            return "timeout"
+        if not wait([connection], None if left is None else min(left, _LONGEST_WAIT_SECONDS)):
+            if left is not None and left <= _LONGEST_WAIT_SECONDS:
+                return "timeout"
+            continue
         try:
             kind, value = connection.recv()
         except (EOFError, OSError):
@@ -87,11 +92,13 @@ def _died(exit_code: int | None, wall: float) -> Outcome:
 
 
 def _kill_group(process: Any) -> None:
-    """End the process and all that it started."""
+    """End the process and all that it started, also where the process itself has ended."""
+    if process.pid is None:
+        return  # interrupted before it began
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
     if process.is_alive():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
+        process.kill()  # it had no time to found its group
     process.join()
 
 
@@ -111,9 +118,9 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...]) -> 
             status="done", value=load(function)(*arguments, emit), wall_seconds=time.perf_counter() - started
         )
     except BaseException as error:
-        status, reason, trace, user = describe(error)
+        status, reason, trace = describe(error)
         wall = time.perf_counter() - started
-        outcome = Outcome(status=status, reason=reason, traceback=trace, is_user_error=user, wall_seconds=wall)
+        outcome = Outcome(status=status, reason=reason, traceback=trace, wall_seconds=wall)
     connection.send(("end", outcome))
     connection.close()
 
@@ -127,7 +134,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """The first start also starts the server: it inherits this, and Ctrl-C while it imports torch leaves it be."""
+    """While the server is started: it inherits this, so that Ctrl-C while it imports torch is the parent's alone."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

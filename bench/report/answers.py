@@ -3,32 +3,56 @@
 from __future__ import annotations
 
 from bench.claims import HALF_THE_TIME
-from bench.report.summary import Summary
-from bench.report.tables import accuracy, median
+from bench.report.summary import Choice, Group, Summary
+from bench.report.tables import accuracy, show
 
 
 def answers(summary: Summary) -> list[str]:
     """What to use on each device, and whether the claim holds: a paragraph each."""
-    said = []
-    for choice in summary.choices:
-        use = f"On {choice.device}: use" if len(summary.choices) > 1 else "Use"
-        pick, best = choice.pick, choice.best
-        seconds = median(pick, "epoch_seconds")
-        text = f"{use} {pick.backbone}, {pick.regime}: best accuracy {accuracy(pick)}, {seconds} s an epoch."
-        if pick is not best:
-            text += f" It is the quickest of {choice.tied + 1} that these images can't tell apart;"
-            text += f" {best.label} has {accuracy(best)}."
-        elif choice.tied:
-            text += f" {choice.tied} more can't be told from it on these images, and none of them is quicker."
-        if choice.left_out:
-            text += f" Not in the choice, for want of pretrained weights: {', '.join(choice.left_out)}."
-        said.append(text)
-    if not summary.choices and summary.groups:
+    said = [_choice(choice, summary) for choice in summary.choices]
+    if summary.groups and all(group.accuracy is None for group in summary.groups):
         said.append("No cell had pretrained weights: accuracy says nothing here, time and memory hold.")
+    if not summary.groups:
+        said.append("No cell has a result yet.")
     if summary.comparisons:
         verdicts = [row.verdict for row in summary.comparisons]
         counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-        ratios = [f"{row.speed_up.value:.1f}×" for row in summary.comparisons if row.speed_up]
-        spread = f" Speed-ups: {', '.join(ratios)}." if ratios else ""
-        said.append(f"{HALF_THE_TIME.statement}? Of {len(verdicts)} comparisons: {counts}.{spread}")
+        said.append(f"{HALF_THE_TIME.statement}? Of {len(verdicts)} comparisons: {counts}.{_ratios(summary)}")
     return said
+
+
+def _ratios(summary: Summary) -> str:
+    """The speed-ups by name, where they are few enough to be read."""
+    ratios = [(row.fast, row.speed_up.value) for row in summary.comparisons if row.speed_up]
+    if not ratios:
+        return ""
+    if len(ratios) > 6:
+        values = [value for _, value in ratios]
+        return f" Speed-ups from {min(values):.1f}× to {max(values):.1f}×."
+    several = len({group.config.regime for group, _ in ratios}) > 1
+    named = (f"{summary.short(g)}{' ' + g.config.regime if several else ''} {value:.1f}×" for g, value in ratios)
+    return f" Speed-ups: {', '.join(named)}."
+
+
+def _choice(choice: Choice, summary: Summary) -> str:
+    places = [f"on {choice.device}"] if len({c.device for c in summary.choices}) > 1 else []
+    places += [f"in {choice.run}"] if len({c.run for c in summary.choices}) > 1 else []
+    where = " ".join(places)
+    use = f"{where[0].upper()}{where[1:]}: use" if where else "Use"
+    pick, best = choice.pick, choice.best
+    text = f"{use} {_named(pick)}: best accuracy {accuracy(pick)}, {show(pick, 'epoch_seconds')} s an epoch."
+    if pick is not best:
+        text += f" It is the quickest of {choice.tied + 1} that these images can't tell apart;"
+        text += f" {_named(best)} has {accuracy(best)}."
+    elif choice.tied:
+        text += f" {choice.tied} more can't be told from it on these images, and none of them is quicker."
+    if choice.left_out:
+        text += f" Not in the choice, for want of pretrained weights: {', '.join(choice.left_out)}."
+    if any(name == choice.run and manifest.dataset.stand_in for name, manifest in summary.runs):
+        text += " That is on drawn images: on real ones the choice may be another."
+    return text
+
+
+def _named(group: Group) -> str:
+    precision = f" in {group.config.precision}" if group.config.precision != "fp32" else ""
+    return f"{group.config.backbone}, {group.config.regime}{precision}"

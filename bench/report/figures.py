@@ -69,16 +69,6 @@ def _blank(rows: int = 0) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _short(group: Group, summary: Summary) -> str:
-    """The least that tells a backbone apart in this report."""
-    parts = [group.backbone.partition(":")[2]]
-    if len({g.device for g in summary.groups}) > 1:
-        parts.append(group.device)
-    if len(summary.runs) > 1:
-        parts.append(group.run)
-    return " · ".join(parts)
-
-
 def _speed_up(summary: Summary) -> Figure | None:
     rows = [c for c in summary.comparisons if c.speed_up]
     if not rows:
@@ -86,16 +76,16 @@ def _speed_up(summary: Summary) -> Figure | None:
     figure, axes = _blank(len(rows))
     axes.axvspan(HALF_THE_TIME.low, HALF_THE_TIME.high, color="tab:gray", alpha=0.18, lw=0)
     axes.axvline(1, color=matplotlib.rcParams["text.color"], lw=0.8, ls=":")
-    several = len({c.fast.regime for c in rows}) > 1
+    several = len({c.fast.config.regime for c in rows}) > 1
     for place, row in enumerate(rows):
         ratio = row.speed_up
         assert ratio is not None
         ends = [[ratio.value - ratio.low], [ratio.high - ratio.value]]
-        axes.errorbar([ratio.value], [place], xerr=ends, fmt="o", color=colours()[row.fast.regime], capsize=3)
-    names = [_short(c.fast, summary) + (f" · {c.fast.regime}" if several else "") for c in rows]
+        axes.errorbar([ratio.value], [place], xerr=ends, fmt="o", color=colours()[row.fast.config.regime], capsize=3)
+    names = [summary.short(c.fast) + (f" · {c.fast.config.regime}" if several else "") for c in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set_xlim(left=0.9)
+    axes.set_xlim(left=min(0.9, *(0.95 * c.speed_up.low for c in rows if c.speed_up)))
     axes.set_xlabel("times faster than fine-tuning, an epoch with validation")
     return figure
 
@@ -103,8 +93,8 @@ def _speed_up(summary: Summary) -> Figure | None:
 def _accuracy_against_time(summary: Summary) -> Figure | None:
     rows = [
         {
-            "regime": group.regime,
-            "backbone": _short(group, summary),
+            "regime": group.config.regime,
+            "backbone": summary.short(group),
             "epoch seconds": group.median(lambda r: r.epoch_seconds),
             "best validation accuracy": group.accuracy,
         }
@@ -136,7 +126,7 @@ def _legend_beside(axes: Axes) -> None:
 
 def _bars(figure_of: Callable[[Group], float | None], label: str) -> Callable[[Summary], Figure | None]:
     def function(summary: Summary) -> Figure | None:
-        rows = [{"regime": g.regime, "backbone": _short(g, summary), label: figure_of(g)} for g in summary.groups]
+        rows = [{"regime": g.config.regime, "backbone": summary.short(g), label: figure_of(g)} for g in summary.groups]
         table = pd.DataFrame(rows)
         if table.empty or not (table := table.dropna()).shape[0]:
             return None
@@ -153,7 +143,7 @@ def _bars(figure_of: Callable[[Group], float | None], label: str) -> Callable[[S
 def _curves(quantity: str, label: str, *, accuracy: bool) -> Callable[[Summary], Figure | None]:
     def function(summary: Summary) -> Figure | None:
         rows = [
-            {"regime": g.regime, "backbone": _short(g, summary), "epoch": row.epoch, label: getattr(row, quantity)}
+            {"regime": g.config.regime, "backbone": summary.short(g), "epoch": row.epoch, label: getattr(row, quantity)}
             for g in summary.groups
             for result in g.results
             if result.accuracy_counts or not accuracy

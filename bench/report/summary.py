@@ -8,26 +8,30 @@ from dataclasses import dataclass
 
 from bench.claims import HALF_THE_TIME, Verdict
 from bench.records import Cell, Manifest, Record, Run
-from bench.stats import Interval, mcnemar, ratio_of_medians, wilson
+from bench.stats import Interval, holm, mcnemar, ratio_of_medians, wilson
+from tl.config import TrainConfig
 from tl.regimes import REGIMES
 from tl.results import TrainResult
 
-GroupKey = tuple[str, str, str, str, str]
-"""Run, device, backbone, precision, regime."""
+AXES = ("backbone", "regime", "precision", "seed", "weights")
+"""Fields of a config that every table shows, or that make up a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The finished cells that differ in their seed alone."""
+    """The finished cells of a run that differ in their seed alone."""
 
     run: str
-    device: str
-    backbone: str
-    precision: str
-    regime: str
+    cell: Cell
+    """With seed 0, whichever seeds there are."""
     records: tuple[Record, ...]
     truth: tuple[int, ...]
     """True labels of the validation images."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """Of all its cells, but for the seed."""
+        return self.cell.config
 
     @property
     def results(self) -> list[TrainResult]:
@@ -37,7 +41,7 @@ class Group:
     @property
     def label(self) -> str:
         """Backbone and regime, for a sentence."""
-        return f"{self.backbone} {self.regime}"
+        return f"{self.config.backbone} {self.config.regime}"
 
     @property
     def accuracy(self) -> float | None:
@@ -50,8 +54,7 @@ class Group:
         """Wilson 95% interval of the best accuracy, with one seed."""
         if len(self.results) != 1 or self.accuracy is None:
             return None
-        trials = len(self.results[0].best.labels)
-        return wilson(round(self.accuracy * trials), trials)
+        return wilson(round(self.accuracy * len(self.truth)), len(self.truth))
 
     def median(self, figure: Callable[[TrainResult], float | None]) -> float | None:
         """Median over seeds of a figure; None where no seed has it."""
@@ -59,14 +62,28 @@ class Group:
         return statistics.median(values) if values else None
 
     @property
+    def seconds(self) -> float:
+        """Median time of an epoch; infinite where it is not known."""
+        value = self.median(lambda result: result.epoch_seconds)
+        return float("inf") if value is None else value
+
+    @property
     def warm_epochs(self) -> list[float]:
         """Seconds of every epoch but the first, all seeds together."""
         return [row.train_seconds + row.val_seconds for result in self.results for row in result.epochs[1:]]
 
+    def right(self) -> dict[int, list[bool]]:
+        """Seed → whether each validation image was judged right at the best epoch."""
+        return {
+            record.cell.config.seed: [a == b for a, b in zip(record.result.best.labels, self.truth, strict=True)]
+            for record in self.records
+            if record.result
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOnly:
-    """Training only the head against fine-tuning, for one backbone on one device."""
+    """Training only the head against fine-tuning, all else being equal."""
 
     slow: Group
     fast: Group
@@ -74,15 +91,16 @@ class HeadOnly:
     verdict: Verdict
     memory_saved_bytes: float | None
     accuracy_difference: float | None
-    """Best accuracy of head-only minus fine-tuned."""
+    """Best accuracy of head-only minus fine-tuned, over the seeds that both have."""
     accuracy_p: float | None
-    """Exact McNemar p on the images of the first seed that both have."""
+    """Exact McNemar, adjusted over all comparisons and seeds of the report; None where nothing can be paired."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """What to use on one device."""
 
+    run: str
     device: str
     best: Group
     pick: Group
@@ -102,9 +120,13 @@ class Summary:
     groups: tuple[Group, ...]
     comparisons: tuple[HeadOnly, ...]
     choices: tuple[Choice, ...]
-    unfinished: tuple[Record, ...]
-    missing: tuple[tuple[str, Cell], ...]
     records: tuple[tuple[str, Record], ...]
+    missing: tuple[tuple[str, Cell], ...]
+
+    @property
+    def unfinished(self) -> list[Record]:
+        """Records without a result."""
+        return [record for _, record in self.records if record.status != "done"]
 
     @property
     def stand_ins(self) -> list[str]:
@@ -117,18 +139,61 @@ class Summary:
         return list(dict.fromkeys(call.command for _, manifest in self.runs for call in manifest.invocations))
 
     @property
+    def machines(self) -> list[str]:
+        """What the figures were measured on, each machine and set of libraries once."""
+        names: dict[str, None] = {}
+        for _, record in self.records:
+            gpu = record.result.device_name if record.result and record.cell.device != "cpu" else ""
+            names[f"{gpu}; {record.environment}" if gpu else str(record.environment)] = None
+        return list(names)
+
+    @property
     def not_frozen(self) -> list[Record]:
         """Cells whose backbone should have stayed as it was and didn't."""
         return [record for _, record in self.records if record.result and record.result.frozen_verified is False]
 
     @property
     def random_weights(self) -> dict[str, str]:
-        """Backbones that fell back to random weights, with the reason."""
+        """Backbones that have random weights where pretrained ones belong, with the reason."""
         return {
             record.cell.config.backbone: record.weights.reason or "random weights were asked for"
             for _, record in self.records
             if record.weights and record.result and not record.result.accuracy_counts
         }
+
+    @property
+    def notes(self) -> list[str]:
+        """What cells noted of themselves, each once: odd batches, losses that overflowed."""
+        said = (n for _, record in self.records if record.result for n in record.result.notes)
+        told = (*(f"the images are {reason}" for reason in self.stand_ins), *self.random_weights.values())
+        return [note for note in dict.fromkeys(said) if not any(note.endswith(reason) for reason in told)]
+
+    @property
+    def settings(self) -> list[str]:
+        """Fields of a config, other than those shown anyway, in which the groups differ: they need a column."""
+        fields = [name for name in TrainConfig.model_fields if name not in AXES]
+        return [name for name in fields if len({getattr(group.config, name) for group in self.groups}) > 1]
+
+    def short(self, group: Group) -> str:
+        """The least that tells a group from those of other backbones, devices, runs and settings in this report."""
+        bare = group.config.backbone.partition(":")[2]
+        specs = {g.config.backbone for g in self.groups if g.config.backbone.partition(":")[2] == bare}
+        parts = [bare if len(specs) == 1 else group.config.backbone]
+        if len({g.cell.device for g in self.groups}) > 1:
+            parts.append(group.cell.device)
+        if len({g.config.precision for g in self.groups}) > 1:
+            parts.append(group.config.precision)
+        kinds = {
+            other.config.weights
+            for other in self.groups
+            if other.config.backbone == group.config.backbone and REGIMES[other.config.regime].start == "pretrained"
+        }
+        if len(kinds) > 1:
+            parts.append(f"{group.config.weights} weights")
+        parts += [f"{name} {getattr(group.config, name)}" for name in self.settings]
+        if len(self.runs) > 1:
+            parts.append(group.run)
+        return " · ".join(parts)
 
 
 def summarise(runs: Iterable[Run], name: str) -> Summary:
@@ -137,8 +202,7 @@ def summarise(runs: Iterable[Run], name: str) -> Summary:
     for run in runs:
         manifest, found = run.manifest(), run.records()
         manifests.append((run.name, manifest))
-        order = [*manifest.cells, *(cell_id for cell_id in found if cell_id not in manifest.cells)]
-        records += [(run.name, found[cell_id]) for cell_id in order if cell_id in found]
+        records += [(run.name, record) for record in found.values()]
         missing += [(run.name, cell) for cell_id, cell in manifest.cells.items() if cell_id not in found]
     groups = _groups(records, {name: manifest.dataset.val_labels for name, manifest in manifests})
     return Summary(
@@ -147,48 +211,44 @@ def summarise(runs: Iterable[Run], name: str) -> Summary:
         groups=tuple(groups.values()),
         comparisons=tuple(_comparisons(groups)),
         choices=tuple(_choices(list(groups.values()))),
-        unfinished=tuple(record for _, record in records if record.status != "done"),
-        missing=tuple(missing),
         records=tuple(records),
+        missing=tuple(missing),
     )
 
 
-def _groups(records: list[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> dict[GroupKey, Group]:
-    found: dict[GroupKey, list[Record]] = {}
+def _groups(records: list[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> dict[tuple[str, str], Group]:
+    """By run and id of the cell with seed 0."""
+    found: dict[tuple[str, str], list[Record]] = {}
     for run, record in records:
         if record.status == "done":
-            config = record.cell.config
-            found.setdefault((run, record.cell.device, config.backbone, config.precision, config.regime), []).append(
-                record
-            )
+            found.setdefault((run, record.cell.but(seed=0).id), []).append(record)
     return {
-        key: Group(
-            run=key[0],
-            device=key[1],
-            backbone=key[2],
-            precision=key[3],
-            regime=key[4],
-            records=tuple(some),
-            truth=truths[key[0]],
-        )
+        key: Group(run=key[0], cell=some[0].cell.but(seed=0), records=tuple(some), truth=truths[key[0]])
         for key, some in found.items()
     }
 
 
-def _comparisons(groups: dict[GroupKey, Group]) -> Iterable[HeadOnly]:
-    for key, fast in groups.items():
-        slow = groups.get((*key[:-1], "finetune"))
-        if slow and not REGIMES[fast.regime].trains_backbone:
-            yield _compare(slow, fast)
+def _comparisons(groups: dict[tuple[str, str], Group]) -> list[HeadOnly]:
+    pairs = []
+    for (run, _), fast in groups.items():
+        slow = groups.get((run, fast.cell.but(regime="finetune").id))
+        if slow and not REGIMES[fast.config.regime].trains_backbone:
+            pairs.append((slow, fast))
+    adjusted = _adjusted_p(pairs)
+    return [_compare(slow, fast, p) for (slow, fast), p in zip(pairs, adjusted, strict=True)]
 
 
-def _compare(slow: Group, fast: Group) -> HeadOnly:
+def _compare(slow: Group, fast: Group, p: float | None) -> HeadOnly:
     speed_up = None
     if slow.warm_epochs and fast.warm_epochs:
         speed_up = ratio_of_medians(slow.warm_epochs, fast.warm_epochs)
     memory = [group.median(lambda r: r.peak_memory_bytes) for group in (slow, fast)]
     saved = None if memory[0] is None or memory[1] is None else memory[0] - memory[1]
-    difference = None if slow.accuracy is None or fast.accuracy is None else fast.accuracy - slow.accuracy
+    difference = None
+    if slow.accuracy is not None and fast.accuracy is not None:
+        one, other = slow.right(), fast.right()
+        paired = [statistics.fmean(other[seed]) - statistics.fmean(one[seed]) for seed in one.keys() & other.keys()]
+        difference = statistics.fmean(paired) if paired else None
     return HeadOnly(
         slow=slow,
         fast=fast,
@@ -196,41 +256,47 @@ def _compare(slow: Group, fast: Group) -> HeadOnly:
         verdict=HALF_THE_TIME.verdict(speed_up) if speed_up else "too few samples",
         memory_saved_bytes=saved,
         accuracy_difference=difference,
-        accuracy_p=None if difference is None else _same_images(slow, fast),
+        accuracy_p=None if difference is None else p,
     )
 
 
-def _same_images(first: Group, second: Group) -> float | None:
-    """McNemar on the first seed that both groups have."""
-    by_seed = {record.cell.config.seed: record for record in second.records}
-    for record in first.records:
-        other = by_seed.get(record.cell.config.seed)
-        if other and other.result and record.result:
-            return mcnemar(_right(record.result, first.truth), _right(other.result, second.truth))
-    return None
+def _adjusted_p(pairs: list[tuple[Group, Group]]) -> list[float | None]:
+    """For each pair the smallest of its seeds' McNemar p-values, Holm-adjusted over all pairs and seeds.
+
+    Below 0.05 at least one seed tells the two apart, with an error rate of 5% over the whole report.
+    """
+    tests: list[tuple[int, float]] = []
+    for number, (first, second) in enumerate(pairs):
+        one, other = first.right(), second.right()
+        if first.accuracy is not None and second.accuracy is not None:
+            tests += [(number, mcnemar(one[seed], other[seed])) for seed in one.keys() & other.keys()]
+    adjusted = holm([p for _, p in tests])
+    smallest: list[float | None] = [None] * len(pairs)
+    for (number, _), p in zip(tests, adjusted, strict=True):
+        seen = smallest[number]
+        smallest[number] = p if seen is None else min(p, seen)
+    return smallest
 
 
-def _right(result: TrainResult, truth: tuple[int, ...]) -> list[bool]:
-    return [label == true for label, true in zip(result.best.labels, truth, strict=True)]
-
-
-def _choices(groups: list[Group]) -> Iterable[Choice]:
-    for device in dict.fromkeys((group.run, group.device) for group in groups):
-        here = [group for group in groups if (group.run, group.device) == device]
-        rated = [group for group in here if group.accuracy is not None and REGIMES[group.regime].start == "pretrained"]
+def _choices(groups: list[Group]) -> list[Choice]:
+    choices = []
+    for run, device in dict.fromkeys((group.run, group.cell.device) for group in groups):
+        here = [group for group in groups if (group.run, group.cell.device) == (run, device)]
+        rated = [g for g in here if g.accuracy is not None and REGIMES[g.config.regime].start == "pretrained"]
         if not rated:
             continue
-        best = max(rated, key=lambda group: (group.accuracy or 0.0, -_seconds(group)))
-        level = [group for group in rated if group is best or (_same_images(best, group) or 0.0) >= 0.05]
-        yield Choice(
-            device=device[1],
-            best=best,
-            pick=min(level, key=_seconds),
-            tied=len(level) - 1,
-            left_out=tuple(dict.fromkeys(group.backbone for group in here if group.accuracy is None)),
+        best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds))
+        others = [group for group in rated if group is not best]
+        told = _adjusted_p([(best, other) for other in others])
+        tied = [other for other, p in zip(others, told, strict=True) if p is not None and p >= 0.05]
+        choices.append(
+            Choice(
+                run=run,
+                device=device,
+                best=best,
+                pick=min([best, *tied], key=lambda group: group.seconds),
+                tied=len(tied),
+                left_out=tuple(dict.fromkeys(group.config.backbone for group in here if group.accuracy is None)),
+            )
         )
-
-
-def _seconds(group: Group) -> float:
-    value = group.median(lambda result: result.epoch_seconds)
-    return float("inf") if value is None else value
+    return choices

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pandas as pd
 
 from bench.metrics import METRICS
 from bench.report.summary import Group, HeadOnly, Summary
 from bench.stats import Interval
+
+SHOWN = (
+    *("val_accuracy_last", "epoch_seconds", "first_epoch_seconds", "images_per_second", "peak_memory_bytes"),
+    *("trainable_params", "total_params"),
+)
+"""Metrics with a column of their own in the table of cells; the best accuracy, with its interval, comes before."""
 
 
 def cells_table(summary: Summary) -> pd.DataFrame:
@@ -14,29 +22,17 @@ def cells_table(summary: Summary) -> pd.DataFrame:
     several_seeds = any(len(group.records) > 1 for group in summary.groups)
     rows = []
     for group in summary.groups:
-        first = group.results[0]
-        cells = {
-            "weights": first.weights.kind,
-            "best accuracy": accuracy(group),
-            "last accuracy": _mean(group, "val_accuracy_last"),
-            "s an epoch": median(group, "epoch_seconds"),
-            "first epoch, s": median(group, "first_epoch_seconds"),
-            "images/s": median(group, "images_per_second"),
-            "peak MiB": median(group, "peak_memory_bytes"),
-            "trained / all parameters": f"{first.trainable_params:,} / {first.total_params:,}",
-            "frozen": _frozen(group),
-        }
         seeds = {"seeds": str(len(group.records))} if several_seeds else {}
-        rows.append(_axes(group, summary) | seeds | cells)
+        figures = {METRICS[name].heading: show(group, name) for name in SHOWN}
+        rows.append(
+            _axes(group, summary)
+            | {"weights": group.config.weights}
+            | seeds
+            | {METRICS["val_accuracy_best"].heading: accuracy(group)}
+            | figures
+            | {"frozen": _frozen(group)}
+        )
     return pd.DataFrame(rows)
-
-
-def _frozen(group: Group) -> str:
-    """Verified where every seed is; a single one that isn't shows."""
-    checks = [result.frozen_verified for result in group.results]
-    if False in checks:
-        return "NOT FROZEN"
-    return "verified" if True in checks else ""
 
 
 def comparison_table(summary: Summary) -> pd.DataFrame:
@@ -47,9 +43,8 @@ def comparison_table(summary: Summary) -> pd.DataFrame:
 def _comparison_row(row: HeadOnly, summary: Summary) -> dict[str, str]:
     saved, slow = row.memory_saved_bytes, row.slow.median(lambda r: r.peak_memory_bytes)
     memory = "n/a"
-    if saved is not None and slow is not None:
-        share = f" ({saved / slow:.0%})" if slow > 0 else ""
-        memory = f"{saved / 2**20:,.0f} MiB{share}"
+    if saved is not None and slow:
+        memory = f"{saved / 2**20:,.0f} MiB ({saved / slow:.0%})"
     difference = "n/a"
     if row.accuracy_difference is not None:
         p = "" if row.accuracy_p is None else f" (p = {row.accuracy_p:.2g})"
@@ -63,9 +58,21 @@ def _comparison_row(row: HeadOnly, summary: Summary) -> dict[str, str]:
 
 
 def _axes(group: Group, summary: Summary) -> dict[str, str]:
-    several_runs = {"run": group.run} if len(summary.runs) > 1 else {}
-    precise = {"precision": group.precision} if {g.precision for g in summary.groups} != {"fp32"} else {}
-    return several_runs | {"backbone": group.backbone, "regime": group.regime, "device": group.device} | precise
+    """What identifies a row: always backbone, regime and device, else what differs within the report."""
+    config = group.config
+    row = {"run": group.run} if len(summary.runs) > 1 else {}
+    row |= {"backbone": config.backbone, "regime": config.regime, "device": group.cell.device}
+    if len({other.config.precision for other in summary.groups}) > 1:
+        row["precision"] = config.precision
+    return row | {name.replace("_", " "): str(getattr(config, name)) for name in summary.settings}
+
+
+def _frozen(group: Group) -> str:
+    """Verified where every seed is; a single one that isn't shows."""
+    checks = [result.frozen_verified for result in group.results]
+    if False in checks:
+        return "NOT FROZEN"
+    return "verified" if True in checks else ""
 
 
 def accuracy(group: Group) -> str:
@@ -74,26 +81,17 @@ def accuracy(group: Group) -> str:
         return "n/a"
     if interval := group.accuracy_interval:
         return f"{interval.value:.1%} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
-    spread = pd.Series([result.val_accuracy_best for result in group.results]).std()
+    spread = statistics.stdev(result.val_accuracy_best for result in group.results)
     return f"{group.accuracy:.1%} ± {100 * spread:.1f}"
 
 
-def _values(group: Group, metric: str) -> pd.Series:
-    read = METRICS[metric].value
-    return pd.Series(
-        [read(record, record.result) for record in group.records if record.result], dtype="Float64"
-    ).dropna()
-
-
-def median(group: Group, metric: str) -> str:
-    """Median over seeds of a metric, as text."""
-    values = _values(group, metric)
-    return METRICS[metric].show(values.median() if len(values) else None)
-
-
-def _mean(group: Group, metric: str) -> str:
-    values = _values(group, metric)
-    return METRICS[metric].show(values.mean() if len(values) else None)
+def show(group: Group, name: str) -> str:
+    """A metric of a group as text: accuracies as their mean over seeds, all else as the median."""
+    metric = METRICS[name]
+    read = (metric.value(record, record.result) for record in group.records if record.result)
+    values = [value for value in read if value is not None]
+    summary = statistics.fmean if metric.unit == "share" else statistics.median
+    return metric.show(summary(values) if values else None)
 
 
 def _interval(interval: Interval | None, unit: str) -> str:

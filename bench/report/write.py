@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ def _environment(suffix: str) -> jinja2.Environment:
     )
 
 
+def _fence(lines: list[str]) -> str:
+    """A Markdown fence longer than any run of backticks in what it encloses."""
+    runs = re.findall("`+", "\n".join(lines))
+    return "`" * max(3, *(len(run) + 1 for run in runs)) if runs else "```"
+
+
 def _no_markup(value: Any) -> Any:
     """Names from data can't become HTML in Markdown; what was made for it (`Markup`) stays."""
     return html.escape(value, quote=False) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -87,6 +94,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "leakage": LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
         "training_below": TRAINING_BELOW_VALIDATION,
         "overhead": _overhead(summary),
+        "fence": _fence(summary.commands),
     }
 
 

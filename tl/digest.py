@@ -1,0 +1,37 @@
+"""Digests of files and of folders: what identifies a data set wherever it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tl.errors import DataError
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(root: Path, files: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each file below `root`, read in parallel. Raises `DataError` naming one that can't be read."""
+
+    def digest(name: str) -> str:
+        try:
+            return file_digest(root / name)
+        except OSError as error:
+            raise DataError(f"{root / name}: can't be read: {error.strerror}") from error
+
+    names = list(files)
+    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def set_digest(digests: dict[str, str]) -> str:
+    """SHA-256 over the sorted lines `relative/path sha256-of-file`, in hex."""
+    lines = sorted(f"{name} {digest}\n" for name, digest in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
