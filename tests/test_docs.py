@@ -12,7 +12,9 @@ import pytest
 
 from bench.grid import shipped
 from bench.metrics import METRICS
-from bench.records import STATUSES
+from bench.records import STATUSES, find_runs
+from bench.report.summary import summarise
+from bench.report.tables import accuracy, show
 from bench.table import COLUMNS
 from tl.config import PRECISIONS
 from tl.datasets import DATASETS
@@ -38,6 +40,21 @@ def test_the_format_names_every_column_and_nothing_else() -> None:
     for name, metric in METRICS.items():
         unit = metric.unit
         assert f"| `{name}` | {unit} | {metric.meaning} |" in FORMAT
+
+
+def test_the_readmes_figures_are_those_of_the_committed_run() -> None:
+    """Each row of the table at the top, and the commit and command beside it."""
+    summary = summarise(find_runs([ROOT / "results" / "reference-cpu-2core"]), "reference")
+    for row in summary.comparisons:
+        assert row.speed_up is not None
+        interval = f"{row.speed_up.value:.2f}× ({row.speed_up.low:.2f}–{row.speed_up.high:.2f})"
+        seconds = [show(group, "epoch_seconds") for group in (row.slow, row.fast)]
+        cells = [summary.short(row.fast), *seconds, interval, accuracy(row.slow), accuracy(row.fast), row.verdict]
+        assert f"| {' | '.join(cells)} |" in README
+    _, manifest = summary.runs[0]
+    assert f"`{manifest.invocations[0].command}`" in README
+    assert all(f"`{record.environment.git_commit[:12]}`" in README for _, record in summary.records)
+    assert all(record.environment.git_dirty is False for _, record in summary.records)
 
 
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: line.removeprefix("python -m ").strip())
