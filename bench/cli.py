@@ -219,11 +219,12 @@ def export(
     runs: RunArgument,
     format: Annotated[Literal["csv", "parquet", "json"], typer.Option(help="csv, parquet or json.")] = "csv",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; by default standard output.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="One row an epoch, with its raw figures.")] = False,
 ) -> None:
     """Print one row a cell; the columns are described in results/README.md."""
     from bench.export import export_runs
 
-    export_runs(runs, format, output)
+    export_runs(runs, format, output, raw=raw)
 
 
 @app.command(name="list")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench.table import load_results
+from bench.records import find_runs
+from bench.table import epoch_rows, load_results
 from tl.errors import UserError
 
 
-def export_runs(runs: list[str], format: str, output: Path | None) -> None:
-    """Write the rows to `output` or standard output. Raises `UserError` where that can't be done."""
-    table = load_results(runs)
+def export_runs(runs: list[str], format: str, output: Path | None, *, raw: bool) -> None:
+    """Write the rows, a cell or with `raw` an epoch each, to `output` or standard output. Raises `UserError`."""
+    table = epoch_rows(find_runs(runs)) if raw else load_results(runs)
     if format == "parquet" and output is None and sys.stdout.isatty():
         raise UserError("--format parquet: is not text; name a file with --output, or pipe it")
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.records import Record
-from tl.results import TrainResult
+from tl.results import TrainResult, Work
 
 Number = float | int | None
 
@@ -60,6 +60,30 @@ def _bytes(label: str, value: Callable[[TrainResult], Number], meaning: str) -> 
         shown_unit="MiB",
         meaning=meaning,
     )
+
+
+def _phase(name: str, meaning: str) -> Metric:
+    return Metric(
+        label=name,
+        unit="s",
+        value=lambda record, result: result.phase_seconds(name),
+        meaning=f"median an epoch: {meaning}",
+    )
+
+
+def _flops(label: str, value: Callable[[Work], int], meaning: str) -> Metric:
+    return Metric(
+        label=label,
+        unit="FLOP",
+        value=lambda record, result: value(result.work) / result.work.step_images if result.work else None,
+        scale=1e-9,
+        shown_unit="GFLOP",
+        meaning=meaning,
+    )
+
+
+def _step_bytes(label: str, value: Callable[[Work], int], meaning: str) -> Metric:
+    return _bytes(label, lambda result: value(result.work) if result.work else None, meaning)
 
 
 METRICS: dict[str, Metric] = {
@@ -164,5 +188,30 @@ METRICS: dict[str, Metric] = {
         value=lambda record, result: result.trainable_params,
         style=",.0f",
         meaning="parameters that get gradients",
+    ),
+    "data_seconds": _phase("data", "reading, cropping and stacking training images on the CPU"),
+    "transfer_seconds": _phase("transfer", "training images onto the device, and normalising them"),
+    "forward_seconds": _phase("forward", "forward passes of training steps, with the loss"),
+    "backward_seconds": _phase("backward", "backward passes"),
+    "optimizer_seconds": _phase("optimizer", "optimiser steps and zeroing of gradients"),
+    "validation_seconds": _phase("validation", "the validation pass, its images included"),
+    "other_seconds": _phase("other", "what the phases leave of the whole"),
+    "forward_flops": _flops(
+        "forward work",
+        lambda work: work.forward_flops,
+        "of a training step, an image: convolutions and matrix products",
+    ),
+    "backward_flops": _flops(
+        "backward work", lambda work: work.backward_flops, "of a training step of that regime, an image"
+    ),
+    "saved_activation_bytes": _step_bytes(
+        "saved for backward",
+        lambda work: work.saved_activation_bytes,
+        "kept for the backward pass of a step, each storage once, without parameters",
+    ),
+    "parameter_bytes": _step_bytes("parameter memory", lambda work: work.parameter_bytes, "of backbone and head"),
+    "gradient_bytes": _step_bytes("gradient memory", lambda work: work.gradient_bytes, "of all trained parameters"),
+    "optimizer_state_bytes": _step_bytes(
+        "optimiser memory", lambda work: work.optimizer_state_bytes, "what the optimiser keeps between steps"
     ),
 }

@@ -6,6 +6,7 @@
 
 History of the format (`SCHEMA_VERSION`):
 1   first
+2   an epoch has `phases`, a result has `work`, a record its `block` and `order`; None where version 1 is read
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tl.results import TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PROTOCOL_VERSION = 1
 """Part of every cell's id: raised when the same config begins to mean other work."""
 
@@ -76,6 +77,8 @@ class Record(Strict):
     reason: str = Field("", description="one line; empty when done")
     traceback: str = ""
     started: datetime
+    block: int | None = Field(None, description="the seed's place among those of its command, counted from 0")
+    order: int | None = Field(None, description="the cell's place among those that its command ran, counted from 0")
     wall_seconds: float = Field(description="of the whole cell, from the start of its process to its end")
     allocator: str = Field("", description="setting of the C library's allocator during the cell")
     environment: Environment

@@ -19,6 +19,7 @@ from bench.environment import Environment, environment
 from bench.executors import EXECUTORS, Executor, Outcome, make_executor
 from bench.grid import Grid, expand
 from bench.options import Options
+from bench.order import arrange
 from bench.progress import make_reporter
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
 from bench.settle import Answer, locate, settle, settle_key
@@ -47,8 +48,9 @@ class Sweep:
 
     @property
     def missing(self) -> dict[str, Cell]:
-        """Cells without a finished record: never run, failed, or timed out."""
-        return {cell_id: cell for cell_id, cell in self.cells.items() if cell_id not in self.done}
+        """Cells without a finished record, in the order in which they are to run."""
+        left = {cell_id: cell for cell_id, cell in self.cells.items() if cell_id not in self.done}
+        return arrange(left, self.run.folder.name)
 
 
 def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, batch_size: int | None) -> str:
@@ -120,7 +122,8 @@ def execute(sweep: Sweep, grid: Grid, options: Options, executor: Executor, cons
         records = _done(sweep.run, sweep.cells)
         missing = {cell_id: cell for cell_id, cell in sweep.missing.items() if cell_id not in records}
         with make_reporter(console, len(missing), sum(cell.config.epochs for cell in missing.values())) as reporter:
-            for cell_id, cell in missing.items():
+            blocks = sorted({cell.config.seed for cell in sweep.cells.values()})
+            for order, (cell_id, cell) in enumerate(missing.items()):
                 reporter.started(cell)
                 started = datetime.now(UTC)
 
@@ -136,7 +139,8 @@ def execute(sweep: Sweep, grid: Grid, options: Options, executor: Executor, cons
                     outcome = executor.call(
                         "bench.job:run_cell", *arguments, timeout=options.timeout, on_event=on_event
                     )
-                records[cell_id] = _record(sweep, cell, weights, outcome, started, machine)
+                block = blocks.index(cell.config.seed)
+                records[cell_id] = _record(sweep, cell, weights, outcome, started, machine, block, order)
                 sweep.run.write_record(records[cell_id])
                 reporter.ended(records[cell_id])
     return records
@@ -242,7 +246,14 @@ def _alone(run: Run, *, fresh: bool) -> Iterator[None]:
 
 
 def _record(
-    sweep: Sweep, cell: Cell, weights: Weights | None, outcome: Outcome, started: datetime, machine: Environment
+    sweep: Sweep,
+    cell: Cell,
+    weights: Weights | None,
+    outcome: Outcome,
+    started: datetime,
+    machine: Environment,
+    block: int,
+    order: int,
 ) -> Record:
     result, allocator = outcome.value if outcome.status == "done" else (None, "")
     return Record(
@@ -256,6 +267,8 @@ def _record(
         reason=outcome.reason,
         traceback=outcome.traceback,
         started=started,
+        block=block,
+        order=order,
         wall_seconds=outcome.wall_seconds,
         allocator=allocator,
         environment=machine,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from bench.metrics import METRICS
 from bench.records import Record, Run, find_runs
+from tl.results import EpochResult, Phases
 
 _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "run": lambda run, record: run,
@@ -33,15 +34,25 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "threads": lambda run, record: record.result.threads if record.result else None,
     "memory_format": lambda run, record: record.result.memory_format if record.result else None,
     "torch_version": lambda run, record: record.environment.packages.get("torch"),
+    "cpu_model": lambda run, record: record.environment.cpu,
+    "git_commit": lambda run, record: record.environment.git_commit or None,
+    "git_dirty": lambda run, record: record.environment.git_dirty,
     "frozen_verified": lambda run, record: record.result.frozen_verified if record.result else None,
     "started": lambda run, record: record.started.isoformat(),
+    "block": lambda run, record: record.block,
+    "order": lambda run, record: record.order,
 }
 COLUMNS = [*_FACTS, *METRICS]
+_AXES = ("run", "cell_id", "dataset", "backbone", "weights", "regime", "device", "precision", "seed", "batch_size")
+"""Columns of a cell that each of its epochs repeats."""
+_BOOLEANS = ("frozen_verified", "git_dirty")
 _INTEGERS = {
     "seed",
     "epochs",
     "batch_size",
     "threads",
+    "block",
+    "order",
     *(n for n, m in METRICS.items() if m.unit in ("B", "count", "index")),
 }
 _FLOATS = set(METRICS) - _INTEGERS
@@ -57,8 +68,22 @@ def row(run: str, record: Record) -> dict[str, Any]:
 def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Rows as a frame with nullable types, so that an unknown integer is missing and not a float."""
     table = pd.DataFrame(list(rows), columns=COLUMNS)
-    kinds = dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_FLOATS, "Float64") | {"frozen_verified": "boolean"}
+    kinds = dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_FLOATS, "Float64") | dict.fromkeys(_BOOLEANS, "boolean")
     return table.astype({name: kinds.get(name, "string") for name in COLUMNS})
+
+
+def epoch_rows(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row an epoch of every finished cell: the raw figures, with the cell's axes before them."""
+    rows = []
+    for run in runs:
+        for record in run.records().values():
+            cell = {name: _FACTS[name](run.name, record) for name in _AXES}
+            for epoch in record.result.epochs if record.result else ():
+                phases = epoch.phases.model_dump() if epoch.phases else dict.fromkeys(Phases.model_fields)
+                figures = epoch.model_dump(exclude={"phases"})
+                rows.append(cell | figures | {f"{name}_seconds": value for name, value in phases.items()})
+    columns = [*_AXES, *(name for name in EpochResult.model_fields if name != "phases")]
+    return pd.DataFrame(rows, columns=[*columns, *(f"{name}_seconds" for name in Phases.model_fields)])
 
 
 def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:

@@ -138,6 +138,24 @@ def test_export_has_a_row_a_cell_and_the_promised_columns(in_smoke: Path, kind: 
     assert direct.set_index("regime").loc["frozen", "frozen_verified"].all()
 
 
+def test_raw_export_has_a_row_an_epoch(in_smoke: Path) -> None:
+    """Every epoch of every cell, the first included; its phases add up to it."""
+    assert command("export", "smoke", "--raw", "--output", "raw.csv").returncode == 0
+    table = pd.read_csv("raw.csv")
+    assert len(table) == 4 * 3 and set(table["epoch"]) == {0, 1, 2}
+    parts = ["data", "transfer", "forward", "backward", "optimizer", "validation", "other"]
+    whole = table["train_seconds"] + table["val_seconds"]
+    assert table[[f"{part}_seconds" for part in parts]].sum(axis=1).tolist() == pytest.approx(whole.tolist(), rel=0.02)
+
+
+def test_the_order_of_cells_is_recorded(smoke: Path) -> None:
+    """Places from 0 without gaps, the regimes of a backbone next to each other."""
+    records = sorted(Run(smoke / "results" / "smoke").records().values(), key=lambda record: record.order or 0)
+    assert [record.order for record in records] == [0, 1, 2, 3] and {record.block for record in records} == {0}
+    backbones = [record.cell.config.backbone for record in records]
+    assert backbones[0] == backbones[1] and backbones[2] == backbones[3]
+
+
 def test_export_prints_what_it_would_write(in_smoke: Path) -> None:
     """CSV on standard output is the file, byte for byte; nothing else is printed there."""
     command("export", "smoke", "--output", "out.csv")

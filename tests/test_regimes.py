@@ -85,8 +85,8 @@ def test_regimes_see_the_same_images(mini: tl.Splits, monkeypatch: pytest.Monkey
     def watch(name: str, regime: str, seed: int) -> None:
         original = Batches.training
 
-        def training(self: Batches, batch_size: int, *, seed: int, epoch: int):
-            for images, labels in original(self, batch_size, seed=seed, epoch=epoch):
+        def training(self: Batches, batch_size: int, **settings: Any):
+            for images, labels in original(self, batch_size, **settings):
                 shown.setdefault(name, []).append(images.clone())
                 yield images, labels
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,21 +51,31 @@ class Batches:
     def __len__(self) -> int:
         return len(self.images)
 
-    def training(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def training(
+        self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch in random order, each image cropped and flipped at random.
 
-        Order and crops depend on seed, epoch and image alone.
+        Order and crops depend on seed, epoch and image alone. `mark` is told when a batch's pixels are ready
+        (`data`), and when they are on the device and normalised (`transfer`).
         """
         boxes = crops(self._sizes, seed_for("crops", seed, epoch))
         shuffled = order(len(self), seed_for("order", seed, epoch))
         for start, stop in batch_bounds(len(self), batch_size):
             chosen = shuffled[start:stop]
-            yield self._batch([self._augmented(int(i), boxes[i].tolist()) for i in chosen], torch.from_numpy(chosen))
+            pixels = self._stacked([self._augmented(int(i), boxes[i].tolist()) for i in chosen])
+            if mark:
+                mark("data")
+            batch = self._on_device(pixels, torch.from_numpy(chosen))
+            if mark:
+                mark("transfer")
+            yield batch
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All images in their order, resized and centre-cropped."""
         for start, stop in batch_bounds(len(self), batch_size):
-            yield self._batch([self._centred(i) for i in range(start, stop)], torch.arange(start, stop))
+            pixels = self._stacked([self._centred(i) for i in range(start, stop)])
+            yield self._on_device(pixels, torch.arange(start, stop))
 
     def _read(self, index: int) -> torch.Tensor:
         return torch.from_numpy(self.store.read(self.images.files[index])).permute(2, 0, 1)
@@ -84,10 +94,14 @@ class Batches:
         image = F.resize(self._read(index), shape, interpolation=self._mode, antialias=True)
         return F.center_crop(image, [self.preprocessing.size] * 2)
 
-    def _batch(self, images: list[torch.Tensor], indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _stacked(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """`(B, 3, S, S) uint8`, channels_last, on the CPU."""
         size = self.preprocessing.size
         batch = torch.empty((len(images), size, size, 3), dtype=torch.uint8)
         for row, image in zip(batch, images, strict=True):
             row.copy_(image.permute(1, 2, 0))
-        pixels = batch.permute(0, 3, 1, 2).to(self.device).float()
-        return pixels.sub_(self._mean).div_(self._std), self._labels[indices].to(self.device)
+        return batch.permute(0, 3, 1, 2)
+
+    def _on_device(self, pixels: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images = pixels.to(self.device).float().sub_(self._mean).div_(self._std)
+        return images, self._labels[indices].to(self.device)

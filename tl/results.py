@@ -13,6 +13,30 @@ from tl.strict import Strict
 from tl.weights import Weights
 
 
+class Phases(Strict):
+    """Seconds of an epoch by phase; together they are the whole epoch."""
+
+    data: float = Field(description="reading, cropping and stacking training images on the CPU")
+    transfer: float = Field(description="training images onto the device, and normalising them")
+    forward: float = Field(description="of training steps, with the loss")
+    backward: float
+    optimizer: float
+    validation: float = Field(description="the validation pass, its images included")
+    other: float = Field(description="what the phases leave of the whole")
+
+
+class Work(Strict):
+    """Exact work and memory of the first training step; no noise."""
+
+    step_images: int = Field(description="images in that step")
+    forward_flops: int = Field(description="of the step: a multiplication and an addition count as two")
+    backward_flops: int
+    saved_activation_bytes: int = Field(description="kept for the backward pass, each storage once, without parameters")
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_state_bytes: int
+
+
 class EpochResult(Strict):
     """One epoch: a training pass and a validation pass."""
 
@@ -24,6 +48,7 @@ class EpochResult(Strict):
     train_accuracy: float = Field(description="share in [0, 1], running while the weights change, on augmented images")
     val_loss: float | None
     val_accuracy: float
+    phases: Phases | None = Field(None, description="None in records before version 2 of the format")
 
 
 class Predictions(Strict):
@@ -59,6 +84,7 @@ class TrainResult(Strict):
     memory_method: str
     cuda_allocated_bytes: int | None = Field(None, description="peak of torch's allocations on the GPU")
     cuda_reserved_bytes: int | None = Field(None, description="peak of what torch's allocator held on the GPU")
+    work: Work | None = Field(None, description="None in records before version 2 of the format")
     notes: tuple[str, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)
 
@@ -91,6 +117,10 @@ class TrainResult(Strict):
     def epoch_seconds(self) -> float | None:
         """Median of training plus validation, the first epoch left out; None with fewer than two epochs."""
         return _median([row.train_seconds + row.val_seconds for row in self.epochs[1:]])
+
+    def phase_seconds(self, name: str) -> float | None:
+        """Median of a phase over all epochs but the first; None with fewer than two, or where it was not measured."""
+        return _median([getattr(row.phases, name) for row in self.epochs[1:] if row.phases])
 
     @property
     def peak_memory_bytes(self) -> int | None:

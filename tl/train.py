@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tl import devices
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches
+from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.devices import exact_single_precision, seeded
@@ -32,9 +33,10 @@ from tl.errors import ConfigError
 from tl.images import batch_bounds, open_store
 from tl.memory import PeakMemory
 from tl.regimes import REGIMES, Regime
-from tl.results import EpochResult, Predictions, TrainResult
+from tl.results import EpochResult, Phases, Predictions, TrainResult, Work
 from tl.seeding import seed_for
 from tl.weights import Weights
+from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -86,6 +88,8 @@ def train_model(
     train = Batches(store, splits.train, backbone.preprocessing, target)
     val = Batches(store, splits.val, backbone.preprocessing, target)
 
+    clock, counted = Clock(target), StepWork()
+    work: StepWork | None = counted
     history: list[EpochResult] = []
     best: _Best | None = None
     setup_seconds = time.perf_counter() - started
@@ -93,20 +97,23 @@ def train_model(
         for epoch in range(config.epochs):
             rate = optimizer.param_groups[0]["lr"]
             with _garbage_later():
-                begun = _now(target)
+                clock.start()
                 set_mode(model, regime)
-                trained = _train_pass(model, regime, train, loss_function, optimizer, config, epoch)
-                between = _now(target)
+                trained = _train_pass(model, regime, train, loss_function, optimizer, config, epoch, clock, work)
+                train_seconds, _ = clock.read()
                 model.eval()
                 judged = _val_pass(model, val, loss_function, config)
-                ended = _now(target)
+                clock.mark("validation")
+                whole, parts = clock.read()
             schedule.step()
+            work = None  # counted on the first step alone, which is warm-up anyway
             history.append(
                 EpochResult(
                     epoch=epoch,
                     learning_rate=rate,
-                    train_seconds=between - begun,
-                    val_seconds=ended - between,
+                    train_seconds=train_seconds,
+                    val_seconds=whole - train_seconds,
+                    phases=Phases(**parts, other=whole - sum(parts.values())),
                     train_loss=_finite(trained.loss),
                     train_accuracy=trained.accuracy,
                     val_loss=_finite(judged.loss),
@@ -143,6 +150,7 @@ def train_model(
         baseline_rss_bytes=memory.baseline_bytes,
         peak_rss_bytes=memory.peak_bytes(),
         memory_method=memory.method,
+        work=_work(counted, config, len(splits.train), model, optimizer),
         cuda_allocated_bytes=torch.cuda.max_memory_allocated(target) if on_cuda else None,
         cuda_reserved_bytes=torch.cuda.max_memory_reserved(target) if on_cuda else None,
         notes=_notes(history, splits, backbone.weights, config, decoded_once=store.pixels is not None),
@@ -166,6 +174,20 @@ class _Best:
     owner: nn.Module
 
 
+def _work(step: StepWork, config: TrainConfig, images: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Work:
+    """Work of the first step, the largest number of images a step has but for a lonely last one."""
+    first = batch_bounds(images, config.batch_size)[0]
+    return Work(
+        step_images=first[1] - first[0],
+        forward_flops=step.forward_flops,
+        backward_flops=step.backward_flops,
+        saved_activation_bytes=step.saved_bytes,
+        parameter_bytes=tensor_bytes(model.parameters()),
+        gradient_bytes=tensor_bytes(p for p in model.parameters() if p.requires_grad),
+        optimizer_state_bytes=optimizer_state_bytes(optimizer),
+    )
+
+
 def _freeze(model: Classifier, regime: Regime) -> list[nn.Parameter]:
     """Switch gradients on and off, and return what the optimiser may change."""
     model.backbone.requires_grad_(regime.trains_backbone)
@@ -186,21 +208,30 @@ def _train_pass(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     epoch: int,
+    clock: Clock,
+    work: StepWork | None,
 ) -> _Pass:
     # Sums stay on the device: reading one would make the host wait for every batch.
     loss_sum = torch.zeros((), device=batches.device)
     correct = torch.zeros((), device=batches.device, dtype=torch.int64)
-    for images, labels in batches.training(config.batch_size, seed=config.seed, epoch=epoch):
+    for images, labels in batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark):
         optimizer.zero_grad(set_to_none=True)
-        with _precision(config, batches.device):
+        clock.mark("optimizer")
+        with _precision(config, batches.device), work.forward(model) if work else nullcontext():
             with torch.set_grad_enabled(regime.trains_backbone):
                 features = model.backbone(images)
             logits = model.head(features)
             loss = loss_function(logits.float(), labels)
-        loss.backward()
+        clock.mark("forward")
+        with work.backward() if work else nullcontext():
+            loss.backward()
+        clock.mark("backward")
         optimizer.step()
+        clock.mark("optimizer")
         loss_sum += loss.detach() * len(labels)
         correct += (logits.argmax(1) == labels).sum()
+        clock.mark(None)
+        work = None
     return _Pass(
         loss=loss_sum.item() / len(batches), accuracy=correct.item() / len(batches), predicted=[], confidences=[]
     )
@@ -262,15 +293,6 @@ def _digest(module: nn.Module) -> str:
         sha.update(name.encode())
         sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, after all work queued on the device is done. Called at the ends of passes only."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
 
 
 @contextmanager

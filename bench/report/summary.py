@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench.claims import HALF_THE_TIME, Verdict
+from bench.prediction import Prediction, predict
 from bench.records import Cell, Manifest, Record, Run
 from bench.stats import Interval, holm, mcnemar, ratio_of_medians, wilson
 from tl.config import TrainConfig
@@ -89,6 +90,8 @@ class HeadOnly:
     fast: Group
     speed_up: Interval | None
     verdict: Verdict
+    prediction: Prediction | None
+    """From the counted work; None where that was not counted."""
     memory_saved_bytes: float | None
     accuracy_difference: float | None
     """Best accuracy of head-only minus fine-tuned, over the seeds that both have."""
@@ -254,6 +257,13 @@ def _compare(slow: Group, fast: Group, p: float | None) -> HeadOnly:
         fast=fast,
         speed_up=speed_up,
         verdict=HALF_THE_TIME.verdict(speed_up) if speed_up else "too few samples",
+        prediction=predict(
+            slow.results[0],
+            fast.results[0],
+            train_images=slow.records[0].train_images,
+            val_images=len(slow.truth),
+            measured=speed_up.value if speed_up else None,
+        ),
         memory_saved_bytes=saved,
         accuracy_difference=difference,
         accuracy_p=None if difference is None else p,

@@ -51,6 +51,7 @@ def _comparison_row(row: HeadOnly, summary: Summary) -> dict[str, str]:
         difference = f"{100 * row.accuracy_difference:+.1f} points{p}"
     return _axes(row.fast, summary) | {
         "speed-up": _interval(row.speed_up, "×"),
+        "predicted": f"{row.prediction.with_validation:.2f}×" if row.prediction else "n/a",
         "memory saved": memory,
         "accuracy difference": difference,
         "“about half the time”": row.verdict,

@@ -1,0 +1,35 @@
+"""The order in which cells run: random, so that a machine that drifts doesn't favour what comes first or last.
+
+Seeds are blocks. Within a block the backbones come in random order, the regimes of each next to one another;
+from block to block another regime goes first, so that none always runs on the warmer machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bench.records import Cell
+from tl.seeding import seed_for
+
+
+def arrange(cells: Mapping[str, Cell], run: str) -> dict[str, Cell]:
+    """The cells in the order in which they are to run; it depends on them and on the run's name alone."""
+    blocks: dict[int, dict[str, list[str]]] = {}
+    for cell_id, cell in cells.items():
+        together = cell.but(regime="finetune", seed=0).replace(weights_digest="").model_dump_json(exclude=_WEIGHTS)
+        blocks.setdefault(cell.config.seed, {}).setdefault(together, []).append(cell_id)
+    arranged: list[str] = []
+    for number, seed in enumerate(sorted(blocks)):
+        groups = blocks[seed]
+        shuffled = np.random.default_rng(seed_for("order of backbones", run, seed)).permutation(sorted(groups))
+        for key in shuffled.tolist():
+            ids = sorted(groups[key], key=lambda cell_id: cells[cell_id].config.regime)
+            first = (seed_for("first regime", run, key) + number) % len(ids)
+            arranged += [*ids[first:], *ids[:first]]
+    return {cell_id: cells[cell_id] for cell_id in arranged}
+
+
+_WEIGHTS = {"config": {"weights"}}
+"""`scratch` has other weights than its neighbours and still belongs beside them."""

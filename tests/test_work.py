@@ -1,0 +1,205 @@
+"""The clock and the exact counters, against known answers."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import tl
+from tests.conftest import TINY
+from tl.backbones import make_backbone
+from tl.clock import PHASES, Clock
+from tl.regimes import REGIMES
+from tl.results import Phases
+from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
+
+
+def step(model: nn.Module, images: torch.Tensor, classes: int) -> StepWork:
+    """The work of one step of `model`."""
+    work = StepWork()
+    with work.forward(model):
+        loss = cross_entropy(model(images), torch.zeros(len(images), dtype=torch.int64))
+    with work.backward():
+        loss.backward()
+    return work
+
+
+def network(spec: str) -> nn.Module:
+    made = make_backbone(spec, weights="random")
+    return nn.Sequential(made.module, nn.Linear(made.width, 2))
+
+
+def test_resnet18_takes_what_is_published() -> None:
+    """3.63 GFLOP forward and 1.93 times that backward, an image of 224 pixels."""
+    work = step(network("torchvision:resnet18"), torch.zeros(2, 3, 224, 224), 2)
+    assert work.forward_flops / 2 == pytest.approx(3.63e9, rel=0.005)
+    assert work.backward_flops / work.forward_flops == pytest.approx(1.93, abs=0.01)
+
+
+def test_bytes_kept_by_resnet18_by_hand() -> None:
+    """Every convolution's input and output and every ReLU's result, each once, and the indices of the pooling.
+
+    A block keeps four maps (two outputs of convolutions, two results of ReLU), one with a downsampling five.
+    """
+    stem = 3 * 224**2 + 2 * 64 * 112**2 + (1 + 2) * 64 * 56**2  # image, convolution, ReLU; pooled, indices of 8 bytes
+    blocks = (4 + 4) * 64 * 56**2 + sum((5 + 4) * c * s**2 for c, s in ((128, 28), (256, 14), (512, 7)))
+    work = step(network("torchvision:resnet18"), torch.zeros(8, 3, 224, 224), 2)
+    assert work.saved_bytes / 8 == pytest.approx(4 * (stem + blocks), rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("spec", "forward"),
+    [
+        ("timm:tf_efficientnet_lite0", 0.77e9),
+        ("torchvision:mobilenet_v2", 0.60e9),
+        ("timm:mobilenetv3_small_100", 0.11e9),
+    ],
+)
+def test_depthwise_networks_are_not_overstated(spec: str, forward: float) -> None:
+    """Backward near twice the forward pass: torch's own counter says nineteen times and more."""
+    work = step(network(spec), torch.zeros(2, 3, 224, 224), 2)
+    assert work.forward_flops / 2 == pytest.approx(forward, rel=0.02)
+    assert 1.8 < work.backward_flops / work.forward_flops < 2.0
+
+
+def test_a_transformer_is_counted_whole() -> None:
+    """ViT-Tiny: 2.15 GFLOP forward, its attention included."""
+    work = step(network("timm:vit_tiny_patch16_224"), torch.zeros(2, 3, 224, 224), 2)
+    assert work.forward_flops / 2 == pytest.approx(2.15e9, rel=0.01)
+    assert 1.8 < work.backward_flops / work.forward_flops < 2.2
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_convolution_by_hand(groups: int) -> None:
+    """Both gradients take what the forward pass takes: 2 · outputs · (channels / groups) · kernel each."""
+    model = nn.Conv2d(8, 16, 3, padding=1, groups=groups)
+    images = torch.zeros(3, 8, 10, 10, requires_grad=True)
+    work = StepWork()
+    with work.forward(model):
+        out = model(images)
+    with work.backward():
+        out.sum().backward()
+    forward = 2 * 3 * 16 * 10 * 10 * (8 // groups) * 3 * 3
+    assert work.forward_flops == forward
+    assert work.backward_flops == 2 * forward
+
+
+def test_bytes_kept_for_the_backward_pass_by_hand() -> None:
+    """Two linear layers with ReLU between: the input and ReLU's result, each once, no weights."""
+    model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
+    work = StepWork()
+    with work.forward(model):
+        out = model(torch.zeros(7, 10))
+    assert work.saved_bytes == 4 * (7 * 10 + 7 * 20)
+    with work.backward():
+        out.sum().backward()
+    # The first layer's input needs no gradient.
+    assert work.forward_flops == 2 * 7 * (10 * 20 + 20 * 5)
+    assert work.backward_flops == 2 * 7 * (10 * 20 + 2 * 20 * 5)
+
+
+def test_a_storage_counts_once() -> None:
+    """Views of one tensor, and a tensor that two operations keep."""
+    x = torch.zeros(100, requires_grad=True)
+    work = StepWork()
+    with work.forward(nn.Identity()):
+        y = x * 2
+        _ = (y[:50].sin() + y[50:].sin()).sum()
+    assert work.saved_bytes == 4 * 100
+
+
+def test_memory_of_parameters_and_optimiser() -> None:
+    """SGD with momentum keeps one tensor a parameter."""
+    model = nn.Linear(10, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    assert tensor_bytes(model.parameters()) == 4 * 55 and optimizer_state_bytes(optimizer) == 0
+    model(torch.zeros(1, 10)).sum().backward()
+    optimizer.step()
+    assert optimizer_state_bytes(optimizer) == 4 * 55
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_work_of_each_regime(mini: tl.Splits, regime: str) -> None:
+    """With the backbone frozen the backward pass, gradients and optimiser are the head's alone."""
+    config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights="random", epochs=2)
+    result = tl.train_model(config, mini, device="cpu")
+    work = result.work
+    assert work is not None and work.step_images == 4
+    head = sum(p.numel() for p in result.model.head.parameters())
+    trained = result.total_params if REGIMES[regime].trains_backbone else head
+    assert work.gradient_bytes == work.optimizer_state_bytes == 4 * trained == 4 * result.trainable_params
+    assert work.parameter_bytes == 4 * result.total_params
+    if REGIMES[regime].trains_backbone:
+        assert 1.5 < work.backward_flops / work.forward_flops < 2.0
+        assert work.saved_activation_bytes > 1_000_000
+    else:
+        width = result.model.head.in_features
+        assert work.backward_flops == 2 * 4 * width * 2, "the gradient of one weight"
+        assert work.saved_activation_bytes < 10_000
+
+
+def test_counting_changes_no_number(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step is the same with and without it."""
+    config = tl.TrainConfig(backbone=TINY[0], regime="finetune", weights="random", epochs=2)
+    counted = tl.train_model(config, mini, device="cpu")
+    from contextlib import nullcontext
+
+    monkeypatch.setattr(StepWork, "forward", lambda self, model: nullcontext())
+    monkeypatch.setattr(StepWork, "backward", lambda self: nullcontext())
+    plain = tl.train_model(config, mini, device="cpu")
+    assert [e.train_loss for e in counted.epochs] == [e.train_loss for e in plain.epochs]
+
+
+def test_phases_are_the_epoch(mini: tl.Splits) -> None:
+    """They add up to it within 2%, and each is where it belongs."""
+    config = tl.TrainConfig(backbone=TINY[0], regime="finetune", weights="random", epochs=3)
+    result = tl.train_model(config, mini, device="cpu")
+    for row in result.epochs:
+        assert row.phases is not None
+        parts = row.phases.model_dump()
+        assert sum(parts.values()) == pytest.approx(row.train_seconds + row.val_seconds, rel=0.02)
+        assert all(value >= 0 for value in parts.values())
+        assert parts["validation"] == pytest.approx(row.val_seconds, rel=0.02, abs=1e-3)
+        assert parts["backward"] > parts["optimizer"]
+        assert parts["other"] < 0.05 * sum(parts.values())
+    assert set(Phases.model_fields) == {*PHASES, "other"}
+
+
+def test_the_clock_puts_time_where_it_was_spent() -> None:
+    """Against sleeps of known length; time that no phase claims is left over."""
+    clock = Clock(torch.device("cpu"))
+    clock.start()
+    for _ in range(3):
+        time.sleep(0.02)
+        clock.mark("data")
+        time.sleep(0.01)
+        clock.mark(None)
+        time.sleep(0.03)
+        clock.mark("forward")
+    whole, parts = clock.read()
+    assert parts["data"] == pytest.approx(0.06, abs=0.01)
+    assert parts["forward"] == pytest.approx(0.09, abs=0.01)
+    assert whole - sum(parts.values()) == pytest.approx(0.03, abs=0.01)
+    clock.start()
+    assert sum(clock.read()[1].values()) == 0, "each epoch begins anew"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_the_clock_on_cuda_measures_the_device() -> None:
+    """A matrix product's time is in its own phase, though the host has long gone on."""
+    device = torch.device("cuda")
+    matrix = torch.randn(8192, 8192, device=device)
+    matrix @ matrix
+    clock = Clock(device)
+    clock.start()
+    clock.mark("data")
+    for _ in range(10):
+        matrix @ matrix
+    clock.mark("forward")
+    whole, parts = clock.read()
+    assert parts["forward"] > 0.8 * whole
+    assert sum(parts.values()) == pytest.approx(whole, rel=0.02)

@@ -1,0 +1,70 @@
+"""Where an epoch's time goes, phase by phase, without making the device wait.
+
+On a CPU a phase ends where the host's clock says. On an accelerator the host runs ahead of the device, so
+marks are events in the device's own queue; they are read once, at the end of the epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+PHASES = ("data", "transfer", "forward", "backward", "optimizer", "validation")
+
+
+class Clock:
+    """Splits the time since `start` into phases: each `mark` ends one, and the next begins.
+
+    Time up to a mark without a phase (`mark(None)`) is nobody's: it is what the parts leave of the whole.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[tuple[str | None, Any]] = []
+        self._begun = 0.0
+
+    def start(self) -> None:
+        """Begin an epoch. Waits for work that is queued on the device: it belongs to no epoch."""
+        synchronize(self._device)
+        self._begun = time.perf_counter()
+        self._marks = [(None, self._now())]
+
+    def mark(self, phase: str | None) -> None:
+        """End a phase here."""
+        self._marks.append((phase, self._now()))
+
+    def read(self) -> tuple[float, dict[str, float]]:
+        """Seconds of the whole epoch up to now, and of each phase; waits for the device once."""
+        synchronize(self._device)
+        whole = time.perf_counter() - self._begun
+        parts = dict.fromkeys(PHASES, 0.0)
+        for (_, before), (phase, after) in zip(self._marks, self._marks[1:], strict=False):
+            if phase is not None:
+                parts[phase] += self._between(before, after)
+        return whole, parts
+
+    def _now(self) -> Any:
+        if self._device.type == "cpu":
+            return time.perf_counter()
+        if self._device.type == "cuda":
+            event: Any = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._device))
+        else:
+            event = torch.mps.Event(enable_timing=True)
+            event.record()
+        return event
+
+    def _between(self, before: Any, after: Any) -> float:
+        if self._device.type == "cpu":
+            return float(after - before)
+        return float(before.elapsed_time(after)) / 1000
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all work queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
