@@ -100,7 +100,7 @@ class LiveReporter:
         # Once a second: redrawing more often would take time from the measurement.
         self._bar = Progress(
             TextColumn("{task.fields[cells]}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             _CellColumn(),
             console=console,
             refresh_per_second=1,
@@ -120,7 +120,8 @@ class LiveReporter:
 
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch()
-        self._update(cell=f"{_short(cell)} · {_epoch_text(cell, row)}")
+        # What moves comes first: a narrow terminal cuts the rest off.
+        self._update(cell=f"epoch {row.epoch + 1}/{cell.config.epochs}, {_accuracy_text(cell, row)} · {_short(cell)}")
 
     def ended(self, record: Record) -> None:  # noqa: D102
         self._count.cell(record.cell.config.epochs)
@@ -160,9 +161,12 @@ def _short(cell: Cell) -> str:
 def _epoch_text(cell: Cell, row: EpochResult) -> str:
     seconds = row.train_seconds + row.val_seconds
     loss = "not finite" if row.train_loss is None else f"{row.train_loss:.3f}"
-    text = f"epoch {row.epoch + 1}/{cell.config.epochs}: {seconds:.1f} s, loss {loss}"
+    return f"epoch {row.epoch + 1}/{cell.config.epochs}: {_accuracy_text(cell, row)}, loss {loss}, {seconds:.1f} s"
+
+
+def _accuracy_text(cell: Cell, row: EpochResult) -> str:
     counts = accuracy_counts(cell.config.regime, cell.config.weights)
-    return text + (f", accuracy {row.val_accuracy:.1%}" if counts else ", accuracy n/a")
+    return f"accuracy {row.val_accuracy:.1%}" if counts else "accuracy n/a"
 
 
 def _end_text(record: Record) -> str:

@@ -1,0 +1,49 @@
+"""Progress, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from bench.progress import LiveReporter, PlainReporter, make_reporter
+from tests.test_report import RANDOM, record
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_line_shows_what_moves(width: int) -> None:
+    """Cells of all, time left, epoch and accuracy so far, also on a narrow terminal; then a line that stays."""
+    text = io.StringIO()
+    one = record("timm:a_network_with_quite_a_long_name", "finetune")
+    assert one.result is not None
+    with make_reporter(Console(file=text, width=width, force_terminal=True), 3, 12) as reporter:
+        assert isinstance(reporter, LiveReporter)
+        reporter.started(one.cell)
+        for row in one.result.epochs:
+            reporter.epoch(one.cell, row)
+        reporter.ended(one)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
+    assert re.search(r"0/3 cells .*about \d+ s left · epoch 4/4, accuracy 95\.0%", plain)
+    assert "1/3 cells" in plain
+    assert re.search(r"✓ timm:a_network_with_quite_a_long_name finetune cpu seed 0 +done in 41 s", plain)
+
+
+def test_plain_lines_without_a_terminal() -> None:
+    """No control codes; accuracy is n/a where random weights stand in; a failure has its reason."""
+    text = io.StringIO()
+    one, late = record("timm:a", "frozen", weights=RANDOM), record("timm:b", "frozen", status="timeout")
+    assert one.result is not None
+    with make_reporter(Console(file=text, width=80), 2, 8) as reporter:
+        assert isinstance(reporter, PlainReporter)
+        reporter.started(one.cell)
+        reporter.epoch(one.cell, one.result.epochs[0])
+        reporter.ended(one)
+        reporter.started(late.cell)
+        reporter.ended(late)
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "[1/2] timm:a frozen cpu seed 0"
+    assert lines[1].startswith("    epoch 1/4: accuracy n/a, loss 0.500, 10.0 s, about")
+    assert lines[3] == "[2/2] timm:b frozen cpu seed 0" and lines[4] == "    timeout: took | too <b>long</b>"
+    assert "\x1b" not in text.getvalue()
