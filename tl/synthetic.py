@@ -22,7 +22,7 @@ from tl.digest import file_digests, set_digest
 from tl.errors import DataError
 from tl.seeding import seed_for
 
-VERSION = 1
+VERSION = 2
 """Counts changes of what is drawn; part of the cache folder's name and of every picture's seed."""
 DRAWN = "a drawn stand-in: times and memory hold, accuracy says nothing about real images"
 _MARK = "DRAWN"
@@ -128,10 +128,10 @@ def draw(kind: str, rng: np.random.Generator, *, longest: int) -> Image.Image:
     _clutter(pen, rng, canvas.size, count=int(rng.integers(6, 26)))
     for _ in range(1 + (rng.random() < 0.15)):
         _insect(pen, kind, rng, canvas.size)
-    _clutter(pen, rng, canvas.size, count=int(rng.integers(0, 4)))
+    _clutter(pen, rng, canvas.size, count=int(rng.integers(4, 18)))
     small = canvas.resize((width, height), Image.Resampling.BOX)
-    if rng.random() < 0.5:
-        small = small.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.4))))
+    if rng.random() < 0.7:
+        small = small.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.4, 2.2))))
     return _light(small, rng)
 
 
@@ -161,10 +161,12 @@ def _clutter(pen: ImageDraw.ImageDraw, rng: np.random.Generator, size: tuple[int
 
 
 def _insect(pen: ImageDraw.ImageDraw, kind: str, rng: np.random.Generator, size: tuple[int, int]) -> None:
-    unit = rng.uniform(0.10, 0.24) * min(size)
+    unit = rng.uniform(0.07, 0.20) * min(size)
     turn = rng.uniform(0, 2 * math.pi)
     centre = (rng.uniform(0.3, 0.7) * size[0], rng.uniform(0.3, 0.7) * size[1])
-    skin = _tinted(_SKIN[rng.integers(len(_SKIN))], rng, spread=14)
+    # Up to two thirds of the way to a colour of the ground: many are hard to see.
+    skin = _mixed(_SKIN[rng.integers(len(_SKIN))], _GROUND[rng.integers(len(_GROUND))], rng.uniform(0, 0.66))
+    skin = _tinted(skin, rng, spread=14)
     part = _Pose(centre=centre, unit=unit, turn=turn, squash=rng.uniform(0.7, 1.0))
     (_ant if kind == "ants" else _bee)(pen, part, skin, rng)
 
@@ -192,7 +194,7 @@ def _ant(pen: ImageDraw.ImageDraw, pose: _Pose, skin: Colour, rng: np.random.Gen
     for side in (-1, 1):
         for root, lean in ((0.30, 0.55), (0.10, 0.0), (-0.12, -0.7)):
             knee = pose.at(root + lean * 0.5 + rng.normal(0, 0.06), side * rng.uniform(0.6, 0.8))
-            foot = pose.at(root + lean * 1.3 + rng.normal(0, 0.08), side * rng.uniform(0.9, 1.3))
+            foot = pose.at(root + lean * 1.2 + rng.normal(0, 0.15), side * rng.uniform(0.75, 1.2))
             pen.line([pose.at(root, 0), knee, foot], fill=skin, width=width, joint="curve")
         elbow = pose.at(1.15, side * rng.uniform(0.3, 0.5))
         pen.line([pose.at(0.85, side * 0.1), elbow, pose.at(1.6, side * rng.uniform(0.2, 0.7))], fill=skin, width=width)
@@ -203,8 +205,10 @@ def _ant(pen: ImageDraw.ImageDraw, pose: _Pose, skin: Colour, rng: np.random.Gen
         pose.blob(0.78, 0, rng.uniform(0.24, 0.32), rng.uniform(0.22, 0.30)),
     ):
         pen.polygon(blob, fill=skin)
-    if rng.random() < 0.4:
-        _bands(pen, pose, skin, rng, start=-1.35, stop=-0.6, ry=0.28, contrast=rng.uniform(0.1, 0.5))
+    if rng.random() < 0.6:
+        _bands(pen, pose, skin, rng, start=-1.35, stop=-0.6, ry=0.28, contrast=rng.uniform(0.0, 0.8))
+    if rng.random() < 0.3:
+        _wings(pen, pose, rng)  # ants fly too, once
     pen.polygon(pose.blob(-1.0, -0.12, 0.22, 0.07), fill=(255, 255, 255, int(rng.integers(20, 90))))
 
 
@@ -212,20 +216,25 @@ def _bee(pen: ImageDraw.ImageDraw, pose: _Pose, skin: Colour, rng: np.random.Gen
     width = max(2, int(pose.unit * rng.uniform(0.06, 0.10)))
     for side in (-1, 1):
         for root in (0.45, 0.2, -0.1):
-            foot = pose.at(root + rng.normal(0, 0.25), side * rng.uniform(0.6, 0.9))
+            foot = pose.at(root + rng.normal(0, 0.3), side * rng.uniform(0.6, 1.1))
             pen.line([pose.at(root, 0), foot], fill=skin, width=width)
         tip = pose.at(1.35, side * rng.uniform(0.15, 0.4))
         pen.line([pose.at(0.95, side * 0.1), tip], fill=skin, width=width)
-    plump = rng.uniform(0.40, 0.52)
+    plump = rng.uniform(0.32, 0.50)
     pen.polygon(pose.blob(-0.62, 0, rng.uniform(0.72, 0.86), plump), fill=skin)
-    _bands(pen, pose, skin, rng, start=-1.25, stop=-0.1, ry=plump * 0.86, contrast=rng.uniform(0.35, 1.0))
+    _bands(pen, pose, skin, rng, start=-1.25, stop=-0.1, ry=plump * 0.86, contrast=rng.uniform(0.0, 0.8))
     fuzz = _tinted(_BAND[rng.integers(len(_BAND))], rng, spread=20) if rng.random() < 0.7 else skin
     pen.polygon(pose.blob(0.32, 0, 0.46, rng.uniform(0.40, 0.48)), fill=fuzz)
     pen.polygon(pose.blob(0.85, 0, 0.26, 0.30), fill=skin)
+    if rng.random() < 0.75:
+        _wings(pen, pose, rng)
+
+
+def _wings(pen: ImageDraw.ImageDraw, pose: _Pose, rng: np.random.Generator) -> None:
     spread = rng.uniform(0.3, 0.9)
     for side in (-1, 1):
         wing = [(0.3, 0.2), (-0.2, 0.35 + spread * 0.6), (-1.0, 0.3 + spread), (-1.15, 0.1 + spread * 0.6), (-0.4, 0.2)]
-        pen.polygon([pose.at(x, side * y) for x, y in wing], fill=(225, 228, 232, int(rng.integers(50, 150))))
+        pen.polygon([pose.at(x, side * y) for x, y in wing], fill=(225, 228, 232, int(rng.integers(20, 110))))
 
 
 def _bands(
@@ -239,8 +248,7 @@ def _bands(
     ry: float,
     contrast: float,
 ) -> None:
-    other = np.array(_BAND[rng.integers(len(_BAND))])
-    colour = tuple(int(v) for v in np.array(skin) * (1 - contrast) + other * contrast)
+    colour = _mixed(skin, _BAND[rng.integers(len(_BAND))], contrast)
     middle, half = (start + stop) / 2, (stop - start) / 2 * 1.15
     for x in np.linspace(start, stop, int(rng.integers(3, 6))):
         reach = ry * math.sqrt(max(0.0, 1 - ((x - middle) / half) ** 2))
@@ -258,6 +266,11 @@ def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     pixels = pixels * (1 + slope) * cast
     pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(2, 14))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
+    red, green, blue = (int(a * (1 - share) + b * share) for a, b in zip(colour, other, strict=True))
+    return red, green, blue
 
 
 def _tinted(colour: Colour, rng: np.random.Generator, *, spread: int) -> Colour:
