@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from tl.cache import offline
 from tl.errors import UserError
 
 app = typer.Typer(
@@ -137,8 +138,13 @@ def run(
             _say(console, f"  {record.status}: {record.cell}: {record.reason}")
     if report:
         from bench.report import write_report
+        from bench.report.answers import answers
+        from bench.report.summary import summarise
 
-        for path in write_report([sweep.run], reports, sweep.run.folder.name):
+        paths = write_report([sweep.run], reports, sweep.run.folder.name)
+        for answer in answers(summarise([sweep.run], sweep.run.folder.name)):
+            _say(console, answer, style="bold")
+        for path in paths:
             _say(console, f"report: {path}")
     if failed:
         raise typer.Exit(FAILED)
@@ -158,7 +164,7 @@ def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
         _say(
             console, f"        files that are not images, left out: {len(splits.ignored)}, such as {splits.ignored[0]}"
         )
-    unless = "unless it can be downloaded: " if dry_run else ""
+    unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""
     if splits.stand_in:
         _say(console, f"WARNING: {unless}the images are {splits.stand_in}", style="bold yellow")
     fallbacks: dict[str, list[str]] = {}

@@ -79,7 +79,11 @@ class Grid(Strict):
         `axes` has the keys of `[matrix]`. An entry that names another value of a replaced axis is left out.
         """
         kept = []
-        for entry in self.include:
+        for given in self.include:
+            entry = dict(given)
+            # `all` and `auto` name no device of their own: with one on either side, the entry takes what is wanted.
+            if {"all", "auto"} & {entry.get("device"), *axes.get("devices", ())} and "devices" in axes:
+                entry.pop("device", None)
             named = {AXES[axis]: value for axis, value in entry.items() if axis in AXES}
             if all(_among(value, axes[key]) for key, value in named.items() if key in axes):
                 kept.append({key: value for key, value in entry.items() if key not in settings})
@@ -158,10 +162,17 @@ def _check(where: str, given: Mapping[str, Any], valid: Collection[str], *, patt
 
 
 def _among(value: Any, wanted: Any) -> bool:
-    """Whether an entry's value is one of an overridden axis; a bare backbone stands for either source's."""
+    """Whether an entry's value is one of an overridden axis.
+
+    A bare backbone, on either side, stands for any source's, and `cuda` for `cuda:0`.
+    """
     if isinstance(wanted, int):
         return bool(value in range(wanted))
-    return any(value == one or str(value).endswith(f":{one}") for one in wanted)
+
+    def same(one: str, other: str) -> bool:
+        return one == other or one.endswith(f":{other}") or other.endswith(f":{one}") or f"{one}:0" == other
+
+    return any(same(str(value), str(one)) or same(str(one), str(value)) for one in wanted)
 
 
 def _checked(section: str, data: dict[str, Any]) -> dict[str, Any]:

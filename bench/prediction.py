@@ -55,7 +55,7 @@ def predict(
 
 def _explain(slow: TrainResult, fast: TrainResult, predicted: float, measured: float | None, train_images: int) -> str:
     if measured is None:
-        return f"{predicted:.1f}× is predicted; nothing was measured"
+        return f"{predicted:.1f}× is predicted; too few epochs were measured to compare"
     met = 1 / SAME < measured / predicted < SAME
     text = f"{measured:.1f}× faster, {'as' if met else 'not the'} {predicted:.1f}× predicted"
     reasons = [*_rates(slow, fast, train_images), *_shares(fast)]

@@ -155,7 +155,7 @@ class _CellColumn(ProgressColumn):
 
 
 def _short(cell: Cell) -> str:
-    return f"{cell.config.backbone.partition(':')[2]} {cell.config.regime} {cell.device}"
+    return f"{cell.config.regime} {cell.config.backbone.partition(':')[2]} {cell.device}"
 
 
 def _epoch_text(cell: Cell, row: EpochResult) -> str:

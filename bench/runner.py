@@ -117,6 +117,8 @@ def execute(sweep: Sweep, grid: Grid, options: Options, executor: Executor, cons
     located = locate(wanted, sweep.missing, options, executor)
     executor.call("bench.job:get_ready")
     with _alone(sweep.run, fresh=options.fresh):
+        if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
+            raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
         machine = environment()
         _begin(sweep, grid, options, machine, console)
         records = _done(sweep.run, sweep.cells)
@@ -186,7 +188,9 @@ def _folder(options: Options) -> Path:
         number += 1
     check_output(folder)
     check_output(folder / "cells")
-    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+    # A command that was ended before it wrote anything leaves its lock behind.
+    foreign = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
+    if foreign and not (folder / "manifest.json").is_file():
         raise UserError(f"{folder}: exists and is not a run (no manifest.json); choose another --name")
     return folder
 

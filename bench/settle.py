@@ -32,20 +32,15 @@ def settle(
     """An answer for each key: what the manifest has, else looked up, downloading unless it is a dry run."""
     keys = list(dict.fromkeys(settle_key(item) for item in planned))
     answers: dict[str, Answer] = {key: before[key] for key in keys if key in before}
-    for key, answer in answers.items():
-        if options.weights_dir and isinstance(answer, Weights) and answer.reason:
-            spec = key.partition(" ")[2]
-            raise ConfigError(
-                f"--weights-dir {str(options.weights_dir)!r}: this run began with random weights for {spec} and keeps "
-                "them: give it a --name of its own, or --fresh"
-            )
+    if options.weights_dir:
+        _refuse_late_weights(before, list(answers), options, executor)
     for policy in ("random", "pretrained", "auto"):
         specs = [key.partition(" ")[2] for key in keys if key not in answers and key.startswith(f"{policy} ")]
         if policy == "random":
             answers |= {f"random {spec}": Weights(kind="random", source="random") for spec in specs}
         elif specs:
             console.print("looking for pretrained weights …", style="dim")
-            found = _look_up(specs, policy, options, executor)
+            found = _look_up(specs, policy, options, executor, download=not options.dry_run)
             answers |= {f"{policy} {spec}": answer for spec, answer in found.items()}
     return answers
 
@@ -64,7 +59,7 @@ def locate(
     }
     if not lost:
         return answers
-    found = _look_up(list(lost), "pretrained", options, executor)
+    found = _look_up(list(lost), "pretrained", options, executor, download=True)
     for spec, answer in found.items():
         if isinstance(answer, Weights) and answer.digest != lost[spec].digest:
             raise UserError(
@@ -79,8 +74,21 @@ def locate(
     }
 
 
-def _look_up(specs: list[str], policy: str, options: Options, executor: Executor) -> dict[str, Answer]:
-    download = not options.dry_run
+def _refuse_late_weights(before: dict[str, Weights], keys: list[str], options: Options, executor: Executor) -> None:
+    """Raise `ConfigError` where `--weights-dir` now has a file for a backbone that this run began without."""
+    without = [key.partition(" ")[2] for key in keys if before[key].reason]
+    found = _look_up(without, "auto", options, executor, download=False) if without else {}
+    for spec, answer in found.items():
+        if isinstance(answer, Weights) and answer.source == "weights-dir":
+            raise ConfigError(
+                f"--weights-dir {str(options.weights_dir)!r}: this run began with random weights for {spec} and keeps "
+                "them: give it a --name of its own, or --fresh"
+            )
+
+
+def _look_up(
+    specs: list[str], policy: str, options: Options, executor: Executor, *, download: bool
+) -> dict[str, Answer]:
     outcome = executor.call("bench.job:resolve_weights", specs, policy, options.weights_dir, download)
     if outcome.status != "done":
         raise UserError(f"pretrained weights could not be looked up: {outcome.reason}")

@@ -188,7 +188,12 @@ def test_a_cache_beats_a_download_and_a_package_beats_a_cache(monkeypatch: pytes
 def test_one_file_is_never_two_backbones(tmp_path: Path) -> None:
     """A name that both sources have needs the source in front; a tag must be in the file's name."""
     (tmp_path / "resnet18.pth").write_bytes(b"x")
-    for spec in ("torchvision:resnet18", "timm:resnet18", "timm:resnet18.fb_swsl_ig1b_ft_in1k"):
+    for spec in (
+        "torchvision:resnet18",
+        "timm:resnet18",
+        "timm:resnet18.a1_in1k",
+        "timm:resnet18.fb_swsl_ig1b_ft_in1k",
+    ):
         assert find_weights(spec, "auto", weights_dir=tmp_path).kind == "random", spec
     (tmp_path / "timm-resnet18.pth").write_bytes(b"x")
     taken = {

@@ -16,6 +16,7 @@ import bench
 from bench.records import SCHEMA_VERSION, Run
 from tests.images import write_folder
 from tests.test_executors import wait_until
+from tl.errors import UserError
 
 REQUIRED = {
     *("run", "cell_id", "status", "reason", "dataset", "dataset_digest", "backbone", "weights", "weights_source"),
@@ -74,6 +75,7 @@ def test_a_run_from_start_to_report(smoke: Path) -> None:
     said = (smoke / "said.txt").read_text()
     assert "WARNING: the images are a drawn stand-in" in said
     assert "[4/4]" in said and "epoch 3/3" in said and "left" in said
+    assert "Training only the head takes about half the time" in said, "the answer is on the terminal too"
     for suffix in ("md", "html"):
         page = (smoke / "reports" / f"smoke.{suffix}").read_text()
         assert page.index("drawn stand-in") < page.index("timm:test_resnet")
@@ -309,10 +311,48 @@ def test_two_commands_do_not_work_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_weights_given_later_are_not_ignored(in_smoke: Path) -> None:
-    """A run keeps the weights that it began with, and says so when others are offered."""
+    """A run keeps the weights that it began with, and says so when others are offered; an empty folder is no offer."""
+    import timm
+    import torch
+
     (in_smoke / "weights").mkdir()
+    same = command("run", "--grid", "smoke", "--device", "cpu", "--weights-dir", "weights", "--no-report")
+    assert same.returncode == 0 and "4 of them done before" in same.stdout, same.stderr
+    torch.save(timm.create_model("test_resnet").state_dict(), in_smoke / "weights" / "test_resnet.pth")
     done = command("run", "--grid", "smoke", "--device", "cpu", "--weights-dir", "weights")
     assert done.returncode == 2 and "began with random weights" in done.stderr and "--fresh" in done.stderr
+
+
+def test_a_lock_left_behind_does_not_make_a_folder_useless(tmp_path: Path) -> None:
+    """A command that was ended before it wrote anything."""
+    (tmp_path / "results" / "smoke-random").mkdir(parents=True)
+    (tmp_path / "results" / "smoke-random" / ".lock").touch()
+    done = command(*ONE, "--regime", "frozen", "--no-report")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "results" / "other").mkdir()
+    (tmp_path / "results" / "other" / "thesis.txt").touch()
+    assert command(*ONE, "--name", "other").returncode == 2
+
+
+def test_a_run_that_changed_meanwhile_is_left_alone(in_smoke: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another command wrote between planning and the lock is not overwritten."""
+    from rich.console import Console
+
+    from bench import runner
+    from bench.grid import load_grid
+    from bench.options import Options
+
+    grid = load_grid("smoke").override({"seeds": 2, "devices": ["cpu"]}, {})
+    options = Options(name="smoke", executor="inline")
+    worker = runner.executor_for(options)
+    sweep = runner.plan(grid, options, worker, Console(quiet=True))
+    run = Run(in_smoke / "results" / "smoke")
+    manifest = run.manifest()
+    run.write_manifest(manifest.replace(invocations=(*manifest.invocations, manifest.invocations[0])))
+    before = {path: path.read_bytes() for path in run.folder.rglob("*.json")}
+    with pytest.raises(UserError, match="another command has changed this run meanwhile"):
+        runner.execute(sweep, grid, options, worker, Console(quiet=True))
+    assert {path: path.read_bytes() for path in run.folder.rglob("*.json")} == before
 
 
 def test_names_and_files_of_reports_and_exports(in_smoke: Path) -> None:

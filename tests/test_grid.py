@@ -93,6 +93,29 @@ def test_the_command_line_rules_included_cells_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("entry", "axes", "kept"),
+    [
+        ('device = "all"', {"devices": ["cpu"]}, True),
+        ('device = "cuda"', {"devices": ["cuda:0"]}, True),
+        ('device = "cuda:1"', {"devices": ["cpu"]}, False),
+        ('device = "cpu"', {"devices": ["all"]}, True),
+        ('backbone = "c"', {"backbones": ["timm:c"]}, True),
+        ('backbone = "timm:c"', {"backbones": ["c"]}, True),
+        ('backbone = "timm:c"', {"backbones": ["timm:d"]}, False),
+        ("seed = 1", {"seeds": 2}, True),
+        ("seed = 7", {"seeds": 2}, False),
+    ],
+)
+def test_an_included_cell_is_left_out_only_where_it_is_another(
+    tmp_path: Path, entry: str, axes: dict[str, object], kept: bool
+) -> None:
+    """Whatever way its device or backbone is written."""
+    path = tmp_path / "own.toml"
+    path.write_text(f'{MATRIX}[[include]]\n{entry}\nregime = "scratch"\n')
+    assert bool(load_grid(str(path)).override(axes, {}).include) is kept
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (MATRIX + "[train]\nepoch = 3\n", "train.epoch: unknown key; nearest valid key: 'epochs'"),
@@ -114,6 +137,7 @@ def test_the_command_line_rules_included_cells_too(tmp_path: Path) -> None:
         (MATRIX + '[train]\nepochs = "7"\n', "train.epochs='7': must be a number"),
         (MATRIX + "[train]\nepochs = true\n", "train.epochs=True: must be"),
         (MATRIX.replace("seeds = 2", "seeds = true"), "matrix.seeds=True: must be a number"),
+        (MATRIX.replace("seeds = 2", 'seeds = [true, "3"]'), "matrix.seeds=[True, '3']: must be a number"),
         (MATRIX.replace("seeds = 2", 'seeds = "x"'), "matrix.seeds='x': must be a number"),
         ("[matrix\n", "not valid TOML"),
         ("", "matrix: missing"),

@@ -372,3 +372,15 @@ def test_every_metric_can_be_shown(name: str) -> None:
     for value in (3, 3.5):
         assert METRICS[name].show(value)
     assert METRICS[name].show(None) == "n/a"
+
+
+def test_too_few_epochs_have_no_interval_and_no_headline(tmp_path: Path) -> None:
+    """One warm epoch: the ratio with its n, no interval, nothing claimed or explained from it."""
+    short = []
+    for regime, seconds in (("finetune", 20), ("frozen", 1)):
+        one = record("timm:a", regime, seconds=seconds)
+        assert one.result is not None
+        short.append(one.replace(result=one.result.replace(epochs=one.result.epochs[:2])))
+    markdown, _ = pages(write_run(tmp_path / "r", short), tmp_path)
+    assert "(n = 1)" in markdown and "1 too few samples" in markdown
+    assert "Speed-ups:" not in markdown and "speed-up.png" not in markdown

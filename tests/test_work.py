@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -67,10 +68,46 @@ def test_depthwise_networks_are_not_overstated(spec: str, forward: float) -> Non
 
 
 def test_a_transformer_is_counted_whole() -> None:
-    """ViT-Tiny: 2.15 GFLOP forward, its attention included."""
+    """ViT-Tiny by hand: patches, and 12 layers of four projections, an MLP four times as wide, and attention."""
+    tokens, width = 14 * 14 + 1, 192
+    layer = 2 * tokens * width * (4 * width + 8 * width) + attention_flops(1, tokens, width)
+    expected = 2 * (tokens - 1) * width * 3 * 16 * 16 + 12 * layer + 2 * width * 2
     work = step(network("timm:vit_tiny_patch16_224"), torch.zeros(2, 3, 224, 224), 2)
-    assert work.forward_flops / 2 == pytest.approx(2.15e9, rel=0.01)
+    assert work.forward_flops == 2 * expected
     assert 1.8 < work.backward_flops / work.forward_flops < 2.2
+
+
+def attention_flops(images: int, tokens: int, width: int) -> int:
+    """The two products of attention alone: queries with keys, and their weights with values."""
+    return 2 * 2 * images * tokens * tokens * width
+
+
+def test_fused_attention_is_counted_as_the_products_it_fuses() -> None:
+    """On this CPU, against the formula by hand; backward has its two products' gradients and one recomputed."""
+    query, key, value = (torch.zeros(2, 3, 17, 8, requires_grad=True) for _ in range(3))
+    work = StepWork()
+    with work.forward(nn.Identity()):
+        out = nn.functional.scaled_dot_product_attention(query, key, value)
+    with work.backward():
+        out.sum().backward()
+    assert work.forward_flops == attention_flops(2, 17, 24)
+    assert work.backward_flops == 2.5 * work.forward_flops
+
+
+def test_a_frozen_transformer_does_the_same_forward_work() -> None:
+    """torchvision's attention takes another path without gradients: the count must not depend on it."""
+    made = torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2
+    )
+    images = torch.randn(3, 3, 32, 32)
+    counts = []
+    for training in (True, False):
+        work = StepWork()
+        with work.forward(made), torch.set_grad_enabled(training):
+            made.train(training)(images)
+        counts.append(work.forward_flops)
+    assert counts[0] == counts[1]
+    assert counts[0] > 2 * attention_flops(3, 17, 16)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])

@@ -68,9 +68,10 @@ def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, dow
     """Which weights `spec` (with its source) gets: see `tl.weights.find`."""
     source, _, name = spec.partition(":")
     checkpoint = SOURCES[source].checkpoint(name)
-    if any(name in entry.names() for other, entry in SOURCES.items() if other != source):
+    bare = name.partition(".")[0]
+    if any(bare in entry.names() for other, entry in SOURCES.items() if other != source):
         # Both libraries have a network of that name: a bare `NAME.pth` could be either's.
-        checkpoint = replace(checkpoint, file_names=tuple(n for n in checkpoint.file_names if n != name))
+        checkpoint = replace(checkpoint, file_names=tuple(n for n in checkpoint.file_names if n != bare))
     return find(spec, checkpoint, policy, weights_dir=weights_dir, download=download)
 
 

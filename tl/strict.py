@@ -6,7 +6,7 @@ wrong field, its value and what was expected.
 
 from __future__ import annotations
 
-from typing import Any, Self, get_args
+from typing import Any, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -41,14 +41,25 @@ class Strict(BaseModel):
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[info.field_name or ""].annotation
-        accepted = set(get_args(annotation)) or {annotation}
-        if isinstance(value, bool | str) and accepted & {int, float} and type(value) not in accepted:
+        if _is_lookalike(value, annotation):
             raise ValueError("must be a number")
         return value
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated anew."""
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+def _is_lookalike(value: Any, annotation: Any) -> bool:
+    """Whether `value`, or an element of it, is `true` or text where `annotation` asks for a number."""
+    several = get_origin(annotation) in (list, tuple)
+    options = [annotation] if several else get_args(annotation) or [annotation]
+    if isinstance(value, bool | str):
+        return bool({int, float} & set(options)) and type(value) not in options
+    if isinstance(value, list | tuple):
+        inner = next((get_args(option)[0] for option in options if get_origin(option) in (list, tuple)), None)
+        return any(_is_lookalike(element, inner) for element in value)
+    return False
 
 
 def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 aten: Any = torch.ops.aten
 
@@ -39,7 +39,26 @@ def _conv_backward_flops(
     return (bool(wanted[0]) + bool(wanted[1])) * conv_flop_count(x, w, grad_out, transposed=transposed)
 
 
-_FORMULAS = {aten.convolution_backward: _conv_backward_flops}
+def _native_attention_flops(query: Any, _key: Any, _value: Any, width: int, *_: Any, **__: Any) -> int:
+    """Self-attention in one operation, as `nn.MultiheadAttention` runs it without gradients.
+
+    Four projections of width x width, and two products of every token with every other.
+    """
+    images, tokens, _width = query
+    return int(2 * images * tokens * width * (4 * width + 2 * tokens))
+
+
+_FORMULAS = {
+    aten.convolution_backward: _conv_backward_flops,
+    aten._native_multi_head_attention: _native_attention_flops,
+    # The CPU's fused attention; torch has its formula under the names of the GPU's.
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    ),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, query, key, value, *_, **__: (
+        sdpa_backward_flop_count(grad, query, key, value)
+    ),
+}
 
 
 @dataclass

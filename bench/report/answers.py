@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.claims import HALF_THE_TIME
+from bench.claims import HALF_THE_TIME, MIN_SAMPLES
 from bench.report.summary import Choice, Group, Summary
 from bench.report.tables import accuracy, show
 
@@ -17,13 +17,17 @@ def answers(summary: Summary) -> list[str]:
     if summary.comparisons:
         verdicts = [row.verdict for row in summary.comparisons]
         counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-        said.append(f"{HALF_THE_TIME.statement}? Of {len(verdicts)} comparisons: {counts}.{_ratios(summary)}")
+        said.append(
+            f"{HALF_THE_TIME.statement}? Of {len(verdicts)} comparison{'s' * (len(verdicts) > 1)}: {counts}.{_ratios(summary)}"
+        )
     return said
 
 
 def _ratios(summary: Summary) -> str:
     """The speed-ups by name, where they are few enough to be read."""
-    ratios = [(row.fast, row.speed_up.value) for row in summary.comparisons if row.speed_up]
+    ratios = [
+        (row.fast, row.speed_up.value) for row in summary.comparisons if row.speed_up and row.speed_up.n >= MIN_SAMPLES
+    ]
     if not ratios:
         return ""
     if len(ratios) > 6:

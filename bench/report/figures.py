@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.claims import HALF_THE_TIME
+from bench.claims import HALF_THE_TIME, MIN_SAMPLES
 from bench.report.summary import Group, Summary
 from tl.regimes import REGIMES
 
@@ -70,7 +70,7 @@ def _blank(rows: int = 0) -> tuple[Figure, Axes]:
 
 
 def _speed_up(summary: Summary) -> Figure | None:
-    rows = [c for c in summary.comparisons if c.speed_up]
+    rows = [c for c in summary.comparisons if c.speed_up and c.speed_up.n >= MIN_SAMPLES]
     if not rows:
         return None
     figure, axes = _blank(len(rows))

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench.claims import HALF_THE_TIME, Verdict
+from bench.claims import HALF_THE_TIME, MIN_SAMPLES, Verdict
 from bench.prediction import Prediction, predict
 from bench.records import Cell, Manifest, Record, Run
 from bench.stats import Interval, holm, mcnemar, ratio_of_medians, wilson
@@ -38,6 +38,11 @@ class Group:
     def results(self) -> list[TrainResult]:
         """One a seed."""
         return [record.result for record in self.records if record.result]
+
+    @property
+    def counted(self) -> TrainResult:
+        """The first result whose work was counted, else the first."""
+        return next((result for result in self.results if result.work), self.results[0])
 
     @property
     def label(self) -> str:
@@ -258,11 +263,11 @@ def _compare(slow: Group, fast: Group, p: float | None) -> HeadOnly:
         speed_up=speed_up,
         verdict=HALF_THE_TIME.verdict(speed_up) if speed_up else "too few samples",
         prediction=predict(
-            slow.results[0],
-            fast.results[0],
+            slow.counted,
+            fast.counted,
             train_images=slow.records[0].train_images,
             val_images=len(slow.truth),
-            measured=speed_up.value if speed_up else None,
+            measured=speed_up.value if speed_up and speed_up.n >= MIN_SAMPLES else None,
         ),
         memory_saved_bytes=saved,
         accuracy_difference=difference,

@@ -6,6 +6,7 @@ import statistics
 
 import pandas as pd
 
+from bench.claims import MIN_SAMPLES
 from bench.metrics import METRICS
 from bench.report.summary import Group, HeadOnly, Summary
 from bench.stats import Interval
@@ -96,4 +97,8 @@ def show(group: Group, name: str) -> str:
 
 
 def _interval(interval: Interval | None, unit: str) -> str:
-    return "n/a" if interval is None else f"{interval.value:.2f}{unit} ({interval.low:.2f}–{interval.high:.2f})"
+    if interval is None:
+        return "n/a"
+    if interval.n < MIN_SAMPLES:
+        return f"{interval.value:.2f}{unit} (n = {interval.n})"
+    return f"{interval.value:.2f}{unit} ({interval.low:.2f}–{interval.high:.2f})"
