@@ -17,9 +17,8 @@ def answers(summary: Summary) -> list[str]:
     if summary.comparisons:
         verdicts = [row.verdict for row in summary.comparisons]
         counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-        said.append(
-            f"{HALF_THE_TIME.statement}? Of {len(verdicts)} comparison{'s' * (len(verdicts) > 1)}: {counts}.{_ratios(summary)}"
-        )
+        number = f"{len(verdicts)} comparison{'s' if len(verdicts) > 1 else ''}"
+        said.append(f"{HALF_THE_TIME.statement}? Of {number}: {counts}.{_ratios(summary)}")
     return said
 
 
