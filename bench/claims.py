@@ -12,6 +12,11 @@ MIN_SAMPLES = 3
 """Warm epochs on each side below which no verdict is given."""
 
 
+def can_be_judged(ratio: Interval) -> bool:
+    """Whether enough epochs stand behind a ratio to say something of it."""
+    return ratio.n >= MIN_SAMPLES
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A statement about a ratio, and where it comes from."""
@@ -23,7 +28,7 @@ class Claim:
 
     def verdict(self, ratio: Interval) -> Verdict:
         """Supported where the whole interval lies in the region, refuted where none of it does."""
-        if ratio.n < MIN_SAMPLES:
+        if not can_be_judged(ratio):
             return "too few samples"
         if self.low <= ratio.low and ratio.high <= self.high:
             return "supported"

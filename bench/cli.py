@@ -137,12 +137,11 @@ def run(
         for record in failed:
             _say(console, f"  {record.status}: {record.cell}: {record.reason}")
     if report:
-        from bench.report import write_report
-        from bench.report.answers import answers
-        from bench.report.summary import summarise
+        from bench.report import answers, summarise, write_report
 
-        paths = write_report([sweep.run], reports, sweep.run.folder.name)
-        for answer in answers(summarise([sweep.run], sweep.run.folder.name)):
+        summary = summarise([sweep.run], sweep.run.folder.name)
+        paths = write_report(summary, reports)
+        for answer in answers(summary):
             _say(console, answer, style="bold")
         for path in paths:
             _say(console, f"report: {path}")
@@ -157,6 +156,8 @@ def _say(console: Any, text: str, style: str | None = None) -> None:
 
 def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
     """What will be used, and loudly what stands in for what was wanted."""
+    from bench.settle import KEPT
+
     splits = sweep.splits
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
     _say(console, f"images: {splits.name} ({images})")
@@ -171,8 +172,7 @@ def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
     before = sweep.previous.weights if sweep.previous else {}
     for key, answer in sweep.settled.items():
         if answer.reason:
-            kept = "; so this run began, and --fresh looks again" if key in before else ""
-            fallbacks.setdefault(answer.reason + kept, []).append(key.partition(" ")[2])
+            fallbacks.setdefault(answer.reason + KEPT * (key in before), []).append(key.partition(" ")[2])
     for reason, specs in fallbacks.items():
         text = f"WARNING: {unless}random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
         _say(console, text, style="yellow")
@@ -209,14 +209,17 @@ def report(
 ) -> None:
     """Write reports/NAME.md and one self-contained reports/NAME.html."""
     from bench.records import find_runs
-    from bench.report import write_report
     from bench.runner import check_name, check_output
 
     found = find_runs(runs)
     if name is not None:
         check_name("--name", name)
     check_output(out)
-    for path in write_report(found, out, name or "-".join(run.folder.resolve().name for run in found)):
+    # Only now: drawing takes seconds to load, and a mistake is told at once.
+    from bench.report import summarise, write_report
+
+    summary = summarise(found, name or "-".join(run.folder.resolve().name for run in found))
+    for path in write_report(summary, out):
         print(f"report: {path}")
 
 

@@ -24,11 +24,10 @@ _CALLED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Speed-ups that the counted work predicts, and a sentence on the measured one."""
+    """The speed-up that the counted work predicts, and a sentence on the measured one."""
 
-    training: float
-    """Of the training pass alone."""
     with_validation: float
+    """Of an epoch, training and validation."""
     explanation: str
 
 
@@ -47,7 +46,6 @@ def predict(
     validation = val_images * forward / slow.work.step_images
     with_validation = (train_images * per_slow + validation) / (train_images * per_fast + validation)
     return Prediction(
-        training=per_slow / per_fast,
         with_validation=with_validation,
         explanation=_explain(slow, fast, with_validation, measured, train_images),
     )

@@ -52,9 +52,9 @@ class Cell(Strict):
         text = json.dumps([PROTOCOL_VERSION, self.model_dump(mode="json")], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def but(self, *, device: str | None = None, **settings: Any) -> Cell:
-        """The same cell with other settings or on another device."""
-        return self.replace(config=self.config.replace(**settings), device=device or self.device)
+    def but(self, **settings: Any) -> Cell:
+        """The same cell with other settings."""
+        return self.replace(config=self.config.replace(**settings))
 
     def __str__(self) -> str:
         config = self.config

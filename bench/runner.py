@@ -22,7 +22,7 @@ from bench.options import Options
 from bench.order import arrange
 from bench.progress import make_reporter
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
-from bench.settle import Answer, locate, settle, settle_key
+from bench.settle import KEPT, Answer, locate, settle, settle_key
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, StandInWarning, UserError, not_one_of
 from tl.images import open_store
@@ -111,10 +111,10 @@ def execute(sweep: Sweep, grid: Grid, options: Options, executor: Executor, cons
     Returns the records of this command's cells, old and new. `KeyboardInterrupt` passes through: what has
     ended is kept, and the same command goes on from there.
     """
-    if not sweep.missing:
+    left = sweep.missing
+    if not left:
         return dict(sweep.done)
-    wanted = {cell_id: sweep.weights[cell_id] for cell_id in sweep.missing}
-    located = locate(wanted, sweep.missing, options, executor)
+    located = locate({cell_id: sweep.weights[cell_id] for cell_id in left}, left, options, executor)
     executor.call("bench.job:get_ready")
     with _alone(sweep.run, fresh=options.fresh):
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
@@ -122,7 +122,7 @@ def execute(sweep: Sweep, grid: Grid, options: Options, executor: Executor, cons
         machine = environment()
         _begin(sweep, grid, options, machine, console)
         records = _done(sweep.run, sweep.cells)
-        missing = {cell_id: cell for cell_id, cell in sweep.missing.items() if cell_id not in records}
+        missing = {cell_id: cell for cell_id, cell in left.items() if cell_id not in records}
         with make_reporter(console, len(missing), sum(cell.config.epochs for cell in missing.values())) as reporter:
             blocks = sorted({cell.config.seed for cell in sweep.cells.values()})
             for order, (cell_id, cell) in enumerate(missing.items()):
@@ -199,14 +199,11 @@ def _dataset(grid: Grid, options: Options, previous: Manifest | None) -> Splits:
     """The images; a run that has begun under `auto` goes on with those that it began with."""
     wanted = options.data or grid.dataset
     if wanted == "auto" and previous and previous.dataset.stand_in:
-        stand_in = f"{previous.dataset.stand_in.removesuffix(_KEPT)}{_KEPT}"
+        stand_in = f"{previous.dataset.stand_in.removesuffix(KEPT)}{KEPT}"
         return replace(load_splits(previous.dataset.name), stand_in=stand_in)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StandInWarning)  # told on the terminal, in records and in reports
         return load_splits(wanted, download=not options.dry_run)
-
-
-_KEPT = "; so this run began, and --fresh looks again"
 
 
 def _same_run(run: Run, previous: Manifest, grid: Grid, splits: Splits) -> None:

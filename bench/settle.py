@@ -16,6 +16,8 @@ from tl.errors import ConfigError, UserError
 from tl.regimes import REGIMES
 from tl.weights import Weights
 
+KEPT = "; so this run began, and --fresh looks again"
+"""Said behind the reason for a stand-in that a run goes on with."""
 Answer = Weights | str
 """Weights, or why there are none though pretrained ones were insisted on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,13 +90,7 @@ def test_validation_agrees_with_the_weights_own_transforms(mini: tl.Splits, name
 
     from tl.backbones import SOURCES
 
-    preset = get_model_weights(name).DEFAULT.transforms()
-    val = Batches(open_store(mini), mini.val, SOURCES["torchvision"].preprocessing(name), torch.device("cpu"))
-    shown = torch.cat([images for images, _ in val.evaluation(5)])
-    for image, file in zip(shown, mini.val.files, strict=True):
-        expected = preset(Image.open(mini.root / file).convert("RGB"))
-        assert image.shape == expected.shape
-        assert (image - expected).abs().mean() < 0.02
+    assert_validation_is(get_model_weights(name).DEFAULT.transforms(), SOURCES["torchvision"].preprocessing(name), mini)
 
 
 @pytest.mark.parametrize("name", ["resnet18.a1_in1k", "vit_tiny_patch16_224", "test_resnet"])
@@ -107,10 +102,17 @@ def test_validation_agrees_with_timms_own_transforms(mini: tl.Splits, name: str)
     from tl.backbones import SOURCES
 
     preset = create_transform(**resolve_data_config(pretrained_cfg=get_pretrained_cfg(name).to_dict()))
-    val = Batches(open_store(mini), mini.val, SOURCES["timm"].preprocessing(name), torch.device("cpu"))
+    assert_validation_is(preset, SOURCES["timm"].preprocessing(name), mini)
+
+
+def assert_validation_is(
+    preset: Callable[[Image.Image], torch.Tensor], preprocessing: Preprocessing, splits: tl.Splits
+) -> None:
+    """Each validation image against what `preset` makes of it."""
+    val = Batches(open_store(splits), splits.val, preprocessing, torch.device("cpu"))
     shown = torch.cat([images for images, _ in val.evaluation(5)])
-    for image, file in zip(shown, mini.val.files, strict=True):
-        expected = preset(Image.open(mini.root / file).convert("RGB"))
+    for image, file in zip(shown, splits.val.files, strict=True):
+        expected = preset(Image.open(splits.root / file).convert("RGB"))
         assert image.shape == expected.shape
         assert (image - expected).abs().mean() < 0.02
 

@@ -12,8 +12,7 @@ import pytest
 from bench.environment import environment
 from bench.metrics import METRICS
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run, find_runs
-from bench.report import write_report
-from bench.report.summary import summarise
+from bench.report import summarise, write_report
 from tl.config import TrainConfig
 from tl.errors import UserError
 from tl.results import EpochResult, Predictions, TrainResult
@@ -129,7 +128,7 @@ def write_run(
 
 
 def pages(run: Run, tmp_path: Path) -> tuple[str, str]:
-    markdown, page = write_report([run], tmp_path / "reports", run.name)
+    markdown, page = write_report(summarise([run], run.name), tmp_path / "reports")
     return markdown.read_text(), page.read_text()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,20 +70,18 @@ class StepWork:
     backward_flops: int = 0
     saved_bytes: int = 0
     """Tensors kept for the backward pass, each storage once, parameters and buffers left out."""
-    _seen: set[int] = field(default_factory=set, repr=False)
 
     @contextmanager
     def forward(self, model: nn.Module) -> Iterator[None]:
         """Count what runs inside as the forward pass of `model`."""
-        own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-        kept: list[torch.Tensor] = []  # alive until the end, so that no address is used twice
+        # By address; alive until the end, so that no address is used twice.
+        known = {tensor.untyped_storage().data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._seen | own:
-                self._seen.add(storage.data_ptr())
+            if storage.data_ptr() not in known:
+                known[storage.data_ptr()] = tensor
                 self.saved_bytes += storage.nbytes()
-                kept.append(tensor)
             return tensor
 
         with _counting() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.claims import HALF_THE_TIME, MIN_SAMPLES
+from bench.claims import HALF_THE_TIME
 from bench.report.summary import Choice, Group, Summary
 from bench.report.tables import accuracy, show
 
@@ -24,9 +24,7 @@ def answers(summary: Summary) -> list[str]:
 
 def _ratios(summary: Summary) -> str:
     """The speed-ups by name, where they are few enough to be read."""
-    ratios = [
-        (row.fast, row.speed_up.value) for row in summary.comparisons if row.speed_up and row.speed_up.n >= MIN_SAMPLES
-    ]
+    ratios = [(row.fast, row.judged.value) for row in summary.comparisons if row.judged]
     if not ratios:
         return ""
     if len(ratios) > 6:

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.claims import HALF_THE_TIME, MIN_SAMPLES
+from bench.claims import HALF_THE_TIME
 from bench.report.summary import Group, Summary
 from tl.regimes import REGIMES
 
@@ -70,22 +70,20 @@ def _blank(rows: int = 0) -> tuple[Figure, Axes]:
 
 
 def _speed_up(summary: Summary) -> Figure | None:
-    rows = [c for c in summary.comparisons if c.speed_up and c.speed_up.n >= MIN_SAMPLES]
+    rows = [(c.fast, c.judged) for c in summary.comparisons if c.judged]
     if not rows:
         return None
     figure, axes = _blank(len(rows))
     axes.axvspan(HALF_THE_TIME.low, HALF_THE_TIME.high, color="tab:gray", alpha=0.18, lw=0)
     axes.axvline(1, color=matplotlib.rcParams["text.color"], lw=0.8, ls=":")
-    several = len({c.fast.config.regime for c in rows}) > 1
-    for place, row in enumerate(rows):
-        ratio = row.speed_up
-        assert ratio is not None
+    several = len({group.config.regime for group, _ in rows}) > 1
+    for place, (group, ratio) in enumerate(rows):
         ends = [[ratio.value - ratio.low], [ratio.high - ratio.value]]
-        axes.errorbar([ratio.value], [place], xerr=ends, fmt="o", color=colours()[row.fast.config.regime], capsize=3)
-    names = [summary.short(c.fast) + (f" · {c.fast.config.regime}" if several else "") for c in rows]
+        axes.errorbar([ratio.value], [place], xerr=ends, fmt="o", color=colours()[group.config.regime], capsize=3)
+    names = [summary.short(group) + (f" · {group.config.regime}" if several else "") for group, _ in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set_xlim(left=min(0.9, *(0.95 * c.speed_up.low for c in rows if c.speed_up)))
+    axes.set_xlim(left=min(0.9, *(0.95 * ratio.low for _, ratio in rows)))
     axes.set_xlabel("times faster than fine-tuning, an epoch with validation")
     return figure
 

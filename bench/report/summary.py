@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench.claims import HALF_THE_TIME, MIN_SAMPLES, Verdict
+from bench.claims import HALF_THE_TIME, Verdict, can_be_judged
 from bench.prediction import Prediction, predict
 from bench.records import Cell, Manifest, Record, Run
 from bench.stats import Interval, holm, mcnemar, ratio_of_medians, wilson
@@ -102,6 +102,11 @@ class HeadOnly:
     """Best accuracy of head-only minus fine-tuned, over the seeds that both have."""
     accuracy_p: float | None
     """Exact McNemar, adjusted over all comparisons and seeds of the report; None where nothing can be paired."""
+
+    @property
+    def judged(self) -> Interval | None:
+        """The speed-up, where it can be judged."""
+        return self.speed_up if self.speed_up and can_be_judged(self.speed_up) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +272,7 @@ def _compare(slow: Group, fast: Group, p: float | None) -> HeadOnly:
             fast.counted,
             train_images=slow.records[0].train_images,
             val_images=len(slow.truth),
-            measured=speed_up.value if speed_up and speed_up.n >= MIN_SAMPLES else None,
+            measured=speed_up.value if speed_up and can_be_judged(speed_up) else None,
         ),
         memory_saved_bytes=saved,
         accuracy_difference=difference,

@@ -6,7 +6,7 @@ import statistics
 
 import pandas as pd
 
-from bench.claims import MIN_SAMPLES
+from bench.claims import can_be_judged
 from bench.metrics import METRICS
 from bench.report.summary import Group, HeadOnly, Summary
 from bench.stats import Interval
@@ -99,6 +99,6 @@ def show(group: Group, name: str) -> str:
 def _interval(interval: Interval | None, unit: str) -> str:
     if interval is None:
         return "n/a"
-    if interval.n < MIN_SAMPLES:
+    if not can_be_judged(interval):
         return f"{interval.value:.2f}{unit} (n = {interval.n})"
     return f"{interval.value:.2f}{unit} ({interval.low:.2f}–{interval.high:.2f})"

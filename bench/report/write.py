@@ -13,10 +13,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.claims import HALF_THE_TIME
-from bench.records import Run
 from bench.report import figures
 from bench.report.answers import answers
-from bench.report.summary import Summary, summarise
+from bench.report.summary import Summary
 from bench.report.tables import cells_table, comparison_table
 from tl.cache import write_atomic
 from tl.errors import UserError
@@ -31,13 +30,13 @@ TRAINING_BELOW_VALIDATION = (
 )
 
 
-def write_report(runs: list[Run], folder: Path, name: str) -> tuple[Path, Path]:
+def write_report(summary: Summary, folder: Path) -> tuple[Path, Path]:
     """Write `folder/NAME.md` (pictures in `folder/NAME/`) and `folder/NAME.html`; returns both paths.
 
-    A report is derived from records and replaces an older one of its name. Raises `UserError` when a run
-    can't be read or the folder can't be written.
+    NAME is the summary's. A report is derived from records and replaces an older one of its name. Raises
+    `UserError` when the folder can't be written.
     """
-    summary = summarise(runs, name)
+    name = summary.name
     drawn = figures.draw_svg(summary)
     try:
         (folder / name).mkdir(parents=True, exist_ok=True)

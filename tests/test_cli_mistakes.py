@@ -1,0 +1,80 @@
+"""Bad input to the command line: one clear line, exit status 2, nothing written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ONE, command
+from tests.images import write_folder
+
+
+def _set_with(tmp_path: Path, spoil) -> str:
+    root = write_folder(tmp_path / "set")
+    spoil(root)
+    return str(root)
+
+
+BAD = {
+    "grid": (["run", "--grid", "defualt"], "did you mean 'default'"),
+    "backbone": ([*ONE, "--backbone", "resnet81"], "near matches: resnet18"),
+    "ambiguous backbone": ([*ONE, "--backbone", "resnet18"], "say torchvision:resnet18 or timm:resnet18"),
+    "regime": ([*ONE, "--regime", "frozn"], "did you mean 'frozen'"),
+    "device": ([*ONE, "--device", "tpu"], "device='tpu': not on this machine, which has"),
+    "epochs": ([*ONE, "--epochs", "0"], "epochs=0"),
+    "epochs text": ([*ONE, "--epochs", "many"], "(given: 'many')"),
+    "batch size": ([*ONE, "--batch-size", "0"], "batch_size=0"),
+    "seeds": ([*ONE, "--seeds", "0"], "seeds=0"),
+    "weights": ([*ONE, "--weights", "best"], "weights='best': not one of auto, pretrained, random"),
+    "weights dir": ([*ONE, "--weights-dir", "nowhere"], "no such folder"),
+    "executor": ([*ONE, "--executor", "ray"], "executor='ray': not one of process, inline"),
+    "timeout": ([*ONE, "--timeout", "0"], "--timeout 0: must be a number of seconds above 0"),
+    "endless timeout": ([*ONE, "--timeout", "inf"], "--timeout inf: must be"),
+    "no timeout": ([*ONE, "--timeout", "nan"], "--timeout nan: must be"),
+    "reports": ([*ONE, "--reports", "file.txt/reports"], "can't be written"),
+    "run folder": ([*ONE, "--out", ".", "--name", "file.txt"], "can't be written"),
+    "inline timeout": ([*ONE, "--executor", "inline", "--timeout", "5"], "inline"),
+    "name": ([*ONE, "--name", "../x"], "must be a plain name"),
+    "data": ([*ONE, "--data", "nowhere"], "no such folder"),
+    "out": ([*ONE, "--out", "file.txt/results"], "can't be written"),
+    "option": ([*ONE, "--epoch", "3"], "--epoch"),
+    "run": (["report", "nowhere"], "no such run"),
+    "export": (["export", "nowhere"], "no such run"),
+    "format": (["export", "nowhere", "--format", "xls"], "xls"),
+    "list": (["list", "fruits"], "fruits"),
+    "list text": (["list", "regimes", "zzz"], "no name contains"),
+    "command": (["runn"], "runn"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(case: str, tmp_path: Path) -> None:
+    """Exit status 2, one line on standard error, no traceback, nothing written."""
+    (tmp_path / "file.txt").write_text("")
+    arguments, message = BAD[case]
+    done = command(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "train"), "has no folder train/"),
+        (lambda root: [shutil.rmtree(root / s / "b") for s in ("train", "val")], "at least 2 are needed"),
+        (lambda root: shutil.rmtree(root / "val" / "b"), "different classes"),
+        (lambda root: [p.unlink() for p in (root / "val" / "b").iterdir()], "class 'b' has no images"),
+        (lambda root: (root / "val/b/1.jpg").write_bytes(b"\xff\xd8"), "val/b/1.jpg: can't be decoded"),
+    ],
+    ids=["no train", "one class", "other classes", "empty class", "damaged image"],
+)
+def test_a_bad_folder_is_refused_before_training(tmp_path: Path, spoil, message: str) -> None:
+    """One line; no results folder."""
+    done = command(*ONE, "--data", _set_with(tmp_path, spoil))
+    assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "results").exists() and not (tmp_path / "reports").exists()
