@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from tl.cache import offline
-from tl.errors import UserError
+from tl.errors import ConfigError, UserError
 
 app = typer.Typer(
     name="bench",
@@ -78,6 +78,18 @@ def run(
     name: Annotated[str | None, typer.Option(help="The run's folder; by default made from the grid's name.")] = None,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("results"),
     reports: Annotated[Path, typer.Option(help="Where the report is written.")] = Path("reports"),
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Add seeds until every speed-up is known to within --within.")
+    ] = False,
+    within: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="Half-width of 95% intervals to reach.", show_default="5")
+    ] = None,
+    max_seeds: Annotated[
+        int | None, typer.Option(help="At most so many with --until-decided.", show_default="10 without --budget")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="With --until-decided: 90s, 10m, 2h; no seed is begun beyond.")
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(metavar="S", help="Seconds after which a cell is ended.", show_default="3600")
     ] = None,
@@ -114,6 +126,7 @@ def run(
         fresh=fresh,
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
     )
+    goal = _goal(chosen, until_decided, within, max_seeds, budget)
     with _ended_by_signals():
         worker = runner.executor_for(options)
         if report:
@@ -124,7 +137,12 @@ def run(
             _list_cells(sweep, console)
             return
         try:
-            records = runner.execute(sweep, chosen, options, worker, console)
+            if goal:
+                from bench.until import run_until_decided
+
+                records = run_until_decided(sweep, chosen, options, worker, console, goal)
+            else:
+                records = runner.execute(sweep, chosen, options, worker, console)
         except KeyboardInterrupt:
             ended = sweep.run.records() if sweep.run.exists() else {}
             done = sum(cell_id in ended and ended[cell_id].status == "done" for cell_id in sweep.cells)
@@ -147,6 +165,20 @@ def run(
             _say(console, f"report: {path}")
     if failed:
         raise typer.Exit(FAILED)
+
+
+def _goal(grid: Any, until_decided: bool, within: float | None, max_seeds: int | None, budget: str | None) -> Any:
+    """What `--until-decided` is to reach, or None. Raises `ConfigError`."""
+    given = {"--within": within, "--max-seeds": max_seeds, "--budget": budget}
+    if not until_decided:
+        for option, value in given.items():
+            if value is not None:
+                raise ConfigError(f"{option} {value}: says when --until-decided is to stop; add that option")
+        return None
+    from bench.until import check_seeds, make_goal
+
+    check_seeds(grid)
+    return make_goal(5.0 if within is None else within, max_seeds, budget)
 
 
 def _say(console: Any, text: str, style: str | None = None) -> None:
@@ -221,6 +253,18 @@ def report(
     summary = summarise(found, name or "-".join(run.folder.resolve().name for run in found))
     for path in write_report(summary, out):
         print(f"report: {path}")
+
+
+@app.command()
+def claims(
+    runs: RunArgument,
+    format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Print what runs say of each claim: measured, predicted, verdict."""
+    from bench.records import find_runs
+    from bench.verdicts import print_claims
+
+    print_claims(find_runs(runs), format)
 
 
 @app.command()

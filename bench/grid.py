@@ -20,6 +20,13 @@ backbone = "*vit*"
 [[include]]                         # more cells; an axis left out takes the matrix's values
 backbone = "timm:resnet26"
 epochs = 10                         # also fields of [train], for these cells only
+
+[[claims]]                          # to be tested beside those in bench/claims.py; fields of Claim there
+name = "a-third-of-the-memory"
+statement = "Training only the head needs a third of the memory"
+metric = "peak_memory_bytes"
+regime = "frozen"                   # against = "finetune" unless said otherwise
+low = 2.5                           # holds where finetune / frozen is at least that
 """
 
 from __future__ import annotations
@@ -35,6 +42,7 @@ from typing import Any
 
 from pydantic import Field
 
+from bench.claims import Claim
 from tl.config import TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
 from tl.machine import pick
@@ -66,6 +74,7 @@ class Grid(Strict):
     train: dict[str, Any] = Field(default_factory=dict)
     include: list[dict[str, Any]] = Field(default_factory=list)
     exclude: list[dict[str, Any]] = Field(default_factory=list)
+    claims: list[Claim] = Field(default_factory=list)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -87,9 +96,7 @@ class Grid(Strict):
             named = {AXES[axis]: value for axis, value in entry.items() if axis in AXES}
             if all(_among(value, axes[key]) for key, value in named.items() if key in axes):
                 kept.append({key: value for key, value in entry.items() if key not in settings})
-        return self.replace(
-            matrix=self.matrix.replace(**axes), train={**self.train, **settings}, include=kept, exclude=self.exclude
-        )
+        return self.replace(matrix=self.matrix.replace(**axes), train={**self.train, **settings}, include=kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +142,7 @@ def _parse(text: str, name: str) -> Grid:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not valid TOML: {error}") from error
     try:
-        grid = Grid(name=name, **_checked("matrix", data))
+        grid = Grid(name=name, **_with_claims(_with_matrix(data)))
     except TypeError as error:
         raise ConfigError("name: unknown key; a grid's name is its file's name") from error
     _check("train", grid.train, PROTOCOL)
@@ -175,15 +182,31 @@ def _among(value: Any, wanted: Any) -> bool:
     return any(same(str(value), str(one)) or same(str(one), str(value)) for one in wanted)
 
 
-def _checked(section: str, data: dict[str, Any]) -> dict[str, Any]:
+def _with_matrix(data: dict[str, Any]) -> dict[str, Any]:
     """`data` with its `[matrix]` parsed, so that a mistake in there is told with its path."""
-    given = data.get(section)
+    given = data.get("matrix")
     if not isinstance(given, dict):
         return data
     try:
-        return {**data, section: Matrix(**given)}
+        return {**data, "matrix": Matrix(**given)}
     except ConfigError as error:
-        raise ConfigError(f"{section}.{error}") from error
+        raise ConfigError(f"matrix.{error}") from error
+
+
+def _with_claims(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with each of its `[[claims]]` parsed, likewise."""
+    given = data.get("claims")
+    if not isinstance(given, list):
+        return data
+    claims = []
+    for number, entry in enumerate(given, 1):
+        try:
+            claims.append(Claim(**entry))
+        except ConfigError as error:
+            raise ConfigError(f"claims[{number}].{error}") from error
+        except TypeError as error:
+            raise ConfigError(f"claims[{number}]={entry!r}: must be a table, [[claims]]") from error
+    return {**data, "claims": claims}
 
 
 def _known_keys(where: str, given: Mapping[str, Any], valid: Collection[str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.records import Record
-from tl.results import TrainResult, Work
+from tl.results import Predictions, TrainResult, Work
 
 Number = float | int | None
 
@@ -28,6 +28,8 @@ class Metric:
     scale: float = 1.0
     """From `unit` to `shown_unit`."""
     shown_unit: str = ""
+    predictions: Callable[[TrainResult], Predictions] | None = None
+    """Of an accuracy: the predictions that it is the share of right ones of."""
 
     @property
     def heading(self) -> str:
@@ -92,6 +94,7 @@ METRICS: dict[str, Metric] = {
         unit="share",
         value=_accuracy(lambda result: result.val_accuracy_best),
         style=".1%",
+        predictions=lambda result: result.best,
         meaning="best validation accuracy of all epochs, chosen on the images it is measured on",
     ),
     "val_accuracy_last": Metric(
@@ -99,6 +102,7 @@ METRICS: dict[str, Metric] = {
         unit="share",
         value=_accuracy(lambda result: result.val_accuracy_last),
         style=".1%",
+        predictions=lambda result: result.last,
         meaning="validation accuracy after the last epoch",
     ),
     "best_epoch": Metric(

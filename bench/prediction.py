@@ -1,20 +1,25 @@
-"""What the work of two regimes predicts for their times, and why the measured ratio is another.
+"""What the work of two regimes predicts for their ratio, and why the measured ratio is another.
 
-Were every operation as quick as every other, times would stand in the ratio of the work. They aren't, and what
-is not training's arithmetic (reading images, the optimiser) takes its share: the phases tell which it is.
+Were every operation as quick as every other, times would stand in the ratio of the work. They aren't, and what is not
+arithmetic (reading images, the optimiser) takes its share: the phases tell which of the two it is, and how much.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from operator import methodcaller
 
-from tl.results import TrainResult
+from bench.groups import Group
+from tl.results import Work
 
 SAME = 1.05
-"""Within this factor the prediction is called met."""
+"""Within this factor two ratios are called the same."""
 LARGE_SHARE = 0.05
-"""Phases below this share of the quicker epoch are not worth a word."""
-_CALLED = {
+"""Phases below this share of an epoch are not worth a word."""
+ARITHMETIC = ("forward", "backward", "validation")
+"""Phases that are mostly the network's own operations."""
+REST = {
     "data": "reading and cropping images",
     "transfer": "moving and normalising images",
     "optimizer": "the optimiser",
@@ -22,69 +27,111 @@ _CALLED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The speed-up that the counted work predicts, and a sentence on the measured one."""
-
-    with_validation: float
-    """Of an epoch, training and validation."""
-    explanation: str
+def predicted(metric: str, above: Group, below: Group) -> float | None:
+    """Ratio of a metric that the counted work predicts; None where it predicts nothing or was not counted."""
+    figure = PREDICTED.get(metric)
+    top, bottom = (figure(above), figure(below)) if figure else (None, None)
+    return top / bottom if top and bottom else None
 
 
-def predict(
-    slow: TrainResult, fast: TrainResult, *, train_images: int, val_images: int, measured: float | None
-) -> Prediction | None:
-    """Compare fine-tuning with training the head alone; None where the work was not counted.
+def _epoch_flops(group: Group) -> float | None:
+    """Of training and validation."""
+    work, training = group.counted.work, _training_flops(group)
+    return None if work is None or training is None else training + _validation_flops(group, work)
 
-    `measured` is the speed-up of an epoch with validation.
-    """
-    if slow.work is None or fast.work is None:
+
+def _training_flops(group: Group) -> float | None:
+    work, images = group.counted.work, group.records[0].train_images
+    return (work.forward_flops + work.backward_flops) / work.step_images * images if work else None
+
+
+def _validation_flops(group: Group, work: Work) -> float:
+    return work.forward_flops / work.step_images * len(group.truth)
+
+
+def _step_bytes(group: Group) -> float | None:
+    """What a training step must hold: parameters, gradients, optimiser state, and what is saved for backward."""
+    work = group.counted.work
+    if work is None:
         return None
-    step_slow, step_fast = (r.work.forward_flops + r.work.backward_flops for r in (slow, fast) if r.work)
-    forward = slow.work.forward_flops
-    per_slow, per_fast = step_slow / slow.work.step_images, step_fast / fast.work.step_images
-    validation = val_images * forward / slow.work.step_images
-    with_validation = (train_images * per_slow + validation) / (train_images * per_fast + validation)
-    return Prediction(
-        with_validation=with_validation,
-        explanation=_explain(slow, fast, with_validation, measured, train_images),
+    return work.parameter_bytes + work.gradient_bytes + work.optimizer_state_bytes + work.saved_activation_bytes
+
+
+PREDICTED: dict[str, Callable[[Group], float | None]] = {
+    "epoch_seconds": _epoch_flops,
+    "train_epoch_seconds": _training_flops,
+    "peak_memory_bytes": _step_bytes,
+}
+"""Metric → the counted quantity that it would be proportional to."""
+
+
+def explain(slow: Group, fast: Group, measured: float | None) -> str | None:
+    """A sentence on the measured speed-up of an epoch against the predicted one; None where work was not counted.
+
+    `measured` is None where too few epochs were measured.
+    """
+    expected = predicted("epoch_seconds", slow, fast)
+    if expected is None:
+        return None
+    if measured is None:
+        return f"{expected:.1f}× is predicted; too few epochs were measured to compare"
+    if _same(measured, expected):
+        return f"{measured:.1f}× faster, as the {expected:.1f}× predicted"
+    text = f"{measured:.1f}× faster, not the {expected:.1f}× predicted"
+    reasons = _reasons(slow, fast, measured, expected)
+    return f"{text}: {'; '.join(reasons)}" if reasons else text
+
+
+def _reasons(slow: Group, fast: Group, measured: float, expected: float) -> list[str]:
+    """Take the measured ratio apart: operations at unequal rates, then what is not arithmetic."""
+    arithmetic = [_seconds(group, ARITHMETIC) for group in (slow, fast)]
+    if arithmetic[0] is None or not arithmetic[1]:
+        return []
+    at_rates = arithmetic[0] / arithmetic[1]
+    reasons = []
+    if not _same(at_rates, expected):
+        reasons.append(f"{_rates(slow, fast)}, so the arithmetic alone is {at_rates:.1f}× faster")
+    if not _same(measured, at_rates):
+        reasons.append(
+            f"what is not arithmetic takes {_share(fast)} of the frozen epoch and {_share(slow)} of the fine-tuning one"
+        )
+    return reasons
+
+
+def _rates(slow: Group, fast: Group) -> str:
+    def rate(group: Group, phase: str, flops: Callable[[Work], int]) -> str:
+        work, seconds = group.counted.work, _seconds(group, (phase,))
+        if work is None or not seconds:
+            return "unknown speed"
+        per_image = flops(work) / work.step_images
+        return f"{per_image * group.records[0].train_images / seconds / 1e9:,.0f} GFLOP/s"
+
+    return (
+        f"fine-tuning runs forward at {rate(slow, 'forward', lambda w: w.forward_flops)} and backward at "
+        f"{rate(slow, 'backward', lambda w: w.backward_flops)}, the frozen backbone forward at "
+        f"{rate(fast, 'forward', lambda w: w.forward_flops)}"
     )
 
 
-def _explain(slow: TrainResult, fast: TrainResult, predicted: float, measured: float | None, train_images: int) -> str:
-    if measured is None:
-        return f"{predicted:.1f}× is predicted; too few epochs were measured to compare"
-    met = 1 / SAME < measured / predicted < SAME
-    text = f"{measured:.1f}× faster, {'as' if met else 'not the'} {predicted:.1f}× predicted"
-    reasons = [*_rates(slow, fast, train_images), *_shares(fast)]
-    return text + (f": {'; '.join(reasons)}" if reasons and not met else f" ({'; '.join(reasons)})" if reasons else "")
+def _share(group: Group) -> str:
+    """What is not arithmetic as a share of an epoch, with its large parts, largest first."""
+    whole = _seconds(group, (*ARITHMETIC, *REST)) or math.inf
+    shares = {words: (_seconds(group, (phase,)) or 0.0) / whole for phase, words in REST.items()}
+    largest = sorted(shares.items(), key=lambda item: -item[1])
+    parts = [f"{words} {share:.0%}" for words, share in largest if share >= LARGE_SHARE]
+    return f"{sum(shares.values()):.0%}" + (f" ({', '.join(parts)})" if parts else "")
 
 
-def _rates(slow: TrainResult, fast: TrainResult, train_images: int) -> list[str]:
-    """How quickly the arithmetic ran: where backward is the slower, freezing saves more than its share."""
-    forward, backward = slow.phase_seconds("forward"), slow.phase_seconds("backward")
-    frozen = fast.phase_seconds("forward")
-    if not (forward and backward and frozen and slow.work and fast.work):
-        return []
-
-    def rate(flops: int, images: int, seconds: float) -> str:
-        return f"{flops / images * train_images / seconds / 1e9:.0f} GFLOP/s"
-
-    work = slow.work
-    return [
-        f"fine-tuning runs forward at {rate(work.forward_flops, work.step_images, forward)} and backward at "
-        f"{rate(work.backward_flops, work.step_images, backward)}, the frozen backbone forward at "
-        f"{rate(fast.work.forward_flops, fast.work.step_images, frozen)}"
-    ]
+def _seconds(group: Group, phases: tuple[str, ...]) -> float | None:
+    """Sum of the medians of some phases; None where they were not measured."""
+    total = 0.0
+    for phase in phases:
+        part = group.median(methodcaller("phase_seconds", phase))
+        if part is None:
+            return None
+        total += part
+    return total
 
 
-def _shares(fast: TrainResult) -> list[str]:
-    """What takes a good part of the quicker epoch and is not arithmetic: freezing can't save it."""
-    if fast.epoch_seconds is None:
-        return []
-    shares = {name: (fast.phase_seconds(name) or 0.0) / fast.epoch_seconds for name in _CALLED}
-    return [
-        f"{_CALLED[name]} takes {share:.0%} of the frozen epoch"
-        for name, share in sorted(shares.items(), key=lambda item: -item[1])
-        if share >= LARGE_SHARE
-    ]
+def _same(one: float, other: float) -> bool:
+    return 1 / SAME < one / other < SAME

@@ -105,8 +105,10 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     )
 
 
-def execute(sweep: Sweep, grid: Grid, options: Options, executor: Executor, console: Console) -> dict[str, Record]:
-    """Run the missing cells; each record is on disk the moment its cell ends.
+def execute(
+    sweep: Sweep, grid: Grid, options: Options, executor: Executor, console: Console, *, first_order: int = 0
+) -> dict[str, Record]:
+    """Run the missing cells; each record is on disk the moment its cell ends. `first_order` is the first one's place.
 
     Returns the records of this command's cells, old and new. `KeyboardInterrupt` passes through: what has
     ended is kept, and the same command goes on from there.
@@ -125,7 +127,7 @@ def execute(sweep: Sweep, grid: Grid, options: Options, executor: Executor, cons
         missing = {cell_id: cell for cell_id, cell in left.items() if cell_id not in records}
         with make_reporter(console, len(missing), sum(cell.config.epochs for cell in missing.values())) as reporter:
             blocks = sorted({cell.config.seed for cell in sweep.cells.values()})
-            for order, (cell_id, cell) in enumerate(missing.items()):
+            for order, (cell_id, cell) in enumerate(missing.items(), first_order):
                 reporter.started(cell)
                 started = datetime.now(UTC)
 

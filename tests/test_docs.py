@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.findings import show_estimate
 from bench.grid import shipped
 from bench.metrics import METRICS
 from bench.records import STATUSES, find_runs
@@ -46,10 +47,11 @@ def test_the_readmes_figures_are_those_of_the_committed_run() -> None:
     """Each row of the table at the top, and the commit and command beside it."""
     summary = summarise(find_runs([ROOT / "results" / "reference-cpu-2core"]), "reference")
     for row in summary.comparisons:
-        assert row.speed_up is not None
-        interval = f"{row.speed_up.value:.2f}× ({row.speed_up.low:.2f}–{row.speed_up.high:.2f})"
+        finding = row.finding
         seconds = [show(group, "epoch_seconds") for group in (row.slow, row.fast)]
-        cells = [summary.short(row.fast), *seconds, interval, accuracy(row.slow), accuracy(row.fast), row.verdict]
+        speed_up = [show_estimate(finding.claim, row.speed_up), finding.claim.show(finding.predicted)]
+        accuracies = [accuracy(row.slow), accuracy(row.fast)]
+        cells = [summary.short(row.fast), *seconds, *speed_up, *accuracies, finding.verdict]
         assert f"| {' | '.join(cells)} |" in README
     _, manifest = summary.runs[0]
     assert f"`{manifest.invocations[0].command}`" in README

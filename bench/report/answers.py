@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from bench.claims import HALF_THE_TIME
-from bench.report.summary import Choice, Group, Summary
+from bench.findings import Finding, verdicts
+from bench.groups import Group
+from bench.report.summary import Choice, Summary
 from bench.report.tables import accuracy, show
+from bench.stats import MIN_SAMPLES
 
 
 def answers(summary: Summary) -> list[str]:
@@ -15,16 +18,21 @@ def answers(summary: Summary) -> list[str]:
     if not summary.groups:
         said.append("No cell has a result yet.")
     if summary.comparisons:
-        verdicts = [row.verdict for row in summary.comparisons]
-        counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-        number = f"{len(verdicts)} comparison{'s' if len(verdicts) > 1 else ''}"
-        said.append(f"{HALF_THE_TIME.statement}? Of {number}: {counts}.{_ratios(summary)}")
+        timed = [row.finding for row in summary.comparisons]
+        said.append(f"{HALF_THE_TIME.statement}? {verdicts(timed)}.{_ratios(summary)}{_more_seeds(timed)}")
     return said
+
+
+def _more_seeds(findings: list[Finding]) -> str:
+    """What to do where too few seeds were run."""
+    if all(finding.verdict != "too few samples" for finding in findings):
+        return ""
+    return f" A verdict needs {MIN_SAMPLES} seeds: `--seeds {MIN_SAMPLES}`, or `--until-decided`, adds to this run."
 
 
 def _ratios(summary: Summary) -> str:
     """The speed-ups by name, where they are few enough to be read."""
-    ratios = [(row.fast, row.judged.value) for row in summary.comparisons if row.judged]
+    ratios = [(row.fast, row.speed_up.value) for row in summary.comparisons if row.speed_up]
     if not ratios:
         return ""
     if len(ratios) > 6:

@@ -3,110 +3,61 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.claims import HALF_THE_TIME, Verdict, can_be_judged
-from bench.prediction import Prediction, predict
+from bench.claims import HALF_THE_TIME, Claim
+from bench.findings import Finding, claims_of, judge
+from bench.groups import Group, make_groups
+from bench.prediction import explain, predicted
 from bench.records import Cell, Manifest, Record, Run
-from bench.stats import Interval, holm, mcnemar, ratio_of_medians, wilson
+from bench.stats import LEVEL, Estimate, Test, holm, mcnemar, ratio, sign_flips
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
-from tl.results import TrainResult
 
 AXES = ("backbone", "regime", "precision", "seed", "weights")
 """Fields of a config that every table shows, or that make up a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """The finished cells of a run that differ in their seed alone."""
+class Adjusted:
+    """A p-value among several: adjusted (Holm), and whether samples of this size could have shown anything."""
 
-    run: str
-    cell: Cell
-    """With seed 0, whichever seeds there are."""
-    records: tuple[Record, ...]
-    truth: tuple[int, ...]
-    """True labels of the validation images."""
-
-    @property
-    def config(self) -> TrainConfig:
-        """Of all its cells, but for the seed."""
-        return self.cell.config
-
-    @property
-    def results(self) -> list[TrainResult]:
-        """One a seed."""
-        return [record.result for record in self.records if record.result]
-
-    @property
-    def counted(self) -> TrainResult:
-        """The first result whose work was counted, else the first."""
-        return next((result for result in self.results if result.work), self.results[0])
-
-    @property
-    def label(self) -> str:
-        """Backbone and regime, for a sentence."""
-        return f"{self.config.backbone} {self.config.regime}"
-
-    @property
-    def accuracy(self) -> float | None:
-        """Mean best accuracy over seeds; None where it says nothing (random weights in place of pretrained ones)."""
-        values = [r.val_accuracy_best for r in self.results if r.accuracy_counts]
-        return statistics.fmean(values) if values else None
-
-    @property
-    def accuracy_interval(self) -> Interval | None:
-        """Wilson 95% interval of the best accuracy, with one seed."""
-        if len(self.results) != 1 or self.accuracy is None:
-            return None
-        return wilson(round(self.accuracy * len(self.truth)), len(self.truth))
-
-    def median(self, figure: Callable[[TrainResult], float | None]) -> float | None:
-        """Median over seeds of a figure; None where no seed has it."""
-        values = [value for result in self.results if (value := figure(result)) is not None]
-        return statistics.median(values) if values else None
-
-    @property
-    def seconds(self) -> float:
-        """Median time of an epoch; infinite where it is not known."""
-        value = self.median(lambda result: result.epoch_seconds)
-        return float("inf") if value is None else value
-
-    @property
-    def warm_epochs(self) -> list[float]:
-        """Seconds of every epoch but the first, all seeds together."""
-        return [row.train_seconds + row.val_seconds for result in self.results for row in result.epochs[1:]]
-
-    def right(self) -> dict[int, list[bool]]:
-        """Seed → whether each validation image was judged right at the best epoch."""
-        return {
-            record.cell.config.seed: [a == b for a, b in zip(record.result.best.labels, self.truth, strict=True)]
-            for record in self.records
-            if record.result
-        }
+    p: float
+    can_show: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOnly:
     """Training only the head against fine-tuning, all else being equal."""
 
-    slow: Group
-    fast: Group
-    speed_up: Interval | None
-    verdict: Verdict
-    prediction: Prediction | None
-    """From the counted work; None where that was not counted."""
+    finding: Finding
+    """On the time of an epoch, training and validation."""
+    training: Estimate | None
+    """The same for training passes alone."""
+    training_predicted: float | None
+    explanation: str | None
+    """Why the measured speed-up is not the predicted one; None where work was not counted."""
     memory_saved_bytes: float | None
     accuracy_difference: float | None
     """Best accuracy of head-only minus fine-tuned, over the seeds that both have."""
-    accuracy_p: float | None
-    """Exact McNemar, adjusted over all comparisons and seeds of the report; None where nothing can be paired."""
+    accuracy_test: Adjusted | None
+    """Over all comparisons of the report; None where nothing can be paired."""
 
     @property
-    def judged(self) -> Interval | None:
-        """The speed-up, where it can be judged."""
-        return self.speed_up if self.speed_up and can_be_judged(self.speed_up) else None
+    def slow(self) -> Group:
+        """Fine-tuned."""
+        return self.finding.against
+
+    @property
+    def fast(self) -> Group:
+        """The head alone."""
+        return self.finding.group
+
+    @property
+    def speed_up(self) -> Estimate | None:
+        """Of an epoch; None where there is no warm one."""
+        return self.finding.estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +82,9 @@ class Summary:
     name: str
     runs: tuple[tuple[str, Manifest], ...]
     groups: tuple[Group, ...]
+    findings: tuple[Finding, ...]
+    """Of all claims, with one error rate for all."""
+    claims: tuple[Claim, ...]
     comparisons: tuple[HeadOnly, ...]
     choices: tuple[Choice, ...]
     records: tuple[tuple[str, Record], ...]
@@ -217,44 +171,30 @@ def summarise(runs: Iterable[Run], name: str) -> Summary:
         manifests.append((run.name, manifest))
         records += [(run.name, record) for record in found.values()]
         missing += [(run.name, cell) for cell_id, cell in manifest.cells.items() if cell_id not in found]
-    groups = _groups(records, {name: manifest.dataset.val_labels for name, manifest in manifests})
+    groups = make_groups(records, {name: manifest.dataset.val_labels for name, manifest in manifests})
+    claims = claims_of(manifest for _, manifest in manifests)
+    findings = judge(claims, groups)
     return Summary(
         name=name,
         runs=tuple(manifests),
-        groups=tuple(groups.values()),
-        comparisons=tuple(_comparisons(groups)),
-        choices=tuple(_choices(list(groups.values()))),
+        groups=tuple(groups),
+        findings=tuple(findings),
+        claims=tuple(claims),
+        comparisons=tuple(_comparisons(findings)),
+        choices=tuple(_choices(groups)),
         records=tuple(records),
         missing=tuple(missing),
     )
 
 
-def _groups(records: list[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> dict[tuple[str, str], Group]:
-    """By run and id of the cell with seed 0."""
-    found: dict[tuple[str, str], list[Record]] = {}
-    for run, record in records:
-        if record.status == "done":
-            found.setdefault((run, record.cell.but(seed=0).id), []).append(record)
-    return {
-        key: Group(run=key[0], cell=some[0].cell.but(seed=0), records=tuple(some), truth=truths[key[0]])
-        for key, some in found.items()
-    }
+def _comparisons(findings: list[Finding]) -> list[HeadOnly]:
+    timed = [finding for finding in findings if finding.claim.name == HALF_THE_TIME.name]
+    tests = _compare_accuracy([(finding.against, finding.group) for finding in timed])
+    return [_compare(finding, test) for finding, test in zip(timed, tests, strict=True)]
 
 
-def _comparisons(groups: dict[tuple[str, str], Group]) -> list[HeadOnly]:
-    pairs = []
-    for (run, _), fast in groups.items():
-        slow = groups.get((run, fast.cell.but(regime="finetune").id))
-        if slow and not REGIMES[fast.config.regime].trains_backbone:
-            pairs.append((slow, fast))
-    adjusted = _adjusted_p(pairs)
-    return [_compare(slow, fast, p) for (slow, fast), p in zip(pairs, adjusted, strict=True)]
-
-
-def _compare(slow: Group, fast: Group, p: float | None) -> HeadOnly:
-    speed_up = None
-    if slow.warm_epochs and fast.warm_epochs:
-        speed_up = ratio_of_medians(slow.warm_epochs, fast.warm_epochs)
+def _compare(finding: Finding, test: Adjusted | None) -> HeadOnly:
+    slow, fast = finding.against, finding.group
     memory = [group.median(lambda r: r.peak_memory_bytes) for group in (slow, fast)]
     saved = None if memory[0] is None or memory[1] is None else memory[0] - memory[1]
     difference = None
@@ -263,39 +203,42 @@ def _compare(slow: Group, fast: Group, p: float | None) -> HeadOnly:
         paired = [statistics.fmean(other[seed]) - statistics.fmean(one[seed]) for seed in one.keys() & other.keys()]
         difference = statistics.fmean(paired) if paired else None
     return HeadOnly(
-        slow=slow,
-        fast=fast,
-        speed_up=speed_up,
-        verdict=HALF_THE_TIME.verdict(speed_up) if speed_up else "too few samples",
-        prediction=predict(
-            slow.counted,
-            fast.counted,
-            train_images=slow.records[0].train_images,
-            val_images=len(slow.truth),
-            measured=speed_up.value if speed_up and can_be_judged(speed_up) else None,
-        ),
+        finding=finding,
+        training=ratio(slow.values("train_epoch_seconds"), fast.values("train_epoch_seconds")),
+        training_predicted=predicted("train_epoch_seconds", slow, fast),
+        explanation=explain(slow, fast, finding.estimate.value if finding.estimate else None),
         memory_saved_bytes=saved,
         accuracy_difference=difference,
-        accuracy_p=None if difference is None else p,
+        accuracy_test=None if difference is None else test,
     )
 
 
-def _adjusted_p(pairs: list[tuple[Group, Group]]) -> list[float | None]:
-    """For each pair the smallest of its seeds' McNemar p-values, Holm-adjusted over all pairs and seeds.
+def _compare_accuracy(pairs: list[tuple[Group, Group]]) -> list[Adjusted | None]:
+    """For each pair a test that both are equally accurate, Holm-adjusted over all of them.
 
-    Below 0.05 at least one seed tells the two apart, with an error rate of 5% over the whole report.
+    Over seeds where there are enough of them for a p-value below 0.05, by flipping the signs of their differences;
+    else McNemar's exact test on the images of each seed, the smallest of which counts.
     """
-    tests: list[tuple[int, float]] = []
+    tests: list[tuple[int, Test]] = []
     for number, (first, second) in enumerate(pairs):
+        if first.accuracy is None or second.accuracy is None:
+            continue
         one, other = first.right(), second.right()
-        if first.accuracy is not None and second.accuracy is not None:
-            tests += [(number, mcnemar(one[seed], other[seed])) for seed in one.keys() & other.keys()]
-    adjusted = holm([p for _, p in tests])
-    smallest: list[float | None] = [None] * len(pairs)
-    for (number, _), p in zip(tests, adjusted, strict=True):
-        seen = smallest[number]
-        smallest[number] = p if seen is None else min(p, seen)
-    return smallest
+        both = [seed for seed in one if seed in other]
+        flips = sign_flips([statistics.fmean(one[s]) - statistics.fmean(other[s]) for s in both]) if both else None
+        if flips and flips.smallest < LEVEL:
+            tests.append((number, flips))
+        else:
+            tests += [(number, mcnemar(one[seed], other[seed])) for seed in both]
+    adjusted = holm([test.p for _, test in tests])
+    found: list[Adjusted | None] = [None] * len(pairs)
+    for (number, test), p in zip(tests, adjusted, strict=True):
+        before = found[number]
+        can_show = test.smallest * len(tests) < LEVEL or p < LEVEL
+        found[number] = Adjusted(
+            p=min(p, before.p if before else 1.0), can_show=can_show or bool(before and before.can_show)
+        )
+    return found
 
 
 def _choices(groups: list[Group]) -> list[Choice]:
@@ -307,8 +250,8 @@ def _choices(groups: list[Group]) -> list[Choice]:
             continue
         best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds))
         others = [group for group in rated if group is not best]
-        told = _adjusted_p([(best, other) for other in others])
-        tied = [other for other, p in zip(others, told, strict=True) if p is not None and p >= 0.05]
+        told = _compare_accuracy([(best, other) for other in others])
+        tied = [other for other, test in zip(others, told, strict=True) if test is not None and test.p >= LEVEL]
         choices.append(
             Choice(
                 run=run,

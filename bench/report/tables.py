@@ -6,10 +6,10 @@ import statistics
 
 import pandas as pd
 
-from bench.claims import can_be_judged
+from bench.findings import claim_row, show_estimate
+from bench.groups import Group
 from bench.metrics import METRICS
-from bench.report.summary import Group, HeadOnly, Summary
-from bench.stats import Interval
+from bench.report.summary import HeadOnly, Summary
 
 SHOWN = (
     *("val_accuracy_last", "epoch_seconds", "first_epoch_seconds", "images_per_second", "peak_memory_bytes"),
@@ -48,15 +48,24 @@ def _comparison_row(row: HeadOnly, summary: Summary) -> dict[str, str]:
         memory = f"{saved / 2**20:,.0f} MiB ({saved / slow:.0%})"
     difference = "n/a"
     if row.accuracy_difference is not None:
-        p = "" if row.accuracy_p is None else f" (p = {row.accuracy_p:.2g})"
-        difference = f"{100 * row.accuracy_difference:+.1f} points{p}"
+        test = row.accuracy_test
+        told = "" if test is None else f" (p = {test.p:.2g})" if test.can_show else " (too few to tell)"
+        difference = f"{100 * row.accuracy_difference:+.1f} points{told}"
+    claim = row.finding.claim
     return _axes(row.fast, summary) | {
-        "speed-up": _interval(row.speed_up, "×"),
-        "predicted": f"{row.prediction.with_validation:.2f}×" if row.prediction else "n/a",
+        "speed-up": show_estimate(claim, row.speed_up),
+        "predicted": claim.show(row.finding.predicted),
+        "training alone": show_estimate(claim, row.training),
+        "predicted, training alone": claim.show(row.training_predicted),
         "memory saved": memory,
         "accuracy difference": difference,
-        "“about half the time”": row.verdict,
+        "“about half the time”": row.finding.verdict,
     }
+
+
+def claims_table(summary: Summary) -> pd.DataFrame:
+    """A row for each claim and pair of groups that it is about."""
+    return pd.DataFrame([claim_row(finding) for finding in summary.findings])
 
 
 def _axes(group: Group, summary: Summary) -> dict[str, str]:
@@ -94,11 +103,3 @@ def show(group: Group, name: str) -> str:
     values = [value for value in read if value is not None]
     summary = statistics.fmean if metric.unit == "share" else statistics.median
     return metric.show(summary(values) if values else None)
-
-
-def _interval(interval: Interval | None, unit: str) -> str:
-    if interval is None:
-        return "n/a"
-    if not can_be_judged(interval):
-        return f"{interval.value:.2f}{unit} (n = {interval.n})"
-    return f"{interval.value:.2f}{unit} ({interval.low:.2f}–{interval.high:.2f})"

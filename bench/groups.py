@@ -1,0 +1,115 @@
+"""Groups: the finished cells of a run that differ in their seed alone, and which of them can be compared."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from bench.metrics import METRICS
+from bench.records import Cell, Record
+from bench.stats import Interval, wilson
+from tl.config import TrainConfig
+from tl.regimes import REGIMES
+from tl.results import Predictions, TrainResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The finished cells of a run that differ in their seed alone."""
+
+    run: str
+    cell: Cell
+    """With seed 0, whichever seeds there are."""
+    records: tuple[Record, ...]
+    truth: tuple[int, ...]
+    """True labels of the validation images."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """Of all its cells, but for the seed."""
+        return self.cell.config
+
+    @property
+    def results(self) -> list[TrainResult]:
+        """One a seed."""
+        return [record.result for record in self.records if record.result]
+
+    @property
+    def counted(self) -> TrainResult:
+        """The first result whose work was counted, else the first."""
+        return next((result for result in self.results if result.work), self.results[0])
+
+    @property
+    def label(self) -> str:
+        """Backbone and regime, for a sentence."""
+        return f"{self.config.backbone} {self.config.regime}"
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean best accuracy over seeds; None where it says nothing (random weights in place of pretrained ones)."""
+        values = [r.val_accuracy_best for r in self.results if r.accuracy_counts]
+        return statistics.fmean(values) if values else None
+
+    @property
+    def accuracy_interval(self) -> Interval | None:
+        """Wilson 95% interval of the best accuracy, with one seed."""
+        if len(self.results) != 1 or self.accuracy is None:
+            return None
+        return wilson(round(self.accuracy * len(self.truth)), len(self.truth))
+
+    def median(self, figure: Callable[[TrainResult], float | None]) -> float | None:
+        """Median over seeds of a figure; None where no seed has it."""
+        values = [value for result in self.results if (value := figure(result)) is not None]
+        return statistics.median(values) if values else None
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Seed → a metric, where it is known."""
+        read = {r.cell.config.seed: METRICS[metric].value(r, r.result) for r in self.records if r.result}
+        return {seed: value for seed, value in read.items() if value is not None}
+
+    @property
+    def seconds(self) -> float:
+        """Median time of an epoch; infinite where it is not known."""
+        value = self.median(lambda result: result.epoch_seconds)
+        return float("inf") if value is None else value
+
+    def right(self, predictions: Callable[[TrainResult], Predictions] = lambda r: r.best) -> dict[int, list[bool]]:
+        """Seed → whether each validation image was judged right, by default at the best epoch."""
+        return {
+            record.cell.config.seed: [
+                a == b for a, b in zip(predictions(record.result).labels, self.truth, strict=True)
+            ]
+            for record in self.records
+            if record.result
+        }
+
+
+def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> list[Group]:
+    """Finished records, each with the name of its run, as groups, in the order of their first record.
+
+    `truths` has the true labels of the validation images, by run.
+    """
+    found: dict[tuple[str, str], list[Record]] = {}
+    for run, record in records:
+        if record.status == "done":
+            found.setdefault((run, record.cell.but(seed=0).id), []).append(record)
+    return [
+        Group(run=key[0], cell=some[0].cell.but(seed=0), records=tuple(some), truth=truths[key[0]])
+        for key, some in found.items()
+    ]
+
+
+def counterpart(group: Group, regime: str, groups: Iterable[Group]) -> Group | None:
+    """The group of the same run that has this regime, all else being equal.
+
+    Weights are part of "all else" unless the regimes start from different ones by their nature (`scratch`).
+    """
+    same_start = REGIMES[regime].start == REGIMES[group.config.regime].start
+
+    def rest(other: Group) -> tuple[str, Cell]:
+        cell = other.cell.but(regime="finetune")
+        return other.run, cell if same_start else cell.but(weights="auto").replace(weights_digest="")
+
+    wanted = rest(group)
+    return next((other for other in groups if other.config.regime == regime and rest(other) == wanted), None)

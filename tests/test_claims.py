@@ -1,0 +1,206 @@
+"""Claims: their verdicts, how often these are wrong, claims of one's own, and the command that prints them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.claims import CLAIMS, HALF_THE_TIME, Claim
+from bench.findings import _likeliest, judge, overall
+from bench.grid import load_grid
+from bench.groups import make_groups
+from bench.records import Record
+from bench.stats import LEVEL, ratio
+from tests.commands import command
+from tests.test_report import RANDOM, TRUTH, record, write_run
+from tl.errors import ConfigError
+
+OWN = """
+[[claims]]
+name = "a-third"
+statement = "A third of the memory"
+metric = "peak_memory_bytes"
+regime = "frozen"
+low = 2.9
+"""
+MATRIX = '[matrix]\nbackbones = ["timm:test_resnet"]\n'
+
+
+def dumped_grid(tmp_path: Path) -> dict[str, object]:
+    path = tmp_path / "own.toml"
+    path.write_text(MATRIX + OWN)
+    return load_grid(str(path)).model_dump(mode="json")
+
+
+def seeds(regime: str, times: list[float], backbone: str = "timm:a", **given: object) -> list[Record]:
+    return [record(backbone, regime, seconds=s, seed=seed, **given) for seed, s in enumerate(times)]  # type: ignore[arg-type]
+
+
+def verdict(fast: list[float], slow: tuple[float, ...] = (20.0, 20.2, 19.9)) -> str:
+    records = [("r", one) for one in [*seeds("finetune", list(slow)), *seeds("frozen", fast)]]
+    (finding,) = judge([HALF_THE_TIME], make_groups(records, {"r": TRUTH}))
+    return finding.verdict
+
+
+@pytest.mark.parametrize(
+    ("fast", "expected"),
+    [
+        ([10.0, 10.1, 9.9], "supported"),
+        ([5.0, 5.05, 4.95], "above the claim"),
+        ([16.0, 16.1, 15.9], "below the claim"),
+        ([8.1, 8.0, 7.9], "inconclusive"),
+        ([10.0, 16.0, 6.0], "inconclusive"),
+        ([10.0, 10.0], "too few samples"),
+    ],
+)
+def test_verdicts(fast: list[float], expected: str) -> None:
+    """Supported only where the interval is in the region, above or below only where it is out of it."""
+    assert verdict(fast) == expected
+
+
+@pytest.mark.parametrize("truth", [1.6, 2.5])
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_verdict_is_wrong_one_time_in_twenty_at_most(truth: float, count: int) -> None:
+    """At the region's edge any verdict but `inconclusive` is a mistake: both sides together stay below 5%."""
+    rng = np.random.default_rng(count)
+    wrong = 0
+    for _ in range(2_000):
+        logs = np.log(truth) + rng.normal(0, 0.02, count)
+        estimate = ratio(dict(enumerate(np.exp(logs))), dict.fromkeys(range(count), 1.0))
+        assert estimate is not None
+        wrong += _likeliest(HALF_THE_TIME, estimate)[1] < LEVEL
+    assert wrong / 2_000 <= 0.06  # 5%, and two standard errors of 2,000 draws
+
+
+def test_verdicts_of_a_report_share_one_error_rate(tmp_path: Path) -> None:
+    """What holds alone need not hold as one of many (Holm)."""
+    fast = [9.0, 9.3, 8.9]
+    alone = verdict(fast, (20.0, 20.0, 20.0))
+    slow = [[20.0, 20.0, 20.0], fast]
+    records = [
+        ("r", one)
+        for name in "abcdefghij"
+        for regime, times in zip(("finetune", "frozen"), slow, strict=True)
+        for one in seeds(regime, times, f"timm:{name}")
+    ]
+    together = {finding.verdict for finding in judge([HALF_THE_TIME], make_groups(records, {"r": TRUTH}))}
+    assert (alone, together) == ("supported", {"inconclusive"})
+
+
+def test_accuracies_are_compared_image_by_image_and_only_where_they_count() -> None:
+    """Random weights in place of pretrained ones say nothing: unknown, not a difference of 0."""
+
+    def found(**given: object) -> tuple[str, float | None]:
+        records = [
+            ("r", r)
+            for regime, right in (("finetune", 90), ("frozen", 95))
+            for r in seeds(regime, [9.0] * 3, right=right, **given)
+        ]
+        (finding,) = judge([CLAIMS["no-worse"]], make_groups(records, {"r": TRUTH}))
+        return finding.verdict, finding.estimate.value if finding.estimate else None
+
+    said, value = found()
+    assert said == "supported" and value == pytest.approx(0.05)
+    assert found(weights=RANDOM) == ("unknown", None)
+
+
+def test_scratch_is_compared_with_fine_tuning_though_its_weights_differ() -> None:
+    """It starts from random weights by its nature."""
+    records = [
+        *(("r", one) for one in seeds("finetune", [9.0] * 3, right=95)),
+        *(("r", one) for one in seeds("scratch", [9.0] * 3, right=60, weights=RANDOM)),
+    ]
+    (finding,) = judge([CLAIMS["transfer-helps"]], make_groups(records, {"r": TRUTH}))
+    assert finding.verdict == "supported" and finding.against.config.regime == "scratch"
+    mixed = [
+        *(("r", one) for one in seeds("finetune", [9.0] * 3)),
+        *(("r", one) for one in seeds("frozen", [9.0] * 3, weights=RANDOM)),
+    ]
+    assert judge([HALF_THE_TIME], make_groups(mixed, {"r": TRUTH})) == [], "else weights are part of what is equal"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "word"),
+    [
+        (["supported", "supported"], "supported"),
+        (["supported", "unknown"], "supported"),
+        (["above the claim", "below the claim"], "refuted"),
+        (["supported", "below the claim"], "mixed"),
+        (["supported", "inconclusive"], "open"),
+        (["inconclusive", "too few samples"], "open"),
+        (["unknown"], "open"),
+        (["supported", "below the claim", "inconclusive"], "mixed"),
+    ],
+)
+def test_all_backbones_together(verdicts: list[str], word: str) -> None:
+    """Open unless every comparison that could be made agrees, or two disagree."""
+    (finding,) = judge(
+        [HALF_THE_TIME],
+        make_groups([("r", r) for r in [record("timm:a", "finetune"), record("timm:a", "frozen")]], {"r": TRUTH}),
+    )
+    assert overall([replace(finding, verdict=one) for one in verdicts]) == word  # type: ignore[arg-type]
+
+
+def test_a_grid_brings_claims_of_its_own(tmp_path: Path) -> None:
+    """They survive what the command line replaces."""
+    path = tmp_path / "own.toml"
+    path.write_text(MATRIX + OWN)
+    grid = load_grid(str(path)).override({"seeds": 2}, {"epochs": 1})
+    assert [claim.name for claim in grid.claims] == ["a-third"]
+    assert grid.claims[0].bounds[0] == 2.9 and grid.claims[0].against == "finetune"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"peak_memory_bytes"', '"memory"'), r"claims\[1\]\.metric='memory': not one of"),
+        (('"frozen"', '"frozn"'), r"claims\[1\]\.regime='frozn': not one of .* did you mean 'frozen'"),
+        (("low = 2.9", ""), r"claims\[1\]\.low=None, high=None: give one of them"),
+        (
+            ("low = 2.9", "low = 2.9\nhigh = 1"),
+            r"claims\[1\]\.low=2.9, high=1.0: give one of them, or a low below a high",
+        ),
+        (("low = 2.9", "lower = 2.9"), r"claims\[1\]\.lower: unknown key; nearest valid key: 'low'"),
+        (("[[claims]]", "[claims]"), r"claims="),
+    ],
+)
+def test_a_mistake_in_a_claim_is_told_with_its_place(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    """In one line."""
+    path = tmp_path / "own.toml"
+    path.write_text((MATRIX + OWN).replace(*change))
+    with pytest.raises(ConfigError, match=message):
+        load_grid(str(path))
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_every_claim_is_complete(claim: Claim) -> None:
+    """With a source, and a region in words."""
+    assert claim.source and claim.region and claim.statement[0].isupper()
+
+
+def test_the_command_prints_measured_predicted_and_verdict(tmp_path: Path) -> None:
+    """As text and as JSON, claims of the grid and those that could not be tested included."""
+    own = dumped_grid(tmp_path)
+    run = write_run(tmp_path / "r", [*seeds("finetune", [20.0] * 3), *seeds("frozen", [10.0, 10.1, 9.9])])
+    manifest = run.manifest()
+    run.write_manifest(manifest.replace(invocations=(manifest.invocations[0].replace(grid=own),)))
+    rows = json.loads(command("claims", str(run.folder), "--format", "json").stdout)
+    by_claim = {row["claim"]: row for row in rows}
+    assert list(by_claim) == ["half-the-time", "less-memory", "no-worse", "a-third", "transfer-helps"]
+    half = by_claim["half-the-time"]
+    assert (half["backbone"], half["device"], half["regime"], half["verdict"]) == (
+        "timm:a",
+        "cpu",
+        "frozen",
+        "supported",
+    )
+    assert half["measured"] == pytest.approx(2.0, abs=0.01) and half["low"] < half["measured"] < half["high"]
+    assert half["predicted"] is None, "the work was not counted: unknown is empty"
+    assert by_claim["a-third"]["verdict"] == "below the claim"
+    assert (by_claim["transfer-helps"]["verdict"], by_claim["transfer-helps"]["measured"]) == ("not tested", None)
+    text = command("claims", str(run.folder)).stdout
+    assert "2.00× (1.9" in text and "transfer-helps: Fine-tuning beats training from random weights? not tested" in text

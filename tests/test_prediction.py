@@ -1,0 +1,103 @@
+"""The predicted ratio from counted work, and the sentence that takes the measured one apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.groups import Group, make_groups
+from bench.prediction import explain, predicted
+from tests.test_report import TRUTH, record
+from tl.results import Phases, Work
+
+FORWARD, BACKWARD = 4_000_000_000, 8_000_000_000
+"""Of a step of 4 images."""
+
+
+def group(regime: str, seconds: dict[str, float], *, backward: int, counted: bool = True) -> Group:
+    """A cell whose every epoch has these seconds by phase; 244 training and 100 validation images."""
+    one = record("timm:a", regime)
+    assert one.result is not None
+    phases = Phases(**{**dict.fromkeys(Phases.model_fields, 0.0), **seconds})
+    val = phases.validation
+    train = sum(phases.model_dump().values()) - val
+    epochs = tuple(e.replace(phases=phases, train_seconds=train, val_seconds=val) for e in one.result.epochs)
+    work = Work(
+        step_images=4,
+        forward_flops=FORWARD,
+        backward_flops=backward,
+        saved_activation_bytes=600 if backward else 0,
+        parameter_bytes=100,
+        gradient_bytes=100 if backward else 1,
+        optimizer_state_bytes=100 if backward else 1,
+    )
+    result = one.result.replace(epochs=epochs, work=work if counted else None)
+    return make_groups([("r", one.replace(result=result))], {"r": TRUTH})[0]
+
+
+def pair(slow: dict[str, float], fast: dict[str, float], **given: bool) -> tuple[Group, Group]:
+    return group("finetune", slow, backward=BACKWARD, **given), group("frozen", fast, backward=0, **given)
+
+
+AT_ONE_RATE = (
+    {"forward": 24.4, "backward": 48.8, "validation": 10.0},
+    {"forward": 24.4, "validation": 10.0},
+)
+"""244 images of training and 100 of validation, each image's forward pass taking 0.1 s."""
+
+
+def test_the_prediction_counts_training_and_validation() -> None:
+    """(244 · 3 + 100) / (244 + 100) with validation, 3 without, where backward is twice forward; bytes likewise."""
+    slow, fast = pair(*AT_ONE_RATE)
+    assert predicted("epoch_seconds", slow, fast) == pytest.approx((244 * 3 + 100) / (244 + 100))
+    assert predicted("train_epoch_seconds", slow, fast) == pytest.approx(3.0)
+    assert predicted("peak_memory_bytes", slow, fast) == pytest.approx(900 / 102)
+    assert predicted("val_accuracy_best", slow, fast) is None
+    assert predicted("epoch_seconds", *pair(*AT_ONE_RATE, counted=False)) is None, "unknown is empty"
+
+
+def sentence(slow: dict[str, float], fast: dict[str, float]) -> str:
+    one, other = pair(slow, fast)
+    text = explain(one, other, one.seconds / other.seconds)
+    assert text is not None
+    return text
+
+
+def test_a_prediction_that_is_met_needs_no_reason() -> None:
+    """The same factor."""
+    assert sentence(*AT_ONE_RATE) == "2.4× faster, as the 2.4× predicted"
+
+
+def test_unequal_rates_are_named_and_nothing_else() -> None:
+    """Backward at half of forward's rate: with their GFLOP/s, and what they alone would give."""
+    text = sentence(AT_ONE_RATE[0] | {"backward": 97.6}, AT_ONE_RATE[1])
+    assert text.startswith(
+        "3.8× faster, not the 2.4× predicted: fine-tuning runs forward at 10 GFLOP/s and backward at 5 "
+    )
+    assert "the frozen backbone forward at 10 GFLOP/s, so the arithmetic alone is 3.8× faster" in text
+    assert "not arithmetic" not in text
+
+
+def test_what_is_not_arithmetic_is_named_and_nothing_else() -> None:
+    """Reading images takes the same time in both: their shares, large parts first."""
+    text = sentence(*({**side, "data": 40.0, "other": 6.0} for side in AT_ONE_RATE))
+    assert text == (
+        "1.6× faster, not the 2.4× predicted: what is not arithmetic takes 57% (reading and cropping images 50%, "
+        "the rest 7%) of the frozen epoch and 36% (reading and cropping images 31%) of the fine-tuning one"
+    )
+
+
+def test_both_reasons_can_hold() -> None:
+    """Each with its own effect, in order."""
+    text = sentence({**AT_ONE_RATE[0], "backward": 97.6, "data": 10.0}, {**AT_ONE_RATE[1], "data": 10.0})
+    assert (
+        text.index("GFLOP/s")
+        < text.index("so the arithmetic alone is 3.8× faster")
+        < text.index("not arithmetic takes")
+    )
+
+
+def test_without_a_measured_ratio_only_the_prediction_is_told() -> None:
+    """And without counted work nothing is."""
+    slow, fast = pair(*AT_ONE_RATE)
+    assert explain(slow, fast, None) == "2.4× is predicted; too few epochs were measured to compare"
+    assert explain(*pair(*AT_ONE_RATE, counted=False), 2.0) is None
