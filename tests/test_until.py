@@ -18,7 +18,7 @@ from tests.test_report import TRUTH, record
 from tl.errors import ConfigError
 
 PAIR = ONE_CELL.replace('["frozen"]', '["finetune", "frozen"]') + "seeds = 2\n[train]\nepochs = 2\n"
-RUN = ("run", "--grid", "pair.toml", "--weights", "random", "--no-report", "--until-decided")
+RUN = ("run", "--grid", "pair.toml", "--name", "pair", "--weights", "random", "--no-report", "--until-decided")
 
 
 @pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("10m", 600), ("10 min", 600), ("1.5h", 5400)])
