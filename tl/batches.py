@@ -95,13 +95,17 @@ class Batches:
         return F.center_crop(image, [self.preprocessing.size] * 2)
 
     def _stacked(self, images: list[torch.Tensor]) -> torch.Tensor:
-        """`(B, 3, S, S) uint8`, channels_last, on the CPU."""
+        """`(B, 3, S, S) uint8`, channels_last, on the CPU; in pinned memory where a GPU is to fetch it."""
         size = self.preprocessing.size
-        batch = torch.empty((len(images), size, size, 3), dtype=torch.uint8)
+        batch = torch.empty((len(images), size, size, 3), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         for row, image in zip(batch, images, strict=True):
             row.copy_(image.permute(1, 2, 0))
         return batch.permute(0, 3, 1, 2)
 
     def _on_device(self, pixels: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        images = pixels.to(self.device).float().sub_(self._mean).div_(self._std)
-        return images, self._labels[indices].to(self.device)
+        # From pinned memory a copy is queued like any other work: the host needn't wait for the batch before it.
+        labels = self._labels[indices]
+        if self.device.type == "cuda":
+            labels = labels.pin_memory()
+        images = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
+        return images, labels.to(self.device, non_blocking=True)

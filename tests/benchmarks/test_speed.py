@@ -5,6 +5,8 @@ python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -13,8 +15,12 @@ import tl
 from tests.conftest import TINY
 from tl.backbones import make_backbone
 from tl.batches import Batches
-from tl.images import crops, open_store
+from tl.clock import Clock
+from tl.images import batch_bounds, crops, open_store
 from tl.regimes import REGIMES
+
+MARKS_A_STEP = 7
+"""See `_train_pass` and `Batches.training`."""
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -25,6 +31,27 @@ def test_epoch(benchmark: BenchmarkFixture, mini: tl.Splits, regime: str) -> Non
     assert len(result.epochs) == 1
     benchmark.extra_info["total_params"] = result.total_params
     benchmark.extra_info["trainable_params"] = result.trainable_params
+
+
+def test_clock(benchmark: BenchmarkFixture, mini: tl.Splits) -> None:
+    """The marks of one training step: under 1% of the smallest network's step."""
+    config = tl.TrainConfig(backbone=TINY[0], regime="frozen", weights="random", epochs=3)
+    epoch = tl.train_model(config, mini, device="cpu").train_epoch_seconds
+    assert epoch is not None
+    clock = Clock(torch.device("cpu"))
+
+    def marks() -> float:
+        clock.start()
+        begun = time.perf_counter()
+        for _ in range(MARKS_A_STEP):
+            clock.mark("forward")
+        return time.perf_counter() - begun
+
+    cost = min(marks() for _ in range(100))
+    benchmark(marks)
+    step = epoch / len(batch_bounds(len(mini.train), config.batch_size))
+    benchmark.extra_info["share_of_a_step"] = cost / step
+    assert cost < 0.01 * step
 
 
 @pytest.mark.parametrize("kind", ["training", "evaluation"])
