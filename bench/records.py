@@ -7,6 +7,8 @@
 History of the format (`SCHEMA_VERSION`):
 1   first
 2   an epoch has `phases`, a result has `work`, a record its `block` and `order`; None where version 1 is read
+3   a result has memory by kind of pass, of the process on its GPU, and of Metal; a record has its `machine`;
+    None where older versions are read
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from tl.results import TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PROTOCOL_VERSION = 1
 """Part of every cell's id: raised when the same config begins to mean other work."""
 
