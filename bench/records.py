@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import Field, ValidationError
 
 from bench.environment import Environment
+from bench.watch import MachineState
 from tl.cache import to_json, write_atomic
 from tl.config import TrainConfig
 from tl.errors import ConfigError, UserError
@@ -84,6 +85,7 @@ class Record(Strict):
     wall_seconds: float = Field(description="of the whole cell, from the start of its process to its end")
     allocator: str = Field("", description="setting of the C library's allocator during the cell")
     environment: Environment
+    machine: MachineState | None = Field(None, description="None before version 3, and where the cell did not start")
     result: TrainResult | None = None
 
     @property
