@@ -123,7 +123,11 @@ def test_without_counters_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, tm
     assert watch.look() == ""
 
 
-BURN = "import time\nwhile time.process_time() < 1: pass"
+def start_stranger(code: str) -> int:
+    """A process that is nobody's child: the one that started it has ended. Returns its id."""
+    start = f"subprocess.Popen([sys.executable, '-c', {code!r}], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
+    script = f"import subprocess, sys; print({start}.pid)"
+    return int(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout)
 
 
 @linux
@@ -144,11 +148,7 @@ def test_what_a_cell_uses_is_its_own(job: str) -> None:
 def test_what_a_stranger_uses_is_not() -> None:
     """A process whose parent has gone is nobody's: busy, and not our own."""
     before = read_counters()
-    script = (
-        f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {BURN!r}], stdout=-3, stderr=-3).pid)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    stranger = int(done.stdout)
+    stranger = start_stranger("import time\nwhile time.process_time() < 1: pass")
     assert wait_until(lambda: not _runs(stranger), 30)
     after = read_counters()
     assert before is not None and after is not None
@@ -261,16 +261,11 @@ def test_a_run_on_a_busy_machine(tmp_path: Path) -> None:
     """A stranger on one of our two cores: warned of before the sweep and at the cell, and recorded."""
     usable = os.sched_getaffinity(0)
     os.sched_setaffinity(0, set(sorted(usable)[:2]))
-    script = (
-        "import subprocess, sys\n"
-        "loop = [sys.executable, '-c', 'while True: pass']\n"
-        "print(subprocess.Popen(loop, stdout=-3, stderr=-3).pid)"
-    )
-    stranger = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    stranger = start_stranger("while True: pass")
     try:
-        ran = command(*ONE, "--regime", "frozen", "--name", "busy", "--no-report")
+        ran = command(*ONE, "--regime", "frozen", "--epochs", "1", "--name", "busy", "--no-report")
     finally:
-        os.kill(int(stranger), signal.SIGKILL)
+        os.kill(stranger, signal.SIGKILL)
         os.sched_setaffinity(0, usable)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "cores now: times will be too long" in ran.stdout
