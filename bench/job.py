@@ -13,7 +13,8 @@ from torch import nn
 
 from bench.executors import Emit
 from bench.records import Cell
-from tl import devices
+from bench.watch import MachineState, gpu_before
+from tl import devices, gpu
 from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
 from tl.errors import WeightsError
@@ -52,16 +53,34 @@ def resolve_weights(
 
 
 def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
-    """Train one cell. Emits each `EpochResult`; returns the result without its model, and the allocator's setting."""
+    """Train one cell. Returns the result without its model, and the allocator's setting.
+
+    Emits each `EpochResult`, and before and after training what only this process knows of the machine.
+    """
     torch.set_num_threads(threads)
     allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"
     _touch_code()
+    uuid = devices.gpu_uuid(devices.resolve(cell.device))
+    emit(_machine(uuid))
 
     def on_epoch(row: EpochResult) -> None:
         emit(row)
 
     result = train_model(cell.config, splits, device=cell.device, weights=weights, on_epoch=on_epoch)
+    if uuid:
+        emit(MachineState(gpu_after=gpu.state(uuid)))
     return result.model_copy(update={"model": None}), allocator
+
+
+def _machine(uuid: str | None) -> MachineState:
+    # Asking for cuDNN's version loads it: 50 MiB that a cell on the CPU has no use for.
+    cudnn = torch.backends.cudnn.version() if uuid else None
+    return MachineState(
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        cuda_version=torch.version.cuda or "",
+        cudnn_version=str(cudnn or ""),
+        gpu_before=gpu_before(uuid) if uuid else None,
+    )
 
 
 def _touch_code() -> None:

@@ -64,6 +64,10 @@ def _bytes(label: str, value: Callable[[TrainResult], Number], meaning: str) -> 
     )
 
 
+def _above_baseline(mark: int | None, result: TrainResult) -> Number:
+    return None if mark is None else mark - result.baseline_rss_bytes
+
+
 def _phase(name: str, meaning: str) -> Metric:
     return Metric(
         label=name,
@@ -169,6 +173,16 @@ METRICS: dict[str, Metric] = {
         lambda result: result.baseline_rss_bytes,
         "resident memory before weights and images were loaded, libraries included",
     ),
+    "train_rss_above_baseline_bytes": _bytes(
+        "training, resident",
+        lambda result: _above_baseline(result.train_rss_bytes, result),
+        "high-water mark of resident memory in training passes, above the baseline",
+    ),
+    "val_rss_above_baseline_bytes": _bytes(
+        "validation, resident",
+        lambda result: _above_baseline(result.val_rss_bytes, result),
+        "the same in validation passes; memory that the C library keeps from training is in it",
+    ),
     "cuda_allocated_bytes": _bytes(
         "GPU allocated", lambda result: result.cuda_allocated_bytes, "peak of torch's allocations on the GPU"
     ),
@@ -176,6 +190,31 @@ METRICS: dict[str, Metric] = {
         "GPU reserved",
         lambda result: result.cuda_reserved_bytes,
         "peak of what torch's allocator held on the GPU",
+    ),
+    "cuda_train_allocated_bytes": _bytes(
+        "GPU allocated, training",
+        lambda result: result.cuda_train_allocated_bytes,
+        "peak of torch's allocations on the GPU in training passes",
+    ),
+    "cuda_val_allocated_bytes": _bytes(
+        "GPU allocated, validation",
+        lambda result: result.cuda_val_allocated_bytes,
+        "peak of torch's allocations on the GPU in validation passes",
+    ),
+    "gpu_process_bytes": _bytes(
+        "GPU, whole process",
+        lambda result: result.gpu_process_bytes,
+        "NVML: what the process held on the GPU after training, CUDA context included",
+    ),
+    "mps_current_bytes": _bytes(
+        "Metal tensors",
+        lambda result: result.mps_current_bytes,
+        "Metal: largest of tensors at the end of a pass",
+    ),
+    "mps_driver_bytes": _bytes(
+        "Metal driver",
+        lambda result: result.mps_driver_bytes,
+        "Metal: largest of what the driver held at the end of a pass",
     ),
     "total_params": Metric(
         label="parameters",

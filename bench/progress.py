@@ -29,6 +29,9 @@ class Reporter(Protocol):
     def epoch(self, cell: Cell, row: EpochResult) -> None:
         """One of its epochs is over."""
 
+    def warned(self, text: str) -> None:
+        """Something disturbs the cell."""
+
     def ended(self, record: Record) -> None:
         """The cell is over, with or without a result."""
 
@@ -84,6 +87,9 @@ class PlainReporter:
         left = self._count.left()
         self._say(f"    {_epoch_text(cell, row)}{', ' + left if left else ''}")
 
+    def warned(self, text: str) -> None:  # noqa: D102
+        self._say(f"    WARNING: {text}")
+
     def ended(self, record: Record) -> None:  # noqa: D102
         self._count.cell(record.cell.config.epochs)
         self._say(f"    {_end_text(record)}")
@@ -122,6 +128,9 @@ class LiveReporter:
         self._count.epoch()
         # What moves comes first: a narrow terminal cuts the rest off.
         self._update(cell=f"epoch {row.epoch + 1}/{cell.config.epochs}, {_accuracy_text(cell, row)} · {_short(cell)}")
+
+    def warned(self, text: str) -> None:  # noqa: D102
+        self._bar.console.print(Text(f"! {text}", style="yellow"), soft_wrap=True)
 
     def ended(self, record: Record) -> None:  # noqa: D102
         self._count.cell(record.cell.config.epochs)

@@ -7,6 +7,8 @@
 History of the format (`SCHEMA_VERSION`):
 1   first
 2   an epoch has `phases`, a result has `work`, a record its `block` and `order`; None where version 1 is read
+3   a result has memory by kind of pass, of the process on its GPU, and of Metal; a record has its `machine`;
+    None where older versions are read
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import Field, ValidationError
 
 from bench.environment import Environment
+from bench.watch import MachineState
 from tl.cache import to_json, write_atomic
 from tl.config import TrainConfig
 from tl.errors import ConfigError, UserError
@@ -30,7 +33,7 @@ from tl.results import TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PROTOCOL_VERSION = 1
 """Part of every cell's id: raised when the same config begins to mean other work."""
 
@@ -82,6 +85,7 @@ class Record(Strict):
     wall_seconds: float = Field(description="of the whole cell, from the start of its process to its end")
     allocator: str = Field("", description="setting of the C library's allocator during the cell")
     environment: Environment
+    machine: MachineState | None = Field(None, description="None before version 3, and where the cell did not start")
     result: TrainResult | None = None
 
     @property

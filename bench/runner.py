@@ -23,6 +23,7 @@ from bench.order import arrange
 from bench.progress import make_reporter
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
 from bench.settle import KEPT, Answer, locate, settle, settle_key
+from bench.watch import MachineState, Watch, look
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, StandInWarning, UserError, not_one_of
 from tl.images import open_store
@@ -121,6 +122,8 @@ def execute(
     with _alone(sweep.run, fresh=options.fresh):
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
+        if busy := look():
+            console.print(f"WARNING: {busy}", style="yellow", highlight=False, soft_wrap=True)
         machine = environment()
         _begin(sweep, grid, options, machine, console)
         records = _done(sweep.run, sweep.cells)
@@ -130,9 +133,13 @@ def execute(
             for order, (cell_id, cell) in enumerate(missing.items(), first_order):
                 reporter.started(cell)
                 started = datetime.now(UTC)
+                watch, around = Watch(reporter.warned), None
 
-                def on_event(row: EpochResult, cell: Cell = cell) -> None:
-                    reporter.epoch(cell, row)
+                def on_event(told: EpochResult | MachineState, cell: Cell = cell, watch: Watch = watch) -> None:
+                    if isinstance(told, MachineState):
+                        watch.hear(told)
+                    else:
+                        reporter.epoch(cell, told)
 
                 answer = located[cell_id]
                 weights = answer if isinstance(answer, Weights) else None
@@ -143,8 +150,9 @@ def execute(
                     outcome = executor.call(
                         "bench.job:run_cell", *arguments, timeout=options.timeout, on_event=on_event
                     )
+                    around = watch.end()
                 block = blocks.index(cell.config.seed)
-                records[cell_id] = _record(sweep, cell, weights, outcome, started, machine, block, order)
+                records[cell_id] = _record(sweep, cell, weights, outcome, started, machine, around, block, order)
                 sweep.run.write_record(records[cell_id])
                 reporter.ended(records[cell_id])
     return records
@@ -255,6 +263,7 @@ def _record(
     outcome: Outcome,
     started: datetime,
     machine: Environment,
+    around: MachineState | None,
     block: int,
     order: int,
 ) -> Record:
@@ -275,6 +284,7 @@ def _record(
         wall_seconds=outcome.wall_seconds,
         allocator=allocator,
         environment=machine,
+        machine=around,
         result=result,
     )
 

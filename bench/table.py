@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from bench.metrics import METRICS
 from bench.records import Record, Run, find_runs
+from bench.watch import MachineState
+from tl.gpu import GpuState
 from tl.results import EpochResult, Phases
+
+
+def _of_machine(value: Callable[[MachineState], Any]) -> Callable[[str, Record], Any]:
+    return lambda run, record: value(record.machine) if record.machine else None
+
+
+def _of_gpu(
+    value: Callable[[GpuState], Any], when: Literal["gpu_before", "gpu_after"] = "gpu_after"
+) -> Callable[[str, Record], Any]:
+    def read(machine: MachineState) -> Any:
+        state = getattr(machine, when)
+        return value(state) if state else None
+
+    return _of_machine(read)
+
 
 _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "run": lambda run, record: run,
@@ -41,6 +58,23 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "started": lambda run, record: record.started.isoformat(),
     "block": lambda run, record: record.block,
     "order": lambda run, record: record.order,
+    "governor": _of_machine(lambda machine: machine.governor or None),
+    "load_before": _of_machine(lambda machine: machine.load_before),
+    "load_after": _of_machine(lambda machine: machine.load_after),
+    "memory_available_bytes": _of_machine(lambda machine: machine.memory_available_bytes),
+    "other_cpu_share": _of_machine(lambda machine: machine.other_cpu_share),
+    "steal_share": _of_machine(lambda machine: machine.steal_share),
+    "cpu_capability": _of_machine(lambda machine: machine.cpu_capability or None),
+    "cuda_version": _of_machine(lambda machine: machine.cuda_version or None),
+    "cudnn_version": _of_machine(lambda machine: machine.cudnn_version or None),
+    "gpu_driver": _of_gpu(lambda state: state.driver),
+    "gpu_utilisation_before": _of_gpu(lambda state: state.utilisation_percent, "gpu_before"),
+    "gpu_other_processes": _of_gpu(lambda state: state.other_processes),
+    "gpu_sm_clock_mhz": _of_gpu(lambda state: state.sm_clock_mhz),
+    "gpu_memory_clock_mhz": _of_gpu(lambda state: state.memory_clock_mhz),
+    "gpu_temperature_celsius": _of_gpu(lambda state: state.temperature_celsius),
+    "gpu_throttle": _of_gpu(lambda state: ", ".join(state.throttle_reasons or ()) or None),
+    "machine_warnings": _of_machine(lambda machine: "; ".join(machine.warnings) or None),
 }
 COLUMNS = [*_FACTS, *METRICS]
 _AXES = ("run", "cell_id", "dataset", "backbone", "weights", "regime", "device", "precision", "seed", "batch_size")
@@ -53,9 +87,15 @@ _INTEGERS = {
     "threads",
     "block",
     "order",
+    "memory_available_bytes",
+    "gpu_utilisation_before",
+    "gpu_other_processes",
+    "gpu_sm_clock_mhz",
+    "gpu_memory_clock_mhz",
+    "gpu_temperature_celsius",
     *(n for n, m in METRICS.items() if m.unit in ("B", "count", "index")),
 }
-_FLOATS = set(METRICS) - _INTEGERS
+_FLOATS = {"load_before", "load_after", "other_cpu_share", "steal_share", *METRICS} - _INTEGERS
 
 
 def row(run: str, record: Record) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.nvml import FakeNvml
 from tl.datasets import Splits, load_splits
 
 TINY = ("torchvision:shufflenet_v2_x0_5", "timm:test_resnet")
@@ -40,6 +42,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test works in a folder of its own, with no data/ in it."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """A GPU for `tl.gpu` that isn't there."""
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    return fake
 
 
 @pytest.fixture(scope="session")

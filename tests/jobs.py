@@ -56,3 +56,15 @@ def hang(file: Path, emit: Any) -> None:
     file.write_text(f"{os.getpid()} {child.pid}")
     emit("hanging")
     time.sleep(1000)
+
+
+def burn(seconds: float, emit: Any) -> None:
+    """Use that much CPU time."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def burn_and_be_killed(seconds: float, emit: Any) -> None:
+    burn(seconds, emit)
+    be_killed(emit)

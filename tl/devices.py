@@ -24,6 +24,14 @@ def present() -> dict[str, str]:
     return found
 
 
+def gpu_uuid(device: torch.device) -> str | None:
+    """What NVML knows the GPU by; None for other devices, and where torch doesn't say."""
+    if device.type != "cuda":
+        return None
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return None if uuid is None else str(uuid)
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw from `seed` inside; afterwards the caller's random state is as it was, on every device in use."""

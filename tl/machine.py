@@ -21,6 +21,14 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_governor() -> str:
+    """How the system sets the clock of the first core, such as `performance`; empty where it doesn't say."""
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def usable_cores() -> int:
     """Logical cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -1,38 +1,115 @@
-"""Peak memory of this process, read from the operating system's own high-water mark.
+"""Peak memory of this process, kept apart for training and validation passes.
 
-Nothing is polled: a poll costs time, and misses peaks.
+Every figure is a high-water mark of the operating system or of torch's allocator, or was read at the end of a
+pass. Nothing is polled (a poll costs time, and misses peaks) and nothing waits for a device. All of it is
+of this process alone: images are loaded in it, and it has no child processes whose memory could be missed.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tl import devices, gpu
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
+Pass = Literal["train", "val"]
 
-class PeakMemory:
-    """The high-water mark of resident memory since this object was made.
 
-    On Linux the kernel's mark is reset at the start, so that what came before doesn't count. Elsewhere, or
-    where the reset is refused, the mark covers the whole life of the process; `method` says which.
+class MemoryMarks:
+    """Memory of this process since this object was made, as a whole and by kind of pass.
+
+    On Linux the kernel's mark of resident memory is reset here and at the start of each pass. Elsewhere, or
+    where the reset is refused, it covers the whole life of the process, and there is none of a pass; `method`
+    says which. Marks include what was there before the pass: the network, and freed memory that the C library
+    keeps from earlier passes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._peaks: dict[tuple[str, Pass | None], int] = {}
+        self._pass: Pass | None = None
         try:
             _CLEAR.write_text("5")
             self.method = "VmHWM, reset at the start"
         except OSError:
             self.method = "ru_maxrss, whole process"
-        self.baseline_bytes = self.peak_bytes()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.baseline_bytes = self._resident()
 
-    def peak_bytes(self) -> int:
-        """The mark now, in bytes, with what the process had at the start."""
-        if self.method.startswith("VmHWM"):
+    def begin(self, kind: Pass) -> None:
+        """A pass begins here; one that was under way ends."""
+        self.end()
+        self._pass = kind
+
+    def end(self) -> None:
+        """The pass, or what came before the first one, ends here. Takes a tenth of a millisecond."""
+        for level, value in self._read().items():
+            for kind in {None, self._pass}:
+                self._peaks[level, kind] = max(value, self._peaks.get((level, kind), 0))
+        self._pass = None
+        if self._resets:
+            _CLEAR.write_text("5")
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def figures(self) -> dict[str, Any]:
+        """The fields of a `TrainResult` on memory."""
+        self.end()
+        peak = self._peaks.get
+        return {
+            "baseline_rss_bytes": self.baseline_bytes,
+            "peak_rss_bytes": peak(("rss", None)),
+            "train_rss_bytes": peak(("rss", "train")) if self._resets else None,
+            "val_rss_bytes": peak(("rss", "val")) if self._resets else None,
+            "memory_method": self.method,
+            "cuda_allocated_bytes": peak(("cuda_allocated", None)),
+            "cuda_reserved_bytes": peak(("cuda_reserved", None)),
+            "cuda_train_allocated_bytes": peak(("cuda_allocated", "train")),
+            "cuda_val_allocated_bytes": peak(("cuda_allocated", "val")),
+            "gpu_process_bytes": self._on_gpu(),
+            "mps_current_bytes": peak(("mps_current", None)),
+            "mps_driver_bytes": peak(("mps_driver", None)),
+        }
+
+    @property
+    def _resets(self) -> bool:
+        return self.method.startswith("VmHWM")
+
+    def _read(self) -> dict[str, int]:
+        """The marks now, by level, in bytes."""
+        marks = {"rss": self._resident()}
+        if self._device.type == "cuda":
+            counts = torch.cuda.memory_stats(self._device)
+            marks["cuda_allocated"] = counts["allocated_bytes.all.peak"]
+            marks["cuda_reserved"] = counts["reserved_bytes.all.peak"]
+        elif self._device.type == "mps" and self._pass:  # Metal keeps no mark: what is left as a pass ends must do
+            marks["mps_current"] = torch.mps.current_allocated_memory()
+            marks["mps_driver"] = torch.mps.driver_allocated_memory()
+        return marks
+
+    def _resident(self) -> int:
+        """The high-water mark of resident memory since the last reset, in bytes."""
+        if self._resets:
             for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def _on_gpu(self) -> int | None:
+        """What NVML says this process holds on its GPU, in bytes; None where it doesn't know this process."""
+        uuid = devices.gpu_uuid(self._device)
+        held = gpu.process_memory_bytes(uuid, os.getpid()) if uuid else None
+        if held is None or held < torch.cuda.memory_reserved(self._device):
+            # Less than torch holds: another process, which has this number outside of our container.
+            return None
+        return held

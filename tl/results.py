@@ -84,6 +84,19 @@ class TrainResult(Strict):
     memory_method: str
     cuda_allocated_bytes: int | None = Field(None, description="peak of torch's allocations on the GPU")
     cuda_reserved_bytes: int | None = Field(None, description="peak of what torch's allocator held on the GPU")
+    train_rss_bytes: int | None = Field(None, description="high-water mark of resident memory in training passes")
+    val_rss_bytes: int | None = Field(
+        None, description="the same in validation passes; memory that the C library keeps from training is in it"
+    )
+    cuda_train_allocated_bytes: int | None = Field(None, description="torch's peak on the GPU in training passes")
+    cuda_val_allocated_bytes: int | None = Field(None, description="torch's peak on the GPU in validation passes")
+    gpu_process_bytes: int | None = Field(
+        None, description="NVML: what the process held on the GPU after training, context included; None if not listed"
+    )
+    mps_current_bytes: int | None = Field(None, description="Metal: largest of tensors at the end of a pass")
+    mps_driver_bytes: int | None = Field(
+        None, description="Metal: largest of what the driver held at the end of a pass"
+    )
     work: Work | None = Field(None, description="None in records before version 2 of the format")
     notes: tuple[str, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)

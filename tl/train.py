@@ -31,7 +31,7 @@ from tl.datasets import Splits
 from tl.devices import exact_single_precision, seeded
 from tl.errors import ConfigError
 from tl.images import batch_bounds, open_store
-from tl.memory import PeakMemory
+from tl.memory import MemoryMarks
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Phases, Predictions, TrainResult, Work
 from tl.seeding import seed_for
@@ -69,9 +69,7 @@ def train_model(
     """
     started = time.perf_counter()
     target = devices.resolve(device)
-    memory = PeakMemory()
-    if target.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(target)
+    memory = MemoryMarks(target)
     regime = REGIMES[config.regime]
     policy = "random" if regime.start == "random" else config.weights
     if weights and policy != "auto" and weights.kind != policy:
@@ -97,14 +95,18 @@ def train_model(
         for epoch in range(config.epochs):
             rate = optimizer.param_groups[0]["lr"]
             with _garbage_later():
+                memory.begin("train")
                 clock.start()
                 set_mode(model, regime)
                 trained = _train_pass(model, regime, train, loss_function, optimizer, config, epoch, clock, work)
                 train_seconds, _ = clock.read()
+                memory.begin("val")
+                clock.mark(None)
                 model.eval()
                 judged = _val_pass(model, val, loss_function, config)
                 clock.mark("validation")
                 whole, parts = clock.read()
+                memory.end()
             schedule.step()
             work = None  # counted on the first step alone, which is warm-up anyway
             history.append(
@@ -130,7 +132,6 @@ def train_model(
     assert best is not None  # config.epochs ≥ 1
     best.owner.load_state_dict(best.state)
     model.eval()
-    on_cuda = target.type == "cuda"
     return TrainResult(
         config=config,
         weights=backbone.weights,
@@ -147,12 +148,8 @@ def train_model(
         frozen_verified=None if before is None else _digest(model.backbone) == before,
         setup_seconds=setup_seconds,
         training_seconds=sum(row.train_seconds + row.val_seconds for row in history),
-        baseline_rss_bytes=memory.baseline_bytes,
-        peak_rss_bytes=memory.peak_bytes(),
-        memory_method=memory.method,
+        **memory.figures(),
         work=_work(counted, config, len(splits.train), model, optimizer),
-        cuda_allocated_bytes=torch.cuda.max_memory_allocated(target) if on_cuda else None,
-        cuda_reserved_bytes=torch.cuda.max_memory_reserved(target) if on_cuda else None,
         notes=_notes(history, splits, backbone.weights, config, decoded_once=store.pixels is not None),
         model=model,
     )

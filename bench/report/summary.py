@@ -133,7 +133,18 @@ class Summary:
         """What cells noted of themselves, each once: odd batches, losses that overflowed."""
         said = (n for _, record in self.records if record.result for n in record.result.notes)
         told = (*(f"the images are {reason}" for reason in self.stand_ins), *self.random_weights.values())
-        return [note for note in dict.fromkeys(said) if not any(note.endswith(reason) for reason in told)]
+        notes = [note for note in dict.fromkeys(said) if not any(note.endswith(reason) for reason in told)]
+        return notes + self.busy
+
+    @property
+    def busy(self) -> list[str]:
+        """That the machine did something else beside cells, if it did: how many, and one of them."""
+        found = [record for _, record in self.records if record.machine and record.machine.warnings]
+        if not found:
+            return []
+        one = found[0]
+        warning = one.machine.warnings[0] if one.machine else ""
+        return [f"{len(found)} of {len(self.records)} cells were disturbed, such as {one.cell}: {warning}"]
 
     @property
     def settings(self) -> list[str]:

@@ -1,0 +1,207 @@
+"""What else a machine did while a cell ran: other processes, the hypervisor, and the state of a GPU.
+
+Counters are read once before and once after a cell, and nothing in between: polling would take time from
+what is measured. Imports no torch; what only torch knows, the cell's process tells (see `bench.job`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pydantic import Field
+
+from tl import gpu
+from tl.gpu import GpuState
+from tl.machine import cpu_governor
+from tl.strict import Strict
+
+BUSY_CORES = 0.1
+"""A tenth of one core: an operation waits for its slowest thread, so that much may cost a tenth of the time."""
+BUSY_SHARE = 0.02
+"""Of all cores: on a large machine its own services take more than a tenth of one core, and harm none."""
+BUSY_GPU_PERCENT = 10
+LOOK_SECONDS = 0.25
+LOOK_CORES = 0.25
+"""For the short look: its counters advance in steps of 10 ms a core, so it sees no less than this for sure."""
+
+_STAT = Path("/proc/stat")
+
+
+class MachineState(Strict):
+    """The machine around one cell. What is not known is None or empty, never 0."""
+
+    governor: str = Field("", description="of the first core's clock; empty where the system doesn't say")
+    load_before: float | None = Field(None, description="load average of one minute, before the cell")
+    load_after: float | None = None
+    memory_available_bytes: int | None = Field(None, description="before the cell, without swapping")
+    other_cpu_share: float | None = Field(
+        None, description="CPU time of processes that are not this suite's, over wall time × usable cores; Linux only"
+    )
+    steal_share: float | None = Field(
+        None, description="time that the hypervisor gave to others, over wall time × usable cores; Linux only"
+    )
+    cpu_capability: str = Field("", description="instruction set that torch's CPU kernels use")
+    cuda_version: str = Field("", description="that torch was built with")
+    cudnn_version: str = Field("", description="as torch numbers it; empty where the cell is not on CUDA")
+    gpu_before: GpuState | None = None
+    gpu_after: GpuState | None = Field(None, description="as training ended, before clocks fall")
+    warnings: tuple[str, ...] = Field((), description="what else used the device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """Seconds that have been counted up to one moment."""
+
+    at: float
+    """Of a clock that only runs forward."""
+    busy: float
+    """CPU time of all processes on the cores that this process may use."""
+    stolen: float
+    """Time in which a hypervisor had taken one of those cores away."""
+    own: float
+    """CPU time of this process and all that descend from it, ended ones included."""
+
+
+class Watch:
+    """Looks at the machine from here to `end`; what disturbs a cell goes to `tell`, a line each."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._state = MachineState(
+            governor=cpu_governor(),
+            load_before=_load(),
+            memory_available_bytes=psutil.virtual_memory().available,
+        )
+        self._before = read_counters()
+
+    def hear(self, part: MachineState) -> None:
+        """Take over what the cell's process knows."""
+        self._add(**{name: getattr(part, name) for name in part.model_fields_set})
+        if part.gpu_before:
+            self._warn(*_gpu_warnings(part.gpu_before))
+
+    def end(self) -> MachineState:
+        """The cell is over, its process gone."""
+        after = read_counters()
+        self._add(load_after=_load())
+        if self._before and after:
+            cores = len(_usable())
+            other, stolen = shares(self._before, after, cores)
+            self._add(other_cpu_share=other, steal_share=stolen)
+            slow = "while the cell ran: its times are too long"
+            if _noticeable(other, cores):
+                self._warn(f"other processes took {other * cores:.2g} of {cores} cores {slow}")
+            if _noticeable(stolen, cores):
+                self._warn(f"the hypervisor took {stolen * cores:.2g} of {cores} cores away (steal) {slow}")
+        return self._state
+
+    def _add(self, **fields: object) -> None:
+        self._state = self._state.replace(**fields)
+
+    def _warn(self, *texts: str) -> None:
+        self._add(warnings=(*self._state.warnings, *texts))
+        for text in texts:
+            self._tell(text)
+
+
+def look() -> str:
+    """A short look at the CPU before anything is measured: a warning, or an empty text."""
+    before = read_counters()
+    if before is None:
+        return ""
+    time.sleep(LOOK_SECONDS)
+    after, cores = read_counters(), len(_usable())
+    if after is None:
+        return ""
+    other, stolen = (share * cores for share in shares(before, after, cores))
+    if max(other, stolen) < max(LOOK_CORES, BUSY_SHARE * cores):
+        return ""
+    what = "other processes use" if other > stolen else "the hypervisor takes"
+    return f"{what} {max(other, stolen):.1f} of {cores} cores now: times will be too long, and will move"
+
+
+def shares(before: Counters, after: Counters, cores: int) -> tuple[float, float]:
+    """Shares in [0, 1] of the cores' time that other processes used, and that was stolen."""
+    # Counters are rounded, and a kernel may count stolen time as the process's own: never less than nothing.
+    other = max(0.0, (after.busy - before.busy) - (after.own - before.own))
+    whole = (after.at - before.at) * cores
+    return min(1.0, other / whole), min(1.0, (after.stolen - before.stolen) / whole)
+
+
+def read_counters() -> Counters | None:
+    """The counters now; None where there is no /proc/stat (outside Linux), or only zeros in it (some sandboxes)."""
+    try:
+        busy, stolen = parse_stat(_STAT.read_text(encoding="ascii"), _usable())
+    except OSError:
+        return None
+    if not busy:
+        return None
+    return Counters(at=time.perf_counter(), busy=busy, stolen=stolen, own=_own_seconds())
+
+
+def parse_stat(text: str, cores: Collection[int]) -> tuple[float, float]:
+    """Busy and stolen seconds of some cores since boot, from the text of /proc/stat."""
+    tick = os.sysconf("SC_CLK_TCK")
+    busy = stolen = 0.0
+    for line in text.splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name != "cpu" and int(name[3:]) in cores:
+            # Guests' time, which would follow, is part of `user` and `nice` already.
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            busy += (user + nice + system + irq + softirq) / tick
+            stolen += steal / tick
+    return busy, stolen
+
+
+def gpu_before(uuid: str) -> GpuState:
+    """The GPU before a cell. NVML's utilisation looks back up to a second, and so might see the cell before."""
+    state = gpu.state(uuid)
+    if (state.utilisation_percent or 0) > BUSY_GPU_PERCENT:
+        time.sleep(1.0)
+        state = gpu.state(uuid)
+    return state
+
+
+def _gpu_warnings(state: GpuState) -> list[str]:
+    found = []
+    if state.other_processes:
+        several = "es" if state.other_processes > 1 else ""
+        found.append(f"{state.other_processes} other process{several} on the GPU: times and free memory suffer")
+    if (state.utilisation_percent or 0) > BUSY_GPU_PERCENT:
+        found.append(f"the GPU was {state.utilisation_percent}% busy before the cell began: its times are too long")
+    slowed = [reason for reason in state.throttle_reasons or () if reason in gpu.SLOWDOWNS]
+    if slowed:
+        found.append(f"the GPU slows itself down ({', '.join(slowed)}): times are too long")
+    return found
+
+
+def _noticeable(share: float, cores: int) -> bool:
+    return share * cores > max(BUSY_CORES, BUSY_SHARE * cores)
+
+
+def _usable() -> set[int]:
+    """Numbers of the cores that this process, and so a cell's, may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _own_seconds() -> float:
+    """CPU time of this process and its descendants, with what ended children have left to their parents."""
+    me, seconds = psutil.Process(), 0.0
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None

@@ -1,0 +1,178 @@
+"""Memory of training and of validation, kept apart."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tl
+import tl.train
+from bench.metrics import METRICS
+from tests.conftest import TINY
+from tests.nvml import UUID, FakeNvml
+from tests.test_report import record
+from tl import devices
+from tl.memory import MemoryMarks
+
+MIB = 2**20
+HOG = 96 * MIB
+SLACK = 24 * MIB
+"""What a tiny network may need itself."""
+CPU = torch.device("cpu")
+linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the mark")
+
+
+def hog() -> None:
+    """Touch memory and give it back. Not from the C library, which may keep it."""
+    with mmap.mmap(-1, HOG) as block:
+        for place in range(0, HOG, mmap.PAGESIZE):
+            block[place] = 1
+
+
+def hogging(function: Callable[..., Any]) -> Callable[..., Any]:
+    def with_hog(*arguments: Any, **named: Any) -> Any:
+        hog()
+        return function(*arguments, **named)
+
+    return with_hog
+
+
+@linux
+@pytest.mark.parametrize("place", ["open_store", "_train_pass", "_val_pass"])
+def test_memory_shows_in_the_phase_that_needs_it(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """A block that set-up, training or validation has for a moment is in its mark and in the whole, nowhere else."""
+    config = tl.TrainConfig(backbone=TINY[1], regime="frozen", weights="random", epochs=2)
+    tl.train_model(config, mini, device="cpu")  # library code that is touched for the first time
+    monkeypatch.setattr(tl.train, place, hogging(getattr(tl.train, place)))
+    result = tl.train_model(config, mini, device="cpu")
+    marks = {"_train_pass": result.train_rss_bytes, "_val_pass": result.val_rss_bytes}
+    for phase, mark in marks.items():
+        assert mark is not None
+        above = mark - result.baseline_rss_bytes
+        assert above > HOG - SLACK if phase == place else above < SLACK, phase
+    assert result.peak_rss_bytes - result.baseline_rss_bytes > HOG - SLACK
+    assert result.peak_rss_bytes >= max(marks.values())
+
+
+def test_a_mark_that_cannot_be_reset_has_no_phases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The whole process's mark says nothing of a pass: unknown, not 0."""
+    monkeypatch.setattr("tl.memory._CLEAR", tmp_path / "nowhere" / "clear_refs")
+    marks = MemoryMarks(CPU)
+    marks.begin("train")
+    hog()
+    figures = marks.figures()
+    assert figures["memory_method"] == "ru_maxrss, whole process"
+    assert figures["train_rss_bytes"] is None and figures["val_rss_bytes"] is None
+    assert figures["peak_rss_bytes"] >= figures["baseline_rss_bytes"] > 0
+
+
+@linux
+def test_reading_takes_little_of_an_epoch() -> None:
+    """It happens between training and validation; a millisecond would show in the times of small networks."""
+    marks, seconds = MemoryMarks(CPU), []
+    for _ in range(50):
+        started = time.perf_counter()
+        marks.begin("train")
+        seconds.append(time.perf_counter() - started)
+    assert statistics.median(seconds) < 1e-3
+
+
+def test_marks_are_shown_above_the_baseline_and_unknown_ones_not_at_all() -> None:
+    """Resident memory has libraries in it; where there is no mark there is no figure, of no level."""
+    one = record("timm:a", "frozen")
+    assert one.result is not None
+    known = one.result.replace(train_rss_bytes=one.result.baseline_rss_bytes + 7, cuda_val_allocated_bytes=5)
+    read = {name: metric.value(one, known) for name, metric in METRICS.items() if metric.unit == "B"}
+    expected = {"train_rss_above_baseline_bytes": 7, "val_rss_above_baseline_bytes": None}
+    expected |= {"cuda_val_allocated_bytes": 5, "cuda_train_allocated_bytes": None, "gpu_process_bytes": None}
+    assert read | expected == read
+
+
+class FakeCuda:
+    """torch's counters of a GPU, which a real allocator would move."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = self.peak = self.reserved = 0
+        patch.setattr(torch.cuda, "memory_stats", lambda device: self.stats())
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(self, "peak", self.now))
+        patch.setattr(torch.cuda, "memory_reserved", lambda device: self.reserved)
+        patch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("nothing may wait for the device"))
+        patch.setattr(devices, "gpu_uuid", lambda device: UUID)
+
+    def stats(self) -> dict[str, int]:
+        return {"allocated_bytes.all.peak": self.peak, "reserved_bytes.all.peak": self.reserved}
+
+    def use(self, most: int, left: int) -> None:
+        self.now, self.peak = left, max(self.peak, most)
+        self.reserved = max(self.reserved, self.peak)
+
+
+def epochs(marks: MemoryMarks, *passes: Callable[[], None]) -> None:
+    """Training and validation passes in turn."""
+    for number, one in enumerate(passes):
+        marks.begin("train" if number % 2 == 0 else "val")
+        one()
+        marks.end()
+
+
+def test_phases_on_cuda(monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml) -> None:
+    """Each pass from its own start; the whole is the largest, set-up included; the device is not waited for."""
+    cuda = FakeCuda(monkeypatch)
+    cuda.use(9000, 0)  # before, and not ours
+    marks = MemoryMarks(torch.device("cuda:0"))
+    cuda.use(800, 100)
+    passes = [(500, 100), (200, 100), (600, 100), (300, 100)]
+    epochs(marks, *(lambda p=p: cuda.use(*p) for p in passes))
+    nvml.processes = [(os.getpid(), 10_000), (1, 77)]
+    figures = marks.figures()
+    assert figures["cuda_train_allocated_bytes"] == 600
+    assert figures["cuda_val_allocated_bytes"] == 300
+    assert figures["cuda_allocated_bytes"] == 800
+    assert figures["gpu_process_bytes"] == 10_000
+    assert figures["mps_current_bytes"] is None and figures["mps_driver_bytes"] is None
+
+
+@pytest.mark.parametrize("listed", [[], [(1, 10_000)], [(os.getpid(), None)], [(os.getpid(), 10)]])
+def test_gpu_memory_of_a_process_that_is_not_ours_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    nvml: FakeNvml,
+    listed: list[tuple[int, int | None]],
+) -> None:
+    """Not listed, not told, or less than torch alone holds: then the number is another process's."""
+    cuda = FakeCuda(monkeypatch)
+    marks = MemoryMarks(torch.device("cuda:0"))
+    cuda.use(500, 100)
+    nvml.processes = listed
+    assert marks.figures()["gpu_process_bytes"] is None
+
+
+def test_metal_is_read_as_passes_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest of them, of tensors and of the driver; there is no mark that could be reset."""
+    held = [0, 0]
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: held[0])
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: held[1])
+    marks = MemoryMarks(torch.device("mps"))
+    held[:] = 900, 990  # set-up: no pass
+    epochs(marks, *(lambda p=p: held.__setitem__(slice(None), p) for p in [(300, 400), (200, 500)]))
+    held[:] = 900, 990
+    figures = marks.figures()
+    assert (figures["mps_current_bytes"], figures["mps_driver_bytes"]) == (300, 500)
+    assert figures["cuda_allocated_bytes"] is None and figures["gpu_process_bytes"] is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_fine_tuning_on_cuda_needs_more_than_validation(mini: tl.Splits) -> None:
+    """Activations and gradients against activations of one layer; torch's parts are within the process's whole."""
+    config = tl.TrainConfig(backbone=TINY[0], regime="finetune", weights="random", epochs=2)
+    result = tl.train_model(config, mini, device="cuda")
+    assert result.cuda_train_allocated_bytes > result.cuda_val_allocated_bytes > 0
+    assert result.cuda_allocated_bytes >= result.cuda_train_allocated_bytes
+    assert result.gpu_process_bytes is None or result.gpu_process_bytes >= result.cuda_reserved_bytes

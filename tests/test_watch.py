@@ -1,0 +1,276 @@
+"""What else a machine did while a cell ran."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench import watch
+from bench.executors import make_executor
+from bench.progress import make_reporter
+from bench.records import Record, Run, find_runs
+from bench.report import summarise
+from bench.table import frame, row
+from bench.watch import Counters, MachineState, Watch, parse_stat, read_counters, shares
+from tests.commands import ONE, command
+from tests.nvml import UUID, FakeNvml
+from tests.test_executors import wait_until
+from tests.test_report import record, write_run
+from tl.gpu import GpuState
+
+ROOT = Path(__file__).parent.parent
+linux = pytest.mark.skipif(sys.platform != "linux", reason="counters of Linux")
+STAT = """cpu  999 999 999 999 999 999 999 999 0 0
+cpu0 100 20 30 4000 500 6 7 80 50 5
+cpu1 200 0 100 5000 0 0 0 0 0 0
+cpu10 9000 0 0 0 0 0 0 900 0 0
+intr 1 2 3
+"""
+
+
+def test_stat_by_hand() -> None:
+    """Busy is user, nice, system and interrupts, of the cores that count; waiting is idle; guests count once."""
+    tick = os.sysconf("SC_CLK_TCK")
+    assert parse_stat(STAT, {0, 1}) == pytest.approx(((100 + 20 + 30 + 6 + 7 + 300) / tick, 80 / tick))
+
+
+def test_shares_by_hand() -> None:
+    """Of 10 s on two cores all processes used 12 s, we 9 s, and 2 s were stolen."""
+    before = Counters(at=100.0, busy=50.0, stolen=7.0, own=30.0)
+    after = Counters(at=110.0, busy=62.0, stolen=9.0, own=39.0)
+    assert shares(before, after, 2) == pytest.approx((3 / 20, 2 / 20))
+    assert shares(before, Counters(at=110.0, busy=55.0, stolen=7.0, own=39.0), 2) == (0.0, 0.0), "never below nothing"
+
+
+@pytest.fixture
+def counters(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Counters]]:
+    """Readings to come, on a machine of two cores."""
+    readings: list[Counters] = []
+    monkeypatch.setattr(watch, "read_counters", lambda: readings.pop(0))
+    monkeypatch.setattr(watch, "_usable", lambda: {0, 1})
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: None)
+    yield readings
+    assert readings == []
+
+
+def reading(at: float, *, other: float = 0.0, stolen: float = 0.0) -> Counters:
+    """After `at` seconds in which we used one core and a half."""
+    return Counters(at=at, busy=1.5 * at + other, stolen=stolen, own=1.5 * at)
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (reading(10, other=0.9), []),
+        (reading(10, other=1.1), ["other processes took 0.11 of 2 cores"]),
+        (reading(10, other=12.0, stolen=0.9), ["other processes took 1.2 of 2 cores"]),
+        (reading(10, stolen=3.0), ["hypervisor took 0.3 of 2 cores"]),
+        (reading(10, other=5.0, stolen=3.0), ["other processes took 0.5", "hypervisor took 0.3"]),
+    ],
+)
+def test_more_than_a_tenth_of_a_core_is_a_warning(counters: list[Counters], after: Counters, words: list[str]) -> None:
+    """Told at once and kept in the state; less is kept as a figure alone."""
+    told: list[str] = []
+    counters += [reading(0), after]
+    state = Watch(told.append).end()
+    assert list(state.warnings) == told and len(told) == len(words)
+    assert all(word in text for word, text in zip(words, told, strict=True))
+    assert state.other_cpu_share == pytest.approx((after.busy - after.own) / 20)
+    assert state.steal_share == pytest.approx(after.stolen / 20)
+
+
+def test_a_large_machines_own_services_are_no_warning(
+    counters: list[Counters], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A core of 64 is little; two are not."""
+    monkeypatch.setattr(watch, "_usable", lambda: set(range(64)))
+    for other, warned in ((10.0, False), (20.0, True)):
+        counters += [reading(0), reading(10, other=other)]
+        assert bool(Watch(lambda text: None).end().warnings) is warned
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (reading(0.25, other=0.02), ""),
+        (reading(0.25, other=0.25), "other processes use 1.0 of 2 cores now"),
+        (reading(0.25, stolen=0.1), "the hypervisor takes 0.4 of 2 cores now"),
+    ],
+)
+def test_the_look_before_a_sweep(counters: list[Counters], after: Counters, words: str) -> None:
+    """One line, or nothing."""
+    counters += [reading(0), after]
+    said = watch.look()
+    assert said.startswith(words) and bool(said) is bool(words)
+
+
+@pytest.mark.parametrize("text", [None, "cpu0 0 0 0 0 0 0 0 0 0 0\n"])
+def test_without_counters_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None) -> None:
+    """No /proc/stat, or a sandbox's with zeros: shares are unknown, not 0."""
+    if text:
+        (tmp_path / "stat").write_text(text)
+    monkeypatch.setattr(watch, "_STAT", tmp_path / "stat")
+    state = Watch(lambda text: None).end()
+    assert (state.other_cpu_share, state.steal_share, state.warnings) == (None, None, ())
+    assert watch.look() == ""
+
+
+def start_stranger(code: str) -> int:
+    """A process that is nobody's child: the one that started it has ended. Returns its id."""
+    start = f"subprocess.Popen([sys.executable, '-c', {code!r}], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
+    script = f"import subprocess, sys; print({start}.pid)"
+    return int(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout)
+
+
+@linux
+@pytest.mark.parametrize("job", ["tests.jobs:burn", "tests.jobs:burn_and_be_killed"])
+def test_what_a_cell_uses_is_its_own(job: str) -> None:
+    """However it ends: after it, its CPU time is in its parents' counters."""
+    executor = make_executor("process")
+    executor.call("tests.jobs:double", 1)  # the server is there
+    before = read_counters()
+    executor.call(job, 1.0)
+    after = read_counters()
+    assert before is not None and after is not None
+    assert 0.95 < after.own - before.own < 2
+    assert after.busy - before.busy > 0.9
+
+
+@linux
+def test_what_a_stranger_uses_is_not() -> None:
+    """A process whose parent has gone is nobody's: busy, and not our own."""
+    before = read_counters()
+    stranger = start_stranger("import time\nwhile time.process_time() < 1: pass")
+    assert wait_until(lambda: not _runs(stranger), 30)
+    after = read_counters()
+    assert before is not None and after is not None
+    assert (after.busy - before.busy) - (after.own - before.own) > 0.8
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_what_the_cells_process_tells_is_taken_over(counters: list[Counters]) -> None:
+    """Each part when it comes; later parts leave earlier ones alone."""
+    counters += [reading(0), reading(1)]
+    seen = Watch(lambda text: None)
+    seen.hear(MachineState(cpu_capability="AVX2", cuda_version="13.0", gpu_before=GpuState(driver="1")))
+    seen.hear(MachineState(gpu_after=GpuState(sm_clock_mhz=1980)))
+    state = seen.end()
+    assert (state.cpu_capability, state.cuda_version) == ("AVX2", "13.0")
+    assert state.gpu_before == GpuState(driver="1") and state.gpu_after == GpuState(sm_clock_mhz=1980)
+    assert state.load_before is not None and state.load_after is not None
+    assert state.memory_available_bytes and state.other_cpu_share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (GpuState(), None),
+        (GpuState(other_processes=0, utilisation_percent=10, throttle_reasons=("GpuIdle", "SwPowerCap")), None),
+        (GpuState(other_processes=1), "1 other process on the GPU"),
+        (GpuState(other_processes=2), "2 other processes on the GPU"),
+        (GpuState(utilisation_percent=11), "11% busy before the cell"),
+        (GpuState(throttle_reasons=("HwThermalSlowdown",)), "slows itself down (HwThermalSlowdown)"),
+    ],
+)
+def test_a_gpu_in_use_is_a_warning(counters: list[Counters], state: GpuState, words: str | None) -> None:
+    """Other processes, work before the cell began, slowing down for heat; an idle or power-limited GPU is none."""
+    told: list[str] = []
+    counters += [reading(0), reading(1)]
+    seen = Watch(told.append)
+    seen.hear(MachineState(gpu_before=state))
+    assert len(told) == (words is not None) and (not words or words in told[0])
+    assert list(seen.end().warnings) == told
+
+
+def test_the_cell_before_is_not_taken_for_another(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Utilisation looks back a second: a high one is read again after that."""
+    slept: list[float] = []
+    monkeypatch.setattr(watch.time, "sleep", slept.append)
+    nvml.utilisation = [80, 0]
+    assert watch.gpu_before(UUID).utilisation_percent == 0 and slept == [1.0]
+    nvml.utilisation = [80, 70]
+    assert watch.gpu_before(UUID).utilisation_percent == 70
+    nvml.utilisation = [5]
+    assert watch.gpu_before(UUID).utilisation_percent == 5 and len(slept) == 2
+
+
+def disturbed(**fields: object) -> Record:
+    return record("timm:a", "frozen").replace(machine=MachineState(**fields))
+
+
+def test_columns_of_the_machine() -> None:
+    """Readings as training ended, but for what must be known before; unknown is missing."""
+    full = disturbed(
+        governor="powersave",
+        load_before=0.5,
+        other_cpu_share=0.25,
+        gpu_before=GpuState(driver="1", utilisation_percent=30, sm_clock_mhz=345),
+        gpu_after=GpuState(driver="1", utilisation_percent=99, sm_clock_mhz=1980, throttle_reasons=("A", "B")),
+        warnings=("x", "y"),
+    )
+    table = frame([row("r", full), row("r", record("timm:a", "frozen")), row("r", disturbed())])
+    first = table.iloc[0]
+    assert (first["governor"], first["load_before"], first["other_cpu_share"]) == ("powersave", 0.5, 0.25)
+    assert (first["gpu_utilisation_before"], first["gpu_sm_clock_mhz"], first["gpu_throttle"]) == (30, 1980, "A, B")
+    assert (first["gpu_driver"], first["machine_warnings"]) == ("1", "x; y")
+    names = [name for name in table.columns if name.startswith(("gpu_", "load_", "other_", "steal_", "machine_"))]
+    assert table.iloc[1:][[*names, "governor", "cpu_capability"]].isna().all(axis=None)
+
+
+def test_reports_say_what_was_disturbed(tmp_path: Path) -> None:
+    """How many cells, and what it was with one of them; nothing where nothing was."""
+    calm = record("timm:a", "finetune").replace(machine=MachineState())
+    run = write_run(tmp_path / "r", [calm, disturbed(warnings=("the moon was in the way",))])
+    assert any(
+        "1 of 2 cells" in note and "timm:a frozen" in note and "moon" in note for note in summarise([run], "r").notes
+    )
+    assert summarise([write_run(tmp_path / "calm", [calm])], "r").busy == []
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_warning_is_a_line_on_the_terminal(terminal: bool) -> None:
+    """Of its own, whole, in both kinds of progress."""
+    text = io.StringIO()
+    with make_reporter(Console(file=text, width=60, force_terminal=terminal, no_color=True), 1, 1) as reporter:
+        reporter.warned("other processes took 0.5 of 2 cores while the cell ran: its times are too long")
+    assert "other processes took 0.5 of 2 cores while the cell ran: its times are too long\n" in text.getvalue()
+
+
+def test_old_records_have_no_machine() -> None:
+    """The committed run of version 1."""
+    (run,) = find_runs([ROOT / "results" / "reference-cpu-2core"])
+    assert all(one.machine is None and one.schema_version < 3 for one in run.records().values())
+
+
+@linux
+def test_a_run_on_a_busy_machine(tmp_path: Path) -> None:
+    """A stranger on one of our two cores: warned of before the sweep and at the cell, and recorded."""
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(usable)[:2]))
+    stranger = start_stranger("while True: pass")
+    try:
+        ran = command(*ONE, "--regime", "frozen", "--epochs", "1", "--name", "busy", "--no-report")
+    finally:
+        os.kill(stranger, signal.SIGKILL)
+        os.sched_setaffinity(0, usable)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "cores now: times will be too long" in ran.stdout
+    assert "cores while the cell ran" in ran.stdout
+    (one,) = Run(tmp_path / "results" / "busy").records().values()
+    assert one.machine is not None and one.machine.other_cpu_share is not None
+    assert 0.2 < one.machine.other_cpu_share < 1 and one.machine.warnings
+    assert one.machine.cpu_capability and one.machine.gpu_before is None
