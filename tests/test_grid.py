@@ -160,7 +160,7 @@ def test_an_unknown_grid_has_a_near_match() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"regime": "frozn"}, "regime='frozn': not one of finetune, frozen, frozen-tutorial, scratch; did you mean"),
+        ({"regime": "frozn"}, "regime='frozn': not one of finetune, frozen, frozen-tutorial, scratch, zeroshot; did you mean"),
         ({"epochs": 0}, "epochs=0: input should be greater than or equal to 1"),
         ({"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),

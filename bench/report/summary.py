@@ -76,7 +76,8 @@ class Group:
     @property
     def warm_epochs(self) -> list[float]:
         """Seconds of every epoch but the first, all seeds together."""
-        return [row.train_seconds + row.val_seconds for result in self.results for row in result.epochs[1:]]
+        rows = (row for result in self.results for row in result.epochs[1:])
+        return [row.seconds for row in rows if row.seconds is not None]
 
     def right(self) -> dict[int, list[bool]]:
         """Seed → whether each validation image was judged right at the best epoch."""
@@ -245,7 +246,8 @@ def _comparisons(groups: dict[tuple[str, str], Group]) -> list[HeadOnly]:
     pairs = []
     for (run, _), fast in groups.items():
         slow = groups.get((run, fast.cell.but(regime="finetune").id))
-        if slow and not REGIMES[fast.config.regime].trains_backbone:
+        regime = REGIMES[fast.config.regime]
+        if slow and not regime.trains_backbone and not regime.control:
             pairs.append((slow, fast))
     adjusted = _adjusted_p(pairs)
     return [_compare(slow, fast, p) for (slow, fast), p in zip(pairs, adjusted, strict=True)]
@@ -302,7 +304,7 @@ def _choices(groups: list[Group]) -> list[Choice]:
     choices = []
     for run, device in dict.fromkeys((group.run, group.cell.device) for group in groups):
         here = [group for group in groups if (group.run, group.cell.device) == (run, device)]
-        rated = [g for g in here if g.accuracy is not None and REGIMES[g.config.regime].start == "pretrained"]
+        rated = [g for g in here if g.accuracy is not None and not REGIMES[g.config.regime].control]
         if not rated:
             continue
         best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds))
