@@ -19,11 +19,13 @@ from bench.report.summary import Summary
 from bench.report.tables import cells_table, comparison_table
 from tl.cache import write_atomic
 from tl.errors import UserError
+from tl.regimes import REGIMES
 
 LEAKAGE = (
     "These ants and bees are a small part of ImageNet, so a backbone pretrained on ImageNet may have seen them: "
     "accuracies are higher than on images that are new to it."
 )
+CONTROLS = "Controls are yardsticks: they are not recommended, and not compared with fine-tuning."
 TRAINING_BELOW_VALIDATION = (
     "Training accuracy is often below validation accuracy: it is a running figure over the epoch, on cropped and "
     "flipped images, and with the training mode of BatchNorm and dropout."
@@ -91,10 +93,18 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "cells": as_table(cells_table(summary)),
         "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",
         "leakage": LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
+        "controls": _controls(summary),
         "training_below": TRAINING_BELOW_VALIDATION,
         "overhead": _overhead(summary),
         "fence": _fence(summary.commands),
     }
+
+
+def _controls(summary: Summary) -> str:
+    """What the controls in the table are; empty where there are none."""
+    there = {group.config.regime for group in summary.groups}
+    told = [f"{name}: {regime.summary}." for name, regime in REGIMES.items() if regime.control and name in there]
+    return " ".join([CONTROLS, *told]) if told else ""
 
 
 def _markdown_table(table: pd.DataFrame) -> Markup:
