@@ -63,9 +63,7 @@ def test_a_regime_that_trains_nothing_has_one_cell_for_all_seeds(tmp_path: Path,
     text = f'[matrix]\nbackbones = ["a", "b"]\nregimes = ["frozen", "zeroshot"]\ndevices = ["cpu"]\nseeds = {seeds}\n'
     found = [(c.config.backbone, c.config.seed) for c in cells(text, tmp_path) if c.config.regime == "zeroshot"]
     assert found == [("a", first), ("b", first)]
-    assert sum(c.config.regime == "frozen" for c in cells(text, tmp_path)) == 2 * len(
-        [0, 1, 2] if first == 0 else [4, 2]
-    )
+    assert len({c.config.seed for c in cells(text, tmp_path)}) > 1, "other regimes have them all"
 
 
 def test_devices_all_auto_and_by_name(tmp_path: Path) -> None:

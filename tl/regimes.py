@@ -69,7 +69,7 @@ REGIMES: dict[str, Regime] = {
         control=True,
     ),
     "zeroshot": Regime(
-        summary="nothing is trained, its own ImageNet classifier decides: the control that shows what a backbone knew",
+        summary="nothing is trained, the backbone's own ImageNet classifier decides: the control for what it knew",
         start="pretrained",
         trains_backbone=False,
         backbone_mode="eval",
