@@ -100,7 +100,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; nothing is deleted.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
 ) -> None:
-    """Run a grid: only what is missing. Exit status: 0 all done, 1 some cell failed, 2 usage, 130 interrupted."""
+    """Run a grid: only what is missing. Exit status: 0 done, 1 some cell failed, 2 usage, 130 interrupted."""
     from rich.console import Console
 
     from bench import runner
@@ -149,7 +149,10 @@ def run(
             on = f"`--name {sweep.run.folder.name}` without --fresh goes" if fresh else "the same command goes"
             _say(console, f"interrupted: {done} of {len(sweep.cells)} cells are done; {on} on from there")
             raise typer.Exit(INTERRUPTED) from None
-    failed = [record for record in records.values() if record.status != "done"]
+    for record in records.values():
+        if record.status == "skipped":
+            _say(console, f"skipped: {record.cell}: {record.reason}", style="yellow")
+    failed = [record for record in records.values() if record.status not in ("done", "skipped")]
     if failed:
         _say(console, f"{len(failed)} of {len(records)} cells have no result:", style="red")
         for record in failed:
@@ -213,10 +216,13 @@ def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
 
 
 def _list_cells(sweep: Any, console: Any) -> None:
+    from tl.regimes import REGIMES
+
     for cell_id, cell in sweep.cells.items():
         state = "done" if cell_id in sweep.done else "to do"
-        epochs = f"{cell.config.epochs} epochs, batch {cell.config.batch_size}, {cell.config.weights} weights"
-        _say(console, f"  {state:5}  {cell} ({epochs})")
+        work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
+        settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
+        _say(console, f"  {state:5}  {cell} ({settings})")
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ from bench.claims import Claim
 from tl.config import TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
 from tl.machine import pick
+from tl.regimes import REGIMES
 from tl.strict import Strict
 
 AXES = {"backbone": "backbones", "regime": "regimes", "device": "devices", "precision": "precision", "seed": "seeds"}
@@ -222,6 +223,8 @@ def expand(
 ) -> list[Planned]:
     """All cells of a grid, without duplicates: by seed, then device, backbone, precision and regime.
 
+    A regime that trains nothing has a cell for the first seed alone.
+
     Args:
         weights: the policy for all cells (`auto`, `pretrained`, `random`).
         spec: completes a backbone's name and refuses an unknown one.
@@ -254,6 +257,8 @@ def expand(
                 continue
             device = cell.pop("device")
             config = TrainConfig(weights=weights, **cell, **{**grid.protocol, **settings})
+            if not REGIMES[config.regime].trains:
+                config = config.replace(seed=axes["seed"][0])  # no seed can change it: one cell stands for all
             cells.setdefault((device, config), Planned(config=config, device=device))
 
     add(axes, {})

@@ -137,7 +137,7 @@ METRICS: dict[str, Metric] = {
     "first_epoch_seconds": Metric(
         label="first epoch",
         unit="s",
-        value=lambda record, result: result.epochs[0].train_seconds + result.epochs[0].val_seconds,
+        value=lambda record, result: result.epochs[0].seconds,
         meaning="training plus validation of the first epoch, warm-up included",
     ),
     "total_seconds": Metric(

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from bench.metrics import METRICS
 from bench.records import Cell, Record
+from tl.regimes import REGIMES
 from tl.results import EpochResult, accuracy_counts
 
 
@@ -91,7 +92,7 @@ class PlainReporter:
         self._say(f"    WARNING: {text}")
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        self._count.cell(record.cell.config.epochs)
+        self._count.cell(record.cell.config.passes)
         self._say(f"    {_end_text(record)}")
 
     def _say(self, text: str) -> None:
@@ -127,16 +128,16 @@ class LiveReporter:
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch()
         # What moves comes first: a narrow terminal cuts the rest off.
-        self._update(cell=f"epoch {row.epoch + 1}/{cell.config.epochs}, {_accuracy_text(cell, row)} · {_short(cell)}")
+        self._update(cell=f"{_pass_text(cell, row)}, {_accuracy_text(cell, row)} · {_short(cell)}")
 
     def warned(self, text: str) -> None:  # noqa: D102
         self._bar.console.print(Text(f"! {text}", style="yellow"), soft_wrap=True)
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        self._count.cell(record.cell.config.epochs)
-        mark, colour = ("✓", "green") if record.status == "done" else ("✗", "red")
+        self._count.cell(record.cell.config.passes)
+        mark, colour = {"done": ("✓", "green"), "skipped": ("–", "yellow")}.get(record.status, ("✗", "red"))
         line = Text.assemble(
-            (f"{mark} ", colour), f"{record.cell}  ", (_end_text(record), "dim" if colour == "green" else "red")
+            (f"{mark} ", colour), f"{record.cell}  ", (_end_text(record), "dim" if colour == "green" else colour)
         )
         self._bar.console.print(line, soft_wrap=True)
         self._update(cell="")
@@ -167,10 +168,16 @@ def _short(cell: Cell) -> str:
     return f"{cell.config.regime} {cell.config.backbone.partition(':')[2]} {cell.device}"
 
 
+def _pass_text(cell: Cell, row: EpochResult) -> str:
+    return "validation pass" if row.seconds is None else f"epoch {row.epoch + 1}/{cell.config.epochs}"
+
+
 def _epoch_text(cell: Cell, row: EpochResult) -> str:
-    seconds = row.train_seconds + row.val_seconds
+    said = f"{_pass_text(cell, row)}: {_accuracy_text(cell, row)}"
+    if row.seconds is None:
+        return f"{said}, {row.val_seconds:.1f} s"
     loss = "not finite" if row.train_loss is None else f"{row.train_loss:.3f}"
-    return f"epoch {row.epoch + 1}/{cell.config.epochs}: {_accuracy_text(cell, row)}, loss {loss}, {seconds:.1f} s"
+    return f"{said}, loss {loss}, {row.seconds:.1f} s"
 
 
 def _accuracy_text(cell: Cell, row: EpochResult) -> str:
@@ -187,10 +194,10 @@ def _end_text(record: Record) -> str:
         return metric.show(metric.value(record, record.result))  # type: ignore[arg-type]
 
     frozen = "" if record.result.frozen_verified is not False else ", NOT FROZEN"
-    return (
-        f"done in {_duration(record.wall_seconds)}: best accuracy {show('val_accuracy_best')}, "
-        f"{show('epoch_seconds')} s an epoch, {show('peak_memory_bytes')} MiB{frozen}"
-    )
+    figures = f"accuracy {show('val_accuracy_best')}"
+    if REGIMES[record.cell.config.regime].trains:
+        figures = f"best {figures}, {show('epoch_seconds')} s an epoch"
+    return f"done in {_duration(record.wall_seconds)}: {figures}, {show('peak_memory_bytes')} MiB{frozen}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,14 +1,15 @@
 """Records and manifests: the format of a run on disk. Imports neither torch nor pandas.
 
     results/NAME/manifest.json            what was planned, with which data and weights, by which commands
-    results/NAME/cells/CELL_ID.json       one record a cell: done, failed, oom or timeout
+    results/NAME/cells/CELL_ID.json       one record a cell: done, failed, oom, timeout or skipped
     results/NAME/superseded/…             records of failed attempts that a later attempt replaced
 
 History of the format (`SCHEMA_VERSION`):
 1   first
 2   an epoch has `phases`, a result has `work`, a record its `block` and `order`; None where version 1 is read
 3   a result has memory by kind of pass, of the process on its GPU, and of Metal; a record has its `machine`;
-    None where older versions are read
+    None where older versions are read; a record may be `skipped`; figures of training are None where nothing is
+    trained (regime `zeroshot`)
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SCHEMA_VERSION = 3
 PROTOCOL_VERSION = 1
 """Part of every cell's id: raised when the same config begins to mean other work."""
 
-Status = Literal["done", "failed", "oom", "timeout"]
+Status = Literal["done", "failed", "oom", "timeout", "skipped"]
 STATUSES: tuple[str, ...] = get_args(Status)
 
 

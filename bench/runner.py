@@ -128,7 +128,7 @@ def execute(
         _begin(sweep, grid, options, machine, console)
         records = _done(sweep.run, sweep.cells)
         missing = {cell_id: cell for cell_id, cell in left.items() if cell_id not in records}
-        with make_reporter(console, len(missing), sum(cell.config.epochs for cell in missing.values())) as reporter:
+        with make_reporter(console, len(missing), sum(cell.config.passes for cell in missing.values())) as reporter:
             blocks = sorted({cell.config.seed for cell in sweep.cells.values()})
             for order, (cell_id, cell) in enumerate(missing.items(), first_order):
                 reporter.started(cell)

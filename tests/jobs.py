@@ -26,6 +26,12 @@ def user_error(emit: Any) -> None:
     raise DataError("the folder is empty")
 
 
+def not_applicable(emit: Any) -> None:
+    from tl.errors import NotApplicable
+
+    raise NotApplicable("these don't go together")
+
+
 def run_out_of_memory(emit: Any) -> None:
     import torch
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from safetensors.torch import save_file
 
 import tl
 from tests.conftest import TINY
 from tests.servers import serve
+from tests.weights import network
 from tl.backbones import SOURCES, _from_url, find_weights, known_names, make_backbone
 from tl.errors import ConfigError, WeightsError
 from tl.specs import canonical
@@ -132,13 +132,7 @@ def test_bundled_weights_are_found_and_fit() -> None:
 
 def _state(spec: str, seed: int = 5) -> dict[str, torch.Tensor]:
     """A full state dict of the network, classifier included."""
-    source, _, name = spec.partition(":")
-    torch.manual_seed(seed)
-    if source == "torchvision":
-        return torchvision.models.get_model(name, weights=None).state_dict()
-    import timm
-
-    return timm.create_model(name).state_dict()
+    return network(spec, seed).state_dict()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +222,8 @@ def test_every_torchvision_network_loses_its_classifier() -> None:
         if name.startswith("regnet"):
             continue  # reads numbers while it is built, which the meta device hasn't; one is in FAMILIES
         with torch.device("meta"):
-            module, width = SOURCES["torchvision"].build(name, Weights(kind="random", source="random"))
+            module = SOURCES["torchvision"].load(name, Weights(kind="random", source="random"))
+            _, width = SOURCES["torchvision"].cut(module)
             size = SOURCES["torchvision"].preprocessing(name).size
             assert module.eval()(torch.zeros(1, 3, size, size)).shape == (1, width), name
 

@@ -17,6 +17,7 @@ from bench.records import SCHEMA_VERSION, Run
 from tests.commands import ONE, ONE_CELL, command
 from tests.images import write_folder
 from tests.test_executors import wait_until
+from tests.weights import published
 from tl.errors import UserError
 
 REQUIRED = {
@@ -158,6 +159,37 @@ def test_report_of_several_runs(in_smoke: Path) -> None:
     assert done.returncode == 0, done.stderr
     page = Path("reports/both.md").read_text()
     assert "| other" in page and "| smoke" in page
+
+
+def test_a_cell_that_makes_no_sense_is_skipped_and_no_failure(tmp_path: Path) -> None:
+    """`zeroshot` with and without pretrained weights: exit status 0, in report and export, tried again later."""
+    shutil.copy(published() / "timm-test_resnet.pth", tmp_path / "timm-test_resnet.pth")
+    options = ("--regime", "zeroshot", "--regime", "frozen", "--weights-dir", ".", "--name", "x", "--seeds", "2")
+    done = command("run", "--grid", "smoke", "--device", "cpu", "--epochs", "1", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    skipped = "torchvision:shufflenet_v2_x0_5 zeroshot cpu seed 0: only pretrained weights come with an ImageNet"
+    assert f"skipped: {skipped}" in done.stdout and "have no result" not in done.stdout
+    assert "validation pass: accuracy" in done.stdout
+    for suffix in ("md", "html"):
+        page = Path(f"reports/x.{suffix}").read_text()
+        assert skipped in page and "zeroshot (control)" in page
+    run = Run(tmp_path / "results" / "x")
+    assert len(run.records()) == 6, "one cell for both seeds"
+    assert all(not record.traceback for record in run.records().values())
+    table = bench.load_results("x").set_index(["backbone", "regime", "seed"]).sort_index()
+    cell = table.loc[("torchvision:shufflenet_v2_x0_5", "zeroshot", 0)]
+    assert cell["status"] == "skipped" and "TL_OFFLINE" in cell["reason"] and pd.isna(cell["val_accuracy_best"])
+    cell = table.loc[("timm:test_resnet", "zeroshot", 0)]
+    assert cell["status"] == "done" and cell["trainable_params"] == 0 and cell["frozen_verified"]
+    assert cell["val_accuracy_best"] == cell["val_accuracy_last"] and cell["peak_rss_bytes"] > 0
+    for name in ("epoch_seconds", "first_epoch_seconds", "images_per_second", "forward_flops", "gradient_bytes"):
+        assert pd.isna(cell[name]), name
+    assert command("export", "x", "--raw", "--output", "raw.csv").returncode == 0
+    raw = pd.read_csv("raw.csv").query("regime == 'zeroshot'")
+    assert raw["epoch"].tolist() == [0] and raw["val_seconds"].notna().all()
+    assert raw[["learning_rate", "train_seconds", "train_loss", "train_accuracy", "data_seconds"]].isna().all(axis=None)
+    again = command("run", "--grid", "smoke", "--device", "cpu", "--epochs", "1", *options, "--no-report")
+    assert again.returncode == 0 and "[1/1]" in again.stdout and "5 of them done before" in again.stdout
 
 
 def test_a_timed_out_cell_is_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:

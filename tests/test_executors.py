@@ -51,6 +51,12 @@ def test_a_user_error_keeps_its_words(executor: Executor) -> None:
     assert (outcome.status, outcome.reason) == ("failed", "the folder is empty")
 
 
+def test_what_is_not_applicable_is_skipped(executor: Executor) -> None:
+    """With the reason; it is no failure, so it has no traceback."""
+    outcome = executor.call("tests.jobs:not_applicable")
+    assert (outcome.status, outcome.reason, outcome.traceback) == ("skipped", "these don't go together", "")
+
+
 def test_memory_that_cannot_be_had_is_oom(executor: Executor) -> None:
     """torch's own allocation error."""
     assert executor.call("tests.jobs:run_out_of_memory").status == "oom"

@@ -57,6 +57,15 @@ def test_a_matrix_is_every_combination_by_seed_then_backbone(tmp_path: Path) -> 
     assert found == [(s, b, r) for s in (0, 1) for b in "ab" for r in ("finetune", "frozen")]
 
 
+@pytest.mark.parametrize(("seeds", "first"), [("3", 0), ("[4, 2]", 4)])
+def test_a_regime_that_trains_nothing_has_one_cell_for_all_seeds(tmp_path: Path, seeds: str, first: int) -> None:
+    """Five equal results are no sample of five."""
+    text = f'[matrix]\nbackbones = ["a", "b"]\nregimes = ["frozen", "zeroshot"]\ndevices = ["cpu"]\nseeds = {seeds}\n'
+    found = [(c.config.backbone, c.config.seed) for c in cells(text, tmp_path) if c.config.regime == "zeroshot"]
+    assert found == [("a", first), ("b", first)]
+    assert len({c.config.seed for c in cells(text, tmp_path)}) > 1, "other regimes have them all"
+
+
 def test_devices_all_auto_and_by_name(tmp_path: Path) -> None:
     """`all` is every device, `auto` the best, `cuda` the first GPU; the same one twice is once."""
     for given, expected in {
@@ -160,7 +169,10 @@ def test_an_unknown_grid_has_a_near_match() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"regime": "frozn"}, "regime='frozn': not one of finetune, frozen, frozen-tutorial, scratch; did you mean"),
+        (
+            {"regime": "frozn"},
+            "regime='frozn': not one of finetune, frozen, frozen-tutorial, scratch, zeroshot; did you mean",
+        ),
         ({"epochs": 0}, "epochs=0: input should be greater than or equal to 1"),
         ({"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),

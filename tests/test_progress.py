@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from bench.progress import LiveReporter, PlainReporter, make_reporter
-from tests.test_report import RANDOM, record
+from tests.test_report import RANDOM, record, untrained
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -47,3 +47,24 @@ def test_plain_lines_without_a_terminal() -> None:
     assert lines[1].startswith("    epoch 1/4: accuracy n/a, loss 0.500, 10.0 s, about")
     assert lines[3] == "[2/2] timm:b frozen cpu seed 0" and lines[4] == "    timeout: took | too <b>long</b>"
     assert "\x1b" not in text.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_cell_without_training_is_one_pass(terminal: bool) -> None:
+    """No epochs, loss or time of an epoch; the sweep is over when it is, although its config says four epochs."""
+    text = io.StringIO()
+    one, other = untrained("timm:a"), record("timm:a", "zeroshot", status="skipped")
+    assert one.result is not None
+    with make_reporter(Console(file=text, width=120, force_terminal=terminal), 2, 2) as reporter:
+        reporter.started(one.cell)
+        reporter.epoch(one.cell, one.result.epochs[0])
+        reporter.ended(one)
+        reporter.started(other.cell)
+        reporter.ended(other)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
+    assert re.search(r"validation pass[:,] accuracy 95\.0%", plain)
+    assert re.search(r"done in 4 s: accuracy 95\.0%, 10 MiB", plain)
+    assert re.search(r"– timm:a zeroshot cpu seed 0 +skipped: " if terminal else r"\n    skipped: ", plain)
+    assert "None" not in plain and "epoch" not in plain and "n/a" not in plain
+    if not terminal:
+        assert "0 s left" in plain.splitlines()[1].replace("about ", ""), "one more pass, as quick as the first"

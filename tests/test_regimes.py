@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import tl
 from tests.conftest import TINY
+from tests.weights import TRAINING, policy, published
 from tl import train as train_module
 from tl.backbones import HEAD_BUILDERS, find_weights, make_backbone
 from tl.batches import Batches
@@ -21,13 +22,14 @@ from tl.regimes import REGIMES
 
 
 def train(splits: tl.Splits, regime: str, backbone: str = TINY[1], **settings: object) -> tl.TrainResult:
-    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=2, weights="random", **settings)
-    return tl.train_model(config, splits, device="cpu")
+    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=2, weights=policy(regime), **settings)
+    return tl.train_model(config, splits, device="cpu", weights_dir=published())
 
 
 def changed(result: tl.TrainResult) -> tuple[bool, bool]:
     """Whether parameters, and whether buffers, of the backbone differ from a fresh one's."""
-    fresh = make_backbone(result.config.backbone, weights="random", seed=result.config.seed).module
+    config = result.config
+    fresh = make_backbone(config.backbone, weights=config.weights, weights_dir=published(), seed=config.seed).module
     trained = result.model.backbone
     parameters = any(not torch.equal(a, b) for a, b in zip(fresh.parameters(), trained.parameters(), strict=True))
     buffers = any(not torch.equal(a, b) for a, b in zip(fresh.buffers(), trained.buffers(), strict=True))
@@ -42,9 +44,11 @@ def test_contract(mini: tl.Splits, regime: str, backbone: str) -> None:
     entry = REGIMES[regime]
     assert changed(result) == (entry.trains_backbone, entry.backbone_mode == "train")
     assert result.frozen_verified is (True if entry.must_stay_frozen else None)
-    head = sum(p.numel() for p in result.model.head.parameters())
-    assert result.trainable_params == (result.total_params if entry.trains_backbone else head)
-    assert [row.epoch for row in result.epochs] == [0, 1]
+    parts = {result.model.backbone: entry.trains_backbone, result.model.head: entry.trains_head}
+    counts = {part: sum(p.numel() for p in part.parameters()) for part in parts}
+    assert result.trainable_params == sum(counts[part] for part, trained in parts.items() if trained)
+    assert result.total_params == sum(counts.values())
+    assert [row.epoch for row in result.epochs] == ([0, 1] if entry.trains else [0])
     truth = torch.tensor(mini.val.labels)
     best = (torch.tensor(result.best.labels) == truth).float().mean().item()
     assert best == pytest.approx(result.val_accuracy_best) == max(row.val_accuracy for row in result.epochs)
@@ -94,11 +98,11 @@ def test_regimes_see_the_same_images(mini: tl.Splits, monkeypatch: pytest.Monkey
             patch.setattr(Batches, "training", training)
             train(mini, regime, seed=seed)
 
-    for regime in REGIMES:
+    for regime in TRAINING:
         watch(regime, regime, 0)
     watch("other seed", "frozen", 1)
     first = shown["finetune"]
-    for regime in REGIMES:
+    for regime in TRAINING:
         assert len(shown[regime]) == len(first)
         assert all(torch.equal(a, b) for a, b in zip(shown[regime], first, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(shown["other seed"], first, strict=True))
@@ -123,7 +127,7 @@ def test_ties_keep_the_earliest_epoch(mini: tl.Splits) -> None:
     assert result.best.epoch == 0
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", TRAINING)
 def test_best_weights_are_a_copy(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
     """Where accuracy only falls, the first epoch's weights come back, whatever training did to them after."""
     original, accuracies = train_module._val_pass, iter([0.9, 0.6, 0.9, 0.8, 0.7])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, R
 from bench.report import summarise, write_report
 from tl.config import TrainConfig
 from tl.errors import UserError
+from tl.regimes import REGIMES
 from tl.results import EpochResult, Predictions, TrainResult
 from tl.weights import Weights
 
@@ -88,6 +90,16 @@ def record(
         environment=environment(),
         result=result if status == "done" else None,
     )
+
+
+def untrained(backbone: str, *, right: int = 95, weights: Weights = PRETRAINED) -> Record:
+    """A record of regime `zeroshot`: a validation pass of 2 seconds and nothing else."""
+    one = record(backbone, "zeroshot", right=right, frozen=True, weights=weights)
+    assert one.result is not None
+    nothing = dict.fromkeys(("learning_rate", "train_seconds", "train_loss", "train_accuracy"))
+    row = one.result.epochs[0].replace(**nothing, val_seconds=2.0)
+    result = one.result.replace(epochs=(row,), trainable_params=0, training_seconds=2.0)
+    return one.replace(result=result, wall_seconds=4.0)
 
 
 def write_run(
@@ -186,6 +198,45 @@ def test_random_weights_have_no_accuracy_anywhere(tmp_path: Path) -> None:
         assert "21.0%" not in page and "22.0%" not in page and "93.0%" in page
         assert "n/a" in page and "the moon is in the way" in page
     assert summarise([run], "r").choices == ()
+
+
+def test_controls_are_marked_and_never_the_answer(tmp_path: Path) -> None:
+    """Though they are the most accurate; they are in the table with a note, and in no comparison."""
+    records = [
+        record("timm:a", "finetune", seconds=20, right=92),
+        record("timm:a", "frozen", seconds=10, right=91, frozen=True),
+        record("timm:a", "scratch", seconds=1, right=100, weights=RANDOM),
+        untrained("timm:a", right=99),
+    ]
+    run = write_run(tmp_path / "r", records)
+    summary = summarise([run], "r")
+    (choice,) = summary.choices
+    assert choice.best.config.regime == "finetune" and choice.pick.config.regime == "frozen"
+    assert choice.tied == 1, "controls are not counted among those that can't be told apart"
+    assert [c.fast.config.regime for c in summary.comparisons] == ["frozen"]
+    for page in pages(run, tmp_path):
+        assert "zeroshot (control)" in page and "scratch (control)" in page and "finetune (control)" not in page
+        assert page.count("Controls are yardsticks") == 1 and REGIMES["zeroshot"].summary in html.unescape(page)
+    row = next(line for line in pages(run, tmp_path)[0].splitlines() if "zeroshot (control)" in line)
+    shown = [cell.strip() for cell in row.split("|")][1:-1]
+    expected = ["99.0% (94.6–99.8)", "99.0%", "n/a", "n/a", "n/a", "10", "0", "0.00", "verified"]
+    assert shown[4:] == expected
+
+
+def test_without_controls_there_is_no_note_on_them(tmp_path: Path) -> None:
+    """And with nothing but controls there is no recommendation, which is said."""
+    plain = pages(write_run(tmp_path / "plain", [record("timm:a", "finetune")]), tmp_path)
+    assert not any("yardsticks" in page for page in plain)
+    only = pages(write_run(tmp_path / "only", [untrained("timm:a")]), tmp_path)
+    assert all("there is nothing to recommend" in page and "Use timm" not in page for page in only)
+
+
+def test_skipped_cells_are_shown_with_their_reason(tmp_path: Path) -> None:
+    """Beside the others without a result, but not as something bad."""
+    run = write_run(tmp_path / "r", [record("timm:a", "finetune"), record("timm:a", "zeroshot", status="skipped")])
+    markdown, page = pages(run, tmp_path)
+    assert "- **skipped** timm:a zeroshot cpu seed 0: took | too" in markdown
+    assert "<strong>skipped</strong> timm:a zeroshot cpu seed 0: took" in page and 'class="bad">skipped' not in page
 
 
 def test_failed_and_missing_cells_are_shown(tmp_path: Path) -> None:

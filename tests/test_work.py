@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import tl
 from tests.conftest import TINY
+from tests.weights import TRAINING
 from tl.backbones import make_backbone
 from tl.clock import PHASES, Clock
 from tl.regimes import REGIMES
@@ -159,7 +160,7 @@ def test_memory_of_parameters_and_optimiser() -> None:
     assert optimizer_state_bytes(optimizer) == 4 * 55
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", TRAINING)
 def test_work_of_each_regime(mini: tl.Splits, regime: str) -> None:
     """With the backbone frozen the backward pass, gradients and optimiser are the head's alone."""
     config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights="random", epochs=2)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl.config import TrainConfig
 from tl.datasets import DATASETS, Splits, load_splits
-from tl.errors import ConfigError, DataError, DeviceError, StandInWarning, UserError, WeightsError
+from tl.errors import ConfigError, DataError, DeviceError, NotApplicable, StandInWarning, UserError, WeightsError
 from tl.regimes import REGIMES, Regime
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "EpochResult",
+    "NotApplicable",
     "Regime",
     "Splits",
     "StandInWarning",

@@ -25,12 +25,11 @@ from torch import nn
 from tl.batches import Preprocessing
 from tl.config import TrainConfig
 from tl.devices import seeded
-from tl.errors import ConfigError, StandInWarning, WeightsError
+from tl.errors import ConfigError, NotApplicable, StandInWarning, WeightsError
+from tl.imagenet import CLASSES, head_of, output, probe_image, rows
 from tl.seeding import seed_for
 from tl.specs import canonical
 from tl.weights import Checkpoint, Weights, find, load_state_dict
-
-IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,8 @@ class Backbone:
     width: int
     preprocessing: Preprocessing
     weights: Weights
+    head: nn.Linear | None = None
+    """`(B, width)` → logits of some classes, from the classifier that the weights came with; None if not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,12 @@ class Source:
     names: Callable[[], list[str]]
     checkpoint: Callable[[str], Checkpoint]
     preprocessing: Callable[[str], Preprocessing]
-    build: Callable[[str, Weights], tuple[nn.Module, int]]
-    """The network without its classifier, and the width of its features."""
+    classes: Callable[[str], int]
+    """How many classes the published weights tell apart: 1000 are those of ImageNet-1k."""
+    load: Callable[[str, Weights], nn.Module]
+    """The whole network."""
+    cut: Callable[[nn.Module], tuple[object, int]]
+    """Takes a whole network's classifier off in place, and returns it and the width of the features."""
 
 
 def known_names() -> dict[str, list[str]]:
@@ -76,7 +81,12 @@ def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, dow
 
 
 def make_backbone(
-    spec: str, *, weights: str | Weights = "auto", weights_dir: str | Path | None = None, seed: int = 0
+    spec: str,
+    *,
+    weights: str | Weights = "auto",
+    weights_dir: str | Path | None = None,
+    seed: int = 0,
+    own_head_for: tuple[str, ...] | None = None,
 ) -> Backbone:
     """Build a backbone on the CPU.
 
@@ -86,22 +96,42 @@ def make_backbone(
         weights_dir: a folder looked at first, for `SOURCE-NAME.pth` (or `.safetensors`, `.pt`, `.bin`), `NAME.pth`
             where only one source has that name, or the published file name.
         seed: decides random weights; pretrained ones don't depend on it.
+        own_head_for: classes of a data set, to keep as `head` what the weights' own ImageNet classifier knows of them.
 
     Warns with `StandInWarning` when `auto` falls back to random weights. Raises `ConfigError` for an unknown
-    name, `WeightsError` when weights are missing or don't fit.
+    name, `WeightsError` when weights are missing or don't fit, `NotApplicable` where no such head can be had.
     The global random state is left as it was.
     """
     spec = canonical(spec, known_names())
     source, _, name = spec.partition(":")
     if isinstance(weights, str):
         weights = find_weights(spec, weights, weights_dir=Path(weights_dir) if weights_dir else None)
-        if weights.reason:
+        if weights.reason and own_head_for is None:
             warnings.warn(f"{spec} has random weights: {weights.reason}", StandInWarning, stacklevel=2)
+    entry, head = SOURCES[source], None
+    preprocessing = entry.preprocessing(name)
     with seeded(seed_for("init", spec, seed)):
-        module, width = SOURCES[source].build(name, weights)
-    return Backbone(
-        spec=spec, module=module, width=width, preprocessing=SOURCES[source].preprocessing(name), weights=weights
-    )
+        if own_head_for is None:
+            module = entry.load(name, weights)
+            _, width = entry.cut(module)
+        else:
+            chosen = rows(own_head_for)
+            _check_imagenet(name, entry, weights)
+            module, image = entry.load(name, weights), probe_image(preprocessing.size)
+            logits = output(module, image)
+            layer, width = entry.cut(module)
+            head = head_of(layer, chosen, backbone=module, image=image, logits=logits)
+    return Backbone(spec=spec, module=module, width=width, preprocessing=preprocessing, weights=weights, head=head)
+
+
+def _check_imagenet(name: str, entry: Source, weights: Weights) -> None:
+    """Raise `NotApplicable` for weights that don't know ImageNet-1k's classes."""
+    if weights.kind == "random":
+        why = weights.reason or "random weights were asked for"
+        raise NotApplicable(f"only pretrained weights come with an ImageNet classifier: {why}")
+    if (classes := entry.classes(name)) != CLASSES:
+        has = f"give {classes} figures" if classes else "have no classifier"
+        raise NotApplicable(f"the published weights of {name} {has}, where ImageNet-1k has {CLASSES} classes")
 
 
 @contextmanager
@@ -162,13 +192,17 @@ def _torchvision_preprocessing(name: str) -> Preprocessing:
     )
 
 
-def _torchvision_build(name: str, weights: Weights) -> tuple[nn.Module, int]:
+def _torchvision_classes(name: str) -> int:
+    return len(torchvision.models.get_model_weights(name).DEFAULT.meta["categories"])  # type: ignore[attr-defined]
+
+
+def _torchvision_load(name: str, weights: Weights) -> nn.Module:
     arguments: dict[str, Any] = {}
     if name in _WITH_AUXILIARY:
         arguments = {"transform_input": True, "init_weights": weights.kind == "random"}
     elif name.startswith("vit_"):
         arguments = {"image_size": _torchvision_preprocessing(name).size}
-    module = torchvision.models.get_model(name, weights=None, **arguments)
+    module: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
     if weights.kind == "pretrained":
         given = load_state_dict(weights, module.state_dict())
         if name.startswith("densenet"):
@@ -180,14 +214,19 @@ def _torchvision_build(name: str, weights: Weights) -> tuple[nn.Module, int]:
         module.aux_logits = False  # type: ignore[assignment]
         for auxiliary in _WITH_AUXILIARY[name]:
             setattr(module, auxiliary, None)
+    return module
+
+
+def _torchvision_cut(module: nn.Module) -> tuple[object, int]:
     last, width = "", 0
     for path, part in module.named_modules():
-        if isinstance(part, nn.Linear) and part.out_features == IMAGENET_CLASSES:
+        if isinstance(part, nn.Linear) and part.out_features == CLASSES:
             last, width = path, part.in_features
-        elif isinstance(part, nn.Conv2d) and part.out_channels == IMAGENET_CLASSES:
+        elif isinstance(part, nn.Conv2d) and part.out_channels == CLASSES:
             last, width = path, part.in_channels
+    layer = module.get_submodule(last)
     module.set_submodule(last, nn.Identity())
-    return module, width
+    return layer, width
 
 
 # timm
@@ -259,10 +298,10 @@ def _timm_preprocessing(name: str) -> Preprocessing:
     )
 
 
-def _timm_build(name: str, weights: Weights) -> tuple[nn.Module, int]:
+def _timm_load(name: str, weights: Weights) -> nn.Module:
     # With all 1,000 classes timm insists that every tensor of the file is used; the classifier goes afterwards.
     if weights.kind == "random":
-        module: Any = timm.create_model(name, pretrained=False)
+        module: nn.Module = timm.create_model(name, pretrained=False)
     elif weights.in_order:
         module = timm.create_model(name, pretrained=False)
         given = load_state_dict(weights, module.state_dict())
@@ -272,8 +311,13 @@ def _timm_build(name: str, weights: Weights) -> tuple[nn.Module, int]:
         given = load_state_dict(weights, {})
         with _fitting(name, weights):
             module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": given})
+    return module
+
+
+def _timm_cut(module: Any) -> tuple[object, int]:
+    layer = module.get_classifier()
     module.reset_classifier(0)
-    return module, getattr(module, "head_hidden_size", None) or module.num_features
+    return layer, getattr(module, "head_hidden_size", None) or module.num_features
 
 
 SOURCES: dict[str, Source] = {
@@ -281,25 +325,32 @@ SOURCES: dict[str, Source] = {
         names=_torchvision_names,
         checkpoint=_torchvision_checkpoint,
         preprocessing=_torchvision_preprocessing,
-        build=_torchvision_build,
+        classes=_torchvision_classes,
+        load=_torchvision_load,
+        cut=_torchvision_cut,
     ),
     "timm": Source(
-        names=_timm_names, checkpoint=_timm_checkpoint, preprocessing=_timm_preprocessing, build=_timm_build
+        names=_timm_names,
+        checkpoint=_timm_checkpoint,
+        preprocessing=_timm_preprocessing,
+        classes=lambda name: _timm_config(name).num_classes,
+        load=_timm_load,
+        cut=_timm_cut,
     ),
 }
 
 
 class Classifier(nn.Module):
-    """A backbone and a new head: `(B, 3, S, S)` → logits `(B, classes)`.
+    """A backbone and a head: `(B, 3, S, S)` → logits `(B, classes)`.
 
-    The head's start depends on the seed and its shape, never on the regime.
+    The head is the backbone's own where it has one, else new: its start depends on the seed and its shape alone.
     """
 
     def __init__(self, backbone: Backbone, classes: int, config: TrainConfig) -> None:
         super().__init__()
         self.backbone = backbone.module
         with seeded(seed_for("head", config.seed)):
-            self.head = HEAD_BUILDERS[config.head](backbone.width, classes)
+            self.head = backbone.head or HEAD_BUILDERS[config.head](backbone.width, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of a batch of normalised images."""

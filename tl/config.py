@@ -63,6 +63,11 @@ class TrainConfig(Strict):
     head: str = Field("linear", description="a key of `HEADS`")
     seed: int = Field(0, ge=0, description="decides the head's start, the order of images, crops and flips")
 
+    @property
+    def passes(self) -> int:
+        """Validation passes: one an epoch, or a single one where the regime trains nothing."""
+        return self.epochs if REGIMES[self.regime].trains else 1
+
     @field_validator("regime", "weights", "precision", "optimizer", "schedule", "loss", "head")
     @classmethod
     def _known(cls, value: str, info: Any) -> str:

@@ -33,6 +33,10 @@ class DeviceError(UserError):
     """A device that this machine doesn't have, or that can't do what was asked."""
 
 
+class NotApplicable(UserError):
+    """A combination of valid settings that has no meaning; `bench` skips such a cell, with this reason."""
+
+
 class StandInWarning(UserWarning):
     """Drawn images or random weights are used in place of what was wanted: accuracy says nothing then."""
 

@@ -1,4 +1,4 @@
-"""Regimes: which parameters train, from which start, and in which mode the backbone runs.
+"""Regimes: which parameters train, if any, from which start, and in which mode the backbone runs.
 
 To add one, add an entry to `REGIMES`; the tests, `bench list regimes` and the grids pick it up.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """How a backbone is used while the new head is trained."""
+    """How a backbone gets to tell the classes of a data set apart."""
 
     summary: str
     start: Literal["pretrained", "random"]
@@ -20,6 +20,21 @@ class Regime:
     """Backbone parameters get gradients and are in the optimiser."""
     backbone_mode: Literal["train", "eval"]
     """BatchNorm, dropout and drop-path mode of the backbone during training passes."""
+    head: Literal["new", "own"] = "new"
+    """`new`: as `TrainConfig.head` says, and trained. `own`: those rows of the classifier that the pretrained network
+    was published with that belong to the classes of the data set; they stay as they are."""
+    control: bool = False
+    """A yardstick: no report recommends it or compares its time with that of fine-tuning."""
+
+    @property
+    def trains_head(self) -> bool:
+        """Head parameters get gradients and are in the optimiser."""
+        return self.head == "new"
+
+    @property
+    def trains(self) -> bool:
+        """There is something to train. Without it one validation pass is all, and neither seed nor epochs matter."""
+        return self.trains_backbone or self.trains_head
 
     @property
     def must_stay_frozen(self) -> bool:
@@ -51,5 +66,14 @@ REGIMES: dict[str, Regime] = {
         start="random",
         trains_backbone=True,
         backbone_mode="train",
+        control=True,
+    ),
+    "zeroshot": Regime(
+        summary="nothing is trained, the backbone's own ImageNet classifier decides: the control for what it knew",
+        start="pretrained",
+        trains_backbone=False,
+        backbone_mode="eval",
+        head="own",
+        control=True,
     ),
 }

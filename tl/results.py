@@ -38,17 +38,26 @@ class Work(Strict):
 
 
 class EpochResult(Strict):
-    """One epoch: a training pass and a validation pass."""
+    """One epoch: a training pass and a validation pass; where nothing is trained, a validation pass alone."""
 
     epoch: int = Field(ge=0, description="counted from 0")
-    learning_rate: float
-    train_seconds: float
+    learning_rate: float | None = Field(description="this and all of training: None without a training pass")
+    train_seconds: float | None
     val_seconds: float
     train_loss: float | None = Field(description="mean over images, while training; None if not finite")
-    train_accuracy: float = Field(description="share in [0, 1], running while the weights change, on augmented images")
+    train_accuracy: float | None = Field(
+        description="share in [0, 1], running while the weights change, on augmented images"
+    )
     val_loss: float | None
     val_accuracy: float
-    phases: Phases | None = Field(None, description="None in records before version 2 of the format")
+    phases: Phases | None = Field(
+        None, description="None without a training pass, and in records before version 2 of the format"
+    )
+
+    @property
+    def seconds(self) -> float | None:
+        """Training plus validation; None without a training pass: half an epoch is not comparable to a whole one."""
+        return None if self.train_seconds is None else self.train_seconds + self.val_seconds
 
 
 class Predictions(Strict):
@@ -78,7 +87,7 @@ class TrainResult(Strict):
         description="backbone parameters and buffers bit-identical after training; None where they may change"
     )
     setup_seconds: float = Field(description="from the call to the first epoch: weights, network, images")
-    training_seconds: float = Field(description="all epochs, training and validation passes")
+    training_seconds: float = Field(description="all training and validation passes")
     baseline_rss_bytes: int = Field(description="resident memory at the call, libraries already loaded")
     peak_rss_bytes: int = Field(description="high-water mark of resident memory")
     memory_method: str
@@ -97,7 +106,9 @@ class TrainResult(Strict):
     mps_driver_bytes: int | None = Field(
         None, description="Metal: largest of what the driver held at the end of a pass"
     )
-    work: Work | None = Field(None, description="None in records before version 2 of the format")
+    work: Work | None = Field(
+        None, description="None where nothing is trained, and in records before version 2 of the format"
+    )
     notes: tuple[str, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)
 
@@ -119,7 +130,7 @@ class TrainResult(Strict):
     @property
     def train_epoch_seconds(self) -> float | None:
         """Median training pass, the first (warm-up) left out; None with fewer than two epochs."""
-        return _median([row.train_seconds for row in self.epochs[1:]])
+        return _median([row.train_seconds for row in self.epochs[1:] if row.train_seconds is not None])
 
     @property
     def val_epoch_seconds(self) -> float | None:
@@ -129,7 +140,7 @@ class TrainResult(Strict):
     @property
     def epoch_seconds(self) -> float | None:
         """Median of training plus validation, the first epoch left out; None with fewer than two epochs."""
-        return _median([row.train_seconds + row.val_seconds for row in self.epochs[1:]])
+        return _median([row.seconds for row in self.epochs[1:] if row.seconds is not None])
 
     def phase_seconds(self, name: str) -> float | None:
         """Median of a phase over all epochs but the first; None with fewer than two, or where it was not measured."""

@@ -50,7 +50,7 @@ def train_model(
     weights_dir: str | Path | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> TrainResult:
-    """Train a new head, and with some regimes the backbone, on `splits`.
+    """Train a new head, and with some regimes the backbone, on `splits`; a regime may also train nothing.
 
     Args:
         config: what to train; see `TrainConfig`.
@@ -63,9 +63,10 @@ def train_model(
     Returns:
         A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the best epoch.
 
-    Raises `UserError` (its kinds: `ConfigError`, `DataError`, `WeightsError`, `DeviceError`) for what the
-    caller can mend. On a CPU the same config, images and thread count give the same losses; on other devices
-    up to rounding, since some of their operations add in no fixed order.
+    Raises `UserError` for what the caller can mend: `ConfigError`, `DataError`, `WeightsError`, `DeviceError`,
+    and `NotApplicable` for a regime that has no meaning with these classes or weights. On a CPU the same config,
+    images and thread count give the same losses; on other devices up to rounding, since some of their operations
+    add in no fixed order.
     """
     started = time.perf_counter()
     target = devices.resolve(device)
@@ -74,12 +75,19 @@ def train_model(
     policy = "random" if regime.start == "random" else config.weights
     if weights and policy != "auto" and weights.kind != policy:
         raise ConfigError(f"weights={weights.kind!r}: regime {config.regime!r} was to start from {policy} weights")
-    backbone = make_backbone(config.backbone, weights=weights or policy, weights_dir=weights_dir, seed=config.seed)
+    backbone = make_backbone(
+        config.backbone,
+        weights=weights or policy,
+        weights_dir=weights_dir,
+        seed=config.seed,
+        own_head_for=splits.classes if regime.head == "own" else None,
+    )
     model = Classifier(backbone, len(splits.classes), config)
     # Convolutions run faster on this layout, on two-core CPUs and on GPUs alike; results are the same.
     model.to(device=target, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, _freeze(model, regime))
-    schedule = SCHEDULE_BUILDERS[config.schedule](config, optimizer)
+    trainable = _freeze(model, regime)
+    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, trainable) if trainable else None
+    schedule = SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None
     loss_function = LOSS_BUILDERS[config.loss](config)
     before = _digest(model.backbone) if regime.must_stay_frozen else None
     store = open_store(splits)
@@ -92,32 +100,35 @@ def train_model(
     best: _Best | None = None
     setup_seconds = time.perf_counter() - started
     with seeded(seed_for("train", config.seed)), exact_single_precision():
-        for epoch in range(config.epochs):
-            rate = optimizer.param_groups[0]["lr"]
+        for epoch in range(config.passes):
+            rate = optimizer.param_groups[0]["lr"] if optimizer else None
+            trained, train_seconds = None, 0.0
             with _garbage_later():
-                memory.begin("train")
+                memory.begin("train" if optimizer else "val")
                 clock.start()
-                set_mode(model, regime)
-                trained = _train_pass(model, regime, train, loss_function, optimizer, config, epoch, clock, work)
-                train_seconds, _ = clock.read()
-                memory.begin("val")
-                clock.mark(None)
+                if optimizer:
+                    set_mode(model, regime)
+                    trained = _train_pass(model, regime, train, loss_function, optimizer, config, epoch, clock, work)
+                    train_seconds, _ = clock.read()
+                    memory.begin("val")
+                    clock.mark(None)
                 model.eval()
                 judged = _val_pass(model, val, loss_function, config)
                 clock.mark("validation")
                 whole, parts = clock.read()
                 memory.end()
-            schedule.step()
+            if schedule:
+                schedule.step()
             work = None  # counted on the first step alone, which is warm-up anyway
             history.append(
                 EpochResult(
                     epoch=epoch,
                     learning_rate=rate,
-                    train_seconds=train_seconds,
+                    train_seconds=train_seconds if trained else None,
                     val_seconds=whole - train_seconds,
-                    phases=Phases(**parts, other=whole - sum(parts.values())),
-                    train_loss=_finite(trained.loss),
-                    train_accuracy=trained.accuracy,
+                    phases=Phases(**parts, other=whole - sum(parts.values())) if trained else None,
+                    train_loss=_finite(trained.loss) if trained else None,
+                    train_accuracy=trained.accuracy if trained else None,
                     val_loss=_finite(judged.loss),
                     val_accuracy=judged.accuracy,
                 )
@@ -129,7 +140,7 @@ def train_model(
                 best = _Best(accuracy=judged.accuracy, predictions=last, state=copied, owner=kept)
             if on_epoch:
                 on_epoch(history[-1])
-    assert best is not None  # config.epochs ≥ 1
+    assert best is not None  # there is at least one pass
     best.owner.load_state_dict(best.state)
     model.eval()
     return TrainResult(
@@ -147,9 +158,9 @@ def train_model(
         trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
         frozen_verified=None if before is None else _digest(model.backbone) == before,
         setup_seconds=setup_seconds,
-        training_seconds=sum(row.train_seconds + row.val_seconds for row in history),
+        training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in history),
         **memory.figures(),
-        work=_work(counted, config, len(splits.train), model, optimizer),
+        work=_work(counted, config, len(splits.train), model, optimizer) if optimizer else None,
         notes=_notes(history, splits, backbone.weights, config, decoded_once=store.pixels is not None),
         model=model,
     )
@@ -188,6 +199,7 @@ def _work(step: StepWork, config: TrainConfig, images: int, model: nn.Module, op
 def _freeze(model: Classifier, regime: Regime) -> list[nn.Parameter]:
     """Switch gradients on and off, and return what the optimiser may change."""
     model.backbone.requires_grad_(regime.trains_backbone)
+    model.head.requires_grad_(regime.trains_head)
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -320,8 +332,8 @@ def _notes(
         notes.append(f"random weights: {weights.reason}")
     if not decoded_once:
         notes.append("images were decoded anew in every epoch: times hold more than with decoded images at hand")
-    if any(row.train_loss is None or row.val_loss is None for row in history):
+    if any((row.train_loss is None and row.train_seconds is not None) or row.val_loss is None for row in history):
         notes.append("the loss was not finite in at least one epoch")
-    if max(stop - start for start, stop in batch_bounds(images, size)) > size:
+    if REGIMES[config.regime].trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
     return tuple(notes)

@@ -15,7 +15,7 @@ Emit = Callable[[Any], None]
 class Outcome:
     """How a piece of work ended."""
 
-    status: Literal["done", "failed", "oom", "timeout"]
+    status: Literal["done", "failed", "oom", "timeout", "skipped"]
     value: Any = None
     reason: str = ""
     traceback: str = ""

@@ -15,6 +15,8 @@ def answers(summary: Summary) -> list[str]:
     said = [_choice(choice, summary) for choice in summary.choices]
     if summary.groups and all(group.accuracy is None for group in summary.groups):
         said.append("No cell had pretrained weights: accuracy says nothing here, time and memory hold.")
+    elif summary.groups and not summary.choices:
+        said.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         said.append("No cell has a result yet.")
     if summary.comparisons:

@@ -256,7 +256,7 @@ def _choices(groups: list[Group]) -> list[Choice]:
     choices = []
     for run, device in dict.fromkeys((group.run, group.cell.device) for group in groups):
         here = [group for group in groups if (group.run, group.cell.device) == (run, device)]
-        rated = [g for g in here if g.accuracy is not None and REGIMES[g.config.regime].start == "pretrained"]
+        rated = [g for g in here if g.accuracy is not None and not REGIMES[g.config.regime].control]
         if not rated:
             continue
         best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds))

@@ -10,6 +10,7 @@ from bench.findings import claim_row, show_estimate
 from bench.groups import Group
 from bench.metrics import METRICS
 from bench.report.summary import HeadOnly, Summary
+from tl.regimes import REGIMES
 
 SHOWN = (
     *("val_accuracy_last", "epoch_seconds", "first_epoch_seconds", "images_per_second", "peak_memory_bytes"),
@@ -72,7 +73,8 @@ def _axes(group: Group, summary: Summary) -> dict[str, str]:
     """What identifies a row: always backbone, regime and device, else what differs within the report."""
     config = group.config
     row = {"run": group.run} if len(summary.runs) > 1 else {}
-    row |= {"backbone": config.backbone, "regime": config.regime, "device": group.cell.device}
+    control = " (control)" if REGIMES[config.regime].control else ""
+    row |= {"backbone": config.backbone, "regime": f"{config.regime}{control}", "device": group.cell.device}
     if len({other.config.precision for other in summary.groups}) > 1:
         row["precision"] = config.precision
     return row | {name.replace("_", " "): str(getattr(config, name)) for name in summary.settings}

@@ -21,11 +21,13 @@ from bench.report.tables import cells_table, claims_table, comparison_table
 from bench.stats import MIN_SAMPLES
 from tl.cache import write_atomic
 from tl.errors import UserError
+from tl.regimes import REGIMES
 
 LEAKAGE = (
     "These ants and bees are a small part of ImageNet, so a backbone pretrained on ImageNet may have seen them: "
     "accuracies are higher than on images that are new to it."
 )
+CONTROLS = "Controls are yardsticks: they are not recommended, and not compared with fine-tuning."
 TRAINING_BELOW_VALIDATION = (
     "Training accuracy is often below validation accuracy: it is a running figure over the epoch, on cropped and "
     "flipped images, and with the training mode of BatchNorm and dropout."
@@ -95,6 +97,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "claims": as_table(claims_table(summary)) if summary.findings else "",
         "claims_overall": _claims_overall(summary),
         "leakage": LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
+        "controls": _controls(summary),
         "training_below": TRAINING_BELOW_VALIDATION,
         "overhead": _overhead(summary),
         "fence": _fence(summary.commands),
@@ -109,6 +112,13 @@ def _claims_overall(summary: Summary) -> list[tuple[Claim, str]]:
         if about:
             said.append((claim, f"{overall(about)}. {verdicts(about)}"))
     return said
+
+
+def _controls(summary: Summary) -> str:
+    """What the controls in the table are; empty where there are none."""
+    there = {group.config.regime for group in summary.groups}
+    told = [f"{name}: {regime.summary}." for name, regime in REGIMES.items() if regime.control and name in there]
+    return " ".join([CONTROLS, *told]) if told else ""
 
 
 def _markdown_table(table: pd.DataFrame) -> Markup:

@@ -13,6 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import tl
 from tests.conftest import TINY
+from tests.weights import policy, published
 from tl.backbones import make_backbone
 from tl.batches import Batches
 from tl.clock import Clock
@@ -26,8 +27,8 @@ MARKS_A_STEP = 7
 @pytest.mark.parametrize("regime", REGIMES)
 def test_epoch(benchmark: BenchmarkFixture, mini: tl.Splits, regime: str) -> None:
     """One epoch of 24 + 16 images on a tiny network, set-up included."""
-    config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights="random", epochs=1)
-    result = benchmark(tl.train_model, config, mini, device="cpu")
+    config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights=policy(regime), epochs=1)
+    result = benchmark(tl.train_model, config, mini, device="cpu", weights_dir=published())
     assert len(result.epochs) == 1
     benchmark.extra_info["total_params"] = result.total_params
     benchmark.extra_info["trainable_params"] = result.trainable_params

@@ -1,0 +1,76 @@
+"""A backbone that should have stayed as it was and did not is reported wherever a user looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import bench
+from bench import runner
+from bench.grid import load_grid
+from bench.options import Options
+from bench.report import summarise, write_report
+from tests.commands import ONE_CELL
+from tl import train
+from tl.backbones import Classifier
+from tl.regimes import REGIMES, Regime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(Regime):
+    """Says that its backbone stays frozen, whatever its other fields do to it."""
+
+    @property
+    def must_stay_frozen(self) -> bool:
+        return True
+
+
+def _sweep(folder: Path) -> tuple[str, tuple[str, str]]:
+    """What the terminal said of one cell of regime `frozen`, and both reports. In this process."""
+    (folder / "one.toml").write_text(ONE_CELL + "[train]\nepochs = 1\n")
+    grid = load_grid(str(folder / "one.toml"))
+    options = Options(name="x", weights="random", executor="inline", results=folder / "results")
+    worker, console = runner.executor_for(options), Console(record=True, width=200)
+    sweep = runner.plan(grid, options, worker, console)
+    runner.execute(sweep, grid, options, worker, console)
+    markdown, page = write_report(summarise([sweep.run], "x"), folder / "reports")
+    return console.export_text(), (markdown.read_text(), page.read_text())
+
+
+@pytest.mark.parametrize(
+    ("trains_backbone", "mode", "moved"),
+    [(False, "eval", False), (True, "eval", True), (False, "train", True)],
+    ids=["as it should be", "parameters are trained", "BatchNorm statistics move"],
+)
+def test_a_backbone_that_moves_is_reported_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trains_backbone: bool, mode: str, moved: bool
+) -> None:
+    """Planted in the regime: on the terminal, at the top and in the table of both reports, and in the export."""
+    planted = Careless(summary="x", start="pretrained", trains_backbone=trains_backbone, backbone_mode=mode)
+    monkeypatch.setitem(REGIMES, "frozen", planted)
+    said, pages = _sweep(tmp_path)
+    assert ("NOT FROZEN" in said) is moved
+    for page in pages:
+        assert ("NOT FROZEN" in page) is moved and ("verified" in page) is not moved
+        assert ("Not frozen." in page[: page.index("Results")]) is moved
+    assert bench.load_results(tmp_path / "results" / "x")["frozen_verified"].tolist() == [not moved]
+
+
+def test_a_single_number_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted in the loop: after its pass one weight of the backbone is another, by the least that there is."""
+    original = train._train_pass
+
+    def careless(model: Classifier, *arguments: object) -> object:
+        done = original(model, *arguments)
+        weight = next(model.backbone.parameters()).data
+        weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
+        return done
+
+    monkeypatch.setattr(train, "_train_pass", careless)
+    said, _ = _sweep(tmp_path)
+    assert "NOT FROZEN" in said
+    assert bench.load_results(tmp_path / "results" / "x")["frozen_verified"].tolist() == [False]
