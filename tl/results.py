@@ -51,8 +51,20 @@ class EpochResult(Strict):
     phases: Phases | None = Field(None, description="None in records before version 2 of the format")
 
 
+class Trial(Strict):
+    """What protocol `tuned` saw of one learning rate: a training without the held-out images, judged on them."""
+
+    learning_rate: float
+    held_out_accuracy: float = Field(description="share in [0, 1], at the last epoch")
+    held_out_loss: float | None = Field(description="at the last epoch; None if not finite")
+    seconds: float = Field(description="of the whole trial, its set-up included")
+
+
 class Predictions(Strict):
-    """What the model said of each validation image, in the order of the data set."""
+    """What the model said of each validation image, in the order of the data set.
+
+    With protocol `kfold` of each image, training images first, by the network that was trained without it.
+    """
 
     epoch: int
     labels: list[int] = Field(description="index of the predicted class")
@@ -60,7 +72,12 @@ class Predictions(Strict):
 
 
 class TrainResult(Strict):
-    """Raw figures of one run; summaries are derived from them. `model` holds the best epoch's weights."""
+    """Raw figures of one run; summaries are derived from them. `model` holds the best epoch's weights.
+
+    With protocol `tuned` the figures are those of the training at the chosen rate. With `kfold` they are those of
+    all folds together: seconds are sums, losses and accuracies means over images, memory is the largest, `best` is
+    the last epoch, and there is no `model`.
+    """
 
     config: TrainConfig
     weights: Weights
@@ -85,6 +102,9 @@ class TrainResult(Strict):
     cuda_allocated_bytes: int | None = Field(None, description="peak of torch's allocations on the GPU")
     cuda_reserved_bytes: int | None = Field(None, description="peak of what torch's allocator held on the GPU")
     work: Work | None = Field(None, description="None in records before version 2 of the format")
+    trials: tuple[Trial, ...] = Field((), description="of protocol `tuned`, one a learning rate, ascending")
+    learning_rate_chosen: float | None = Field(None, description="of protocol `tuned`; None with the others")
+    tuning_seconds: float | None = Field(None, description="all trials together; None without them")
     notes: tuple[str, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)
 
@@ -97,6 +117,11 @@ class TrainResult(Strict):
     def val_accuracy_last(self) -> float:
         """At the last epoch."""
         return self.epochs[-1].val_accuracy
+
+    @property
+    def learning_rate(self) -> float:
+        """At the first epoch: the config's, or the chosen one."""
+        return self.config.learning_rate if self.learning_rate_chosen is None else self.learning_rate_chosen
 
     @property
     def accuracy_counts(self) -> bool:
