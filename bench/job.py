@@ -18,8 +18,8 @@ from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
 from tl.errors import WeightsError
 from tl.machine import keep_freed_pages
+from tl.protocols import run_protocol
 from tl.results import EpochResult, TrainResult
-from tl.train import train_model
 from tl.weights import Weights
 
 
@@ -52,7 +52,10 @@ def resolve_weights(
 
 
 def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
-    """Train one cell. Emits each `EpochResult`; returns the result without its model, and the allocator's setting."""
+    """Train one cell; returns the result without its model, and the allocator's setting.
+
+    Emits each `EpochResult`, and with a protocol of several trainings a few words before each.
+    """
     torch.set_num_threads(threads)
     allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"
     _touch_code()
@@ -60,7 +63,7 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     def on_epoch(row: EpochResult) -> None:
         emit(row)
 
-    result = train_model(cell.config, splits, device=cell.device, weights=weights, on_epoch=on_epoch)
+    result = run_protocol(cell.config, splits, device=cell.device, weights=weights, on_epoch=on_epoch, on_stage=emit)
     return result.model_copy(update={"model": None}), allocator
 
 

@@ -26,6 +26,9 @@ class Reporter(Protocol):
     def started(self, cell: Cell) -> None:
         """A cell begins."""
 
+    def stage(self, cell: Cell, text: str) -> None:
+        """One of its trainings begins, where the protocol has several; `text` is a few words on it."""
+
     def epoch(self, cell: Cell, row: EpochResult) -> None:
         """One of its epochs is over."""
 
@@ -34,7 +37,7 @@ class Reporter(Protocol):
 
 
 def make_reporter(console: Console, cells: int, epochs: int) -> Reporter:
-    """A live display where `console` is a terminal, else plain lines. `epochs` is that of all cells."""
+    """A live display where `console` is a terminal, else plain lines. `epochs` is that of all trainings."""
     return LiveReporter(console, cells, epochs) if console.is_terminal else PlainReporter(console, cells, epochs)
 
 
@@ -79,13 +82,16 @@ class PlainReporter:
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
         self._say(f"[{self._count.cells_done + 1}/{self._count.cells}] {cell}")
 
+    def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
+        self._say(f"    {text}")
+
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch()
         left = self._count.left()
         self._say(f"    {_epoch_text(cell, row)}{', ' + left if left else ''}")
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        self._count.cell(record.cell.config.epochs)
+        self._count.cell(record.cell.config.epochs * record.cell.config.trainings)
         self._say(f"    {_end_text(record)}")
 
     def _say(self, text: str) -> None:
@@ -106,6 +112,7 @@ class LiveReporter:
             refresh_per_second=1,
             transient=True,
         )
+        self._stage = ""
         self._task = self._bar.add_task("", total=epochs, cells=f"0/{cells} cells", cell="", left="")
 
     def __enter__(self) -> Self:
@@ -116,15 +123,21 @@ class LiveReporter:
         self._bar.stop()
 
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
+        self._stage = ""
         self._update(cell=f"{_short(cell)}")
+
+    def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
+        self._stage = f"{text}, "
+        self._update(cell=f"{text} · {_short(cell)}")
 
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch()
         # What moves comes first: a narrow terminal cuts the rest off.
-        self._update(cell=f"epoch {row.epoch + 1}/{cell.config.epochs}, {_accuracy_text(cell, row)} · {_short(cell)}")
+        moving = f"{self._stage}epoch {row.epoch + 1}/{cell.config.epochs}, {_accuracy_text(cell, row)}"
+        self._update(cell=f"{moving} · {_short(cell)}")
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        self._count.cell(record.cell.config.epochs)
+        self._count.cell(record.cell.config.epochs * record.cell.config.trainings)
         mark, colour = ("✓", "green") if record.status == "done" else ("✗", "red")
         line = Text.assemble(
             (f"{mark} ", colour), f"{record.cell}  ", (_end_text(record), "dim" if colour == "green" else "red")

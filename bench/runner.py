@@ -25,6 +25,7 @@ from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, R
 from bench.settle import KEPT, Answer, locate, settle, settle_key
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, StandInWarning, UserError, not_one_of
+from tl.folds import check_protocol, images_an_epoch, judged_images
 from tl.images import open_store
 from tl.machine import usable_cores
 from tl.results import EpochResult
@@ -54,8 +55,12 @@ class Sweep:
 
 
 def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, batch_size: int | None) -> str:
-    """The folder's name where none is given: the grid's, with what the command line changes about the protocol."""
+    """The folder's name where none is given: the grid's, with what the command line changes about the protocol.
+
+    Any protocol but `fixed` is named in any case.
+    """
     parts = [grid.name]
+    parts += [grid.protocol["protocol"]] if grid.protocol["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
         parts.append(Path(data).resolve().name or "data")
     parts += [f"epochs{epochs}"] if epochs is not None else []
@@ -83,6 +88,8 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     previous = run.manifest() if run.exists() else None
     splits = _dataset(grid, options, previous)
     open_store(splits)
+    for item in planned:
+        check_protocol(item.config, splits)
     if previous:
         _same_run(run, previous, grid, splits)
     answers = settle(planned, options, previous.weights if previous else {}, executor, console)
@@ -123,14 +130,18 @@ def execute(sweep: Sweep, grid: Grid, options: Options, executor: Executor, cons
         _begin(sweep, grid, options, machine, console)
         records = _done(sweep.run, sweep.cells)
         missing = {cell_id: cell for cell_id, cell in left.items() if cell_id not in records}
-        with make_reporter(console, len(missing), sum(cell.config.epochs for cell in missing.values())) as reporter:
+        epochs = sum(cell.config.epochs * cell.config.trainings for cell in missing.values())
+        with make_reporter(console, len(missing), epochs) as reporter:
             blocks = sorted({cell.config.seed for cell in sweep.cells.values()})
             for order, (cell_id, cell) in enumerate(missing.items()):
                 reporter.started(cell)
                 started = datetime.now(UTC)
 
-                def on_event(row: EpochResult, cell: Cell = cell) -> None:
-                    reporter.epoch(cell, row)
+                def on_event(event: EpochResult | str, cell: Cell = cell) -> None:
+                    if isinstance(event, str):
+                        reporter.stage(cell, event)
+                    else:
+                        reporter.epoch(cell, event)
 
                 answer = located[cell_id]
                 weights = answer if isinstance(answer, Weights) else None
@@ -261,7 +272,7 @@ def _record(
         cell_id=cell.id,
         cell=cell,
         dataset=sweep.splits.name,
-        train_images=len(sweep.splits.train),
+        train_images=images_an_epoch(cell.config, sweep.splits),
         stand_in=sweep.splits.stand_in,
         weights=weights,
         status=outcome.status,
@@ -290,6 +301,7 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
     for cell_id in made_good - sweep.cells.keys():
         planned.pop(cell_id, None)
         sweep.run.retire(cell_id)
+    judged = judged_images(next(iter(sweep.cells.values())).config, splits)
     invocation = Invocation(
         command=options.command,
         started=datetime.now(UTC),
@@ -305,8 +317,8 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
             digest=splits.digest,
             classes=splits.classes,
             train_images=len(splits.train),
-            val_files=splits.val.files,
-            val_labels=splits.val.labels,
+            val_files=judged.files,
+            val_labels=judged.labels,
             stand_in=splits.stand_in,
         ),
         weights=(previous.weights if previous else {}) | sweep.settled,

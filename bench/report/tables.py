@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.claims import can_be_judged
 from bench.metrics import METRICS
+from bench.report.protocol import chosen_rates
 from bench.report.summary import Group, HeadOnly, Summary
 from bench.stats import Interval
 
@@ -28,6 +29,7 @@ def cells_table(summary: Summary) -> pd.DataFrame:
         rows.append(
             _axes(group, summary)
             | {"weights": group.config.weights}
+            | chosen_rates(group, summary)
             | seeds
             | {METRICS["val_accuracy_best"].heading: accuracy(group)}
             | figures

@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.claims import HALF_THE_TIME
-from bench.report import figures
+from bench.report import figures, protocol
 from bench.report.answers import answers
 from bench.report.summary import Summary
 from bench.report.tables import cells_table, comparison_table
@@ -87,6 +87,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
     return {
         "summary": summary,
         "answers": answers(summary),
+        "protocol": protocol,
         "claim": HALF_THE_TIME,
         "cells": as_table(cells_table(summary)),
         "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",
