@@ -70,6 +70,7 @@ def run(
     seeds: Annotated[int | None, typer.Option(help="How many seeds, counted from 0.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a training step.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="fixed, tuned or kfold, instead of the grid's.")] = None,
     data: Annotated[
         str | None, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
     ] = None,
@@ -109,7 +110,7 @@ def run(
 
     console = Console()
     axes = {"backbones": backbone, "regimes": regime, "devices": device, "seeds": seeds}
-    settings = {"epochs": epochs, "batch_size": batch_size}
+    settings = {"epochs": epochs, "batch_size": batch_size, "protocol": protocol}
     chosen = load_grid(grid).override(
         {axis: value for axis, value in axes.items() if value is not None},
         {key: value for key, value in settings.items() if value is not None},
@@ -192,14 +193,18 @@ def _say(console: Any, text: str, style: str | None = None) -> None:
 def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
     """What will be used, and loudly what stands in for what was wanted."""
     from bench.settle import KEPT
+    from tl.config import PROTOCOLS
 
     splits = sweep.splits
+    config = next(iter(sweep.cells.values())).config
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
     _say(console, f"images: {splits.name} ({images})")
     if splits.ignored:
         _say(
             console, f"        files that are not images, left out: {len(splits.ignored)}, such as {splits.ignored[0]}"
         )
+    if config.protocol != "fixed":
+        _say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
     unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""
     if splits.stand_in:
         _say(console, f"WARNING: {unless}the images are {splits.stand_in}", style="bold yellow")

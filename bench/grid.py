@@ -12,6 +12,7 @@ seeds = 3                           # 0, 1, 2; or a list
 
 [train]                             # the protocol: fields of tl.TrainConfig
 epochs = 5
+protocol = "fixed"                  # fixed, tuned (of learning_rates = […]), kfold (folds = 5); one a grid
 
 [[exclude]]                         # cells that match all keys given; * and ? as in file names
 regime = "scratch"
@@ -79,9 +80,12 @@ class Grid(Strict):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """All training settings that are not axes, defaults included. Raises `ConfigError` for one out of range."""
-        settings = TrainConfig(backbone="any", **self.train)
-        return {name: getattr(settings, name) for name in PROTOCOL}
+        """All training settings that are not axes, defaults included, as a manifest keeps them.
+
+        Raises `ConfigError` for one out of range.
+        """
+        settings = TrainConfig(backbone="any", **self.train).model_dump(mode="json")
+        return {name: settings[name] for name in PROTOCOL}
 
     def override(self, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:
         """The grid with some of its axes and settings replaced; they rule its `include` entries too.
@@ -146,25 +150,38 @@ def _parse(text: str, name: str) -> Grid:
         grid = Grid(name=name, **_with_claims(_with_matrix(data)))
     except TypeError as error:
         raise ConfigError("name: unknown key; a grid's name is its file's name") from error
-    _check("train", grid.train, PROTOCOL)
+    _check("train", grid.train, PROTOCOL, beside=grid.train)
     for number, entry in enumerate(grid.include, 1):
-        _check(f"include[{number}]", entry, [*AXES, *PROTOCOL])
+        if "protocol" in entry:
+            raise ConfigError(f"include[{number}].protocol: all cells of a grid have one protocol; set train.protocol")
+        _check(f"include[{number}]", entry, [*AXES, *PROTOCOL], beside=grid.train)
     for number, entry in enumerate(grid.exclude, 1):
         _check(f"exclude[{number}]", entry, AXES, patterns=True)
     return grid
 
 
-def _check(where: str, given: Mapping[str, Any], valid: Collection[str], *, patterns: bool = False) -> None:
-    """Refuse unknown keys and values that are not valid, naming the place."""
+def _check(
+    where: str,
+    given: Mapping[str, Any],
+    valid: Collection[str],
+    *,
+    patterns: bool = False,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse unknown keys and values that are not valid, naming the place.
+
+    `beside` are settings of the grid that hold too: some are valid only with a certain protocol.
+    """
     _known_keys(where, given, valid)
     for key, value in given.items():
-        kinds = (int,) if key == "seed" else (str, int, float)
+        kinds = (int,) if key == "seed" else (list,) if key == "learning_rates" else (str, int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
-            raise ConfigError(f"{where}.{key}={value!r}: must be one {'number' if key == 'seed' else 'value'}")
+            wanted = {"seed": "one number", "learning_rates": "a list of numbers"}.get(key, "one value")
+            raise ConfigError(f"{where}.{key}={value!r}: must be {wanted}")
         is_pattern = patterns and isinstance(value, str) and any(sign in value for sign in "*?[")
         if key not in ("backbone", "device") and not is_pattern:
             try:
-                TrainConfig(backbone="any").replace(**{key: value})
+                TrainConfig(backbone="any", **{**(beside or {}), key: value})
             except ConfigError as error:
                 raise ConfigError(f"{where}.{error}") from error
 

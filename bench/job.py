@@ -19,8 +19,8 @@ from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
 from tl.errors import WeightsError
 from tl.machine import keep_freed_pages
+from tl.protocols import run_protocol
 from tl.results import EpochResult, TrainResult
-from tl.train import train_model
 from tl.weights import Weights
 
 
@@ -55,7 +55,8 @@ def resolve_weights(
 def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
     """Train one cell. Returns the result without its model, and the allocator's setting.
 
-    Emits each `EpochResult`, and before and after training what only this process knows of the machine.
+    Emits each `EpochResult`; with a protocol of several trainings a few words before each; and before and after
+    training what only this process knows of the machine.
     """
     torch.set_num_threads(threads)
     allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"
@@ -66,7 +67,7 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     def on_epoch(row: EpochResult) -> None:
         emit(row)
 
-    result = train_model(cell.config, splits, device=cell.device, weights=weights, on_epoch=on_epoch)
+    result = run_protocol(cell.config, splits, device=cell.device, weights=weights, on_epoch=on_epoch, on_stage=emit)
     if uuid:
         emit(MachineState(gpu_after=gpu.state(uuid)))
     return result.model_copy(update={"model": None}), allocator

@@ -150,7 +150,13 @@ METRICS: dict[str, Metric] = {
         label="overhead",
         unit="s",
         value=lambda record, result: record.overhead_seconds,
-        meaning="wall time of the cell outside its training and validation passes",
+        meaning="wall time of the cell outside its training and validation passes and its tuning",
+    ),
+    "tuning_seconds": Metric(
+        label="tuning",
+        unit="s",
+        value=lambda record, result: result.tuning_seconds,
+        meaning="all trials of protocol `tuned` together, beside the training; empty with the others",
     ),
     "images_per_second": Metric(
         label="training speed",

@@ -27,6 +27,9 @@ class Reporter(Protocol):
     def started(self, cell: Cell) -> None:
         """A cell begins."""
 
+    def stage(self, cell: Cell, text: str) -> None:
+        """One of its trainings begins, where the protocol has several; `text` is a few words on it."""
+
     def epoch(self, cell: Cell, row: EpochResult) -> None:
         """One of its epochs is over."""
 
@@ -38,7 +41,7 @@ class Reporter(Protocol):
 
 
 def make_reporter(console: Console, cells: int, epochs: int) -> Reporter:
-    """A live display where `console` is a terminal, else plain lines. `epochs` is that of all cells."""
+    """A live display where `console` is a terminal, else plain lines. `epochs` is that of all trainings."""
     return LiveReporter(console, cells, epochs) if console.is_terminal else PlainReporter(console, cells, epochs)
 
 
@@ -83,6 +86,9 @@ class PlainReporter:
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
         self._say(f"[{self._count.cells_done + 1}/{self._count.cells}] {cell}")
 
+    def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
+        self._say(f"    {text}")
+
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch()
         left = self._count.left()
@@ -92,7 +98,7 @@ class PlainReporter:
         self._say(f"    WARNING: {text}")
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        self._count.cell(record.cell.config.passes)
+        self._count.cell(record.cell.config.passes * record.cell.config.trainings)
         self._say(f"    {_end_text(record)}")
 
     def _say(self, text: str) -> None:
@@ -113,6 +119,7 @@ class LiveReporter:
             refresh_per_second=1,
             transient=True,
         )
+        self._stage = ""
         self._task = self._bar.add_task("", total=epochs, cells=f"0/{cells} cells", cell="", left="")
 
     def __enter__(self) -> Self:
@@ -123,18 +130,24 @@ class LiveReporter:
         self._bar.stop()
 
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
+        self._stage = ""
         self._update(cell=f"{_short(cell)}")
+
+    def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
+        self._stage = f"{text}, "
+        self._update(cell=f"{text} · {_short(cell)}")
 
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch()
         # What moves comes first: a narrow terminal cuts the rest off.
-        self._update(cell=f"{_pass_text(cell, row)}, {_accuracy_text(cell, row)} · {_short(cell)}")
+        moving = f"{self._stage}{_pass_text(cell, row)}, {_accuracy_text(cell, row)}"
+        self._update(cell=f"{moving} · {_short(cell)}")
 
     def warned(self, text: str) -> None:  # noqa: D102
         self._bar.console.print(Text(f"! {text}", style="yellow"), soft_wrap=True)
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        self._count.cell(record.cell.config.passes)
+        self._count.cell(record.cell.config.passes * record.cell.config.trainings)
         mark, colour = {"done": ("✓", "green"), "skipped": ("–", "yellow")}.get(record.status, ("✗", "red"))
         line = Text.assemble(
             (f"{mark} ", colour), f"{record.cell}  ", (_end_text(record), "dim" if colour == "green" else colour)

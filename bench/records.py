@@ -9,7 +9,9 @@ History of the format (`SCHEMA_VERSION`):
 2   an epoch has `phases`, a result has `work`, a record its `block` and `order`; None where version 1 is read
 3   a result has memory by kind of pass, of the process on its GPU, and of Metal; a record has its `machine`;
     None where older versions are read; a record may be `skipped`; figures of training are None where nothing is
-    trained (regime `zeroshot`)
+    trained (regime `zeroshot`); a config has `protocol`, `learning_rates` and `folds` (see `AS_BEFORE` where an older
+    version is read), a result `trials`, `learning_rate_chosen` and `tuning_seconds`; with protocol `kfold`
+    predictions are of all images
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from bench.environment import Environment
 from bench.watch import MachineState
@@ -38,8 +40,18 @@ SCHEMA_VERSION = 3
 PROTOCOL_VERSION = 1
 """Part of every cell's id: raised when the same config begins to mean other work."""
 
+AS_BEFORE: dict[str, Any] = {"protocol": "fixed", "learning_rates": [3e-4, 1e-3, 3e-3, 1e-2], "folds": 5}
+"""Fields of a config that came after version 1 of the format, and the value that means what was done before.
+
+A field with that value is no part of a cell's id, so that cells keep the ids that they had without the field. Not
+the field's default, which may change one day: this may not.
+"""
+
 Status = Literal["done", "failed", "oom", "timeout", "skipped"]
 STATUSES: tuple[str, ...] = get_args(Status)
+
+
+_NOTHING = object()
 
 
 class Cell(Strict):
@@ -53,7 +65,10 @@ class Cell(Strict):
     @property
     def id(self) -> str:
         """12 hex digits. Moving a folder keeps it; anything that can change a number changes it."""
-        text = json.dumps([PROTOCOL_VERSION, self.model_dump(mode="json")], sort_keys=True)
+        content = self.model_dump(mode="json")
+        config = content["config"].items()
+        content["config"] = {name: value for name, value in config if AS_BEFORE.get(name, _NOTHING) != value}
+        text = json.dumps([PROTOCOL_VERSION, content], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def but(self, **settings: Any) -> Cell:
@@ -74,7 +89,7 @@ class Record(Strict):
     cell_id: str
     cell: Cell
     dataset: str
-    train_images: int
+    train_images: int = Field(description="that an epoch trains on; with protocol `kfold` in all its folds together")
     stand_in: str = Field("", description="that the images are drawn ones, and why; empty for real images")
     weights: Weights | None = Field(description="what the backbone started from; None where none could be had")
     status: Status
@@ -91,8 +106,10 @@ class Record(Strict):
 
     @property
     def overhead_seconds(self) -> float | None:
-        """Wall time outside training and validation passes; None without a result."""
-        return None if self.result is None else self.wall_seconds - self.result.training_seconds
+        """Wall time outside training and validation passes and tuning; None without a result."""
+        if self.result is None:
+            return None
+        return self.wall_seconds - self.result.training_seconds - (self.result.tuning_seconds or 0.0)
 
 
 class DatasetIdentity(Strict):
@@ -101,8 +118,10 @@ class DatasetIdentity(Strict):
     name: str
     digest: str
     classes: tuple[str, ...]
-    train_images: int
-    val_files: tuple[str, ...] = Field(description="in the order of every record's predictions")
+    train_images: int = Field(description="in `train/`")
+    val_files: tuple[str, ...] = Field(
+        description="in the order of every record's predictions; with protocol `kfold` all images, `train/` first"
+    )
     val_labels: tuple[int, ...]
     stand_in: str = ""
 
@@ -129,6 +148,11 @@ class Manifest(Strict):
     )
     cells: dict[str, Cell] = Field(description="all cells planned so far, by id, in order")
     invocations: tuple[Invocation, ...]
+
+    @field_validator("protocol")
+    @classmethod
+    def _upgraded(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**AS_BEFORE, **given}
 
 
 class Run:

@@ -26,6 +26,7 @@ from bench.settle import KEPT, Answer, locate, settle, settle_key
 from bench.watch import MachineState, Watch, look
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, StandInWarning, UserError, not_one_of
+from tl.folds import check_protocol, images_an_epoch, judged_images
 from tl.images import open_store
 from tl.machine import usable_cores
 from tl.results import EpochResult
@@ -55,8 +56,12 @@ class Sweep:
 
 
 def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, batch_size: int | None) -> str:
-    """The folder's name where none is given: the grid's, with what the command line changes about the protocol."""
+    """The folder's name where none is given: the grid's, with what the command line changes about the protocol.
+
+    Any protocol but `fixed` is named in any case.
+    """
     parts = [grid.name]
+    parts += [grid.protocol["protocol"]] if grid.protocol["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
         parts.append(Path(data).resolve().name or "data")
     parts += [f"epochs{epochs}"] if epochs is not None else []
@@ -84,6 +89,8 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     previous = run.manifest() if run.exists() else None
     splits = _dataset(grid, options, previous)
     open_store(splits)
+    for item in planned:
+        check_protocol(item.config, splits)
     if previous:
         _same_run(run, previous, grid, splits)
     answers = settle(planned, options, previous.weights if previous else {}, executor, console)
@@ -128,16 +135,19 @@ def execute(
         _begin(sweep, grid, options, machine, console)
         records = _done(sweep.run, sweep.cells)
         missing = {cell_id: cell for cell_id, cell in left.items() if cell_id not in records}
-        with make_reporter(console, len(missing), sum(cell.config.passes for cell in missing.values())) as reporter:
+        passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())
+        with make_reporter(console, len(missing), passes) as reporter:
             blocks = sorted({cell.config.seed for cell in sweep.cells.values()})
             for order, (cell_id, cell) in enumerate(missing.items(), first_order):
                 reporter.started(cell)
                 started = datetime.now(UTC)
                 watch, around = Watch(reporter.warned), None
 
-                def on_event(told: EpochResult | MachineState, cell: Cell = cell, watch: Watch = watch) -> None:
+                def on_event(told: EpochResult | MachineState | str, cell: Cell = cell, watch: Watch = watch) -> None:
                     if isinstance(told, MachineState):
                         watch.hear(told)
+                    elif isinstance(told, str):
+                        reporter.stage(cell, told)
                     else:
                         reporter.epoch(cell, told)
 
@@ -272,7 +282,7 @@ def _record(
         cell_id=cell.id,
         cell=cell,
         dataset=sweep.splits.name,
-        train_images=len(sweep.splits.train),
+        train_images=images_an_epoch(cell.config, sweep.splits),
         stand_in=sweep.splits.stand_in,
         weights=weights,
         status=outcome.status,
@@ -302,6 +312,7 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
     for cell_id in made_good - sweep.cells.keys():
         planned.pop(cell_id, None)
         sweep.run.retire(cell_id)
+    judged = judged_images(next(iter(sweep.cells.values())).config, splits)
     invocation = Invocation(
         command=options.command,
         started=datetime.now(UTC),
@@ -317,8 +328,8 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
             digest=splits.digest,
             classes=splits.classes,
             train_images=len(splits.train),
-            val_files=splits.val.files,
-            val_labels=splits.val.labels,
+            val_files=judged.files,
+            val_labels=judged.labels,
             stand_in=splits.stand_in,
         ),
         weights=(previous.weights if previous else {}) | sweep.settled,

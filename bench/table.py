@@ -48,6 +48,8 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "seed": lambda run, record: record.cell.config.seed,
     "epochs": lambda run, record: record.cell.config.epochs,
     "batch_size": lambda run, record: record.cell.config.batch_size,
+    "protocol": lambda run, record: record.cell.config.protocol,
+    "learning_rate": lambda run, record: _learning_rate(record),
     "threads": lambda run, record: record.result.threads if record.result else None,
     "memory_format": lambda run, record: record.result.memory_format if record.result else None,
     "torch_version": lambda run, record: record.environment.packages.get("torch"),
@@ -95,7 +97,15 @@ _INTEGERS = {
     "gpu_temperature_celsius",
     *(n for n, m in METRICS.items() if m.unit in ("B", "count", "index")),
 }
-_FLOATS = {"load_before", "load_after", "other_cpu_share", "steal_share", *METRICS} - _INTEGERS
+_FLOATS = {"load_before", "load_after", "other_cpu_share", "steal_share", "learning_rate", *METRICS} - _INTEGERS
+
+
+def _learning_rate(record: Record) -> float | None:
+    """At the first epoch; not known where it was to be chosen and the cell has no result."""
+    config = record.cell.config
+    if record.result:
+        return record.result.learning_rate
+    return None if config.protocol == "tuned" else config.learning_rate
 
 
 def row(run: str, record: Record) -> dict[str, Any]:

@@ -97,10 +97,8 @@ def run_until_decided(
 
 
 def _speed_ups(sweep: runner.Sweep, records: dict[str, Record]) -> list[Finding]:
-    groups = make_groups(
-        ((sweep.run.name, record) for record in records.values()), {sweep.run.name: sweep.splits.val.labels}
-    )
-    return judge([HALF_THE_TIME], groups)
+    truths = {sweep.run.name: sweep.run.manifest().dataset.val_labels}
+    return judge([HALF_THE_TIME], make_groups(((sweep.run.name, record) for record in records.values()), truths))
 
 
 def _settled(finding: Finding, goal: Goal) -> bool:

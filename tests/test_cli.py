@@ -473,3 +473,54 @@ def test_doctor_tells_what_is_there_and_what_is_not() -> None:
         assert text in done.stdout
     assert "weights timm:tf_efficientnet_lite0: package" in done.stdout
     assert "weights torchvision:resnet18: not on this machine" in done.stdout
+
+
+@pytest.mark.parametrize("protocol", ["tuned", "kfold"])
+def test_a_run_by_another_protocol(tmp_path: Path, protocol: str) -> None:
+    """From the command line to report and export; it is a run of its own, goes on as one, and mixes with no other."""
+    arguments = (*ONE, "--regime", "frozen", "--epochs", "1", "--protocol", protocol)
+    done = command(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = Run(tmp_path / "results" / f"smoke-{protocol}-epochs1-random")
+    ((_, record),) = run.records().items()
+    dataset, result = run.manifest().dataset, record.result
+    assert result is not None and record.status == "done"
+    assert (
+        len(dataset.val_files)
+        == len(dataset.val_labels)
+        == len(result.last.labels)
+        == {"tuned": 16, "kfold": 40}[protocol]
+    )
+    right = sum(a == b for a, b in zip(result.last.labels, dataset.val_labels, strict=True))
+    assert result.val_accuracy_last == pytest.approx(right / len(dataset.val_labels))
+    row = bench.load_results(run.folder).iloc[0]
+    assert row["protocol"] == protocol and row["images_per_second"] is not None
+    if protocol == "tuned":
+        assert "tuning 4/4" in done.stdout and "training at" in done.stdout and record.train_images == 24
+        assert row["learning_rate"] == result.learning_rate_chosen and row["tuning_seconds"] > 0
+    else:
+        assert "fold 5/5" in done.stdout and record.train_images == 4 * 40
+        assert row["learning_rate"] == 1e-3 and pd.isna(row["tuning_seconds"])
+    assert record.overhead_seconds is not None and 0 < record.overhead_seconds < record.wall_seconds / 2 + 1
+    again = command(*arguments, "--no-report")
+    assert again.returncode == 0 and "1 cells, 1 of them done before" in again.stdout, again.stdout + again.stderr
+    mixed = command(*ONE, "--regime", "frozen", "--epochs", "1", "--name", run.folder.name)
+    assert mixed.returncode == 2 and f"holds a run with protocol='{protocol}'" in mixed.stderr
+
+
+def test_a_run_of_version_2_goes_on(in_smoke: Path) -> None:
+    """Written before there were protocols: its cells are known by their ids, and its protocol is `fixed`."""
+    folder = in_smoke / "results" / "smoke"
+    later = ("protocol", "learning_rates", "folds")
+    for path in [folder / "manifest.json", *(folder / "cells").iterdir()]:
+        data = json.loads(path.read_text(), object_hook=lambda d: d if "val_files" in d else _without(d, later))
+        path.write_text(json.dumps({**data, "schema_version": 2}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert "folds" not in json.dumps(manifest)
+    again = command("run", "--grid", "smoke", "--device", "cpu", "--no-report")
+    assert again.returncode == 0 and "4 of them done before" in again.stdout, again.stdout + again.stderr
+
+
+def _without(data: dict[str, object], names: tuple[str, ...]) -> dict[str, object]:
+    """Leaves out settings; a manifest's own `protocol` is a table and stays."""
+    return {key: value for key, value in data.items() if key not in names or isinstance(value, dict)}

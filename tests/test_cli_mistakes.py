@@ -27,6 +27,7 @@ BAD = {
     "epochs text": ([*ONE, "--epochs", "many"], "(given: 'many')"),
     "batch size": ([*ONE, "--batch-size", "0"], "batch_size=0"),
     "seeds": ([*ONE, "--seeds", "0"], "seeds=0"),
+    "protocol": ([*ONE, "--protocol", "k-fold"], "protocol='k-fold': not one of fixed, tuned, kfold; did you mean"),
     "weights": ([*ONE, "--weights", "best"], "weights='best': not one of auto, pretrained, random"),
     "weights dir": ([*ONE, "--weights-dir", "nowhere"], "no such folder"),
     "executor": ([*ONE, "--executor", "ray"], "executor='ray': not one of process, inline"),
@@ -75,6 +76,19 @@ def test_bad_input_is_one_clear_line(case: str, tmp_path: Path) -> None:
 def test_a_bad_folder_is_refused_before_training(tmp_path: Path, spoil, message: str) -> None:
     """One line; no results folder."""
     done = command(*ONE, "--data", _set_with(tmp_path, spoil))
+    assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "results").exists() and not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [("kfold", "folds=5: class 'a' has 4 images"), ("tuned", "class 'a' has 1 training image; at least 2 are needed")],
+)
+def test_too_few_images_for_a_protocol_are_refused_before_training(tmp_path: Path, protocol: str, message: str) -> None:
+    """One line; no results folder."""
+    data = write_folder(tmp_path / "set", train=1, val=3)
+    done = command(*ONE, "--data", str(data), "--protocol", protocol)
     assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "results").exists() and not (tmp_path / "reports").exists()

@@ -17,7 +17,7 @@ from bench.records import STATUSES, find_runs
 from bench.report.summary import summarise
 from bench.report.tables import accuracy, show
 from bench.table import COLUMNS
-from tl.config import PRECISIONS
+from tl.config import PRECISIONS, PROTOCOLS
 from tl.datasets import DATASETS
 from tl.regimes import REGIMES
 
@@ -27,16 +27,16 @@ FORMAT = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m bench [^#\n]*", README, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [*shipped(), *REGIMES, *DATASETS, "auto"])
+@pytest.mark.parametrize("name", [*shipped(), *REGIMES, *DATASETS, *PROTOCOLS, "auto"])
 def test_the_readme_names(name: str) -> None:
-    """Every grid, regime and data set."""
+    """Every grid, regime, data set and protocol."""
     assert f"`{name}`" in README
 
 
 def test_the_format_names_every_column_and_nothing_else() -> None:
     """In the order of the export; for metrics also the unit and meaning that the code has."""
     assert re.findall(r"^\| `(\w+)` \|", FORMAT, flags=re.MULTILINE) == COLUMNS
-    for word in (*STATUSES, *PRECISIONS):
+    for word in (*STATUSES, *PRECISIONS, *PROTOCOLS):
         assert f"`{word}`" in FORMAT
     for name, metric in METRICS.items():
         unit = metric.unit

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from bench.grid import expand, load_grid, shipped
+from bench.runner import run_name
 from tl.backbones import known_names
 from tl.config import TrainConfig
 from tl.errors import ConfigError, DeviceError
@@ -148,6 +150,15 @@ def test_an_included_cell_is_left_out_only_where_it_is_another(
         (MATRIX.replace("seeds = 2", "seeds = true"), "matrix.seeds=True: must be a number"),
         (MATRIX.replace("seeds = 2", 'seeds = [true, "3"]'), "matrix.seeds=[True, '3']: must be a number"),
         (MATRIX.replace("seeds = 2", 'seeds = "x"'), "matrix.seeds='x': must be a number"),
+        (
+            MATRIX + '[train]\nprotocol = "tund"\n',
+            "train.protocol='tund': not one of fixed, tuned, kfold; did you mean",
+        ),
+        (MATRIX + "[train]\nlearning_rates = 1e-3\n", "train.learning_rates=0.001: must be a list of numbers"),
+        (MATRIX + "[train]\nepochs = [3]\n", "train.epochs=[3]: must be one value"),
+        (MATRIX + "[train]\nfolds = 3\n", "train.folds=3: not read by protocol 'fixed', only by kfold; leave it out"),
+        (MATRIX + '[[include]]\nprotocol = "kfold"\n', "include[1].protocol: all cells of a grid have one protocol"),
+        (MATRIX + "[[include]]\nfolds = 3\n", "include[1].folds=3: not read by protocol 'fixed'"),
         ("[matrix\n", "not valid TOML"),
         ("", "matrix: missing"),
         ('name = "x"\n' + MATRIX, "name: unknown key"),
@@ -179,6 +190,17 @@ def test_an_unknown_grid_has_a_near_match() -> None:
         ({"momentum": 1.5}, "momentum=1.5"),
         ({"epoch": 3}, "epoch: unknown key; nearest valid key: 'epochs'"),
         ({"optimizer": "sdg"}, "did you mean 'sgd'?"),
+        ({"protocol": "k-fold"}, "protocol='k-fold': not one of fixed, tuned, kfold; did you mean 'kfold'?"),
+        ({"protocol": "tuned", "learning_rates": [1e-3]}, "learning_rates=[0.001]: at least 2 are needed"),
+        ({"protocol": "tuned", "learning_rates": [1e-3, 1e-3]}, "learning_rates=[0.001, 0.001]: one is there twice"),
+        ({"protocol": "tuned", "learning_rates": [0, 1]}, "learning_rates=[0.0, 1.0]: each must be a number above 0"),
+        ({"protocol": "tuned", "learning_rates": [1, float("inf")]}, "learning_rates=[1.0, inf]: each must be"),
+        ({"protocol": "tuned", "learning_rates": [1, "2"]}, "learning_rates=[1, '2']: must be a number"),
+        ({"protocol": "tuned", "learning_rates": 1e-3}, "learning_rates=0.001: input should be a valid tuple"),
+        ({"protocol": "tuned", "learning_rate": 0.1}, "learning_rate=0.1: not read by protocol 'tuned', only by fixed"),
+        ({"protocol": "tuned", "folds": 3}, "folds=3: not read by protocol 'tuned', only by kfold; leave it out"),
+        ({"learning_rates": [1, 2]}, "learning_rates=[1.0, 2.0]: not read by protocol 'fixed', only by tuned"),
+        ({"protocol": "kfold", "folds": 1}, "folds=1: input should be greater than or equal to 2"),
     ],
 )
 def test_a_config_refuses_what_is_not_valid(settings: dict[str, object], message: str) -> None:
@@ -188,3 +210,22 @@ def test_a_config_refuses_what_is_not_valid(settings: dict[str, object], message
     assert message in str(error.value)
     with pytest.raises(ConfigError):
         TrainConfig(backbone="x").replace(**settings)
+
+
+def test_a_protocol_and_what_it_reads(tmp_path: Path) -> None:
+    """From [train], the same after JSON, in whatever order the rates stand; the command line's goes first."""
+    path = tmp_path / "own.toml"
+    path.write_text(MATRIX + '[train]\nprotocol = "tuned"\nlearning_rates = [1e-2, 1, 1e-3]\n')
+    grid = load_grid(str(path))
+    found = expand(grid, weights="auto", spec=lambda s: s, devices=lambda: HAVE)
+    assert {cell.config.learning_rates for cell in found} == {(1e-3, 1e-2, 1.0)}
+    assert {cell.config.trainings for cell in found} == {4}
+    assert json.loads(json.dumps(grid.protocol)) == grid.protocol
+    path.write_text(MATRIX + "[[include]]\nfolds = 3\n[train]\nprotocol = 'kfold'\n")
+    found = expand(load_grid(str(path)), weights="auto", spec=lambda s: s, devices=lambda: HAVE)
+    assert {(cell.config.protocol, cell.config.trainings) for cell in found} == {("kfold", 5), ("kfold", 3)}
+    path.write_text(MATRIX)
+    chosen = load_grid(str(path)).override({}, {"protocol": "kfold"})
+    assert chosen.protocol["protocol"] == "kfold"
+    assert run_name(chosen, None, "auto", None, None) == "own-kfold"
+    assert run_name(chosen, None, "random", 1, None) == "own-kfold-epochs1-random"

@@ -30,6 +30,31 @@ def test_the_live_line_shows_what_moves(width: int) -> None:
     assert re.search(r"✓ timm:a_network_with_quite_a_long_name finetune cpu seed 0 +done in 41 s", plain)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_trainings_of_one_cell_are_told_apart(terminal: bool) -> None:
+    """Which of them runs, and how many epochs are left in all; a cell that ends early leaves none behind."""
+    text = io.StringIO()
+    one = record("timm:a", "frozen", protocol="kfold", folds=2)
+    late = record("timm:b", "frozen", protocol="kfold", folds=2, status="timeout")
+    assert one.result is not None
+    with make_reporter(Console(file=text, width=120, force_terminal=terminal), 2, 16) as reporter:
+        reporter.started(one.cell)
+        for fold in ("fold 1/2", "fold 2/2"):
+            reporter.stage(one.cell, fold)
+            for row in one.result.epochs:
+                reporter.epoch(one.cell, row)
+        assert (reporter._count.epochs_done, reporter._count.epochs) == (8, 16)
+        reporter.ended(one)
+        reporter.started(late.cell)
+        reporter.ended(late)
+        assert (reporter._count.epochs_done, reporter._count.epochs) == (8, 8)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
+    if terminal:
+        assert "fold 2/2, epoch 4/4, accuracy 95.0% · frozen a cpu" in plain
+    else:
+        assert re.search(r"\n    fold 2/2\n    epoch 1/4: accuracy 95\.0%", plain)
+
+
 def test_plain_lines_without_a_terminal() -> None:
     """No control codes; accuracy is n/a where random weights stand in; a failure has its reason."""
     text = io.StringIO()

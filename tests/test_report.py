@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,9 +38,11 @@ def record(
     epochs: int = 4,
     classes: tuple[str, str] = ("ants", "bees"),
     frozen: bool | None = None,
+    rate: float | None = None,
+    **protocol: Any,
 ) -> Record:
-    """A record with 4 epochs of about `seconds` each, and `right` of 100 validation images."""
-    config = TrainConfig(backbone=backbone, regime=regime, epochs=epochs, weights=weights.kind, seed=seed)
+    """A record with 4 epochs of about `seconds` each, and `right` of 100 validation images; `rate` was chosen."""
+    config = TrainConfig(backbone=backbone, regime=regime, epochs=epochs, weights=weights.kind, seed=seed, **protocol)
     cell = Cell(config=config, weights_digest=weights.digest, dataset_digest="0" * 64, device="cpu")
     labels = [label if index < right else 1 - label for index, label in enumerate(TRUTH)]
     said = Predictions(epoch=0, labels=labels, confidences=[0.9] * 100)
@@ -75,6 +78,8 @@ def record(
         baseline_rss_bytes=100,
         peak_rss_bytes=100 + int(seconds * 2**20),
         memory_method="VmHWM",
+        learning_rate_chosen=rate,
+        tuning_seconds=None if rate is None else 0.5,
     )
     return Record(
         cell_id=cell.id,
@@ -111,7 +116,7 @@ def write_run(
     run.write_manifest(
         Manifest(
             name=folder.name,
-            protocol=TrainConfig(backbone="x").model_dump(),
+            protocol=(records[0].cell.config if records else TrainConfig(backbone="x")).model_dump(),
             dataset=DatasetIdentity(
                 name="own",
                 digest="0" * 64,
@@ -437,3 +442,56 @@ def test_without_a_warm_epoch_there_is_no_speed_up(tmp_path: Path) -> None:
     markdown, _ = pages(write_run(tmp_path / "r", short), tmp_path)
     assert "Of 1 comparison: 1 unknown." in markdown
     assert "Speed-ups:" not in markdown and "speed-up.png" not in markdown
+
+
+def test_a_tuned_report_says_which_rates_were_tried_and_chosen(tmp_path: Path) -> None:
+    """In the line of the protocol, and in a column of the cells; seeds may differ."""
+    records = [
+        record("timm:a", "finetune", protocol="tuned", rate=1e-3),
+        *(record("timm:a", "frozen", seed=seed, protocol="tuned", rate=rate) for seed, rate in ((0, 1e-2), (1, 3e-3))),
+    ]
+    run = write_run(tmp_path / "r", records)
+    for page in pages(run, tmp_path):
+        assert "sgd at the best of 0.0003, 0.001, 0.003, 0.01, momentum 0.9" in page
+        assert "the validation images choose nothing" in page and "244 + 100" in page
+        assert "with one seed, the best of all epochs" in page
+    rows = [line.split("|") for line in pages(run, tmp_path)[0].splitlines() if line.startswith("| ")]
+    column = [cell.strip() for cell in rows[0]].index("learning rate")
+    assert [row[column].strip() for row in rows[1:3]] == ["0.001", "0.003, 0.01"]
+    plain = write_run(tmp_path / "plain", [record("timm:a", "frozen")])
+    assert "learning rate" not in pages(plain, tmp_path)[0] and "tuned" not in pages(plain, tmp_path)[0]
+
+
+def test_a_kfold_report_says_what_its_accuracy_is(tmp_path: Path) -> None:
+    """That of all images, at the last epoch; nothing flatters, and no two sets of images are named."""
+    records = [
+        record("timm:a", regime, protocol="kfold", right=right) for regime, right in (("finetune", 95), ("frozen", 85))
+    ]
+    run = write_run(tmp_path / "r", records)
+    for page in pages(run, tmp_path):
+        assert "stratified 5-fold cross-validation over all images, a seed a repeat" in page
+        assert "each by the network that was trained without it" in page
+        assert "flatters" not in page and "244 +" not in page
+        assert "Use timm:a, finetune: 5-fold accuracy 95.0% (88.8–97.8)" in page
+    assert "(100 images, 2 classes" in pages(run, tmp_path)[0]
+    (comparison,) = summarise([run], "r").comparisons
+    assert comparison.accuracy_p == pytest.approx(2 * 0.5**10)
+
+
+def test_a_report_of_several_protocols_tells_their_accuracies_apart(tmp_path: Path) -> None:
+    """Each by its name, each once, and the cells have a column for it."""
+    runs = [
+        write_run(tmp_path / name, [record("timm:a", "frozen", protocol=name, rate=1e-3 if name == "tuned" else None)])
+        for name in ("fixed", "tuned", "kfold")
+    ]
+    text = write_report(summarise(runs, "all"), tmp_path / "reports")[0].read_text()
+    assert text.count("Accuracy (fixed and tuned): with one seed") == 1
+    assert text.count("Accuracy (kfold): the share of all images") == 1
+    header = next(line for line in text.splitlines() if line.startswith("| run"))
+    assert "| protocol" in header
+
+
+def test_tuning_is_not_overhead() -> None:
+    """The wall time of a cell is training, tuning and the rest."""
+    one, other = record("timm:a", "frozen"), record("timm:a", "frozen", protocol="tuned", rate=1e-3)
+    assert (one.overhead_seconds, other.overhead_seconds) == (1.0, 0.5)

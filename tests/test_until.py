@@ -77,10 +77,9 @@ def test_it_stops_as_soon_as_everything_is_decided(monkeypatch: pytest.MonkeyPat
             for one in [record("timm:a", regime, seconds=seconds[seed], seed=seed)]
         }
         cells = {key: one.cell for key, one in records.items()}
-        splits = SimpleNamespace(val=SimpleNamespace(labels=TRUTH))
-        return SimpleNamespace(
-            run=SimpleNamespace(name="r"), cells=cells, missing=cells, splits=splits, records=records
-        )
+        manifest = SimpleNamespace(dataset=SimpleNamespace(val_labels=TRUTH))
+        run = SimpleNamespace(name="r", manifest=lambda: manifest)
+        return SimpleNamespace(run=run, cells=cells, missing=cells, records=records)
 
     monkeypatch.setattr(until.runner, "plan", plan)
     monkeypatch.setattr(until.runner, "execute", lambda sweep, *_, **__: sweep.records)

@@ -23,6 +23,7 @@ from tl.regimes import REGIMES, Regime
 if TYPE_CHECKING:
     from tl import visualize
     from tl.backbones import Backbone, Classifier, make_backbone
+    from tl.protocols import run_protocol
     from tl.results import EpochResult, TrainResult
     from tl.train import train_model
     from tl.visualize import show_batch, show_predictions
@@ -33,6 +34,7 @@ _LAZY = {
     "make_backbone": "tl.backbones",
     "EpochResult": "tl.results",
     "TrainResult": "tl.results",
+    "run_protocol": "tl.protocols",
     "train_model": "tl.train",
     "show_batch": "tl.visualize",
     "show_predictions": "tl.visualize",
@@ -58,6 +60,7 @@ __all__ = [
     "WeightsError",
     "load_splits",
     "make_backbone",
+    "run_protocol",
     "show_batch",
     "show_predictions",
     "train_model",

@@ -7,14 +7,23 @@ experiment. Defaults are those of the PyTorch transfer-learning tutorial
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Collection
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tl.errors import ConfigError, not_one_of
 from tl.regimes import REGIMES
 from tl.strict import Strict
 
+PROTOCOLS = {
+    "fixed": "one training at `learning_rate`, judged on the validation images",
+    "tuned": "the best of `learning_rates` on held-out training images, then one training at it on all of them",
+    "kfold": "stratified k-fold over all images: `folds` trainings, each image judged by the one without it",
+}
+READ_BY = {"learning_rate": ("fixed", "kfold"), "learning_rates": ("tuned",), "folds": ("kfold",)}
+"""Settings that not every protocol reads, and which do: with another one they must keep their defaults."""
 WEIGHTS_POLICIES = ("auto", "pretrained", "random")
 PRECISIONS = {
     "fp32": "single precision throughout",
@@ -62,16 +71,54 @@ class TrainConfig(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     head: str = Field("linear", description="a key of `HEADS`")
     seed: int = Field(0, ge=0, description="decides the head's start, the order of images, crops and flips")
+    protocol: str = Field("fixed", description="a key of `PROTOCOLS`")
+    learning_rates: tuple[float, ...] = Field(
+        (3e-4, 1e-3, 3e-3, 1e-2), description="what `tuned` chooses among, ascending; two or more, all different"
+    )
+    folds: int = Field(
+        5, ge=2, description="parts of the images with `kfold`; the seed decides which image is in which"
+    )
 
     @property
     def passes(self) -> int:
         """Validation passes: one an epoch, or a single one where the regime trains nothing."""
         return self.epochs if REGIMES[self.regime].trains else 1
 
-    @field_validator("regime", "weights", "precision", "optimizer", "schedule", "loss", "head")
+    @property
+    def trainings(self) -> int:
+        """How many times the protocol goes through all passes; once where there is nothing to tune."""
+        if self.protocol == "tuned" and not REGIMES[self.regime].trains:
+            return 1
+        return {"tuned": len(self.learning_rates) + 1, "kfold": self.folds}.get(self.protocol, 1)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < rate < math.inf for rate in value):
+            raise ConfigError(f"learning_rates={list(value)!r}: each must be a number above 0")
+        if len(set(value)) < len(value):
+            raise ConfigError(f"learning_rates={list(value)!r}: one is there twice")
+        if len(value) < 2:
+            raise ConfigError(f"learning_rates={list(value)!r}: at least 2 are needed to choose among")
+        return tuple(sorted(value))  # the order decides nothing, so it makes no other config
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> Self:
+        for name, protocols in READ_BY.items():
+            value = getattr(self, name)
+            if self.protocol not in protocols and value != type(self).model_fields[name].default:
+                shown = list(value) if isinstance(value, tuple) else value
+                raise ConfigError(
+                    f"{name}={shown!r}: not read by protocol {self.protocol!r}, only by {' and '.join(protocols)}; "
+                    "leave it out"
+                )
+        return self
+
+    @field_validator("protocol", "regime", "weights", "precision", "optimizer", "schedule", "loss", "head")
     @classmethod
     def _known(cls, value: str, info: Any) -> str:
-        choices = {
+        tables: dict[str, Collection[str]] = {
+            "protocol": PROTOCOLS,
             "regime": REGIMES,
             "weights": WEIGHTS_POLICIES,
             "precision": PRECISIONS,
@@ -79,7 +126,8 @@ class TrainConfig(Strict):
             "schedule": SCHEDULES,
             "loss": LOSSES,
             "head": HEADS,
-        }[info.field_name]
+        }
+        choices = tables[info.field_name]
         if value not in choices:
             raise ConfigError(not_one_of(info.field_name, value, choices))
         return value

@@ -60,8 +60,20 @@ class EpochResult(Strict):
         return None if self.train_seconds is None else self.train_seconds + self.val_seconds
 
 
+class Trial(Strict):
+    """What protocol `tuned` saw of one learning rate: a training without the held-out images, judged on them."""
+
+    learning_rate: float
+    held_out_accuracy: float = Field(description="share in [0, 1], at the last epoch")
+    held_out_loss: float | None = Field(description="at the last epoch; None if not finite")
+    seconds: float = Field(description="of the whole trial, its set-up included")
+
+
 class Predictions(Strict):
-    """What the model said of each validation image, in the order of the data set."""
+    """What the model said of each validation image, in the order of the data set.
+
+    With protocol `kfold` of each image, training images first, by the network that was trained without it.
+    """
 
     epoch: int
     labels: list[int] = Field(description="index of the predicted class")
@@ -69,7 +81,12 @@ class Predictions(Strict):
 
 
 class TrainResult(Strict):
-    """Raw figures of one run; summaries are derived from them. `model` holds the best epoch's weights."""
+    """Raw figures of one run; summaries are derived from them. `model` holds the best epoch's weights.
+
+    With protocol `tuned` the figures are those of the training at the chosen rate. With `kfold` they are those of
+    all folds together: seconds are sums, losses and accuracies means over images, memory is the largest, `best` is
+    the last epoch, and there is no `model`.
+    """
 
     config: TrainConfig
     weights: Weights
@@ -109,6 +126,9 @@ class TrainResult(Strict):
     work: Work | None = Field(
         None, description="None where nothing is trained, and in records before version 2 of the format"
     )
+    trials: tuple[Trial, ...] = Field((), description="of protocol `tuned`, one a learning rate, ascending")
+    learning_rate_chosen: float | None = Field(None, description="of protocol `tuned`; None with the others")
+    tuning_seconds: float | None = Field(None, description="all trials together; None without them")
     notes: tuple[str, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)
 
@@ -121,6 +141,13 @@ class TrainResult(Strict):
     def val_accuracy_last(self) -> float:
         """At the last epoch."""
         return self.epochs[-1].val_accuracy
+
+    @property
+    def learning_rate(self) -> float | None:
+        """At the first epoch: the config's, or the chosen one; None where nothing is trained."""
+        if not REGIMES[self.config.regime].trains:
+            return None
+        return self.config.learning_rate if self.learning_rate_chosen is None else self.learning_rate_chosen
 
     @property
     def accuracy_counts(self) -> bool:

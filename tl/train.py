@@ -50,10 +50,12 @@ def train_model(
     weights_dir: str | Path | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> TrainResult:
-    """Train a new head, and with some regimes the backbone, on `splits`; a regime may also train nothing.
+    """Train a new head, and with some regimes the backbone, on `splits`, once; a regime may also train nothing.
+
+    `run_protocol` follows protocols that train several times.
 
     Args:
-        config: what to train; see `TrainConfig`.
+        config: what to train; see `TrainConfig`. Its protocol must be `fixed`.
         splits: training and validation images, from `tl.load_splits`.
         device: `cpu`, `cuda[:i]`, `mps` or `auto`.
         weights: what the backbone starts from; by default found by `config.weights`.
@@ -68,6 +70,10 @@ def train_model(
     images and thread count give the same losses; on other devices up to rounding, since some of their operations
     add in no fixed order.
     """
+    if config.protocol != "fixed":
+        raise ConfigError(
+            f"protocol={config.protocol!r}: train_model trains once; tl.run_protocol follows any protocol"
+        )
     started = time.perf_counter()
     target = devices.resolve(device)
     memory = MemoryMarks(target)

@@ -11,6 +11,7 @@ import torch
 from tl.backbones import SOURCES, known_names
 from tl.batches import Batches
 from tl.errors import ConfigError
+from tl.folds import judged_images
 from tl.images import open_store
 from tl.specs import canonical
 
@@ -42,10 +43,12 @@ def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0,
 def show_predictions(result: TrainResult, splits: Splits, *, count: int = 16, wrong_first: bool = True) -> Figure:
     """Validation images with the predicted class, its probability and, where that is wrong, the true class.
 
-    Predictions are those of the best epoch. `wrong_first` puts mistakes first, the most confident ahead.
+    Predictions are those of the best epoch; with protocol `kfold` of the last one, and of all images.
+    `wrong_first` puts mistakes first, the most confident ahead.
     """
     _at_least_one(count)
-    said = list(zip(result.best.labels, result.best.confidences, splits.val.labels, splits.val.files, strict=True))
+    judged = judged_images(result.config, splits)
+    said = list(zip(result.best.labels, result.best.confidences, judged.labels, judged.files, strict=True))
     if wrong_first:
         said.sort(key=lambda row: (row[0] == row[2], -(row[1] or 0.0)))
     store = open_store(splits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.claims import HALF_THE_TIME
 from bench.findings import Finding, verdicts
 from bench.groups import Group
+from bench.report.protocol import accuracy_name
 from bench.report.summary import Choice, Summary
 from bench.report.tables import accuracy, show
 from bench.stats import MIN_SAMPLES
@@ -51,7 +52,8 @@ def _choice(choice: Choice, summary: Summary) -> str:
     where = " ".join(places)
     use = f"{where[0].upper()}{where[1:]}: use" if where else "Use"
     pick, best = choice.pick, choice.best
-    text = f"{use} {_named(pick)}: best accuracy {accuracy(pick)}, {show(pick, 'epoch_seconds')} s an epoch."
+    rated = f"{accuracy_name(pick.config)} {accuracy(pick)}"
+    text = f"{use} {_named(pick)}: {rated}, {show(pick, 'epoch_seconds')} s an epoch."
     if pick is not best:
         text += f" It is the quickest of {choice.tied + 1} that these images can't tell apart;"
         text += f" {_named(best)} has {accuracy(best)}."

@@ -9,6 +9,7 @@ import pandas as pd
 from bench.findings import claim_row, show_estimate
 from bench.groups import Group
 from bench.metrics import METRICS
+from bench.report.protocol import chosen_rates
 from bench.report.summary import HeadOnly, Summary
 from tl.regimes import REGIMES
 
@@ -29,6 +30,7 @@ def cells_table(summary: Summary) -> pd.DataFrame:
         rows.append(
             _axes(group, summary)
             | {"weights": group.config.weights}
+            | chosen_rates(group, summary)
             | seeds
             | {METRICS["val_accuracy_best"].heading: accuracy(group)}
             | figures

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from bench.claims import Claim
 from bench.findings import overall, verdicts
-from bench.report import figures
+from bench.report import figures, protocol
 from bench.report.answers import answers
 from bench.report.summary import Summary
 from bench.report.tables import cells_table, claims_table, comparison_table
@@ -91,6 +91,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
     return {
         "summary": summary,
         "answers": answers(summary),
+        "protocol": protocol,
         "min_samples": MIN_SAMPLES,
         "cells": as_table(cells_table(summary)),
         "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",

@@ -1,0 +1,62 @@
+"""Identity of cells, and records of earlier versions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.records import AS_BEFORE, Cell, Run
+from tl.config import TrainConfig
+
+REFERENCE = Path(__file__).parent.parent / "results" / "reference-cpu-2core"
+KNOWN = Cell(
+    config=TrainConfig(backbone="torchvision:resnet18", regime="finetune", weights="random", epochs=5),
+    weights_digest="",
+    dataset_digest="41771d210287175073b7b183f7b57163e019b854f530d8edd91705379c9212ae",
+    device="cpu",
+)
+
+
+def test_a_cell_keeps_the_id_that_it_had_in_version_1() -> None:
+    """Fields that came later don't change it while they mean what was done before."""
+    assert KNOWN.id == "ddc5e8404fe7"
+    assert KNOWN.but(**AS_BEFORE).id == "ddc5e8404fe7"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"protocol": "tuned"},
+        {"protocol": "tuned", "learning_rates": [1e-3, 3e-3]},
+        {"protocol": "tuned", "learning_rates": [1e-3, 3e-3, 1e-2]},
+        {"protocol": "kfold"},
+        {"protocol": "kfold", "folds": 10},
+    ],
+    ids=str,
+)
+def test_what_can_change_a_number_changes_the_id(settings: dict[str, object]) -> None:
+    """Each differs from the fixed protocol's, from its own protocol's defaults, and between seeds."""
+    cell = KNOWN.but(**settings)
+    others = [KNOWN, cell.but(seed=1)]
+    others += [KNOWN.but(protocol=settings["protocol"])] if len(settings) > 1 else []
+    assert cell.id not in {other.id for other in others}
+
+
+def test_the_order_of_learning_rates_is_no_part_of_a_cell() -> None:
+    """It decides nothing."""
+    one, other = (KNOWN.but(protocol="tuned", learning_rates=rates) for rates in ([1e-3, 1], [1, 1e-3]))
+    assert one == other and one.id == other.id
+
+
+def test_a_run_of_version_1_is_read_as_the_fixed_protocol() -> None:
+    """Every cell of the committed run under its own id; the manifest's protocol is complete."""
+    run = Run(REFERENCE)
+    assert json.loads((REFERENCE / "manifest.json").read_text())["schema_version"] == 1
+    manifest = run.manifest()
+    assert {cell_id: cell.id for cell_id, cell in manifest.cells.items()} == {key: key for key in manifest.cells}
+    assert manifest.protocol["protocol"] == "fixed" and manifest.protocol.keys() >= AS_BEFORE.keys()
+    for record in run.records().values():
+        assert record.result is not None and record.result.trials == ()
+        assert record.result.learning_rate == record.cell.config.learning_rate == 1e-3
