@@ -475,7 +475,7 @@ def test_a_kfold_report_says_what_its_accuracy_is(tmp_path: Path) -> None:
         assert "Use timm:a, finetune: 5-fold accuracy 95.0% (88.8–97.8)" in page
     assert "(100 images, 2 classes" in pages(run, tmp_path)[0]
     (comparison,) = summarise([run], "r").comparisons
-    assert comparison.accuracy_p == pytest.approx(2 * 0.5**10)
+    assert comparison.accuracy_test is not None and comparison.accuracy_test.p == pytest.approx(2 * 0.5**10)
 
 
 def test_a_report_of_several_protocols_tells_their_accuracies_apart(tmp_path: Path) -> None:
