@@ -305,8 +305,22 @@ def list_(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    noise: Annotated[
+        bool, typer.Option("--noise", help="Instead: how small a difference in epoch time shows here? Takes a minute.")
+    ] = False,
+) -> None:
     """Say what this machine has: devices, threads, images and weights, and what is missing and why."""
-    from bench.doctor import examine
+    if not noise:
+        from bench.doctor import examine
 
-    examine()
+        examine()
+        return
+    from bench.noise import examine_noise
+
+    try:
+        with _ended_by_signals():
+            examine_noise()
+    except KeyboardInterrupt:
+        print("interrupted: nothing was measured to the end")
+        raise typer.Exit(INTERRUPTED) from None

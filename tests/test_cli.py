@@ -302,11 +302,14 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "bench", "run", "--grid", str(grid), "--weights", "random"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     cells = tmp_path / "results" / "long-random" / "cells"
-    assert wait_until(lambda: cells.is_dir() and len(list(cells.glob("*.json"))) == 1, 60)
-    time.sleep(1)
-    started = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=10)
+    try:
+        assert wait_until(lambda: cells.is_dir() and len(list(cells.glob("*.json"))) == 1, 60)
+        time.sleep(1)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=10)
+    finally:
+        process.kill()  # else the cell would run on where an assertion failed
     assert process.returncode == 130 and time.monotonic() - started < 5
     assert "interrupted: 1 of 2 cells are done" in said
     assert len(Run(cells.parent).records()) == 1
