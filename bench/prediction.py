@@ -49,18 +49,9 @@ def _validation_flops(group: Group, work: Work) -> float:
     return work.forward_flops / work.step_images * len(group.truth)
 
 
-def _step_bytes(group: Group) -> float | None:
-    """What a training step must hold: parameters, gradients, optimiser state, and what is saved for backward."""
-    work = group.counted.work
-    if work is None:
-        return None
-    return work.parameter_bytes + work.gradient_bytes + work.optimizer_state_bytes + work.saved_activation_bytes
-
-
 PREDICTED: dict[str, Callable[[Group], float | None]] = {
     "epoch_seconds": _epoch_flops,
     "train_epoch_seconds": _training_flops,
-    "peak_memory_bytes": _step_bytes,
 }
 """Metric → the counted quantity that it would be proportional to."""
 
