@@ -20,8 +20,8 @@ from tl.strict import Strict
 class Claim(Strict):
     """A statement about two regimes of the same backbone, on the same device and images.
 
-    What is measured is, for a share (an accuracy), `regime` minus `against`; for all else `against` divided by
-    `regime`: how many times less the regime takes. The claim holds where that lies between `low` and `high`.
+    What is measured is, for an accuracy, `regime` minus `against`; for all else `against` divided by `regime`: of
+    seconds and bytes, how many times less the regime takes. The claim holds where that lies between `low` and `high`.
     """
 
     name: str = Field(min_length=1)
@@ -32,6 +32,8 @@ class Claim(Strict):
     against: str = Field("finetune", description="a regime")
     low: float | None = Field(None, description="None where it has no lower bound")
     high: float | None = None
+    above: str = Field("above the claim", description="verdict where it lies above the region for certain")
+    below: str = "below the claim"
 
     @field_validator("metric", "against", "regime")
     @classmethod
@@ -43,9 +45,14 @@ class Claim(Strict):
 
     @model_validator(mode="after")
     def _a_region(self) -> Claim:
+        given = [bound for bound in (self.low, self.high) if bound is not None]
         low, high = self.bounds
-        if not low < high or (self.low is None and self.high is None):
+        if not low < high or not given or not all(map(math.isfinite, given)):
             raise ConfigError(f"low={self.low}, high={self.high}: give one of them, or a low below a high")
+        if self.is_ratio and min(given) <= 0:
+            raise ConfigError(f"low={self.low}, high={self.high}: a ratio is above 0, and so must be its bounds")
+        if self.regime == self.against:
+            raise ConfigError(f"against={self.against!r}: is the regime itself; name another")
         return self
 
     @property
@@ -57,6 +64,10 @@ class Claim(Strict):
     def is_ratio(self) -> bool:
         """Whether it is about a ratio; else it is about a difference of shares."""
         return METRICS[self.metric].unit != "share"
+
+    def is_about(self, regime: str) -> bool:
+        """Whether a regime is one that it compares with `against`."""
+        return fnmatchcase(regime, self.regime) and regime != self.against
 
     @property
     def region(self) -> str:
@@ -85,6 +96,8 @@ CLAIMS: dict[str, Claim] = {
             regime="frozen*",
             low=1.6,
             high=2.5,
+            above="faster than claimed",
+            below="slower than claimed",
         ),
         Claim(
             name="less-memory",

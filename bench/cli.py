@@ -32,6 +32,23 @@ ClickError: Any = typer.BadParameter.__mro__[2]
 RunArgument = Annotated[list[str], typer.Argument(metavar="RUN…", help="Names below results/, or folders.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from bench.environment import package_version
+
+        print(f"tl-bench {package_version('tl-bench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
     try:
@@ -92,7 +109,8 @@ def run(
         str | None, typer.Option(metavar="TIME", help="With --until-decided: 90s, 10m, 2h; no seed is begun beyond.")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds after which a cell is ended.", show_default="3600")
+        float | None,
+        typer.Option(metavar="S", help="Seconds a training after which a cell is ended.", show_default="3600"),
     ] = None,
     executor: Annotated[
         str, typer.Option(help="process, or inline (for debuggers: no timeout, no protection).")
@@ -146,9 +164,10 @@ def run(
                 records = runner.execute(sweep, chosen, options, worker, console)
         except KeyboardInterrupt:
             ended = sweep.run.records() if sweep.run.exists() else {}
-            done = sum(cell_id in ended and ended[cell_id].status == "done" for cell_id in sweep.cells)
+            cells = sweep.run.manifest().cells if sweep.run.exists() else sweep.cells
+            done = sum(record.status == "done" for record in ended.values())
             on = f"`--name {sweep.run.folder.name}` without --fresh goes" if fresh else "the same command goes"
-            _say(console, f"interrupted: {done} of {len(sweep.cells)} cells are done; {on} on from there")
+            _say(console, f"interrupted: {done} of {len(cells)} cells are done; {on} on from there")
             raise typer.Exit(INTERRUPTED) from None
     for record in records.values():
         if record.status == "skipped":
@@ -159,7 +178,9 @@ def run(
         for record in failed:
             _say(console, f"  {record.status}: {record.cell}: {record.reason}")
     if report:
-        from bench.report import answers, summarise, write_report
+        from bench.report.answers import answers
+        from bench.report.summary import summarise
+        from bench.report.write import write_report
 
         summary = summarise([sweep.run], sweep.run.folder.name)
         paths = write_report(summary, reports)
@@ -179,10 +200,9 @@ def _goal(grid: Any, until_decided: bool, within: float | None, max_seeds: int |
             if value is not None:
                 raise ConfigError(f"{option} {value}: says when --until-decided is to stop; add that option")
         return None
-    from bench.until import check_seeds, make_goal
+    from bench.until import make_goal
 
-    check_seeds(grid)
-    return make_goal(5.0 if within is None else within, max_seeds, budget)
+    return make_goal(grid, 5.0 if within is None else within, max_seeds, budget)
 
 
 def _say(console: Any, text: str, style: str | None = None) -> None:
@@ -259,7 +279,8 @@ def report(
         check_name("--name", name)
     check_output(out)
     # Only now: drawing takes seconds to load, and a mistake is told at once.
-    from bench.report import summarise, write_report
+    from bench.report.summary import summarise
+    from bench.report.write import write_report
 
     summary = summarise(found, name or "-".join(run.folder.resolve().name for run in found))
     for path in write_report(summary, out):
@@ -273,9 +294,10 @@ def claims(
 ) -> None:
     """Print what runs say of each claim: measured, predicted, verdict."""
     from bench.records import find_runs
+    from bench.report.summary import summarise
     from bench.verdicts import print_claims
 
-    print_claims(find_runs(runs), format)
+    print_claims(summarise(find_runs(runs), "claims"), format)
 
 
 @app.command()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from bench.claims import CLAIMS, Claim
-from bench.groups import Group, counterpart
+from bench.groups import Group, all_else, counterpart
 from bench.metrics import METRICS
 from bench.prediction import predicted
 from bench.records import Manifest
-from bench.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio
+from bench.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, holm, ratio
 
-Verdict = Literal["supported", "above the claim", "below the claim", "inconclusive", "too few samples", "unknown"]
-DECIDED: tuple[Verdict, ...] = ("supported", "above the claim", "below the claim")
+Verdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
+DECIDED: tuple[Verdict, ...] = ("supported", "above", "below")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,11 @@ class Finding:
     p: float | None
     """Of the verdict, adjusted (Holm) over all findings of the report; None where there was nothing to test."""
 
+    @property
+    def words(self) -> str:
+        """The verdict as the claim puts it."""
+        return {"above": self.claim.above, "below": self.claim.below}.get(self.verdict, self.verdict)
+
 
 def show_estimate(claim: Claim, estimate: Estimate | None) -> str:
     """A ratio or difference with its interval, or with the number of seeds where that is too small for one."""
@@ -42,45 +46,39 @@ def show_estimate(claim: Claim, estimate: Estimate | None) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} seeds)"
     if claim.is_ratio:
-        return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f})"
-    return f"{claim.show(estimate.value)} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+        return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f}, n = {estimate.n})"
+    return f"{claim.show(estimate.value)} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}, n = {estimate.n})"
 
 
-def claim_row(finding: Finding) -> dict[str, str]:
-    """A finding as text, for people."""
-    claim, cell = finding.claim, finding.group.cell
-    return {
-        "claim": claim.name,
-        "backbone": cell.config.backbone,
-        "regimes": f"{cell.config.regime} against {claim.against}",
-        "device": cell.device,
-        "measured": show_estimate(claim, finding.estimate),
-        "predicted": claim.show(finding.predicted),
-        "holds if": claim.region,
-        "verdict": finding.verdict,
-    }
+def claims_of(manifest: Manifest) -> list[Claim]:
+    """Those for everybody, and those of the grid that a run was last given."""
+    own = manifest.invocations[-1].grid.get("claims", ()) if manifest.invocations else ()
+    return [*CLAIMS.values(), *(Claim(**given) for given in own)]
 
 
-def claims_of(manifests: Iterable[Manifest]) -> list[Claim]:
-    """Those for everybody, and those of the grids that were run; of two with one name the later one counts."""
-    found = dict(CLAIMS)
-    for manifest in manifests:
-        for call in manifest.invocations:
-            found |= {given["name"]: Claim(**given) for given in call.grid.get("claims", ())}
-    return list(found.values())
+def without_result(claim: Claim, run: str, manifest: Manifest, findings: Iterable[Finding]) -> int:
+    """How many comparisons that a run has planned have no result on one side, or on both."""
+    cells = manifest.cells.values()
+    regimes = {cell.config.regime for cell in cells if claim.is_about(cell.config.regime)}
+    against = [cell for cell in cells if cell.config.regime == claim.against]
+    planned = 0
+    for regime in regimes:
+        ours = {all_else(cell, claim.against) for cell in cells if cell.config.regime == regime}
+        planned += len(ours & {all_else(cell, regime) for cell in against})
+    return planned - sum(finding.claim == claim and finding.group.run == run for finding in findings)
 
 
-def judge(claims: Iterable[Claim], groups: list[Group]) -> list[Finding]:
-    """Hold every claim against every pair of groups that it is about.
+def judge(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]) -> list[Finding]:
+    """Hold every claim against every pair of groups that it is about. `claims` are by run.
 
     A verdict stands where it would be wrong at most one time in twenty, over all the verdicts of one call
     together (Holm 1979): its p-value is that of the interval which still lies inside, or outside, the region.
     """
     pairs = [
         (claim, group, against)
-        for claim in claims
+        for claim in dict.fromkeys(claim for own in claims.values() for claim in own)
         for group in groups
-        if fnmatchcase(group.config.regime, claim.regime) and group.config.regime != claim.against
+        if claim in claims[group.run] and claim.is_about(group.config.regime)
         if (against := counterpart(group, claim.against, groups))
     ]
     estimates = [_estimate(claim, group, against) for claim, group, against in pairs]
@@ -109,22 +107,26 @@ def judge(claims: Iterable[Claim], groups: list[Group]) -> list[Finding]:
     return findings
 
 
-def verdicts(findings: Collection[Finding]) -> str:
+def tally(findings: Collection[Finding]) -> str:
     """How many comparisons have which verdict, in words."""
-    given = [finding.verdict for finding in findings]
+    given = [finding.words for finding in findings]
     counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in dict.fromkeys(given))
     return f"Of {len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
 
 
 def overall(findings: Iterable[Finding]) -> str:
-    """All backbones and devices together, in one word: `supported`, `refuted`, `mixed` or `open`."""
+    """All backbones and devices together, in one word.
+
+    `mixed` where some support the claim and others refute it, else `open` where some are undecided, else
+    `supported` or `refuted`.
+    """
     verdicts = {finding.verdict for finding in findings} - {"unknown"}
-    decided = verdicts & set(DECIDED)
-    if not decided or (verdicts - decided and len(decided) == 1):
+    refuted = verdicts & {"above", "below"}
+    if "supported" in verdicts and refuted:
+        return "mixed"
+    if not verdicts or verdicts - set(DECIDED):
         return "open"
-    if decided == {"supported"}:
-        return "supported"
-    return "mixed" if "supported" in decided else "refuted"
+    return "refuted" if refuted else "supported"
 
 
 def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
@@ -132,9 +134,7 @@ def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
     ours, theirs = group.values(claim.metric), against.values(claim.metric)
     if claim.is_ratio:
         return ratio(theirs, ours)
-    if metric.predictions is None:
-        return difference(ours, theirs)
-    if not ours or not theirs:
+    if not ours or not theirs or metric.predictions is None:
         return None  # accuracies that say nothing
     return accuracy_difference(group.right(metric.predictions), against.right(metric.predictions))
 
@@ -145,8 +145,8 @@ def _likeliest(claim: Claim, estimate: Estimate) -> tuple[Verdict, float]:
     inside = max(estimate.p_not_above(low), estimate.p_not_below(high))
     choices: dict[Verdict, float] = {
         "supported": inside,
-        "above the claim": estimate.p_not_above(high),
-        "below the claim": estimate.p_not_below(low),
+        "above": estimate.p_not_above(high),
+        "below": estimate.p_not_below(low),
     }
     verdict = min(choices, key=lambda name: choices[name])
     return verdict, min(1.0, 2 * choices[verdict])

@@ -43,8 +43,8 @@ from typing import Any
 
 from pydantic import Field
 
-from bench.claims import Claim
-from tl.config import TrainConfig
+from bench.claims import CLAIMS, Claim
+from tl.config import READ_BY, TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
 from tl.machine import pick
 from tl.regimes import REGIMES
@@ -152,8 +152,9 @@ def _parse(text: str, name: str) -> Grid:
         raise ConfigError("name: unknown key; a grid's name is its file's name") from error
     _check("train", grid.train, PROTOCOL, beside=grid.train)
     for number, entry in enumerate(grid.include, 1):
-        if "protocol" in entry:
-            raise ConfigError(f"include[{number}].protocol: all cells of a grid have one protocol; set train.protocol")
+        for key in ("protocol", *READ_BY):
+            if key in entry and key != "learning_rate":
+                raise ConfigError(f"include[{number}].{key}: all cells of a grid have one protocol; set train.{key}")
         _check(f"include[{number}]", entry, [*AXES, *PROTOCOL], beside=grid.train)
     for number, entry in enumerate(grid.exclude, 1):
         _check(f"exclude[{number}]", entry, AXES, patterns=True)
@@ -216,7 +217,7 @@ def _with_claims(data: dict[str, Any]) -> dict[str, Any]:
     given = data.get("claims")
     if not isinstance(given, list):
         return data
-    claims = []
+    claims: list[Claim] = []
     for number, entry in enumerate(given, 1):
         try:
             claims.append(Claim(**entry))
@@ -224,6 +225,9 @@ def _with_claims(data: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"claims[{number}].{error}") from error
         except TypeError as error:
             raise ConfigError(f"claims[{number}]={entry!r}: must be a table, [[claims]]") from error
+        taken = [*CLAIMS, *(claim.name for claim in claims[:-1])]
+        if claims[-1].name in taken:
+            raise ConfigError(f"claims[{number}].name={claims[-1].name!r}: is taken; taken are {', '.join(taken)}")
     return {**data, "claims": claims}
 
 

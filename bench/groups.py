@@ -101,15 +101,19 @@ def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[i
 
 
 def counterpart(group: Group, regime: str, groups: Iterable[Group]) -> Group | None:
-    """The group of the same run that has this regime, all else being equal.
+    """The group of the same run that has this regime, all else being equal."""
+    wanted = all_else(group.cell, regime)
+    here = (other for other in groups if other.run == group.run and other.config.regime == regime)
+    return next((other for other in here if all_else(other.cell, group.config.regime) == wanted), None)
 
-    Weights are part of "all else" unless the regimes start from different ones by their nature (`scratch`).
+
+def all_else(cell: Cell, other_regime: str) -> Cell:
+    """What of a cell must be equal for it to be compared with one of another regime.
+
+    Seeds are repetitions. Weights must be equal unless the regimes start from different ones by their nature
+    (`scratch`).
     """
-    same_start = REGIMES[regime].start == REGIMES[group.config.regime].start
-
-    def rest(other: Group) -> tuple[str, Cell]:
-        cell = other.cell.but(regime="finetune")
-        return other.run, cell if same_start else cell.but(weights="auto").replace(weights_digest="")
-
-    wanted = rest(group)
-    return next((other for other in groups if other.config.regime == regime and rest(other) == wanted), None)
+    bare = cell.but(regime="finetune", seed=0)
+    if REGIMES[other_regime].start == REGIMES[cell.config.regime].start:
+        return bare
+    return bare.but(weights="auto").replace(weights_digest="")

@@ -20,7 +20,7 @@ from tl.datasets import Splits
 from tl.errors import WeightsError
 from tl.machine import keep_freed_pages
 from tl.protocols import run_protocol
-from tl.results import EpochResult, TrainResult
+from tl.results import TrainResult
 from tl.weights import Weights
 
 
@@ -64,12 +64,11 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     uuid = devices.gpu_uuid(devices.resolve(cell.device))
     emit(_machine(uuid))
 
-    def on_epoch(row: EpochResult) -> None:
-        emit(row)
-
-    result = run_protocol(cell.config, splits, device=cell.device, weights=weights, on_epoch=on_epoch, on_stage=emit)
-    if uuid:
-        emit(MachineState(gpu_after=gpu.state(uuid)))
+    try:
+        result = run_protocol(cell.config, splits, device=cell.device, weights=weights, on_epoch=emit, on_stage=emit)
+    finally:  # also where memory ran out: somebody else may have it
+        if uuid:
+            emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))
     return result.model_copy(update={"model": None}), allocator
 
 

@@ -114,7 +114,7 @@ METRICS: dict[str, Metric] = {
         unit="index",
         value=_accuracy(lambda result: result.best.epoch),
         style=".0f",
-        meaning="first epoch, counted from 0, that reached the best accuracy",
+        meaning="first epoch, counted from 0, that reached the best accuracy; the last one but with protocol `fixed`",
     ),
     "epoch_seconds": Metric(
         label="epoch",

@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 from bench import catalog
 from bench.executors import Executor, make_executor
 from bench.records import Cell
-from bench.watch import Watch
+from bench.watch import MachineState, Watch
 from tl.config import TrainConfig
 from tl.datasets import Splits, load_splits
 from tl.errors import UserError
@@ -77,18 +77,20 @@ def examine_noise() -> None:
     _say(console, f"the same cell again and again, {cell}, for about a minute:")
     executor.call("bench.job:get_ready")
     watch = Watch(lambda text: None)
-    pairs = measure(cell, splits, executor, console)
+    pairs = measure(cell, splits, executor, console, watch)
     state = watch.end()
     found = noise(pairs)
     for line in _findings(found, statistics.median(seconds for pair in pairs for seconds in pair)):
         _say(console, line)
-    for text in state.warnings:
+    for text in dict.fromkeys(state.warnings):
         _say(console, f"WARNING: {text}", style="yellow")
     if advice := _advice(found, busy=bool(state.warnings)):
         _say(console, f"advice: {advice}", style="yellow")
 
 
-def measure(cell: Cell, splits: Splits, executor: Executor, console: Console) -> list[tuple[float, float]]:
+def measure(
+    cell: Cell, splits: Splits, executor: Executor, console: Console, watch: Watch
+) -> list[tuple[float, float]]:
     """Epoch seconds of the cell as A and as B, pair by pair, as many as fit into the time.
 
     Raises `UserError` where these are too few to say anything, or where the cell fails.
@@ -96,7 +98,7 @@ def measure(cell: Cell, splits: Splits, executor: Executor, console: Console) ->
     pairs: list[tuple[float, float]] = []
     deadline = time.monotonic() + BUDGET_SECONDS
     while len(pairs) < MOST_PAIRS:
-        first, second = (_epoch_seconds(cell, splits, executor, deadline) for _ in "AB")
+        first, second = (_epoch_seconds(cell, splits, executor, deadline, watch) for _ in "AB")
         if first is None or second is None:
             break
         pairs.append((first, second))
@@ -110,13 +112,19 @@ def measure(cell: Cell, splits: Splits, executor: Executor, console: Console) ->
     return pairs
 
 
-def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: float) -> float | None:
+def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: float, watch: Watch) -> float | None:
     """None where the time is up before it ends. Raises `UserError` where the cell failed."""
     left = deadline - time.monotonic()
     if left <= 0:
         return None
     weights = Weights(kind="random", source="random")
-    outcome = executor.call("bench.job:run_cell", cell, splits, weights, usable_cores(), timeout=left)
+
+    def on_event(told: object) -> None:
+        if isinstance(told, MachineState):
+            watch.hear(told)
+
+    arguments = (cell, splits, weights, usable_cores())
+    outcome = executor.call("bench.job:run_cell", *arguments, timeout=left, on_event=on_event)
     if outcome.status == "timeout":
         return None
     if outcome.status != "done":

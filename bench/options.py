@@ -17,7 +17,7 @@ class Options:
     """Folder below `results`."""
     results: Path = Path("results")
     timeout: float | None = None
-    """Seconds for a cell; None for no limit."""
+    """Seconds for each training of a cell, of which some protocols have several; None for no limit."""
     executor: str = "process"
     dry_run: bool = False
     fresh: bool = False

@@ -6,28 +6,36 @@ from block to block another regime goes first, so that none always runs on the w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from bench.records import Cell
+from tl.regimes import REGIMES
 from tl.seeding import seed_for
 
 
-def arrange(cells: Mapping[str, Cell], run: str) -> dict[str, Cell]:
-    """The cells in the order in which they are to run; it depends on them and on the run's name alone."""
+def arrange(cells: Mapping[str, Cell], run: str, *, seeds: Collection[int] = ()) -> dict[str, Cell]:
+    """The cells in the order in which they are to run; it depends on the arguments alone.
+
+    `seeds` are all that the run has, those done before included: a seed's place among them decides which regime
+    goes first, so that it is another one in turn also where seeds are added one by one.
+    """
+    ranks = {seed: rank for rank, seed in enumerate(sorted({*seeds, *(c.config.seed for c in cells.values())}))}
     blocks: dict[int, dict[str, list[str]]] = {}
     for cell_id, cell in cells.items():
         together = cell.but(regime="finetune", seed=0).replace(weights_digest="").model_dump_json(exclude=_WEIGHTS)
         blocks.setdefault(cell.config.seed, {}).setdefault(together, []).append(cell_id)
     arranged: list[str] = []
-    for number, seed in enumerate(sorted(blocks)):
+    for seed in sorted(blocks):
         groups = blocks[seed]
         shuffled = np.random.default_rng(seed_for("order of backbones", run, seed)).permutation(sorted(groups))
         for key in shuffled.tolist():
             ids = sorted(groups[key], key=lambda cell_id: cells[cell_id].config.regime)
-            first = (seed_for("first regime", run, key) + number) % len(ids)
-            arranged += [*ids[first:], *ids[:first]]
+            # What trains nothing has no time to compare, and is not in every block: it doesn't take turns.
+            timed = [cell_id for cell_id in ids if REGIMES[cells[cell_id].config.regime].trains]
+            first = (seed_for("first regime", run, key) + ranks[seed]) % max(1, len(timed))
+            arranged += [*timed[first:], *timed[:first], *(cell_id for cell_id in ids if cell_id not in timed)]
     return {cell_id: cells[cell_id] for cell_id in arranged}
 
 

@@ -17,14 +17,13 @@ SAME = 1.05
 """Within this factor two ratios are called the same."""
 LARGE_SHARE = 0.05
 """Phases below this share of an epoch are not worth a word."""
-ARITHMETIC = ("forward", "backward", "validation")
-"""Phases that are mostly the network's own operations."""
 REST = {
     "data": "reading and cropping images",
     "transfer": "moving and normalising images",
     "optimizer": "the optimiser",
     "other": "the rest",
 }
+"""Phases that are no arithmetic of the network. Reading the validation images joins them: see `_rest`."""
 
 
 def predicted(metric: str, above: Group, below: Group) -> float | None:
@@ -59,29 +58,30 @@ PREDICTED: dict[str, Callable[[Group], float | None]] = {
 def explain(slow: Group, fast: Group, measured: float | None) -> str | None:
     """A sentence on the measured speed-up of an epoch against the predicted one; None where work was not counted.
 
-    `measured` is None where too few epochs were measured.
+    `measured` is None where no epoch can be compared.
     """
     expected = predicted("epoch_seconds", slow, fast)
     if expected is None:
         return None
     if measured is None:
-        return f"{expected:.1f}× is predicted; too few epochs were measured to compare"
+        return f"{expected:.2f}× is predicted; no warm epochs of the same seed were measured to compare"
+    pace = f"{measured:.2f}× faster" if measured >= 1 else f"{1 / measured:.2f}× slower"
     if _same(measured, expected):
-        return f"{measured:.1f}× faster, as the {expected:.1f}× predicted"
-    text = f"{measured:.1f}× faster, not the {expected:.1f}× predicted"
+        return f"{pace}, as the {expected:.2f}× predicted"
     reasons = _reasons(slow, fast, measured, expected)
+    text = f"{pace}, not the {expected:.2f}× predicted"
     return f"{text}: {'; '.join(reasons)}" if reasons else text
 
 
 def _reasons(slow: Group, fast: Group, measured: float, expected: float) -> list[str]:
     """Take the measured ratio apart: operations at unequal rates, then what is not arithmetic."""
-    arithmetic = [_seconds(group, ARITHMETIC) for group in (slow, fast)]
-    if arithmetic[0] is None or not arithmetic[1]:
+    arithmetic = [_arithmetic(group) for group in (slow, fast)]
+    if not arithmetic[0] or not arithmetic[1]:
         return []
     at_rates = arithmetic[0] / arithmetic[1]
     reasons = []
     if not _same(at_rates, expected):
-        reasons.append(f"{_rates(slow, fast)}, so the arithmetic alone is {at_rates:.1f}× faster")
+        reasons.append(f"{_rates(slow, fast)}, so the arithmetic alone is {at_rates:.2f}× faster")
     if not _same(measured, at_rates):
         reasons.append(
             f"what is not arithmetic takes {_share(fast)} of the frozen epoch and {_share(slow)} of the fine-tuning one"
@@ -104,12 +104,28 @@ def _rates(slow: Group, fast: Group) -> str:
     )
 
 
+def _arithmetic(group: Group) -> float | None:
+    """Seconds of an epoch that the network's own operations take, in training and validation."""
+    training, validation = _seconds(group, ("forward", "backward")), _validation_forward(group)
+    return None if training is None or validation is None else training + validation
+
+
+def _validation_forward(group: Group) -> float | None:
+    """What of the validation pass is arithmetic, were its forward passes as quick as those of training."""
+    forward, whole = _seconds(group, ("forward",)), _seconds(group, ("validation",))
+    if forward is None or whole is None:
+        return None
+    return min(whole, forward * len(group.truth) / group.records[0].train_images)
+
+
 def _share(group: Group) -> str:
     """What is not arithmetic as a share of an epoch, with its large parts, largest first."""
-    whole = _seconds(group, (*ARITHMETIC, *REST)) or math.inf
-    shares = {words: (_seconds(group, (phase,)) or 0.0) / whole for phase, words in REST.items()}
-    largest = sorted(shares.items(), key=lambda item: -item[1])
-    parts = [f"{words} {share:.0%}" for words, share in largest if share >= LARGE_SHARE]
+    rest = {words: _seconds(group, (phase,)) or 0.0 for phase, words in REST.items()}
+    validation, forward = _seconds(group, ("validation",)) or 0.0, _validation_forward(group) or 0.0
+    rest["reading validation images"] = validation - forward
+    whole = sum(rest.values()) + (_arithmetic(group) or 0.0) or math.inf
+    shares = {words: seconds / whole for words, seconds in sorted(rest.items(), key=lambda item: -item[1])}
+    parts = [f"{words} {share:.0%}" for words, share in shares.items() if share >= LARGE_SHARE]
     return f"{sum(shares.values()):.0%}" + (f" ({', '.join(parts)})" if parts else "")
 
 

@@ -2,7 +2,7 @@
 
     results/NAME/manifest.json            what was planned, with which data and weights, by which commands
     results/NAME/cells/CELL_ID.json       one record a cell: done, failed, oom, timeout or skipped
-    results/NAME/superseded/…             records of failed attempts that a later attempt replaced
+    results/NAME/superseded/…             records of attempts without a result that a later attempt replaced
 
 History of the format (`SCHEMA_VERSION`):
 1   first

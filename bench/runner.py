@@ -52,7 +52,7 @@ class Sweep:
     def missing(self) -> dict[str, Cell]:
         """Cells without a finished record, in the order in which they are to run."""
         left = {cell_id: cell for cell_id, cell in self.cells.items() if cell_id not in self.done}
-        return arrange(left, self.run.folder.name)
+        return arrange(left, self.run.folder.name, seeds={cell.config.seed for cell in self.cells.values()})
 
 
 def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, batch_size: int | None) -> str:
@@ -122,14 +122,15 @@ def execute(
     ended is kept, and the same command goes on from there.
     """
     left = sweep.missing
-    if not left:
+    if not left and _knows_claims(sweep, grid):
         return dict(sweep.done)
     located = locate({cell_id: sweep.weights[cell_id] for cell_id in left}, left, options, executor)
-    executor.call("bench.job:get_ready")
+    if left:
+        executor.call("bench.job:get_ready")
     with _alone(sweep.run, fresh=options.fresh):
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
-        if busy := look():
+        if left and (busy := look()):
             console.print(f"WARNING: {busy}", style="yellow", highlight=False, soft_wrap=True)
         machine = environment()
         _begin(sweep, grid, options, machine, console)
@@ -157,15 +158,20 @@ def execute(
                     outcome = Outcome(status="failed", reason=answer, wall_seconds=0.0)
                 else:
                     arguments = (cell, sweep.splits, answer, usable_cores())
-                    outcome = executor.call(
-                        "bench.job:run_cell", *arguments, timeout=options.timeout, on_event=on_event
-                    )
+                    limit = None if options.timeout is None else options.timeout * cell.config.trainings
+                    outcome = executor.call("bench.job:run_cell", *arguments, timeout=limit, on_event=on_event)
                     around = watch.end()
                 block = blocks.index(cell.config.seed)
                 records[cell_id] = _record(sweep, cell, weights, outcome, started, machine, around, block, order)
                 sweep.run.write_record(records[cell_id])
                 reporter.ended(records[cell_id])
     return records
+
+
+def _knows_claims(sweep: Sweep, grid: Grid) -> bool:
+    """Whether the run's manifest has this grid's claims: else it is written though there is nothing to run."""
+    asked = grid.model_dump(mode="json")["claims"]
+    return sweep.previous is not None and sweep.previous.invocations[-1].grid.get("claims", []) == asked
 
 
 def check_output(folder: Path) -> None:

@@ -12,6 +12,7 @@ from bench.metrics import METRICS
 from bench.records import Record, Run, find_runs
 from bench.watch import MachineState
 from tl.gpu import GpuState
+from tl.regimes import REGIMES
 from tl.results import EpochResult, Phases
 
 
@@ -101,11 +102,12 @@ _FLOATS = {"load_before", "load_after", "other_cpu_share", "steal_share", "learn
 
 
 def _learning_rate(record: Record) -> float | None:
-    """At the first epoch; not known where it was to be chosen and the cell has no result."""
+    """At the first epoch; None where nothing is trained, or it was to be chosen and the cell has no result."""
     config = record.cell.config
     if record.result:
         return record.result.learning_rate
-    return None if config.protocol == "tuned" else config.learning_rate
+    chosen_later = config.protocol == "tuned" or not REGIMES[config.regime].trains
+    return None if chosen_later else config.learning_rate
 
 
 def row(run: str, record: Record) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
@@ -15,12 +16,14 @@ from bench.findings import Finding, judge
 from bench.grid import Grid
 from bench.groups import make_groups
 from bench.options import Options
-from bench.records import Record
+from bench.records import Cell, Record
 from bench.stats import MIN_SAMPLES
 from tl.errors import ConfigError
 
 MAX_SEEDS = 10
 """Where neither a number of seeds nor a budget is given."""
+MOST_SEEDS = 1_000
+"""Whatever the budget."""
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -30,26 +33,25 @@ class Goal:
 
     within: float = 0.05
     """Half-width of every speed-up's 95% interval, as a share of it."""
-    max_seeds: int | None = None
+    max_seeds: int = MAX_SEEDS
     budget_seconds: float | None = None
 
-    @property
-    def most_seeds(self) -> float:
-        """Seeds beyond which nothing is added."""
-        if self.max_seeds is not None:
-            return self.max_seeds
-        return MAX_SEEDS if self.budget_seconds is None else float("inf")
 
-
-def make_goal(within_percent: float, max_seeds: int | None, budget: str | None) -> Goal:
-    """What the options say. Raises `ConfigError` for a value that can't be."""
+def make_goal(grid: Grid, within_percent: float, max_seeds: int | None, budget: str | None) -> Goal:
+    """What the options say. Raises `ConfigError` for a value that can't be, or a grid with nothing to decide."""
     if not 0 < within_percent < 100:
         raise ConfigError(f"--within {within_percent:g}: must be a percentage above 0 and below 100")
-    if max_seeds is not None and max_seeds < MIN_SAMPLES:
-        raise ConfigError(f"--max-seeds {max_seeds}: must be at least {MIN_SAMPLES}: fewer have no interval")
+    seeds, epochs = grid.matrix.seeds, grid.protocol["epochs"]
+    if not isinstance(seeds, int):
+        raise ConfigError(f"--until-decided: the grid names its seeds ({seeds}); give --seeds a number")
+    if epochs < 2:
+        raise ConfigError(f"--until-decided: epochs={epochs}: the first epoch is warm-up, so at least 2 are needed")
+    least = max(MIN_SAMPLES, seeds)
+    if max_seeds is not None and max_seeds < least:
+        raise ConfigError(f"--max-seeds {max_seeds}: must be at least {least}, what an interval and the grid need")
     return Goal(
         within=within_percent / 100,
-        max_seeds=max_seeds,
+        max_seeds=max_seeds or max(MAX_SEEDS if budget is None else MOST_SEEDS, least),
         budget_seconds=None if budget is None else seconds("--budget", budget),
     )
 
@@ -62,43 +64,62 @@ def seconds(option: str, text: str) -> float:
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
-def check_seeds(grid: Grid) -> None:
-    """Raise `ConfigError` for a grid whose seeds are named one by one: there is no next one."""
-    if not isinstance(grid.matrix.seeds, int):
-        raise ConfigError(f"--until-decided: the grid names its seeds ({grid.matrix.seeds}); give --seeds a number")
-
-
 def run_until_decided(
-    first: runner.Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
+    planned: runner.Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
 ) -> dict[str, Record]:
-    """Run the sweep, then one more seed of all its cells at a time, until the goal is reached or the budget spent.
+    """Run the grid one seed at a time, at least as many as it has, until the goal is reached or the budget spent.
 
-    No block is begun that would, taking as long as the longest before it, end beyond the budget. Says at the end
-    which speed-ups stayed open. Returns the records of all blocks; what it raises is as `runner.execute`.
+    The goal counts as reached when it was after two seeds in a row: an interval from few seeds is narrow by chance
+    now and then, and to stop there would favour such chances. No seed is begun that would, taking as long as the
+    longest before it, end beyond the budget. Says at the end which speed-ups stayed open. A cell that has failed in
+    this command is not tried again by it. `planned` is the sweep of the whole grid. Returns the records of all
+    seeds; what it raises is as `runner.execute`. Raises `ConfigError` where the grid compares nothing.
     """
-    begun, longest = time.monotonic(), 0.0
-    sweep, records, ran = first, dict[str, Record](), 0
+    if not _pairs(list(planned.cells.values())):
+        raise ConfigError("--until-decided: no backbone has both finetune and a regime that trains only the head")
+    # --fresh has chosen its folder: later seeds join it.
+    options = replace(options, fresh=False, name=planned.run.folder.name)
+    begun, seeds, ran, settled_before = time.monotonic(), 0, 0, False
+    records: dict[str, Record] = {}
     while True:
-        block_begun = time.monotonic()
+        seeds += 1
+        sweep = runner.plan(grid.override({"seeds": seeds}, {}), options, executor, console)
+        tried = {cell_id: record for cell_id, record in records.items() if record.status != "done"}
+        sweep = replace(sweep, done={**sweep.done, **tried})
         missing = len(sweep.missing)
         records |= runner.execute(sweep, grid, options, executor, console, first_order=ran)
         ran += missing
-        longest = max(longest, time.monotonic() - block_begun)
         found = _speed_ups(sweep, records)
         unsettled = [finding for finding in found if not _settled(finding, goal)]
-        seeds = len({cell.config.seed for cell in sweep.cells.values()})
-        why = _why_stop(goal, unsettled, seeds, time.monotonic() - begun + longest)
-        if why:
-            _say(console, f"until decided: {_outcome(found, unsettled, goal)}; {seeds} seeds, {why}")
+        lost = len(_pairs(list(sweep.cells.values()))) - len(found)
+        said = f"until decided: {_outcome(found, unsettled, goal)}{_without(lost)}"
+        longest = max(_duration(records, seed) for seed in range(seeds))
+        why = _why_stop(goal, settled_before and not unsettled, seeds, time.monotonic() - begun + longest)
+        if seeds >= grid.matrix.seeds and why:  # type: ignore[operator]  # a number: see `make_goal`
+            _say(console, f"{said}; {seeds} seeds, {why}")
             return records
-        grid = grid.override({"seeds": seeds + 1}, {})
-        _say(console, f"until decided: {_outcome(found, unsettled, goal)}; adding seed {seeds}")
-        sweep = runner.plan(grid, options, executor, console)
+        if goal.budget_seconds is not None and time.monotonic() - begun + longest > goal.budget_seconds:
+            _say(console, f"{said}; {seeds} seeds, {_over_budget(goal)}")
+            return records
+        settled_before = not unsettled
+        _say(console, f"{said}; going on with seed {seeds}")
+
+
+def _pairs(cells: Sequence[Cell]) -> set[Cell]:
+    """The comparisons that some cells are planned for, each as its head-only cell with seed 0."""
+    bare = {cell.but(seed=0) for cell in cells}
+    fine_tuned = {cell for cell in bare if cell.config.regime == HALF_THE_TIME.against}
+    return {
+        cell
+        for cell in bare - fine_tuned
+        if HALF_THE_TIME.is_about(cell.config.regime) and cell.but(regime=HALF_THE_TIME.against) in fine_tuned
+    }
 
 
 def _speed_ups(sweep: runner.Sweep, records: dict[str, Record]) -> list[Finding]:
-    truths = {sweep.run.name: sweep.run.manifest().dataset.val_labels}
-    return judge([HALF_THE_TIME], make_groups(((sweep.run.name, record) for record in records.values()), truths))
+    run = sweep.run.name
+    groups = make_groups(((run, record) for record in records.values()), {run: sweep.run.manifest().dataset.val_labels})
+    return judge({run: [HALF_THE_TIME]}, groups)
 
 
 def _settled(finding: Finding, goal: Goal) -> bool:
@@ -106,15 +127,24 @@ def _settled(finding: Finding, goal: Goal) -> bool:
     return width is not None and width <= goal.within
 
 
-def _why_stop(goal: Goal, unsettled: list[Finding], seeds: int, until_next: float) -> str:
-    """Why no block is added; empty where one is. `until_next` is the time spent once it were over."""
-    if not unsettled:
+def _duration(records: dict[str, Record], seed: int) -> float:
+    """Seconds that the cells of a seed took, whenever they were run."""
+    return sum(record.wall_seconds for record in records.values() if record.cell.config.seed == seed)
+
+
+def _why_stop(goal: Goal, decided: bool, seeds: int, until_next: float) -> str:
+    """Why no seed is added; empty where one is. `until_next` is the time spent once it were over."""
+    if decided:
         return "nothing left to decide"
-    if seeds >= goal.most_seeds:
-        return f"as many as allowed (--max-seeds {goal.most_seeds:g})"
+    if seeds >= goal.max_seeds:
+        return f"as many as allowed (--max-seeds {goal.max_seeds})"
     if goal.budget_seconds is not None and until_next > goal.budget_seconds:
-        return f"one more would overrun the budget of {goal.budget_seconds:g} s"
+        return _over_budget(goal)
     return ""
+
+
+def _over_budget(goal: Goal) -> str:
+    return f"one more would overrun the budget of {goal.budget_seconds:g} s"
 
 
 def _outcome(found: list[Finding], unsettled: list[Finding], goal: Goal) -> str:
@@ -123,12 +153,13 @@ def _outcome(found: list[Finding], unsettled: list[Finding], goal: Goal) -> str:
     return text + (f"; open: {', '.join(map(_named, unsettled))}" if unsettled else "")
 
 
+def _without(lost: int) -> str:
+    return f"; {lost} more can't be compared, for want of a result" if lost > 0 else ""
+
+
 def _named(finding: Finding) -> str:
     width = finding.estimate.half_width if finding.estimate else None
-    config = finding.group.config
-    return (
-        f"{config.backbone} {config.regime} {finding.group.cell.device} ({'±?' if width is None else f'±{width:.1%}'})"
-    )
+    return f"{finding.group.cell.but(seed=0)} ({'±?' if width is None else f'±{width:.1%}'})".replace(" seed 0", "")
 
 
 def _say(console: Console, text: str) -> None:

@@ -8,42 +8,44 @@ from typing import Any
 from tabulate import tabulate
 
 from bench.claims import Claim
-from bench.findings import Finding, claim_row, claims_of, judge, overall, verdicts
-from bench.groups import make_groups
-from bench.records import Run
+from bench.findings import Finding, overall
+from bench.report.answers import overalls
+from bench.report.summary import Summary
+from bench.report.tables import claims_table
+from bench.stats import MIN_SAMPLES
+
+LEGEND = (
+    "Measured: of seconds and bytes the second regime's over the first's, of accuracies the first's less the second's, "
+    f"with a 95% interval over n seeds, from {MIN_SAMPLES} on. Verdicts are wrong one time in twenty at most, over all "
+    "of them together."
+)
 
 
-def print_claims(runs: list[Run], format: str) -> None:
-    """Print every claim with its verdicts, as text or as JSON. Raises `UserError` for a run that can't be read."""
-    manifests = {run.name: run.manifest() for run in runs}
-    records = [(run.name, record) for run in runs for record in run.records().values()]
-    groups = make_groups(records, {name: manifest.dataset.val_labels for name, manifest in manifests.items()})
-    claims = claims_of(manifests.values())
-    findings = judge(claims, groups)
+def print_claims(summary: Summary, format: str) -> None:
+    """Print every claim with its verdicts, as text or as JSON: a row a comparison, or a row with nulls without one."""
     if format == "json":
-        print(json.dumps(_rows(claims, findings), indent=1, ensure_ascii=False))
+        print(json.dumps(_rows(summary), indent=1, ensure_ascii=False))
         return
-    if findings:
-        rows = [({"run": f.group.run} if len(runs) > 1 else {}) | claim_row(f) for f in findings]
-        print(tabulate(rows, headers="keys", disable_numparse=True), end="\n\n")
-    for claim in claims:
-        about = [finding for finding in findings if finding.claim.name == claim.name]
-        said = f"{overall(about)}. {verdicts(about)}" if about else f"not tested: {_wanted(claim)}"
+    if summary.findings:
+        print(tabulate(claims_table(summary).to_dict("records"), headers="keys", disable_numparse=True))
+        print(f"\n{LEGEND}\n")
+    for claim, said in overalls(summary):
         print(f"{claim.name}: {claim.statement}? {said}")
+    if len(summary.machines) > 1:
+        print(f"These are {len(summary.machines)} machines or sets of libraries: their times don't compare.")
 
 
-def _wanted(claim: Claim) -> str:
-    return f"no backbone has both {claim.regime} and {claim.against}"
+def _rows(summary: Summary) -> list[dict[str, Any]]:
+    rows = []
+    for claim in summary.claims:
+        about = [finding for finding in summary.findings if finding.claim == claim]
+        together = overall(about) if about else "not tested"
+        rows += [_row(claim, finding, together) for finding in about]
+        rows += [] if about else [_row(claim, None, together)]
+    return rows
 
 
-def _rows(claims: list[Claim], findings: list[Finding]) -> list[dict[str, Any]]:
-    """A row a finding, and one with nulls for each claim that nothing was found of."""
-    rows = [_row(finding.claim, finding) for finding in findings]
-    tested = {finding.claim.name for finding in findings}
-    return rows + [_row(claim, None) for claim in claims if claim.name not in tested]
-
-
-def _row(claim: Claim, finding: Finding | None) -> dict[str, Any]:
+def _row(claim: Claim, finding: Finding | None, together: str) -> dict[str, Any]:
     estimate = finding.estimate if finding else None
     cell = finding.group.cell if finding else None
     return {
@@ -57,7 +59,7 @@ def _row(claim: Claim, finding: Finding | None) -> dict[str, Any]:
         "regime": cell.config.regime if cell else claim.regime,
         "against": claim.against,
         "device": cell.device if cell else None,
-        "precision": cell.config.precision if cell else None,
+        "config": cell.config.model_dump(mode="json", exclude={"backbone", "regime", "seed"}) if cell else None,
         "measured": estimate.value if estimate else None,
         "low": estimate.low if estimate else None,
         "high": estimate.high if estimate else None,
@@ -66,5 +68,6 @@ def _row(claim: Claim, finding: Finding | None) -> dict[str, Any]:
         "holds_from": claim.low,
         "holds_to": claim.high,
         "p": finding.p if finding else None,
-        "verdict": finding.verdict if finding else "not tested",
+        "verdict": finding.words if finding else "not tested",
+        "overall": together,
     }

@@ -25,6 +25,8 @@ BUSY_CORES = 0.1
 """A tenth of one core: an operation waits for its slowest thread, so that much may cost a tenth of the time."""
 BUSY_SHARE = 0.02
 """Of all cores: on a large machine its own services take more than a tenth of one core, and harm none."""
+BUSY_SECONDS = 0.1
+"""Of CPU time: below that the counters, which advance in steps of 10 ms each, say nothing of a short cell."""
 BUSY_GPU_PERCENT = 10
 LOOK_SECONDS = 0.25
 LOOK_CORES = 0.25
@@ -84,7 +86,9 @@ class Watch:
         """Take over what the cell's process knows."""
         self._add(**{name: getattr(part, name) for name in part.model_fields_set})
         if part.gpu_before:
-            self._warn(*_gpu_warnings(part.gpu_before))
+            self._warn(*_busy_gpu(part.gpu_before), *_shared_gpu(part.gpu_before, "before the cell began"))
+        if part.gpu_after:
+            self._warn(*_shared_gpu(part.gpu_after, "as training ended"))
 
     def end(self) -> MachineState:
         """The cell is over, its process gone."""
@@ -95,9 +99,10 @@ class Watch:
             other, stolen = shares(self._before, after, cores)
             self._add(other_cpu_share=other, steal_share=stolen)
             slow = "while the cell ran: its times are too long"
-            if _noticeable(other, cores):
+            wall = after.at - self._before.at
+            if _noticeable(other, cores, wall):
                 self._warn(f"other processes took {other * cores:.2g} of {cores} cores {slow}")
-            if _noticeable(stolen, cores):
+            if _noticeable(stolen, cores, wall):
                 self._warn(f"the hypervisor took {stolen * cores:.2g} of {cores} cores away (steal) {slow}")
         return self._state
 
@@ -168,21 +173,27 @@ def gpu_before(uuid: str) -> GpuState:
     return state
 
 
-def _gpu_warnings(state: GpuState) -> list[str]:
+def _busy_gpu(state: GpuState) -> list[str]:
+    """Utilisation says something only before a cell: after it, it is the cell's own."""
+    if (state.utilisation_percent or 0) <= BUSY_GPU_PERCENT:
+        return []
+    return [f"the GPU was {state.utilisation_percent}% busy before the cell began: its times are too long"]
+
+
+def _shared_gpu(state: GpuState, when: str) -> list[str]:
     found = []
     if state.other_processes:
         several = "es" if state.other_processes > 1 else ""
-        found.append(f"{state.other_processes} other process{several} on the GPU: times and free memory suffer")
-    if (state.utilisation_percent or 0) > BUSY_GPU_PERCENT:
-        found.append(f"the GPU was {state.utilisation_percent}% busy before the cell began: its times are too long")
+        found.append(f"{state.other_processes} other process{several} on the GPU {when}: times and free memory suffer")
     slowed = [reason for reason in state.throttle_reasons or () if reason in gpu.SLOWDOWNS]
     if slowed:
-        found.append(f"the GPU slows itself down ({', '.join(slowed)}): times are too long")
+        found.append(f"the GPU slowed itself down {when} ({', '.join(slowed)}): times are too long")
     return found
 
 
-def _noticeable(share: float, cores: int) -> bool:
-    return share * cores > max(BUSY_CORES, BUSY_SHARE * cores)
+def _noticeable(share: float, cores: int, wall: float) -> bool:
+    used = share * cores
+    return used > max(BUSY_CORES, BUSY_SHARE * cores) and used * wall > BUSY_SECONDS
 
 
 def _usable() -> set[int]:

@@ -21,6 +21,7 @@ class FakeNvml:
     nvmlClocksEventReasonGpuIdle = 1
     nvmlClocksEventReasonSwPowerCap = 4
     nvmlClocksEventReasonHwThermalSlowdown = 64
+    nvmlClocksEventReasonPowerCapByAnotherName = 4
     nvmlClocksEventReasonAll = 69
 
     def __init__(self) -> None:
@@ -47,6 +48,9 @@ class FakeNvml:
         if uuid != b"GPU-" + UUID.encode():
             raise NVMLError("Not Found")
         return "handle"
+
+    def nvmlDeviceGetName(self, handle: str) -> str:
+        return self._answer("name", "GPU 9000")
 
     def nvmlSystemGetDriverVersion(self) -> str:
         return self._answer("driver", "580.1")

@@ -14,8 +14,10 @@ from bench.findings import _likeliest, judge, overall
 from bench.grid import load_grid
 from bench.groups import make_groups
 from bench.records import Record
+from bench.report.answers import answers
+from bench.report.summary import summarise
 from bench.stats import LEVEL, ratio
-from tests.commands import command
+from tests.commands import ONE_CELL, command
 from tests.test_report import RANDOM, TRUTH, record, write_run
 from tl.errors import ConfigError
 
@@ -42,16 +44,16 @@ def seeds(regime: str, times: list[float], backbone: str = "timm:a", **given: ob
 
 def verdict(fast: list[float], slow: tuple[float, ...] = (20.0, 20.2, 19.9)) -> str:
     records = [("r", one) for one in [*seeds("finetune", list(slow)), *seeds("frozen", fast)]]
-    (finding,) = judge([HALF_THE_TIME], make_groups(records, {"r": TRUTH}))
-    return finding.verdict
+    (finding,) = judge({"r": [HALF_THE_TIME]}, make_groups(records, {"r": TRUTH}))
+    return finding.words
 
 
 @pytest.mark.parametrize(
     ("fast", "expected"),
     [
         ([10.0, 10.1, 9.9], "supported"),
-        ([5.0, 5.05, 4.95], "above the claim"),
-        ([16.0, 16.1, 15.9], "below the claim"),
+        ([5.0, 5.05, 4.95], "faster than claimed"),
+        ([16.0, 16.1, 15.9], "slower than claimed"),
         ([8.1, 8.0, 7.9], "inconclusive"),
         ([10.0, 16.0, 6.0], "inconclusive"),
         ([10.0, 10.0], "too few samples"),
@@ -87,7 +89,7 @@ def test_verdicts_of_a_report_share_one_error_rate(tmp_path: Path) -> None:
         for regime, times in zip(("finetune", "frozen"), slow, strict=True)
         for one in seeds(regime, times, f"timm:{name}")
     ]
-    together = {finding.verdict for finding in judge([HALF_THE_TIME], make_groups(records, {"r": TRUTH}))}
+    together = {finding.verdict for finding in judge({"r": [HALF_THE_TIME]}, make_groups(records, {"r": TRUTH}))}
     assert (alone, together) == ("supported", {"inconclusive"})
 
 
@@ -100,7 +102,7 @@ def test_accuracies_are_compared_image_by_image_and_only_where_they_count() -> N
             for regime, right in (("finetune", 90), ("frozen", 95))
             for r in seeds(regime, [9.0] * 3, right=right, **given)
         ]
-        (finding,) = judge([CLAIMS["no-worse"]], make_groups(records, {"r": TRUTH}))
+        (finding,) = judge({"r": [CLAIMS["no-worse"]]}, make_groups(records, {"r": TRUTH}))
         return finding.verdict, finding.estimate.value if finding.estimate else None
 
     said, value = found()
@@ -114,13 +116,15 @@ def test_scratch_is_compared_with_fine_tuning_though_its_weights_differ() -> Non
         *(("r", one) for one in seeds("finetune", [9.0] * 3, right=95)),
         *(("r", one) for one in seeds("scratch", [9.0] * 3, right=60, weights=RANDOM)),
     ]
-    (finding,) = judge([CLAIMS["transfer-helps"]], make_groups(records, {"r": TRUTH}))
+    (finding,) = judge({"r": [CLAIMS["transfer-helps"]]}, make_groups(records, {"r": TRUTH}))
     assert finding.verdict == "supported" and finding.against.config.regime == "scratch"
     mixed = [
         *(("r", one) for one in seeds("finetune", [9.0] * 3)),
         *(("r", one) for one in seeds("frozen", [9.0] * 3, weights=RANDOM)),
     ]
-    assert judge([HALF_THE_TIME], make_groups(mixed, {"r": TRUTH})) == [], "else weights are part of what is equal"
+    assert judge({"r": [HALF_THE_TIME]}, make_groups(mixed, {"r": TRUTH})) == [], (
+        "else weights are part of what is equal"
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,12 +132,13 @@ def test_scratch_is_compared_with_fine_tuning_though_its_weights_differ() -> Non
     [
         (["supported", "supported"], "supported"),
         (["supported", "unknown"], "supported"),
-        (["above the claim", "below the claim"], "refuted"),
-        (["supported", "below the claim"], "mixed"),
+        (["above", "below"], "refuted"),
+        (["supported", "below"], "mixed"),
         (["supported", "inconclusive"], "open"),
         (["inconclusive", "too few samples"], "open"),
         (["unknown"], "open"),
-        (["supported", "below the claim", "inconclusive"], "mixed"),
+        (["supported", "below", "inconclusive"], "mixed"),
+        (["above", "below", "inconclusive"], "open"),
     ],
 )
 def test_all_backbones_together(verdicts: list[str], word: str) -> None:
@@ -166,6 +171,10 @@ def test_a_grid_brings_claims_of_its_own(tmp_path: Path) -> None:
         ),
         (("low = 2.9", "lower = 2.9"), r"claims\[1\]\.lower: unknown key; nearest valid key: 'low'"),
         (("[[claims]]", "[claims]"), r"claims="),
+        (("low = 2.9", "low = -inf"), r"claims\[1\]\.low=-inf, high=None: give one of them"),
+        (("low = 2.9", "low = 0"), r"claims\[1\]\.low=0.0, high=None: a ratio is above 0"),
+        (('"frozen"', '"finetune"'), r"claims\[1\]\.against='finetune': is the regime itself"),
+        (('"a-third"', '"no-worse"'), r"claims\[1\]\.name='no-worse': is taken"),
     ],
 )
 def test_a_mistake_in_a_claim_is_told_with_its_place(tmp_path: Path, change: tuple[str, str], message: str) -> None:
@@ -174,6 +183,29 @@ def test_a_mistake_in_a_claim_is_told_with_its_place(tmp_path: Path, change: tup
     path.write_text((MATRIX + OWN).replace(*change))
     with pytest.raises(ConfigError, match=message):
         load_grid(str(path))
+
+
+def test_claims_that_a_grid_gets_later_are_known_to_its_run(tmp_path: Path) -> None:
+    """Though there is nothing to run any more."""
+    (tmp_path / "one.toml").write_text(ONE_CELL + "[train]\nepochs = 1\n")
+    arguments = ["run", "--grid", "one.toml", "--name", "one", "--weights", "random", "--no-report"]
+    assert command(*arguments).returncode == 0
+    (tmp_path / "one.toml").write_text(ONE_CELL + "[train]\nepochs = 1\n" + OWN)
+    assert "1 of them done before" in command(*arguments).stdout
+    assert "a-third: A third of the memory? not tested" in command("claims", "one").stdout
+
+
+def test_comparisons_that_have_no_result_are_counted(tmp_path: Path) -> None:
+    """A fine-tuning that ran out of memory doesn't make the claim hold everywhere."""
+    records = [
+        *seeds("finetune", [20.0] * 3),
+        *seeds("frozen", [10.0, 10.1, 9.9]),
+        *seeds("finetune", [20.0] * 3, "timm:b", status="oom"),
+        *seeds("frozen", [10.0] * 3, "timm:b"),
+    ]
+    run = write_run(tmp_path / "r", records)
+    assert "1 supported; 1 more have no result on one side" in command("claims", str(run.folder)).stdout
+    assert "1 supported; 1 more have no result on one side" in " ".join(answers(summarise([run], "r")))
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
@@ -190,7 +222,8 @@ def test_the_command_prints_measured_predicted_and_verdict(tmp_path: Path) -> No
     run.write_manifest(manifest.replace(invocations=(manifest.invocations[0].replace(grid=own),)))
     rows = json.loads(command("claims", str(run.folder), "--format", "json").stdout)
     by_claim = {row["claim"]: row for row in rows}
-    assert list(by_claim) == ["half-the-time", "less-memory", "no-worse", "a-third", "transfer-helps"]
+    assert list(by_claim) == ["half-the-time", "less-memory", "no-worse", "transfer-helps", "a-third"]
+    assert (by_claim["half-the-time"]["overall"], by_claim["no-worse"]["overall"]) == ("supported", "open")
     half = by_claim["half-the-time"]
     assert (half["backbone"], half["device"], half["regime"], half["verdict"]) == (
         "timm:a",

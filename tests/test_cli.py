@@ -317,6 +317,13 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     assert report.returncode == 0 and "not run yet" in Path("reports/long-random.md").read_text()
 
 
+def test_the_version_is_that_of_the_package() -> None:
+    """For a bug report."""
+    from importlib.metadata import version
+
+    assert command("--version").stdout == f"tl-bench {version('tl-bench')}\n"
+
+
 def test_two_commands_do_not_work_in_one_folder(tmp_path: Path) -> None:
     """The second is told; they would take each other's time."""
     grid = tmp_path / "long.toml"

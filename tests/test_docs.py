@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.claims import CLAIMS
 from bench.findings import show_estimate
 from bench.grid import shipped
 from bench.metrics import METRICS
 from bench.records import STATUSES, find_runs
 from bench.report.summary import summarise
 from bench.report.tables import accuracy, show
+from bench.report.write import write_report
 from bench.table import COLUMNS
 from tl.config import PRECISIONS, PROTOCOLS
 from tl.datasets import DATASETS
@@ -27,9 +29,9 @@ FORMAT = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m bench [^#\n]*", README, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [*shipped(), *REGIMES, *DATASETS, *PROTOCOLS, "auto"])
+@pytest.mark.parametrize("name", [*shipped(), *REGIMES, *DATASETS, *PROTOCOLS, *CLAIMS, "auto"])
 def test_the_readme_names(name: str) -> None:
-    """Every grid, regime, data set and protocol."""
+    """Every grid, regime, data set, protocol and claim."""
     assert f"`{name}`" in README
 
 
@@ -45,18 +47,26 @@ def test_the_format_names_every_column_and_nothing_else() -> None:
 
 def test_the_readmes_figures_are_those_of_the_committed_run() -> None:
     """Each row of the table at the top, and the commit and command beside it."""
-    summary = summarise(find_runs([ROOT / "results" / "reference-cpu-2core"]), "reference")
+    summary = summarise(find_runs([ROOT / "results" / "reference-cpu-3seeds"]), "reference")
+    assert summary.comparisons
     for row in summary.comparisons:
         finding = row.finding
         seconds = [show(group, "epoch_seconds") for group in (row.slow, row.fast)]
         speed_up = [show_estimate(finding.claim, row.speed_up), finding.claim.show(finding.predicted)]
         accuracies = [accuracy(row.slow), accuracy(row.fast)]
-        cells = [summary.short(row.fast), *seconds, *speed_up, *accuracies, finding.verdict]
+        cells = [summary.short(row.fast), *seconds, *speed_up, *accuracies, finding.words]
         assert f"| {' | '.join(cells)} |" in README
     _, manifest = summary.runs[0]
     assert f"`{manifest.invocations[0].command}`" in README
     assert all(f"`{record.environment.git_commit[:12]}`" in README for _, record in summary.records)
     assert all(record.environment.git_dirty is False for _, record in summary.records)
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "results").glob("reference-*"))])
+def test_committed_reports_are_what_the_records_say(name: str, tmp_path: Path) -> None:
+    """Word for word, so that none tells what the suite no longer says."""
+    written, _ = write_report(summarise(find_runs([ROOT / "results" / name]), name), tmp_path)
+    assert written.read_text(encoding="utf-8") == (ROOT / "reports" / f"{name}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: line.removeprefix("python -m ").strip())

@@ -13,7 +13,8 @@ import bench
 from bench import runner
 from bench.grid import load_grid
 from bench.options import Options
-from bench.report import summarise, write_report
+from bench.report.summary import summarise
+from bench.report.write import write_report
 from tests.commands import ONE_CELL
 from tl import train
 from tl.backbones import Classifier

@@ -17,6 +17,7 @@ def test_the_state_of_a_gpu(nvml: FakeNvml) -> None:
     nvml.processes = [(os.getpid(), 1), (1, 2), (2, None)]
     nvml.utilisation, nvml.reasons = [35], 4 | 64
     assert gpu.state(UUID) == GpuState(
+        name="GPU 9000",
         driver="580.1",
         sm_clock_mhz=1980,
         memory_clock_mhz=2619,
@@ -38,6 +39,7 @@ def test_a_gpu_goes_by_its_uuid(nvml: FakeNvml) -> None:
 @pytest.mark.parametrize(
     ("question", "fields"),
     [
+        ("name", {"name"}),
         ("driver", {"driver"}),
         ("clocks", {"sm_clock_mhz", "memory_clock_mhz"}),
         ("temperature", {"temperature_celsius"}),
@@ -72,6 +74,15 @@ def test_an_empty_list_of_processes_proves_nothing(nvml: FakeNvml) -> None:
     assert gpu.state(UUID).other_processes is None
     nvml.processes = [(os.getpid(), 1)]
     assert gpu.state(UUID).other_processes == 0
+
+
+def test_a_process_that_works_and_is_not_listed_has_another_number_there(nvml: FakeNvml) -> None:
+    """What is listed may be itself, as a container's host numbers it: who is another can't be known."""
+    nvml.processes = [(123_456, 1)]
+    assert gpu.state(UUID).other_processes == 1, "before it works, it can't be the one that is listed"
+    assert gpu.state(UUID, in_use=True).other_processes is None
+    nvml.processes += [(os.getpid(), 1)]
+    assert gpu.state(UUID, in_use=True).other_processes == 1
 
 
 def test_memory_of_one_process(nvml: FakeNvml) -> None:

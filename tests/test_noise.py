@@ -21,10 +21,12 @@ from bench import noise as module
 from bench.executors import Outcome
 from bench.noise import measure, noise
 from bench.records import Cell
+from bench.watch import MachineState, Watch
 from tests.conftest import TINY
 from tests.test_report import record
 from tl.datasets import Splits
 from tl.errors import UserError
+from tl.gpu import GpuState
 
 PAIRS = [(1.00, 1.02), (1.05, 0.99), (0.98, 1.01), (1.02, 1.03), (0.97, 1.00)]
 
@@ -65,6 +67,7 @@ class FakeExecutor:
         self.now += min(self.wall, timeout)
         if timeout < self.wall:
             return Outcome(status="timeout", reason="late", wall_seconds=timeout)
+        on_event(MachineState(gpu_after=GpuState(other_processes=1)))
         result = record("timm:a", "frozen", seconds=next(self.seconds)).result
         return Outcome(status="done", value=(result, ""), wall_seconds=self.wall)
 
@@ -72,7 +75,10 @@ class FakeExecutor:
 def run_measure(executor: FakeExecutor, mini: Splits) -> tuple[list[tuple[float, float]], str]:
     text = io.StringIO()
     cell = Cell(config=module.CONFIG, weights_digest="", dataset_digest=mini.digest, device="cpu")
-    return measure(cell, mini, executor, Console(file=text, width=200)), text.getvalue()
+    watch = Watch(lambda warning: None)
+    pairs = measure(cell, mini, executor, Console(file=text, width=200), watch)
+    assert any("on the GPU" in warning for warning in watch.end().warnings), "what cells tell of the GPU is heard"
+    return pairs, text.getvalue()
 
 
 def test_runs_are_paired_in_turn(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,10 +148,13 @@ def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     with (tmp_path / "errors").open("w") as errors:
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
-    with process.stdout:
-        assert "again and again" in process.stdout.readline()
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=5) == 130
-        assert "interrupted" in process.stdout.readline()
+    try:
+        with process.stdout:
+            assert "again and again" in process.stdout.readline()
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 130
+            assert "interrupted" in process.stdout.readline()
+    finally:
+        process.kill()  # else a minute of load is left behind where an assertion failed
     assert (tmp_path / "errors").read_text() == ""

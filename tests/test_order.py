@@ -50,6 +50,18 @@ def test_each_regime_goes_first_equally_often() -> None:
     assert set(first.values()) == {5} and len(first) == 6
 
 
+def test_regimes_take_turns_though_seeds_are_added_one_by_one() -> None:
+    """And though a control that trains nothing is in the first block alone."""
+    everything = cells("abc", 6) | cells("abc", 1, ("zeroshot",))
+    first: Counter[tuple[str, str]] = Counter()
+    for seed in range(6):
+        left = {cell_id: cell for cell_id, cell in everything.items() if cell.config.seed == seed}
+        arranged = [c.config for c in arrange(left, "run", seeds=range(seed + 1)).values()]
+        arranged = [config for config in arranged if config.regime != "zeroshot"]
+        first.update((config.backbone, config.regime) for config in arranged[::2])
+    assert set(first.values()) == {3} and len(first) == 6
+
+
 def test_the_order_of_backbones_is_random() -> None:
     """It differs from run to run and from block to block, and no place is anyone's own."""
     orders = set()

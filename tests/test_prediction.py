@@ -63,16 +63,16 @@ def sentence(slow: dict[str, float], fast: dict[str, float]) -> str:
 
 def test_a_prediction_that_is_met_needs_no_reason() -> None:
     """The same factor."""
-    assert sentence(*AT_ONE_RATE) == "2.4× faster, as the 2.4× predicted"
+    assert sentence(*AT_ONE_RATE) == "2.42× faster, as the 2.42× predicted"
 
 
 def test_unequal_rates_are_named_and_nothing_else() -> None:
     """Backward at half of forward's rate: with their GFLOP/s, and what they alone would give."""
     text = sentence(AT_ONE_RATE[0] | {"backward": 97.6}, AT_ONE_RATE[1])
     assert text.startswith(
-        "3.8× faster, not the 2.4× predicted: fine-tuning runs forward at 10 GFLOP/s and backward at 5 "
+        "3.84× faster, not the 2.42× predicted: fine-tuning runs forward at 10 GFLOP/s and backward at 5 "
     )
-    assert "the frozen backbone forward at 10 GFLOP/s, so the arithmetic alone is 3.8× faster" in text
+    assert "the frozen backbone forward at 10 GFLOP/s, so the arithmetic alone is 3.84× faster" in text
     assert "not arithmetic" not in text
 
 
@@ -80,7 +80,7 @@ def test_what_is_not_arithmetic_is_named_and_nothing_else() -> None:
     """Reading images takes the same time in both: their shares, large parts first."""
     text = sentence(*({**side, "data": 40.0, "other": 6.0} for side in AT_ONE_RATE))
     assert text == (
-        "1.6× faster, not the 2.4× predicted: what is not arithmetic takes 57% (reading and cropping images 50%, "
+        "1.61× faster, not the 2.42× predicted: what is not arithmetic takes 57% (reading and cropping images 50%, "
         "the rest 7%) of the frozen epoch and 36% (reading and cropping images 31%) of the fine-tuning one"
     )
 
@@ -90,13 +90,29 @@ def test_both_reasons_can_hold() -> None:
     text = sentence({**AT_ONE_RATE[0], "backward": 97.6, "data": 10.0}, {**AT_ONE_RATE[1], "data": 10.0})
     assert (
         text.index("GFLOP/s")
-        < text.index("so the arithmetic alone is 3.8× faster")
+        < text.index("so the arithmetic alone is 3.84× faster")
         < text.index("not arithmetic takes")
+    )
+
+
+def test_reading_validation_images_is_no_arithmetic() -> None:
+    """What the validation pass takes beyond its forward passes; the rates are all the same."""
+    text = sentence(*({**side, "validation": 50.0} for side in AT_ONE_RATE))
+    assert text == (
+        "1.66× faster, not the 2.42× predicted: what is not arithmetic takes 54% (reading validation images 54%) of "
+        "the frozen epoch and 32% (reading validation images 32%) of the fine-tuning one"
+    )
+
+
+def test_slower_is_called_slower() -> None:
+    """Not "0.5× faster"."""
+    assert sentence(AT_ONE_RATE[0], {**AT_ONE_RATE[1], "data": 132.0}).startswith(
+        "2.00× slower, not the 2.42× predicted"
     )
 
 
 def test_without_a_measured_ratio_only_the_prediction_is_told() -> None:
     """And without counted work nothing is."""
     slow, fast = pair(*AT_ONE_RATE)
-    assert explain(slow, fast, None) == "2.4× is predicted; too few epochs were measured to compare"
+    assert explain(slow, fast, None) == "2.42× is predicted; no warm epochs of the same seed were measured to compare"
     assert explain(*pair(*AT_ONE_RATE, counted=False), 2.0) is None

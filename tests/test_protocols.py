@@ -9,6 +9,7 @@ import pytest
 
 import tl
 from tests.conftest import TINY
+from tests.weights import TRAINING
 from tl import protocols
 from tl.cache import to_json
 from tl.config import PROTOCOLS
@@ -16,7 +17,6 @@ from tl.datasets import ImageList
 from tl.folds import every_image, tuning_splits
 from tl.images import Store
 from tl.protocols import RUNNERS, choose, run_protocol
-from tl.regimes import REGIMES
 from tl.results import Trial
 
 RATES = (1e-3, 3e-2, 3e-1)
@@ -160,9 +160,9 @@ def test_all_regimes_and_seeds_are_tuned_on_the_same_images(
         return pretend(trained, settings, splits)
 
     monkeypatch.setattr(protocols, "train_model", watched)
-    for regime, seed in [*((regime, 0) for regime in REGIMES), ("frozen", 1)]:
+    for regime, seed in [*((regime, 0) for regime in TRAINING), ("frozen", 1)]:
         run(config("tuned", regime, seed=seed, epochs=1), mini)
-    assert len(seen) == (len(REGIMES) + 1) * (len(RATES) + 1)
+    assert len(seen) == (len(TRAINING) + 1) * (len(RATES) + 1)
     assert len(set(seen)) == 2, "one split for all trials, and the data set's own for all final trainings"
 
 

@@ -14,7 +14,8 @@ import pytest
 from bench.environment import environment
 from bench.metrics import METRICS
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run, find_runs
-from bench.report import summarise, write_report
+from bench.report.summary import summarise
+from bench.report.write import write_report
 from tl.config import TrainConfig
 from tl.errors import UserError
 from tl.regimes import REGIMES
@@ -162,7 +163,7 @@ def test_speed_up_memory_and_accuracy_against_fine_tuning(tmp_path: Path) -> Non
     assert comparison.speed_up is not None and comparison.training is not None
     assert comparison.speed_up.value == pytest.approx(2.01, abs=0.01)
     assert comparison.training.value == pytest.approx(2.01, abs=0.01)
-    assert comparison.finding.verdict == "supported"
+    assert comparison.finding.words == "supported"
     markdown, page = pages(run, tmp_path)
     assert "10 MiB (50%)" in markdown and "-2.0 points (too few to tell)" in markdown and "| supported" in markdown
     assert "half-the-time`: 1.60× to 2.50×" in markdown and "supported. Of 1 comparison: 1 supported" in markdown
@@ -189,6 +190,25 @@ def test_the_answer_is_the_quickest_that_cannot_be_told_from_the_best(tmp_path: 
     assert (choice.best.config.backbone, choice.pick.config.backbone, choice.tied) == ("timm:best", "timm:close", 1)
     markdown, _ = pages(run, tmp_path)
     assert "Use timm:close, frozen" in markdown.splitlines()[2]
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 6, 8])
+def test_a_clear_loser_never_wins_by_speed(tmp_path: Path, seeds: int) -> None:
+    """However many seeds and groups there are: 60% is told from 97%."""
+    records = [
+        record(f"timm:{name}", "frozen", seconds=seconds, right=right - seed % 2, seed=seed)
+        for seed in range(seeds)
+        for name, seconds, right in [("best", 30, 97), ("quick", 1, 60), *((f"other{i}", 40, 96) for i in range(6))]
+    ]
+    (choice,) = summarise([write_run(tmp_path / "r", records)], "r").choices
+    assert choice.pick.config.backbone == "timm:best"
+
+
+def test_without_a_seed_in_common_nothing_is_told_apart(tmp_path: Path) -> None:
+    """It is a tie, not a loss."""
+    records = [record("timm:best", "frozen", seconds=30, right=97), record("timm:quick", "frozen", right=96, seed=1)]
+    (choice,) = summarise([write_run(tmp_path / "r", records)], "r").choices
+    assert (choice.pick.config.backbone, choice.tied) == ("timm:quick", 1)
 
 
 def test_random_weights_have_no_accuracy_anywhere(tmp_path: Path) -> None:
@@ -267,7 +287,7 @@ def test_several_seeds_are_mean_and_standard_deviation(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", [record("timm:a", "frozen", seed=s, right=r) for s, r in ((0, 90), (1, 94))])
     markdown, _ = pages(run, tmp_path)
     row = next(line for line in markdown.splitlines() if line.startswith("| timm:a"))
-    assert "92.0% ± 2.8" in row and re.search(r"\| 2 +\|", row)
+    assert "92.0% ± 2.8 (sd, n = 2)" in row and re.search(r"\| 2 +\|", row)
 
 
 def test_every_seed_counts_for_frozen(tmp_path: Path) -> None:
@@ -454,7 +474,7 @@ def test_a_tuned_report_says_which_rates_were_tried_and_chosen(tmp_path: Path) -
     for page in pages(run, tmp_path):
         assert "sgd at the best of 0.0003, 0.001, 0.003, 0.01, momentum 0.9" in page
         assert "the validation images choose nothing" in page and "244 + 100" in page
-        assert "with one seed, the best of all epochs" in page
+        assert "of the validation images at the last epoch" in page and "flatters" not in page
     rows = [line.split("|") for line in pages(run, tmp_path)[0].splitlines() if line.startswith("| ")]
     column = [cell.strip() for cell in rows[0]].index("learning rate")
     assert [row[column].strip() for row in rows[1:3]] == ["0.001", "0.003, 0.01"]
@@ -485,7 +505,8 @@ def test_a_report_of_several_protocols_tells_their_accuracies_apart(tmp_path: Pa
         for name in ("fixed", "tuned", "kfold")
     ]
     text = write_report(summarise(runs, "all"), tmp_path / "reports")[0].read_text()
-    assert text.count("Accuracy (fixed and tuned): with one seed") == 1
+    assert text.count("Accuracy (fixed): with one seed") == 1
+    assert text.count("Accuracy (tuned): of the validation images at the last epoch") == 1
     assert text.count("Accuracy (kfold): the share of all images") == 1
     header = next(line for line in text.splitlines() if line.startswith("| run"))
     assert "| protocol" in header

@@ -17,7 +17,7 @@ from bench import watch
 from bench.executors import make_executor
 from bench.progress import make_reporter
 from bench.records import Record, Run, find_runs
-from bench.report import summarise
+from bench.report.summary import summarise
 from bench.table import frame, row
 from bench.watch import Counters, MachineState, Watch, parse_stat, read_counters, shares
 from tests.commands import ONE, command
@@ -183,7 +183,10 @@ def test_what_the_cells_process_tells_is_taken_over(counters: list[Counters]) ->
         (GpuState(other_processes=1), "1 other process on the GPU"),
         (GpuState(other_processes=2), "2 other processes on the GPU"),
         (GpuState(utilisation_percent=11), "11% busy before the cell"),
-        (GpuState(throttle_reasons=("HwThermalSlowdown",)), "slows itself down (HwThermalSlowdown)"),
+        (
+            GpuState(throttle_reasons=("HwThermalSlowdown",)),
+            "slowed itself down before the cell began (HwThermalSlowdown)",
+        ),
     ],
 )
 def test_a_gpu_in_use_is_a_warning(counters: list[Counters], state: GpuState, words: str | None) -> None:
@@ -194,6 +197,25 @@ def test_a_gpu_in_use_is_a_warning(counters: list[Counters], state: GpuState, wo
     seen.hear(MachineState(gpu_before=state))
     assert len(told) == (words is not None) and (not words or words in told[0])
     assert list(seen.end().warnings) == told
+
+
+def test_a_gpu_that_slows_down_or_is_shared_by_the_end_is_a_warning(counters: list[Counters]) -> None:
+    """Idle and cool before says nothing of that; utilisation by then is the cell's own."""
+    told: list[str] = []
+    counters += [reading(0), reading(1)]
+    seen = Watch(told.append)
+    after = GpuState(other_processes=1, utilisation_percent=99, throttle_reasons=("HwThermalSlowdown",))
+    seen.hear(MachineState(gpu_before=GpuState(), gpu_after=after))
+    assert "1 other process on the GPU as training ended" in told[0]
+    assert "slowed itself down as training ended (HwThermalSlowdown)" in told[1] and len(told) == 2
+
+
+def test_a_cell_too_short_for_the_counters_is_no_warning(counters: list[Counters]) -> None:
+    """They advance in steps of 10 ms."""
+    told: list[str] = []
+    counters += [reading(0), reading(0.1, other=0.03)]
+    state = Watch(told.append).end()
+    assert told == [] and state.other_cpu_share == pytest.approx(0.15)
 
 
 def test_the_cell_before_is_not_taken_for_another(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:

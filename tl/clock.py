@@ -42,10 +42,14 @@ class Clock:
         """End a phase here."""
         self._marks.append((phase, self._now()))
 
+    def elapsed(self) -> float:
+        """Seconds of the epoch up to now; waits for the device."""
+        synchronize(self._device)
+        return time.perf_counter() - self._begun
+
     def read(self) -> tuple[float, dict[str, float]]:
         """Seconds of the whole epoch up to now, and of each phase; waits for the device once."""
-        synchronize(self._device)
-        whole = time.perf_counter() - self._begun
+        whole = self.elapsed()
         parts = dict.fromkeys(PHASES, 0.0)
         for (_, before), (phase, after) in zip(self._marks, self._marks[1:], strict=False):
             if phase is not None:

@@ -24,6 +24,7 @@ SLOWDOWNS = ("HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwTherm
 class GpuState(Strict):
     """A GPU at one moment."""
 
+    name: str | None = Field(None, description="model")
     driver: str | None = Field(None, description="version")
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
@@ -41,21 +42,27 @@ class GpuState(Strict):
     )
 
 
-def state(uuid: str) -> GpuState:
-    """The GPU now. `uuid` as torch or as NVML writes it."""
+def state(uuid: str, *, in_use: bool = False) -> GpuState:
+    """The GPU now. `uuid` as torch or as NVML writes it.
+
+    `in_use` says that this process has work on it. Where NVML then doesn't list it, it numbers processes as the
+    world outside of our container does, and which of them are others can't be known.
+    """
     with _gpu(uuid) as (nvml, handle):
         if handle is None:
             return GpuState()
         listed = _processes(nvml, handle)
         others = [pid for pid in listed if pid != os.getpid()]
+        known = os.getpid() in listed if in_use else bool(listed)
         return GpuState(
+            name=_ask(nvml, lambda: nvml.nvmlDeviceGetName(handle)),
             driver=_ask(nvml, nvml.nvmlSystemGetDriverVersion),
             sm_clock_mhz=_ask(nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
             memory_clock_mhz=_ask(nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
             temperature_celsius=_ask(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
             utilisation_percent=_ask(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
             throttle_reasons=_ask(nvml, lambda: _reasons(nvml, handle)),
-            other_processes=len(others) if listed else None,
+            other_processes=len(others) if known else None,
         )
 
 
@@ -102,6 +109,6 @@ def _processes(nvml: Any, handle: Any) -> dict[int, int | None]:
 def _reasons(nvml: Any, handle: Any) -> tuple[str, ...]:
     bits = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
     prefix = "nvmlClocksEventReason"
-    named = {name.removeprefix(prefix): getattr(nvml, name) for name in dir(nvml) if name.startswith(prefix)}
-    # `All` and `None` are no reasons but masks; a reason is one bit.
-    return tuple(sorted(name for name, bit in named.items() if bit.bit_count() == 1 and bits & bit))
+    # By bit: some have two names. `All` and `None` are no reasons but masks; a reason is one bit.
+    named = {getattr(nvml, name): name.removeprefix(prefix) for name in sorted(dir(nvml)) if name.startswith(prefix)}
+    return tuple(sorted(name for bit, name in named.items() if bit.bit_count() == 1 and bits & bit))

@@ -80,10 +80,15 @@ def open_store(splits: Splits) -> Store:
 
 
 def _opened(splits: Splits, folder: Path) -> Store | None:
-    """The store in `folder`; None when it isn't there, isn't whole, or could now hold pixels and doesn't."""
+    """The store in `folder`; None when it isn't there, isn't whole, or could now hold pixels and doesn't.
+
+    Parts of a data set have its digest: a store that was built from one lacks images of another.
+    """
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         files = {name: (height, width, offset) for name, height, width, offset in index["files"]}
+        if not files.keys() >= {*splits.train.files, *splits.val.files}:
+            return None
         if not index["stored"]:
             return None if index["bytes"] <= _limit(folder) else Store(root=splits.root, files=files, pixels=None)
         if (folder / "pixels.bin").stat().st_size != index["bytes"]:

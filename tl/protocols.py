@@ -59,7 +59,15 @@ def run_protocol(
     check_protocol(config, splits)
     # Decoded pixels are kept for the whole data set; the parts that it is split into below would be half a store.
     open_store(splits)
-    train = partial(train_model, device=device, weights=weights, weights_dir=weights_dir, on_epoch=on_epoch)
+    train = partial(
+        train_model,
+        device=device,
+        weights=weights,
+        weights_dir=weights_dir,
+        on_epoch=on_epoch,
+        # The tutorial's protocol keeps the epoch that the validation images like best; the others choose nothing.
+        keep="best" if config.protocol == "fixed" else "last",
+    )
     return RUNNERS[config.protocol](config, splits, train, on_stage or (lambda text: None))
 
 

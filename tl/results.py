@@ -134,7 +134,8 @@ class TrainResult(Strict):
 
     @property
     def val_accuracy_best(self) -> float:
-        """The best of all epochs. Chosen on the images that it is measured on, so it flatters."""
+        """The best of all epochs, chosen on the images that it is measured on, so it flatters; the last one's but with
+        protocol `fixed`."""
         return self.epochs[self.best.epoch].val_accuracy
 
     @property

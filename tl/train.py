@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -49,6 +50,7 @@ def train_model(
     weights: Weights | None = None,
     weights_dir: str | Path | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
+    keep: Literal["best", "last"] = "best",
 ) -> TrainResult:
     """Train a new head, and with some regimes the backbone, on `splits`, once; a regime may also train nothing.
 
@@ -61,9 +63,10 @@ def train_model(
         weights: what the backbone starts from; by default found by `config.weights`.
         weights_dir: a folder of weight files, looked at first.
         on_epoch: called after each epoch, outside its timing.
+        keep: which epoch's weights and predictions count as `best`; with `last` the validation images choose none.
 
     Returns:
-        A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the best epoch.
+        A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the epoch that was kept.
 
     Raises `UserError` for what the caller can mend: `ConfigError`, `DataError`, `WeightsError`, `DeviceError`,
     and `NotApplicable` for a regime that has no meaning with these classes or weights. On a CPU the same config,
@@ -115,7 +118,7 @@ def train_model(
                 if optimizer:
                     set_mode(model, regime)
                     trained = _train_pass(model, regime, train, loss_function, optimizer, config, epoch, clock, work)
-                    train_seconds, _ = clock.read()
+                    train_seconds = clock.elapsed()
                     memory.begin("val")
                     clock.mark(None)
                 model.eval()
@@ -140,7 +143,7 @@ def train_model(
                 )
             )
             last = Predictions(epoch=epoch, labels=judged.predicted, confidences=judged.confidences)
-            if best is None or judged.accuracy > best.accuracy:
+            if best is None or keep == "last" or judged.accuracy > best.accuracy:
                 kept = model.head if regime.must_stay_frozen else model
                 copied = {key: value.detach().clone() for key, value in kept.state_dict().items()}
                 best = _Best(accuracy=judged.accuracy, predictions=last, state=copied, owner=kept)

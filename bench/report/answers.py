@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.claims import HALF_THE_TIME
-from bench.findings import Finding, verdicts
+from bench.claims import HALF_THE_TIME, Claim
+from bench.findings import Finding, overall, tally
 from bench.groups import Group
 from bench.report.protocol import accuracy_name
 from bench.report.summary import Choice, Summary
@@ -22,8 +22,25 @@ def answers(summary: Summary) -> list[str]:
         said.append("No cell has a result yet.")
     if summary.comparisons:
         timed = [row.finding for row in summary.comparisons]
-        said.append(f"{HALF_THE_TIME.statement}? {verdicts(timed)}.{_ratios(summary)}{_more_seeds(timed)}")
+        said.append(f"{HALF_THE_TIME.statement}? {tally(timed)}{_lost(summary)}.{_ratios(summary)}{_more_seeds(timed)}")
     return said
+
+
+def overalls(summary: Summary) -> list[tuple[Claim, str]]:
+    """Each claim, and what all of the report says of it together."""
+    said = []
+    for claim in summary.claims:
+        about = [finding for finding in summary.findings if finding.claim == claim]
+        lost = summary.without_result[claim.name]
+        more = f"; {lost} more have no result on one side" if lost else ""
+        nothing = f"not tested: no result of {claim.regime} and {claim.against} for the same backbone and device"
+        said.append((claim, (f"{overall(about)}. {tally(about)}" if about else nothing) + more))
+    return said
+
+
+def _lost(summary: Summary) -> str:
+    lost = summary.without_result[HALF_THE_TIME.name]
+    return f"; {lost} more have no result on one side" if lost else ""
 
 
 def _more_seeds(findings: list[Finding]) -> str:

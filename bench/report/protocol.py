@@ -12,6 +12,11 @@ _BEST = (
     "with one seed, the best of all epochs with its Wilson 95% interval; with more, the mean over seeds ± one standard "
     "deviation. It is chosen on the images that it is measured on, so it flatters; the last epoch's stands beside it."
 )
+_TUNED = (
+    "of the validation images at the last epoch; with one seed with its Wilson 95% interval, with more the mean over "
+    "seeds ± one standard deviation. Nothing is chosen on the images that it is measured on, so best and last are the "
+    "same."
+)
 _KFOLD = (
     "the share of all images that were judged right at the last epoch, each by the network that was trained without "
     "it; with one seed with its Wilson 95% interval, with more (repeats with other folds) the mean over seeds ± one "
@@ -48,16 +53,15 @@ def settings(manifest: Manifest) -> str:
 
 def accuracy_note(summary: Summary) -> str:
     """What the accuracies of a report are; of each protocol, where it has several."""
-    kinds = [_kind(manifest) for _, manifest in summary.runs]
-    said = {"kfold": _KFOLD} if "kfold" in kinds else {}
-    others = " and ".join(kind for kind in dict.fromkeys(kinds) if kind != "kfold")
-    said = ({others: _BEST} if others else {}) | said
-    return " ".join(f"Accuracy{f' ({kind})' if len(said) > 1 else ''}: {text}" for kind, text in said.items())
+    texts = {"fixed": _BEST, "tuned": _TUNED, "kfold": _KFOLD}
+    kinds = list(dict.fromkeys(_kind(manifest) for _, manifest in summary.runs))
+    return " ".join(f"Accuracy{f' ({kind})' if len(kinds) > 1 else ''}: {texts[kind]}" for kind in kinds)
 
 
 def accuracy_name(config: TrainConfig) -> str:
     """What a sentence calls the accuracy of a cell."""
-    return f"{config.folds}-fold accuracy" if config.protocol == "kfold" else "best accuracy"
+    names = {"tuned": "accuracy at the last epoch", "kfold": f"{config.folds}-fold accuracy"}
+    return names.get(config.protocol, "best accuracy")
 
 
 def chosen_rates(group: Group, summary: Summary) -> dict[str, str]:

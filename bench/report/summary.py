@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.claims import HALF_THE_TIME, Claim
-from bench.findings import Finding, claims_of, judge
+from bench.findings import Finding, claims_of, judge, without_result
 from bench.groups import Group, make_groups
 from bench.prediction import explain, predicted
 from bench.records import Cell, Manifest, Record, Run
-from bench.stats import LEVEL, Estimate, Test, holm, mcnemar, ratio, sign_flips
+from bench.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
 
@@ -21,7 +20,7 @@ AXES = ("backbone", "regime", "precision", "seed", "weights")
 
 @dataclass(frozen=True, kw_only=True)
 class Adjusted:
-    """A p-value among several: adjusted (Holm), and whether samples of this size could have shown anything."""
+    """A p-value among several: adjusted (Holm), and whether so many images and seeds could have shown anything."""
 
     p: float
     can_show: bool
@@ -39,10 +38,10 @@ class HeadOnly:
     explanation: str | None
     """Why the measured speed-up is not the predicted one; None where work was not counted."""
     memory_saved_bytes: float | None
-    accuracy_difference: float | None
-    """Best accuracy of head-only minus fine-tuned, over the seeds that both have."""
+    accuracy: Estimate | None
+    """Best accuracy of head-only minus fine-tuned; None where nothing can be paired."""
     accuracy_test: Adjusted | None
-    """Over all comparisons of the report; None where nothing can be paired."""
+    """That they are equal, among all comparisons of the table; None where nothing can be paired."""
 
     @property
     def slow(self) -> Group:
@@ -85,6 +84,8 @@ class Summary:
     findings: tuple[Finding, ...]
     """Of all claims, with one error rate for all."""
     claims: tuple[Claim, ...]
+    without_result: dict[str, int]
+    """Claim → comparisons that were planned and have no result on one side."""
     comparisons: tuple[HeadOnly, ...]
     choices: tuple[Choice, ...]
     records: tuple[tuple[str, Record], ...]
@@ -183,14 +184,20 @@ def summarise(runs: Iterable[Run], name: str) -> Summary:
         records += [(run.name, record) for record in found.values()]
         missing += [(run.name, cell) for cell_id, cell in manifest.cells.items() if cell_id not in found]
     groups = make_groups(records, {name: manifest.dataset.val_labels for name, manifest in manifests})
-    claims = claims_of(manifest for _, manifest in manifests)
-    findings = judge(claims, groups)
+    own = {run_name: claims_of(manifest) for run_name, manifest in manifests}
+    claims = tuple(dict.fromkeys(claim for some in own.values() for claim in some))
+    findings = judge(own, groups)
+    lost = {claim.name: 0 for claim in claims}
+    for run_name, manifest in manifests:
+        for claim in own[run_name]:
+            lost[claim.name] += without_result(claim, run_name, manifest, findings)
     return Summary(
         name=name,
         runs=tuple(manifests),
         groups=tuple(groups),
         findings=tuple(findings),
-        claims=tuple(claims),
+        claims=claims,
+        without_result=lost,
         comparisons=tuple(_comparisons(findings)),
         choices=tuple(_choices(groups)),
         records=tuple(records),
@@ -199,7 +206,7 @@ def summarise(runs: Iterable[Run], name: str) -> Summary:
 
 
 def _comparisons(findings: list[Finding]) -> list[HeadOnly]:
-    timed = [finding for finding in findings if finding.claim.name == HALF_THE_TIME.name]
+    timed = [finding for finding in findings if finding.claim == HALF_THE_TIME]
     tests = _compare_accuracy([(finding.against, finding.group) for finding in timed])
     return [_compare(finding, test) for finding, test in zip(timed, tests, strict=True)]
 
@@ -208,27 +215,23 @@ def _compare(finding: Finding, test: Adjusted | None) -> HeadOnly:
     slow, fast = finding.against, finding.group
     memory = [group.median(lambda r: r.peak_memory_bytes) for group in (slow, fast)]
     saved = None if memory[0] is None or memory[1] is None else memory[0] - memory[1]
-    difference = None
-    if slow.accuracy is not None and fast.accuracy is not None:
-        one, other = slow.right(), fast.right()
-        paired = [statistics.fmean(other[seed]) - statistics.fmean(one[seed]) for seed in one.keys() & other.keys()]
-        difference = statistics.fmean(paired) if paired else None
+    counts = slow.accuracy is not None and fast.accuracy is not None
     return HeadOnly(
         finding=finding,
         training=ratio(slow.values("train_epoch_seconds"), fast.values("train_epoch_seconds")),
         training_predicted=predicted("train_epoch_seconds", slow, fast),
         explanation=explain(slow, fast, finding.estimate.value if finding.estimate else None),
         memory_saved_bytes=saved,
-        accuracy_difference=difference,
-        accuracy_test=None if difference is None else test,
+        accuracy=accuracy_difference(fast.right(), slow.right()) if counts else None,
+        accuracy_test=test,
     )
 
 
 def _compare_accuracy(pairs: list[tuple[Group, Group]]) -> list[Adjusted | None]:
     """For each pair a test that both are equally accurate, Holm-adjusted over all of them.
 
-    Over seeds where there are enough of them for a p-value below 0.05, by flipping the signs of their differences;
-    else McNemar's exact test on the images of each seed, the smallest of which counts.
+    From three seeds on that of `accuracy_difference`; below, McNemar's exact test on the images of each seed, the
+    smallest of which counts. None where an accuracy says nothing, or no seed is on both sides.
     """
     tests: list[tuple[int, Test]] = []
     for number, (first, second) in enumerate(pairs):
@@ -236,18 +239,18 @@ def _compare_accuracy(pairs: list[tuple[Group, Group]]) -> list[Adjusted | None]
             continue
         one, other = first.right(), second.right()
         both = [seed for seed in one if seed in other]
-        flips = sign_flips([statistics.fmean(one[s]) - statistics.fmean(other[s]) for s in both]) if both else None
-        if flips and flips.smallest < LEVEL:
-            tests.append((number, flips))
+        estimate = accuracy_difference(one, other)
+        if estimate and len(both) >= MIN_SAMPLES:
+            tests.append((number, Test(p=estimate.p, smallest=0.0)))
         else:
             tests += [(number, mcnemar(one[seed], other[seed])) for seed in both]
     adjusted = holm([test.p for _, test in tests])
     found: list[Adjusted | None] = [None] * len(pairs)
     for (number, test), p in zip(tests, adjusted, strict=True):
         before = found[number]
-        can_show = test.smallest * len(tests) < LEVEL or p < LEVEL
         found[number] = Adjusted(
-            p=min(p, before.p if before else 1.0), can_show=can_show or bool(before and before.can_show)
+            p=min(p, before.p if before else 1.0),
+            can_show=test.smallest * len(tests) < LEVEL or bool(before and before.can_show),
         )
     return found
 
@@ -262,7 +265,7 @@ def _choices(groups: list[Group]) -> list[Choice]:
         best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds))
         others = [group for group in rated if group is not best]
         told = _compare_accuracy([(best, other) for other in others])
-        tied = [other for other, test in zip(others, told, strict=True) if test is not None and test.p >= LEVEL]
+        tied = [other for other, test in zip(others, told, strict=True) if test is None or test.p >= LEVEL]
         choices.append(
             Choice(
                 run=run,

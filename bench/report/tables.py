@@ -6,7 +6,8 @@ import statistics
 
 import pandas as pd
 
-from bench.findings import claim_row, show_estimate
+from bench.claims import CLAIMS
+from bench.findings import Finding, show_estimate
 from bench.groups import Group
 from bench.metrics import METRICS
 from bench.report.protocol import chosen_rates
@@ -50,10 +51,10 @@ def _comparison_row(row: HeadOnly, summary: Summary) -> dict[str, str]:
     if saved is not None and slow:
         memory = f"{saved / 2**20:,.0f} MiB ({saved / slow:.0%})"
     difference = "n/a"
-    if row.accuracy_difference is not None:
+    if row.accuracy is not None and row.accuracy_test is not None:
         test = row.accuracy_test
-        told = "" if test is None else f" (p = {test.p:.2g})" if test.can_show else " (too few to tell)"
-        difference = f"{100 * row.accuracy_difference:+.1f} points{told}"
+        told = f"p = {test.p:.2g}" if test.can_show else "too few to tell"
+        difference = f"{CLAIMS['no-worse'].show(row.accuracy.value)} ({told})"
     claim = row.finding.claim
     return _axes(row.fast, summary) | {
         "speed-up": show_estimate(claim, row.speed_up),
@@ -62,13 +63,30 @@ def _comparison_row(row: HeadOnly, summary: Summary) -> dict[str, str]:
         "predicted, training alone": claim.show(row.training_predicted),
         "memory saved": memory,
         "accuracy difference": difference,
-        "“about half the time”": row.finding.verdict,
+        "“about half the time”": row.finding.words,
     }
 
 
 def claims_table(summary: Summary) -> pd.DataFrame:
     """A row for each claim and pair of groups that it is about."""
-    return pd.DataFrame([claim_row(finding) for finding in summary.findings])
+    return pd.DataFrame([_claim_row(finding, summary) for finding in summary.findings])
+
+
+def _claim_row(finding: Finding, summary: Summary) -> dict[str, str]:
+    claim, group = finding.claim, finding.group
+    axes = _axes(group, summary) | {"regime": f"{group.config.regime} against {claim.against}"}
+    if len({other.config.weights for other in summary.groups}) > 1:
+        axes["weights"] = group.config.weights
+    return (
+        {"claim": claim.name}
+        | axes
+        | {
+            "measured": show_estimate(claim, finding.estimate),
+            "predicted": claim.show(finding.predicted),
+            "holds if": claim.region,
+            "verdict": finding.words,
+        }
+    )
 
 
 def _axes(group: Group, summary: Summary) -> dict[str, str]:
@@ -97,7 +115,7 @@ def accuracy(group: Group) -> str:
     if interval := group.accuracy_interval:
         return f"{interval.value:.1%} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
     spread = statistics.stdev(result.val_accuracy_best for result in group.results)
-    return f"{group.accuracy:.1%} ± {100 * spread:.1f}"
+    return f"{group.accuracy:.1%} ± {100 * spread:.1f} (sd, n = {len(group.results)})"
 
 
 def show(group: Group, name: str) -> str:

@@ -12,10 +12,8 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from bench.claims import Claim
-from bench.findings import overall, verdicts
 from bench.report import figures, protocol
-from bench.report.answers import answers
+from bench.report.answers import answers, overalls
 from bench.report.summary import Summary
 from bench.report.tables import cells_table, claims_table, comparison_table
 from bench.stats import MIN_SAMPLES
@@ -96,23 +94,13 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "cells": as_table(cells_table(summary)),
         "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",
         "claims": as_table(claims_table(summary)) if summary.findings else "",
-        "claims_overall": _claims_overall(summary),
+        "claims_overall": overalls(summary),
         "leakage": LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
         "controls": _controls(summary),
         "training_below": TRAINING_BELOW_VALIDATION,
         "overhead": _overhead(summary),
         "fence": _fence(summary.commands),
     }
-
-
-def _claims_overall(summary: Summary) -> list[tuple[Claim, str]]:
-    """Each claim that something in the report is about, and what all of it says together."""
-    said = []
-    for claim in summary.claims:
-        about = [finding for finding in summary.findings if finding.claim.name == claim.name]
-        if about:
-            said.append((claim, f"{overall(about)}. {verdicts(about)}"))
-    return said
 
 
 def _controls(summary: Summary) -> str:
