@@ -144,7 +144,7 @@ def test_scratch_is_compared_with_fine_tuning_though_its_weights_differ() -> Non
 def test_all_backbones_together(verdicts: list[str], word: str) -> None:
     """Open unless every comparison that could be made agrees, or two disagree."""
     (finding,) = judge(
-        [HALF_THE_TIME],
+        {"r": [HALF_THE_TIME]},
         make_groups([("r", r) for r in [record("timm:a", "finetune"), record("timm:a", "frozen")]], {"r": TRUTH}),
     )
     assert overall([replace(finding, verdict=one) for one in verdicts]) == word  # type: ignore[arg-type]
