@@ -44,7 +44,7 @@ from typing import Any
 from pydantic import Field
 
 from bench.claims import CLAIMS, Claim
-from tl.config import READ_BY, TrainConfig
+from tl.config import TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
 from tl.machine import pick
 from tl.regimes import REGIMES
@@ -152,9 +152,8 @@ def _parse(text: str, name: str) -> Grid:
         raise ConfigError("name: unknown key; a grid's name is its file's name") from error
     _check("train", grid.train, PROTOCOL, beside=grid.train)
     for number, entry in enumerate(grid.include, 1):
-        for key in ("protocol", *READ_BY):
-            if key in entry and key != "learning_rate":
-                raise ConfigError(f"include[{number}].{key}: all cells of a grid have one protocol; set train.{key}")
+        if "protocol" in entry:
+            raise ConfigError(f"include[{number}].protocol: all cells of a grid have one protocol; set train.protocol")
         _check(f"include[{number}]", entry, [*AXES, *PROTOCOL], beside=grid.train)
     for number, entry in enumerate(grid.exclude, 1):
         _check(f"exclude[{number}]", entry, AXES, patterns=True)

@@ -83,11 +83,12 @@ def run_until_decided(
     records: dict[str, Record] = {}
     while True:
         seeds += 1
-        sweep = runner.plan(grid.override({"seeds": seeds}, {}), options, executor, console)
+        wider = grid.override({"seeds": seeds}, {})
+        sweep = runner.plan(wider, options, executor, console)
         tried = {cell_id: record for cell_id, record in records.items() if record.status != "done"}
         sweep = replace(sweep, done={**sweep.done, **tried})
         missing = len(sweep.missing)
-        records |= runner.execute(sweep, grid, options, executor, console, first_order=ran)
+        records |= runner.execute(sweep, wider, options, executor, console, first_order=ran)
         ran += missing
         found = _speed_ups(sweep, records)
         unsettled = [finding for finding in found if not _settled(finding, goal)]

@@ -99,7 +99,8 @@ def test_tuned_is_a_training_at_the_rate_that_did_best_on_held_out_images(mini: 
         assert (one.learning_rate, one.held_out_accuracy, one.held_out_loss) == (rate, last.val_accuracy, last.val_loss)
     chosen = choose(result.trials).learning_rate
     assert result.learning_rate_chosen == result.learning_rate == result.epochs[0].learning_rate == chosen
-    final = tl.train_model(fixed.replace(learning_rate=chosen), mini, device="cpu")
+    final = tl.train_model(fixed.replace(learning_rate=chosen), mini, device="cpu", keep="last")
+    assert result.best == result.last, "the validation images choose no epoch either"
     assert [row.val_loss for row in result.epochs] == [row.val_loss for row in final.epochs]
     assert result.best == final.best and result.work == final.work and result.frozen_verified
     assert result.config == config("tuned") and result.model is not None

@@ -165,7 +165,7 @@ def test_speed_up_memory_and_accuracy_against_fine_tuning(tmp_path: Path) -> Non
     assert comparison.training.value == pytest.approx(2.01, abs=0.01)
     assert comparison.finding.words == "supported"
     markdown, page = pages(run, tmp_path)
-    assert "10 MiB (50%)" in markdown and "-2.0 points (too few to tell)" in markdown and "| supported" in markdown
+    assert "10 MiB (50%)" in markdown and "-2.0 points (p = 0.31)" in markdown and "| supported" in markdown
     assert "half-the-time`: 1.60× to 2.50×" in markdown and "supported. Of 1 comparison: 1 supported" in markdown
     assert "verified" in page
 

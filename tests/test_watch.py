@@ -206,6 +206,7 @@ def test_a_gpu_that_slows_down_or_is_shared_by_the_end_is_a_warning(counters: li
     seen = Watch(told.append)
     after = GpuState(other_processes=1, utilisation_percent=99, throttle_reasons=("HwThermalSlowdown",))
     seen.hear(MachineState(gpu_before=GpuState(), gpu_after=after))
+    assert list(seen.end().warnings) == told
     assert "1 other process on the GPU as training ended" in told[0]
     assert "slowed itself down as training ended (HwThermalSlowdown)" in told[1] and len(told) == 2
 
