@@ -72,11 +72,10 @@ class Claim(Strict):
     @property
     def region(self) -> str:
         """Where it holds, in words."""
+        low, high = self.show(self.low), self.show(self.high)
         if self.high is None:
-            return f"above {self.show(self.low)}"
-        return (
-            f"below {self.show(self.high)}" if self.low is None else f"{self.show(self.low)} to {self.show(self.high)}"
-        )
+            return f"above {low}"
+        return f"below {high}" if self.low is None else f"{low} to {high}"
 
     def show(self, value: float | None) -> str:
         """A ratio or a difference as text; `n/a` where it is not known."""

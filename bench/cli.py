@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from bench.terminal import say
 from tl.cache import offline
 from tl.errors import ConfigError, UserError
 
@@ -167,16 +168,16 @@ def run(
             cells = sweep.run.manifest().cells if sweep.run.exists() else sweep.cells
             done = sum(record.status == "done" for record in ended.values())
             on = f"`--name {sweep.run.folder.name}` without --fresh goes" if fresh else "the same command goes"
-            _say(console, f"interrupted: {done} of {len(cells)} cells are done; {on} on from there")
+            say(console, f"interrupted: {done} of {len(cells)} cells are done; {on} on from there")
             raise typer.Exit(INTERRUPTED) from None
     for record in records.values():
         if record.status == "skipped":
-            _say(console, f"skipped: {record.cell}: {record.reason}", style="yellow")
+            say(console, f"skipped: {record.cell}: {record.reason}", style="yellow")
     failed = [record for record in records.values() if record.status not in ("done", "skipped")]
     if failed:
-        _say(console, f"{len(failed)} of {len(records)} cells have no result:", style="red")
+        say(console, f"{len(failed)} of {len(records)} cells have no result:", style="red")
         for record in failed:
-            _say(console, f"  {record.status}: {record.cell}: {record.reason}")
+            say(console, f"  {record.status}: {record.cell}: {record.reason}")
     if report:
         from bench.report.answers import answers
         from bench.report.summary import summarise
@@ -185,9 +186,9 @@ def run(
         summary = summarise([sweep.run], sweep.run.folder.name)
         paths = write_report(summary, reports)
         for answer in answers(summary):
-            _say(console, answer, style="bold")
+            say(console, answer, style="bold")
         for path in paths:
-            _say(console, f"report: {path}")
+            say(console, f"report: {path}")
     if failed:
         raise typer.Exit(FAILED)
 
@@ -205,11 +206,6 @@ def _goal(grid: Any, until_decided: bool, within: float | None, max_seeds: int |
     return make_goal(grid, 5.0 if within is None else within, max_seeds, budget)
 
 
-def _say(console: Any, text: str, style: str | None = None) -> None:
-    """A line as it is: names from data are not markup, and a path is not broken."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
 def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
     """What will be used, and loudly what stands in for what was wanted."""
     from bench.settle import KEPT
@@ -218,16 +214,14 @@ def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
     splits = sweep.splits
     config = next(iter(sweep.cells.values())).config
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
-    _say(console, f"images: {splits.name} ({images})")
+    say(console, f"images: {splits.name} ({images})")
     if splits.ignored:
-        _say(
-            console, f"        files that are not images, left out: {len(splits.ignored)}, such as {splits.ignored[0]}"
-        )
+        say(console, f"        files that are not images, left out: {len(splits.ignored)}, such as {splits.ignored[0]}")
     if config.protocol != "fixed":
-        _say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
+        say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
     unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""
     if splits.stand_in:
-        _say(console, f"WARNING: {unless}the images are {splits.stand_in}", style="bold yellow")
+        say(console, f"WARNING: {unless}the images are {splits.stand_in}", style="bold yellow")
     fallbacks: dict[str, list[str]] = {}
     before = sweep.previous.weights if sweep.previous else {}
     for key, answer in sweep.settled.items():
@@ -235,9 +229,9 @@ def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
             fallbacks.setdefault(answer.reason + KEPT * (key in before), []).append(key.partition(" ")[2])
     for reason, specs in fallbacks.items():
         text = f"WARNING: {unless}random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
-        _say(console, text, style="yellow")
+        say(console, text, style="yellow")
     again = f", {len(sweep.done)} of them done before" if sweep.done else ""
-    _say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{again}")
+    say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{again}")
 
 
 def _list_cells(sweep: Any, console: Any) -> None:
@@ -247,7 +241,7 @@ def _list_cells(sweep: Any, console: Any) -> None:
         state = "done" if cell_id in sweep.done else "to do"
         work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
         settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
-        _say(console, f"  {state:5}  {cell} ({settings})")
+        say(console, f"  {state:5}  {cell} ({settings})")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from bench.claims import CLAIMS, Claim
 from bench.groups import Group, all_else, counterpart
 from bench.metrics import METRICS
 from bench.prediction import predicted
-from bench.records import Manifest
+from bench.records import Cell, Manifest
 from bench.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, holm, ratio
 
 Verdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
@@ -56,16 +56,20 @@ def claims_of(manifest: Manifest) -> list[Claim]:
     return [*CLAIMS.values(), *(Claim(**given) for given in own)]
 
 
+def planned(claim: Claim, cells: Collection[Cell]) -> int:
+    """How many comparisons some cells are planned for; seeds are repetitions of one."""
+    against = [cell for cell in cells if cell.config.regime == claim.against]
+    count = 0
+    for regime in {cell.config.regime for cell in cells if claim.is_about(cell.config.regime)}:
+        ours = {all_else(cell, claim.against) for cell in cells if cell.config.regime == regime}
+        count += len(ours & {all_else(cell, regime) for cell in against})
+    return count
+
+
 def without_result(claim: Claim, run: str, manifest: Manifest, findings: Iterable[Finding]) -> int:
     """How many comparisons that a run has planned have no result on one side, or on both."""
-    cells = manifest.cells.values()
-    regimes = {cell.config.regime for cell in cells if claim.is_about(cell.config.regime)}
-    against = [cell for cell in cells if cell.config.regime == claim.against]
-    planned = 0
-    for regime in regimes:
-        ours = {all_else(cell, claim.against) for cell in cells if cell.config.regime == regime}
-        planned += len(ours & {all_else(cell, regime) for cell in against})
-    return planned - sum(finding.claim == claim and finding.group.run == run for finding in findings)
+    found = sum(finding.claim == claim and finding.group.run == run for finding in findings)
+    return planned(claim, manifest.cells.values()) - found
 
 
 def judge(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]) -> list[Finding]:

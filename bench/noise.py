@@ -19,6 +19,7 @@ from scipy.special import stdtrit
 from bench import catalog
 from bench.executors import Executor, make_executor
 from bench.records import Cell
+from bench.terminal import say
 from bench.watch import MachineState, Watch
 from tl.config import TrainConfig
 from tl.datasets import Splits, load_splits
@@ -74,18 +75,18 @@ def examine_noise() -> None:
     splits = load_splits("synthetic-mini")
     open_store(splits)
     cell = Cell(config=CONFIG, weights_digest="", dataset_digest=splits.digest, device=device)
-    _say(console, f"the same cell again and again, {cell}, for about a minute:")
+    say(console, f"the same cell again and again, {cell}, for about a minute:")
     executor.call("bench.job:get_ready")
     watch = Watch(lambda text: None)
     pairs = measure(cell, splits, executor, console, watch)
     state = watch.end()
     found = noise(pairs)
     for line in _findings(found, statistics.median(seconds for pair in pairs for seconds in pair)):
-        _say(console, line)
+        say(console, line)
     for text in dict.fromkeys(state.warnings):
-        _say(console, f"WARNING: {text}", style="yellow")
+        say(console, f"WARNING: {text}", style="yellow")
     if advice := _advice(found, busy=bool(state.warnings)):
-        _say(console, f"advice: {advice}", style="yellow")
+        say(console, f"advice: {advice}", style="yellow")
 
 
 def measure(
@@ -103,7 +104,7 @@ def measure(
             break
         pairs.append((first, second))
         told = f"A {first:.4f} s an epoch, B {second:.4f} s ({second / first - 1:+.1%})"
-        _say(console, f"  pair {len(pairs)} of at most {MOST_PAIRS}: {told}")
+        say(console, f"  pair {len(pairs)} of at most {MOST_PAIRS}: {told}")
     if len(pairs) < FEWEST_PAIRS:
         raise UserError(
             f"only {len(pairs)} pairs of runs in {BUDGET_SECONDS:.0f} s, and {FEWEST_PAIRS} are needed: "
@@ -155,7 +156,3 @@ def _advice(found: Noise, *, busy: bool) -> str:
     if abs(found.drift) > found.one_run:
         return "the machine drifts, as one that warms up: let it run for a while first; compare within one run alone"
     return "use mains power and a fixed clock, end other programs, or take several --seeds: n of them narrow it by √n"
-
-
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

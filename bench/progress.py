@@ -12,6 +12,7 @@ from rich.text import Text
 
 from bench.metrics import METRICS
 from bench.records import Cell, Record
+from bench.terminal import say
 from tl.regimes import REGIMES
 from tl.results import EpochResult, accuracy_counts
 
@@ -102,7 +103,7 @@ class PlainReporter:
         self._say(f"    {_end_text(record)}")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
 
 class LiveReporter:

@@ -23,6 +23,7 @@ from bench.order import arrange
 from bench.progress import make_reporter
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
 from bench.settle import KEPT, Answer, locate, settle, settle_key
+from bench.terminal import say
 from bench.watch import MachineState, Watch, look
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, StandInWarning, UserError, not_one_of
@@ -131,7 +132,7 @@ def execute(
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
         if left and (busy := look()):
-            console.print(f"WARNING: {busy}", style="yellow", highlight=False, soft_wrap=True)
+            say(console, f"WARNING: {busy}", style="yellow")
         machine = environment()
         _begin(sweep, grid, options, machine, console)
         records = _done(sweep.run, sweep.cells)
@@ -311,7 +312,7 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
     changed = {name for record in sweep.done.values() for name in machine.differences(record.environment)}
     if changed:
         text = f"note: other {', '.join(sorted(changed))} than for the cells done before: their times don't compare"
-        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        say(console, text, style="yellow")
     planned = {**(previous.cells if previous else {}), **sweep.cells}
     # A cell that failed for want of weights has an id of its own: with weights at hand it is planned anew.
     made_good = {cell.replace(weights_digest="").id for cell in sweep.cells.values()}

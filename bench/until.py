@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -12,12 +11,13 @@ from rich.console import Console
 from bench import runner
 from bench.claims import HALF_THE_TIME
 from bench.executors import Executor
-from bench.findings import Finding, judge
+from bench.findings import Finding, judge, planned
 from bench.grid import Grid
 from bench.groups import make_groups
 from bench.options import Options
-from bench.records import Cell, Record
+from bench.records import Record
 from bench.stats import MIN_SAMPLES
+from bench.terminal import say
 from tl.errors import ConfigError
 
 MAX_SEEDS = 10
@@ -65,26 +65,27 @@ def seconds(option: str, text: str) -> float:
 
 
 def run_until_decided(
-    planned: runner.Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
+    whole: runner.Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
 ) -> dict[str, Record]:
     """Run the grid one seed at a time, at least as many as it has, until the goal is reached or the budget spent.
 
     The goal counts as reached when it was after two seeds in a row: an interval from few seeds is narrow by chance
     now and then, and to stop there would favour such chances. No seed is begun that would, taking as long as the
     longest before it, end beyond the budget. Says at the end which speed-ups stayed open. A cell that has failed in
-    this command is not tried again by it. `planned` is the sweep of the whole grid. Returns the records of all
+    this command is not tried again by it. `whole` is the sweep of the grid. Returns the records of all
     seeds; what it raises is as `runner.execute`. Raises `ConfigError` where the grid compares nothing.
     """
-    if not _pairs(list(planned.cells.values())):
+    if not planned(HALF_THE_TIME, whole.cells.values()):
         raise ConfigError("--until-decided: no backbone has both finetune and a regime that trains only the head")
     # --fresh has chosen its folder: later seeds join it.
-    options = replace(options, fresh=False, name=planned.run.folder.name)
+    options = replace(options, fresh=False, name=whole.run.folder.name)
     begun, seeds, ran, settled_before = time.monotonic(), 0, 0, False
     records: dict[str, Record] = {}
     while True:
         seeds += 1
         wider = grid.override({"seeds": seeds}, {})
-        sweep = runner.plan(wider, options, executor, console)
+        first = _first_seed(whole) if seeds == 1 else None
+        sweep = first if first and first.cells else runner.plan(wider, options, executor, console)
         tried = {cell_id: record for cell_id, record in records.items() if record.status != "done"}
         sweep = replace(sweep, done={**sweep.done, **tried})
         missing = len(sweep.missing)
@@ -92,29 +93,23 @@ def run_until_decided(
         ran += missing
         found = _speed_ups(sweep, records)
         unsettled = [finding for finding in found if not _settled(finding, goal)]
-        lost = len(_pairs(list(sweep.cells.values()))) - len(found)
+        lost = planned(HALF_THE_TIME, sweep.cells.values()) - len(found)
         said = f"until decided: {_outcome(found, unsettled, goal)}{_without(lost)}"
         longest = max(_duration(records, seed) for seed in range(seeds))
-        why = _why_stop(goal, settled_before and not unsettled, seeds, time.monotonic() - begun + longest)
-        if seeds >= grid.matrix.seeds and why:  # type: ignore[operator]  # a number: see `make_goal`
-            _say(console, f"{said}; {seeds} seeds, {why}")
-            return records
-        if goal.budget_seconds is not None and time.monotonic() - begun + longest > goal.budget_seconds:
-            _say(console, f"{said}; {seeds} seeds, {_over_budget(goal)}")
+        enough = seeds >= grid.matrix.seeds  # type: ignore[operator]  # a number: see `make_goal`
+        decided = enough and settled_before and not unsettled
+        if why := _why_stop(goal, decided, seeds, time.monotonic() - begun + longest):
+            say(console, f"{said}; {seeds} seeds, {why}")
             return records
         settled_before = not unsettled
-        _say(console, f"{said}; going on with seed {seeds}")
+        say(console, f"{said}; going on with seed {seeds}")
 
 
-def _pairs(cells: Sequence[Cell]) -> set[Cell]:
-    """The comparisons that some cells are planned for, each as its head-only cell with seed 0."""
-    bare = {cell.but(seed=0) for cell in cells}
-    fine_tuned = {cell for cell in bare if cell.config.regime == HALF_THE_TIME.against}
-    return {
-        cell
-        for cell in bare - fine_tuned
-        if HALF_THE_TIME.is_about(cell.config.regime) and cell.but(regime=HALF_THE_TIME.against) in fine_tuned
-    }
+def _first_seed(sweep: runner.Sweep) -> runner.Sweep:
+    """The part of a sweep that is its first seed's: what was planned needn't be looked up again."""
+    cells = {cell_id: cell for cell_id, cell in sweep.cells.items() if cell.config.seed == 0}
+    done = {cell_id: record for cell_id, record in sweep.done.items() if cell_id in cells}
+    return replace(sweep, cells=cells, done=done)
 
 
 def _speed_ups(sweep: runner.Sweep, records: dict[str, Record]) -> list[Finding]:
@@ -140,12 +135,8 @@ def _why_stop(goal: Goal, decided: bool, seeds: int, until_next: float) -> str:
     if seeds >= goal.max_seeds:
         return f"as many as allowed (--max-seeds {goal.max_seeds})"
     if goal.budget_seconds is not None and until_next > goal.budget_seconds:
-        return _over_budget(goal)
+        return f"one more would overrun the budget of {goal.budget_seconds:g} s"
     return ""
-
-
-def _over_budget(goal: Goal) -> str:
-    return f"one more would overrun the budget of {goal.budget_seconds:g} s"
 
 
 def _outcome(found: list[Finding], unsettled: list[Finding], goal: Goal) -> str:
@@ -161,7 +152,3 @@ def _without(lost: int) -> str:
 def _named(finding: Finding) -> str:
     width = finding.estimate.half_width if finding.estimate else None
     return f"{finding.group.cell.but(seed=0)} ({'±?' if width is None else f'±{width:.1%}'})".replace(" seed 0", "")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

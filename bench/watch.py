@@ -18,7 +18,7 @@ from pydantic import Field
 
 from tl import gpu
 from tl.gpu import GpuState
-from tl.machine import cpu_governor
+from tl.machine import core_numbers, cpu_governor
 from tl.strict import Strict
 
 BUSY_CORES = 0.1
@@ -95,7 +95,7 @@ class Watch:
         after = read_counters()
         self._add(load_after=_load())
         if self._before and after:
-            cores = len(_usable())
+            cores = len(core_numbers())
             other, stolen = shares(self._before, after, cores)
             self._add(other_cpu_share=other, steal_share=stolen)
             slow = "while the cell ran: its times are too long"
@@ -121,7 +121,7 @@ def look() -> str:
     if before is None:
         return ""
     time.sleep(LOOK_SECONDS)
-    after, cores = read_counters(), len(_usable())
+    after, cores = read_counters(), len(core_numbers())
     if after is None:
         return ""
     other, stolen = (share * cores for share in shares(before, after, cores))
@@ -142,7 +142,7 @@ def shares(before: Counters, after: Counters, cores: int) -> tuple[float, float]
 def read_counters() -> Counters | None:
     """The counters now; None where there is no /proc/stat (outside Linux), or only zeros in it (some sandboxes)."""
     try:
-        busy, stolen = parse_stat(_STAT.read_text(encoding="ascii"), _usable())
+        busy, stolen = parse_stat(_STAT.read_text(encoding="ascii"), core_numbers())
     except OSError:
         return None
     if not busy:
@@ -194,11 +194,6 @@ def _shared_gpu(state: GpuState, when: str) -> list[str]:
 def _noticeable(share: float, cores: int, wall: float) -> bool:
     used = share * cores
     return used > max(BUSY_CORES, BUSY_SHARE * cores) and used * wall > BUSY_SECONDS
-
-
-def _usable() -> set[int]:
-    """Numbers of the cores that this process, and so a cell's, may run on."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _own_seconds() -> float:

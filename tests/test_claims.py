@@ -18,7 +18,7 @@ from bench.report.answers import answers
 from bench.report.summary import summarise
 from bench.stats import LEVEL, ratio
 from tests.commands import ONE_CELL, command
-from tests.test_report import RANDOM, TRUTH, record, write_run
+from tests.runs import RANDOM, TRUTH, record, write_run
 from tl.errors import ConfigError
 
 OWN = """

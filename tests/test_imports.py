@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_report import record, write_run
+from tests.runs import record, write_run
 
 ROOT = Path(__file__).parent.parent
 TORCH_SIDE = {"bench.job"}

@@ -18,7 +18,7 @@ import tl.train
 from bench.metrics import METRICS
 from tests.conftest import TINY
 from tests.nvml import UUID, FakeNvml
-from tests.test_report import record
+from tests.runs import record
 from tl import devices
 from tl.memory import MemoryMarks
 

@@ -23,7 +23,7 @@ from bench.noise import measure, noise
 from bench.records import Cell
 from bench.watch import MachineState, Watch
 from tests.conftest import TINY
-from tests.test_report import record
+from tests.runs import record
 from tl.datasets import Splits
 from tl.errors import UserError
 from tl.gpu import GpuState

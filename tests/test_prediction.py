@@ -6,7 +6,7 @@ import pytest
 
 from bench.groups import Group, make_groups
 from bench.prediction import explain, predicted
-from tests.test_report import TRUTH, record
+from tests.runs import TRUTH, record
 from tl.results import Phases, Work
 
 FORWARD, BACKWARD = 4_000_000_000, 8_000_000_000

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from bench.progress import LiveReporter, PlainReporter, make_reporter
-from tests.test_report import RANDOM, record, untrained
+from tests.runs import RANDOM, record, untrained
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -20,7 +20,7 @@ from bench.runner import Sweep
 from bench.stats import MIN_SAMPLES, ratio
 from bench.until import Goal, _why_stop, make_goal, seconds
 from tests.commands import ONE_CELL, command
-from tests.test_report import TRUTH, record
+from tests.runs import TRUTH, record
 from tl.errors import ConfigError
 
 PAIR = ONE_CELL.replace('["frozen"]', '["finetune", "frozen"]') + "seeds = 2\n[train]\nepochs = 2\n"

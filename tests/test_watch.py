@@ -22,8 +22,8 @@ from bench.table import frame, row
 from bench.watch import Counters, MachineState, Watch, parse_stat, read_counters, shares
 from tests.commands import ONE, command
 from tests.nvml import UUID, FakeNvml
+from tests.runs import record, write_run
 from tests.test_executors import wait_until
-from tests.test_report import record, write_run
 from tl.gpu import GpuState
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ def counters(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Counters]]:
     """Readings to come, on a machine of two cores."""
     readings: list[Counters] = []
     monkeypatch.setattr(watch, "read_counters", lambda: readings.pop(0))
-    monkeypatch.setattr(watch, "_usable", lambda: {0, 1})
+    monkeypatch.setattr(watch, "core_numbers", lambda: {0, 1})
     monkeypatch.setattr(watch.time, "sleep", lambda seconds: None)
     yield readings
     assert readings == []
@@ -91,7 +91,7 @@ def test_a_large_machines_own_services_are_no_warning(
     counters: list[Counters], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A core of 64 is little; two are not."""
-    monkeypatch.setattr(watch, "_usable", lambda: set(range(64)))
+    monkeypatch.setattr(watch, "core_numbers", lambda: set(range(64)))
     for other, warned in ((10.0, False), (20.0, True)):
         counters += [reading(0), reading(10, other=other)]
         assert bool(Watch(lambda text: None).end().warnings) is warned

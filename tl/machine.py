@@ -29,11 +29,14 @@ def cpu_governor() -> str:
         return ""
 
 
+def core_numbers() -> set[int]:
+    """Numbers of the logical cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def usable_cores() -> int:
-    """Logical cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many logical cores this process may run on."""
+    return len(core_numbers())
 
 
 def keep_freed_pages() -> bool:

@@ -206,11 +206,7 @@ def _largest(values: list[int | None]) -> int | None:
     return max(known) if known else None
 
 
-PEAKS = (
-    *("peak_rss_bytes", "train_rss_bytes", "val_rss_bytes", "cuda_allocated_bytes", "cuda_reserved_bytes"),
-    *("cuda_train_allocated_bytes", "cuda_val_allocated_bytes", "gpu_process_bytes"),
-    *("mps_current_bytes", "mps_driver_bytes"),
-)
+PEAKS = {name for name in TrainResult.model_fields if name.endswith("_bytes")} - {"baseline_rss_bytes"}
 """Memory of a result; of several trainings the largest counts."""
 RUNNERS: dict[str, Callable[[TrainConfig, Splits, Train, Stage], TrainResult]] = {
     "fixed": _fixed,

@@ -22,7 +22,8 @@ def answers(summary: Summary) -> list[str]:
         said.append("No cell has a result yet.")
     if summary.comparisons:
         timed = [row.finding for row in summary.comparisons]
-        said.append(f"{HALF_THE_TIME.statement}? {tally(timed)}{_lost(summary)}.{_ratios(summary)}{_more_seeds(timed)}")
+        verdicts = f"{tally(timed)}{_lost(HALF_THE_TIME, summary)}."
+        said.append(f"{HALF_THE_TIME.statement}? {verdicts}{_ratios(summary)}{_more_seeds(timed)}")
     return said
 
 
@@ -31,15 +32,13 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
     said = []
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
-        lost = summary.without_result[claim.name]
-        more = f"; {lost} more have no result on one side" if lost else ""
         nothing = f"not tested: no result of {claim.regime} and {claim.against} for the same backbone and device"
-        said.append((claim, (f"{overall(about)}. {tally(about)}" if about else nothing) + more))
+        said.append((claim, (f"{overall(about)}. {tally(about)}" if about else nothing) + _lost(claim, summary)))
     return said
 
 
-def _lost(summary: Summary) -> str:
-    lost = summary.without_result[HALF_THE_TIME.name]
+def _lost(claim: Claim, summary: Summary) -> str:
+    lost = summary.without_result[claim.name]
     return f"; {lost} more have no result on one side" if lost else ""
 
 
