@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ TINY = ("torchvision:shufflenet_v2_x0_5", "timm:test_resnet")
 def pytest_configure(config: pytest.Config) -> None:
     """Remember where the real images are, and let no test find them by accident."""
     config.stash[_REAL] = os.environ.pop("TL_DATA", None)
+    # Started in the background, a suite ignores Ctrl-C, and so would the commands that tests send it to.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _REAL = pytest.StashKey[str | None]()
