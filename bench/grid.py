@@ -84,7 +84,7 @@ class Grid(Strict):
 
         Raises `ConfigError` for one out of range.
         """
-        settings = TrainConfig(backbone="any", **self.train).model_dump(mode="json")
+        settings = TrainConfig(backbone="any", regime="cached", **self.train).model_dump(mode="json")
         return {name: settings[name] for name in PROTOCOL}
 
     def override(self, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:

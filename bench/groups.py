@@ -70,8 +70,8 @@ class Group:
 
     @property
     def seconds(self) -> float:
-        """Median time of an epoch; infinite where it is not known."""
-        value = self.median(lambda result: result.epoch_seconds)
+        """Median time of an epoch, with its share of an extraction of features; infinite where it is not known."""
+        value = self.median(_amortised)
         return float("inf") if value is None else value
 
     def right(self, predictions: Callable[[TrainResult], Predictions] = lambda r: r.best) -> dict[int, list[bool]]:
@@ -83,6 +83,11 @@ class Group:
             for record in self.records
             if record.result
         }
+
+
+def _amortised(result: TrainResult) -> float | None:
+    warm = result.epoch_seconds
+    return None if warm is None else warm + (result.extraction_seconds or 0.0) / result.config.passes
 
 
 def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> list[Group]:

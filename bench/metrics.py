@@ -140,6 +140,24 @@ METRICS: dict[str, Metric] = {
         value=lambda record, result: result.epochs[0].seconds,
         meaning="training plus validation of the first epoch, warm-up included",
     ),
+    "extraction_seconds": Metric(
+        label="extraction",
+        unit="s",
+        value=lambda record, result: result.extraction_seconds,
+        meaning="extracting features of all images, when it was done; empty where each epoch has forward passes",
+    ),
+    "cold_seconds": Metric(
+        label="cold",
+        unit="s",
+        value=lambda record, result: result.cold_seconds,
+        meaning="extraction and first epoch, with all that is compiled, captured or loaded in it",
+    ),
+    "warm_epoch_seconds": Metric(
+        label="warm epoch",
+        unit="s",
+        value=lambda record, result: result.epoch_seconds,
+        meaning="the same as `epoch_seconds`",
+    ),
     "total_seconds": Metric(
         label="whole cell",
         unit="s",
@@ -167,7 +185,7 @@ METRICS: dict[str, Metric] = {
     "peak_memory_bytes": _bytes(
         "peak memory",
         lambda result: result.peak_memory_bytes,
-        "CUDA: torch's allocations at their peak; elsewhere: resident memory above the baseline",
+        "CUDA: torch's allocations at their peak, images left out; elsewhere: resident memory above the baseline",
     ),
     "peak_rss_bytes": _bytes(
         "peak resident memory",
@@ -206,6 +224,9 @@ METRICS: dict[str, Metric] = {
         "GPU allocated, validation",
         lambda result: result.cuda_val_allocated_bytes,
         "peak of torch's allocations on the GPU in validation passes",
+    ),
+    "resident_image_bytes": _bytes(
+        "images on the GPU", lambda result: result.resident_image_bytes, "decoded images in the GPU's memory"
     ),
     "gpu_process_bytes": _bytes(
         "GPU, whole process",

@@ -12,6 +12,8 @@ History of the format (`SCHEMA_VERSION`):
     trained (regime `zeroshot`); a config has `protocol`, `learning_rates` and `folds` (see `AS_BEFORE` where an older
     version is read), a result `trials`, `learning_rate_chosen` and `tuning_seconds`; with protocol `kfold`
     predictions are of all images
+4   a config has `views` and `compile`; a result has `cuda_graph`, `extraction_seconds`, `features_reused` and
+    `resident_image_bytes`, None where older versions are read, and with protocol `kfold` the epochs of each fold
 """
 
 from __future__ import annotations
@@ -36,11 +38,17 @@ from tl.results import TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 PROTOCOL_VERSION = 1
 """Part of every cell's id: raised when the same config begins to mean other work."""
 
-AS_BEFORE: dict[str, Any] = {"protocol": "fixed", "learning_rates": [3e-4, 1e-3, 3e-3, 1e-2], "folds": 5}
+AS_BEFORE: dict[str, Any] = {
+    "protocol": "fixed",
+    "learning_rates": [3e-4, 1e-3, 3e-3, 1e-2],
+    "folds": 5,
+    "views": 1,
+    "compile": False,
+}
 """Fields of a config that came after version 1 of the format, and the value that means what was done before.
 
 A field with that value is no part of a cell's id, so that cells keep the ids that they had without the field. Not

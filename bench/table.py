@@ -53,6 +53,10 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "learning_rate": lambda run, record: _learning_rate(record),
     "threads": lambda run, record: record.result.threads if record.result else None,
     "memory_format": lambda run, record: record.result.memory_format if record.result else None,
+    "compile": lambda run, record: record.cell.config.compile,
+    "cuda_graph": lambda run, record: record.result.cuda_graph if record.result else None,
+    "views": lambda run, record: _views(record),
+    "features_reused": lambda run, record: record.result.features_reused if record.result else None,
     "torch_version": lambda run, record: record.environment.packages.get("torch"),
     "cpu_model": lambda run, record: record.environment.cpu,
     "git_commit": lambda run, record: record.environment.git_commit or None,
@@ -82,12 +86,13 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
 COLUMNS = [*_FACTS, *METRICS]
 _AXES = ("run", "cell_id", "dataset", "backbone", "weights", "regime", "device", "precision", "seed", "batch_size")
 """Columns of a cell that each of its epochs repeats."""
-_BOOLEANS = ("frozen_verified", "git_dirty")
+_BOOLEANS = ("frozen_verified", "git_dirty", "compile", "cuda_graph", "features_reused")
 _INTEGERS = {
     "seed",
     "epochs",
     "batch_size",
     "threads",
+    "views",
     "block",
     "order",
     "memory_available_bytes",
@@ -99,6 +104,12 @@ _INTEGERS = {
     *(n for n, m in METRICS.items() if m.unit in ("B", "count", "index")),
 }
 _FLOATS = {"load_before", "load_after", "other_cpu_share", "steal_share", "learning_rate", *METRICS} - _INTEGERS
+
+
+def _views(record: Record) -> int | None:
+    """Of each training image; None where every epoch makes its own."""
+    config = record.cell.config
+    return config.views if REGIMES[config.regime].features == "once" else None
 
 
 def _learning_rate(record: Record) -> float | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from tl.datasets import ImageList
 from tl.images import Store, batch_bounds, crops, order
+from tl.machine import usable_cores
 from tl.seeding import seed_for
 
 
@@ -31,25 +36,65 @@ class Preprocessing:
     """Validation resizes to a square and ignores the aspect ratio, as a few timm configs ask for."""
 
 
+Indices = npt.NDArray[np.int64]
+_RESIDENT_SHARE = 4
+"""Images live on a GPU where they take at most one part in so many of its free memory."""
+_CHUNK_BYTES = 16 << 20
+_MOST_WORKERS = 8
+
+
+def resident_pixels(store: Store, device: torch.device) -> torch.Tensor | None:
+    """All decoded pixels, `(bytes,) uint8`, in the memory of a GPU; None elsewhere, and where they don't fit."""
+    if device.type != "cuda" or store.pixels is None:
+        return None
+    count = store.pixels.stat().st_size
+    if count > torch.cuda.mem_get_info(device)[0] // _RESIDENT_SHARE:
+        return None
+    flat = torch.empty(count, dtype=torch.uint8, device=device)
+    for start in range(0, count, _CHUNK_BYTES):
+        part = np.fromfile(store.pixels, dtype=np.uint8, count=min(_CHUNK_BYTES, count - start), offset=start)
+        flat[start : start + len(part)] = torch.from_numpy(part)
+    return flat
+
+
 class Batches:
     """Batches of one split on one device.
 
-    Images are `(B, 3, S, S) float32`, normalised, channels_last; labels `(B,) int64`.
+    Images are `(B, 3, S, S) float32`, normalised, in `memory_format`; labels `(B,) int64`. Where `resident` has
+    the decoded pixels of all images, crops are made where they lie.
     """
 
-    def __init__(self, store: Store, images: ImageList, preprocessing: Preprocessing, device: torch.device) -> None:
+    def __init__(
+        self,
+        store: Store,
+        images: ImageList,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        *,
+        memory_format: torch.memory_format = torch.channels_last,
+        resident: torch.Tensor | None = None,
+    ) -> None:
         self.store = store
         self.images = images
         self.preprocessing = preprocessing
         self.device = device
+        self._format = memory_format
+        self._resident = resident
+        self._centred_views: torch.Tensor | None = None
         self._labels = torch.tensor(images.labels)
-        self._sizes = store.sizes(images)
+        self.sizes = store.sizes(images)
+        """Height and width of each image, `(N, 2) int64`."""
         self._mode = InterpolationMode(preprocessing.interpolation)
         self._mean = torch.tensor(preprocessing.mean, device=device).mul(255).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocessing.std, device=device).mul(255).view(1, 3, 1, 1)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of validation views that were kept on the device."""
+        return 0 if self._centred_views is None else self._centred_views.nbytes
 
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
@@ -59,53 +104,104 @@ class Batches:
         Order and crops depend on seed, epoch and image alone. `mark` is told when a batch's pixels are ready
         (`data`), and when they are on the device and normalised (`transfer`).
         """
-        boxes = crops(self._sizes, seed_for("crops", seed, epoch))
+        boxes = crops(self.sizes, seed_for("crops", seed, epoch))
         shuffled = order(len(self), seed_for("order", seed, epoch))
-        for start, stop in batch_bounds(len(self), batch_size):
-            chosen = shuffled[start:stop]
-            pixels = self._stacked([self._augmented(int(i), boxes[i].tolist()) for i in chosen])
+        labels = self._moved(self._labels[shuffled])
+        bounds = batch_bounds(len(self), batch_size)
+        stacks = self._ahead(lambda chosen: self._cropped(chosen, boxes), (shuffled[a:b] for a, b in bounds))
+        for (start, stop), pixels in zip(bounds, stacks, strict=True):
             if mark:
                 mark("data")
-            batch = self._on_device(pixels, torch.from_numpy(chosen))
+            images = self._normalised(pixels)
             if mark:
                 mark("transfer")
-            yield batch
+            yield images, labels[start:stop]
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All images in their order, resized and centre-cropped."""
-        for start, stop in batch_bounds(len(self), batch_size):
-            pixels = self._stacked([self._centred(i) for i in range(start, stop)])
-            yield self._on_device(pixels, torch.arange(start, stop))
+        labels = self._moved(self._labels)
+        bounds = batch_bounds(len(self), batch_size)
+        if self._resident is not None and self._centred_views is None:
+            self._centred_views = torch.cat([self._centred(np.arange(a, b)) for a, b in bounds])
+        kept = self._centred_views
+        stacks = (
+            self._ahead(self._centred, (np.arange(a, b) for a, b in bounds))
+            if kept is None
+            else (kept[a:b] for a, b in bounds)
+        )
+        for (start, stop), pixels in zip(bounds, stacks, strict=True):
+            yield self._normalised(pixels), labels[start:stop]
+
+    def views(self, batch_size: int, boxes: Indices) -> Iterator[torch.Tensor]:
+        """All images in their order, each cropped and flipped as its row of `boxes` says (see `tl.images.crops`)."""
+        bounds = batch_bounds(len(self), batch_size)
+        for pixels in self._ahead(lambda chosen: self._cropped(chosen, boxes), (np.arange(a, b) for a, b in bounds)):
+            yield self._normalised(pixels)
+
+    def _ahead(self, load: Callable[[Indices], torch.Tensor], chunks: Iterable[Indices]) -> Iterator[torch.Tensor]:
+        """What `load` makes of each chunk, in order; by threads ahead of the reader where images are to be decoded."""
+        if self.store.pixels is not None:
+            yield from map(load, chunks)
+            return
+        workers = min(_MOST_WORKERS, usable_cores())
+        waiting: deque[Future[torch.Tensor]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            for chunk in chunks:
+                waiting.append(pool.submit(load, chunk))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     def _read(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(self.store.read(self.images.files[index])).permute(2, 0, 1)
+        """`(3, H, W) uint8`, where crops are to be made."""
+        file = self.images.files[index]
+        if self._resident is None:
+            return torch.from_numpy(self.store.read(file)).permute(2, 0, 1)
+        height, width, offset = self.store.files[file]
+        return self._resident[offset : offset + height * width * 3].view(height, width, 3).permute(2, 0, 1)
 
-    def _augmented(self, index: int, box: list[int]) -> torch.Tensor:
-        top, left, height, width, flipped = box
-        size = [self.preprocessing.size] * 2
-        image = F.resized_crop(
-            self._read(index), top, left, height, width, size, interpolation=self._mode, antialias=True
-        )
-        return image.flip(-1) if flipped else image
+    def _cropped(self, chosen: Indices, boxes: Indices) -> torch.Tensor:
+        """Stacked crops of images, each by its row of `boxes`."""
+        side = [self.preprocessing.size] * 2
+        images = []
+        for index in chosen.tolist():
+            top, left, height, width, flipped = boxes[index].tolist()
+            image = F.resized_crop(
+                self._read(index), top, left, height, width, side, interpolation=self._mode, antialias=True
+            )
+            images.append(image.flip(-1) if flipped else image)
+        return self._stacked(images)
 
-    def _centred(self, index: int) -> torch.Tensor:
+    def _centred(self, chosen: Indices) -> torch.Tensor:
+        """Stacked centre views."""
         side = self.preprocessing.resize
         shape = [side, side] if self.preprocessing.squash else [side]
-        image = F.resize(self._read(index), shape, interpolation=self._mode, antialias=True)
-        return F.center_crop(image, [self.preprocessing.size] * 2)
+        images = []
+        for index in chosen.tolist():
+            image = F.resize(self._read(index), shape, interpolation=self._mode, antialias=True)
+            images.append(F.center_crop(image, [self.preprocessing.size] * 2))
+        return self._stacked(images)
 
     def _stacked(self, images: list[torch.Tensor]) -> torch.Tensor:
-        """`(B, 3, S, S) uint8`, channels_last, on the CPU; in pinned memory where a GPU is to fetch it."""
-        size = self.preprocessing.size
-        batch = torch.empty((len(images), size, size, 3), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        """`(B, 3, S, S) uint8`: where the images are, but in pinned memory where a GPU is to fetch it."""
+        size, here = self.preprocessing.size, images[0].device
+        batch = torch.empty(
+            (len(images), 3, size, size),
+            dtype=torch.uint8,
+            device=here,
+            memory_format=self._format,
+            pin_memory=here.type == "cpu" and self.device.type == "cuda",
+        )
         for row, image in zip(batch, images, strict=True):
-            row.copy_(image.permute(1, 2, 0))
-        return batch.permute(0, 3, 1, 2)
+            row.copy_(image)
+        return batch
 
-    def _on_device(self, pixels: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.sub(pixels.to(self.device, non_blocking=True), self._mean).div_(self._std)
+
+    def _moved(self, labels: torch.Tensor) -> torch.Tensor:
         # From pinned memory a copy is queued like any other work: the host needn't wait for the batch before it.
-        labels = self._labels[indices]
         if self.device.type == "cuda":
             labels = labels.pin_memory()
-        images = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
-        return images, labels.to(self.device, non_blocking=True)
+        return labels.to(self.device, non_blocking=True)

@@ -24,16 +24,16 @@ def offline() -> bool:
     return os.environ.get("TL_OFFLINE", "") not in ("", "0")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) so that a reader sees the old file or the new one, never half of it.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `content`, text as UTF-8, so that a reader sees the old file or the new one, never half of it.
 
     Raises `OSError` when the folder can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

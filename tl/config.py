@@ -27,7 +27,9 @@ READ_BY = {"learning_rate": ("fixed", "kfold"), "learning_rates": ("tuned",), "f
 WEIGHTS_POLICIES = ("auto", "pretrained", "random")
 PRECISIONS = {
     "fp32": "single precision throughout",
+    "tf32": "single precision with the factors of products rounded to 10 bits, on NVIDIA GPUs from Ampere on",
     "bf16": "bfloat16 autocast in forward and backward; weights and optimiser state stay fp32",
+    "fp16": "half-precision autocast with scaled gradients, on GPUs; weights and optimiser state stay fp32",
 }
 OPTIMIZERS = {
     "sgd": "stochastic gradient descent with `momentum`",
@@ -79,6 +81,14 @@ class TrainConfig(Strict):
         5, ge=2, description="parts of the images with `kfold`; the seed decides which image is in which"
     )
 
+    views: int = Field(
+        1,
+        ge=1,
+        description="of each training image, where a regime extracts features once: 1 is the centre view, more are "
+        "random crops, one an epoch in turn. Other regimes don't read it: it is 1 with them",
+    )
+    compile: bool = Field(False, description="run the backbone through torch.compile")
+
     @property
     def passes(self) -> int:
         """Validation passes: one an epoch, or a single one where the regime trains nothing."""
@@ -90,6 +100,12 @@ class TrainConfig(Strict):
         if self.protocol == "tuned" and not REGIMES[self.regime].trains:
             return 1
         return {"tuned": len(self.learning_rates) + 1, "kfold": self.folds}.get(self.protocol, 1)
+
+    @field_validator("views")
+    @classmethod
+    def _views(cls, value: int, info: Any) -> int:
+        regime = REGIMES.get(info.data.get("regime", ""))
+        return value if regime is None or regime.features == "once" else 1
 
     @field_validator("learning_rates")
     @classmethod

@@ -154,7 +154,10 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         best=last,
         last=last,
         frozen_verified=None if None in checks else all(checks),
+        folds=tuple(result.epochs for result in results),
         setup_seconds=sum(result.setup_seconds for result in results),
+        extraction_seconds=_sum([result.extraction_seconds for result in results]),
+        features_reused=None if results[0].features_reused is None else all(r.features_reused for r in results),
         training_seconds=sum(result.training_seconds for result in results),
         # The first fold's baseline, which is in `results[0]`: later ones hold pages that the allocator has kept.
         **{name: _largest([getattr(result, name) for result in results]) for name in PEAKS},
@@ -199,6 +202,11 @@ def _release() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _largest(values: list[int | None]) -> int | None:

@@ -23,6 +23,8 @@ class Regime:
     head: Literal["new", "own"] = "new"
     """`new`: as `TrainConfig.head` says, and trained. `own`: those rows of the classifier that the pretrained network
     was published with that belong to the classes of the data set; they stay as they are."""
+    features: Literal["each step", "once"] = "each step"
+    """`once`: the backbone runs over all images before training, and the head trains on what it gave."""
     control: bool = False
     """A yardstick: no report recommends it or compares its time with that of fine-tuning."""
 
@@ -60,6 +62,13 @@ REGIMES: dict[str, Regime] = {
         start="pretrained",
         trains_backbone=False,
         backbone_mode="train",
+    ),
+    "cached": Regime(
+        summary="as frozen, but features are extracted once, of centre views unless `views` says more",
+        start="pretrained",
+        trains_backbone=False,
+        backbone_mode="eval",
+        features="once",
     ),
     "scratch": Regime(
         summary="all parameters are trained from random weights: the control that shows what transfer buys",

@@ -95,6 +95,9 @@ class TrainResult(Strict):
     device_name: str
     threads: int = Field(description="intra-op CPU threads of torch")
     memory_format: str
+    cuda_graph: bool | None = Field(
+        None, description="training steps were replayed from CUDA graphs; None on other devices, and before version 4"
+    )
     epochs: tuple[EpochResult, ...]
     best: Predictions = Field(description="at the first epoch that reached the best validation accuracy")
     last: Predictions
@@ -105,6 +108,12 @@ class TrainResult(Strict):
     )
     setup_seconds: float = Field(description="from the call to the first epoch: weights, network, images")
     training_seconds: float = Field(description="all training and validation passes")
+    extraction_seconds: float | None = Field(
+        None, description="extracting features, when it was done; None where a forward pass an epoch is"
+    )
+    features_reused: bool | None = Field(
+        None, description="features were at hand: `extraction_seconds` were spent by an earlier training"
+    )
     baseline_rss_bytes: int = Field(description="resident memory at the call, libraries already loaded")
     peak_rss_bytes: int = Field(description="high-water mark of resident memory")
     memory_method: str
@@ -123,12 +132,16 @@ class TrainResult(Strict):
     mps_driver_bytes: int | None = Field(
         None, description="Metal: largest of what the driver held at the end of a pass"
     )
+    resident_image_bytes: int | None = Field(
+        None, description="images in the GPU's memory, part of `cuda_allocated_bytes`; None on other devices"
+    )
     work: Work | None = Field(
         None, description="None where nothing is trained, and in records before version 2 of the format"
     )
     trials: tuple[Trial, ...] = Field((), description="of protocol `tuned`, one a learning rate, ascending")
     learning_rate_chosen: float | None = Field(None, description="of protocol `tuned`; None with the others")
     tuning_seconds: float | None = Field(None, description="all trials together; None without them")
+    folds: tuple[tuple[EpochResult, ...], ...] = Field((), description="of protocol `kfold`: the epochs of each fold")
     notes: tuple[str, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)
 
@@ -170,18 +183,24 @@ class TrainResult(Strict):
         """Median of training plus validation, the first epoch left out; None with fewer than two epochs."""
         return _median([row.seconds for row in self.epochs[1:] if row.seconds is not None])
 
+    @property
+    def cold_seconds(self) -> float | None:
+        """Extraction and first epoch: what there is to wait for before an epoch is a warm one."""
+        first = self.epochs[0].seconds
+        return None if first is None else first + (self.extraction_seconds or 0.0)
+
     def phase_seconds(self, name: str) -> float | None:
         """Median of a phase over all epochs but the first; None with fewer than two, or where it was not measured."""
         return _median([getattr(row.phases, name) for row in self.epochs[1:] if row.phases])
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """On CUDA what torch allocated at its peak; elsewhere resident memory above the baseline.
+        """On CUDA what torch allocated at its peak without the images; elsewhere resident memory above the baseline.
 
         None where the mark is that of the whole process and this run did not raise it: unknown, not 0.
         """
         if self.cuda_allocated_bytes is not None:
-            return self.cuda_allocated_bytes
+            return self.cuda_allocated_bytes - (self.resident_image_bytes or 0)
         return (self.peak_rss_bytes - self.baseline_rss_bytes) or None
 
 

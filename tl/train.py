@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,22 +24,32 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices
-from tl.backbones import Classifier, make_backbone
-from tl.batches import Batches
+from tl.backbones import Backbone, Classifier, make_backbone
+from tl.batches import Batches, resident_pixels
 from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
-from tl.devices import exact_single_precision, seeded
+from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError
+from tl.features import Extraction, Features
 from tl.images import batch_bounds, open_store
 from tl.memory import MemoryMarks
+from tl.precision import autocast, check_precision, single_precision
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Phases, Predictions, TrainResult, Work
 from tl.seeding import seed_for
+from tl.step import (
+    Body,
+    Evaluation,
+    GraphedEvaluation,
+    GraphedStep,
+    Graphs,
+    Loss,
+    TrainStep,
+    own_stream,
+)
 from tl.weights import Weights
 from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def train_model(
@@ -51,6 +61,7 @@ def train_model(
     weights_dir: str | Path | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     keep: Literal["best", "last"] = "best",
+    cuda_graphs: bool = True,
 ) -> TrainResult:
     """Train a new head, and with some regimes the backbone, on `splits`, once; a regime may also train nothing.
 
@@ -64,6 +75,7 @@ def train_model(
         weights_dir: a folder of weight files, looked at first.
         on_epoch: called after each epoch, outside its timing.
         keep: which epoch's weights and predictions count as `best`; with `last` the validation images choose none.
+        cuda_graphs: replay steps from CUDA graphs, on a GPU where that works. It changes times alone.
 
     Returns:
         A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the epoch that was kept.
@@ -79,6 +91,7 @@ def train_model(
         )
     started = time.perf_counter()
     target = devices.resolve(device)
+    check_precision(config.precision, target)
     memory = MemoryMarks(target)
     regime = REGIMES[config.regime]
     policy = "random" if regime.start == "random" else config.weights
@@ -92,37 +105,54 @@ def train_model(
         own_head_for=splits.classes if regime.head == "own" else None,
     )
     model = Classifier(backbone, len(splits.classes), config)
-    # Convolutions run faster on this layout, on two-core CPUs and on GPUs alike; results are the same.
-    model.to(device=target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = memory_format(target, config.precision)
+    model.to(device=target, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     trainable = _freeze(model, regime)
     optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, trainable) if trainable else None
     schedule = SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None
-    loss_function = LOSS_BUILDERS[config.loss](config)
     before = _digest(model.backbone) if regime.must_stay_frozen else None
     store = open_store(splits)
-    train = Batches(store, splits.train, backbone.preprocessing, target)
-    val = Batches(store, splits.val, backbone.preprocessing, target)
+    resident = resident_pixels(store, target)
+    train_images, val_images = (
+        Batches(store, images, backbone.preprocessing, target, memory_format=LAYOUTS[layout], resident=resident)
+        for images in (splits.train, splits.val)
+    )
+    graphs = Graphs() if target.type == "cuda" and cuda_graphs else None
 
     clock, counted = Clock(target), StepWork()
     work: StepWork | None = counted
     history: list[EpochResult] = []
     best: _Best | None = None
-    setup_seconds = time.perf_counter() - started
-    with seeded(seed_for("train", config.seed)), exact_single_precision():
+    with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(target):
+        body: Body = torch.compile(model.backbone, dynamic=False) if config.compile else model.backbone
+        train: Batches | Features = train_images
+        val: Batches | Features = val_images
+        extraction: Extraction | None = None
+        setup_seconds = time.perf_counter() - started
+        if regime.features == "once":
+            model.eval()
+            memory.begin("val")
+            extraction = _extraction(body, backbone, config, splits, target)
+            train, val = extraction.features(train_images, config.views), extraction.features(val_images, 1)
+            memory.end()
+            body = nn.Identity()
+        step = _step(model, body, config, optimizer, target, graphs) if optimizer else None
+        evaluation = _evaluation(model, body, config, target, graphs)
+        loss_function = LOSS_BUILDERS[config.loss](config)
         for epoch in range(config.passes):
             rate = optimizer.param_groups[0]["lr"] if optimizer else None
             trained, train_seconds = None, 0.0
             with _garbage_later():
-                memory.begin("train" if optimizer else "val")
+                memory.begin("train" if step else "val")
                 clock.start()
-                if optimizer:
+                if step:
                     set_mode(model, regime)
-                    trained = _train_pass(model, regime, train, loss_function, optimizer, config, epoch, clock, work)
+                    trained = _train_pass(step, train, config, epoch, clock, work)
                     train_seconds = clock.elapsed()
                     memory.begin("val")
                     clock.mark(None)
                 model.eval()
-                judged = _val_pass(model, val, loss_function, config)
+                judged = _val_pass(evaluation, val, loss_function, config)
                 clock.mark("validation")
                 whole, parts = clock.read()
                 memory.end()
@@ -149,9 +179,10 @@ def train_model(
                 best = _Best(accuracy=judged.accuracy, predictions=last, state=copied, owner=kept)
             if on_epoch:
                 on_epoch(history[-1])
-    assert best is not None  # there is at least one pass
-    best.owner.load_state_dict(best.state)
+        assert best is not None  # there is at least one pass
+        best.owner.load_state_dict(best.state)
     model.eval()
+    there = [0 if resident is None else resident.nbytes, train_images.resident_bytes, val_images.resident_bytes]
     return TrainResult(
         config=config,
         weights=backbone.weights,
@@ -159,7 +190,8 @@ def train_model(
         device=str(target),
         device_name=devices.present()[str(target)],
         threads=torch.get_num_threads(),
-        memory_format="channels_last",
+        memory_format=layout,
+        cuda_graph=bool(graphs and graphs.captured) if target.type == "cuda" else None,
         epochs=tuple(history),
         best=best.predictions,
         last=last,
@@ -167,12 +199,55 @@ def train_model(
         trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
         frozen_verified=None if before is None else _digest(model.backbone) == before,
         setup_seconds=setup_seconds,
+        extraction_seconds=extraction.seconds if extraction else None,
+        features_reused=not extraction.extracted if extraction else None,
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in history),
         **memory.figures(),
+        resident_image_bytes=sum(there) if target.type == "cuda" else None,
         work=_work(counted, config, len(splits.train), model, optimizer) if optimizer else None,
-        notes=_notes(history, splits, backbone.weights, config, decoded_once=store.pixels is not None),
+        notes=_notes(history, splits, backbone.weights, config, graphs, decoded_once=store.pixels is not None),
         model=model,
     )
+
+
+def _step(
+    model: Classifier,
+    body: Body,
+    config: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    graphs: Graphs | None,
+) -> TrainStep:
+    arguments = (model, body, LOSS_BUILDERS[config.loss](config), optimizer, config, device)
+    return GraphedStep(*arguments, graphs=graphs) if graphs else TrainStep(*arguments)
+
+
+def _evaluation(
+    model: Classifier, body: Body, config: TrainConfig, device: torch.device, graphs: Graphs | None
+) -> Evaluation:
+    arguments = (model, body, config.precision, device)
+    return GraphedEvaluation(*arguments, graphs=graphs) if graphs else Evaluation(*arguments)
+
+
+def _extraction(
+    body: Body, backbone: Backbone, config: TrainConfig, splits: Splits, device: torch.device
+) -> Extraction:
+    """Features are the same where all of this is: random weights follow from the seed."""
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with autocast(config.precision, device):
+            return body(images)
+
+    identity = {
+        "backbone": backbone.spec,
+        "weights": backbone.weights.digest or f"random, seed {config.seed}",
+        "dataset": splits.digest,
+        "precision": config.precision,
+        "compile": config.compile,
+        "device": devices.present()[str(device)],
+        "torch": torch.__version__,
+    }
+    return Extraction(forward, identity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,48 +294,26 @@ def set_mode(model: Classifier, regime: Regime) -> None:
 
 
 def _train_pass(
-    model: Classifier,
-    regime: Regime,
-    batches: Batches,
-    loss_function: Loss,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    epoch: int,
-    clock: Clock,
-    work: StepWork | None,
+    step: TrainStep, batches: Batches | Features, config: TrainConfig, epoch: int, clock: Clock, work: StepWork | None
 ) -> _Pass:
-    # Sums stay on the device: reading one would make the host wait for every batch.
-    loss_sum = torch.zeros((), device=batches.device)
-    correct = torch.zeros((), device=batches.device, dtype=torch.int64)
-    for images, labels in batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark):
-        optimizer.zero_grad(set_to_none=True)
-        clock.mark("optimizer")
-        with _precision(config, batches.device), work.forward(model) if work else nullcontext():
-            with torch.set_grad_enabled(regime.trains_backbone):
-                features = model.backbone(images)
-            logits = model.head(features)
-            loss = loss_function(logits.float(), labels)
-        clock.mark("forward")
-        with work.backward() if work else nullcontext():
-            loss.backward()
-        clock.mark("backward")
-        optimizer.step()
-        clock.mark("optimizer")
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.argmax(1) == labels).sum()
-        clock.mark(None)
+    step.start()
+    for inputs, labels in batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark):
+        step.run(inputs, labels, clock.mark, work)
         work = None
     return _Pass(
-        loss=loss_sum.item() / len(batches), accuracy=correct.item() / len(batches), predicted=[], confidences=[]
+        loss=step.loss_sum.item() / len(batches),
+        accuracy=step.correct.item() / len(batches),
+        predicted=[],
+        confidences=[],
     )
 
 
-def _val_pass(model: Classifier, batches: Batches, loss_function: Loss, config: TrainConfig) -> _Pass:
+def _val_pass(evaluation: Evaluation, batches: Batches | Features, loss_function: Loss, config: TrainConfig) -> _Pass:
     loss_sum = torch.zeros((), device=batches.device)
     outputs, truths = [], []
-    with torch.inference_mode(), _precision(config, batches.device):
-        for images, labels in batches.evaluation(config.batch_size):
-            logits = model(images).float()
+    with torch.inference_mode():
+        for inputs, labels in batches.evaluation(config.batch_size):
+            logits = evaluation.run(inputs)
             loss_sum += loss_function(logits, labels) * len(labels)
             outputs.append(logits)
             truths.append(labels)
@@ -282,10 +335,15 @@ def _focal(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torc
 
 OPTIMIZER_BUILDERS: dict[str, Callable[[TrainConfig, list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda c, parameters: torch.optim.SGD(
-        parameters, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay
+        parameters, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay, fused=True
     ),
     "adamw": lambda c, parameters: torch.optim.AdamW(
-        parameters, lr=c.learning_rate, betas=(c.momentum, 0.999), weight_decay=c.weight_decay
+        parameters,
+        lr=c.learning_rate,
+        betas=(c.momentum, 0.999),
+        weight_decay=c.weight_decay,
+        fused=True,
+        capturable=parameters[0].is_cuda,  # counts its steps where a CUDA graph can
     ),
 }
 SCHEDULE_BUILDERS: dict[str, Callable[[TrainConfig, torch.optim.Optimizer], LRScheduler]] = {
@@ -297,10 +355,6 @@ LOSS_BUILDERS: dict[str, Callable[[TrainConfig], Loss]] = {
     "cross_entropy": lambda c: partial(cross_entropy, label_smoothing=c.label_smoothing),
     "focal": lambda c: partial(_focal, smoothing=c.label_smoothing),
 }
-
-
-def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def _digest(module: nn.Module) -> str:
@@ -330,7 +384,13 @@ def _finite(value: float) -> float | None:
 
 
 def _notes(
-    history: list[EpochResult], splits: Splits, weights: Weights, config: TrainConfig, *, decoded_once: bool
+    history: list[EpochResult],
+    splits: Splits,
+    weights: Weights,
+    config: TrainConfig,
+    graphs: Graphs | None,
+    *,
+    decoded_once: bool,
 ) -> tuple[str, ...]:
     """What a reader of the figures must know."""
     images, size = len(splits.train), config.batch_size
@@ -339,6 +399,8 @@ def _notes(
         notes.append(f"the images are {splits.stand_in}")
     if weights.reason:
         notes.append(f"random weights: {weights.reason}")
+    if graphs and graphs.failure:
+        notes.append(f"without CUDA graphs: {graphs.failure}")
     if not decoded_once:
         notes.append("images were decoded anew in every epoch: times hold more than with decoded images at hand")
     if any((row.train_loss is None and row.train_seconds is not None) or row.val_loss is None for row in history):

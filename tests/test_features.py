@@ -1,0 +1,171 @@
+"""Regime `cached`: the head of an independent loop on features of centre views; features kept, reused, told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tl
+from tests.conftest import TINY
+from tl.backbones import Classifier, make_backbone
+from tl.batches import Batches
+from tl.features import Features
+from tl.images import open_store, order
+from tl.seeding import seed_for
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Features of one test are not at hand in another."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+def config(**settings: object) -> tl.TrainConfig:
+    return tl.TrainConfig(**{"backbone": TINY[1], "regime": "cached", "weights": "random", "epochs": 3, **settings})
+
+
+def train(splits: tl.Splits, **settings: object) -> tl.TrainResult:
+    return tl.train_model(config(**settings), splits, device="cpu")
+
+
+def figures(result: tl.TrainResult) -> list[tuple[float | None, float | None, float]]:
+    return [(row.train_loss, row.val_loss, row.val_accuracy) for row in result.epochs]
+
+
+def test_the_head_is_that_of_a_plain_loop_on_centre_views(mini: tl.Splits) -> None:
+    """Logistic regression by SGD, one image's features at a time, written out here."""
+    settings = config()
+    backbone = make_backbone(settings.backbone, weights="random", seed=0)
+    model = Classifier(backbone, 2, settings).eval()
+    cpu, store = torch.device("cpu"), open_store(mini)
+    with torch.no_grad():
+        images = [
+            torch.cat([model.backbone(x) for x, _ in Batches(store, part, backbone.preprocessing, cpu).evaluation(5)])
+            for part in (mini.train, mini.val)
+        ]
+    labels = [torch.tensor(part.labels) for part in (mini.train, mini.val)]
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=1e-3, momentum=0.9)
+    losses = []
+    for epoch in range(settings.epochs):
+        for chosen in torch.from_numpy(order(len(mini.train), seed_for("order", 0, epoch))).split(4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model.head(images[0][chosen]), labels[0][chosen]).backward()
+            optimizer.step()
+        losses.append(nn.functional.cross_entropy(model.head(images[1]), labels[1]).item())
+    result = train(mini)
+    assert [row.val_loss for row in result.epochs] == pytest.approx(losses, rel=1e-4)
+    assert result.frozen_verified and not result.features_reused
+    x, _ = next(Batches(store, mini.val, backbone.preprocessing, cpu).evaluation(16))
+    assert result.model(x).argmax(1).tolist() == result.best.labels, "what comes back takes images"
+
+
+def test_features_are_extracted_once_for_all_seeds_and_rates(
+    mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    """And at hand or not, the figures are the same to the last bit."""
+    pretrained = {"backbone": "timm:tf_efficientnet_lite0", "weights": "pretrained", "epochs": 1}
+    first = train(mini, **pretrained)
+    assert first.features_reused is False and first.extraction_seconds > 0
+    with monkeypatch.context() as patch:
+        patch.setattr("tl.features.Extraction._extract", lambda *_: pytest.fail("extracted again"))
+        again = train(mini, **pretrained)
+        others = [train(mini, **pretrained, seed=1), train(mini, **pretrained, learning_rate=0.1)]
+    assert figures(again) == figures(first)
+    assert all(figures(other) != figures(first) for other in others)
+    for result in (again, *others):
+        assert result.features_reused and result.extraction_seconds == first.extraction_seconds
+    assert len(list(own_cache.glob("*/*.npz"))) == 1
+
+
+@pytest.mark.parametrize("settings", [{"seed": 1}, {"precision": "bf16"}, {"backbone": TINY[0]}])
+def test_other_networks_have_other_features(mini: tl.Splits, settings: dict[str, object]) -> None:
+    """Random weights follow from the seed."""
+    train(mini)
+    assert train(mini, **settings).features_reused is False
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "pickled"])
+def test_a_damaged_file_is_extracted_anew(mini: tl.Splits, own_cache: Path, damage: str) -> None:
+    """A pickle in particular is not opened: it could run code."""
+    first = train(mini)
+    (place,) = own_cache.glob("*/*.npz")
+    if damage == "pickled":
+        files = np.array([*mini.train.files, *mini.val.files], dtype=object)
+        np.savez(place, files=files, features=np.zeros((len(files), 4), np.float32), seconds=1.0)
+    else:
+        place.write_bytes(place.read_bytes()[: 1000 if damage == "truncated" else 0])
+    again = train(mini)
+    assert again.features_reused is False and figures(again) == figures(first)
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(
+    mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    first = train(mini)
+    for place in own_cache.glob("*/*.npz"):
+        place.unlink()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tl.features.write_atomic", full)
+    assert figures(train(mini)) == figures(first)
+    assert train(mini).features_reused is False
+
+
+def test_views_take_turns(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three epochs of two views: the third trains on the first again. All of them random crops."""
+    seen: list[torch.Tensor] = []
+    original = Features.training
+
+    def training(self: Features, batch_size: int, **settings: object):
+        for features, labels in original(self, batch_size, **settings):
+            seen.append(torch.cat([features, labels[:, None].float()], 1))
+            yield features, labels
+
+    monkeypatch.setattr(Features, "training", training)
+    train(mini, views=2)
+    steps = len(seen) // 3
+    first, second, third = (
+        {tuple(row) for row in torch.cat(seen[k * steps : (k + 1) * steps]).tolist()} for k in range(3)
+    )
+    assert first == third and len(first) == len(mini.train) and not first & second
+    seen.clear()
+    train(mini)
+    assert not first & {tuple(row) for row in torch.cat(seen).tolist()}, "one view is the centre"
+
+
+def test_the_crop_of_an_image_is_the_same_in_every_part_of_a_data_set(mini: tl.Splits) -> None:
+    """Else a training on a part would leave features behind that another one would not have made."""
+    half = dataclasses.replace(
+        mini, train=dataclasses.replace(mini.train, files=mini.train.files[1::2], labels=mini.train.labels[1::2])
+    )
+    alone = train(mini, views=2)
+    (place,) = {path.parent for path in Path("cache/features").glob("*/crops-0.npz")}
+    for path in place.iterdir():
+        path.unlink()
+    train(half, views=2)
+    after = train(mini, views=2)
+    for one, other in zip(alone.epochs, after.epochs, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-5)
+
+
+def test_folds_share_their_features(mini: tl.Splits) -> None:
+    """Each image has one centre view, in whichever fold it is."""
+    result = tl.run_protocol(config(protocol="kfold", folds=3, backbone=TINY[1], epochs=2), mini, device="cpu")
+    assert len(result.folds) == 3 and all(len(rows) == 2 for rows in result.folds)
+    for epoch, row in enumerate(result.epochs):
+        assert row.seconds == pytest.approx(sum(rows[epoch].seconds for rows in result.folds))
+    assert result.extraction_seconds > 0
+
+
+def test_other_regimes_read_no_views() -> None:
+    """So a grid can set them for all regimes; without effect they make no other config."""
+    assert config(views=3).views == 3
+    assert config(regime="frozen", views=3) == config(regime="frozen")

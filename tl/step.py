@@ -1,0 +1,275 @@
+"""One training step and one evaluation, run plainly or replayed from CUDA graphs.
+
+At small batches a GPU waits for the host, which needs longer to launch a network's many small operations than the
+GPU to run them. A graph launches all of them at once: captured after a few plain steps, which are real ones, and
+replayed on fixed tensors from then on. Shapes that were never captured, such as a last, smaller batch, run plainly.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tl.backbones import Classifier
+from tl.config import TrainConfig
+from tl.precision import autocast, gradient_scaler
+from tl.regimes import REGIMES
+from tl.work import StepWork
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Body = Callable[[torch.Tensor], torch.Tensor]
+Mark = Callable[[str | None], None]
+WARM_UP = 3
+"""Plain steps of a shape before its capture: libraries choose and load their kernels in them."""
+
+
+class TrainStep:
+    """Forward and backward pass and update, on one batch after the other.
+
+    Sums of the loss and of right answers stay on the device: reading one would make the host wait for every batch.
+
+    Args:
+        model: the whole network; its `head` maps features to logits.
+        body: maps inputs to features; without gradients where the regime doesn't train the backbone.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        body: Body,
+        loss_function: Loss,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        device: torch.device,
+    ) -> None:
+        self._model, self._body = model, body
+        self._loss_function = loss_function
+        self._optimizer = optimizer
+        self._config, self._device = config, device
+        self._scaler = gradient_scaler(config.precision, device)
+        self._trains_body = REGIMES[config.regime].trains_backbone
+        self.loss_sum = torch.zeros((), device=device)
+        self.correct = torch.zeros((), device=device, dtype=torch.int64)
+        self._inputs = self._labels = self._logits = self._loss = torch.empty(0)
+
+    def start(self) -> None:
+        """An epoch begins: set the sums to 0."""
+        self.loss_sum.zero_()
+        self.correct.zero_()
+
+    def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
+        """Train on one batch; `mark` is told as each phase ends. With `work`, count what the step takes."""
+        self._inputs, self._labels = inputs, labels
+        self._optimizer.zero_grad(set_to_none=True)
+        mark("optimizer")
+        with work.forward(self._model) if work else nullcontext():
+            self._forward()
+        mark("forward")
+        with work.backward() if work else nullcontext():
+            self._backward()
+        mark("backward")
+        self._update()
+        mark("optimizer")
+        self._tally()
+        mark(None)
+
+    def _forward(self) -> None:
+        with autocast(self._config.precision, self._device):
+            with torch.set_grad_enabled(self._trains_body):
+                features = self._body(self._inputs)
+            self._logits = self._model.head(features)
+            self._loss = self._loss_function(self._logits.float(), self._labels)
+
+    def _backward(self) -> None:
+        self._scaler.scale(self._loss).backward()
+
+    def _update(self) -> None:
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def _tally(self) -> None:
+        self.loss_sum += self._loss.detach() * len(self._labels)
+        self.correct += (self._logits.argmax(1) == self._labels).sum()
+
+
+@dataclass
+class _Captured:
+    """The graphs of a step, and the tensors that they read and write."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    logits: torch.Tensor
+    loss: torch.Tensor
+    gradients: list[torch.Tensor | None]
+    forward: Any
+    backward: Any
+    update: Any
+    rate: float
+    """The learning rate, a constant of the captured update."""
+
+
+class GraphedStep(TrainStep):
+    """The same from CUDA graphs; one for each phase, so that the clock's marks fit between them."""
+
+    def __init__(self, *arguments: Any, graphs: Graphs) -> None:
+        super().__init__(*arguments)
+        self._graphs = graphs
+        self._captured: dict[torch.Size, _Captured] = {}
+        self._runs: Counter[torch.Size] = Counter()
+
+    def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
+        """See `TrainStep.run`."""
+        shape = inputs.shape
+        if shape not in self._captured and self._runs[shape] >= WARM_UP:
+            with self._graphs.or_plain():
+                self._captured[shape] = self._capture(inputs, labels)
+        captured = self._captured.get(shape)
+        if captured is None:
+            self._runs[shape] += self._graphs.usable
+            super().run(inputs, labels, mark, work)
+            return
+        if captured.rate != self._rate:
+            self._capture_update(captured)
+        captured.inputs.copy_(inputs)
+        captured.labels.copy_(labels)
+        captured.forward.replay()
+        mark("forward")
+        captured.backward.replay()
+        mark("backward")
+        captured.update.replay()
+        mark("optimizer")
+
+    @property
+    def _rate(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def _capture(self, inputs: torch.Tensor, labels: torch.Tensor) -> _Captured:
+        self._inputs, self._labels = inputs.clone(), labels.clone()
+        # Gradients that the captured backward pass makes itself are written anew by each replay, not added to.
+        self._optimizer.zero_grad(set_to_none=True)
+        forward, backward = self._graphs.record(self._forward), self._graphs.record(self._backward)
+        captured = _Captured(
+            inputs=self._inputs,
+            labels=self._labels,
+            logits=self._logits,
+            loss=self._loss,
+            gradients=[parameter.grad for parameter in self._parameters],
+            forward=forward,
+            backward=backward,
+            update=None,
+            rate=self._rate,
+        )
+        self._capture_update(captured)
+        return captured
+
+    def _capture_update(self, captured: _Captured) -> None:
+        """Of the current learning rate. A plain step of another shape may have run since the rest was captured."""
+        self._labels, self._logits, self._loss = captured.labels, captured.logits, captured.loss
+        for parameter, gradient in zip(self._parameters, captured.gradients, strict=True):
+            parameter.grad = gradient
+        captured.update, captured.rate = self._graphs.record(self._update_and_tally), self._rate
+
+    @property
+    def _parameters(self) -> list[torch.Tensor]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def _update_and_tally(self) -> None:
+        self._update()
+        self._tally()
+
+
+class Evaluation:
+    """Inputs to logits, `(B, classes) float32`, without gradients."""
+
+    def __init__(self, model: Classifier, body: Body, precision: str, device: torch.device) -> None:
+        self._model, self._body = model, body
+        self._precision, self._device = precision, device
+
+    def run(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The logits of one batch."""
+        with torch.inference_mode(), autocast(self._precision, self._device):
+            logits: torch.Tensor = self._model.head(self._body(inputs))
+            return logits.float()
+
+
+class GraphedEvaluation(Evaluation):
+    """The same from CUDA graphs, one for each shape."""
+
+    def __init__(self, *arguments: Any, graphs: Graphs) -> None:
+        super().__init__(*arguments)
+        self._graphs = graphs
+        self._captured: dict[torch.Size, tuple[Any, torch.Tensor, torch.Tensor]] = {}
+        self._runs: Counter[torch.Size] = Counter()
+
+    def run(self, inputs: torch.Tensor) -> torch.Tensor:
+        """See `Evaluation.run`."""
+        shape = inputs.shape
+        if shape not in self._captured and self._runs[shape] >= WARM_UP:
+            with self._graphs.or_plain():
+                fixed, outputs = inputs.clone(), []
+                graph = self._graphs.record(lambda: outputs.append(super(GraphedEvaluation, self).run(fixed)))
+                self._captured[shape] = (graph, fixed, outputs[0])
+        if shape not in self._captured:
+            self._runs[shape] += self._graphs.usable
+            return super().run(inputs)
+        graph, fixed, logits = self._captured[shape]
+        fixed.copy_(inputs)
+        graph.replay()
+        return logits.clone()  # the next replay writes over it
+
+
+class Graphs:
+    """CUDA graphs of one training. They share memory: each is replayed after what it was captured after."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self.captured = 0
+        """How many there are."""
+        self.failure = ""
+        """Why a capture failed, in one line; from then on all runs plainly that isn't captured yet."""
+
+    @property
+    def usable(self) -> bool:
+        """No capture has failed."""
+        return not self.failure
+
+    def record(self, part: Callable[[], object]) -> Any:
+        """Capture what `part` launches; it doesn't run."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on asking for pinned memory: they decode images where those aren't kept decoded.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+        ):
+            part()
+        self.captured += 1
+        return graph
+
+    @contextmanager
+    def or_plain(self) -> Iterator[None]:
+        """A capture inside may fail: an operation that waits for the device, or that depends on values."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            self.failure = str(error).strip().partition("\n")[0] or type(error).__name__
+            torch.cuda.synchronize()
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Work inside is queued on a stream of its own on CUDA, as capture needs, and in order with what is outside."""
+    if device.type != "cuda":
+        yield
+        return
+    outside = torch.cuda.current_stream(device)
+    inside = torch.cuda.Stream(device)
+    inside.wait_stream(outside)
+    with torch.cuda.stream(inside):
+        yield
+    outside.wait_stream(inside)
