@@ -168,7 +168,7 @@ METRICS: dict[str, Metric] = {
         label="overhead",
         unit="s",
         value=lambda record, result: record.overhead_seconds,
-        meaning="wall time of the cell outside its training and validation passes and its tuning",
+        meaning="wall time of the cell outside its training and validation passes, its tuning and its extraction",
     ),
     "tuning_seconds": Metric(
         label="tuning",

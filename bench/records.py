@@ -114,10 +114,12 @@ class Record(Strict):
 
     @property
     def overhead_seconds(self) -> float | None:
-        """Wall time outside training and validation passes and tuning; None without a result."""
+        """Wall time outside training and validation passes, tuning and extraction; None without a result."""
         if self.result is None:
             return None
-        return self.wall_seconds - self.result.training_seconds - (self.result.tuning_seconds or 0.0)
+        extracted_now = 0.0 if self.result.features_reused else self.result.extraction_seconds or 0.0
+        work = self.result.training_seconds + (self.result.tuning_seconds or 0.0) + extracted_now
+        return self.wall_seconds - work
 
 
 class DatasetIdentity(Strict):

@@ -17,8 +17,8 @@ from bench.report.summary import summarise
 from bench.report.write import write_report
 from tests.commands import ONE_CELL
 from tl import train
-from tl.backbones import Classifier
 from tl.regimes import REGIMES, Regime
+from tl.step import TrainStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ def test_a_single_number_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Planted in the loop: after its pass one weight of the backbone is another, by the least that there is."""
     original = train._train_pass
 
-    def careless(model: Classifier, *arguments: object) -> object:
-        done = original(model, *arguments)
-        weight = next(model.backbone.parameters()).data
+    def careless(step: TrainStep, *arguments: object) -> object:
+        done = original(step, *arguments)
+        weight = next(step._model.backbone.parameters()).data
         weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(9.0))
         return done
 

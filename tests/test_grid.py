@@ -182,7 +182,7 @@ def test_an_unknown_grid_has_a_near_match() -> None:
     [
         (
             {"regime": "frozn"},
-            "regime='frozn': not one of finetune, frozen, frozen-tutorial, scratch, zeroshot; did you mean",
+            "regime='frozn': not one of finetune, frozen, frozen-tutorial, cached, scratch, zeroshot; did you mean",
         ),
         ({"epochs": 0}, "epochs=0: input should be greater than or equal to 1"),
         ({"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),

@@ -12,10 +12,15 @@ import pytest
 from bench.metrics import METRICS
 from bench.records import Run, find_runs
 from bench.report.summary import summarise
-from bench.report.write import write_report
+from bench.report.write import _with_code, write_report
 from tests.runs import RANDOM, record, untrained, write_run
 from tl.errors import UserError
 from tl.regimes import REGIMES
+
+
+def test_commands_in_the_answer_are_code() -> None:
+    """Backticks are Markdown's; names from data stay text."""
+    assert str(_with_code("use `--seeds 3` on <b>")) == "use <code>--seeds 3</code> on &lt;b&gt;"
 
 
 def pages(run: Run, tmp_path: Path) -> tuple[str, str]:

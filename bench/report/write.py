@@ -80,6 +80,11 @@ def _no_markup(value: Any) -> Any:
     return html.escape(value, quote=False) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def _with_code(text: str) -> Markup:
+    """Text for HTML, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
+
+
 def _asset(name: str) -> str:
     return resources.files("bench.report").joinpath("templates", name).read_text(encoding="utf-8")
 
@@ -88,7 +93,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
     as_table = _markdown_table if suffix == "md" else _html_table
     return {
         "summary": summary,
-        "answers": answers(summary),
+        "answers": answers(summary) if suffix == "md" else [_with_code(answer) for answer in answers(summary)],
         "protocol": protocol,
         "min_samples": MIN_SAMPLES,
         "cells": as_table(cells_table(summary)),
