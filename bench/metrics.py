@@ -146,11 +146,17 @@ METRICS: dict[str, Metric] = {
         value=lambda record, result: result.extraction_seconds,
         meaning="extracting features of all images, when it was done; empty where each epoch has forward passes",
     ),
+    "quantization_seconds": Metric(
+        label="quantisation",
+        unit="s",
+        value=lambda record, result: result.quantization_seconds,
+        meaning="calibrating and converting an int8 backbone; empty with others",
+    ),
     "cold_seconds": Metric(
         label="cold",
         unit="s",
         value=lambda record, result: result.cold_seconds,
-        meaning="extraction and first epoch, with all that is compiled, captured or loaded in it",
+        meaning="quantisation, extraction and first epoch, with all that is compiled, captured or loaded in it",
     ),
     "warm_epoch_seconds": Metric(
         label="warm epoch",
@@ -168,7 +174,7 @@ METRICS: dict[str, Metric] = {
         label="overhead",
         unit="s",
         value=lambda record, result: record.overhead_seconds,
-        meaning="wall time of the cell outside its training and validation passes, its tuning and its extraction",
+        meaning="wall time of the cell outside its passes, tuning, extraction and quantisation",
     ),
     "tuning_seconds": Metric(
         label="tuning",

@@ -12,8 +12,9 @@ History of the format (`SCHEMA_VERSION`):
     trained (regime `zeroshot`); a config has `protocol`, `learning_rates` and `folds` (see `AS_BEFORE` where an older
     version is read), a result `trials`, `learning_rate_chosen` and `tuning_seconds`; with protocol `kfold`
     predictions are of all images
-4   a config has `views` and `compile`; a result has `cuda_graph`, `extraction_seconds`, `features_reused` and
-    `resident_image_bytes`, None where older versions are read, and with protocol `kfold` the epochs of each fold
+4   a config has `views` and `compile`; a result has `cuda_graph`, `extraction_seconds`, `features_reused`,
+    `quantization_seconds` and `resident_image_bytes`, None where older versions are read; with protocol `kfold` the
+    epochs of each fold
 """
 
 from __future__ import annotations
@@ -114,12 +115,13 @@ class Record(Strict):
 
     @property
     def overhead_seconds(self) -> float | None:
-        """Wall time outside training and validation passes, tuning and extraction; None without a result."""
+        """Wall time outside passes, tuning, extraction and quantisation; None without a result."""
         if self.result is None:
             return None
-        extracted_now = 0.0 if self.result.features_reused else self.result.extraction_seconds or 0.0
-        work = self.result.training_seconds + (self.result.tuning_seconds or 0.0) + extracted_now
-        return self.wall_seconds - work
+        result = self.result
+        extracted_now = None if result.features_reused else result.extraction_seconds
+        parts = (result.training_seconds, result.tuning_seconds, result.quantization_seconds, extracted_now)
+        return self.wall_seconds - sum(part or 0.0 for part in parts)
 
 
 class DatasetIdentity(Strict):

@@ -12,6 +12,7 @@ from bench.runner import run_name
 from tl.backbones import known_names
 from tl.config import TrainConfig
 from tl.errors import ConfigError, DeviceError
+from tl.regimes import REGIMES
 from tl.specs import canonical
 
 HAVE = {"cuda:0": "GPU 0", "cuda:1": "GPU 1", "cpu": "CPU"}
@@ -182,7 +183,7 @@ def test_an_unknown_grid_has_a_near_match() -> None:
     [
         (
             {"regime": "frozn"},
-            "regime='frozn': not one of finetune, frozen, frozen-tutorial, cached, scratch, zeroshot; did you mean",
+            f"regime='frozn': not one of {', '.join(REGIMES)}; did you mean",
         ),
         ({"epochs": 0}, "epochs=0: input should be greater than or equal to 1"),
         ({"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),

@@ -138,6 +138,12 @@ class Batches:
         for pixels in self._ahead(lambda chosen: self._cropped(chosen, boxes), (np.arange(a, b) for a, b in bounds)):
             yield self._normalised(pixels)
 
+    def sample(self, batch_size: int, count: int) -> Iterator[torch.Tensor]:
+        """Centre views of up to `count` images, evenly spaced over all of them, so that each class has its share."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
+        for start in range(0, len(chosen), batch_size):
+            yield self._normalised(self._centred(chosen[start : start + batch_size]))
+
     def _ahead(self, load: Callable[[Indices], torch.Tensor], chunks: Iterable[Indices]) -> Iterator[torch.Tensor]:
         """What `load` makes of each chunk, in order; by threads ahead of the reader where images are to be decoded."""
         if self.store.pixels is not None:

@@ -27,7 +27,7 @@ from tl.images import batch_bounds, crops, order
 from tl.seeding import seed_for
 
 FEATURES_VERSION = 1
-BATCH_SIZE = {"cpu": 16, "cuda": 64}
+EXTRACTION_BATCH = {"cpu": 16, "cuda": 64}
 """Images a forward pass of the extraction."""
 Table = dict[str, npt.NDArray[np.float32]]
 """File → its features, `(width,)`."""
@@ -111,7 +111,7 @@ class Extraction:
         return np.stack([table[file] for file in files])
 
     def _extract(self, batches: Batches, number: int) -> npt.NDArray[np.float32]:
-        size = BATCH_SIZE.get(batches.device.type, 16)
+        size = EXTRACTION_BATCH.get(batches.device.type, 16)
         views = (
             (images for images, _ in batches.evaluation(size))
             if number == CENTRE

@@ -157,6 +157,7 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         folds=tuple(result.epochs for result in results),
         setup_seconds=sum(result.setup_seconds for result in results),
         extraction_seconds=_sum([result.extraction_seconds for result in results]),
+        quantization_seconds=_sum([result.quantization_seconds for result in results]),
         features_reused=None if results[0].features_reused is None else all(r.features_reused for r in results),
         training_seconds=sum(result.training_seconds for result in results),
         # The first fold's baseline, which is in `results[0]`: later ones hold pages that the allocator has kept.

@@ -25,6 +25,8 @@ class Regime:
     was published with that belong to the classes of the data set; they stay as they are."""
     features: Literal["each step", "once"] = "each step"
     """`once`: the backbone runs over all images before training, and the head trains on what it gave."""
+    extractor: Literal["float", "int8"] = "float"
+    """`int8`: the backbone is quantised after loading, calibrated on training images."""
     control: bool = False
     """A yardstick: no report recommends it or compares its time with that of fine-tuning."""
 
@@ -69,6 +71,13 @@ REGIMES: dict[str, Regime] = {
         trains_backbone=False,
         backbone_mode="eval",
         features="once",
+    ),
+    "quantized": Regime(
+        summary="as frozen, with the backbone quantised to int8 after loading; the head stays in single precision",
+        start="pretrained",
+        trains_backbone=False,
+        backbone_mode="eval",
+        extractor="int8",
     ),
     "scratch": Regime(
         summary="all parameters are trained from random weights: the control that shows what transfer buys",

@@ -111,6 +111,9 @@ class TrainResult(Strict):
     extraction_seconds: float | None = Field(
         None, description="extracting features, when it was done; None where a forward pass an epoch is"
     )
+    quantization_seconds: float | None = Field(
+        None, description="calibrating and converting an int8 backbone; None with others"
+    )
     features_reused: bool | None = Field(
         None, description="features were at hand: `extraction_seconds` were spent by an earlier training"
     )
@@ -185,9 +188,9 @@ class TrainResult(Strict):
 
     @property
     def cold_seconds(self) -> float | None:
-        """Extraction and first epoch: what there is to wait for before an epoch is a warm one."""
-        first = self.epochs[0].seconds
-        return None if first is None else first + (self.extraction_seconds or 0.0)
+        """Quantisation, extraction and first epoch: what there is to wait for before an epoch is a warm one."""
+        first, before = self.epochs[0].seconds, (self.extraction_seconds, self.quantization_seconds)
+        return None if first is None else first + sum(seconds or 0.0 for seconds in before)
 
     def phase_seconds(self, name: str) -> float | None:
         """Median of a phase over all epochs but the first; None with fewer than two, or where it was not measured."""

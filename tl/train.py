@@ -30,11 +30,12 @@ from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.devices import LAYOUTS, memory_format, seeded
-from tl.errors import ConfigError
-from tl.features import Extraction, Features
+from tl.errors import ConfigError, NotApplicable
+from tl.features import EXTRACTION_BATCH, Extraction, Features
 from tl.images import batch_bounds, open_store
 from tl.memory import MemoryMarks
 from tl.precision import autocast, check_precision, single_precision
+from tl.quantize import CALIBRATION_IMAGES, quantized, quantized_weights
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Phases, Predictions, TrainResult, Work
 from tl.seeding import seed_for
@@ -107,16 +108,18 @@ def train_model(
     model = Classifier(backbone, len(splits.classes), config)
     layout = memory_format(target, config.precision)
     model.to(device=target, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-    trainable = _freeze(model, regime)
-    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, trainable) if trainable else None
-    schedule = SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None
-    before = _digest(model.backbone) if regime.must_stay_frozen else None
+    total_params = sum(p.numel() for p in model.parameters())
     store = open_store(splits)
     resident = resident_pixels(store, target)
     train_images, val_images = (
         Batches(store, images, backbone.preprocessing, target, memory_format=LAYOUTS[layout], resident=resident)
         for images in (splits.train, splits.val)
     )
+    quantization_seconds = _quantize(model, config, train_images) if regime.extractor == "int8" else None
+    trainable = _freeze(model, regime)
+    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, trainable) if trainable else None
+    schedule = SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None
+    before = _digest(model.backbone) if regime.must_stay_frozen else None
     graphs = Graphs() if target.type == "cuda" and cuda_graphs else None
 
     clock, counted = Clock(target), StepWork()
@@ -195,11 +198,12 @@ def train_model(
         epochs=tuple(history),
         best=best.predictions,
         last=last,
-        total_params=sum(p.numel() for p in model.parameters()),
+        total_params=total_params,
         trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
         frozen_verified=None if before is None else _digest(model.backbone) == before,
         setup_seconds=setup_seconds,
         extraction_seconds=extraction.seconds if extraction else None,
+        quantization_seconds=quantization_seconds,
         features_reused=not extraction.extracted if extraction else None,
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in history),
         **memory.figures(),
@@ -208,6 +212,17 @@ def train_model(
         notes=_notes(history, splits, backbone.weights, config, graphs, decoded_once=store.pixels is not None),
         model=model,
     )
+
+
+def _quantize(model: Classifier, config: TrainConfig, images: Batches) -> float:
+    """Put an int8 backbone in the place of the model's; the seconds it took. Raises `NotApplicable`."""
+    if config.precision != "fp32" or config.compile:
+        raise NotApplicable("an int8 backbone knows neither another precision nor torch.compile: fp32 without it runs")
+    started = time.perf_counter()
+    calibration = images.sample(EXTRACTION_BATCH["cpu"], CALIBRATION_IMAGES)
+    model.eval()
+    model.backbone = quantized(model.backbone, calibration, images.device)
+    return time.perf_counter() - started
 
 
 def _step(
@@ -274,7 +289,7 @@ def _work(step: StepWork, config: TrainConfig, images: int, model: nn.Module, op
         forward_flops=step.forward_flops,
         backward_flops=step.backward_flops,
         saved_activation_bytes=step.saved_bytes,
-        parameter_bytes=tensor_bytes(model.parameters()),
+        parameter_bytes=tensor_bytes([*model.parameters(), *(weight for _, weight in quantized_weights(model))]),
         gradient_bytes=tensor_bytes(p for p in model.parameters() if p.requires_grad),
         optimizer_state_bytes=optimizer_state_bytes(optimizer),
     )
@@ -358,10 +373,11 @@ LOSS_BUILDERS: dict[str, Callable[[TrainConfig], Loss]] = {
 
 
 def _digest(module: nn.Module) -> str:
-    """SHA-256 over all parameters and buffers, bit for bit."""
+    """SHA-256 over all parameters, int8 weights and buffers, bit for bit."""
     sha = hashlib.sha256()
-    # Not `state_dict`: it leaves out buffers that are not saved.
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+    integers = ((name, value.int_repr()) for name, value in quantized_weights(module))
+    # Not `state_dict` alone: it leaves out buffers that are not saved.
+    for name, value in [*module.named_parameters(), *module.named_buffers(), *integers]:
         sha.update(name.encode())
         sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

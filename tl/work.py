@@ -6,6 +6,7 @@ with the same libraries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,23 @@ def _native_attention_flops(query: Any, _key: Any, _value: Any, width: int, *_: 
     return int(2 * images * tokens * width * (4 * width + 2 * tokens))
 
 
+def _int8_convolution_flops(x: Any, packed: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """As many operations as in single precision; the weight is packed for the library that has the kernel."""
+    weight, _bias = packed.unpack()
+    return int(conv_flop_count(x, weight.shape, out_shape))
+
+
+def _int8_linear_flops(x: Any, packed: Any, *_: Any, **__: Any) -> int:
+    weight, _bias = packed.unpack()
+    return int(2 * math.prod(x) * weight.shape[0])
+
+
+_INT8 = torch.ops.quantized
 _FORMULAS = {
+    _INT8.conv2d: _int8_convolution_flops,
+    _INT8.conv2d_relu: _int8_convolution_flops,
+    _INT8.linear: _int8_linear_flops,
+    _INT8.linear_relu: _int8_linear_flops,
     aten.convolution_backward: _conv_backward_flops,
     aten._native_multi_head_attention: _native_attention_flops,
     # The CPU's fused attention; torch has its formula under the names of the GPU's.

@@ -1,0 +1,119 @@
+"""Int8 backbones: near the float ones, really integers, refused with a reason where they can't be had."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import tl
+from tests.conftest import TINY
+from tl.backbones import make_backbone
+from tl.errors import NotApplicable
+from tl.quantize import quantized, quantized_weights
+from tl.work import StepWork
+
+CPU = torch.device("cpu")
+NETWORKS = (*TINY, "timm:tf_efficientnet_lite0", "timm:vit_tiny_patch16_224")
+"""Of each source; with layers that pad by the size of their input and that join BatchNorm and activation; attention."""
+
+
+def network(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """An eval-mode backbone and six images of its size."""
+    made = make_backbone(name, weights="random")
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, made.preprocessing.size, made.preprocessing.size)
+    module = made.module.eval().to(memory_format=torch.channels_last)
+    return module, images.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_are_near_those_in_single_precision(name: str) -> None:
+    """Of batches of any size, every time the same; and the network that was quantised is as it was."""
+    module, images = network(name)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with torch.no_grad():
+        expected = module(images)
+        made = quantized(module, [images[:4], images[4:]], CPU)
+        got = made(images)
+        assert got.dtype == torch.float32 and got.shape == expected.shape
+        assert nn.functional.cosine_similarity(got, expected).min() > 0.9
+        assert not torch.equal(got, expected)
+        assert torch.equal(made(images), got) and torch.equal(made(images[:1]), got[:1])
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    layers = sum(isinstance(part, nn.Conv2d | nn.Linear) for part in module.modules())
+    weights = [weight for _, weight in quantized_weights(made)]
+    assert all(weight.dtype == torch.qint8 for weight in weights) and len(weights) >= 0.9 * layers
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in made.modules()), "BatchNorm folds into convolutions"
+
+
+@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "torchvision:resnet18"])
+def test_the_work_is_that_of_the_float_network(name: str) -> None:
+    """Integers count as floats do; kernels grown by zeros count a little more."""
+    module, images = network(name)
+    made, counts = quantized(module, [images], CPU), []
+    for each in (module, made):
+        work = StepWork()
+        with torch.no_grad(), work.forward(each):
+            each(images)
+        counts.append(work.forward_flops)
+    assert counts[0] <= counts[1] < 1.1 * counts[0]
+
+
+class Looks(nn.Module):
+    """Decides by its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.layer(images).mean((2, 3))
+        return features if features.sum() > 0 else -features
+
+
+@pytest.mark.parametrize(
+    ("module", "device", "reason"),
+    [
+        (Looks(), "cpu", "can't be quantised: symbolically traced variables cannot be used"),
+        (nn.AvgPool2d(8), "cpu", "no layer of it has int8 kernels"),
+        (nn.Conv2d(3, 4, 3), "cuda", "int8 kernels are a CPU's"),
+    ],
+    ids=["decides by values", "no weights", "a GPU"],
+)
+def test_what_cannot_be_quantised_says_why_in_one_line(module: nn.Module, device: str, reason: str) -> None:
+    """A cell with that reason is skipped."""
+    with pytest.raises(NotApplicable) as error:
+        quantized(module.eval(), [torch.randn(2, 3, 8, 8)], torch.device(device))
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_machine_without_int8_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tl.quantize.ENGINES", ())
+    with pytest.raises(NotApplicable, match="no int8 kernels for this processor"):
+        quantized(nn.Conv2d(3, 4, 3).eval(), [torch.randn(2, 3, 8, 8)], CPU)
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"compile": True}], ids=str)
+def test_one_precision_at_a_time(mini: tl.Splits, settings: dict[str, object]) -> None:
+    config = tl.TrainConfig(backbone=TINY[1], regime="quantized", weights="random", epochs=1, **settings)
+    with pytest.raises(NotApplicable, match="fp32 without it runs"):
+        tl.train_model(config, mini, device="cpu")
+
+
+def test_figures_of_a_quantised_training(mini: tl.Splits) -> None:
+    """A quarter of the parameter memory, all parameters counted, and the conversion's time told apart."""
+    plain, small = (
+        tl.train_model(
+            tl.TrainConfig(backbone=TINY[0], regime=regime, weights="random", epochs=1),
+            mini,
+            device="cpu",
+        )
+        for regime in ("frozen", "quantized")
+    )
+    assert small.total_params == plain.total_params and small.trainable_params == plain.trainable_params
+    assert 0.24 < small.work.parameter_bytes / plain.work.parameter_bytes < 0.27
+    assert small.frozen_verified
+    assert small.quantization_seconds > 0 and plain.quantization_seconds is None
+    assert small.cold_seconds == small.epochs[0].seconds + small.quantization_seconds
+    assert small.epochs[0].val_loss == pytest.approx(plain.epochs[0].val_loss, rel=0.1)
