@@ -1,0 +1,62 @@
+"""What the scripts of both sides share: options, weights, and the JSON lines that `peers` reads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from tl.digest import file_digest
+from tl.errors import StandInWarning
+from tl.weights import Weights
+
+
+def options(description: str | None, regimes: Iterable[str]) -> argparse.Namespace:
+    """One cell from the command line. Random weights in place of published ones change no time: no warning."""
+    warnings.simplefilter("ignore", StandInWarning)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", required=True, help="a folder with train/CLASS/* and val/CLASS/*")
+    parser.add_argument("--regime", choices=list(regimes), default="finetune")
+    parser.add_argument("--backbone", default="torchvision:resnet18", help="torchvision:NAME or timm:NAME")
+    parser.add_argument("--weights-file", type=Path, help="a state dict; by default what the suite finds, else random")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def weights_in(file: Path | None) -> Weights | None:
+    """The weights in a file; None, to be searched for as ever, where none was given."""
+    if file is None:
+        return None
+    return Weights(kind="pretrained", source="weights-file", label=file.name, digest=file_digest(file), path=file)
+
+
+def tell(**values: object) -> None:
+    """One JSON line, at once, so that what a process printed before it failed is known."""
+    print(json.dumps(values), flush=True)
+
+
+def tell_epoch(epoch: int, train_seconds: float, val_seconds: float, val_accuracy: float) -> None:
+    """The line of one epoch; its seconds are those of training and validation together."""
+    tell(
+        epoch=epoch,
+        train_seconds=train_seconds,
+        val_seconds=val_seconds,
+        epoch_seconds=train_seconds + val_seconds,
+        val_accuracy=val_accuracy,
+    )
+
+
+def tell_end(total_seconds: float) -> None:
+    """The last line: seconds since the libraries were loaded, and the kernel's marks of resident memory.
+
+    The marks cost nothing, but the kernel adds no processes up, and counts a page that two share in both: for
+    what all processes use together see `peers --memory`.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    tell(total_seconds=total_seconds, peak_rss_bytes=own * unit, largest_child_peak_rss_bytes=children * unit)

@@ -1,0 +1,343 @@
+"""Timing beside other programs: order, pairs, ratios, peers that fail, and the loops of both sides."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import gmean, ttest_1samp
+from torch import nn
+
+import tl
+from bench.environment import environment
+from bench.watch import MachineState
+from tests.benchmarks import our_loop, peers, plain_loop
+from tests.benchmarks.samples import Samples, SideRun, render
+from tests.conftest import TINY
+from tests.images import write_folder
+from tl.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+RESNET = "torchvision:resnet18"
+SCRIPT = """
+import json, os, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+print("a library's greeting")
+for epoch in range(int(given["--epochs"])):
+    print(json.dumps({"epoch_seconds": SECONDS + 100 * (epoch == 0), **given}))
+print(json.dumps({"total_seconds": 6.5, "cache": os.environ["TL_CACHE"], "at": os.environ["PYTHONPATH"]}))
+"""
+
+
+def samples(ours: list[float], theirs: list[float], side: str = "plain", **fields: Any) -> Samples:
+    """Rounds whose figures are these: the median of an epoch's seconds but for a long first one, or MiB."""
+    runs = [
+        SideRun(
+            side=name,
+            round=turn,
+            started="2024-01-02T03:04:05+00:00",
+            wall_seconds=1,
+            printed=(
+                *({"epoch_seconds": seconds} for seconds in (99.0, 0.9 * value, 1.1 * value)),
+                {"total_seconds": value},
+            ),
+            peak_pss_bytes=int(value * 2**20),
+            machine=MachineState(warnings=("others",) if (name, turn) == (side, 0) else ()),
+        )
+        for name, values in (("ours", ours), (side, theirs))
+        for turn, value in enumerate(values)
+    ]
+    settings = {"what": "epoch", "regime": "finetune", "against": "finetune", "device": "cpu", "epochs": 3} | fields
+    return Samples(
+        command="python -m tests.benchmarks.peers --rounds 3",
+        sides={"ours": "ours", side: f"{side} {{data}}"},
+        dataset="drawn",
+        dataset_digest="0" * 64,
+        images=40,
+        environment=environment(),
+        runs=tuple(runs),
+        **({"backbone": RESNET, "against_epochs": settings["epochs"]} | settings),
+    )
+
+
+def rows(markdown: str) -> list[dict[str, str]]:
+    """The rows of all tables."""
+    cut = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
+    return [dict(zip(cut[0], cells, strict=True)) for cells in cut if cells[0].isdigit()]
+
+
+def test_the_order_alternates() -> None:
+    """A B C, C B A, A B C."""
+    assert "".join(side for _, side in peers.order("ABC", 3)) == "ABCCBAABC"
+    assert [turn for turn, _ in peers.order("AB", 2)] == [0, 0, 1, 1]
+
+
+def test_placeholders_are_replaced_without_a_shell() -> None:
+    """A value with blanks and quotes stays one word, is not itself searched, and other braces stay."""
+    values = {"data": "/a b/'{epochs}'", "epochs": "3"}
+    said = peers.words("""mine "{data}/x" {epochs} $HOME;ls '{"k": 1}' {other}""", values)
+    assert said == ["mine", "/a b/'{epochs}'/x", "3", "$HOME;ls", '{"k": 1}', "{other}"]
+
+
+def test_ratios_are_of_pairs() -> None:
+    """Geometric mean over rounds and Student's interval of its logarithm, against scipy; warm-up is left out."""
+    ours, theirs = [1.0, 2.1, 3.9], [2.0, 4.0, 8.0]
+    ratios = np.divide(ours, theirs)
+    interval = ttest_1samp(np.log(ratios), 0).confidence_interval(0.95)
+    (row,) = rows(render([samples(ours, theirs)]))
+    assert row["ratio (min–max, n)"] == f"{gmean(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f}, n = 3)"
+    assert row["95%"] == f"{math.exp(interval.low):.3f}–{math.exp(interval.high):.3f}"
+    assert (row["ours"], row["theirs"], row["disturbed"]) == ("2.1", "4", "1 of 6")
+    (row,) = rows(render([samples(ours[:2], theirs[:2])]))
+    assert row["95%"] == "n/a"
+
+
+@pytest.mark.parametrize(
+    ("fields", "ours", "target", "verdict"),
+    [
+        ({}, [0.80, 0.81, 0.80], "0.85", "met"),
+        ({}, [0.80, 0.81], "0.85", "met, not certain"),
+        ({}, [0.90, 0.70, 0.80], "0.85", "met, not certain"),
+        ({}, [0.90, 0.91, 0.90], "0.85", "missed"),
+        ({}, [0.80, 1.00, 0.90], "0.85", "missed, not certain"),
+        ({"regime": "frozen", "against": "frozen"}, [0.8] * 3, "0.65", "missed"),
+        ({"backbone": "timm:tf_efficientnet_lite0"}, [0.65] * 3, "0.7", "met"),
+        ({"backbone": "timm:other"}, [0.65] * 3, "", ""),
+        ({"device": "cuda:0", "backbone": "timm:other"}, [0.09] * 3, "0.1", "met"),
+        ({"what": "memory", "backbone": "timm:other"}, [0.8] * 3, "0.7", "missed"),
+        ({"side": "lightning"}, [0.8] * 3, "", ""),
+        ({"what": "whole", "regime": "cached", "against": "frozen", "epochs": 25}, [0.8] * 3, "0.0333", "met"),
+        ({"what": "whole", "regime": "cached", "against": "frozen", "epochs": 9}, [0.8] * 3, "", ""),
+    ],
+)
+def test_targets(fields: dict[str, Any], ours: list[float], target: str, verdict: str) -> None:
+    """Met or missed by the mean, certain where the interval doesn't hold the target; each target has its own row."""
+    theirs = [1.0] * len(ours)
+    (row,) = rows(render([samples(ours, theirs, **{"against_epochs": 3, **fields})]))
+    assert (row["target"], row["verdict"]) == (target, verdict)
+
+
+def test_a_whole_job_is_scaled_up_only_where_it_was_cut_short() -> None:
+    """Ours is its own total; theirs the sum of all epochs, or a warm epoch's median times the job's epochs."""
+    (whole,) = rows(render([samples([6.0], [4.0], what="whole", epochs=3)]))
+    (scaled,) = rows(render([samples([6.0], [4.0], what="whole", epochs=25, against_epochs=3)]))
+    assert (whole["ours"], whole["theirs"]) == ("6", "107") and (scaled["ours"], scaled["theirs"]) == ("6", "100")
+    assert scaled["regime"] == "finetune, 25 epochs"
+
+
+def test_several_files_are_told_in_order() -> None:
+    """Each has its row, with the number of the run that made it, and a table for its kind."""
+    text = render([samples([1], [2], what="memory"), samples([1], [2]), samples([1], [2], side="fastai")])
+    assert [(row["run"], row["against"]) for row in rows(text)] == [("2", "plain"), ("3", "fastai"), ("1", "plain")]
+    assert text.index("Seconds an epoch") < text.index("Peak memory") < text.index("\n1. `python -m")
+    assert "`fastai`: `fastai {data}`" in text
+
+
+@pytest.fixture
+def sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Quick scripts in place of both sides', on a machine at rest; returns a folder of images."""
+    place = tmp_path / "tests" / "benchmarks"
+    place.mkdir(parents=True)
+    for name, seconds in (("our_loop", 2), ("plain_loop", 4)):
+        (place / f"{name}.py").write_text(SCRIPT.replace("SECONDS", str(seconds)))
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setattr(peers, "look", lambda: "")
+    return write_folder(tmp_path / "my images")
+
+
+def test_the_command_from_start_to_end(sides: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real processes in turn, each with its options; what they printed is kept, rendered, and never overwritten."""
+    code = (
+        "import sys; [print('{\"epoch_seconds\": 8}') for _ in range(int(sys.argv[2]))]; sys.argv[1] == 'frozen' or 1/0"
+    )
+    peer = f"mine={sys.executable} -c {peers.shlex.quote(code)} {{regime}} {{epochs}}"
+    command = ["--data", str(sides), "--regime", "frozen", "--rounds", "2", "--out", "out", "--peer", peer]
+    peers.run(command)
+    path = Path("out/epoch-torchvision-resnet18-frozen-cpu.json")
+    kept = Samples.model_validate_json(path.read_text())
+    assert [run.side for run in kept.runs] == ["ours", "plain", "mine", "mine", "plain", "ours"]
+    assert kept.runs[0].epoch_seconds == [102, 2, 2]
+    line, last = kept.runs[1].printed[0], kept.runs[1].printed[-1]
+    assert line["--data"] == str(sides) and line["--regime"] == "frozen" and line["--device"] == "cpu"
+    assert last["at"] == str(peers.ROOT) and last["cache"] == os.environ["TL_CACHE"]
+    assert kept.command.startswith("python -m tests.benchmarks.peers --data ") and kept.images == 10
+    assert all(run.started and run.peak_pss_bytes is None for run in kept.runs)
+    capsys.readouterr()
+    peers.run(["--render", str(path)])
+    found = rows(capsys.readouterr().out)
+    assert [(row["against"], row["ours"], row["theirs"]) for row in found] == [("plain", "2", "4"), ("mine", "2", "8")]
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="is there already, and nothing is overwritten"):
+        peers.run(command)
+    assert path.read_bytes() == before
+
+
+def test_a_whole_job_starts_with_an_empty_cache(sides: Path) -> None:
+    """Of ours, each time another; the others run their own regime and as many epochs as they are asked for."""
+    options = ["--whole", "--regime", "cached", "--against", "frozen", "--epochs", "25", "--against-epochs", "2"]
+    peers.run(["--data", str(sides), "--rounds", "2", "--out", "out", *options])
+    (path,) = Path("out").iterdir()
+    ours, plain, _, again = Samples.model_validate_json(path.read_text()).runs
+    assert path.name == "whole-torchvision-resnet18-cached-frozen-cpu.json"
+    assert len({os.environ["TL_CACHE"], ours.printed[-1]["cache"], again.printed[-1]["cache"]}) == 3
+    assert [(run.printed[0]["--regime"], len(run.epoch_seconds)) for run in (ours, plain)] == [
+        ("cached", 25),
+        ("frozen", 2),
+    ]
+
+
+def test_a_busy_machine_is_told_before_anything_runs(
+    sides: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line."""
+    monkeypatch.setattr(peers, "look", lambda: "other processes use 1.9 of 2 cores now")
+    monkeypatch.setattr(peers, "measure", lambda *_: samples([1], [2]))
+    peers.run(["--data", str(sides), "--out", "out"])
+    assert capsys.readouterr().err == "WARNING: other processes use 1.9 of 2 cores now\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            "import sys; print('{\"epoch_seconds\": 1}\\n' * 2); sys.exit('first\\nthe last word\\n\\n')",
+            "exit status 1",
+        ),
+        ("print('epoch 1 took 3 s')", "told of 0 epochs where 2 .* stderr: nothing"),
+        ("print('{\"epoch_seconds\": 1}')", "told of 1 epochs where 2"),
+        ("print('{\"epoch_seconds\": NaN}\\n' * 2)", "with seconds above 0"),
+        ('print(\'{"epoch_seconds": "1"}\\n[1]\\n\' * 2)', "with seconds above 0"),
+    ],
+)
+def test_a_peer_that_fails_ends_in_one_line(code: str, words: str) -> None:
+    """Its name, what was wrong, and its last line on stderr."""
+    with pytest.raises(UserError, match=words) as caught:
+        peers.run_side("mine", [sys.executable, "-c", code], epochs=2, turn=0, sample_memory=False, env=os.environ)
+    assert str(caught.value).startswith("mine: ") and "\n" not in str(caught.value)
+    assert ("the last word" in str(caught.value)) is ("sys.exit" in code)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--epochs", "1"], "warm-up"),
+        (["--rounds", "0"], "at least 1"),
+        (["--against-epochs", "3"], "--whole"),
+        (["--regime", "scratch"], "no regime 'scratch'"),
+        (["--peer", "plain=x"], "NAME=COMMAND"),
+        (["--peer", "mine"], "NAME=COMMAND"),
+        (["--peer", "a=x", "--peer", "a=y"], "a name of its own"),
+        (["--data", "nowhere"], "no such folder"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(
+    options: list[str], words: str, sides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line."""
+    monkeypatch.setattr(peers, "run_side", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(UserError, match=words):
+        peers.run(["--data", str(sides), "--out", "out", *options])
+
+
+def test_a_program_that_is_not_there() -> None:
+    """One line, with its name."""
+    with pytest.raises(UserError, match="mine: no-such-program can't be run: No such file"):
+        peers.run_side("mine", ["no-such-program"], epochs=2, turn=0, sample_memory=False, env=os.environ)
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="proportional set sizes are known on Linux alone")
+def test_memory_is_that_of_the_whole_tree() -> None:
+    """Two processes of one program, one below the other, with 64 MiB of their own each, and pages that they share."""
+    hold = "import time; held = bytearray(b'1') * (64 << 20); time.sleep(1.2)"
+    both = f"import os; shared = bytearray(b'1') * (128 << 20); os.fork(); {hold}"
+    code = f"import os; me = os.getpid(); {both}; os.getpid() == me and print('{{\"epoch_seconds\": 1}}')"
+    run = peers.run_side("mine", [sys.executable, "-c", code], epochs=1, turn=0, sample_memory=True, env=os.environ)
+    assert run.peak_pss_bytes is not None
+    assert 256 << 20 < run.peak_pss_bytes < 320 << 20
+
+
+def test_a_pass_of_the_plain_loop_is_gradient_descent() -> None:
+    """Softmax regression with momentum written out in numpy: loss, accuracy and weights."""
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(4, 3)), rng.integers(0, 2, 4)) for _ in range(3)]
+    model = nn.Linear(3, 2, bias=False).double()
+    weights = model.weight.detach().numpy().copy()
+    velocity, losses, right = np.zeros_like(weights), [], 0
+    for x, y in batches:
+        scores = np.exp(x @ weights.T)
+        shares = scores / scores.sum(1, keepdims=True)
+        losses.append(-np.log(shares[range(4), y]).mean())
+        right += int((shares.argmax(1) == y).sum())
+        velocity = 0.9 * velocity + (shares - np.eye(2)[y]).T @ x / 4
+        weights = weights - 0.1 * velocity
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    tensors: Any = [(torch.tensor(x), torch.tensor(y)) for x, y in batches]
+    loss, accuracy, seconds = plain_loop.one_pass(model, tensors, torch.device("cpu"), optimizer)
+    assert loss == pytest.approx(np.mean(losses)) and accuracy == right / 12 and seconds > 0
+    np.testing.assert_allclose(model.weight.detach().numpy(), weights)
+    plain_loop.one_pass(model, tensors, torch.device("cpu"))
+    np.testing.assert_allclose(model.weight.detach().numpy(), weights, err_msg="validation trains nothing")
+
+
+def test_the_plain_loop_judges_what_pil_reads(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each validation image once, resized and cropped by hand; loss and accuracy of all as one batch."""
+    monkeypatch.setattr(plain_loop, "WORKERS", 0)
+    backbone = tl.make_backbone(TINY[1], weights="random")
+    given = backbone.preprocessing
+    model = tl.backbones.Classifier(backbone, 2, tl.TrainConfig(backbone=TINY[1]))
+    arrays = []
+    for file in mini.val.files:
+        with Image.open(mini.root / file) as image:
+            scale = given.resize / min(image.size)
+            width, height = (int(side * scale) for side in image.size)
+            image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - given.size) / 2), round((height - given.size) / 2)
+        cut = np.asarray(image.crop((left, top, left + given.size, top + given.size)), np.float32) / 255
+        arrays.append((cut - np.float32(given.mean)) / np.float32(given.std))
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
+    labels = torch.tensor(mini.val.labels)
+    batches = plain_loop.loader(mini.root / "val", given, augment=False)
+    loss, accuracy, _ = plain_loop.one_pass(model, batches, torch.device("cpu"))
+    assert loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert accuracy == (logits.argmax(1) == labels).float().mean().item()
+
+
+@pytest.mark.parametrize("loop", [plain_loop, our_loop], ids=["plain", "ours"])
+def test_both_sides_print_the_same_lines(
+    loop: Any, mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line an epoch and a last one; ours is set up as a cell's process is before it trains."""
+    monkeypatch.setattr(plain_loop, "WORKERS", 0)
+    calls: list[Any] = []
+    monkeypatch.setattr(our_loop, "keep_freed_pages", lambda: calls.append("pages kept"))
+    monkeypatch.setattr(our_loop.torch, "set_num_threads", calls.append)
+    monkeypatch.setattr(our_loop, "usable_cores", lambda: 7)
+    options = ["--data", str(mini.root), "--backbone", TINY[1], "--regime", "frozen", "--epochs", "2"]
+    monkeypatch.setattr(sys, "argv", ["loop", *options])
+    loop.main()
+    *epochs, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row["epoch"] for row in epochs] == [0, 1]
+    for row in epochs:
+        assert row["epoch_seconds"] == row["train_seconds"] + row["val_seconds"] > row["val_seconds"] > 0
+        assert 0 <= row["val_accuracy"] * len(mini.val) <= len(mini.val)
+    assert last["total_seconds"] > sum(row["epoch_seconds"] for row in epochs) and last["peak_rss_bytes"] > 1 << 20
+    assert calls == ([7, "pages kept"] if loop is our_loop else [])
+
+
+def test_the_committed_report_is_what_the_samples_say() -> None:
+    """Word for word, from all committed samples; both are there, or neither."""
+    report, files = ROOT / "reports" / "peers.md", sorted((ROOT / "results").glob("peers-*/*.json"))
+    assert report.exists() == bool(files)
+    if files:
+        kept = [Samples.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
+        assert report.read_text(encoding="utf-8") == render(kept)
