@@ -149,7 +149,8 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
         env = dict(os.environ)
         with tempfile.TemporaryDirectory() as empty:
             if side in SCRIPTS:
-                argv[0], env["PYTHONPATH"] = sys.executable, str(ROOT)
+                argv[0] = sys.executable
+                env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *env.get("PYTHONPATH", "").split(os.pathsep)])
             if side == OURS and what == "whole":
                 env["TL_CACHE"] = empty
             run = run_side(side, argv, epochs=epochs, turn=turn, sample_memory=what == "memory", env=env)
