@@ -159,10 +159,9 @@ def test_bf16_runs_close_to_fp32(mini: tl.Splits) -> None:
     assert a == pytest.approx(b, rel=0.05)
 
 
-@pytest.mark.parametrize("regime", ["frozen", "finetune"])
-def test_compiled_backbones_train_the_same(mini: tl.Splits, regime: str) -> None:
+def test_a_compiled_backbone_trains_the_same_head(mini: tl.Splits) -> None:
     """Losses and counted work; and the compiler's time is in the cold seconds, not in a warm epoch."""
-    plain, compiled = train(mini, regime), train(mini, regime, compile=True)
+    plain, compiled = train(mini, "frozen"), train(mini, "frozen", compile=True)
     for one, other in zip(plain.epochs, compiled.epochs, strict=True):
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
         assert other.val_loss == pytest.approx(one.val_loss, rel=1e-3)

@@ -151,7 +151,7 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
         with tempfile.TemporaryDirectory() as empty:
             if side in SCRIPTS:
                 argv[0] = sys.executable
-                env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *env.get("PYTHONPATH", "").split(os.pathsep)])
+                env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
             if side == OURS and what == "whole":
                 env["TL_CACHE"] = empty
             run = run_side(side, argv, epochs=epochs, turn=turn, sample_memory=what == "memory", env=env)
