@@ -150,6 +150,7 @@ def sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, seconds in (("our_loop", 2), ("plain_loop", 4)):
         (place / f"{name}.py").write_text(SCRIPT.replace("SECONDS", str(seconds)))
     monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setattr(peers, "look", lambda: "")
     return write_folder(tmp_path / "my images")
 

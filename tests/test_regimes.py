@@ -17,6 +17,7 @@ from tl.backbones import HEAD_BUILDERS, find_weights, make_backbone
 from tl.batches import Batches
 from tl.cache import to_json
 from tl.config import HEADS, LOSSES, OPTIMIZERS, SCHEDULES
+from tl.errors import NotApplicable
 from tl.images import open_store
 from tl.regimes import REGIMES
 
@@ -156,6 +157,25 @@ def test_bf16_runs_close_to_fp32(mini: tl.Splits) -> None:
     assert a is not None and b is not None
     assert a != b
     assert a == pytest.approx(b, rel=0.05)
+
+
+def test_a_compiled_backbone_trains_the_same_head(mini: tl.Splits) -> None:
+    """Losses and counted work; and the compiler's time is in the cold seconds, not in a warm epoch."""
+    plain, compiled = train(mini, "frozen"), train(mini, "frozen", compile=True)
+    for one, other in zip(plain.epochs, compiled.epochs, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+        assert other.val_loss == pytest.approx(one.val_loss, rel=1e-3)
+    assert compiled.work == plain.work
+    assert compiled.cold_seconds > compiled.epoch_seconds + 1
+
+
+def test_without_a_compiler_a_compiled_cell_is_skipped(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+    with pytest.raises(NotApplicable, match="needs a C\\+\\+ compiler"):
+        train(mini, "frozen", compile=True)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class Batches:
         """One epoch in random order, each image cropped and flipped at random.
 
         Order and crops depend on seed, epoch and image alone. `mark` is told when a batch's pixels are ready
-        (`data`), and when they are on the device and normalised (`transfer`).
+        (`data`), and when they are on the device and normalised (`transfer`); where they live there, all is `data`.
         """
         boxes = crops(self.sizes, seed_for("crops", seed, epoch))
         shuffled = order(len(self), seed_for("order", seed, epoch))
@@ -110,11 +110,11 @@ class Batches:
         bounds = batch_bounds(len(self), batch_size)
         stacks = self._ahead(lambda chosen: self._cropped(chosen, boxes), (shuffled[a:b] for a, b in bounds))
         for (start, stop), pixels in zip(bounds, stacks, strict=True):
-            if mark:
+            if mark and self._resident is None:
                 mark("data")
             images = self._normalised(pixels)
             if mark:
-                mark("transfer")
+                mark("transfer" if self._resident is None else "data")
             yield images, labels[start:stop]
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

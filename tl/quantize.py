@@ -15,19 +15,24 @@ from typing import Any
 import timm.layers
 import torch
 from torch import nn
-from torch.ao.quantization import (
-    HistogramObserver,
-    MovingAverageMinMaxObserver,
-    QConfig,
-    QConfigMapping,
-    default_per_channel_weight_observer,
-    get_default_qconfig_mapping,
-)
-from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.fx.proxy import TraceError
 
 from tl.errors import NotApplicable
+
+try:
+    from torch.ao.nn.intrinsic import ConvReLU2d
+    from torch.ao.quantization import (
+        HistogramObserver,
+        MovingAverageMinMaxObserver,
+        QConfig,
+        QConfigMapping,
+        default_per_channel_weight_observer,
+        get_default_qconfig_mapping,
+    )
+    from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+except ImportError:  # torch has announced that it will go; all else here works without
+    prepare_fx = None  # type: ignore[assignment]
 
 ENGINES = ("onednn", "qnnpack")
 """Libraries of int8 kernels, best first: for processors of Intel and AMD, and for those of ARM."""
@@ -42,23 +47,29 @@ def quantized(backbone: nn.Module, calibration: Iterable[torch.Tensor], device: 
         calibration: batches of images as the backbone will see them.
         device: where it is to run.
 
+    The copy takes batches of any size, and is quickest with the size that it meets first. Torch's engine of int8
+    kernels stays set.
+
     Raises `NotApplicable` where there are no int8 kernels, or the network's graph can't be had: networks that decide
     by values or shapes what to compute.
     """
     if device.type != "cpu":
         raise NotApplicable(f"int8 kernels are a CPU's; device {device} has none in torch")
+    if prepare_fx is None:
+        raise NotApplicable(f"torch {torch.__version__} can't convert networks to int8 any more: an older one can")
     engine = next((name for name in ENGINES if name in torch.backends.quantized.supported_engines), None)
     if engine is None:
         raise NotApplicable("this build of torch has no int8 kernels for this processor")
     torch.backends.quantized.engine = engine
     images = list(calibration)
-    settings = _settings(engine)
-    with torch.inference_mode():
+    with torch.no_grad():
         try:
-            converted, said = _converted(backbone, images, settings)
+            # What transformers and their kin add up between their large layers has too wide a range for eight bits.
+            layers_only = any(isinstance(part, nn.LayerNorm) for part in backbone.modules())
+            converted, said = _converted(backbone, images, _settings(engine, layers_only=layers_only))
             if any("cat operator" in words for words in said):
-                # Parts of different ranges can't be joined as integers without harm.
-                converted, _ = _converted(backbone, images, settings.set_object_type(torch.cat, None))
+                # Torch joins integers of different ranges as if they had one: floats are to be joined.
+                converted, _ = _converted(backbone, images, _settings(engine, layers_only=True))
         except (TraceError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
             if "memory" in str(error):
                 raise
@@ -74,19 +85,48 @@ def _converted(
 ) -> tuple[nn.Module, list[str]]:
     """The int8 network, and what torch warned of while it ran on the first images.
 
-    It always announces a successor of this module (torchao), which needs a compiler and is slower here.
+    It always announces a successor of this module (torchao), which needs a compiler to be as quick.
     """
-    network = copy.deepcopy(backbone).eval()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _split_norms(network)
-        _fix_padding(network, images[0])
-        prepared = prepare_fx(network, settings, (images[0],), _untraced())
+        prepared: Any = _prepared(backbone, images[0], settings)
         for some in images:
             prepared(some)
         made: nn.Module = convert_fx(prepared)
-        made(images[0])
+        # A copy is tried: each layer keeps the kernel for the first batch size that it meets, which is to be the
+        # caller's.
+        copy.deepcopy(made)(images[0])
     return made, [str(warning.message) for warning in caught]
+
+
+def _prepared(backbone: nn.Module, images: torch.Tensor, settings: QConfigMapping) -> nn.Module:
+    """The float network with observers of ranges, each ReLU6 part of the convolution before it where that can be.
+
+    Only ReLU folds into a convolution's kernel. But integers that begin at 0 and end at 6 are cut off there: with
+    ranges measured behind ReLU6, ReLU does the same. As an operation of its own it would leave most of the
+    convolution's 256 steps to values that it then throws away.
+    """
+    alone: set[str] = set()
+    while True:
+        network = copy.deepcopy(backbone).eval()
+        _split_norms(network)
+        _fix_padding(network, images)
+        folded = {
+            name: nn.ReLU().eval()
+            for name, part in network.named_modules()
+            if isinstance(part, nn.ReLU6) and name not in alone
+        }
+        for name, relu in folded.items():
+            network.set_submodule(name, relu)
+        prepared: nn.Module = prepare_fx(network, settings, (images,), _untraced())
+        for part in list(prepared.modules()):
+            if isinstance(part, ConvReLU2d) and any(part[1] is relu for relu in folded.values()):
+                part[1] = nn.ReLU6()
+        there = set(prepared.modules())
+        unfolded = {name for name, relu in folded.items() if relu in there}
+        if not unfolded:
+            return prepared
+        alone |= unfolded
 
 
 def quantized_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -98,13 +138,22 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, part
 
 
-def _settings(engine: str) -> QConfigMapping:
-    """The engine's own, with averaged ranges in place of histograms: four times quicker, and no less accurate here."""
-    mapping = get_default_qconfig_mapping(engine)
+def _settings(engine: str, *, layers_only: bool) -> QConfigMapping:
+    """What becomes integers: all that the engine can, or convolutions and linear layers alone.
+
+    Ranges are averaged over batches: quicker than by histogram, torch's own way, and no less accurate here.
+    """
     ranges = QConfig(
-        activation=MovingAverageMinMaxObserver.with_args(reduce_range=False),
+        # By default steps are no smaller than 1e-7; networks with random weights can have features below that.
+        activation=MovingAverageMinMaxObserver.with_args(reduce_range=False, eps=torch.finfo(torch.float32).tiny),
         weight=default_per_channel_weight_observer,
     )
+    if layers_only:
+        mapping = QConfigMapping()
+        for layer in (nn.Conv2d, nn.Linear, nn.functional.linear):
+            mapping.set_object_type(layer, ranges)
+        return mapping
+    mapping = get_default_qconfig_mapping(engine)
 
     def quicker(given: QConfig | None) -> QConfig | None:
         by_histogram = given is not None and isinstance(given.activation(), HistogramObserver)
@@ -122,7 +171,9 @@ def _split_norms(network: nn.Module) -> None:
     for name, part in joint.items():
         norm = nn.BatchNorm2d(part.num_features, part.eps, affine=part.affine)
         norm.load_state_dict({key: value for key, value in part.state_dict().items() if key in norm.state_dict()})
-        network.set_submodule(name, nn.Sequential(norm, part.drop, part.act).eval())
+        # An identity between them would keep them from folding.
+        rest = [layer for layer in (part.drop, part.act) if not isinstance(layer, nn.Identity)]
+        network.set_submodule(name, nn.Sequential(norm, *rest).eval())
 
 
 def _fix_padding(network: nn.Module, images: torch.Tensor) -> None:

@@ -48,6 +48,8 @@ class TrainStep:
         device: torch.device,
     ) -> None:
         self._model, self._body = model, body
+        # What is compiled doesn't dispatch the operations that it was made of: the step that is counted runs plainly.
+        self._uncompiled: Body = getattr(body, "_orig_mod", body)
         self._loss_function = loss_function
         self._optimizer = optimizer
         self._config, self._device = config, device
@@ -68,7 +70,7 @@ class TrainStep:
         self._optimizer.zero_grad(set_to_none=True)
         mark("optimizer")
         with work.forward(self._model) if work else nullcontext():
-            self._forward()
+            self._forward(self._uncompiled if work else self._body)
         mark("forward")
         with work.backward() if work else nullcontext():
             self._backward()
@@ -78,10 +80,10 @@ class TrainStep:
         self._tally()
         mark(None)
 
-    def _forward(self) -> None:
+    def _forward(self, body: Body) -> None:
         with autocast(self._config.precision, self._device):
             with torch.set_grad_enabled(self._trains_body):
-                features = self._body(self._inputs)
+                features = body(self._inputs)
             self._logits = self._model.head(features)
             self._loss = self._loss_function(self._logits.float(), self._labels)
 
@@ -152,7 +154,7 @@ class GraphedStep(TrainStep):
         self._inputs, self._labels = inputs.clone(), labels.clone()
         # Gradients that the captured backward pass makes itself are written anew by each replay, not added to.
         self._optimizer.zero_grad(set_to_none=True)
-        forward, backward = self._graphs.record(self._forward), self._graphs.record(self._backward)
+        forward, backward = self._graphs.record(lambda: self._forward(self._body)), self._graphs.record(self._backward)
         captured = _Captured(
             inputs=self._inputs,
             labels=self._labels,

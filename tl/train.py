@@ -127,7 +127,7 @@ def train_model(
     history: list[EpochResult] = []
     best: _Best | None = None
     with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(target):
-        body: Body = torch.compile(model.backbone, dynamic=False) if config.compile else model.backbone
+        body: Body = _compiled(model.backbone) if config.compile else model.backbone
         train: Batches | Features = train_images
         val: Batches | Features = val_images
         extraction: Extraction | None = None
@@ -212,6 +212,19 @@ def train_model(
         notes=_notes(history, splits, backbone.weights, config, graphs, decoded_once=store.pixels is not None),
         model=model,
     )
+
+
+def _compiled(backbone: nn.Module) -> Body:
+    """Compiled when it is first called. Raises `NotApplicable` where there is no compiler."""
+    from torch._inductor import config, cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except Exception as error:  # of a private class
+        raise NotApplicable("torch.compile needs a C++ compiler, such as g++, and there is none here") from error
+    config.compile_threads = 1  # in this process, whose memory is measured
+    compiled: Body = torch.compile(backbone, dynamic=False)
+    return compiled
 
 
 def _quantize(model: Classifier, config: TrainConfig, images: Batches) -> float:

@@ -19,15 +19,18 @@ SHOWN = (
     *("trainable_params", "total_params"),
 )
 """Metrics with a column of their own in the table of cells; the best accuracy, with its interval, comes before."""
+ONCE = ("extraction_seconds", "quantization_seconds")
+"""What some regimes do once; they have a column where one of them is in the report."""
 
 
 def cells_table(summary: Summary) -> pd.DataFrame:
     """A row a group of cells that differ in their seed alone."""
     several_seeds = any(len(group.records) > 1 for group in summary.groups)
+    once = [name for name in ONCE if any(group.values(name) for group in summary.groups)]
     rows = []
     for group in summary.groups:
         seeds = {"seeds": str(len(group.records))} if several_seeds else {}
-        figures = {METRICS[name].heading: show(group, name) for name in SHOWN}
+        figures = {METRICS[name].heading: show(group, name) for name in (*SHOWN, *once)}
         rows.append(
             _axes(group, summary)
             | {"weights": group.config.weights}

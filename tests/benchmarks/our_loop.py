@@ -11,6 +11,7 @@ import torch
 
 import tl
 from tests.benchmarks.side import options, tell_end, tell_epoch, weights_in
+from tl.config import PRECISIONS
 from tl.machine import keep_freed_pages, usable_cores
 from tl.results import EpochResult
 
@@ -22,11 +23,12 @@ def on_epoch(row: EpochResult) -> None:
 
 def main() -> None:
     """Train; the total includes reading the folder, and decoding its images where the cache hasn't got them."""
-    given = options(__doc__, (name for name, regime in tl.REGIMES.items() if regime.trains))
+    given = options(__doc__, (name for name, regime in tl.REGIMES.items() if regime.trains), precisions=PRECISIONS)
     begun = time.perf_counter()
     torch.set_num_threads(usable_cores())
     keep_freed_pages()
     config = tl.TrainConfig(backbone=given.backbone, regime=given.regime, epochs=given.epochs)
+    config = config.replace(precision=given.precision)
     weights = weights_in(given.weights_file)
     tl.run_protocol(config, tl.load_splits(given.data), device=given.device, weights=weights, on_epoch=on_epoch)
     tell_end(time.perf_counter() - begun)

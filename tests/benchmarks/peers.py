@@ -139,6 +139,7 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
     own = " --data {data} --regime {regime} --backbone {backbone} --epochs {epochs} --device {device}"
     own += f" --weights-file {shlex.quote(given.weights_file)}" if given.weights_file else ""
     sides = {name: f"python -m tests.benchmarks.{module}{own}" for name, module in SCRIPTS.items()}
+    sides[OURS] += f" --precision {given.precision}" if given.precision != "fp32" else ""
     sides |= _named(given.peer)
     shared = {"data": str(splits.root), "backbone": given.backbone, "device": given.device}
     runs = []
@@ -150,7 +151,7 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
         with tempfile.TemporaryDirectory() as empty:
             if side in SCRIPTS:
                 argv[0] = sys.executable
-                env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *env.get("PYTHONPATH", "").split(os.pathsep)])
+                env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
             if side == OURS and what == "whole":
                 env["TL_CACHE"] = empty
             run = run_side(side, argv, epochs=epochs, turn=turn, sample_memory=what == "memory", env=env)
@@ -167,6 +168,7 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
         images=len(splits.train) + len(splits.val),
         backbone=given.backbone,
         regime=given.regime,
+        precision=given.precision,
         against=against,
         device=given.device,
         epochs=given.epochs,
@@ -195,6 +197,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--backbone", default="torchvision:resnet18", help="torchvision:NAME or timm:NAME")
     parser.add_argument("--weights-file", help="a state dict for ours and plain")
     parser.add_argument("--regime", default="finetune", help="ours")
+    parser.add_argument("--precision", default="fp32", help="ours; see tl.config.PRECISIONS")
     parser.add_argument("--against", help="the others' regime, finetune or frozen; by default the same")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="processes of each side")
@@ -221,6 +224,7 @@ def _place(given: argparse.Namespace) -> Path:
         raise UserError(f"the plain loop has no regime {against!r}: use --against finetune or --against frozen")
     kind = "memory" if given.memory else "whole" if given.whole else "epoch"
     parts = [kind, given.backbone, *dict.fromkeys((given.regime, against)), given.device]
+    parts += [given.precision] if given.precision != "fp32" else []
     path: Path = given.out / (re.sub(r"[^\w.-]+", "-", "-".join(parts)) + ".json")
     if path.exists():
         raise UserError(f"{path} is there already, and nothing is overwritten: give another --out")

@@ -70,6 +70,8 @@ class Samples(Strict):
     images: int
     backbone: str
     regime: str
+    precision: str = "fp32"
+    """Ours; a plain loop on a GPU has torch's default, which is TF32 for convolutions."""
     against: str
     """The others' regime."""
     device: str
@@ -84,6 +86,11 @@ class Samples(Strict):
         """Regimes, and where it matters the number of epochs."""
         regimes = self.regime if self.regime == self.against else f"{self.regime} against {self.against}"
         return f"{regimes}, {self.epochs} epochs" if self.what == "whole" else regimes
+
+    @property
+    def named(self) -> str:
+        """The job, and ours in another precision than fp32."""
+        return self.job if self.precision == "fp32" else f"{self.job}, ours in {self.precision}"
 
     def figure(self, run: SideRun) -> float:
         """What is compared of one process: seconds or bytes."""
@@ -128,7 +135,7 @@ def _row(samples: Samples, number: int, side: str) -> dict[str, str]:
     return {
         "run": str(number),
         "backbone": samples.backbone,
-        "regime": samples.job,
+        "regime": samples.named,
         "device": samples.device,
         "against": side,
         "ours": f"{statistics.median(ours.values()) / unit:.3g}",

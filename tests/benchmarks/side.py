@@ -15,13 +15,16 @@ from tl.errors import StandInWarning
 from tl.weights import Weights
 
 
-def options(description: str | None, regimes: Iterable[str]) -> argparse.Namespace:
+def options(
+    description: str | None, regimes: Iterable[str], *, precisions: Iterable[str] = ("fp32",)
+) -> argparse.Namespace:
     """One cell from the command line. Random weights in place of published ones change no time: no warning."""
     warnings.simplefilter("ignore", StandInWarning)
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", required=True, help="a folder with train/CLASS/* and val/CLASS/*")
     parser.add_argument("--regime", choices=list(regimes), default="finetune")
     parser.add_argument("--backbone", default="torchvision:resnet18", help="torchvision:NAME or timm:NAME")
+    parser.add_argument("--precision", choices=list(precisions), default="fp32")
     parser.add_argument("--weights-file", type=Path, help="a state dict; by default what the suite finds, else random")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--device", default="cpu")
