@@ -78,6 +78,7 @@ def test_features_are_extracted_once_for_all_seeds_and_rates(
         others = [train(mini, **pretrained, seed=1), train(mini, **pretrained, learning_rate=0.1)]
     assert figures(again) == figures(first)
     assert all(figures(other) != figures(first) for other in others)
+    assert not any("at hand" in note for note in first.notes) and any("at hand" in note for note in again.notes)
     for result in (again, *others):
         assert result.features_reused and result.extraction_seconds == first.extraction_seconds
     assert len(list(own_cache.glob("*/*.npz"))) == 1

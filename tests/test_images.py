@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from scipy.stats import ks_2samp
 from torchvision import transforms as v1
 
 import tl
+from tests.conftest import TINY
 from tests.images import write_folder, write_image
 from tl.batches import Batches, Preprocessing
 from tl.errors import DataError
-from tl.images import Store, batch_bounds, crops, decode, open_store, order
+from tl.images import Pixels, Store, batch_bounds, crops, decode, open_store, order
 
 DRAWS = 6_000
 PREPROCESSING = Preprocessing(
@@ -201,6 +203,32 @@ def test_a_set_too_large_for_the_disk_is_decoded_on_the_fly(
     monkeypatch.undo()
     monkeypatch.setenv("TL_CACHE", str(cache / "tl"))
     assert open_store(splits).pixels is not None, "with room again, it is stored"
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_images_from_the_store_or_decoded_by_any_number_of_workers_train_the_same(
+    mini: tl.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """To the last bit."""
+    config = tl.TrainConfig(backbone=TINY[1], regime="finetune", weights="random", epochs=2)
+    stored = tl.train_model(config, mini, device="cpu")
+    monkeypatch.setenv("TL_CACHE", str(tmp_path))
+    monkeypatch.setattr("tl.images.STORE_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr("tl.batches.usable_cores", lambda: workers)
+    threads: set[str] = set()
+    read = Store.read
+
+    def watched(self: Store, file: str) -> Pixels:
+        threads.add(threading.current_thread().name)
+        return read(self, file)
+
+    monkeypatch.setattr(Store, "read", watched)
+    decoded = tl.train_model(config, mini, device="cpu")
+    assert any("decoded anew" in note for note in decoded.notes)
+    assert threading.main_thread().name not in threads and (len(threads) > 4) is (workers == 5)
+    for one, other in zip(stored.epochs, decoded.epochs, strict=True):
+        assert (one.train_loss, one.val_loss) == (other.train_loss, other.val_loss)
+    assert stored.last == decoded.last
 
 
 def test_no_cache_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

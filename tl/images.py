@@ -40,7 +40,7 @@ def decode(path: Path) -> Pixels:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))  # a copy: Pillow's own memory can't be written, and torch wants that
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "damaged or not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{path}: can't be decoded: {what}") from error

@@ -209,7 +209,9 @@ def train_model(
         **memory.figures(),
         resident_image_bytes=sum(there) if target.type == "cuda" else None,
         work=_work(counted, config, len(splits.train), model, optimizer) if optimizer else None,
-        notes=_notes(history, splits, backbone.weights, config, graphs, decoded_once=store.pixels is not None),
+        notes=_notes(
+            history, splits, backbone.weights, config, graphs, extraction, decoded_once=store.pixels is not None
+        ),
         model=model,
     )
 
@@ -418,6 +420,7 @@ def _notes(
     weights: Weights,
     config: TrainConfig,
     graphs: Graphs | None,
+    extraction: Extraction | None,
     *,
     decoded_once: bool,
 ) -> tuple[str, ...]:
@@ -430,6 +433,8 @@ def _notes(
         notes.append(f"random weights: {weights.reason}")
     if graphs and graphs.failure:
         notes.append(f"without CUDA graphs: {graphs.failure}")
+    if extraction and not extraction.extracted:
+        notes.append("features were at hand: peak memory is without their extraction")
     if not decoded_once:
         notes.append("images were decoded anew in every epoch: times hold more than with decoded images at hand")
     if any((row.train_loss is None and row.train_seconds is not None) or row.val_loss is None for row in history):
