@@ -174,9 +174,12 @@ def _check(
     """
     _known_keys(where, given, valid)
     for key, value in given.items():
-        kinds = (int,) if key == "seed" else (list,) if key == "learning_rates" else (str, int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            wanted = {"seed": "one number", "learning_rates": "a list of numbers"}.get(key, "one value")
+        kinds: tuple[type, ...] = {"seed": (int,), "learning_rates": (list,), "compile": (bool,)}.get(
+            key, (str, int, float)
+        )
+        if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
+            words = {"seed": "one number", "learning_rates": "a list of numbers", "compile": "true or false"}
+            wanted = words.get(key, "one value")
             raise ConfigError(f"{where}.{key}={value!r}: must be {wanted}")
         is_pattern = patterns and isinstance(value, str) and any(sign in value for sign in "*?[")
         if key not in ("backbone", "device") and not is_pattern:

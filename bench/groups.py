@@ -70,7 +70,7 @@ class Group:
 
     @property
     def seconds(self) -> float:
-        """Median time of an epoch, with its share of an extraction of features; infinite where it is not known."""
+        """Median time of an epoch, with its share of what is done once; infinite where it is not known."""
         value = self.median(_amortised)
         return float("inf") if value is None else value
 
@@ -86,8 +86,8 @@ class Group:
 
 
 def _amortised(result: TrainResult) -> float | None:
-    warm = result.epoch_seconds
-    return None if warm is None else warm + (result.extraction_seconds or 0.0) / result.config.passes
+    warm, once = result.epoch_seconds, (result.extraction_seconds or 0.0) + (result.quantization_seconds or 0.0)
+    return None if warm is None else warm + once / result.config.passes
 
 
 def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> list[Group]:

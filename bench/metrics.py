@@ -265,8 +265,10 @@ METRICS: dict[str, Metric] = {
         style=",.0f",
         meaning="parameters that get gradients",
     ),
-    "data_seconds": _phase("data", "reading, cropping and stacking training images on the CPU"),
-    "transfer_seconds": _phase("transfer", "training images onto the device, and normalising them"),
+    "data_seconds": _phase("data", "reading, cropping and stacking training images"),
+    "transfer_seconds": _phase(
+        "transfer", "moving and normalising training images; in `data` where they live on the GPU"
+    ),
     "forward_seconds": _phase("forward", "forward passes of training steps, with the loss"),
     "backward_seconds": _phase("backward", "backward passes"),
     "optimizer_seconds": _phase("optimizer", "optimiser steps and zeroing of gradients"),

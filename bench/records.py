@@ -12,9 +12,9 @@ History of the format (`SCHEMA_VERSION`):
     trained (regime `zeroshot`); a config has `protocol`, `learning_rates` and `folds` (see `AS_BEFORE` where an older
     version is read), a result `trials`, `learning_rate_chosen` and `tuning_seconds`; with protocol `kfold`
     predictions are of all images
-4   a config has `views` and `compile`; a result has `cuda_graph`, `extraction_seconds`, `features_reused`,
-    `quantization_seconds` and `resident_image_bytes`, None where older versions are read; with protocol `kfold` the
-    epochs of each fold
+4   a config has `views` and `compile`; a result has `cuda_graph`, `extraction_seconds`, `extracting_seconds`,
+    `features_reused`, `quantization_seconds` and `resident_image_bytes`, None where older versions are read; with
+    protocol `kfold` the epochs of each fold
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class Record(Strict):
         if self.result is None:
             return None
         result = self.result
-        extracted_now = None if result.features_reused else result.extraction_seconds
-        parts = (result.training_seconds, result.tuning_seconds, result.quantization_seconds, extracted_now)
+        once = (result.quantization_seconds, result.extracting_seconds)
+        parts = (result.training_seconds, result.tuning_seconds, *once)
         return self.wall_seconds - sum(part or 0.0 for part in parts)
 
 

@@ -117,6 +117,12 @@ def test_images_on_the_gpu_are_no_memory_of_the_network(mini: tl.Splits, monkeyp
         assert other.train_loss == pytest.approx(one.train_loss, rel=2e-2)
 
 
+def test_evaluation_alone_is_no_replayed_step(mini: tl.Splits) -> None:
+    """Three training steps are all plain, however many validation batches are graphs."""
+    few = replace(mini, train=replace(mini.train, files=mini.train.files[:12], labels=mini.train.labels[:12]))
+    assert train(few, "cuda", regime="frozen", epochs=1).cuda_graph is False
+
+
 def test_tf32_is_close_to_fp32_and_not_the_same(mini: tl.Splits) -> None:
     """Its factors have ten bits."""
     exact, rounded = (train(mini, "cuda", regime="finetune", precision=name) for name in ("fp32", "tf32"))

@@ -79,7 +79,10 @@ def test_features_are_extracted_once_for_all_seeds_and_rates(
     assert figures(again) == figures(first)
     assert all(figures(other) != figures(first) for other in others)
     assert not any("at hand" in note for note in first.notes) and any("at hand" in note for note in again.notes)
+    assert first.extracting_seconds == first.extraction_seconds and first.peak_memory_bytes > 0
     for result in (again, *others):
+        assert result.extracting_seconds == 0
+        assert result.peak_memory_bytes is None, "what the extraction took is unknown"
         assert result.features_reused and result.extraction_seconds == first.extraction_seconds
     assert len(list(own_cache.glob("*/*.npz"))) == 1
 
@@ -164,6 +167,7 @@ def test_folds_share_their_features(mini: tl.Splits) -> None:
     for epoch, row in enumerate(result.epochs):
         assert row.seconds == pytest.approx(sum(rows[epoch].seconds for rows in result.folds))
     assert result.extraction_seconds > 0
+    assert result.extracting_seconds == pytest.approx(result.extraction_seconds), "each image once, in all folds"
 
 
 def test_other_regimes_read_no_views() -> None:

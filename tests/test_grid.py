@@ -230,3 +230,15 @@ def test_a_protocol_and_what_it_reads(tmp_path: Path) -> None:
     assert chosen.protocol["protocol"] == "kfold"
     assert run_name(chosen, None, "auto", None, None) == "own-kfold"
     assert run_name(chosen, None, "random", 1, None) == "own-kfold-epochs1-random"
+
+
+def test_a_grid_can_ask_for_compiled_backbones(tmp_path: Path) -> None:
+    """With a word that is true or false, and no other."""
+    place = tmp_path / "own.toml"
+    for value, valid in (("true", True), ("1", False), ('"yes"', False)):
+        place.write_text(f'[matrix]\nbackbones = ["timm:test_resnet"]\n[train]\ncompile = {value}\n')
+        if valid:
+            assert load_grid(str(place)).protocol["compile"] is True
+        else:
+            with pytest.raises(ConfigError, match=r"compile=.*: must be true or false"):
+                load_grid(str(place))

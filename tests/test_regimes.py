@@ -224,6 +224,20 @@ def test_optimisers_are_torchs_own() -> None:
     assert (adamw.defaults["lr"], adamw.defaults["betas"], adamw.defaults["weight_decay"]) == (0.2, (0.7, 0.999), 0.3)
 
 
+def test_a_first_step_that_overflows_leaves_no_trace() -> None:
+    """With scaled gradients (fp16) it is skipped; the next step is then as if it were the first."""
+    parameter = torch.nn.Parameter(torch.zeros(1000))
+    config = tl.TrainConfig(backbone="x", learning_rate=1.0, momentum=0.9)
+    optimizer = train_module.OPTIMIZER_BUILDERS["sgd"](config, [parameter])
+    scaler = torch.amp.GradScaler("cpu")
+    for gradient in (float("inf"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale((parameter * gradient).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert torch.equal(parameter.detach(), -torch.ones(1000))
+
+
 def test_focal_loss_is_its_formula() -> None:
     """Mean of -(1 - p)^2 log p of the true class."""
     torch.manual_seed(0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,8 @@ _RESIDENT_SHARE = 4
 """Images live on a GPU where they take at most one part in so many of its free memory."""
 _CHUNK_BYTES = 16 << 20
 _MOST_WORKERS = 8
+_FILL = 4
+"""Views that are made at a time where all are kept."""
 
 
 def resident_pixels(store: Store, device: torch.device) -> torch.Tensor | None:
@@ -91,10 +94,29 @@ class Batches:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def resident_bytes(self) -> int:
-        """Of validation views that were kept on the device."""
-        return 0 if self._centred_views is None else self._centred_views.nbytes
+    def part(self, indices: list[int]) -> Batches:
+        """Batches of some of the images."""
+        files, labels = self.images.files, self.images.labels
+        some = replace(self.images, files=tuple(files[i] for i in indices), labels=tuple(labels[i] for i in indices))
+        return Batches(
+            self.store, some, self.preprocessing, self.device, memory_format=self._format, resident=self._resident
+        )
+
+    def keep_centred(self) -> int:
+        """Make all centre views now and keep them on the device, where they fit as `resident_pixels` would; bytes.
+
+        Filled batch by batch: at no moment is a view there twice.
+        """
+        size = self.preprocessing.size
+        shape = (len(self), 3, size, size)
+        if math.prod(shape) > torch.cuda.mem_get_info(self.device)[0] // _RESIDENT_SHARE:
+            return 0
+        kept = torch.empty(shape, dtype=torch.uint8, device=self.device, memory_format=self._format)
+        for start in range(0, len(self), _FILL):
+            chosen = np.arange(start, min(start + _FILL, len(self)))
+            kept[start : start + len(chosen)] = self._centred(chosen)
+        self._centred_views = kept
+        return kept.nbytes
 
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
@@ -121,8 +143,6 @@ class Batches:
         """All images in their order, resized and centre-cropped."""
         labels = self._moved(self._labels)
         bounds = batch_bounds(len(self), batch_size)
-        if self._resident is not None and self._centred_views is None:
-            self._centred_views = torch.cat([self._centred(np.arange(a, b)) for a, b in bounds])
         kept = self._centred_views
         stacks = (
             self._ahead(self._centred, (np.arange(a, b) for a, b in bounds))

@@ -81,8 +81,8 @@ class Extraction:
         text = json.dumps([FEATURES_VERSION, identity], sort_keys=True)
         self._folder = cache_dir() / "features" / hashlib.sha256(text.encode()).hexdigest()[:24]
         self._seconds: dict[Path, float] = {}
-        self.extracted = False
-        """Some of them were extracted now."""
+        self.spent = 0.0
+        """What was extracted now took; 0 where all was at hand."""
 
     @property
     def seconds(self) -> float:
@@ -101,11 +101,12 @@ class Extraction:
         place = self._folder / ("centre.npz" if number == CENTRE else f"crops-{number}.npz")
         table, seconds = _read(place)
         files = batches.images.files
-        if not all(file in table for file in files):
+        if missing := [index for index, file in enumerate(files) if file not in table]:
             started = time.perf_counter()
-            table = {**table, **dict(zip(files, self._extract(batches, number), strict=True))}
-            seconds += time.perf_counter() - started
-            self.extracted = True
+            wanted = batches.part(missing)
+            table |= dict(zip(wanted.images.files, self._extract(wanted, number), strict=True))
+            spent = time.perf_counter() - started
+            seconds, self.spent = seconds + spent, self.spent + spent
             _write(place, table, seconds)
         self._seconds[place] = seconds
         return np.stack([table[file] for file in files])

@@ -156,7 +156,8 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         frozen_verified=None if None in checks else all(checks),
         folds=tuple(result.epochs for result in results),
         setup_seconds=sum(result.setup_seconds for result in results),
-        extraction_seconds=_sum([result.extraction_seconds for result in results]),
+        extraction_seconds=_largest([result.extraction_seconds for result in results]),
+        extracting_seconds=_sum([result.extracting_seconds for result in results]),
         quantization_seconds=_sum([result.quantization_seconds for result in results]),
         features_reused=None if results[0].features_reused is None else all(r.features_reused for r in results),
         training_seconds=sum(result.training_seconds for result in results),
@@ -203,6 +204,7 @@ def _release() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    torch.compiler.reset()  # what was compiled for this training; the compiler gives up after a few networks
 
 
 def _sum(values: list[float | None]) -> float | None:
@@ -210,7 +212,7 @@ def _sum(values: list[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def _largest(values: list[int | None]) -> int | None:
+def _largest(values: Sequence[float | None]) -> Any:
     known = [value for value in values if value is not None]
     return max(known) if known else None
 

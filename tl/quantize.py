@@ -71,7 +71,7 @@ def quantized(backbone: nn.Module, calibration: Iterable[torch.Tensor], device: 
                 # Torch joins integers of different ranges as if they had one: floats are to be joined.
                 converted, _ = _converted(backbone, images, _settings(engine, layers_only=True))
         except (TraceError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
-            if "memory" in str(error):
+            if "allocate memory" in str(error) or "not enough memory" in str(error):
                 raise
             why = str(error).strip().partition("\n")[0]
             raise NotApplicable(f"can't be quantised: {why or type(error).__name__}") from error

@@ -111,6 +111,9 @@ class TrainResult(Strict):
     extraction_seconds: float | None = Field(
         None, description="extracting features, when it was done; None where a forward pass an epoch is"
     )
+    extracting_seconds: float | None = Field(
+        None, description="of `extraction_seconds` those that this training spent; 0 where all was at hand"
+    )
     quantization_seconds: float | None = Field(
         None, description="calibrating and converting an int8 backbone; None with others"
     )
@@ -200,8 +203,11 @@ class TrainResult(Strict):
     def peak_memory_bytes(self) -> int | None:
         """On CUDA what torch allocated at its peak without the images; elsewhere resident memory above the baseline.
 
-        None where the mark is that of the whole process and this run did not raise it: unknown, not 0.
+        None where the mark is that of the whole process and this run did not raise it, and where features were at
+        hand, since their extraction is most of it: unknown, not 0.
         """
+        if self.features_reused:
+            return None
         if self.cuda_allocated_bytes is not None:
             return self.cuda_allocated_bytes - (self.resident_image_bytes or 0)
         return (self.peak_rss_bytes - self.baseline_rss_bytes) or None

@@ -123,6 +123,8 @@ class GraphedStep(TrainStep):
         self._graphs = graphs
         self._captured: dict[torch.Size, _Captured] = {}
         self._runs: Counter[torch.Size] = Counter()
+        self.replayed = False
+        """At least one step was."""
 
     def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
         """See `TrainStep.run`."""
@@ -144,6 +146,7 @@ class GraphedStep(TrainStep):
         captured.backward.replay()
         mark("backward")
         captured.update.replay()
+        self.replayed = True
         mark("optimizer")
 
     @property
@@ -230,8 +233,6 @@ class Graphs:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self.captured = 0
-        """How many there are."""
         self.failure = ""
         """Why a capture failed, in one line; from then on all runs plainly that isn't captured yet."""
 
@@ -248,19 +249,17 @@ class Graphs:
             graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
         ):
             part()
-        self.captured += 1
         return graph
 
     @contextmanager
     def or_plain(self) -> Iterator[None]:
-        """A capture inside may fail: an operation that waits for the device, or that depends on values."""
+        """A capture inside may fail: an operation that waits for the device, or no memory for what graphs keep."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, NotImplementedError) as error:
             self.failure = str(error).strip().partition("\n")[0] or type(error).__name__
             torch.cuda.synchronize()
+            torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -13,12 +13,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import timm
 import torch
+import torchvision
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LRScheduler
@@ -83,7 +85,8 @@ def train_model(
 
     Raises `UserError` for what the caller can mend: `ConfigError`, `DataError`, `WeightsError`, `DeviceError`,
     and `NotApplicable` for a regime that has no meaning with these classes or weights. On a CPU the same config,
-    images and thread count give the same losses; on other devices up to rounding, since some of their operations
+    images and thread count give the same losses (features at hand up to rounding, where they were extracted for
+    another part of the images); on other devices up to rounding, since some of their operations
     add in no fixed order.
     """
     if config.protocol != "fixed":
@@ -120,6 +123,9 @@ def train_model(
     optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, trainable) if trainable else None
     schedule = SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None
     before = _digest(model.backbone) if regime.must_stay_frozen else None
+    kept_bytes = 0 if resident is None else resident.nbytes
+    if resident is not None and regime.features == "each step":
+        kept_bytes += val_images.keep_centred()
     graphs = Graphs() if target.type == "cuda" and cuda_graphs else None
 
     clock, counted = Clock(target), StepWork()
@@ -131,13 +137,11 @@ def train_model(
         train: Batches | Features = train_images
         val: Batches | Features = val_images
         extraction: Extraction | None = None
-        setup_seconds = time.perf_counter() - started
+        setup_seconds = time.perf_counter() - started - (quantization_seconds or 0.0)
         if regime.features == "once":
             model.eval()
-            memory.begin("val")
-            extraction = _extraction(body, backbone, config, splits, target)
+            extraction = _extraction(body, backbone, config, splits, target, on_device=resident is not None)
             train, val = extraction.features(train_images, config.views), extraction.features(val_images, 1)
-            memory.end()
             body = nn.Identity()
         step = _step(model, body, config, optimizer, target, graphs) if optimizer else None
         evaluation = _evaluation(model, body, config, target, graphs)
@@ -185,7 +189,6 @@ def train_model(
         assert best is not None  # there is at least one pass
         best.owner.load_state_dict(best.state)
     model.eval()
-    there = [0 if resident is None else resident.nbytes, train_images.resident_bytes, val_images.resident_bytes]
     return TrainResult(
         config=config,
         weights=backbone.weights,
@@ -194,7 +197,7 @@ def train_model(
         device_name=devices.present()[str(target)],
         threads=torch.get_num_threads(),
         memory_format=layout,
-        cuda_graph=bool(graphs and graphs.captured) if target.type == "cuda" else None,
+        cuda_graph=isinstance(step, GraphedStep) and step.replayed if target.type == "cuda" else None,
         epochs=tuple(history),
         best=best.predictions,
         last=last,
@@ -203,11 +206,12 @@ def train_model(
         frozen_verified=None if before is None else _digest(model.backbone) == before,
         setup_seconds=setup_seconds,
         extraction_seconds=extraction.seconds if extraction else None,
+        extracting_seconds=extraction.spent if extraction else None,
         quantization_seconds=quantization_seconds,
-        features_reused=not extraction.extracted if extraction else None,
+        features_reused=extraction.spent == 0 if extraction else None,
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in history),
         **memory.figures(),
-        resident_image_bytes=sum(there) if target.type == "cuda" else None,
+        resident_image_bytes=kept_bytes if target.type == "cuda" else None,
         work=_work(counted, config, len(splits.train), model, optimizer) if optimizer else None,
         notes=_notes(
             history, splits, backbone.weights, config, graphs, extraction, decoded_once=store.pixels is not None
@@ -260,9 +264,12 @@ def _evaluation(
 
 
 def _extraction(
-    body: Body, backbone: Backbone, config: TrainConfig, splits: Splits, device: torch.device
+    body: Body, backbone: Backbone, config: TrainConfig, splits: Splits, device: torch.device, *, on_device: bool
 ) -> Extraction:
-    """Features are the same where all of this is: random weights follow from the seed."""
+    """Features are the same where all of this is, up to rounding that depends on what was extracted together.
+
+    Random weights follow from the seed.
+    """
 
     def forward(images: torch.Tensor) -> torch.Tensor:
         with autocast(config.precision, device):
@@ -275,7 +282,10 @@ def _extraction(
         "precision": config.precision,
         "compile": config.compile,
         "device": devices.present()[str(device)],
-        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cropped on the device": on_device,
+        "preprocessing": asdict(backbone.preprocessing),
+        "libraries": [torch.__version__, torchvision.__version__, timm.__version__],
     }
     return Extraction(forward, identity)
 
@@ -363,9 +373,21 @@ def _focal(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torc
     return ((1 - share) ** 2 * per_image).mean()
 
 
+def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Begin momentum at zero, which gives the first step that torch takes without.
+
+    Torch's fused SGD begins it with memory as it finds it, and trains on that where the first step is skipped
+    because scaled gradients have overflowed (fp16).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
 OPTIMIZER_BUILDERS: dict[str, Callable[[TrainConfig, list[nn.Parameter]], torch.optim.Optimizer]] = {
-    "sgd": lambda c, parameters: torch.optim.SGD(
-        parameters, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay, fused=True
+    "sgd": lambda c, parameters: _with_momentum(
+        torch.optim.SGD(parameters, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
     ),
     "adamw": lambda c, parameters: torch.optim.AdamW(
         parameters,
@@ -433,7 +455,7 @@ def _notes(
         notes.append(f"random weights: {weights.reason}")
     if graphs and graphs.failure:
         notes.append(f"without CUDA graphs: {graphs.failure}")
-    if extraction and not extraction.extracted:
+    if extraction and extraction.spent == 0:
         notes.append("features were at hand: peak memory is without their extraction")
     if not decoded_once:
         notes.append("images were decoded anew in every epoch: times hold more than with decoded images at hand")

@@ -70,8 +70,9 @@ def _choice(choice: Choice, summary: Summary) -> str:
     pick, best = choice.pick, choice.best
     rated = f"{accuracy_name(pick.config)} {accuracy(pick)}"
     text = f"{use} {_named(pick)}: {rated}, {show(pick, 'epoch_seconds')} s an epoch"
-    extracts = pick.median(lambda result: result.extraction_seconds) is not None
-    text += f" after {show(pick, 'extraction_seconds')} s of extracting features." if extracts else "."
+    once = {"extraction_seconds": "extracting features", "quantization_seconds": "quantisation"}
+    text += "".join(f" after {show(pick, name)} s of {what}" for name, what in once.items() if pick.values(name))
+    text += "."
     if pick is not best:
         text += f" It is the quickest of {choice.tied + 1} that these images can't tell apart;"
         text += f" {_named(best)} has {accuracy(best)}."

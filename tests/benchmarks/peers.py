@@ -250,7 +250,7 @@ def main() -> None:
     """The command line; a user's mistake, or a side that fails, ends in one line and exit status 1."""
     try:
         run(sys.argv[1:])
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
