@@ -235,7 +235,7 @@ def run(arguments: Sequence[str]) -> None:
     """Measure and write the raw samples, or render those of earlier runs."""
     given = _options().parse_args(arguments)
     if given.render:
-        files = [path.read_text(encoding="utf-8") for path in given.render]
+        files = [path.read_text(encoding="utf-8") for path in sorted(given.render)]
         print(render([Samples.model_validate_json(text) for text in files]), end="")
         return
     path = _place(given)
