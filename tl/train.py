@@ -456,7 +456,7 @@ def _notes(
     if graphs and graphs.failure:
         notes.append(f"without CUDA graphs: {graphs.failure}")
     if extraction and extraction.spent == 0:
-        notes.append("features were at hand: peak memory is without their extraction")
+        notes.append("features were at hand: the memory that their extraction took is unknown")
     if not decoded_once:
         notes.append("images were decoded anew in every epoch: times hold more than with decoded images at hand")
     if any((row.train_loss is None and row.train_seconds is not None) or row.val_loss is None for row in history):
