@@ -84,6 +84,7 @@ class Grid(Strict):
 
         Raises `ConfigError` for one out of range.
         """
+        # Of a regime that reads every setting: others have their own value of what they don't read.
         settings = TrainConfig(backbone="any", regime="cached", **self.train).model_dump(mode="json")
         return {name: settings[name] for name in PROTOCOL}
 
@@ -160,6 +161,14 @@ def _parse(text: str, name: str) -> Grid:
     return grid
 
 
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "seed": ((int,), "one number"),
+    "learning_rates": ((list,), "a list of numbers"),
+    "compile": ((bool,), "true or false"),
+}
+"""Settings that are not one word or number: what TOML makes of them, and how to say so."""
+
+
 def _check(
     where: str,
     given: Mapping[str, Any],
@@ -174,12 +183,8 @@ def _check(
     """
     _known_keys(where, given, valid)
     for key, value in given.items():
-        kinds: tuple[type, ...] = {"seed": (int,), "learning_rates": (list,), "compile": (bool,)}.get(
-            key, (str, int, float)
-        )
-        if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
-            words = {"seed": "one number", "learning_rates": "a list of numbers", "compile": "true or false"}
-            wanted = words.get(key, "one value")
+        kinds, wanted = _KINDS.get(key, ((str, int, float), "one value"))
+        if type(value) not in kinds:  # not isinstance: true is an int to it
             raise ConfigError(f"{where}.{key}={value!r}: must be {wanted}")
         is_pattern = patterns and isinstance(value, str) and any(sign in value for sign in "*?[")
         if key not in ("backbone", "device") and not is_pattern:

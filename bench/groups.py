@@ -86,8 +86,8 @@ class Group:
 
 
 def _amortised(result: TrainResult) -> float | None:
-    warm, once = result.epoch_seconds, (result.extraction_seconds or 0.0) + (result.quantization_seconds or 0.0)
-    return None if warm is None else warm + once / result.config.passes
+    warm = result.epoch_seconds
+    return None if warm is None else warm + result.once_seconds / result.config.passes
 
 
 def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> list[Group]:

@@ -190,10 +190,15 @@ class TrainResult(Strict):
         return _median([row.seconds for row in self.epochs[1:] if row.seconds is not None])
 
     @property
+    def once_seconds(self) -> float:
+        """Quantisation and extraction, which come before all epochs; 0 for regimes that do neither."""
+        return (self.extraction_seconds or 0.0) + (self.quantization_seconds or 0.0)
+
+    @property
     def cold_seconds(self) -> float | None:
         """Quantisation, extraction and first epoch: what there is to wait for before an epoch is a warm one."""
-        first, before = self.epochs[0].seconds, (self.extraction_seconds, self.quantization_seconds)
-        return None if first is None else first + sum(seconds or 0.0 for seconds in before)
+        first = self.epochs[0].seconds
+        return None if first is None else first + self.once_seconds
 
     def phase_seconds(self, name: str) -> float | None:
         """Median of a phase over all epochs but the first; None with fewer than two, or where it was not measured."""

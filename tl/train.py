@@ -143,9 +143,9 @@ def train_model(
             extraction = _extraction(body, backbone, config, splits, target, on_device=resident is not None)
             train, val = extraction.features(train_images, config.views), extraction.features(val_images, 1)
             body = nn.Identity()
-        step = _step(model, body, config, optimizer, target, graphs) if optimizer else None
-        evaluation = _evaluation(model, body, config, target, graphs)
         loss_function = LOSS_BUILDERS[config.loss](config)
+        step = _step(model, body, loss_function, optimizer, config, target, graphs) if optimizer else None
+        evaluation = _evaluation(model, body, config, target, graphs)
         for epoch in range(config.passes):
             rate = optimizer.param_groups[0]["lr"] if optimizer else None
             trained, train_seconds = None, 0.0
@@ -247,12 +247,13 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches) -> float:
 def _step(
     model: Classifier,
     body: Body,
-    config: TrainConfig,
+    loss_function: Loss,
     optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
     device: torch.device,
     graphs: Graphs | None,
 ) -> TrainStep:
-    arguments = (model, body, LOSS_BUILDERS[config.loss](config), optimizer, config, device)
+    arguments = (model, body, loss_function, optimizer, config, device)
     return GraphedStep(*arguments, graphs=graphs) if graphs else TrainStep(*arguments)
 
 

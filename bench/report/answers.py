@@ -7,7 +7,7 @@ from bench.findings import Finding, overall, tally
 from bench.groups import Group
 from bench.report.protocol import accuracy_name
 from bench.report.summary import Choice, Summary
-from bench.report.tables import accuracy, show
+from bench.report.tables import ONCE, accuracy, show
 from bench.stats import MIN_SAMPLES
 
 
@@ -70,8 +70,7 @@ def _choice(choice: Choice, summary: Summary) -> str:
     pick, best = choice.pick, choice.best
     rated = f"{accuracy_name(pick.config)} {accuracy(pick)}"
     text = f"{use} {_named(pick)}: {rated}, {show(pick, 'epoch_seconds')} s an epoch"
-    once = {"extraction_seconds": "extracting features", "quantization_seconds": "quantisation"}
-    text += "".join(f" after {show(pick, name)} s of {what}" for name, what in once.items() if pick.values(name))
+    text += "".join(f" after {show(pick, name)} s of {what}" for name, what in ONCE.items() if pick.values(name))
     text += "."
     if pick is not best:
         text += f" It is the quickest of {choice.tied + 1} that these images can't tell apart;"

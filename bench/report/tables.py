@@ -19,8 +19,8 @@ SHOWN = (
     *("trainable_params", "total_params"),
 )
 """Metrics with a column of their own in the table of cells; the best accuracy, with its interval, comes before."""
-ONCE = ("extraction_seconds", "quantization_seconds")
-"""What some regimes do once; they have a column where one of them is in the report."""
+ONCE = {"extraction_seconds": "extracting features", "quantization_seconds": "quantisation"}
+"""What some regimes do once, in words; a metric has a column where one of them is in the report."""
 
 
 def cells_table(summary: Summary) -> pd.DataFrame:

@@ -27,8 +27,9 @@ def main() -> None:
     begun = time.perf_counter()
     torch.set_num_threads(usable_cores())
     keep_freed_pages()
-    config = tl.TrainConfig(backbone=given.backbone, regime=given.regime, epochs=given.epochs)
-    config = config.replace(precision=given.precision)
+    config = tl.TrainConfig(
+        backbone=given.backbone, regime=given.regime, epochs=given.epochs, precision=given.precision
+    )
     weights = weights_in(given.weights_file)
     tl.run_protocol(config, tl.load_splits(given.data), device=given.device, weights=weights, on_epoch=on_epoch)
     tell_end(time.perf_counter() - begun)
