@@ -17,6 +17,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 from scipy.stats import binomtest
 
+Scale = Literal["ratio", "difference"]
 MIN_SAMPLES = 3
 """Seeds below which nothing is said of their scatter."""
 LEVEL = 0.05
@@ -40,7 +41,7 @@ class Estimate:
     The interval is Student's t on the estimate's own scale: logarithms for a ratio. None below `MIN_SAMPLES`.
     """
 
-    scale: Literal["ratio", "difference"]
+    scale: Scale
     centre: float
     """On the scale: the logarithm of a ratio, or the difference itself."""
     error: float | None
@@ -116,13 +117,19 @@ def ratio(above: Mapping[int, float], below: Mapping[int, float]) -> Estimate | 
     pairs = [(above[seed], below[seed]) for seed in above if seed in below]
     if not pairs or min(min(pair) for pair in pairs) <= 0:
         return None
-    return _ratio_over_seeds([math.log(top / bottom) for top, bottom in pairs])
+    return _over_seeds("ratio", [math.log(top / bottom) for top, bottom in pairs])
 
 
-def _ratio_over_seeds(values: list[float]) -> Estimate:
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
+    """Mean difference of two quantities, seed by seed, with Student's t; None without a seed in common."""
+    values = [first[seed] - second[seed] for seed in first if seed in second]
+    return _over_seeds("difference", values) if values else None
+
+
+def _over_seeds(scale: Scale, values: list[float]) -> Estimate:
     n = len(values)
     error = statistics.stdev(values) / math.sqrt(n) if n >= MIN_SAMPLES else None
-    return Estimate(scale="ratio", centre=statistics.fmean(values), error=error, freedom=max(1, n - 1), n=n)
+    return Estimate(scale=scale, centre=statistics.fmean(values), error=error, freedom=max(1, n - 1), n=n)
 
 
 def accuracy_difference(first: Mapping[int, Sequence[bool]], second: Mapping[int, Sequence[bool]]) -> Estimate | None:

@@ -33,7 +33,7 @@ import json, os, sys
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 print("a library's greeting")
 for epoch in range(int(given["--epochs"])):
-    print(json.dumps({"epoch_seconds": SECONDS + 100 * (epoch == 0), **given}))
+    print(json.dumps({"epoch_seconds": SECONDS + 100 * (epoch == 0), "val_accuracy": 0.5, **given}))
 print(json.dumps({"total_seconds": 6.5, "cache": os.environ["TL_CACHE"], "at": os.environ["PYTHONPATH"]}))
 """
 
@@ -47,7 +47,10 @@ def samples(ours: list[float], theirs: list[float], side: str = "plain", **field
             started="2024-01-02T03:04:05+00:00",
             wall_seconds=1,
             printed=(
-                *({"epoch_seconds": seconds} for seconds in (99.0, 0.9 * value, 1.1 * value)),
+                *(
+                    {"epoch_seconds": seconds, "val_accuracy": accuracy}
+                    for seconds, accuracy in ((99.0, 0.99), (0.9 * value, 0.98), (1.1 * value, value / 100))
+                ),
                 {"total_seconds": value},
             ),
             peak_pss_bytes=int(value * 2**20),
@@ -126,6 +129,33 @@ def test_targets(fields: dict[str, Any], ours: list[float], target: str, verdict
     assert (row["target"], row["verdict"]) == (target, verdict)
 
 
+@pytest.mark.parametrize(
+    ("fields", "points", "target", "verdict"),
+    [
+        ({}, [0.0, -0.4, -0.8], "-1", "met, not certain"),
+        ({}, [0.0, -0.1, 0.1], "-1", "met"),
+        ({}, [-2.0, -2.1, -2.2], "-1", "missed"),
+        ({}, [-2.0, -3.0, 1.0], "-1", "missed, not certain"),
+        ({"regime": "cached", "against": "frozen"}, [-1.4] * 3, "-1.5", "met"),
+        ({"regime": "quantized", "against": "frozen"}, [-2.1] * 3, "-2", "missed"),
+        ({"side": "fastai"}, [0.0] * 3, "", ""),
+    ],
+)
+def test_accuracy_is_a_difference_over_seeds(
+    fields: dict[str, Any], points: list[float], target: str, verdict: str
+) -> None:
+    """Of the last epochs, in points, with Student's interval as scipy's; how much may be lost goes by the job."""
+    theirs = [90.0, 92.0, 91.0]
+    ours = [a + b for a, b in zip(theirs, points, strict=True)]
+    (row,) = rows(render([samples(ours, theirs, what="accuracy", **fields)]))
+    assert (row["ours"], row["theirs"]) == (f"{np.mean(ours):.1f}", "91.0")
+    assert row["difference (min–max, n)"] == f"{np.mean(points):+.2f} ({min(points):+.2f} to {max(points):+.2f}, n = 3)"
+    assert (row["target"], row["verdict"]) == (target, verdict)
+    if len(set(points)) > 1:
+        interval = ttest_1samp(np.subtract(ours, theirs), 0).confidence_interval(0.95)
+        assert row["95%"] == f"{interval.low:+.2f} to {interval.high:+.2f}"
+
+
 def test_a_whole_job_is_scaled_up_only_where_it_was_cut_short() -> None:
     """Ours is its own total; theirs the sum of all epochs, or a warm epoch's median times the job's epochs."""
     (whole,) = rows(render([samples([6.0], [4.0], what="whole", epochs=3)]))
@@ -180,6 +210,14 @@ def test_the_command_from_start_to_end(sides: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(UserError, match="is there already, and nothing is overwritten"):
         peers.run(command)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("kind", "seeds"), [([], ["0"] * 4), (["--accuracy"], ["0", "0", "1", "1"])])
+def test_a_round_of_accuracies_is_a_seed(sides: Path, kind: list[str], seeds: list[str]) -> None:
+    """Both sides of a round have the same; times are all of one seed."""
+    peers.run(["--data", str(sides), "--rounds", "2", "--out", "out", *kind])
+    (path,) = Path("out").iterdir()
+    assert [run.printed[0]["--seed"] for run in Samples.model_validate_json(path.read_text()).runs] == seeds
 
 
 def test_a_whole_job_starts_with_an_empty_cache(sides: Path) -> None:
@@ -328,11 +366,14 @@ def test_both_sides_print_the_same_lines(
     loop.main()
     *epochs, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert [row["epoch"] for row in epochs] == [0, 1]
+    loop.main()
+    *again, _ = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row["val_accuracy"] for row in again] == [row["val_accuracy"] for row in epochs], "the seed decides"
     for row in epochs:
         assert row["epoch_seconds"] == row["train_seconds"] + row["val_seconds"] > row["val_seconds"] > 0
         assert 0 <= row["val_accuracy"] * len(mini.val) <= len(mini.val)
     assert last["total_seconds"] > sum(row["epoch_seconds"] for row in epochs) and last["peak_rss_bytes"] > 1 << 20
-    assert calls == ([7, "pages kept"] if loop is our_loop else [])
+    assert calls == ([7, "pages kept"] * 2 if loop is our_loop else [])
 
 
 def test_the_committed_report_is_what_the_samples_say() -> None:

@@ -28,7 +28,11 @@ def main() -> None:
     torch.set_num_threads(usable_cores())
     keep_freed_pages()
     config = tl.TrainConfig(
-        backbone=given.backbone, regime=given.regime, epochs=given.epochs, precision=given.precision
+        backbone=given.backbone,
+        regime=given.regime,
+        epochs=given.epochs,
+        seed=given.seed,
+        precision=given.precision,
     )
     weights = weights_in(given.weights_file)
     tl.run_protocol(config, tl.load_splits(given.data), device=given.device, weights=weights, on_epoch=on_epoch)

@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.peers --data FOLDER --regime frozen --rounds 5 --epochs 3
     python -m tests.benchmarks.peers --data FOLDER --memory
+    python -m tests.benchmarks.peers --data FOLDER --accuracy --rounds 5 --epochs 5
     python -m tests.benchmarks.peers --data FOLDER --whole --regime frozen --epochs 25 --against-epochs 3
     python -m tests.benchmarks.peers --data FOLDER --peer "mine=python mine.py {data} {regime} {epochs}"
     python -m tests.benchmarks.peers --render results/peers-*/*.json > reports/peers.md
 
 A peer's lines have `epoch_seconds`, of training and validation together; lines that are no JSON are passed over. In
-its command {data}, {regime}, {backbone}, {epochs} and {device} are replaced; no shell sees it.
+its command {data}, {regime}, {backbone}, {epochs}, {device} and {seed} are replaced; no shell sees it. The seed is the
+round's number with --accuracy, else 0.
 """
 
 from __future__ import annotations
@@ -131,12 +133,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def measure(given: argparse.Namespace, command: str) -> Samples:
     """Run all sides, round after round, telling of each process as it ends."""
-    what: What = "memory" if given.memory else "whole" if given.whole else "epoch"
+    what = _what(given)
     against, against_epochs = given.against or given.regime, given.against_epochs or given.epochs
     splits = load_splits(given.data)
     if what != "whole":
         open_store(splits)  # else the first process would decode, and the others not
-    own = " --data {data} --regime {regime} --backbone {backbone} --epochs {epochs} --device {device}"
+    own = " --data {data} --regime {regime} --backbone {backbone} --epochs {epochs} --device {device} --seed {seed}"
     own += f" --weights-file {shlex.quote(given.weights_file)}" if given.weights_file else ""
     sides = {name: f"python -m tests.benchmarks.{module}{own}" for name, module in SCRIPTS.items()}
     sides[OURS] += f" --precision {given.precision}" if given.precision != "fp32" else ""
@@ -146,7 +148,8 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
     for turn, side in order(list(sides), given.rounds):
         epochs = given.epochs if side == OURS else against_epochs
         regime = given.regime if side == OURS else against
-        argv = words(sides[side], shared | {"regime": regime, "epochs": str(epochs)})
+        seed = turn if what == "accuracy" else 0
+        argv = words(sides[side], shared | {"regime": regime, "epochs": str(epochs), "seed": str(seed)})
         env = dict(os.environ)
         with tempfile.TemporaryDirectory() as empty:
             if side in SCRIPTS:
@@ -207,9 +210,14 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("results/peers"), help="folder of the raw samples")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--memory", action="store_true", help="peak memory of the process tree, not times")
+    kind.add_argument("--accuracy", action="store_true", help="of the last epoch, a seed a round; not times")
     kind.add_argument("--whole", action="store_true", help="seconds of all epochs together, not of one")
     kind.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="only print Markdown of raw samples")
     return parser
+
+
+def _what(given: argparse.Namespace) -> What:
+    return "memory" if given.memory else "whole" if given.whole else "accuracy" if given.accuracy else "epoch"
 
 
 def _place(given: argparse.Namespace) -> Path:
@@ -222,8 +230,7 @@ def _place(given: argparse.Namespace) -> Path:
         raise UserError("--memory: proportional set sizes are known on Linux alone")
     if (against := given.against or given.regime) not in ("finetune", "frozen"):
         raise UserError(f"the plain loop has no regime {against!r}: use --against finetune or --against frozen")
-    kind = "memory" if given.memory else "whole" if given.whole else "epoch"
-    parts = [kind, given.backbone, *dict.fromkeys((given.regime, against)), given.device]
+    parts = [_what(given), given.backbone, *dict.fromkeys((given.regime, against)), given.device]
     parts += [given.precision] if given.precision != "fp32" else []
     path: Path = given.out / (re.sub(r"[^\w.-]+", "-", "-".join(parts)) + ".json")
     if path.exists():

@@ -69,11 +69,13 @@ def main() -> None:
     """Train, a line an epoch; the best weights go to a file, as in the tutorial, and come back at the end."""
     given = options(__doc__, REGIMES)
     begun = time.perf_counter()
+    torch.manual_seed(given.seed)
     device, folder = torch.device(given.device), Path(given.data)
-    backbone = tl.make_backbone(given.backbone, weights=weights_in(given.weights_file) or "auto")
+    backbone = tl.make_backbone(given.backbone, weights=weights_in(given.weights_file) or "auto", seed=given.seed)
     train = loader(folder / "train", backbone.preprocessing, augment=True)
     val = loader(folder / "val", backbone.preprocessing, augment=False)
-    model = Classifier(backbone, len(train.dataset.classes), tl.TrainConfig(backbone=given.backbone)).to(device)
+    config = tl.TrainConfig(backbone=given.backbone, seed=given.seed)
+    model = Classifier(backbone, len(train.dataset.classes), config).to(device)
     if given.regime == "frozen":
         model.backbone.requires_grad_(False)
     trained = model.head if given.regime == "frozen" else model

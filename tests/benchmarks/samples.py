@@ -9,14 +9,19 @@ from typing import Any, Literal
 from tabulate import tabulate
 
 from bench.environment import Environment
-from bench.stats import Estimate, ratio
+from bench.stats import Estimate, difference, ratio
 from bench.watch import MachineState
 from tl.errors import UserError
 from tl.strict import Strict
 
 OURS, PLAIN = "ours", "plain"
-What = Literal["epoch", "whole", "memory"]
-HEADINGS: dict[What, str] = {"epoch": "Seconds an epoch", "whole": "Seconds of a whole job", "memory": "Peak memory"}
+What = Literal["epoch", "whole", "memory", "accuracy"]
+HEADINGS: dict[What, str] = {
+    "epoch": "Seconds an epoch",
+    "whole": "Seconds of a whole job",
+    "memory": "Peak memory",
+    "accuracy": "Accuracy",
+}
 METHODS: dict[What, str] = {
     "epoch": "An epoch is training and validation; of each process the median of all epochs but the first, which is "
     "warm-up.",
@@ -26,6 +31,9 @@ METHODS: dict[What, str] = {
     "memory": "MiB of a process and all that descend from it, its libraries included, each shared page once "
     "(proportional set size), read four times a second from outside: shorter peaks are missed. Reading slows what is "
     "read, so these runs gave no times. Memory of a GPU is not in it.",
+    "accuracy": "Percent of the validation images that were right after the last epoch, a seed a round, means over "
+    "seeds; the sides draw their batches and crops differently. Difference: ours less theirs, points. The target is the "
+    "least difference that was aimed at. These runs gave no times.",
 }
 TARGETS: dict[tuple[What, str, str, str], float] = {
     ("epoch", "cpu", "finetune", "torchvision:resnet18"): 0.85,
@@ -38,6 +46,13 @@ TARGETS: dict[tuple[What, str, str, str], float] = {
     ("whole", "cpu", "cached against frozen, 25 epochs", ""): 1 / 30,
 }
 """Largest ratio of ours to the plain loop's, by kind of device, job and backbone; no backbone means all."""
+MOST_LOST: dict[str, float] = {
+    "finetune": 1,
+    "frozen": 1,
+    "cached against frozen": 1.5,
+    "quantized against frozen": 2,
+}
+"""Points of accuracy that a job may lose against the plain loop."""
 
 
 class SideRun(Strict):
@@ -93,7 +108,9 @@ class Samples(Strict):
         return self.job if self.precision == "fp32" else f"{self.job}, ours in {self.precision}"
 
     def figure(self, run: SideRun) -> float:
-        """What is compared of one process: seconds or bytes."""
+        """What is compared of one process: seconds, bytes or percent."""
+        if self.what == "accuracy":
+            return 100 * float([line["val_accuracy"] for line in run.printed if "epoch_seconds" in line][-1])
         if self.what == "memory":
             assert run.peak_pss_bytes is not None
             return run.peak_pss_bytes
@@ -116,11 +133,36 @@ class Samples(Strict):
 
 
 def verdict(estimate: Estimate, target: float) -> str:
-    """Whether the mean ratio is at most the target; certain where its whole interval is on that side."""
-    met = estimate.value <= target
-    edge = estimate.high if met else estimate.low
-    certain = edge is not None and (edge <= target) is met
+    """Whether a ratio is at most the target, a difference at least; certain where its whole interval is there."""
+    most = estimate.scale == "ratio"
+    met = estimate.value <= target if most else estimate.value >= target
+    edge = estimate.high if met is most else estimate.low
+    certain = edge is not None and (edge <= target if most else edge >= target) is met
     return ("met" if met else "missed") + ("" if certain else ", not certain")
+
+
+def _accuracy_row(samples: Samples, number: int, side: str) -> dict[str, str]:
+    ours, theirs = samples.figures(OURS), samples.figures(side)
+    estimate = difference(ours, theirs)
+    if estimate is None:
+        raise UserError(f"{samples.command}: no round has both {OURS} and {side}")
+    differences = [ours[turn] - theirs[turn] for turn in ours if turn in theirs]
+    most_lost = MOST_LOST.get(samples.job) if side == PLAIN else None
+    known = estimate.low is not None and estimate.high is not None
+    return {
+        "run": str(number),
+        "backbone": samples.backbone,
+        "regime": samples.named,
+        "device": samples.device,
+        "against": side,
+        "ours": f"{statistics.fmean(ours.values()):.1f}",
+        "theirs": f"{statistics.fmean(theirs.values()):.1f}",
+        "difference (min–max, n)": f"{estimate.value:+.2f} ({min(differences):+.2f} to {max(differences):+.2f}, "
+        f"n = {estimate.n})",
+        "95%": f"{estimate.low:+.2f} to {estimate.high:+.2f}" if known else "n/a",
+        "target": "" if most_lost is None else f"{-most_lost:g}",
+        "verdict": "" if most_lost is None else verdict(estimate, -most_lost),
+    }
 
 
 def _row(samples: Samples, number: int, side: str) -> dict[str, str]:
@@ -161,7 +203,7 @@ def render(all_samples: Sequence[Samples]) -> str:
     numbered = list(enumerate(all_samples, 1))
     for what, heading in HEADINGS.items():
         rows = [
-            _row(samples, number, side)
+            (_accuracy_row if what == "accuracy" else _row)(samples, number, side)
             for number, samples in numbered
             if samples.what == what
             for side in samples.sides

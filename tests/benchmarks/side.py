@@ -27,6 +27,7 @@ def options(
     parser.add_argument("--precision", choices=list(precisions), default="fp32")
     parser.add_argument("--weights-file", type=Path, help="a state dict; by default what the suite finds, else random")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
