@@ -32,8 +32,8 @@ METHODS: dict[What, str] = {
     "(proportional set size), read four times a second from outside: shorter peaks are missed. Reading slows what is "
     "read, so these runs gave no times. Memory of a GPU is not in it.",
     "accuracy": "Percent of the validation images that were right after the last epoch, a seed a round, means over "
-    "seeds; the sides draw their batches and crops differently. Difference: ours less theirs, points. The target is the "
-    "least difference that was aimed at. These runs gave no times.",
+    "seeds; the sides draw their batches and crops differently. Difference: ours less theirs, in points. The "
+    "target is the least difference that was aimed at. These runs gave no times.",
 }
 TARGETS: dict[tuple[What, str, str, str], float] = {
     ("epoch", "cpu", "finetune", "torchvision:resnet18"): 0.85,
