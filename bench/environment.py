@@ -32,6 +32,11 @@ class Environment(Strict):
         """Fields in which two environments differ so that times should not be mixed."""
         return [name for name in ("cpu", "cores", "packages") if getattr(self, name) != getattr(other, name)]
 
+    @property
+    def suite(self) -> str:
+        """Which state of this suite it was; empty where that is unknown."""
+        return self.git_commit[:12] + ("+" if self.git_dirty else "")
+
     def __str__(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in self.packages.items())
         commit = f", commit {self.git_commit[:12]}" if self.git_commit else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +168,15 @@ def test_a_compiled_backbone_trains_the_same_head(mini: tl.Splits) -> None:
         assert other.val_loss == pytest.approx(one.val_loss, rel=1e-3)
     assert compiled.work == plain.work
     assert compiled.cold_seconds > compiled.epoch_seconds + 1
+
+
+def test_without_headers_a_compiled_cell_is_skipped(
+    mini: tl.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on systems where Python's headers are a package of their own."""
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(NotApplicable, match=r"needs Python's headers, and .*Python\.h is not there"):
+        train(mini, "frozen", compile=True)
 
 
 def test_without_a_compiler_a_compiled_cell_is_skipped(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -394,3 +394,20 @@ def test_tuning_is_not_overhead() -> None:
     """The wall time of a cell is training, tuning and the rest."""
     one, other = record("timm:a", "frozen"), record("timm:a", "frozen", protocol="tuned", rate=1e-3)
     assert (one.overhead_seconds, other.overhead_seconds) == (1.0, 0.5)
+
+
+def test_seeds_of_different_machines_or_suites_are_told(tmp_path: Path) -> None:
+    """How many groups, in what their seeds differ, and one of them; nothing where all were measured alike."""
+    old, new = (record("timm:a", "frozen", seed=seed) for seed in (0, 1))
+    assert summarise([write_run(tmp_path / "alike", [old, new])], "r").mixed == []
+    here = old.environment
+    for number, (changed, words) in enumerate(
+        [
+            ({"git_commit": "b" * 40}, "of different commit of this suite, such as timm:a frozen"),
+            ({"cpu": "another", "cores": here.cores + 1}, "of different cores and cpu, such as"),
+        ]
+    ):
+        other = new.replace(environment=here.replace(**changed))
+        alone = record("timm:b", "frozen").replace(environment=here.replace(cpu="a third"))
+        (note,) = summarise([write_run(tmp_path / f"mixed{number}", [old, other, alone])], "r").mixed
+        assert note.startswith("1 of 2 groups pool seeds") and words in note

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -221,13 +222,16 @@ def train_model(
 
 
 def _compiled(backbone: nn.Module) -> Body:
-    """Compiled when it is first called. Raises `NotApplicable` where there is no compiler."""
+    """Compiled when it is first called. Raises `NotApplicable` where there is no compiler, or none for Python."""
     from torch._inductor import config, cpp_builder
 
     try:
         cpp_builder.get_cpp_compiler()
     except Exception as error:  # of a private class
         raise NotApplicable("torch.compile needs a C++ compiler, such as g++, and there is none here") from error
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        raise NotApplicable(f"torch.compile needs Python's headers, and {header} is not there")
     config.compile_threads = 1  # in this process, whose memory is measured
     compiled: Body = torch.compile(backbone, dynamic=False)
     return compiled

@@ -135,7 +135,7 @@ class Summary:
         said = (n for _, record in self.records if record.result for n in record.result.notes)
         told = (*(f"the images are {reason}" for reason in self.stand_ins), *self.random_weights.values())
         notes = [note for note in dict.fromkeys(said) if not any(note.endswith(reason) for reason in told)]
-        return notes + self.busy
+        return notes + self.busy + self.mixed
 
     @property
     def busy(self) -> list[str]:
@@ -146,6 +146,22 @@ class Summary:
         one = found[0]
         warning = one.machine.warnings[0] if one.machine else ""
         return [f"{len(found)} of {len(self.records)} cells were disturbed, such as {one.cell}: {warning}"]
+
+    @property
+    def mixed(self) -> list[str]:
+        """That seeds which are pooled were measured in different environments, if they were: in what they differ."""
+        found = []
+        for group in self.groups:
+            first, *others = (record.environment for record in group.records)
+            names = {name for other in others for name in first.differences(other)}
+            names |= {"commit of this suite" for other in others if other.suite != first.suite}
+            if names:
+                found.append((group.label, sorted(names)))
+        if not found:
+            return []
+        label, unlike = found[0]
+        counted = f"{len(found)} of {len(self.groups)} groups"
+        return [f"{counted} pool seeds of different {' and '.join(unlike)}, such as {label}"]
 
     @property
     def settings(self) -> list[str]:
