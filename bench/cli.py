@@ -294,6 +294,104 @@ def claims(
     print_claims(summarise(find_runs(runs), "claims"), format)
 
 
+SideArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="BASE NEW…",
+        help="Runs, pytest-benchmark files, or folders of such files, a round each; several of one side with commas.",
+    ),
+]
+FormatOption = Annotated[
+    Literal["md", "html", "json"] | None,
+    typer.Option(help="md, html or json.", show_default="by --output's ending, else md"),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="A file; by default standard output.")]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Compare this metric alone; may be given several times. See results/README.md."),
+]
+
+
+@app.command()
+def compare(
+    sides: SideArgument,
+    by: Annotated[
+        Literal["run", "regime", "device", "backbone", "precision", "seed"],
+        typer.Option(help="What the sides are; by anything but run, one run is enough."),
+    ] = "run",
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="With --by regime and the like: what the others are held against."),
+    ] = None,
+    metric: MetricOption = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Compare runs, or regimes, devices, … of one: what is worse, better, the same or can't be told."""
+    from bench.compare.judge import compare as judged
+    from bench.compare.sides import read_sides
+
+    found = read_sides(sides, by=by, base=base)
+    comparison = judged(found, metrics=metric or ())
+    from bench.compare.show import show
+
+    first, *others = (side.name for side in found)
+    title = f"{', '.join(others)} against {first}"
+    _put(output, format, lambda kind: show(comparison, kind, title=title, findings=[]))
+
+
+@app.command()
+def gate(
+    sides: SideArgument,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help="Like 'epoch_seconds: factor=1.1, cells=*frozen*'; after those of --config."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file with [[tool.bench.gate.rule]].", show_default="pyproject.toml")
+    ] = None,
+    metric: MetricOption = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Fail on a regression. Exit status: 0 passed, 1 regressed, 2 usage, 3 incomplete, 4 not comparable."""
+    from bench.compare.gate import decide, read_rules
+    from bench.compare.judge import compare as judged
+    from bench.compare.sides import read_sides
+
+    rules = read_rules(config, rule or [])
+    if len(sides) != 2:
+        raise ConfigError(f"{' '.join(sides)}: a gate has two sides, BASE and NEW, and here are {len(sides)}")
+    found = read_sides(sides)
+    comparison = judged(found, metrics=metric or (), rules=rules)
+    decision = decide(comparison)
+    from bench.compare.show import show
+
+    title = f"{found[1].name} against {found[0].name}"
+    text: Any = {"title": title, "headline": decision.headline, "findings": list(decision.reasons)}
+    _put(output, format, lambda kind: show(comparison, kind, **text))
+    if output:
+        print(decision.headline)
+        for reason in decision.reasons:
+            print(f"  {reason}")
+    raise typer.Exit(decision.status)
+
+
+def _put(output: Path | None, format: str | None, make: Any) -> None:
+    """Text of the wanted kind to a file or to standard output. Raises `ConfigError`."""
+    from tl.cache import write_atomic
+
+    ending = output.suffix[1:] if output else "md"
+    kind = format or ending
+    if kind not in ("md", "html", "json"):
+        raise ConfigError(f"--output {output}: ends in none of .md, .html, .json: say which with --format")
+    text = make(kind)
+    if output is None:
+        print(text, end="")
+    else:
+        write_atomic(output, text)
+
+
 @app.command()
 def export(
     runs: RunArgument,

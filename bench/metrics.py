@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from bench.records import Record
 from tl.results import Predictions, TrainResult, Work
@@ -30,6 +31,10 @@ class Metric:
     shown_unit: str = ""
     predictions: Callable[[TrainResult], Predictions] | None = None
     """Of an accuracy: the predictions that it is the share of right ones of."""
+    better: Literal["lower", "higher"] | None = None
+    """Which direction is an improvement; None where neither is."""
+    exact: bool = False
+    """Counted, not measured: the same in every repetition, so that any change is a real one."""
 
     @property
     def heading(self) -> str:
@@ -52,7 +57,7 @@ def _images_per_second(record: Record, result: TrainResult) -> Number:
     return images / result.train_epoch_seconds if images and result.train_epoch_seconds else None
 
 
-def _bytes(label: str, value: Callable[[TrainResult], Number], meaning: str) -> Metric:
+def _bytes(label: str, value: Callable[[TrainResult], Number], meaning: str, *, exact: bool = False) -> Metric:
     return Metric(
         label=label,
         unit="B",
@@ -61,6 +66,8 @@ def _bytes(label: str, value: Callable[[TrainResult], Number], meaning: str) -> 
         scale=1 / 2**20,
         shown_unit="MiB",
         meaning=meaning,
+        better="lower",
+        exact=exact,
     )
 
 
@@ -74,6 +81,7 @@ def _phase(name: str, meaning: str) -> Metric:
         unit="s",
         value=lambda record, result: result.phase_seconds(name),
         meaning=f"median an epoch: {meaning}",
+        better="lower",
     )
 
 
@@ -85,15 +93,18 @@ def _flops(label: str, value: Callable[[Work], int], meaning: str) -> Metric:
         scale=1e-9,
         shown_unit="GFLOP",
         meaning=meaning,
+        better="lower",
+        exact=True,
     )
 
 
 def _step_bytes(label: str, value: Callable[[Work], int], meaning: str) -> Metric:
-    return _bytes(label, lambda result: value(result.work) if result.work else None, meaning)
+    return _bytes(label, lambda result: value(result.work) if result.work else None, meaning, exact=True)
 
 
 METRICS: dict[str, Metric] = {
     "val_accuracy_best": Metric(
+        better="higher",
         label="best accuracy",
         unit="share",
         value=_accuracy(lambda result: result.val_accuracy_best),
@@ -102,6 +113,7 @@ METRICS: dict[str, Metric] = {
         meaning="best validation accuracy of all epochs, chosen on the images it is measured on",
     ),
     "val_accuracy_last": Metric(
+        better="higher",
         label="last accuracy",
         unit="share",
         value=_accuracy(lambda result: result.val_accuracy_last),
@@ -117,72 +129,84 @@ METRICS: dict[str, Metric] = {
         meaning="first epoch, counted from 0, that reached the best accuracy; the last one but with protocol `fixed`",
     ),
     "epoch_seconds": Metric(
+        better="lower",
         label="epoch",
         unit="s",
         value=lambda record, result: result.epoch_seconds,
         meaning="median of training plus validation over all epochs but the first",
     ),
     "train_epoch_seconds": Metric(
+        better="lower",
         label="training pass",
         unit="s",
         value=lambda record, result: result.train_epoch_seconds,
         meaning="median training pass over all epochs but the first",
     ),
     "val_epoch_seconds": Metric(
+        better="lower",
         label="validation pass",
         unit="s",
         value=lambda record, result: result.val_epoch_seconds,
         meaning="median validation pass over all epochs but the first",
     ),
     "first_epoch_seconds": Metric(
+        better="lower",
         label="first epoch",
         unit="s",
         value=lambda record, result: result.epochs[0].seconds,
         meaning="training plus validation of the first epoch, warm-up included",
     ),
     "extraction_seconds": Metric(
+        better="lower",
         label="extraction",
         unit="s",
         value=lambda record, result: result.extraction_seconds,
         meaning="extracting features of all images, when it was done; empty where each epoch has forward passes",
     ),
     "quantization_seconds": Metric(
+        better="lower",
         label="quantisation",
         unit="s",
         value=lambda record, result: result.quantization_seconds,
         meaning="calibrating and converting an int8 backbone; empty with others",
     ),
     "cold_seconds": Metric(
+        better="lower",
         label="cold",
         unit="s",
         value=lambda record, result: result.cold_seconds,
         meaning="quantisation, extraction and first epoch, with all that is compiled, captured or loaded in it",
     ),
     "warm_epoch_seconds": Metric(
+        better="lower",
         label="warm epoch",
         unit="s",
         value=lambda record, result: result.epoch_seconds,
         meaning="the same as `epoch_seconds`",
     ),
     "total_seconds": Metric(
+        better="lower",
         label="whole cell",
         unit="s",
         value=lambda record, result: record.wall_seconds,
         meaning="wall time of the cell's process, from its start to its end",
     ),
     "overhead_seconds": Metric(
+        better="lower",
         label="overhead",
         unit="s",
         value=lambda record, result: record.overhead_seconds,
         meaning="wall time of the cell outside its passes, tuning, extraction and quantisation",
     ),
     "tuning_seconds": Metric(
+        better="lower",
         label="tuning",
         unit="s",
         value=lambda record, result: result.tuning_seconds,
         meaning="all trials of protocol `tuned` together, beside the training; empty with the others",
     ),
     "images_per_second": Metric(
+        better="higher",
         label="training speed",
         unit="images/s",
         value=_images_per_second,
@@ -250,6 +274,8 @@ METRICS: dict[str, Metric] = {
         "Metal: largest of what the driver held at the end of a pass",
     ),
     "total_params": Metric(
+        better="lower",
+        exact=True,
         label="parameters",
         unit="count",
         value=lambda record, result: result.total_params,
@@ -259,6 +285,8 @@ METRICS: dict[str, Metric] = {
         meaning="of backbone and head",
     ),
     "trainable_params": Metric(
+        better="lower",
+        exact=True,
         label="trainable parameters",
         unit="count",
         value=lambda record, result: result.trainable_params,

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 from scipy.stats import binomtest
 
 Scale = Literal["ratio", "difference"]
+Sample = TypeVar("Sample", bound=Hashable)
 MIN_SAMPLES = 3
 """Seeds below which nothing is said of their scatter."""
 LEVEL = 0.05
@@ -106,7 +107,7 @@ class Estimate:
         return math.exp(value) if self.scale == "ratio" else value
 
 
-def ratio(above: Mapping[int, float], below: Mapping[int, float]) -> Estimate | None:
+def ratio(above: Mapping[Sample, float], below: Mapping[Sample, float]) -> Estimate | None:
     """Ratio of two quantities that were measured side by side, seed by seed: seed → median of its epochs, say.
 
     Student's t on the logarithms of the seeds' ratios. The scatter of epochs within a seed is in there, since it
@@ -120,7 +121,25 @@ def ratio(above: Mapping[int, float], below: Mapping[int, float]) -> Estimate | 
     return _over_seeds("ratio", [math.log(top / bottom) for top, bottom in pairs])
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
+def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Estimate | None:
+    """Ratio of two quantities from independent samples, geometric means, with Welch's interval on the logarithms.
+
+    Welch (1947): the two may scatter differently. None where a side has no sample, or one that is not above 0.
+    """
+    if not above or not below or min(*above, *below) <= 0:
+        return None
+    sides = [[math.log(value) for value in side] for side in (above, below)]
+    centre = statistics.fmean(sides[0]) - statistics.fmean(sides[1])
+    n = min(map(len, sides))
+    if n < MIN_SAMPLES:
+        return Estimate(scale="ratio", centre=centre, error=None, freedom=1, n=n)
+    parts = [statistics.variance(side) / len(side) for side in sides]
+    spread = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    freedom = sum(parts) ** 2 / spread if spread else 2.0 * n - 2
+    return Estimate(scale="ratio", centre=centre, error=math.sqrt(sum(parts)), freedom=max(1.0, freedom), n=n)
+
+
+def difference(first: Mapping[Sample, float], second: Mapping[Sample, float]) -> Estimate | None:
     """Mean difference of two quantities, seed by seed, with Student's t; None without a seed in common."""
     values = [first[seed] - second[seed] for seed in first if seed in second]
     return _over_seeds("difference", values) if values else None

@@ -6,6 +6,7 @@ wrong field, its value and what was expected.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Self, get_args, get_origin
 
 from pydantic import (
@@ -40,8 +41,7 @@ class Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if _is_lookalike(value, annotation):
+        if isinstance(value, _SUSPECTS) and _is_lookalike(value, cls.model_fields[info.field_name or ""].annotation):
             raise ValueError("must be a number")
         return value
 
@@ -52,14 +52,25 @@ class Strict(BaseModel):
 
 def _is_lookalike(value: Any, annotation: Any) -> bool:
     """Whether `value`, or an element of it, is `true` or text where `annotation` asks for a number."""
+    wanted, inner = _asked(annotation)
+    if isinstance(value, bool | str):
+        return bool(wanted & {int, float}) and type(value) not in wanted
+    if isinstance(value, list | tuple):
+        return any(_is_lookalike(element, inner) for element in value if isinstance(element, _SUSPECTS))
+    return False
+
+
+_SUSPECTS = (bool, str, list, tuple)
+"""Anything else is left to pydantic; a record has thousands of plain numbers."""
+
+
+@cache
+def _asked(annotation: Any) -> tuple[frozenset[Any], Any]:
+    """The types that an annotation allows, and the annotation of what its lists hold."""
     several = get_origin(annotation) in (list, tuple)
     options = [annotation] if several else get_args(annotation) or [annotation]
-    if isinstance(value, bool | str):
-        return bool({int, float} & set(options)) and type(value) not in options
-    if isinstance(value, list | tuple):
-        inner = next((get_args(option)[0] for option in options if get_origin(option) in (list, tuple)), None)
-        return any(_is_lookalike(element, inner) for element in value)
-    return False
+    inner = next((get_args(option)[0] for option in options if get_origin(option) in (list, tuple)), None)
+    return frozenset(options), inner
 
 
 def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import html
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from bench.report import figures, protocol
 from bench.report.answers import answers, overalls
+from bench.report.pages import environment_for, html_table, markdown_table, style
 from bench.report.summary import Summary
 from bench.report.tables import cells_table, claims_table, comparison_table
 from bench.stats import MIN_SAMPLES
@@ -44,9 +43,9 @@ def write_report(summary: Summary, folder: Path) -> tuple[Path, Path]:
         (folder / name).mkdir(parents=True, exist_ok=True)
         figures.save_png(summary, folder / name)
         pages = {
-            suffix: _environment(suffix)
+            suffix: environment_for(suffix)
             .get_template(f"report.{suffix}.j2")
-            .render(**_content(summary, suffix), figures=drawn, style=_asset("report.css"))
+            .render(**_content(summary, suffix), figures=drawn, style=style())
             for suffix in ("md", "html")
         }
         paths = {suffix: folder / f"{name}.{suffix}" for suffix in pages}
@@ -57,27 +56,10 @@ def write_report(summary: Summary, folder: Path) -> tuple[Path, Path]:
     return paths["md"], paths["html"]
 
 
-def _environment(suffix: str) -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=suffix == "html",
-        finalize=_no_markup if suffix == "md" else None,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-
-
 def _fence(lines: list[str]) -> str:
     """A Markdown fence longer than any run of backticks in what it encloses."""
     runs = re.findall("`+", "\n".join(lines))
     return "`" * max(3, *(len(run) + 1 for run in runs)) if runs else "```"
-
-
-def _no_markup(value: Any) -> Any:
-    """Names from data can't become HTML in Markdown; what was made for it (`Markup`) stays."""
-    return html.escape(value, quote=False) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _with_code(text: str) -> Markup:
@@ -85,12 +67,8 @@ def _with_code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
 
 
-def _asset(name: str) -> str:
-    return resources.files("bench.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
 def _content(summary: Summary, suffix: str) -> dict[str, Any]:
-    as_table = _markdown_table if suffix == "md" else _html_table
+    as_table = markdown_table if suffix == "md" else html_table
     return {
         "summary": summary,
         "answers": answers(summary) if suffix == "md" else [_with_code(answer) for answer in answers(summary)],
@@ -113,16 +91,6 @@ def _controls(summary: Summary) -> str:
     there = {group.config.regime for group in summary.groups}
     told = [f"{name}: {regime.summary}." for name, regime in REGIMES.items() if regime.control and name in there]
     return " ".join([CONTROLS, *told]) if told else ""
-
-
-def _markdown_table(table: pd.DataFrame) -> Markup:
-    escaped = table.map(lambda text: html.escape(str(text), quote=False).replace("|", "\\|"))
-    return Markup(escaped.to_markdown(index=False, disable_numparse=True))
-
-
-def _html_table(table: pd.DataFrame) -> Markup:
-    # pandas escapes every cell; jinja must not do it again.
-    return Markup(table.to_html(index=False, escape=True, border=0, classes="wide"))
 
 
 def _overhead(summary: Summary) -> str:

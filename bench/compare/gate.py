@@ -1,0 +1,113 @@
+"""`bench gate`: an exit status out of a comparison. Rules come from `pyproject.toml` and from options."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.compare.judge import Comparison, Rule
+from bench.compare.show import change_text, unknown_lines
+from tl.errors import ConfigError, UserError, not_one_of
+
+PASSED, REGRESSED, INCOMPLETE, NOT_COMPARABLE = 0, 1, 3, 4
+TABLE = "tool.bench.gate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the gate says, and each reason in a line."""
+
+    status: int
+    headline: str
+    reasons: tuple[str, ...]
+
+
+def decide(comparison: Comparison) -> Decision:
+    """Regressed before not comparable before incomplete: the first that holds is the status, all are told.
+
+    A time that is not shown to be the same leaves the gate undecided unless it is shown to be no worse.
+    """
+    regressed = [f"{cell}: newly failing: {words}" for cell, words in comparison.newly_failing]
+    incomparable, incomplete = [], [f"{cell}: {words}" for cell, words in comparison.incomplete]
+    for change in comparison.changes:
+        what = f"{change.cell}: {change.quantity.label} {change_text(change)}"
+        regressed += [f"{change.cell}: {change.quantity.label}: {text}" for text in change.limits]
+        exact = change.quantity.kind == "exact"
+        if change.verdict == "worse" or (exact and change.verdict == "better"):
+            regressed.append(f"{what}: " + ("changed" if exact else change.verdict))
+        elif change.verdict == "not comparable":
+            incomparable.append(f"{what}: {', '.join(change.differs)}")
+        elif change.verdict in ("inconclusive", "too few samples") and not change.no_worse:
+            incomplete.append(f"{what}: {change.verdict}")
+    faster = [
+        f"{change.cell}: {change.quantity.label} {change_text(change)}: better"
+        for change in comparison.having("better")
+        if change.quantity.kind != "exact"
+    ]
+    incomplete += unknown_lines(comparison)
+    status, word = PASSED, "passed"
+    if regressed:
+        status, word = REGRESSED, "failed: regressed"
+    elif incomparable:
+        status, word = NOT_COMPARABLE, "undecided: not comparable"
+    elif incomplete:
+        status, word = INCOMPLETE, "undecided: incomplete"
+    told = (*regressed, *incomparable, *incomplete, *faster)
+    return Decision(status=status, headline=f"Gate {word}.", reasons=told)
+
+
+def read_rules(file: Path | None, given: Sequence[str]) -> list[Rule]:
+    """Rules of `[tool.bench.gate]` in a `pyproject.toml`, then those of options. Raises `ConfigError`.
+
+    `file` None means the one in the working folder, if there is one.
+    """
+    place = Path("pyproject.toml") if file is None else file
+    rules: list[Rule] = []
+    if place.is_file():
+        try:
+            content: Any = tomllib.loads(place.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{place}: can't be read as TOML: {error}") from error
+        for part in TABLE.split("."):
+            content = content.get(part, {}) if isinstance(content, dict) else {}
+        rules += [_rule(f"{place}: {TABLE}", each) for each in _tables(place, content)]
+    elif file is not None:
+        raise UserError(f"{file}: no such file")
+    return rules + [_rule(f"--rule {text!r}", _parsed(text)) for text in given]
+
+
+def _tables(place: Path, content: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(content, dict) or content.keys() - {"rule"}:
+        odd = next(iter(content.keys() - {"rule"}), "") if isinstance(content, dict) else content
+        raise ConfigError(f"{place}: {TABLE}: {not_one_of('key', odd, ['rule'])}")
+    rules = content.get("rule", [])
+    if not isinstance(rules, list) or not all(isinstance(each, dict) for each in rules):
+        raise ConfigError(f"{place}: {TABLE}: rules are tables: [[{TABLE}.rule]]")
+    return rules
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """`epoch_seconds: factor=1.1, cells=*frozen*` as a table."""
+    metric, colon, rest = text.partition(":")
+    table: dict[str, Any] = {"metric": metric.strip()}
+    for part in rest.split(",") if rest.strip() else []:
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not value:
+            raise ConfigError(f"--rule {text!r}: {part.strip()!r}: must be NAME=VALUE")
+        try:
+            table[name] = value if name == "cells" else float(value)
+        except ValueError:
+            raise ConfigError(f"--rule {text!r}: {name}={value!r}: must be a number") from None
+    if not colon or not metric.strip():
+        raise ConfigError(f"--rule {text!r}: must be like 'epoch_seconds: factor=1.1, cells=*frozen*'")
+    return table
+
+
+def _rule(where: str, table: Mapping[str, Any]) -> Rule:
+    try:
+        return Rule(**table)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,152 @@
+"""A comparison in words: Markdown for a pull request, one HTML file, or JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Literal
+
+import pandas as pd
+
+from bench.compare.judge import Change, Comparison, Verdict
+from bench.report.pages import environment_for, html_table, markdown_table, style
+from bench.stats import MIN_SAMPLES
+
+Format = Literal["md", "html", "json"]
+MANY = 20
+"""Rows that are the same beyond which they are folded away."""
+ORDER: tuple[Verdict, ...] = (
+    *("worse", "not comparable", "inconclusive", "too few samples", "unknown", "better", "same"),
+)
+
+
+def show(comparison: Comparison, kind: Format, *, title: str, headline: str = "", findings: list[str]) -> str:
+    """The whole comparison; `headline` and `findings` come first, such as what a gate decided and why."""
+    if kind == "json":
+        return (
+            json.dumps(_as_json(comparison, headline, findings), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+    table = markdown_table if kind == "md" else html_table
+    changed = [change for change in comparison.changes if change.verdict not in ("same", "unknown")]
+    same = [change for change in comparison.changes if change.verdict == "same" and change.quantity.kind != "exact"]
+    exact = [change for change in comparison.changes if change.verdict == "same" and change.quantity.kind == "exact"]
+    changed.sort(key=lambda change: ORDER.index(change.verdict))
+    content = {
+        "title": title,
+        "headline": headline,
+        "findings": findings,
+        "tally": tally(comparison),
+        "comparison": comparison,
+        "changed": table(_frame(changed, comparison)) if changed else "",
+        "same": table(_frame(same, comparison)) if same else "",
+        "fold": len(same) > MANY,
+        "exact": len(exact),
+        "unknown": unknown_lines(comparison),
+        "differs": list(dict.fromkeys(text for change in comparison.changes for text in change.differs)),
+        "min_samples": MIN_SAMPLES,
+        "style": style(),
+    }
+    return environment_for(kind).get_template(f"compare.{kind}.j2").render(**content)
+
+
+def unknown_lines(comparison: Comparison) -> list[str]:
+    """What can't be compared since a side doesn't know it, a line a metric and side."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for change in comparison.having("unknown"):
+        samples = {comparison.base.name: change.base, change.new_side: change.new}
+        without = " and ".join(name for name, some in samples.items() if not some)
+        found.setdefault((change.quantity.label, f"unknown in {without}" if without else "0"), []).append(change.cell)
+    return [
+        f"{label}: {what}: {cells[0]}" + (f" and {len(cells) - 1} more" if cells[1:] else "")
+        for (label, what), cells in found.items()
+    ]
+
+
+def tally(comparison: Comparison) -> str:
+    """How many comparisons have which verdict."""
+    given = [change.verdict for change in comparison.changes]
+    counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in ORDER if verdict in given)
+    return f"{len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
+
+
+def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
+    several = len(comparison.others) > 1
+    rows = []
+    for change in changes:
+        base, new = change.typical
+        row = {"cell": change.cell} | ({"side": change.new_side} if several else {})
+        name = "new" if several else comparison.others[0].name
+        rows.append(
+            row
+            | {
+                "metric": change.quantity.label,
+                comparison.base.name: _figure(change, base, len(change.base)),
+                name: _figure(change, new, len(change.new)),
+                "change (95%)": change_text(change),
+                "counts from": _allowed(change),
+                "verdict": change.verdict,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _figure(change: Change, value: float, n: int) -> str:
+    if math.isnan(value):
+        return "n/a"
+    return change.quantity.show(value) + ("" if change.quantity.kind == "exact" else f" (n = {n})")
+
+
+def change_text(change: Change) -> str:
+    """The estimate with its interval; of exact counters the difference."""
+    if change.quantity.kind == "exact":
+        base, new = change.typical
+        return "n/a" if math.isnan(base) or math.isnan(new) else f"{new - base:+,.12g}"
+    if change.estimate is None:
+        return "n/a"
+    known = change.estimate.low is not None and change.estimate.high is not None
+    if change.estimate.scale == "ratio":
+        interval = f" ({change.estimate.low:.3f}–{change.estimate.high:.3f})" if known else ""
+        return f"{change.estimate.value:.3f}×{interval}"
+    low, high = (100 * (edge or 0.0) for edge in (change.estimate.low, change.estimate.high))
+    return f"{100 * change.estimate.value:+.1f} points" + (f" ({low:+.1f} to {high:+.1f})" if known else "")
+
+
+def _allowed(change: Change) -> str:
+    if change.allowed is None:
+        return "any change"
+    return f"{change.allowed:g}×" if change.quantity.kind == "ratio" else f"{100 * change.allowed:g} points"
+
+
+def _as_json(comparison: Comparison, headline: str, findings: list[str]) -> dict[str, Any]:
+    return {
+        "headline": headline,
+        "findings": findings,
+        "base": comparison.base.name,
+        "sides": [side.name for side in comparison.others],
+        "measured_on": {side.name: list(side.told) for side in (comparison.base, *comparison.others)},
+        "newly_failing": [list(pair) for pair in comparison.newly_failing],
+        "incomplete": [list(pair) for pair in comparison.incomplete],
+        "only_new": [list(pair) for pair in comparison.only_new],
+        "changes": [_change_as_json(change) for change in comparison.changes],
+    }
+
+
+def _change_as_json(change: Change) -> dict[str, Any]:
+    estimate = change.estimate
+    return {
+        "cell": change.cell,
+        "side": change.new_side,
+        "metric": change.quantity.name,
+        "kind": change.quantity.kind,
+        "better": change.quantity.better,
+        "base": list(change.base.values()),
+        "new": list(change.new.values()),
+        "value": estimate.value if estimate else None,
+        "low": estimate.low if estimate else None,
+        "high": estimate.high if estimate else None,
+        "counts_from": change.allowed,
+        "p": change.p,
+        "verdict": change.verdict,
+        "differs": list(change.differs),
+        "limits": list(change.limits),
+    }

@@ -1,0 +1,53 @@
+"""Pages from templates: Markdown and HTML with the same content, tables in both, names from data always as text."""
+
+from __future__ import annotations
+
+import html
+from importlib import resources
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+
+def environment_for(suffix: str) -> jinja2.Environment:
+    """Templates of that kind, `md` or `html`."""
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=suffix == "html",
+        finalize=_no_markup if suffix == "md" else None,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def style() -> str:
+    """The style sheet of every page."""
+    return _asset("report.css")
+
+
+def markdown_table(table: pd.DataFrame) -> Markup:
+    """A table for Markdown."""
+
+    def escaped(text: object) -> str:
+        return html.escape(str(text), quote=False).replace("|", "\\|")
+
+    return Markup(table.map(escaped).rename(columns=escaped).to_markdown(index=False, disable_numparse=True))
+
+
+def html_table(table: pd.DataFrame) -> Markup:
+    """A table for HTML."""
+    # pandas escapes every cell; jinja must not do it again.
+    return Markup(table.to_html(index=False, escape=True, border=0, classes="wide"))
+
+
+def _no_markup(value: Any) -> Any:
+    """Names from data can't become HTML in Markdown; what was made for it (`Markup`) stays."""
+    return html.escape(value, quote=False) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _asset(name: str) -> str:
+    return resources.files("bench.report").joinpath("templates", name).read_text(encoding="utf-8")

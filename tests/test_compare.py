@@ -1,0 +1,466 @@
+"""Comparing two sides: estimates, verdicts, what pairs with what, what can't be compared, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import gmean, ttest_ind, ttest_rel
+
+from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED, decide, read_rules
+from bench.compare.judge import Comparison, Rule, compare
+from bench.compare.show import show
+from bench.compare.sides import QUANTITIES, SECONDS, Entry, Quantity, Side, read_sides
+from bench.records import Record, Run
+from bench.stats import ratio_of_means
+from tests.commands import command
+from tests.runs import RANDOM, record, write_run
+from tl.errors import UserError
+from tl.results import Work
+
+COUNTER = Quantity(name="flops", label="flops", kind="exact", better="lower")
+STEADY = (1.0, 1.001, 0.999, 1.0005)
+
+
+def side(name: str, cells: dict[str, Any]) -> Side:
+    """A side whose cells have these samples: cell → seconds, or quantity → samples."""
+    entries = {}
+    for label, given in cells.items():
+        samples = given if isinstance(given, dict) else {"seconds": given}
+        entries[label] = Entry(
+            label=label, samples={quantity: dict(enumerate(values)) for quantity, values in samples.items()}
+        )
+    return Side(name=name, entries=entries, quantities={"seconds": SECONDS, "flops": COUNTER})
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    return [change.verdict for change in comparison.changes]
+
+
+def seeds(backbone: str, seconds: tuple[float, ...], **fields: Any) -> list[Record]:
+    """A record a seed."""
+    return [record(backbone, "frozen", seed=seed, seconds=value, **fields) for seed, value in enumerate(seconds)]
+
+
+def test_independent_samples_are_welchs() -> None:
+    """Value, interval and p-value against scipy, with unequal numbers and scatter."""
+    above, below = [1.1, 1.3, 1.2, 1.25], [0.9, 1.4, 1.0]
+    told = ratio_of_means(above, below)
+    scipy = ttest_ind(np.log(above), np.log(below), equal_var=False)
+    low, high = np.exp(scipy.confidence_interval(0.95))
+    assert told is not None and told.n == 3
+    assert told.value == pytest.approx(gmean(above) / gmean(below))
+    assert (told.low, told.high, told.p) == (pytest.approx(low), pytest.approx(high), pytest.approx(scipy.pvalue))
+    few = ratio_of_means(above, below[:2])
+    assert few is not None and few.low is None and few.p == 1.0
+    assert ratio_of_means(above, []) is None and ratio_of_means([0.0], [1.0]) is None
+    equal = ratio_of_means([2.0] * 3, [1.0] * 3)
+    assert equal is not None and equal.p == 0.0 and equal.low == equal.high == 2.0
+
+
+@pytest.mark.parametrize(
+    ("new", "verdict"),
+    [
+        (1.2, "worse"),
+        (0.8, "better"),
+        (1.02, "same"),
+        (1.0, "same"),
+    ],
+)
+def test_a_change_counts_from_a_factor_on(new: float, verdict: str) -> None:
+    """Beyond the factor, and significant: worse or better; the interval within it: the same."""
+    sides = [side("old", {"a": STEADY}), side("new", {"a": [new * value for value in STEADY]})]
+    assert verdicts(compare(sides)) == [verdict]
+
+
+def test_what_cannot_be_told() -> None:
+    """Noise hides a change and is no proof that there is none; two samples prove nothing; nor do equal ones."""
+    noisy = [1.0, 1.3, 0.8, 1.1]
+    assert verdicts(compare([side("o", {"a": noisy}), side("n", {"a": noisy[::-1]})])) == ["inconclusive"]
+    assert verdicts(compare([side("o", {"a": noisy}), side("n", {"a": [v * 1.2 for v in noisy]})])) == ["inconclusive"]
+    assert verdicts(compare([side("o", {"a": [1, 1]}), side("n", {"a": [9, 9]})])) == ["too few samples"]
+    assert verdicts(compare([side("o", {"a": [1, 1]}), side("n", {"a": {"seconds": []}})])) == ["unknown"]
+
+
+def test_one_error_rate_for_all() -> None:
+    """A change that is significant alone is not among a hundred: p-values are adjusted."""
+    old, new = [1.0, 1.02, 0.98, 1.01], [1.09, 1.05, 1.12, 1.06]
+    assert verdicts(compare([side("o", {"a": old}), side("n", {"a": new})])) == ["worse"]
+    many = {f"cell {i}": old for i in range(100)}
+    found = compare([side("o", {"a": old, **many}), side("n", {"a": new, **many})])
+    assert found.changes[0].verdict == "inconclusive" and found.changes[0].p > found.changes[0].estimate.p  # type: ignore
+
+
+def test_equal_sides_seldom_alarm_and_slow_ones_are_found() -> None:
+    """Drawn times of eight benchmarks with 2% scatter, ten rounds: at most 5% false alarms, 10% slower is found."""
+    draws = np.random.default_rng(0)
+
+    def times(factor: float = 1.0) -> dict[str, Any]:
+        return {str(i): (factor if i == 0 else 1.0) * draws.lognormal(0, 0.02, 10) for i in range(8)}
+
+    alarms = sum("worse" in verdicts(compare([side("o", times()), side("n", times())])) for _ in range(200))
+    found = sum(verdicts(compare([side("o", times()), side("n", times(1.1))]))[0] == "worse" for _ in range(200))
+    assert alarms <= 10 and found >= 195
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [([10, 10], [10], "same"), ([10], [11], "worse"), ([10], [9], "better"), ([10], [10, 11], "worse")],
+)
+def test_any_change_of_a_counter_counts(old: list[float], new: list[float], verdict: str) -> None:
+    """One sample is enough, and a change for the better fails a gate too: its baseline no longer holds."""
+    found = compare([side("o", {"a": {"flops": old}}), side("n", {"a": {"flops": new}})])
+    assert verdicts(found) == [verdict]
+    assert decide(found).status == (PASSED if verdict == "same" else REGRESSED)
+
+
+def test_runs_pair_on_every_setting(tmp_path: Path) -> None:
+    """By backbone, regime and settings, over seeds; what one side lacks is told."""
+    old = [*seeds("timm:a", (10, 10.1, 9.9)), *seeds("timm:b", (5, 5.1, 4.9)), *seeds("timm:c", (7,))]
+    new = [*seeds("timm:a", (13, 13.1, 12.9)), *seeds("timm:b", (5, 5.1, 4.9)), *seeds("timm:d", (7,))]
+    write_run(tmp_path / "old", old), write_run(tmp_path / "new", new)
+    found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]), metrics=["epoch_seconds"])
+    assert [(change.cell, change.verdict) for change in found.changes] == [
+        ("timm:a frozen cpu", "worse"),
+        ("timm:b frozen cpu", "same"),
+    ]
+    assert found.changes[0].estimate is not None and found.changes[0].estimate.value == pytest.approx(1.3, rel=0.01)
+    assert found.only_new == (("timm:d frozen cpu", "new"),)
+    assert found.incomplete == (("timm:c frozen cpu", "new: has no such cell"),)
+    assert decide(found).status == REGRESSED
+
+
+def test_a_newly_failing_cell_is_a_regression(tmp_path: Path) -> None:
+    """One that failed before, was skipped, or was never run leaves the gate undecided instead."""
+    good = seeds("timm:a", (10, 10.1, 9.9))
+    for number, (old, new, status) in enumerate(
+        [
+            (good, [*good[:2], good[2].replace(status="oom", result=None, reason="8 GiB")], REGRESSED),
+            (good, [*good[:2], good[2].replace(status="skipped", result=None)], INCOMPLETE),
+            ([*good[:2], good[2].replace(status="failed", result=None)], good, INCOMPLETE),
+            (good, good, PASSED),
+        ]
+    ):
+        folders = [tmp_path / f"{name}{number}" for name in ("old", "new")]
+        for folder, records in zip(folders, (old, new), strict=True):
+            write_run(folder, records)
+        found = compare(read_sides([str(folder) for folder in folders]), rules=[Rule(points=10)])
+        assert decide(found).status == status, number
+        assert [words for _, words in found.newly_failing] == ([f"new{number}: oom: 8 GiB"] if status == 1 else [])
+    write_run(tmp_path / "part", good)
+    (tmp_path / "part" / "cells" / f"{good[2].cell_id}.json").unlink()
+    found = compare(read_sides([str(tmp_path / "old3"), str(tmp_path / "part")]), rules=[Rule(points=10)])
+    assert ("timm:a frozen cpu", "part: not run") in found.incomplete and decide(found).status == INCOMPLETE
+
+
+def counted(one: Record, flops: int = 100, **fields: Any) -> Record:
+    """With counted work, and an environment with these fields."""
+    assert one.result is not None
+    work = Work(
+        step_images=4,
+        forward_flops=flops,
+        backward_flops=2,
+        saved_activation_bytes=3,
+        parameter_bytes=4,
+        gradient_bytes=5,
+        optimizer_state_bytes=6,
+    )
+    return one.replace(result=one.result.replace(work=work), environment=one.environment.replace(**fields))
+
+
+def test_times_of_two_machines_do_not_compare(tmp_path: Path) -> None:
+    """It says what differs, and how much; accuracies and counters compare all the same."""
+    old = [counted(one, cpu="A", packages={"torch": "1"}) for one in seeds("timm:a", (10, 10, 10))]
+    new = [counted(one, cpu="B", packages={"torch": "2"}) for one in seeds("timm:a", (20, 20, 20))]
+    write_run(tmp_path / "old", old), write_run(tmp_path / "new", new)
+    found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]), rules=[Rule(points=10)])
+    told = {change.quantity.name: change for change in found.changes}
+    assert told["epoch_seconds"].verdict == told["peak_memory_bytes"].verdict == "not comparable"
+    assert told["epoch_seconds"].differs == ("cpu: A → B", "torch: 1 → 2")
+    assert told["epoch_seconds"].estimate is not None
+    assert told["val_accuracy_last"].verdict == told["forward_flops"].verdict == "same"
+    assert decide(found).status == NOT_COMPARABLE
+    more = [counted(one, 101) for one in new]
+    write_run(tmp_path / "more", more)
+    found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "more")]))
+    assert decide(found).status == REGRESSED
+    assert any("forward work +0.25: changed" in line for line in decide(found).reasons)
+
+
+def test_accuracies_are_judged_over_seeds_and_images(tmp_path: Path) -> None:
+    """Fewer right on the same images; stand-ins for pretrained weights have none."""
+    for name, right in (("old", 95), ("new", 60)):
+        write_run(tmp_path / name, [record("timm:a", "frozen", seed=seed, right=right) for seed in range(3)])
+    folders = [str(tmp_path / "old"), str(tmp_path / "new")]
+    (change,) = compare(read_sides(folders), metrics=["val_accuracy_best"]).changes
+    assert change.verdict == "worse" and change.estimate is not None
+    assert change.estimate.value == pytest.approx(-0.35)
+    (change,) = compare(read_sides(folders), metrics=["val_accuracy_best"], rules=[Rule(points=90)]).changes
+    assert change.verdict == "same"
+    for name in ("x", "y"):
+        write_run(tmp_path / name, [record("timm:a", "frozen", seed=seed, weights=RANDOM) for seed in range(3)])
+    assert not compare(read_sides([str(tmp_path / "x"), str(tmp_path / "y")])).having("unknown", "worse")
+
+
+def test_levels_of_an_axis(tmp_path: Path) -> None:
+    """One run, its regimes beside each other; the base is the first or the one that is named."""
+    records = [record("timm:a", "finetune", seed=s, seconds=10 + s / 100) for s in range(3)]
+    records += [record("timm:a", "frozen", seed=s, seconds=5 + s / 100) for s in range(3)]
+    records += [record("timm:b", "frozen", seed=s, seconds=2) for s in range(3)]
+    run = write_run(tmp_path / "r", records)
+    sides = read_sides([str(run.folder)], by="regime")
+    assert [one.name for one in sides] == ["finetune", "frozen"]
+    (change,) = compare(sides, metrics=["epoch_seconds"]).changes
+    assert change.cell == "timm:a cpu" and change.estimate is not None
+    assert change.estimate.value == pytest.approx(0.5, abs=0.01) and change.verdict == "better"
+    assert [one.name for one in read_sides([str(run.folder)], by="regime", base="frozen")] == ["frozen", "finetune"]
+    (change,) = compare(read_sides([str(run.folder)], by="backbone"), metrics=["epoch_seconds"]).changes
+    assert (change.cell, change.verdict) == ("frozen cpu", "better")
+    found = compare(read_sides([str(run.folder)], by="seed"), metrics=["epoch_seconds"])
+    assert {change.verdict for change in found.changes} == {"too few samples"} and len(found.others) == 2
+    with pytest.raises(UserError, match="there is only cpu"):
+        read_sides([str(run.folder)], by="device")
+    with pytest.raises(UserError, match=r"--base='frozn': not one of .* did you mean 'frozen'"):
+        read_sides([str(run.folder)], by="regime", base="frozn")
+
+
+def test_devices_compare_by_design(tmp_path: Path) -> None:
+    """By device, that devices differ forbids nothing."""
+    cpu = seeds("timm:a", (10, 10, 10))
+    gpu = []
+    for one in seeds("timm:a", (1, 1, 1)):
+        cell = one.cell.replace(device="cuda:0")
+        assert one.result is not None
+        result = one.result.replace(device="cuda:0", device_name="a GPU")
+        gpu.append(one.replace(cell=cell, cell_id=cell.id, result=result))
+    run = write_run(tmp_path / "r", [*cpu, *gpu])
+    (change,) = compare(read_sides([str(run.folder)], by="device"), metrics=["epoch_seconds"]).changes
+    assert (change.new_side, change.verdict) == ("cuda:0", "better")
+
+
+def benchmark_file(path: Path, times: dict[str, list[float]], cpu: str = "A", **extra: Any) -> Path:
+    """As pytest-benchmark writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cpu": {"brand_raw": cpu, "count": 2}, "python_version": "3.11", "packages": {"torch": "2"}}
+    rows = [{"fullname": name, "stats": {"data": data}, "extra_info": extra} for name, data in times.items()]
+    path.write_text(json.dumps({"machine_info": machine, "commit_info": {"id": "c" * 40}, "benchmarks": rows}))
+    return path
+
+
+def test_pytest_benchmark_files(tmp_path: Path) -> None:
+    """Raw data of one file; of a folder each file is a round, pairs where the names are the same; whole numbers in
+    extra_info are exact counters, shares are not."""
+    old = benchmark_file(tmp_path / "old.json", {"t::a": [1, 1.01, 0.99]}, flops=5, share=0.5)
+    new = benchmark_file(tmp_path / "new.json", {"t::a": [1.2, 1.21, 1.19]}, flops=6, share=0.7)
+    found = compare(read_sides([str(old), str(new)]))
+    assert [(c.quantity.name, c.verdict) for c in found.changes] == [("seconds", "worse"), ("flops", "worse")]
+    # A machine that drifts from round to round: pairs see what means don't.
+    drift = [1.0, 1.5, 2.0, 3.0]
+    for name, factor in (("b", 1.0), ("n", 1.1)):
+        for turn, value in enumerate(drift):
+            seconds = value * factor ** (1 + turn / 10)
+            benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [seconds, 9e9, 1e-9]})
+    (change,) = compare(read_sides([str(tmp_path / "b"), str(tmp_path / "n")])).changes
+    ratios = ttest_rel(np.log(list(change.new.values())), np.log(list(change.base.values())))
+    assert change.verdict == "worse" and change.estimate is not None
+    assert change.estimate.p == pytest.approx(ratios.pvalue)
+    elsewhere = benchmark_file(tmp_path / "elsewhere.json", {"t::a": [1, 1, 1]}, cpu="B")
+    (change, _) = compare(read_sides([str(old), str(elsewhere)])).changes
+    assert change.verdict == "not comparable" and change.differs == ("cpu: A → B",)
+
+
+def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
+    """Joined by a comma; each is compared with its own kind."""
+    names = []
+    for name in ("old", "new"):
+        write_run(tmp_path / name, seeds("timm:a", (10, 10, 10)))
+        benchmark_file(tmp_path / f"{name}.json", {"t::a": [1, 1, 1]})
+        names.append(f"{tmp_path / name},{tmp_path / name}.json")
+    found = compare(read_sides(names), rules=[Rule(points=10)])
+    assert {change.cell for change in found.changes} == {"timm:a frozen cpu", "t::a"} and decide(found).status == PASSED
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "can't be read as JSON"),
+        ("[]", "neither a run's folder nor a file of pytest-benchmark"),
+        ('{"benchmarks": [], "machine_info": {}}', "has no benchmarks"),
+        ('{"benchmarks": [{"fullname": "t::a", "stats": {}}], "machine_info": {}}', "t::a has no raw data"),
+        ('{"benchmarks": [{"fullname": "t::a", "stats": {"data": [0]}}], "machine_info": {}}', "t::a has no raw data"),
+        ('{"benchmarks": [7], "machine_info": {}}', "a benchmark has no raw data"),
+    ],
+)
+def test_files_that_are_none(content: str, words: str, tmp_path: Path) -> None:
+    """One line with the file's name, and a status that is no pass."""
+    Path("odd.json").write_text(content)
+    benchmark_file(Path("fine.json"), {"t::a": [1, 1, 1]})
+    ran = command("gate", "fine.json", "odd.json")
+    assert ran.returncode == 2 and words in ran.stderr and "odd.json" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_mistakes_in_what_is_compared(tmp_path: Path) -> None:
+    """Nothing in common, one side alone, the same twice, an empty run, a run that isn't there."""
+    write_run(tmp_path / "a", seeds("timm:a", (1,)))
+    write_run(tmp_path / "b", seeds("timm:b", (1,)))
+    write_run(tmp_path / "longer", seeds("timm:a", (1,), epochs=5))
+    write_run(tmp_path / "empty", [])
+    a = str(tmp_path / "a")
+    for names, words in (
+        ([a, str(tmp_path / "b")], "no cell in common with b: a has timm:a frozen cpu, b has timm:b frozen cpu"),
+        ([a, str(tmp_path / "longer")], "no cell in common|differ in images, weights or settings"),
+        ([a], "compared with what"),
+        ([a, a], "named twice"),
+        ([a, str(tmp_path / "empty")], "has no records"),
+        ([a, "nowhere"], "nowhere: no such run"),
+    ):
+        with pytest.raises(UserError, match=words):
+            compare(read_sides(names))
+    with pytest.raises(UserError, match=r"--metric='epoch_second': not one of .* did you mean 'epoch_seconds'"):
+        compare(read_sides([a, str(tmp_path / "b")]), metrics=["epoch_second"])
+
+
+def test_rules_from_a_file_and_from_options() -> None:
+    """Options come last, and the last that fits holds."""
+    Path("pyproject.toml").write_text('[[tool.bench.gate.rule]]\nmetric = "seconds"\nfactor = 1.5\nmax = 2.0\n')
+    rules = read_rules(None, ["seconds: factor=1.1, cells=b*"])
+    assert rules == [Rule(metric="seconds", factor=1.5, max=2.0), Rule(metric="seconds", cells="b*", factor=1.1)]
+    slower = {name: [value * 1.2 for value in STEADY] for name in ("a", "b")}
+    sides = [side("o", {"a": STEADY, "b": STEADY}), side("n", slower)]
+    found = compare(sides, rules=rules)
+    assert verdicts(found) == ["same", "worse"] and not any(change.limits for change in found.changes)
+    found = compare(sides, rules=[Rule(metric="seconds", factor=1.5, max=1.1, min=0.1)])
+    assert verdicts(found) == ["same", "same"] and decide(found).status == REGRESSED
+    assert decide(found).reasons[0] == "a: time: 1.2 s is above max 1.1 s"
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("epoch_second: factor=1.1", "rule .*metric='epoch_second': not one of .*; did you mean 'epoch_seconds'"),
+        ("epoch_seconds: factor=1.1, cells=timm:z*", "no cell fits cells='timm:z\\*'; there is 'timm:a frozen cpu'"),
+        ("epoch_seconds: points=1", "epoch_seconds is none of that kind"),
+        ("epoch_seconds: factor=0.9", "factor"),
+        ("epoch_seconds: factor=nan", "factor"),
+        ("epoch_seconds: max=inf", "max=inf: must be finite"),
+        ("epoch_seconds: factor=quick", "factor='quick': must be a number"),
+        ("epoch_seconds: factor", "'factor': must be NAME=VALUE"),
+        ("epoch_seconds: fctor=1.1", "fctor"),
+        ("epoch_seconds", "must be like"),
+        ("epoch_seconds:", "a rule needs factor, points, max or min"),
+    ],
+)
+def test_rules_that_fit_nothing(rule: str, words: str, tmp_path: Path) -> None:
+    """Each is a mistake, never a gate that passes."""
+    for name in ("old", "new"):
+        write_run(tmp_path / name, seeds("timm:a", (1, 1, 1)))
+    with pytest.raises(UserError, match=words) as caught:
+        compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]), rules=read_rules(None, [rule]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[tool.bench.gate", "can't be read as TOML"),
+        ("[tool.bench.gate]\nrules = 1", "key='rules': not one of rule"),
+        ("[tool.bench.gate]\nrule = 1", "rules are tables"),
+        ("[[tool.bench.gate.rule]]\nfactor = 'a'", "factor"),
+    ],
+)
+def test_files_of_rules_with_mistakes(text: str, words: str) -> None:
+    """With the file's name."""
+    Path("gate.toml").write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        read_rules(Path("gate.toml"), [])
+    assert str(caught.value).startswith("gate.toml: ")
+    with pytest.raises(UserError, match=r"nowhere\.toml: no such file"):
+        read_rules(Path("nowhere.toml"), [])
+
+
+def test_the_gates_exit_status(tmp_path: Path) -> None:
+    """As documented, from the command line, with the reasons; the table goes to a file where one is named."""
+    runs = {
+        "base": [counted(one) for one in seeds("timm:a", (10, 10.1, 9.9))],
+        "slow": [counted(one) for one in seeds("timm:a", (12, 12.1, 11.9))],
+        "short": [counted(one) for one in seeds("timm:a", (10,))],
+        "other": [counted(one, cpu="another") for one in seeds("timm:a", (10, 10.1, 9.9))],
+        "again": [counted(one) for one in seeds("timm:a", (10, 10.1, 9.9))],
+    }
+    for name, records in runs.items():
+        write_run(tmp_path / "results" / name, records)
+    points = ("--rule", "val_accuracy_last: points=10", "--rule", "peak_memory_bytes: factor=9")
+    for name, status, words in (
+        ("again", 0, "Gate passed."),
+        ("slow", 1, "timm:a frozen cpu: epoch 1.200× "),
+        ("short", 3, "too few samples"),
+        ("other", 4, "cpu: "),
+    ):
+        ran = command("gate", "base", name, *points)
+        assert (ran.returncode, ran.stderr) == (status, "") and words in ran.stdout, ran.stdout
+    ran = command("gate", "base", "slow", *points, "-o", "gate.html")
+    assert ran.returncode == 1 and ran.stdout.startswith("Gate failed: regressed.\n  timm:a frozen cpu: epoch")
+    assert Path("gate.html").read_text().startswith("<!doctype html>")
+    for wrong, words in (
+        (["base"], "a gate has two sides"),
+        (["base", "slow", "-o", "gate.txt"], "say which with --format"),
+        (["base", "slow", "-o", "nowhere.md/x.md", "--metric", "x"], "--metric"),
+    ):
+        ran = command("gate", *wrong)
+        assert ran.returncode == 2 and words in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_names_from_data_are_text(tmp_path: Path) -> None:
+    """In HTML and in Markdown, wherever they come from."""
+    old = side("<b>old</b>", {"<script>a|b": STEADY, "c": STEADY})
+    new = side("new", {"<script>a|b": [value * 2 for value in STEADY]})
+    found = compare([old, new])
+    for kind in ("html", "md"):
+        page = show(found, kind, title="<i>t", headline="Gate <u>.", findings=["<s>"])  # type: ignore[arg-type]
+        assert not re.findall("<script|<b>|<i>|<u>|<s>", page)
+        assert "&lt;script&gt;a" in page and "verdict" in page and "worse" in page
+    told = json.loads(show(found, "json", title="", findings=[]))
+    assert told["changes"][0]["verdict"] == "worse" and told["incomplete"] == [["c", "new: has no such cell"]]
+    assert told["changes"][0]["base"] == list(STEADY)
+
+
+def test_every_metric_with_a_direction_can_be_compared() -> None:
+    """Kinds follow from units; whatever is counted is exact."""
+    kinds = {name: quantity.kind for name, quantity in QUANTITIES.items()}
+    assert kinds["epoch_seconds"] == kinds["peak_memory_bytes"] == kinds["images_per_second"] == "ratio"
+    assert kinds["val_accuracy_best"] == "difference" and kinds["forward_flops"] == "exact"
+    assert QUANTITIES["images_per_second"].better == QUANTITIES["val_accuracy_last"].better == "higher"
+    assert "best_epoch" not in QUANTITIES
+
+
+def test_a_thousand_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of them: pairs, in order, and every planted change is found."""
+    one = seeds("timm:a", (10,))[0]
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+    def named(number: int, seconds: float) -> Record:
+        cell = one.cell.but(backbone=f"timm:{number}")
+        return record(f"timm:{number}", "frozen", seconds=seconds).replace(cell=cell, cell_id=cell.id)
+
+    for name, factor in (("old", 1.0), ("new", 2.0)):
+        write_run(tmp_path / name, [named(i, 10 * (factor if i % 100 == 0 else 1)) for i in range(1000)])
+
+    found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]), metrics=["epoch_seconds"])
+    large = [c.cell for c in found.changes if c.estimate and c.estimate.value > 1.9]
+    assert len(found.changes) == 1000 and large == [f"timm:{i} frozen cpu" for i in range(0, 1000, 100)]
+
+
+def test_two_cells_of_one_side_are_not_mixed(tmp_path: Path) -> None:
+    """Runs that share cells can't be one side, nor put together."""
+    for name in ("a", "b", "c"):
+        write_run(tmp_path / name, seeds("timm:a", (1, 1, 1)))
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    with pytest.raises(UserError, match="has timm:a frozen cpu seed 0 twice"):
+        read_sides([f"{a},{b}", c])
+    with pytest.raises(UserError, match="share cells"):
+        read_sides([a, b], by="regime")
+    assert Run(tmp_path / "a").records()
