@@ -32,12 +32,17 @@ def test_reading_commands_do_not_import(heavy: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "words", ["--help", "list grids", "list regimes", "export r", "claims r", "report r", "compare r s", "gate r s"]
+READING = (
+    *("--help", "list grids", "list regimes", "export r", "claims r", "report r"),
+    *("compare r s", "gate r s --metric total_params"),
 )
+
+
+@pytest.mark.parametrize("words", READING)
 def test_reading_commands_run_without_torch(words: str, tmp_path: Path) -> None:
     """Also what is imported on the way: here importing torch or timm is an error."""
-    write_run(tmp_path / "results" / "r", [record("timm:a", "finetune"), record("timm:a", "frozen")])
+    for name in ("r", "s"):
+        write_run(tmp_path / "results" / name, [record("timm:a", "finetune"), record("timm:a", "frozen")])
     code = (
         "import sys\n"
         "class Blocker:\n"

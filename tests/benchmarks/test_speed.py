@@ -5,23 +5,45 @@ python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from rich.console import Console
 
 import tl
+from bench import runner
+from bench.grid import load_grid
+from bench.options import Options
+from bench.records import Run
+from bench.report.summary import summarise
+from bench.report.write import write_report
+from tests.benchmarks.steps import NETWORKS, TRAINING, make_step
 from tests.conftest import TINY
+from tests.runs import record, write_run
 from tests.weights import policy, published
 from tl.backbones import make_backbone
 from tl.batches import Batches
 from tl.clock import Clock
+from tl.features import Extraction
 from tl.images import batch_bounds, crops, open_store
 from tl.regimes import REGIMES
 
 MARKS_A_STEP = 7
 """See `_train_pass` and `Batches.training`."""
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("regime", TRAINING)
+def test_step(benchmark: BenchmarkFixture, network: str, regime: str) -> None:
+    """A training step on four images; its counters are exact."""
+    step = make_step(network, regime)
+    benchmark.extra_info.update(step.counted())
+    benchmark(step.run)
+    assert step.counted() == {name: v for name, v in benchmark.extra_info.items() if name != "source"}
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -72,3 +94,78 @@ def test_crop_table(benchmark: BenchmarkFixture) -> None:
     """Crops of 10,000 images for one epoch."""
     sizes = torch.randint(200, 600, (10_000, 2)).numpy()
     assert benchmark(crops, sizes, 0).shape == (10_000, 5)
+
+
+def test_extraction(benchmark: BenchmarkFixture, mini: tl.Splits) -> None:
+    """Features of 24 images, extracted anew in each round."""
+    backbone = make_backbone(NETWORKS[0], weights="random")
+    network = backbone.module.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches = Batches(open_store(mini), mini.train, backbone.preprocessing, torch.device("cpu"))
+    rounds = iter(range(10**9))
+
+    def extract() -> int:
+        with torch.inference_mode():
+            return len(Extraction(network, {"round": next(rounds)}).features(batches, 1))
+
+    assert benchmark(extract) == 24
+
+
+def _options(folder: Path) -> Options:
+    return Options(
+        data="synthetic-mini",
+        weights="random",
+        weights_dir=None,
+        name="large",
+        results=folder,
+        timeout=None,
+        executor="inline",
+        dry_run=False,
+        fresh=False,
+        command="python -m bench run",
+    )
+
+
+def test_planning(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """A grid of 1,000 cells."""
+    grid = load_grid("smoke").override({"backbones": list(TINY), "regimes": ["finetune", "frozen"], "seeds": 250}, {})
+    options = _options(tmp_path)
+    worker = runner.executor_for(options)
+    sweep = benchmark(runner.plan, grid, options, worker, Console(quiet=True))
+    assert len(sweep.cells) == 1000
+
+
+def many_records(folder: Path, count: int) -> Run:
+    """A run of finished cells that differ in their backbones' names; written without waiting for the disk."""
+    one = record("timm:BACKBONE", "frozen")
+    run = write_run(folder, [one])
+    template = (folder / "cells" / f"{one.cell_id}.json").read_text()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (cell,) = manifest["cells"].values()
+    cells = {}
+    for number in range(count):
+        identity = f"{number:012x}"
+        text = template.replace("timm:BACKBONE", f"timm:b{number}").replace(one.cell_id, identity)
+        (folder / "cells" / f"{identity}.json").write_text(text)
+        cells[identity] = {**cell, "config": {**cell["config"], "backbone": f"timm:b{number}"}}
+    (folder / "cells" / f"{one.cell_id}.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "cells": cells}))
+    return run
+
+
+def test_loading(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """10,000 records; a hundred in the normal test run."""
+    count = 100 if benchmark.disabled else 10_000
+    run = many_records(tmp_path / "run", count)
+    records = benchmark.pedantic(run.records, rounds=1 if benchmark.disabled else 3)
+    assert list(records) == list(run.manifest().cells) and len(records) == count
+
+
+def test_report(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """Markdown, HTML and pictures of a run of 24 cells."""
+    names = ("finetune", "frozen")
+    records = [record(f"timm:b{i}", regime, seconds=2.0 + i) for i in range(12) for regime in names]
+    run = write_run(tmp_path / "run", records)
+    page, _ = benchmark.pedantic(
+        lambda: write_report(summarise([run], "run"), tmp_path), rounds=1 if benchmark.disabled else 5
+    )
+    assert page.read_text().count("timm:b11") >= 1

@@ -1,0 +1,81 @@
+"""The exact gate: what a training step takes, counted, against the committed baseline. No noise; seconds.
+
+python -m tests.benchmarks.counters             # compare; exit status 0 equal, 1 changed, 4 other libraries
+python -m tests.benchmarks.counters --update    # write the baseline anew: the change shows up in the diff
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.compare.gate import NOT_COMPARABLE, PASSED, REGRESSED
+from bench.environment import package_version
+from tests.benchmarks.steps import NETWORKS, TRAINING, make_step
+from tl.cache import to_json, write_atomic
+
+BASELINE = Path(__file__).parent.parent.parent / "results" / "baseline" / "counters.json"
+PACKAGES = ("torch", "torchvision", "timm")
+"""Counts belong to their versions."""
+Counters = dict[str, dict[str, int]]
+
+
+def libraries() -> dict[str, str]:
+    """Versions without a build's suffix: kernels differ, operations don't."""
+    return {name: package_version(name).partition("+")[0] for name in PACKAGES}
+
+
+def count() -> Counters:
+    """Network and regime → counters of a step."""
+    return {f"{network} {regime}": make_step(network, regime).counted() for network in NETWORKS for regime in TRAINING}
+
+
+def changes(base: Counters, new: Counters) -> Iterator[str]:
+    """A line for each counter that is not what it was, missing ones included."""
+    for step in dict.fromkeys([*base, *new]):
+        there, here = base.get(step, {}), new.get(step, {})
+        for name in dict.fromkeys([*there, *here]):
+            before, after = there.get(name), here.get(name)
+            if before != after:
+                known = before is not None and after is not None
+                by = f" ({after - before:+,})" if known else ""  # type: ignore[operator]
+                yield f"{step}: {name}: {_shown(before)} → {_shown(after)}{by}"
+
+
+def _shown(value: int | None) -> str:
+    return "none" if value is None else f"{value:,}"
+
+
+def baseline() -> tuple[dict[str, str], Counters]:
+    """Libraries and counters of the committed file."""
+    data: Any = json.loads(BASELINE.read_text(encoding="utf-8"))
+    return data["libraries"], data["counters"]
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--update", action="store_true", help="write the baseline anew")
+    given, here = parser.parse_args(), libraries()
+    counted = count()
+    try:
+        there, before = baseline()
+    except FileNotFoundError:
+        there, before = {}, {}
+    lines = list(changes(before, counted))
+    print("\n".join([*lines, f"{sum(map(len, counted.values()))} counters, {len(lines)} changed"]))
+    if given.update:
+        write_atomic(BASELINE, to_json({"libraries": here, "counters": counted}))
+        return PASSED
+    if there != here:
+        print(f"not comparable: the baseline is of {there}, here is {here}; write it anew with --update")
+        return NOT_COMPARABLE
+    return REGRESSED if lines else PASSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The exact gate: that it holds now, and that it finds what it must."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import counters
+
+BASE = {"net frozen": {"flops": 10, "operations": 3}}
+
+
+def test_counters_are_those_of_the_baseline() -> None:
+    """Where a change is meant: `python -m tests.benchmarks.counters --update`."""
+    there, base = counters.baseline()
+    if there != counters.libraries():
+        pytest.skip(f"the baseline is of {there}, here is {counters.libraries()}: write it anew")
+    assert list(counters.changes(base, counters.count())) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "lines"),
+    [
+        ({"flops": 10, "operations": 3}, []),
+        ({"flops": 11, "operations": 3}, ["net frozen: flops: 10 → 11 (+1)"]),
+        ({"flops": 10, "operations": 2}, ["net frozen: operations: 3 → 2 (-1)"]),
+        ({"flops": 10}, ["net frozen: operations: 3 → none"]),
+        ({"flops": 10, "operations": 3, "more": 1}, ["net frozen: more: none → 1"]),
+    ],
+)
+def test_any_change_is_found(new: dict[str, int], lines: list[str]) -> None:
+    """Up, down, gone and new."""
+    assert list(counters.changes(BASE, {"net frozen": new})) == lines
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Exit statuses; an update writes what was counted, and says what changed."""
+    monkeypatch.setattr(counters, "BASELINE", tmp_path / "baseline" / "counters.json")
+    monkeypatch.setattr(counters, "count", lambda: BASE)
+    for arguments, status, words in (
+        ([], counters.NOT_COMPARABLE, "not comparable"),
+        (["--update"], counters.PASSED, "2 counters, 2 changed"),
+        ([], counters.PASSED, "2 counters, 0 changed"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["counters", *arguments])
+        assert counters.main() == status and words in capsys.readouterr().out
+    monkeypatch.setattr(counters, "count", lambda: {"net frozen": {"flops": 11, "operations": 3}})
+    assert counters.main() == counters.REGRESSED and "10 → 11 (+1)" in capsys.readouterr().out
+    data = json.loads(counters.BASELINE.read_text())
+    counters.BASELINE.write_text(json.dumps({**data, "libraries": {"torch": "0"}}))
+    assert counters.main() == counters.NOT_COMPARABLE
