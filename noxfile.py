@@ -1,4 +1,4 @@
-"""Sessions: `nox -s bench`, `tests`, `lint`, `types`. All use the Python that nox itself runs in.
+"""Sessions: `nox -s bench`, `tests`, `counters`, `gate`, `lint`, `types`. All use the Python that nox itself runs in.
 
 torch is several GB, so no session makes an environment of its own: install with `pip install -e ".[test]"`.
 """
@@ -21,6 +21,18 @@ def bench(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests."""
     session.run(sys.executable, "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def counters(session: nox.Session) -> None:
+    """The exact gate: counters of training steps against the committed baseline; `-- --update` writes it anew."""
+    session.run(sys.executable, "-m", "tests.benchmarks.counters", *session.posargs)
+
+
+@nox.session
+def gate(session: nox.Session) -> None:
+    """The timed gate: this tree against another commit, `nox -s gate -- --base main`."""
+    session.run(sys.executable, "-m", "tests.benchmarks.gate", *session.posargs)
 
 
 @nox.session

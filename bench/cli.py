@@ -355,7 +355,7 @@ def gate(
     output: OutputOption = None,
 ) -> None:
     """Fail on a regression. Exit status: 0 passed, 1 regressed, 2 usage, 3 incomplete, 4 not comparable."""
-    from bench.compare.gate import decide, read_rules
+    from bench.compare.gate import GATE_LEVEL, decide, read_rules
     from bench.compare.judge import compare as judged
     from bench.compare.sides import read_sides
 
@@ -363,7 +363,7 @@ def gate(
     if len(sides) != 2:
         raise ConfigError(f"{' '.join(sides)}: a gate has two sides, BASE and NEW, and here are {len(sides)}")
     found = read_sides(sides)
-    comparison = judged(found, metrics=metric or (), rules=rules)
+    comparison = judged(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)
     decision = decide(comparison)
     from bench.compare.show import show
 

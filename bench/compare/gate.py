@@ -14,6 +14,8 @@ from tl.errors import ConfigError, UserError, not_one_of
 
 PASSED, REGRESSED, INCOMPLETE, NOT_COMPARABLE = 0, 1, 3, 4
 TABLE = "tool.bench.gate"
+GATE_LEVEL = 0.01
+"""Error rate of a gate, over all its comparisons: it runs with every change, and a false alarm costs somebody a day."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -97,25 +97,29 @@ class Comparison:
     """Cells without results on a side, but for those newly failing, and cells that only base has."""
     only_new: tuple[tuple[str, str], ...]
     """Cells that only another side has → its name."""
-    notes: tuple[str, ...] = field(default=())
+    level: float
+    """Error rate of all changes together."""
 
     def having(self, *verdicts: Verdict) -> list[Change]:
         """Changes with one of these verdicts."""
         return [change for change in self.changes if change.verdict in verdicts]
 
 
-def compare(sides: Sequence[Side], *, metrics: Sequence[str] = (), rules: Sequence[Rule] = ()) -> Comparison:
+def compare(
+    sides: Sequence[Side], *, metrics: Sequence[str] = (), rules: Sequence[Rule] = (), level: float = LEVEL
+) -> Comparison:
     """Hold every side against the first.
 
     A change counts, as better or worse, when its estimate is at least as large as the rules allow, and a test that
-    there is none fails at 5% over the whole comparison (Holm 1979). `same` is shown, not assumed: the 95% interval lies
-    within what is allowed. Times and memory of runs are compared as independent samples (Welch 1947, on logarithms);
-    of rounds with the same names on both sides as pairs; accuracies seed by seed over the same images.
+    there is none fails at `level` over the whole comparison (Holm 1979). `same` is shown, not assumed: the 95% interval
+    lies within what is allowed. Times and memory of runs are compared as independent samples (Welch 1947, on
+    logarithms); of rounds with the same names on both sides as pairs; accuracies seed by seed over the same images.
 
     Args:
         sides: see `read_sides`.
         metrics: names to compare; by default `COMPARED`, all exact counters, and all of benchmarks.
         rules: beyond `DEFAULTS`.
+        level: error rate of all changes together.
 
     Raises `UserError` where the sides have nothing in common, and for rules and metrics that fit nothing.
     """
@@ -137,8 +141,9 @@ def compare(sides: Sequence[Side], *, metrics: Sequence[str] = (), rules: Sequen
     failing, incomplete = _lost(base, others, shared)
     return Comparison(
         base=base,
+        level=level,
         others=tuple(others),
-        changes=tuple(_judged(change, adjusted.get(place)) for place, change in enumerate(drafts)),
+        changes=tuple(_judged(change, adjusted.get(place), level) for place, change in enumerate(drafts)),
         newly_failing=tuple(failing),
         incomplete=tuple(incomplete),
         only_new=tuple(
@@ -260,11 +265,11 @@ def _p(change: Change) -> float:
     return change.estimate.p
 
 
-def _judged(change: Change, p: float | None) -> Change:
-    return Change(**{**vars(change), "p": p, "verdict": _verdict(change, p)})
+def _judged(change: Change, p: float | None, level: float) -> Change:
+    return Change(**{**vars(change), "p": p, "verdict": _verdict(change, p, level)})
 
 
-def _verdict(change: Change, p: float | None) -> Verdict:
+def _verdict(change: Change, p: float | None, level: float) -> Verdict:
     if not change.base or not change.new:
         return "unknown"
     if change.quantity.kind == "exact":
@@ -280,7 +285,7 @@ def _verdict(change: Change, p: float | None) -> Verdict:
     if p is None or estimate.low is None or estimate.high is None:
         return "too few samples"
     low, high = (1 / allowed, allowed) if estimate.scale == "ratio" else (-allowed, allowed)
-    if p < LEVEL and not low < estimate.value < high:
+    if p < level and not low < estimate.value < high:
         return _direction(change, estimate.value >= high)
     return "same" if low < estimate.low and estimate.high < high else "inconclusive"
 

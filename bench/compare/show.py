@@ -44,6 +44,7 @@ def show(comparison: Comparison, kind: Format, *, title: str, headline: str = ""
         "unknown": unknown_lines(comparison),
         "differs": list(dict.fromkeys(text for change in comparison.changes for text in change.differs)),
         "min_samples": MIN_SAMPLES,
+        "percent": f"{100 * comparison.level:.2g}",
         "style": style(),
     }
     return environment_for(kind).get_template(f"compare.{kind}.j2").render(**content)

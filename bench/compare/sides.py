@@ -293,6 +293,8 @@ def _add_benchmarks(
             if type(value) is int:
                 quantities.setdefault(name, Quantity(name=name, label=name, kind="exact", better="lower"))
                 entry.samples.setdefault(name, {})[round_name or 0] = float(value)
+            elif isinstance(value, str):
+                entry.conditions.setdefault(name, set()).add(value)
         info = data["machine_info"]
         cpu = info.get("cpu") or {}
         told = {"cpu": cpu.get("brand_raw"), "cores": cpu.get("count"), "python": info.get("python_version")}

@@ -1,0 +1,231 @@
+"""The timed gate: this working tree's benchmarks against those of another commit, in turn, until it is decided.
+
+    python -m tests.benchmarks.gate --base main
+    python -m tests.benchmarks.gate --base HEAD~1 --select test_step --budget 5m
+
+The base is checked out beside the working tree and each side runs its own benchmarks, one process a round, A B, B A,
+A B, with raw samples kept; a benchmark whose code differs is not comparable. After a few rounds the sides are compared;
+while something is undecided and the budget lasts, more rounds follow. Looking several times gives chance several
+chances, so each look has its share of the error rate. Nothing is downloaded where both sides need the same packages:
+otherwise an environment of its own is made for the base. Exit status as `bench gate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import venv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.compare.gate import GATE_LEVEL, INCOMPLETE, Decision, decide, read_rules
+from bench.compare.judge import Comparison, Rule, compare
+from bench.compare.show import show
+from bench.compare.sides import read_sides
+from bench.until import seconds
+from bench.watch import look
+from tests.benchmarks.peers import order
+from tl.cache import write_atomic
+from tl.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+BASE, NEW = "base", "new"
+FEWEST, STEP, MOST = 5, 5, 20
+"""Rounds before the first look, from one look to the next, and at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """One side: where its files are, and the Python that has its packages."""
+
+    folder: Path
+    python: str
+
+
+Runner = Callable[[str, Tree, Path], None]
+"""Runs one round of a side and writes its file."""
+
+
+def commit_of(reference: str, root: Path) -> str:
+    """The full hash. Raises `UserError` for a reference that is none."""
+    asked = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "--end-of-options", f"{reference}^{{commit}}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode != 0:
+        raise UserError(f"--base {reference}: no such commit in {root}; a branch, a tag or a hash is one")
+    return asked.stdout.strip()
+
+
+@contextlib.contextmanager
+def checked_out(commit: str, root: Path) -> Iterator[Path]:
+    """A work tree of that commit, gone at the end. Needs no network."""
+    with tempfile.TemporaryDirectory(prefix="gate-") as place:
+        folder = Path(place) / "base"
+        subprocess.run(
+            ["git", "-C", str(root), "worktree", "add", "--detach", "--quiet", str(folder), commit], check=True
+        )
+        try:
+            yield folder
+        finally:
+            subprocess.run(["git", "-C", str(root), "worktree", "remove", "--force", str(folder)], check=False)
+
+
+def needs(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The packages that a tree's tests ask for; where they are the same, one environment serves both."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = project.get("optional-dependencies", {}).get("test", [])
+    return tuple(sorted(project["dependencies"])), tuple(sorted(extra))
+
+
+def python_for(folder: Path, root: Path) -> str:
+    """This Python, or that of an environment made for a base that asks for other packages."""
+    if needs(folder) == needs(root):
+        return sys.executable
+    print("the base asks for other packages: an environment is made for it", flush=True)
+    place = folder.parent / "environment"
+    venv.create(place, with_pip=True)
+    python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", f"{folder}[test]"], check=True)
+    return str(python)
+
+
+def run_round(side: str, tree: Tree, file: Path, select: str) -> None:
+    """All benchmarks of a side in a process of their own. Raises `UserError` with the last words of one that fails."""
+    argv = [tree.python, "-m", "pytest", "tests/benchmarks", "--benchmark-enable", "--benchmark-only", "-q"]
+    argv += [
+        f"--benchmark-json={file}",
+        "--benchmark-min-rounds=3",
+        "--benchmark-max-time=0.3",
+        "-p",
+        "no:cacheprovider",
+    ]
+    argv += ["-k", select] if select else []
+    env = {**os.environ, "PYTHONPATH": str(tree.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        argv, cwd=tree.folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        # pytest sums up on standard output; what it can't even begin with is told on the other.
+        said = [line for line in (done.stdout.strip() or done.stderr).splitlines() if line.strip()]
+        raise UserError(f"{side}: the benchmarks fail: {said[-1] if said else f'exit status {done.returncode}'}")
+
+
+def decided(comparison: Comparison, decision: Decision) -> bool:
+    """Whether more rounds could change nothing: no comparison is open."""
+    return decision.status != INCOMPLETE and not any(
+        change.verdict in ("inconclusive", "too few samples") and not change.no_worse for change in comparison.changes
+    )
+
+
+def rounds(
+    trees: dict[str, Tree], out: Path, run: Runner, *, rules: Sequence[Rule], most: int, budget: float | None
+) -> tuple[Comparison, Decision, int]:
+    """Run rounds until all is decided, `most` are run, or one more would overrun the budget of seconds.
+
+    The error rate is shared among all looks that there may be (Bonferroni).
+    """
+    looks = len(range(min(FEWEST, most), most + 1, STEP))
+    begun, count = time.perf_counter(), 0
+    turns = order(list(trees), most)
+    while True:
+        for turn, side in turns[2 * count : 2 * min(most, count + (FEWEST if count == 0 else STEP))]:
+            run(side, trees[side], out / side / f"round-{turn:02}.json")
+        count = min(most, count + (FEWEST if count == 0 else STEP))
+        comparison = compare(
+            read_sides([str(out / side) for side in (BASE, NEW)]), rules=rules, level=GATE_LEVEL / looks
+        )
+        decision = decide(comparison)
+        spent = time.perf_counter() - begun
+        print(f"{count} rounds, {spent:.0f} s: {decision.headline}", flush=True)
+        over = budget is not None and spent + spent / count * STEP > budget
+        if decided(comparison, decision) or count >= most or over:
+            return comparison, decision, count
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.gate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--base", required=True, metavar="REF", help="the commit to compare with")
+    parser.add_argument(
+        "--select", default="test_step or test_image_path", help="benchmarks, as pytest's -k; '' for all"
+    )
+    parser.add_argument("--rounds", type=int, default=MOST, help=f"at most, of each side; at least {FEWEST}")
+    parser.add_argument("--budget", metavar="TIME", help="90s, 10m, 2h: no further rounds are begun beyond")
+    parser.add_argument("--rule", action="append", default=[], help="as `bench gate`; after those of pyproject.toml")
+    parser.add_argument("--out", type=Path, help="keep the raw samples in this folder")
+    parser.add_argument("--output", type=Path, help="Markdown of the whole comparison")
+    return parser
+
+
+def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
+    """The whole gate. Returns the exit status; raises `UserError` for mistakes."""
+    given = _options().parse_args(arguments)
+    if given.rounds < FEWEST:
+        raise UserError(f"--rounds {given.rounds}: must be at least {FEWEST}")
+    budget = seconds("--budget", given.budget) if given.budget else None
+    rules = read_rules(root / "pyproject.toml", given.rule)
+    if given.out and given.out.exists() and any(given.out.iterdir()):
+        raise UserError(f"{given.out} is not empty, and nothing is overwritten: give another --out")
+    commit = commit_of(given.base, root)
+    status = ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"]
+    dirty = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
+    print(
+        f"base: {given.base} ({commit[:12]}); new: this tree{', with uncommitted changes' if dirty else ''}", flush=True
+    )
+    if warning := look():
+        print(f"WARNING: {warning}", file=sys.stderr)
+    with checked_out(commit, root) as folder, tempfile.TemporaryDirectory() as scratch:
+        if not (folder / "tests" / "benchmarks" / "conftest.py").is_file():
+            raise UserError(f"--base {given.base}: that commit has no benchmarks to compare with")
+        out = given.out or Path(scratch)
+        trees = {
+            BASE: Tree(folder=folder, python=python_for(folder, root)),
+            NEW: Tree(folder=root, python=sys.executable),
+        }
+        for side in trees:
+            (out / side).mkdir(parents=True)
+
+        def run(side: str, tree: Tree, file: Path) -> None:
+            run_round(side, tree, file.resolve(), given.select)
+
+        comparison, decision, count = rounds(trees, out, run, rules=rules, most=given.rounds, budget=budget)
+    page = show(
+        comparison,
+        "md",
+        title=f"This tree against {given.base}",
+        headline=decision.headline,
+        findings=[*decision.reasons, f"{count} rounds of each side, in turn"],
+    )
+    print(page, end="")
+    if given.output:
+        write_atomic(given.output, page)
+    return decision.status
+
+
+def main() -> None:
+    """The command line; a mistake ends in one line and exit status 2."""
+    try:
+        sys.exit(gate(sys.argv[1:]))
+    except (UserError, OSError, subprocess.CalledProcessError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    if shutil.which("git") is None:
+        sys.exit("error: git: is not installed")
+    main()

@@ -1,0 +1,159 @@
+"""The timed gate: which rounds it runs, when it stops, what it says, and a whole run on a small repository."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED
+from tests.benchmarks import gate
+from tests.benchmarks.gate import BASE, NEW, Tree
+from tl.errors import UserError
+
+TREES = {name: Tree(folder=Path(name), python=sys.executable) for name in (BASE, NEW)}
+
+
+class Machine:
+    """Runs no benchmark, but writes the times that it is told to: a factor for the new side, and scatter."""
+
+    def __init__(self, factor: float = 1.0, scatter: float = 0.01, seed: int = 0) -> None:
+        self.factor, self.scatter = factor, scatter
+        self.draws = np.random.default_rng(seed)
+        self.turns: list[str] = []
+
+    def __call__(self, side: str, tree: Tree, file: Path) -> None:
+        assert tree is TREES[side]
+        self.turns.append(side)
+        times = self.draws.lognormal(0, self.scatter, 4) * (self.factor if side == NEW else 1.0)
+        rows = [
+            {"fullname": f"t::{i}", "stats": {"data": [float(value if i == 0 else 1.0)]}, "extra_info": {"source": "s"}}
+            for i, value in enumerate(times)
+        ]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"machine_info": {"cpu": {"brand_raw": "A"}}, "benchmarks": rows}))
+
+
+def test_sides_take_turns_and_a_clear_case_ends_early(tmp_path: Path) -> None:
+    """A B, B A, …; five rounds are enough where nothing is open."""
+    machine = Machine()
+    _, decision, count = gate.rounds(TREES, tmp_path, machine, rules=[], most=20, budget=None)
+    assert (decision.status, count) == (PASSED, 5)
+    assert machine.turns == [BASE, NEW, NEW, BASE, BASE, NEW, NEW, BASE, BASE, NEW]
+    assert len(list(tmp_path.glob("*/round-*.json"))) == 10
+
+
+def test_more_rounds_while_something_is_open(tmp_path: Path) -> None:
+    """Until it is decided, the rounds are spent, or the budget is."""
+    _, decision, count = gate.rounds(TREES, tmp_path / "a", Machine(1.1, 0.05), rules=[], most=20, budget=None)
+    assert decision.status == REGRESSED and 5 < count < 20
+    _, decision, count = gate.rounds(TREES, tmp_path / "b", Machine(1.0, 0.5), rules=[], most=10, budget=None)
+    assert (decision.status, count) == (INCOMPLETE, 10)
+    _, decision, count = gate.rounds(TREES, tmp_path / "c", Machine(1.0, 0.5), rules=[], most=20, budget=0.0)
+    assert (decision.status, count) == (INCOMPLETE, 5)
+
+
+def test_false_alarms_and_planted_slowdowns(tmp_path: Path) -> None:
+    """Drawn rounds with 3% scatter: at most 2 of 100 gates of equal sides fail, and 95 of 100 find 10% more."""
+    alarms = found = 0
+    for seed in range(100):
+        for factor in (1.0, 1.1):
+            out = tmp_path / f"{seed}-{factor}"
+            _, decision, _ = gate.rounds(TREES, out, Machine(factor, 0.03, seed), rules=[], most=20, budget=None)
+            alarms += factor == 1.0 and decision.status == REGRESSED
+            found += factor == 1.1 and decision.status == REGRESSED
+    assert alarms <= 2 and found >= 95
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with one benchmark, that takes as long as its module says."""
+    root = tmp_path / "repository"
+    place = root / "tests" / "benchmarks"
+    place.mkdir(parents=True)
+    (root / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "1"\ndependencies = []\n')
+    (root / "speed.py").write_text("SECONDS = 0.01\n")
+    (place / "conftest.py").write_text("")
+    (place / "test_it.py").write_text(
+        "import time\nimport speed\ndef test_it(benchmark):\n    benchmark(lambda: time.sleep(speed.SECONDS))\n"
+    )
+    git(root, "init", "--quiet", "--initial-branch=main")
+    commit(root, "first")
+    return root
+
+
+def git(root: Path, *words: str) -> None:
+    subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True)
+
+
+def commit(root: Path, message: str) -> None:
+    git(root, "add", "-A")
+    git(root, "-c", "user.name=x", "-c", "user.email=x@y.z", "commit", "--quiet", "-m", message)
+
+
+def test_a_slower_working_tree(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Really run, against a commit beside it: the change isn't committed, is found, and nothing is left behind."""
+    (repository / "speed.py").write_text("SECONDS = 0.013\n")
+    options = ["--base", "main", "--select", "test_it", "--rounds", "5"]
+    status = gate.gate([*options, "--out", str(tmp_path / "raw"), "--output", str(tmp_path / "g.md")], repository)
+    said = capsys.readouterr().out
+    assert status == REGRESSED, said
+    assert "new: this tree, with uncommitted changes" in said and "test_it.py::test_it: time 1." in said
+    assert (tmp_path / "g.md").read_text() in said and len(list(tmp_path.glob("raw/*/*.json"))) == 10
+    trees = subprocess.run(
+        ["git", "-C", str(repository), "worktree", "list"], capture_output=True, text=True, check=True
+    )
+    assert len(trees.stdout.splitlines()) == 1
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        gate.gate([*options, "--out", str(tmp_path / "raw")], repository)
+
+
+def test_a_benchmark_that_fails(repository: Path) -> None:
+    """Ends the gate with its last words."""
+    (repository / "speed.py").write_text("SECONDS = 'slow'\n")
+    with pytest.raises(UserError, match=r"new: the benchmarks fail: .*1 failed"):
+        gate.gate(["--base", "HEAD", "--select", "test_it"], repository)
+
+
+def test_mistakes(repository: Path, tmp_path: Path) -> None:
+    """A commit that isn't there, or has nothing to compare; too few rounds; a rule that fits nothing."""
+    git(repository, "rm", "--quiet", "tests/benchmarks/conftest.py")
+    commit(repository, "without")
+    for words, message in (
+        (["--base", "nowhere"], "--base nowhere: no such commit"),
+        (["--base", "--help"], "no such commit"),
+        (["--base", "HEAD"], "that commit has no benchmarks"),
+        (["--base", "HEAD", "--rounds", "2"], "must be at least 5"),
+        (["--base", "HEAD", "--budget", "soon"], "--budget"),
+        (["--base", "HEAD", "--rule", "x"], "must be like"),
+    ):
+        with pytest.raises((UserError, SystemExit), match=message if words[1] != "--help" else ""):
+            gate.gate(words, repository)
+
+
+def test_other_code_of_a_benchmark_does_not_compare(tmp_path: Path) -> None:
+    """Its times are those of something else."""
+
+    def machine(side: str, tree: Tree, file: Path) -> None:
+        Machine()(side, TREES[side], file)
+        if side == NEW:
+            file.write_text(file.read_text().replace('"source": "s"', '"source": "other"'))
+
+    _, decision, _ = gate.rounds(TREES, tmp_path, machine, rules=[], most=5, budget=None)
+    assert decision.status == NOT_COMPARABLE and "source: s → other" in decision.reasons[0]
+
+
+def test_one_environment_where_needs_are_the_same(repository: Path, tmp_path: Path) -> None:
+    """Whatever their order; another version is another need."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for listed, same in (('["b", "a"]', True), ('["a", "b>=2"]', False)):
+        (repository / "pyproject.toml").write_text('[project]\ndependencies = ["a", "b"]\n')
+        (other / "pyproject.toml").write_text(f"[project]\ndependencies = {listed}\n")
+        assert (gate.needs(other) == gate.needs(repository)) is same
+    (other / "pyproject.toml").write_text('[project]\ndependencies = ["b", "a"]\n')
+    assert gate.python_for(other, repository) == sys.executable
