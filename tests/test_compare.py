@@ -338,6 +338,27 @@ def test_rules_from_a_file_and_from_options() -> None:
     assert decide(found).reasons[0] == "a: time: 1.2 s is above max 1.1 s"
 
 
+def test_a_rule_brings_its_metric(tmp_path: Path) -> None:
+    """One that is not compared by default is, where a rule names it."""
+    for name in ("old", "new"):
+        write_run(tmp_path / name, seeds("timm:a", (1, 1, 1)))
+    sides = read_sides([str(tmp_path / "old"), str(tmp_path / "new")])
+    rules = [Rule(metric="total_seconds", max=4.5), Rule(points=10)]
+    found = compare(sides, rules=rules)
+    assert any(change.quantity.name == "total_seconds" and change.limits for change in found.changes)
+    assert decide(found).status == REGRESSED
+    assert "total_seconds" not in {change.quantity.name for change in compare(sides).changes}
+
+
+def test_no_comparison_is_no_pass(tmp_path: Path) -> None:
+    """Where no cell knows what was asked for."""
+    for name in ("old", "new"):
+        write_run(tmp_path / name, seeds("timm:a", (1, 1, 1)))
+    sides = read_sides([str(tmp_path / "old"), str(tmp_path / "new")])
+    with pytest.raises(UserError, match="nothing to compare: no cell has tuning_seconds"):
+        compare(sides, metrics=["tuning_seconds"])
+
+
 @pytest.mark.parametrize(
     ("rule", "words"),
     [

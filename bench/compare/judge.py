@@ -117,14 +117,15 @@ def compare(
 
     Args:
         sides: see `read_sides`.
-        metrics: names to compare; by default `COMPARED`, all exact counters, and all of benchmarks.
+        metrics: names to compare; by default `COMPARED`, those that a rule names, all exact counters, and all of
+            benchmarks.
         rules: beyond `DEFAULTS`.
         level: error rate of all changes together.
 
     Raises `UserError` where the sides have nothing in common, and for rules and metrics that fit nothing.
     """
     base, *others = sides
-    wanted = _wanted(sides, metrics)
+    wanted = _wanted(sides, metrics, rules)
     shared = [(side, key) for side in others for key in base.entries if key in side.entries]
     if not shared:
         raise UserError(_nothing_in_common(base, others))
@@ -139,6 +140,8 @@ def compare(
     tested = [place for place in tested if not drafts[place].differs]
     adjusted = dict(zip(tested, holm([_p(drafts[place]) for place in tested]), strict=True))
     failing, incomplete = _lost(base, others, shared)
+    if not drafts and not failing and not incomplete:
+        raise UserError(f"nothing to compare: no cell has {', '.join(wanted)} on either side")
     return Comparison(
         base=base,
         level=level,
@@ -155,14 +158,15 @@ def compare(
     )
 
 
-def _wanted(sides: Sequence[Side], metrics: Sequence[str]) -> dict[str, Quantity]:
+def _wanted(sides: Sequence[Side], metrics: Sequence[str], rules: Sequence[Rule]) -> dict[str, Quantity]:
     there = {name: quantity for side in sides for name, quantity in side.quantities.items()}
     for name in metrics:
         if name not in there:
             raise UserError(not_one_of("--metric", name, there))
     if metrics:
         return {name: there[name] for name in dict.fromkeys(metrics)}
-    own = {name: there[name] for name in COMPARED if name in there}
+    named = (rule.metric for rule in rules)  # whoever has a rule for a metric wants it held
+    own = {name: there[name] for name in (*COMPARED, *named) if name in there}
     return own | {name: q for name, q in there.items() if q.kind == "exact" or name not in QUANTITIES}
 
 

@@ -43,6 +43,7 @@ def show(comparison: Comparison, kind: Format, *, title: str, headline: str = ""
         "exact": len(exact),
         "unknown": unknown_lines(comparison),
         "differs": list(dict.fromkeys(text for change in comparison.changes for text in change.differs)),
+        "machines": _machines(comparison),
         "min_samples": MIN_SAMPLES,
         "percent": f"{100 * comparison.level:.2g}",
         "style": style(),
@@ -63,6 +64,15 @@ def unknown_lines(comparison: Comparison) -> list[str]:
     ]
 
 
+def _machines(comparison: Comparison) -> list[tuple[str, str]]:
+    """What each was measured on, with the sides that were."""
+    found: dict[str, list[str]] = {}
+    for side in (comparison.base, *comparison.others):
+        for machine in side.told:
+            found.setdefault(machine, []).append(side.name)
+    return [(", ".join(sides), machine) for machine, sides in found.items()]
+
+
 def tally(comparison: Comparison) -> str:
     """How many comparisons have which verdict."""
     given = [change.verdict for change in comparison.changes]
@@ -75,7 +85,7 @@ def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
     rows = []
     for change in changes:
         base, new = change.typical
-        row = {"cell": change.cell} | ({"side": change.new_side} if several else {})
+        row = {"verdict": change.verdict, "cell": change.cell} | ({"side": change.new_side} if several else {})
         name = "new" if several else comparison.others[0].name
         rows.append(
             row
@@ -85,7 +95,6 @@ def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
                 name: _figure(change, new, len(change.new)),
                 "change (95%)": change_text(change),
                 "counts from": _allowed(change),
-                "verdict": change.verdict,
             }
         )
     return pd.DataFrame(rows)
