@@ -396,7 +396,7 @@ def _put(output: Path | None, format: str | None, make: Any) -> None:
 def export(
     runs: RunArgument,
     format: Annotated[Literal["csv", "parquet", "json"], typer.Option(help="csv, parquet or json.")] = "csv",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; by default standard output.")] = None,
+    output: OutputOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="One row an epoch, with its raw figures.")] = False,
 ) -> None:
     """Print one row a cell; the columns are described in results/README.md."""

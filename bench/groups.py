@@ -13,6 +13,16 @@ from tl.config import TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
 
+AXES = ("backbone", "regime", "precision", "seed", "weights")
+"""Fields of a config that every table shows, or that make up a group."""
+
+
+def varying_settings(configs: Iterable[TrainConfig]) -> list[str]:
+    """Fields of a config, other than `AXES`, in which some configs differ: a table must show them."""
+    several = list(configs)
+    fields = [name for name in TrainConfig.model_fields if name not in AXES]
+    return [name for name in fields if any(getattr(one, name) != getattr(several[0], name) for one in several)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:

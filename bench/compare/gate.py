@@ -42,7 +42,7 @@ def decide(comparison: Comparison) -> Decision:
             regressed.append(f"{what}: " + ("changed" if exact else change.verdict))
         elif change.verdict == "not comparable":
             incomparable.append(f"{what}: {', '.join(change.differs)}")
-        elif change.verdict in ("inconclusive", "too few samples") and not change.no_worse:
+        elif change.is_open:
             incomplete.append(f"{what}: {change.verdict}")
     faster = [
         f"{change.cell}: {change.quantity.label} {change_text(change)}: better"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -79,6 +79,11 @@ class Change:
         return self.estimate.low > (1 / self.allowed if ratio_like else -self.allowed)
 
     @property
+    def is_open(self) -> bool:
+        """More samples could decide it: neither a verdict, nor shown to be no worse."""
+        return self.verdict in ("inconclusive", "too few samples") and not self.no_worse
+
+    @property
     def typical(self) -> tuple[float, float]:
         """Of base and new: geometric means of ratios, means of the rest; NaN where a side has no samples."""
         return _typical(self.base, self.quantity), _typical(self.new, self.quantity)
@@ -136,9 +141,12 @@ def compare(
         for name, quantity in wanted.items()
         if name in base.entries[key].samples or name in side.entries[key].samples
     ]
-    tested = [place for place, change in enumerate(drafts) if change.estimate and change.estimate.error is not None]
-    tested = [place for place in tested if not drafts[place].differs]
-    adjusted = dict(zip(tested, holm([_p(drafts[place]) for place in tested]), strict=True))
+    p_values = {
+        place: change.estimate.p
+        for place, change in enumerate(drafts)
+        if change.estimate and change.estimate.error is not None and not change.differs
+    }
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     failing, incomplete = _lost(base, others, shared)
     if not drafts and not failing and not incomplete:
         raise UserError(f"nothing to compare: no cell has {', '.join(wanted)} on either side")
@@ -146,7 +154,10 @@ def compare(
         base=base,
         level=level,
         others=tuple(others),
-        changes=tuple(_judged(change, adjusted.get(place), level) for place, change in enumerate(drafts)),
+        changes=tuple(
+            replace(change, p=adjusted.get(place), verdict=_verdict(change, adjusted.get(place), level))
+            for place, change in enumerate(drafts)
+        ),
         newly_failing=tuple(failing),
         incomplete=tuple(incomplete),
         only_new=tuple(
@@ -186,7 +197,7 @@ def _check(rules: Sequence[Rule], labels: Sequence[str], wanted: Mapping[str, Qu
         named = [quantity for name, quantity in wanted.items() if fnmatchcase(name, rule.metric)]
         if not named:
             raise ConfigError(f"rule {rule}: {not_one_of('metric', rule.metric, wanted)}")
-        if not any(_fits(label, rule.cells) for label in labels):
+        if not any(fnmatchcase(label, rule.cells) for label in labels):
             raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {labels[0]!r}, for one")
         for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
             if said is not None and all(quantity.kind != kind for quantity in named):
@@ -194,13 +205,11 @@ def _check(rules: Sequence[Rule], labels: Sequence[str], wanted: Mapping[str, Qu
                 raise ConfigError(f"rule {rule}: {named[0].name} is none of that kind: {what}")
 
 
-def _fits(label: str, pattern: str) -> bool:
-    return fnmatchcase(label, pattern)
-
-
 def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Sequence[Rule]) -> Change:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
-    fitting = [rule for rule in rules if fnmatchcase(quantity.name, rule.metric) and _fits(base.label, rule.cells)]
+    fitting = [
+        rule for rule in rules if fnmatchcase(quantity.name, rule.metric) and fnmatchcase(base.label, rule.cells)
+    ]
     allowed = None
     if quantity.kind == "ratio":
         allowed = [rule.factor for rule in fitting if rule.factor is not None][-1]
@@ -262,15 +271,6 @@ def _typical(samples: Mapping[Sample, float], quantity: Quantity) -> float:
     return (
         statistics.geometric_mean(values) if quantity.kind == "ratio" and min(values) > 0 else statistics.fmean(values)
     )
-
-
-def _p(change: Change) -> float:
-    assert change.estimate is not None
-    return change.estimate.p
-
-
-def _judged(change: Change, p: float | None, level: float) -> Change:
-    return Change(**{**vars(change), "p": p, "verdict": _verdict(change, p, level)})
 
 
 def _verdict(change: Change, p: float | None, level: float) -> Verdict:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.groups import varying_settings
 from bench.metrics import METRICS
 from bench.records import Cell, Manifest, Record, Run, find_run
-from tl.config import TrainConfig
 from tl.errors import UserError, not_one_of
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
 Kind = Literal["ratio", "difference", "exact"]
-SHOWN = ("backbone", "regime", "precision", "seed", "weights")
-"""Fields of a config that a label has, or leaves out, whatever the others are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +112,9 @@ def read_sides(names: Sequence[str], *, by: Axis = "run", base: str | None = Non
         if twice := next((part for part in parts if parts.count(part) > 1), None):
             raise UserError(f"{twice}: named twice")
         loaded = [_open(name) for name in names]
-        settings = _varying(cell for runs, _ in loaded for run in runs for cell in run.manifest.cells.values())
+        settings = varying_settings(
+            cell.config for runs, _ in loaded for run in runs for cell in run.manifest.cells.values()
+        )
         return [
             _side(name, runs, files, by, settings) for name, (runs, files) in zip(_called(names), loaded, strict=True)
         ]
@@ -149,13 +149,6 @@ def _load(run: Run) -> _Loaded:
     return loaded
 
 
-def _varying(cells: Iterable[Cell]) -> list[str]:
-    """Settings that differ between some cells: labels have them."""
-    configs = [cell.config for cell in cells]
-    fields = [name for name in TrainConfig.model_fields if name not in SHOWN]
-    return [name for name in fields if len({json.dumps(getattr(config, name)) for config in configs}) > 1]
-
-
 def _levels(runs: list[_Loaded], by: Axis, base: str | None) -> list[Side]:
     cells = {cell_id: cell for run in runs for cell_id, cell in run.manifest.cells.items()}
     if len(cells) < sum(len(run.manifest.cells) for run in runs):
@@ -166,7 +159,7 @@ def _levels(runs: list[_Loaded], by: Axis, base: str | None) -> list[Side]:
     if len(levels) < 2:
         raise UserError(f"--by {by}: there is only {levels[0]}")
     first = levels[0] if base is None else base
-    settings = [name for name in _varying(cells.values()) if name != by]
+    settings = [name for name in varying_settings(cell.config for cell in cells.values()) if name != by]
     return [
         _side(level, runs, [], by, settings, level) for level in [first, *(each for each in levels if each != first)]
     ]

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 
 from bench.claims import HALF_THE_TIME, Claim
 from bench.findings import Finding, claims_of, judge, without_result
-from bench.groups import Group, make_groups
+from bench.groups import Group, make_groups, varying_settings
 from bench.prediction import explain, predicted
 from bench.records import Cell, Manifest, Record, Run
 from bench.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio
-from tl.config import TrainConfig
 from tl.regimes import REGIMES
-
-AXES = ("backbone", "regime", "precision", "seed", "weights")
-"""Fields of a config that every table shows, or that make up a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +162,7 @@ class Summary:
     @property
     def settings(self) -> list[str]:
         """Fields of a config, other than those shown anyway, in which the groups differ: they need a column."""
-        fields = [name for name in TrainConfig.model_fields if name not in AXES]
-        return [name for name in fields if len({getattr(group.config, name) for group in self.groups}) > 1]
+        return varying_settings(group.config for group in self.groups)
 
     def short(self, group: Group) -> str:
         """The least that tells a group from those of other backbones, devices, runs and settings in this report."""

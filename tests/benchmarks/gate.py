@@ -123,9 +123,7 @@ def run_round(side: str, tree: Tree, file: Path, select: str) -> None:
 
 def decided(comparison: Comparison, decision: Decision) -> bool:
     """Whether more rounds could change nothing: no comparison is open."""
-    return decision.status != INCOMPLETE and not any(
-        change.verdict in ("inconclusive", "too few samples") and not change.no_worse for change in comparison.changes
-    )
+    return decision.status != INCOMPLETE and not any(change.is_open for change in comparison.changes)
 
 
 def rounds(
@@ -139,9 +137,9 @@ def rounds(
     begun, count = time.perf_counter(), 0
     turns = order(list(trees), most)
     while True:
-        for turn, side in turns[2 * count : 2 * min(most, count + (FEWEST if count == 0 else STEP))]:
+        before, count = count, min(most, count + STEP if count else FEWEST)
+        for turn, side in turns[len(trees) * before : len(trees) * count]:
             run(side, trees[side], out / side / f"round-{turn:02}.json")
-        count = min(most, count + (FEWEST if count == 0 else STEP))
         comparison = compare(
             read_sides([str(out / side) for side in (BASE, NEW)]), rules=rules, level=GATE_LEVEL / looks
         )
