@@ -141,6 +141,17 @@ def verdict(estimate: Estimate, target: float) -> str:
     return ("met" if met else "missed") + ("" if certain else ", not certain")
 
 
+def _axes(samples: Samples, number: int, side: str) -> dict[str, str]:
+    """What was compared: the first columns of every table."""
+    return {
+        "run": str(number),
+        "backbone": samples.backbone,
+        "regime": samples.named,
+        "device": samples.device,
+        "against": side,
+    }
+
+
 def _accuracy_row(samples: Samples, number: int, side: str) -> dict[str, str]:
     ours, theirs = samples.figures(OURS), samples.figures(side)
     estimate = difference(ours, theirs)
@@ -150,11 +161,7 @@ def _accuracy_row(samples: Samples, number: int, side: str) -> dict[str, str]:
     most_lost = MOST_LOST.get(samples.job) if side == PLAIN else None
     known = estimate.low is not None and estimate.high is not None
     return {
-        "run": str(number),
-        "backbone": samples.backbone,
-        "regime": samples.named,
-        "device": samples.device,
-        "against": side,
+        **_axes(samples, number, side),
         "ours": f"{statistics.fmean(ours.values()):.1f}",
         "theirs": f"{statistics.fmean(theirs.values()):.1f}",
         "difference (min–max, n)": f"{estimate.value:+.2f} ({min(differences):+.2f} to {max(differences):+.2f}, "
@@ -175,11 +182,7 @@ def _row(samples: Samples, number: int, side: str) -> dict[str, str]:
     disturbed = [bool(run.machine.warnings) for run in samples.runs if run.side in (OURS, side)]
     known = estimate.low is not None and estimate.high is not None
     return {
-        "run": str(number),
-        "backbone": samples.backbone,
-        "regime": samples.named,
-        "device": samples.device,
-        "against": side,
+        **_axes(samples, number, side),
         "ours": f"{statistics.median(ours.values()) / unit:.3g}",
         "theirs": f"{statistics.median(theirs.values()) / unit:.3g}",
         "ratio (min–max, n)": f"{estimate.value:.3f} ({min(ratios):.3f}–{max(ratios):.3f}, n = {estimate.n})",
