@@ -1,9 +1,13 @@
-"""Sessions: `nox -s bench`, `tests`, `counters`, `gate`, `lint`, `types`. All use the Python that nox itself runs in.
+"""Sessions: `nox -s bench`, `tests`, `counters`, `gate`, `peers`, `lint`, `types`.
 
-torch is several GB, so no session makes an environment of its own: install with `pip install -e ".[test]"`.
+torch is several GB, so all use the Python that nox itself runs in: install with `pip install -e ".[test]"`. `peers`
+adds what it compares with in an environment of its own, which has everything else from that Python.
 """
 
 import sys
+import sysconfig
+from datetime import UTC, datetime
+from pathlib import Path
 
 import nox
 
@@ -33,6 +37,27 @@ def counters(session: nox.Session) -> None:
 def gate(session: nox.Session) -> None:
     """The timed gate: this tree against another commit, `nox -s gate -- --base main`."""
     session.run(sys.executable, "-m", "tests.benchmarks.gate", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def peers(session: nox.Session) -> None:
+    """Times, memory and accuracy beside a plain loop, Lightning and fastai: `nox -s peers -- --rounds 3 --epochs 2`."""
+    (packages,) = Path(session.virtualenv.location).glob("lib/python*/site-packages")
+    parent = sysconfig.get_path("purelib")
+    (packages / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n", encoding="utf-8")
+    session.install("lightning", "fastai")
+    python = (Path(session.virtualenv.bin) / "python").relative_to(Path.cwd())
+    cell = "--data {data} --regime {regime} --backbone {backbone} --epochs {epochs} --device {device} --seed {seed}"
+    sides = [f"--peer={name}={python} -m tests.benchmarks.{name}_loop {cell}" for name in ("lightning", "fastai")]
+    out = f"results/peers-{datetime.now(UTC):%Y%m%d}"
+    measure = [sys.executable, "-m", "tests.benchmarks.peers", *sides, "--out", out, *session.posargs]
+    for figure in ([], ["--memory"], ["--accuracy"]):
+        for backbone in ("torchvision:resnet18", "timm:tf_efficientnet_lite0"):
+            for regime in ("finetune", "frozen"):
+                session.run(*measure, "--backbone", backbone, "--regime", regime, *figure)
+    samples = sorted(map(str, Path("results").glob("peers-*/*.json")))
+    with Path("reports/peers.md").open("w", encoding="utf-8") as report:
+        session.run(sys.executable, "-m", "tests.benchmarks.peers", "--render", *samples, stdout=report)
 
 
 @nox.session

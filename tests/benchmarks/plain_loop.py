@@ -10,6 +10,7 @@ https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -24,20 +25,33 @@ import tl
 from tests.benchmarks.side import options, tell_end, tell_epoch, weights_in
 from tl.backbones import Classifier
 from tl.batches import Preprocessing
+from tl.datasets import load_splits
 
 REGIMES = ("finetune", "frozen")
 BATCH, WORKERS = 4, 4
 
 
-def loader(folder: Path, preprocessing: Preprocessing, *, augment: bool) -> DataLoader[tuple[torch.Tensor, int]]:
-    """Images of one split in random order, which the tutorial uses for validation as well."""
+def loader(
+    folder: Path, preprocessing: Preprocessing, *, augment: bool, **options: object
+) -> DataLoader[tuple[torch.Tensor, int]]:
+    """Images of one split in random order, which the tutorial uses for validation as well; else `options`."""
     if augment:
         crop = [transforms.RandomResizedCrop(preprocessing.size), transforms.RandomHorizontalFlip()]
     else:
         crop = [transforms.Resize(preprocessing.resize), transforms.CenterCrop(preprocessing.size)]
     normalise = transforms.Normalize(preprocessing.mean, preprocessing.std)
     images = ImageFolder(folder, transforms.Compose([*crop, transforms.ToTensor(), normalise]))
-    return DataLoader(images, batch_size=BATCH, shuffle=True, num_workers=WORKERS)
+    return DataLoader(images, **{"batch_size": BATCH, "shuffle": True, "num_workers": WORKERS, **options})
+
+
+def network(given: argparse.Namespace) -> tuple[Classifier, Preprocessing, nn.Module]:
+    """The classifier, what it wants of images, and that part of it which trains."""
+    backbone = tl.make_backbone(given.backbone, weights=weights_in(given.weights_file) or "auto", seed=given.seed)
+    classes = len(load_splits(given.data).classes)
+    model = Classifier(backbone, classes, tl.TrainConfig(backbone=given.backbone, seed=given.seed))
+    if given.regime == "frozen":
+        model.backbone.requires_grad_(False)
+    return model, backbone.preprocessing, model.head if given.regime == "frozen" else model
 
 
 def one_pass(
@@ -71,14 +85,10 @@ def main() -> None:
     begun = time.perf_counter()
     torch.manual_seed(given.seed)
     device, folder = torch.device(given.device), Path(given.data)
-    backbone = tl.make_backbone(given.backbone, weights=weights_in(given.weights_file) or "auto", seed=given.seed)
-    train = loader(folder / "train", backbone.preprocessing, augment=True)
-    val = loader(folder / "val", backbone.preprocessing, augment=False)
-    config = tl.TrainConfig(backbone=given.backbone, seed=given.seed)
-    model = Classifier(backbone, len(train.dataset.classes), config).to(device)
-    if given.regime == "frozen":
-        model.backbone.requires_grad_(False)
-    trained = model.head if given.regime == "frozen" else model
+    model, preprocessing, trained = network(given)
+    model.to(device)
+    train = loader(folder / "train", preprocessing, augment=True)
+    val = loader(folder / "val", preprocessing, augment=False)
     optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
     with tempfile.TemporaryDirectory() as kept:

@@ -121,6 +121,11 @@ class Samples(Strict):
             return float(run.printed[-1]["total_seconds"])
         return sum(run.epoch_seconds) if self.against_epochs == self.epochs else warm * self.epochs
 
+    def library(self, side: str) -> str:
+        """What a side was written with, for people; empty where it didn't say."""
+        told = {line["library"] for run in self.runs if run.side == side for line in run.printed if "library" in line}
+        return f" ({', '.join(sorted(told))})" if told else ""
+
     def figures(self, side: str) -> dict[int, float]:
         """Round → figure."""
         return {run.round: self.figure(run) for run in self.runs if run.side == side}
@@ -217,7 +222,11 @@ def render(all_samples: Sequence[Samples]) -> str:
             parts += [f"## {heading}", METHODS[what], table]
     parts.append("## Runs")
     for number, samples in numbered:
-        others = [f"`{name}`: `{line}`" for name, line in samples.sides.items() if name not in (OURS, PLAIN)]
+        others = [
+            f"`{name}`: `{line}`{samples.library(name)}"
+            for name, line in samples.sides.items()
+            if name not in (OURS, PLAIN)
+        ]
         epochs = f"{samples.epochs} epochs of ours, {samples.against_epochs} of theirs"
         images = f"{samples.dataset}, {samples.images} images, digest `{samples.dataset_digest[:12]}`"
         told = [f"`{samples.command}`", f"{samples.runs[0].started}; {epochs}; {images}", *others]

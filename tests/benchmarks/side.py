@@ -55,12 +55,13 @@ def tell_epoch(epoch: int, train_seconds: float, val_seconds: float, val_accurac
     )
 
 
-def tell_end(total_seconds: float) -> None:
-    """The last line: seconds since the libraries were loaded, and the kernel's marks of resident memory.
+def tell_end(total_seconds: float, **more: object) -> None:
+    """The last line: seconds since the libraries were loaded, and the kernel's marks of resident memory; `more` as is.
 
     The marks cost nothing, but the kernel adds no processes up, and counts a page that two share in both: for
     what all processes use together see `peers --memory`.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    tell(total_seconds=total_seconds, peak_rss_bytes=own * unit, largest_child_peak_rss_bytes=children * unit)
+    marks = {"peak_rss_bytes": own * unit, "largest_child_peak_rss_bytes": children * unit}
+    tell(total_seconds=total_seconds, **marks, **more)
