@@ -1,4 +1,4 @@
-"""Sessions: `nox -s bench`, `tests`, `counters`, `gate`, `peers`, `lint`, `types`.
+"""Sessions: `nox -s bench`, `tests`, `counters`, `gate`, `gate_power`, `peers`, `lint`, `types`.
 
 torch is several GB, so all use the Python that nox itself runs in: install with `pip install -e ".[test]"`. `peers`
 adds what it compares with in an environment of its own, which has everything else from that Python.
@@ -37,6 +37,21 @@ def counters(session: nox.Session) -> None:
 def gate(session: nox.Session) -> None:
     """The timed gate: this tree against another commit, `nox -s gate -- --base main`."""
     session.run(sys.executable, "-m", "tests.benchmarks.gate", *session.posargs)
+
+
+@nox.session
+def gate_power(session: nox.Session) -> None:
+    """How often the gates find what is planted, and cry wolf; takes hours: `nox -s gate_power -- --data FOLDER`."""
+    power = [sys.executable, "-m", "tests.benchmarks.power"]
+    out = f"--out=results/gate-power-{datetime.now(UTC):%Y%m%d}"
+    session.run(*power, "exact", out)
+    session.run(*power, "runs", out, *session.posargs)
+    session.run(*power, "record", out)
+    for planted in ("nothing", "5% slower", "10% slower", "20% slower", "50% slower"):
+        session.run(*power, "live", out, "--planted", planted)
+    outcomes = sorted(map(str, Path("results").glob("gate-power*/*.json")))
+    with Path("reports/gate-power.md").open("w", encoding="utf-8") as report:
+        session.run(*power, "--render", *outcomes, stdout=report)
 
 
 @nox.session(venv_backend="venv")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -51,7 +53,13 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one line and exit status 2."""
+    """Run the command line; a user's mistake ends in one line and exit status 2, and so does a mistake of ours.
+
+    Python's own status for an exception is 1, which says that a gate found a regression.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without × shows \\xd7
     try:
         status = app(prog_name="python -m bench", standalone_mode=False)
     except UserError as error:
@@ -60,6 +68,9 @@ def main() -> None:
         _fail(error.format_message() + _given(error))
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"{type(error).__name__}: {error}: this is a mistake in the suite; please report the lines above")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -337,7 +348,7 @@ def compare(
 
     first, *others = (side.name for side in found)
     title = f"{', '.join(others)} against {first}"
-    _put(output, format, lambda kind: show(comparison, kind, title=title, findings=[]))
+    _put(output, format, lambda kind: show(comparison, kind, title=title))
 
 
 @app.command()
@@ -368,8 +379,8 @@ def gate(
     from bench.compare.show import show
 
     title = f"{found[1].name} against {found[0].name}"
-    text: Any = {"title": title, "headline": decision.headline, "findings": list(decision.reasons)}
-    _put(output, format, lambda kind: show(comparison, kind, **text))
+    told: Any = {"headline": decision.headline, "findings": decision.reasons, "status": decision.status}
+    _put(output, format, lambda kind: show(comparison, kind, title=title, **told))
     if output:
         print(decision.headline)
         for reason in decision.reasons:

@@ -104,7 +104,12 @@ class Estimate:
         return None if self.error is None else float(stdtrit(self.freedom, 1 - LEVEL / 2)) * self.error
 
     def _back(self, value: float) -> float:
-        return math.exp(value) if self.scale == "ratio" else value
+        if self.scale == "difference":
+            return value
+        try:
+            return math.exp(value)
+        except OverflowError:
+            return math.inf
 
 
 def ratio(above: Mapping[Sample, float], below: Mapping[Sample, float]) -> Estimate | None:

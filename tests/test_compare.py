@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import gmean, ttest_ind, ttest_rel
 
+from bench import cli
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED, decide, read_rules
 from bench.compare.judge import Comparison, Rule, compare
 from bench.compare.show import show
@@ -31,9 +32,9 @@ def side(name: str, cells: dict[str, Any]) -> Side:
     entries = {}
     for label, given in cells.items():
         samples = given if isinstance(given, dict) else {"seconds": given}
-        entries[label] = Entry(
-            label=label, samples={quantity: dict(enumerate(values)) for quantity, values in samples.items()}
-        )
+        by_sample = {quantity: dict(enumerate(values)) for quantity, values in samples.items() if len(values)}
+        done = {sample for values in by_sample.values() for sample in values}
+        entries[label] = Entry(label=label, repeats="seed", samples=dict(by_sample), done=set(done))
     return Side(name=name, entries=entries, quantities={"seconds": SECONDS, "flops": COUNTER})
 
 
@@ -109,9 +110,17 @@ def test_equal_sides_seldom_alarm_and_slow_ones_are_found() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new", "verdict"),
-    [([10, 10], [10], "same"), ([10], [11], "worse"), ([10], [9], "better"), ([10], [10, 11], "worse")],
+    [
+        ([10], [10], "same"),
+        ([10], [11], "worse"),
+        ([10], [9], "better"),
+        ([10, 10], [10, 11], "worse"),
+        ([10, 20], [20, 10], "worse"),  # the same values, but of other samples
+        ([2**60], [2**60 + 1], "worse"),  # beyond what a float can tell apart
+        ([10**400], [10**400 - 1], "better"),
+    ],
 )
-def test_any_change_of_a_counter_counts(old: list[float], new: list[float], verdict: str) -> None:
+def test_any_change_of_a_counter_counts(old: list[int], new: list[int], verdict: str) -> None:
     """One sample is enough, and a change for the better fails a gate too: its baseline no longer holds."""
     found = compare([side("o", {"a": {"flops": old}}), side("n", {"a": {"flops": new}})])
     assert verdicts(found) == [verdict]
@@ -203,7 +212,8 @@ def test_accuracies_are_judged_over_seeds_and_images(tmp_path: Path) -> None:
     assert change.verdict == "same"
     for name in ("x", "y"):
         write_run(tmp_path / name, [record("timm:a", "frozen", seed=seed, weights=RANDOM) for seed in range(3)])
-    assert not compare(read_sides([str(tmp_path / "x"), str(tmp_path / "y")])).having("unknown", "worse")
+    found = compare(read_sides([str(tmp_path / "x"), str(tmp_path / "y")]))
+    assert [change.quantity.name for change in found.having("unknown", "worse")] == ["val_accuracy_last"]
 
 
 def test_levels_of_an_axis(tmp_path: Path) -> None:
@@ -226,6 +236,176 @@ def test_levels_of_an_axis(tmp_path: Path) -> None:
         read_sides([str(run.folder)], by="device")
     with pytest.raises(UserError, match=r"--base='frozn': not one of .* did you mean 'frozen'"):
         read_sides([str(run.folder)], by="regime", base="frozn")
+
+
+def test_seeds_that_only_one_side_has(tmp_path: Path) -> None:
+    """What base has and the other lacks leaves the gate undecided; what only the other has is told."""
+    old, new = seeds("timm:a", (10, 10.1, 9.9, 10)), seeds("timm:a", (10, 10.1, 9.9, 10))
+    write_run(tmp_path / "old", old), write_run(tmp_path / "few", new[:2]), write_run(tmp_path / "later", new[1:])
+    found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "few")]), rules=[Rule(points=10)])
+    assert found.incomplete == (("timm:a frozen cpu", "few: has no seeds 2, 3"),)
+    assert decide(found).status == INCOMPLETE
+    found = compare(read_sides([str(tmp_path / "few"), str(tmp_path / "old")]), rules=[Rule(points=10)])
+    assert found.incomplete == () and found.only_new == (("timm:a frozen cpu, seeds 2, 3", "old"),)
+    failed = [*new[:2], new[3].replace(status="failed", result=None, reason="x")]
+    write_run(tmp_path / "failed", failed)
+    found = compare(read_sides([str(tmp_path / "few"), str(tmp_path / "failed")]), rules=[Rule(points=10)])
+    assert not found.newly_failing, "base never ran that seed"
+    assert found.incomplete == (("timm:a frozen cpu", "failed: failed: x"),)
+    # Accuracies are told of the seeds that are compared.
+    sides = read_sides([str(tmp_path / "old"), str(tmp_path / "later")])
+    (change,) = compare(sides, metrics=["val_accuracy_last"]).changes
+    assert list(change.base) == list(change.new) == [1, 2, 3]
+
+
+def test_a_cell_that_a_later_part_of_a_side_finished(tmp_path: Path) -> None:
+    """Is not lost, whichever part comes first."""
+    good = seeds("timm:a", (10, 10.1, 9.9))
+    write_run(tmp_path / "old", good)
+    write_run(tmp_path / "a", [*good[:2], good[2].replace(status="failed", result=None)])
+    write_run(tmp_path / "b", good[2:])
+    for parts in ("ab", "ba"):
+        name = ",".join(str(tmp_path / part) for part in parts)
+        found = compare(read_sides([str(tmp_path / "old"), name]), rules=[Rule(points=10)])
+        assert not found.newly_failing and not found.incomplete and decide(found).status == PASSED
+
+
+def test_what_no_side_knows_is_told(tmp_path: Path) -> None:
+    """And passes nothing that was asked for: a limit on it is undecided, a metric that no cell has is refused."""
+    for name in ("x", "y"):
+        records = [record("timm:a", "frozen", seed=seed, weights=RANDOM, seconds=10 + seed / 10) for seed in range(3)]
+        write_run(tmp_path / name, records)
+    sides = read_sides([str(tmp_path / "x"), str(tmp_path / "y")])
+    decision = decide(compare(sides))
+    assert decision.status == PASSED
+    assert decision.reasons == ("last accuracy: unknown in x and y: timm:a frozen cpu",)
+    decision = decide(
+        compare(sides, rules=[Rule(metric="epoch_seconds", max=99), Rule(metric="total_seconds", max=99)])
+    )
+    assert decision.status == PASSED
+    with pytest.raises(UserError, match="no cell that fits has that metric"):
+        compare(sides, rules=[Rule(metric="val_accuracy_last", min=0.9)])
+    with pytest.raises(UserError, match="no cell has val_accuracy_last on either side"):
+        compare(sides, metrics=["epoch_seconds", "val_accuracy_last"])
+    known = [record("timm:b", "frozen", seed=seed) for seed in range(3)]
+    for name in ("x2", "y2"):
+        write_run(tmp_path / name, [*(r for r in Run(tmp_path / "x").records().values()), *known])
+    sides = read_sides([str(tmp_path / "x2"), str(tmp_path / "y2")])
+    decision = decide(compare(sides, rules=[Rule(metric="val_accuracy_last", min=0.1), Rule(points=10)]))
+    assert decision.status == INCOMPLETE
+    assert decision.reasons[0].startswith("timm:a frozen cpu weights random: y2: last accuracy is not known")
+
+
+def test_limits_hold_for_cells_that_base_has_not(tmp_path: Path) -> None:
+    """They are about the new side alone."""
+    a, b = seeds("timm:a", (1, 1, 1)), seeds("timm:b", (9, 9, 9))
+    write_run(tmp_path / "old", a), write_run(tmp_path / "new", [*a, *b])
+    rules = [Rule(metric="epoch_seconds", max=5)]
+    found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]), rules=rules)
+    assert found.beyond_limits == (("timm:b frozen cpu", "epoch: 9.02 s is above max 5 s"),)
+    assert decide(found).status == REGRESSED
+
+
+def test_rules_are_checked_against_what_they_would_hold(tmp_path: Path) -> None:
+    """A metric that is there and a cell that is there, but not together: a benchmark has no epochs."""
+    names = []
+    for name in ("old", "new"):
+        write_run(tmp_path / name, seeds("timm:a", (10, 10, 10)))
+        benchmark_file(tmp_path / f"{name}.json", {"t::a[x]": [1, 1, 1]})
+        names.append(f"{tmp_path / name},{tmp_path / name}.json")
+    sides = read_sides(names)
+    with pytest.raises(UserError, match="no cell that fits is on both sides and has that metric"):
+        compare(sides, rules=[Rule(metric="epoch_seconds", cells="t::*", factor=2.0)])
+    (change,) = (c for c in compare(sides, rules=[Rule(cells="t::a[x]", factor=2.0)]).changes if c.cell == "t::a[x]")
+    assert change.allowed == 2.0, "brackets stand for themselves"
+    (change,) = (c for c in compare(sides, rules=[Rule(cells="*[x]", factor=2.0)]).changes if c.cell == "t::a[x]")
+    assert change.allowed == 2.0
+
+
+def test_rounds_that_share_some_names_are_pairs(tmp_path: Path) -> None:
+    """Those that both have; the others are told. Rounds without a common name are independent samples."""
+    for name, turns in (("b", range(5)), ("n", range(1, 6)), ("z", range(10, 15))):
+        for turn in turns:
+            benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [2.0**turn]})
+    found = compare(read_sides([str(tmp_path / "b"), str(tmp_path / "n")]))
+    assert found.changes[0].estimate is not None and found.changes[0].estimate.n == 4
+    assert found.changes[0].verdict == "same", "as pairs, whatever the drift"
+    assert found.incomplete == (("t::a", "n: has no round 0"),) and found.only_new == (("t::a, round 5", "n"),)
+    found = compare(read_sides([str(tmp_path / "b"), str(tmp_path / "z")]))
+    assert not found.incomplete and found.changes[0].base.keys() == {"0", "1", "2", "3", "4"}
+    for folder in ("p", "q"):
+        benchmark_file(tmp_path / folder / "1.json", {"t::a": [1.0]})
+    with pytest.raises(UserError, match=r"two files are called 1\.json"):
+        read_sides([f"{tmp_path / 'p'},{tmp_path / 'q'}", str(tmp_path / "b")])
+
+
+def test_unknown_or_mixed_conditions_do_not_compare(tmp_path: Path) -> None:
+    """A processor that neither side names, or two within one side, is no processor in common."""
+    for name, cpus in (("a", ("",) * 3), ("b", ("",) * 3), ("c", ("A", "B", "A")), ("d", ("A", "B", "A"))):
+        for turn, cpu in enumerate(cpus):
+            benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, cpu=cpu)
+    for pair, words in (("ab", "cpu: unknown → unknown"), ("cd", "cpu: A and B → A and B")):
+        (change,) = compare(read_sides([str(tmp_path / name) for name in pair])).changes
+        assert change.verdict == "not comparable" and change.differs == (words,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("best", {"labels": [0]}), ("best", {"epoch": 99}), ("total_seconds", float("nan"))]
+)
+def test_records_that_were_edited_by_hand(field: str, value: Any, tmp_path: Path) -> None:
+    """One line that names the record, whatever can't be read of it."""
+    run = write_run(tmp_path / "a", seeds("timm:a", (1, 1, 1)))
+    write_run(tmp_path / "b", seeds("timm:a", (1, 1, 1)))
+    path = next(iter((run.folder / "cells").glob("*.json")))
+    data = json.loads(path.read_text())
+    if field == "best":
+        data["result"]["best"].update(value)
+        if "epoch" not in value:
+            data["result"]["best"]["confidences"] = data["result"]["best"]["confidences"][:1]
+    else:
+        data["wall_seconds"] = value
+    path.write_text(json.dumps(data))
+    ran = command("gate", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and path.stem in ran.stderr, ran.stderr
+
+
+def test_names_from_data_are_text_in_every_format() -> None:
+    """No line breaks, links, code or markup; columns are told apart whatever the runs are called."""
+    odd = "t::a[`x`|\n<b>*y*]"
+    sides = [side("metric", {odd: STEADY}), side("verdict", {odd: [value * 2 for value in STEADY]})]
+    page = show(compare(sides), "md", title="a\n# b")
+    (row,) = (line for line in page.splitlines() if line.startswith("| worse"))
+    assert r"t::a\[\`x\`\| &lt;b&gt;\*y\*\]" in row and "\n# b" not in page
+    assert "| base: metric" in page and "| new: verdict" in page
+    told = json.loads(show(compare(sides), "json", title="", status=1))
+    assert (
+        told["status"] == 1
+        and told["level"] == 0.05
+        and told["changes"][0]["base"] == {str(seed): value for seed, value in enumerate(STEADY)}
+    )
+
+
+def test_weights_are_in_labels_where_they_tell_cells_apart(tmp_path: Path) -> None:
+    """Two cells never have one name."""
+    records = [*seeds("timm:a", (1, 1, 1)), *seeds("timm:a", (1, 1, 1), weights=RANDOM)]
+    write_run(tmp_path / "a", records), write_run(tmp_path / "b", records)
+    found = compare(read_sides([str(tmp_path / "a"), str(tmp_path / "b")]), metrics=["epoch_seconds"])
+    assert len({change.cell for change in found.changes}) == 2
+
+
+def test_a_mistake_of_ours_is_no_regression(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python's own exit status of an exception would say so; and a terminal that knows no × shows something."""
+    monkeypatch.setattr("bench.compare.sides.read_sides", lambda *_: 1 / 0)
+    monkeypatch.setattr("sys.argv", ["bench", "gate", "a", "b"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2 and "ZeroDivisionError" in capsys.readouterr().err
+    for name in ("a", "b"):
+        write_run(Path("results") / name, seeds("timm:a", (1, 1, 1)))
+    ran = command("compare", "a", "b", PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0 and "1.000\\xd7" in ran.stdout
 
 
 def test_devices_compare_by_design(tmp_path: Path) -> None:
@@ -252,12 +432,14 @@ def benchmark_file(path: Path, times: dict[str, list[float]], cpu: str = "A", **
 
 
 def test_pytest_benchmark_files(tmp_path: Path) -> None:
-    """Raw data of one file; of a folder each file is a round, pairs where the names are the same; whole numbers in
-    extra_info are exact counters, shares are not."""
+    """One file is one sample, for what a process is given all its rounds share; of a folder each file is a round, pairs
+    where the names are the same; whole numbers in extra_info are exact counters, shares are not."""
     old = benchmark_file(tmp_path / "old.json", {"t::a": [1, 1.01, 0.99]}, flops=5, share=0.5)
     new = benchmark_file(tmp_path / "new.json", {"t::a": [1.2, 1.21, 1.19]}, flops=6, share=0.7)
     found = compare(read_sides([str(old), str(new)]))
-    assert [(c.quantity.name, c.verdict) for c in found.changes] == [("seconds", "worse"), ("flops", "worse")]
+    told = [(c.quantity.name, c.verdict) for c in found.changes]
+    assert told == [("seconds", "too few samples"), ("flops", "worse")]
+    assert found.changes[0].typical == (1, 1.2) and not found.incomplete
     # A machine that drifts from round to round: pairs see what means don't.
     drift = [1.0, 1.5, 2.0, 3.0]
     for name, factor in (("b", 1.0), ("n", 1.1)):
@@ -278,8 +460,8 @@ def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
     names = []
     for name in ("old", "new"):
         write_run(tmp_path / name, seeds("timm:a", (10, 10, 10)))
-        benchmark_file(tmp_path / f"{name}.json", {"t::a": [1, 1, 1]})
-        names.append(f"{tmp_path / name},{tmp_path / name}.json")
+        files = [benchmark_file(tmp_path / "rounds" / name / f"{turn}.json", {"t::a": [1]}) for turn in range(3)]
+        names.append(",".join(map(str, [tmp_path / name, *files])))
     found = compare(read_sides(names), rules=[Rule(points=10)])
     assert {change.cell for change in found.changes} == {"timm:a frozen cpu", "t::a"} and decide(found).status == PASSED
 
@@ -290,9 +472,24 @@ def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
         ("{", "can't be read as JSON"),
         ("[]", "neither a run's folder nor a file of pytest-benchmark"),
         ('{"benchmarks": [], "machine_info": {}}', "has no benchmarks"),
-        ('{"benchmarks": [{"fullname": "t::a", "stats": {}}], "machine_info": {}}', "t::a has no raw data"),
-        ('{"benchmarks": [{"fullname": "t::a", "stats": {"data": [0]}}], "machine_info": {}}', "t::a has no raw data"),
-        ('{"benchmarks": [7], "machine_info": {}}', "a benchmark has no raw data"),
+        ('{"benchmarks": [{"fullname": "t::a", "stats": {}}], "machine_info": {}}', "no raw data"),
+        ('{"benchmarks": [{"fullname": "t::a", "stats": {"data": [0]}}], "machine_info": {}}', "no raw data"),
+        ('{"benchmarks": [7], "machine_info": {}}', "benchmarks.0"),
+        ('{"benchmarks": [{"fullname": "t", "stats": {"data": [NaN]}}], "machine_info": {}}', "no raw data"),
+        ('{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}], "machine_info": 7}', "machine_info"),
+        ('{"benchmarks": [{"fullname": 7, "stats": {"data": [1]}}], "machine_info": {}}', "fullname"),
+        ('{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}], "machine_info": {"cpu": 7}}', "machine_info.cpu"),
+        ('{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}, "extra_info": 7}], "machine_info": {}}', "extra"),
+        (
+            '{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}, {"fullname": "t", "stats": {"data": [2]}}],'
+            '"machine_info": {}}',
+            "t is there twice",
+        ),
+        (
+            '{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}, "extra_info": {"seconds": 5}}],'
+            '"machine_info": {}}',
+            "extra_info has 'seconds', the name of what is measured",
+        ),
     ],
 )
 def test_files_that_are_none(content: str, words: str, tmp_path: Path) -> None:
@@ -315,6 +512,8 @@ def test_mistakes_in_what_is_compared(tmp_path: Path) -> None:
         ([a, str(tmp_path / "longer")], "no cell in common|differ in images, weights or settings"),
         ([a], "compared with what"),
         ([a, a], "named twice"),
+        ([a, str(tmp_path / "b" / ".." / "a")], "named twice"),
+        ([f"{a},{a}/", str(tmp_path / "b")], "named twice"),
         ([a, str(tmp_path / "empty")], "has no records"),
         ([a, "nowhere"], "nowhere: no such run"),
     ):
@@ -332,7 +531,7 @@ def test_rules_from_a_file_and_from_options() -> None:
     slower = {name: [value * 1.2 for value in STEADY] for name in ("a", "b")}
     sides = [side("o", {"a": STEADY, "b": STEADY}), side("n", slower)]
     found = compare(sides, rules=rules)
-    assert verdicts(found) == ["same", "worse"] and not any(change.limits for change in found.changes)
+    assert verdicts(found) == ["same", "worse"] and not found.beyond_limits
     found = compare(sides, rules=[Rule(metric="seconds", factor=1.5, max=1.1, min=0.1)])
     assert verdicts(found) == ["same", "same"] and decide(found).status == REGRESSED
     assert decide(found).reasons[0] == "a: time: 1.2 s is above max 1.1 s"
@@ -345,7 +544,7 @@ def test_a_rule_brings_its_metric(tmp_path: Path) -> None:
     sides = read_sides([str(tmp_path / "old"), str(tmp_path / "new")])
     rules = [Rule(metric="total_seconds", max=4.5), Rule(points=10)]
     found = compare(sides, rules=rules)
-    assert any(change.quantity.name == "total_seconds" and change.limits for change in found.changes)
+    assert [words.partition(":")[0] for _, words in found.beyond_limits] == ["whole cell"]
     assert decide(found).status == REGRESSED
     assert "total_seconds" not in {change.quantity.name for change in compare(sides).changes}
 
@@ -389,6 +588,9 @@ def test_rules_that_fit_nothing(rule: str, words: str, tmp_path: Path) -> None:
     [
         ("[tool.bench.gate", "can't be read as TOML"),
         ("[tool.bench.gate]\nrules = 1", "key='rules': not one of rule"),
+        ("[[tool.bench.gat.rule]]\nfactor = 2", "key='gat': not one of gate"),
+        ("[tool.other]", "has no rules"),
+        ("[tool.bench.gate]\nrule = []", "has no rules"),
         ("[tool.bench.gate]\nrule = 1", "rules are tables"),
         ("[[tool.bench.gate.rule]]\nfactor = 'a'", "factor"),
     ],
@@ -446,7 +648,7 @@ def test_names_from_data_are_text(tmp_path: Path) -> None:
         assert "&lt;script&gt;a" in page and "verdict" in page and "worse" in page
     told = json.loads(show(found, "json", title="", findings=[]))
     assert told["changes"][0]["verdict"] == "worse" and told["incomplete"] == [["c", "new: has no such cell"]]
-    assert told["changes"][0]["base"] == list(STEADY)
+    assert list(told["changes"][0]["base"].values()) == list(STEADY)
 
 
 def test_every_metric_with_a_direction_can_be_compared() -> None:

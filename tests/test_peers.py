@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -351,11 +352,14 @@ def test_the_plain_loop_judges_what_pil_reads(mini: tl.Splits, monkeypatch: pyte
     assert accuracy == (logits.argmax(1) == labels).float().mean().item()
 
 
-@pytest.mark.parametrize("loop", [plain_loop, our_loop], ids=["plain", "ours"])
-def test_both_sides_print_the_same_lines(
-    loop: Any, mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["plain", "our", "lightning", "fastai"])
+def test_all_sides_print_the_same_lines(
+    name: str, mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line an epoch and a last one; ours is set up as a cell's process is before it trains."""
+    if name in ("lightning", "fastai"):
+        pytest.importorskip(name, reason=f"{name} is installed by `nox -s peers` alone")
+    loop = importlib.import_module(f"tests.benchmarks.{name}_loop")
     monkeypatch.setattr(plain_loop, "WORKERS", 0)
     calls: list[Any] = []
     monkeypatch.setattr(our_loop, "keep_freed_pages", lambda: calls.append("pages kept"))
@@ -374,6 +378,8 @@ def test_both_sides_print_the_same_lines(
         assert 0 <= row["val_accuracy"] * len(mini.val) <= len(mini.val)
     assert last["total_seconds"] > sum(row["epoch_seconds"] for row in epochs) and last["peak_rss_bytes"] > 1 << 20
     assert calls == ([7, "pages kept"] * 2 if loop is our_loop else [])
+    if name not in ("plain", "our"):
+        assert last["library"].startswith(f"{name} ")
 
 
 def test_the_committed_report_is_what_the_samples_say() -> None:

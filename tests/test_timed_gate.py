@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED
-from tests.benchmarks import gate
+from tests.benchmarks import gate, steps, test_speed
+from tests.benchmarks.conftest import source_digest
 from tests.benchmarks.gate import BASE, NEW, Tree
 from tl.errors import UserError
 
@@ -35,7 +38,8 @@ class Machine:
             for i, value in enumerate(times)
         ]
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"machine_info": {"cpu": {"brand_raw": "A"}}, "benchmarks": rows}))
+        machine = {"cpu": {"brand_raw": "A", "count": 2}, "python_version": "3"}
+        file.write_text(json.dumps({"machine_info": machine, "benchmarks": rows}))
 
 
 def test_sides_take_turns_and_a_clear_case_ends_early(tmp_path: Path) -> None:
@@ -133,6 +137,31 @@ def test_mistakes(repository: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             gate.gate(words, repository)
+
+
+@pytest.mark.parametrize(("most", "looks"), [(5, 1), (6, 2), (10, 2), (12, 3), (20, 4)])
+def test_the_error_rate_is_shared_among_all_looks(most: int, looks: int, tmp_path: Path) -> None:
+    """However many rounds the last of them has."""
+    machine = Machine(1.0, 0.5)
+    comparison, _, count = gate.rounds(TREES, tmp_path, machine, rules=[], most=most, budget=None)
+    assert comparison.level == pytest.approx(0.01 / looks) and count == most
+
+
+def test_a_benchmarks_source_is_all_that_it_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its function, what that uses of its module, and other modules of tests; nothing else of its own."""
+    monkeypatch.syspath_prepend(tmp_path)
+    base = "SIZE = 1\ndef helper():\n    return SIZE\ndef other():\n    return 0\ndef bench():\n    return helper()\n"
+    digests = []
+    for number, text in enumerate(
+        (base, base.replace("SIZE = 1", "SIZE = 2"), base.replace("return SIZE", "return -SIZE"), base + "\n# more\n")
+    ):
+        (tmp_path / f"bench_{number}.py").write_text(text)
+        digests.append(source_digest(importlib.import_module(f"bench_{number}").bench))
+    assert digests[3] == digests[0] and len(set(digests[:3])) == 3
+    step = source_digest(test_speed.test_step)
+    real = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda value: "x" if value is steps else real(value))
+    assert source_digest(test_speed.test_step) != step
 
 
 def test_other_code_of_a_benchmark_does_not_compare(tmp_path: Path) -> None:

@@ -30,13 +30,15 @@ class Decision:
 def decide(comparison: Comparison) -> Decision:
     """Regressed before not comparable before incomplete: the first that holds is the status, all are told.
 
-    A time that is not shown to be the same leaves the gate undecided unless it is shown to be no worse.
+    A time that is not shown to be the same leaves the gate undecided unless it is shown to be no worse. What only one
+    side knows leaves it undecided; what neither knows is told.
     """
     regressed = [f"{cell}: newly failing: {words}" for cell, words in comparison.newly_failing]
-    incomparable, incomplete = [], [f"{cell}: {words}" for cell, words in comparison.incomplete]
+    regressed += [f"{cell}: {words}" for cell, words in comparison.beyond_limits]
+    incomparable = []
+    incomplete = [f"{cell}: {words}" for cell, words in (*comparison.incomplete, *comparison.unchecked)]
     for change in comparison.changes:
         what = f"{change.cell}: {change.quantity.label} {change_text(change)}"
-        regressed += [f"{change.cell}: {change.quantity.label}: {text}" for text in change.limits]
         exact = change.quantity.kind == "exact"
         if change.verdict == "worse" or (exact and change.verdict == "better"):
             regressed.append(f"{what}: " + ("changed" if exact else change.verdict))
@@ -49,7 +51,9 @@ def decide(comparison: Comparison) -> Decision:
         for change in comparison.having("better")
         if change.quantity.kind != "exact"
     ]
-    incomplete += unknown_lines(comparison)
+    unknown = comparison.having("unknown")
+    incomplete += unknown_lines(comparison, [change for change in unknown if change.base or change.new])
+    neither = unknown_lines(comparison, [change for change in unknown if not change.base and not change.new])
     status, word = PASSED, "passed"
     if regressed:
         status, word = REGRESSED, "failed: regressed"
@@ -57,38 +61,45 @@ def decide(comparison: Comparison) -> Decision:
         status, word = NOT_COMPARABLE, "undecided: not comparable"
     elif incomplete:
         status, word = INCOMPLETE, "undecided: incomplete"
-    told = (*regressed, *incomparable, *incomplete, *faster)
+    told = (*regressed, *incomparable, *incomplete, *faster, *neither)
     return Decision(status=status, headline=f"Gate {word}.", reasons=told)
 
 
-def read_rules(file: Path | None, given: Sequence[str]) -> list[Rule]:
-    """Rules of `[tool.bench.gate]` in a `pyproject.toml`, then those of options. Raises `ConfigError`.
+def read_rules(file: Path | None, given: Sequence[str], folder: Path = Path()) -> list[Rule]:
+    """Rules of `[tool.bench.gate]` in a TOML file, then those of options. Raises `ConfigError`.
 
-    `file` None means the one in the working folder, if there is one.
+    `file` None means `pyproject.toml` in `folder`, if there is one; a file that is named must have rules.
     """
-    place = Path("pyproject.toml") if file is None else file
+    place = folder / "pyproject.toml" if file is None else file
     rules: list[Rule] = []
     if place.is_file():
         try:
             content: Any = tomllib.loads(place.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{place}: can't be read as TOML: {error}") from error
-        for part in TABLE.split("."):
-            content = content.get(part, {}) if isinstance(content, dict) else {}
         rules += [_rule(f"{place}: {TABLE}", each) for each in _tables(place, content)]
+        if file is not None and not rules:
+            raise ConfigError(f"{place}: has no rules: they are tables [[{TABLE}.rule]]")
     elif file is not None:
         raise UserError(f"{file}: no such file")
     return rules + [_rule(f"--rule {text!r}", _parsed(text)) for text in given]
 
 
 def _tables(place: Path, content: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(content, dict) or content.keys() - {"rule"}:
-        odd = next(iter(content.keys() - {"rule"}), "") if isinstance(content, dict) else content
-        raise ConfigError(f"{place}: {TABLE}: {not_one_of('key', odd, ['rule'])}")
-    rules = content.get("rule", [])
+    own = content.get("tool", {}).get("bench", {}) if isinstance(content.get("tool", {}), dict) else {}
+    table = _only(own, "gate", f"{place}: tool.bench")
+    rules = _only(table, "rule", f"{place}: {TABLE}") or []
     if not isinstance(rules, list) or not all(isinstance(each, dict) for each in rules):
         raise ConfigError(f"{place}: {TABLE}: rules are tables: [[{TABLE}.rule]]")
     return rules
+
+
+def _only(table: Any, key: str, where: str) -> Any:
+    """What a table has under the one key that it may have, else an empty table: a misspelt one would not count."""
+    if not isinstance(table, dict) or table.keys() - {key}:
+        odd = next(iter(table.keys() - {key}), "") if isinstance(table, dict) else table
+        raise ConfigError(f"{where}: {not_one_of('key', odd, [key])}")
+    return table.get(key, {})
 
 
 def _parsed(text: str) -> dict[str, Any]:

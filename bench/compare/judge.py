@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bench.compare.sides import COMPARED, QUANTITIES, Entry, Quantity, Sample, Side
+from bench.compare.sides import COMPARED, QUANTITIES, Entry, Figure, Quantity, Sample, Side
 from bench.stats import LEVEL, Estimate, accuracy_difference, difference, holm, ratio, ratio_of_means
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.strict import Strict
@@ -22,7 +22,9 @@ Verdict = Literal["worse", "better", "same", "inconclusive", "too few samples", 
 class Rule(Strict):
     """How much of a change counts. Of several that fit a cell and a metric, the last that says something holds."""
 
-    metric: str = Field("*", description="a metric's name, or a pattern with * and ?")
+    metric: str = Field(
+        "*", description="a metric's name, which is compared then, or a pattern with * and ? of those that are"
+    )
     cells: str = Field("*", description="a cell's label, or a pattern")
     factor: float | None = Field(None, gt=1, description="of times and memory: a smaller one doesn't count")
     points: float | None = Field(None, gt=0, description="of accuracies, percentage points")
@@ -39,8 +41,17 @@ class Rule(Strict):
                 raise ConfigError(f"{name}={value}: must be finite")
         return self
 
+    def fits(self, metric: str, cell: str) -> bool:
+        """Whether it says something of that metric in the cell of that label."""
+        return _like(metric, self.metric) and _like(cell, self.cells)
+
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.model_dump().items() if value not in (None, "*"))
+
+
+def _like(text: str, pattern: str) -> bool:
+    """As in a shell, but for brackets, which stand for themselves: pytest puts them into names."""
+    return text == pattern or fnmatchcase(text, pattern.replace("[", "[[]"))
 
 
 DEFAULTS = (Rule(factor=1.05), Rule(points=2.0))
@@ -53,8 +64,9 @@ class Change:
 
     cell: str
     quantity: Quantity
-    base: dict[Sample, float]
-    new: dict[Sample, float]
+    base: dict[Sample, Figure]
+    """Sample → figure: of those that the estimate rests on, where both sides have some in common that make pairs."""
+    new: dict[Sample, Figure]
     new_side: str
     estimate: Estimate | None
     """New over base, or new minus base; None of exact counters, and where nothing can be estimated."""
@@ -65,8 +77,6 @@ class Change:
     """That there is no difference, adjusted (Holm) over the whole comparison; None where there was no test."""
     differs: tuple[str, ...] = ()
     """Conditions that forbid a comparison, with what they are on either side."""
-    limits: tuple[str, ...] = ()
-    """Absolute limits that the new side breaks."""
 
     @property
     def no_worse(self) -> bool:
@@ -85,8 +95,12 @@ class Change:
 
     @property
     def typical(self) -> tuple[float, float]:
-        """Of base and new: geometric means of ratios, means of the rest; NaN where a side has no samples."""
-        return _typical(self.base, self.quantity), _typical(self.new, self.quantity)
+        """Of base and new: geometric means of ratios, means of differences; NaN where a side has no samples."""
+        return typical(self.base.values(), self.quantity), typical(self.new.values(), self.quantity)
+
+
+Told = tuple[tuple[str, str], ...]
+"""Cells, each with what is to be said of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +110,16 @@ class Comparison:
     base: Side
     others: tuple[Side, ...]
     changes: tuple[Change, ...]
-    newly_failing: tuple[tuple[str, str], ...]
+    beyond_limits: Told
+    """Absolute limits that another side breaks."""
+    unchecked: Told
+    """Absolute limits on what another side doesn't know."""
+    newly_failing: Told
     """Cells with a sample that base has and the other side fails at → what became of it there."""
-    incomplete: tuple[tuple[str, str], ...]
-    """Cells without results on a side, but for those newly failing, and cells that only base has."""
-    only_new: tuple[tuple[str, str], ...]
-    """Cells that only another side has → its name."""
+    incomplete: Told
+    """Cells without results on a side, but for those newly failing; cells and samples that only base has."""
+    only_new: Told
+    """Cells and samples that only another side has → its name."""
     level: float
     """Error rate of all changes together."""
 
@@ -118,7 +136,8 @@ def compare(
     A change counts, as better or worse, when its estimate is at least as large as the rules allow, and a test that
     there is none fails at `level` over the whole comparison (Holm 1979). `same` is shown, not assumed: the 95% interval
     lies within what is allowed. Times and memory of runs are compared as independent samples (Welch 1947, on
-    logarithms); of rounds with the same names on both sides as pairs; accuracies seed by seed over the same images.
+    logarithms); of rounds that have names in common as pairs; accuracies seed by seed over the same images; exact
+    counters sample by sample.
 
     Args:
         sides: see `read_sides`.
@@ -130,26 +149,34 @@ def compare(
     Raises `UserError` where the sides have nothing in common, and for rules and metrics that fit nothing.
     """
     base, *others = sides
-    wanted = _wanted(sides, metrics, rules)
+    wanted, asked = _wanted(sides, metrics, rules)
     shared = [(side, key) for side in others for key in base.entries if key in side.entries]
     if not shared:
         raise UserError(_nothing_in_common(base, others))
-    _check(rules, [base.entries[key].label for _, key in shared], wanted)
     drafts = [
         _draft(base.entries[key], side.entries[key], quantity, side, [*DEFAULTS, *rules])
         for side, key in shared
         for name, quantity in wanted.items()
-        if name in base.entries[key].samples or name in side.entries[key].samples
+        if _is_due(name, base.entries[key], side.entries[key], asked)
     ]
+    held = [
+        (side, entry, quantity) for side in others for entry in side.entries.values() for quantity in wanted.values()
+    ]
+    for name in metrics:
+        if not any(change.quantity.name == name and (change.base or change.new) for change in drafts):
+            raise UserError(f"nothing to compare: no cell has {name} on either side")
+    for rule in rules:
+        _check(rule, wanted, drafts, held)
+    beyond, unchecked = _limits(held, rules)
+    failing, incomplete, only_new = _lost(base, others, shared)
+    if not any(change.base or change.new for change in drafts) and not failing and not incomplete:
+        raise UserError(f"nothing to compare: no cell has {', '.join(wanted)} on either side")
     p_values = {
         place: change.estimate.p
         for place, change in enumerate(drafts)
         if change.estimate and change.estimate.error is not None and not change.differs
     }
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    failing, incomplete = _lost(base, others, shared)
-    if not drafts and not failing and not incomplete:
-        raise UserError(f"nothing to compare: no cell has {', '.join(wanted)} on either side")
     return Comparison(
         base=base,
         level=level,
@@ -158,27 +185,34 @@ def compare(
             replace(change, p=adjusted.get(place), verdict=_verdict(change, adjusted.get(place), level))
             for place, change in enumerate(drafts)
         ),
-        newly_failing=tuple(failing),
-        incomplete=tuple(incomplete),
-        only_new=tuple(
-            (entry.label, side.name)
-            for side in others
-            for key, entry in side.entries.items()
-            if key not in base.entries
-        ),
+        beyond_limits=beyond,
+        unchecked=unchecked,
+        newly_failing=failing,
+        incomplete=incomplete,
+        only_new=only_new,
     )
 
 
-def _wanted(sides: Sequence[Side], metrics: Sequence[str], rules: Sequence[Rule]) -> dict[str, Quantity]:
+def _wanted(
+    sides: Sequence[Side], metrics: Sequence[str], rules: Sequence[Rule]
+) -> tuple[dict[str, Quantity], set[str]]:
+    """What is compared, and the names of what must be told of where no side knows it."""
     there = {name: quantity for side in sides for name, quantity in side.quantities.items()}
     for name in metrics:
         if name not in there:
             raise UserError(not_one_of("--metric", name, there))
     if metrics:
-        return {name: there[name] for name in dict.fromkeys(metrics)}
+        return {name: there[name] for name in dict.fromkeys(metrics)}, set(metrics)
     named = (rule.metric for rule in rules)  # whoever has a rule for a metric wants it held
     own = {name: there[name] for name in (*COMPARED, *named) if name in there}
-    return own | {name: q for name, q in there.items() if q.kind == "exact" or name not in QUANTITIES}
+    rest = {name: quantity for name, quantity in there.items() if quantity.kind == "exact" or name not in QUANTITIES}
+    return own | rest, set(own)
+
+
+def _is_due(name: str, base: Entry, new: Entry, asked: Collection[str]) -> bool:
+    """Whether a side knows it, or both should: benchmarks have no metrics of runs."""
+    known = name in base.samples or name in new.samples
+    return known or (name in asked and name in QUANTITIES and base.repeats == "seed")
 
 
 def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
@@ -191,25 +225,56 @@ def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
     return f"{base.name}: has no cell in common with {' or '.join(side.name for side in others)}: {why}"
 
 
-def _check(rules: Sequence[Rule], labels: Sequence[str], wanted: Mapping[str, Quantity]) -> None:
+Held = tuple[Side, Entry, Quantity]
+
+
+def _check(rule: Rule, wanted: Mapping[str, Quantity], drafts: Sequence[Change], held: Sequence[Held]) -> None:
     """Raises `ConfigError` for a rule that fits nothing: it would be taken for one that holds."""
-    for rule in rules:
-        named = [quantity for name, quantity in wanted.items() if fnmatchcase(name, rule.metric)]
-        if not named:
-            raise ConfigError(f"rule {rule}: {not_one_of('metric', rule.metric, wanted)}")
-        if not any(fnmatchcase(label, rule.cells) for label in labels):
-            raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {labels[0]!r}, for one")
-        for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
-            if said is not None and all(quantity.kind != kind for quantity in named):
-                what = "times and memory have a factor, accuracies have points, exact counters have neither"
-                raise ConfigError(f"rule {rule}: {named[0].name} is none of that kind: {what}")
+    if not any(_like(name, rule.metric) for name in wanted):
+        raise ConfigError(f"rule {rule}: {not_one_of('metric', rule.metric, wanted)}")
+    labels = dict.fromkeys([change.cell for change in drafts] + [entry.label for _, entry, _ in held])
+    if not any(_like(label, rule.cells) for label in labels):
+        raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {next(iter(labels))!r}, for one")
+    fitting = [c.quantity for c in drafts if (c.base or c.new) and rule.fits(c.quantity.name, c.cell)]
+    limited = [q for _, entry, q in held if q.name in entry.samples and rule.fits(q.name, entry.label)]
+    for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
+        if said is not None and not any(quantity.kind == kind for quantity in fitting):
+            if not fitting:
+                raise ConfigError(f"rule {rule}: no cell that fits is on both sides and has that metric")
+            what = "times and memory have a factor, accuracies have points, exact counters have neither"
+            raise ConfigError(f"rule {rule}: {fitting[0].name} is none of that kind: {what}")
+    if (rule.max is not None or rule.min is not None) and not limited:
+        raise ConfigError(f"rule {rule}: no cell that fits has that metric")
+
+
+def _limits(held: Sequence[Held], rules: Sequence[Rule]) -> tuple[Told, Told]:
+    """Absolute limits of every cell of the new sides: those that are broken, and those that can't be checked."""
+    broken: list[tuple[str, str]] = []
+    unchecked: list[tuple[str, str]] = []
+    limits = [rule for rule in rules if rule.max is not None or rule.min is not None]
+    for side, entry, quantity in held:
+        fitting = [rule for rule in limits if rule.fits(quantity.name, entry.label)]
+        values = entry.samples.get(quantity.name, {}).values()
+        if not fitting or (not values and (quantity.name in QUANTITIES) is not (entry.repeats == "seed")):
+            continue
+        if not values:
+            unchecked.append((entry.label, f"{side.name}: {quantity.label} is not known, so its limit isn't checked"))
+            continue
+        value = typical(values, quantity)
+        most = [rule.max for rule in fitting if rule.max is not None][-1:]
+        least = [rule.min for rule in fitting if rule.min is not None][-1:]
+        told = [f"is above max {quantity.show(limit)}" for limit in most if value > limit]
+        told += [f"is below min {quantity.show(limit)}" for limit in least if value < limit]
+        broken += [(entry.label, f"{quantity.label}: {quantity.show(value)} {words}") for words in told]
+    return tuple(broken), tuple(unchecked)
 
 
 def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Sequence[Rule]) -> Change:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
-    fitting = [
-        rule for rule in rules if fnmatchcase(quantity.name, rule.metric) and fnmatchcase(base.label, rule.cells)
-    ]
+    common = [sample for sample in theirs if sample in ours]
+    if common and (base.repeats == "round" or quantity.kind == "difference"):
+        ours, theirs = ({sample: some[sample] for sample in common} for some in (ours, theirs))
+    fitting = [rule for rule in rules if rule.fits(quantity.name, base.label)]
     allowed = None
     if quantity.kind == "ratio":
         allowed = [rule.factor for rule in fitting if rule.factor is not None][-1]
@@ -225,7 +290,6 @@ def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Seque
         allowed=allowed,
         verdict="unknown",
         differs=tuple(_differences(base, new)) if quantity.kind == "ratio" else (),
-        limits=tuple(_broken(ours, quantity, fitting)),
     )
 
 
@@ -238,36 +302,28 @@ def _estimate(base: Entry, new: Entry, quantity: Quantity) -> Estimate | None:
         if here and there and len(next(iter(here.values()))) == len(next(iter(there.values()))):
             return accuracy_difference(here, there)
         return difference(ours, theirs)
-    if ours.keys() == theirs.keys() and all(isinstance(sample, str) for sample in ours):
+    if base.repeats == "round" and ours.keys() & theirs.keys():
         return ratio(ours, theirs)
     return ratio_of_means(list(ours.values()), list(theirs.values()))
 
 
 def _differences(base: Entry, new: Entry) -> Iterator[str]:
-    """Conditions that are not the same on both sides; nothing where a side has no result."""
-    if base.conditions and new.conditions:
-        for name in dict.fromkeys([*base.conditions, *new.conditions]):
-            there, here = (" and ".join(sorted(e.conditions.get(name, {"unknown"}))) for e in (base, new))
-            if there != here:
-                yield f"{name}: {there} → {here}"
-
-
-def _broken(samples: Mapping[Sample, float], quantity: Quantity, rules: Sequence[Rule]) -> Iterator[str]:
-    if not samples:
+    """Conditions that are not known to be one and the same on both sides; nothing where a side has no result."""
+    if not base.done or not new.done:
         return
-    value = _typical(samples, quantity)
-    most = [rule.max for rule in rules if rule.max is not None][-1:]
-    least = [rule.min for rule in rules if rule.min is not None][-1:]
-    if most and value > most[0]:
-        yield f"{quantity.show(value)} is above max {quantity.show(most[0])}"
-    if least and value < least[0]:
-        yield f"{quantity.show(value)} is below min {quantity.show(least[0])}"
+    for name in dict.fromkeys([*base.conditions, *new.conditions]):
+        there, here = (entry.conditions.get(name, {""}) for entry in (base, new))
+        if there != here or len(there) > 1 or "" in there:
+            said = (" and ".join(sorted(value or "unknown" for value in values)) for values in (there, here))
+            yield f"{name}: {' → '.join(said)}"
 
 
-def _typical(samples: Mapping[Sample, float], quantity: Quantity) -> float:
-    values = list(samples.values())
+def typical(values: Collection[Figure], quantity: Quantity) -> float:
+    """Geometric mean of times and memory, mean of accuracies; of counters the largest. NaN without values."""
     if not values:
         return math.nan
+    if quantity.kind == "exact":
+        return max(values)
     return (
         statistics.geometric_mean(values) if quantity.kind == "ratio" and min(values) > 0 else statistics.fmean(values)
     )
@@ -277,10 +333,7 @@ def _verdict(change: Change, p: float | None, level: float) -> Verdict:
     if not change.base or not change.new:
         return "unknown"
     if change.quantity.kind == "exact":
-        there, here = set(change.base.values()), set(change.new.values())
-        if there == here:
-            return "same"
-        return _direction(change, max(here) > max(there) or (max(here) == max(there) and min(here) > min(there)))
+        return _exact_verdict(change)
     if change.differs:
         return "not comparable"
     estimate, allowed = change.estimate, change.allowed
@@ -294,32 +347,61 @@ def _verdict(change: Change, p: float | None, level: float) -> Verdict:
     return "same" if low < estimate.low and estimate.high < high else "inconclusive"
 
 
+def _exact_verdict(change: Change) -> Verdict:
+    """Sample by sample where the sides have some in common, else by all values that there are; any change counts."""
+    common = change.base.keys() & change.new.keys()
+    if common:
+        moved = {
+            change.new[sample] > change.base[sample] for sample in common if change.new[sample] != change.base[sample]
+        }
+    else:
+        there, here = set(change.base.values()), set(change.new.values())
+        moved = {max(here) > max(there)} if there != here else set()
+    if not moved:
+        return "same"
+    return "worse" if len(moved) == 2 else _direction(change, moved == {True})
+
+
 def _direction(change: Change, more: bool) -> Verdict:
     return "worse" if more == (change.quantity.better == "lower") else "better"
 
 
-def _lost(
-    base: Side, others: Sequence[Side], shared: Sequence[tuple[Side, str]]
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Cells that newly fail, and those without a result for another reason."""
-    failing, incomplete = [], []
+def _lost(base: Side, others: Sequence[Side], shared: Sequence[tuple[Side, str]]) -> tuple[Told, Told, Told]:
+    """Cells that newly fail, those without a result on a side for another reason, and what only others have."""
+    failing: list[tuple[str, str]] = []
+    incomplete: list[tuple[str, str]] = []
+    only_new: list[tuple[str, str]] = []
     for side, key in shared:
         there, here = base.entries[key], side.entries[key]
-        new = [words for sample, words in here.lost.items() if sample not in there.lost and _failed(words)]
-        old = [words for sample, words in here.lost.items() if words not in new]
+        new = [words for sample, words in here.lost.items() if sample in there.done and _failed(words)]
+        old = [words for words in here.lost.values() if words not in new]
         if new:
             failing.append((there.label, f"{side.name}: {new[0]}"))
-        elif old:
+        if old:
             incomplete.append((there.label, f"{side.name}: {old[0]}"))
         if there.lost:
             incomplete.append((there.label, f"{base.name}: {next(iter(there.lost.values()))}"))
+        if there.repeats == "round" and not there.done & here.done:
+            continue  # rounds with names of their own are no pairs, and none is missing
+        if missing := there.done - here.done - here.lost.keys():
+            incomplete.append((there.label, f"{side.name}: has no {_samples(there, missing)}"))
+        if more := here.done - there.done - there.lost.keys():
+            only_new.append((f"{there.label}, {_samples(there, more)}", side.name))
     for side in others:
         incomplete += [
             (entry.label, f"{side.name}: has no such cell")
             for key, entry in base.entries.items()
             if key not in side.entries
         ]
-    return failing, list(dict.fromkeys(incomplete))
+        for entry in (entry for key, entry in side.entries.items() if key not in base.entries):
+            only_new.append((entry.label, side.name))
+            incomplete += [(entry.label, f"{side.name}: {words}") for words in list(entry.lost.values())[:1]]
+    return tuple(failing), tuple(dict.fromkeys(incomplete)), tuple(only_new)
+
+
+def _samples(entry: Entry, samples: Collection[Sample]) -> str:
+    names = sorted(map(str, samples), key=lambda name: (len(name), name))
+    return f"{entry.repeats}{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _failed(words: str) -> bool:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from bench.compare import benchmark_files
 from bench.groups import varying_settings
 from bench.metrics import METRICS
-from bench.records import Cell, Manifest, Record, Run, find_run
+from bench.records import Cell, Manifest, Record, Run, find_run, find_runs
 from tl.errors import UserError, not_one_of
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
 Kind = Literal["ratio", "difference", "exact"]
+Figure = int | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +29,22 @@ class Quantity:
     kind: Kind
     better: Literal["lower", "higher"]
 
-    def show(self, value: float) -> str:
+    def show(self, value: Figure) -> str:
         """For people, with its unit."""
-        if self.name in METRICS:
-            metric = METRICS[self.name]
-            unit = metric.shown_unit or metric.unit
-            if self.kind == "exact":  # to the last digit: a change of one is a change
-                return f"{value:,.12g}" + ("" if metric.unit == "count" else f" {metric.unit}")
-            return metric.show(value) + ("" if unit in ("share", "count", "index") else f" {unit}")
+        metric = METRICS.get(self.name)
         if self.kind == "exact":
-            return f"{value:,.12g}"
+            unit = metric.unit if metric and metric.unit != "count" else ""
+            return f"{exact_text(value)} {unit}".rstrip()
+        if metric:
+            unit = metric.shown_unit or metric.unit
+            return metric.show(value) + ("" if unit in ("share", "count", "index") else f" {unit}")
         step, unit = next(((s, u) for s, u in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")) if value >= s), (1e-9, "ns"))
         return f"{value / step:.3g} {unit}"
+
+
+def exact_text(value: Figure, sign: str = "") -> str:
+    """To the last digit, however large: a change of one is a change."""
+    return format(value, f"{sign},") if isinstance(value, int) else format(value, f"{sign},.12g")
 
 
 SECONDS = Quantity(name="seconds", label="time", kind="ratio", better="lower")
@@ -59,7 +64,7 @@ QUANTITIES: dict[str, Quantity] = {name: found for name in METRICS if (found := 
 COMPARED = ("epoch_seconds", "peak_memory_bytes", "val_accuracy_last")
 """Metrics of a run that are compared when none are named, and with them every exact one."""
 Sample = int | str
-"""A seed, or a round of a benchmark."""
+"""A seed, or the name of a round of benchmarks."""
 
 
 @dataclass(kw_only=True)
@@ -67,14 +72,18 @@ class Entry:
     """A cell on one side; its samples are those of its seeds, or of a benchmark's rounds."""
 
     label: str
-    samples: dict[str, dict[Sample, float]] = field(default_factory=dict)
+    repeats: Literal["seed", "round"]
+    """What a sample is."""
+    done: set[Sample] = field(default_factory=set)
+    """Samples with a result."""
+    samples: dict[str, dict[Sample, Figure]] = field(default_factory=dict)
     """Quantity → sample → figure; unknown figures are missing."""
     right: dict[str, dict[int, list[bool]]] = field(default_factory=dict)
     """Accuracy → seed → whether each validation image was judged right."""
     lost: dict[Sample, str] = field(default_factory=dict)
     """Samples without a result → status and reason."""
     conditions: dict[str, set[str]] = field(default_factory=dict)
-    """What times and memory depend on."""
+    """What times and memory depend on, with each value that it had; empty text where it isn't known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,27 +108,23 @@ class _Loaded:
 def read_sides(names: Sequence[str], *, by: Axis = "run", base: str | None = None) -> list[Side]:
     """The sides of a comparison, the first of which is what the others are held against.
 
-    By run, each name is a side: a run's name or folder, a pytest-benchmark file, a folder of such files (each a round,
-    its figure the median), or several of these joined by commas. By another axis all names are runs, put together, and
-    the sides are the levels that they have of it. Raises `UserError`.
+    By run, each name is a side: a run's name or folder, a pytest-benchmark file (a round, named as the file is, its
+    figure the median), a folder of such files, or several of these joined by commas. By another axis all names are
+    runs, put together, and the sides are the levels that they have of it. Raises `UserError`.
     """
     if by == "run":
         if len(names) < 2:
             raise UserError(f"{names[0]}: is compared with what? name another run, or give --by regime, for one")
         if base is not None:
             raise UserError(f"--base {base}: goes with --by regime and the like; of runs the first is the base")
-        parts = [part for name in names for part in name.split(",")]
-        if twice := next((part for part in parts if parts.count(part) > 1), None):
-            raise UserError(f"{twice}: named twice")
-        loaded = [_open(name) for name in names]
-        settings = varying_settings(
-            cell.config for runs, _ in loaded for run in runs for cell in run.manifest.cells.values()
-        )
+        places = [_places(name) for name in names]
+        _each_once([part for runs, files in places for part in (*(run.folder for run in runs), *files)])
+        loaded = [([_load(run) for run in runs], files) for runs, files in places]
+        settings = _settings([cell for runs, _ in loaded for run in runs for cell in run.manifest.cells.values()], by)
         return [
             _side(name, runs, files, by, settings) for name, (runs, files) in zip(_called(names), loaded, strict=True)
         ]
-    runs = [_load(find_run(name)) for name in names]
-    return _levels(runs, by, base)
+    return _levels([_load(run) for run in find_runs(names)], by, base)
 
 
 def _called(names: Sequence[str]) -> list[str]:
@@ -128,18 +133,30 @@ def _called(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
-def _open(name: str) -> tuple[list[_Loaded], list[tuple[str, Any]]]:
+def _places(name: str) -> tuple[list[Run], list[Path]]:
     """The runs and the benchmark files of one side."""
     runs, files = [], []
     for part in name.split(","):
         place = Path(part)
         if place.is_file():
-            files.append((place.stem, _benchmarks(place)))
+            files.append(place)
         elif place.is_dir() and not (place / "manifest.json").is_file() and (there := sorted(place.glob("*.json"))):
-            files += [(file.stem, _benchmarks(file)) for file in there]
+            files += there
         else:
-            runs.append(_load(find_run(part)))
+            runs.append(find_run(part))
+    stems = [file.stem for file in files]
+    if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
+        raise UserError(f"{name}: two files are called {twice}.json: each is a round, and needs a name of its own")
     return runs, files
+
+
+def _each_once(places: Sequence[Path]) -> None:
+    """Raises `UserError` for a run or file that is named twice, however it is spelt."""
+    found: set[Path] = set()
+    for place in places:
+        if place.resolve() in found:
+            raise UserError(f"{place}: named twice")
+        found.add(place.resolve())
 
 
 def _load(run: Run) -> _Loaded:
@@ -159,10 +176,18 @@ def _levels(runs: list[_Loaded], by: Axis, base: str | None) -> list[Side]:
     if len(levels) < 2:
         raise UserError(f"--by {by}: there is only {levels[0]}")
     first = levels[0] if base is None else base
-    settings = [name for name in varying_settings(cell.config for cell in cells.values()) if name != by]
+    settings = _settings(list(cells.values()), by)
     return [
         _side(level, runs, [], by, settings, level) for level in [first, *(each for each in levels if each != first)]
     ]
+
+
+def _settings(cells: Sequence[Cell], by: Axis) -> list[str]:
+    """What labels must tell, beside backbone, regime and device, for two cells never to be called the same."""
+    found = varying_settings(cell.config for cell in cells)
+    if by not in ("regime", "backbone") and len({cell.config.weights for cell in cells}) > 1:
+        found.append("weights")
+    return found
 
 
 def _level(cell: Cell, by: Axis) -> str:
@@ -193,7 +218,7 @@ def _label(cell: Cell, by: Axis, settings: Sequence[str]) -> str:
 def _side(
     name: str,
     runs: Sequence[_Loaded],
-    files: Sequence[tuple[str, Any]],
+    files: Sequence[Path],
     by: Axis,
     settings: Sequence[str],
     level: str | None = None,
@@ -205,100 +230,73 @@ def _side(
         for cell_id, cell in run.manifest.cells.items():
             if level is not None and _level(cell, by) != level:
                 continue
-            entry = entries.setdefault(_key(cell, by), Entry(label=_label(cell, by, settings)))
+            entry = entries.setdefault(_key(cell, by), Entry(label=_label(cell, by, settings), repeats="seed"))
             # Levels of an axis are compared seed by seed; the seed itself as an axis leaves one sample.
             sample = 0 if by == "seed" else cell.config.seed
             record = run.records.get(cell_id)
-            if record is None:
-                entry.lost[sample] = "not run"
-            elif record.result is None or record.status != "done":
-                entry.lost[sample] = f"{record.status}: {record.reason}"
-            else:
-                if sample in entry.samples.get("total_params", {}):
+            if record is not None and record.result is not None and record.status == "done":
+                if sample in entry.done:
                     raise UserError(f"{name}: has {cell} twice")
                 _add(entry, record, sample, truth, by)
                 machines[str(record.environment)] = None
+            elif sample not in entry.done:
+                entry.lost[sample] = "not run" if record is None else f"{record.status}: {record.reason}"
     quantities = dict(QUANTITIES) if runs else {}
-    for stem, data in files:
-        _add_benchmarks(entries, quantities, data, stem if len(files) > 1 else None)
-        machines[_benchmark_machine(data)] = None
+    for path in files:
+        data = benchmark_files.read(path)
+        _add_benchmarks(entries, quantities, path, data)
+        machines[str(data)] = None
     return Side(name=name, entries=entries, quantities=quantities, told=tuple(machines))
 
 
 def _add(entry: Entry, record: Record, seed: int, truth: Sequence[int], by: Axis) -> None:
     result = record.result
     assert result is not None
+    entry.done.add(seed)
+    entry.lost.pop(seed, None)  # of an earlier part of this side
     for name in QUANTITIES:
-        value = METRICS[name].value(record, result)
-        if value is not None:
-            entry.samples.setdefault(name, {})[seed] = float(value)
+        try:
+            value = METRICS[name].value(record, result)
+            if value is None:
+                continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"is {value}")
             if predictions := METRICS[name].predictions:
                 pairs = zip(predictions(result).labels, truth, strict=True)
                 entry.right.setdefault(name, {})[seed] = [said == true for said, true in pairs]
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # only a record edited by hand
+            raise UserError(f"record {record.cell_id} ({record.cell}): damaged: {name}: {error}") from error
+        entry.samples.setdefault(name, {})[seed] = value
     machine = record.environment
     told = {
         "cpu": machine.cpu,
         "cores": str(machine.cores),
         "threads": str(result.threads),
         **({} if by == "device" else {"device": result.device_name}),
-        "allocator": record.allocator,
+        "allocator": record.allocator or "as the C library sets it",
         **{name: machine.packages.get(name, "none") for name in ("torch", "torchvision", "timm", "numpy")},
     }
     for name, text in told.items():
         entry.conditions.setdefault(name, set()).add(text)
 
 
-def _benchmarks(path: Path) -> Any:
-    """A pytest-benchmark file with raw data. Raises `UserError`."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read as JSON: {error}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("benchmarks"), list) or "machine_info" not in data:
-        raise UserError(f"{path}: neither a run's folder nor a file of pytest-benchmark (--benchmark-json)")
-    if not data["benchmarks"]:
-        raise UserError(f"{path}: has no benchmarks")
-    for one in data["benchmarks"]:
-        try:
-            values = one["stats"]["data"]
-            fine = one["fullname"] and values and all(type(v) in (int, float) and 0 < v < math.inf for v in values)
-        except (KeyError, TypeError):
-            fine = False
-        if not fine:
-            name = one.get("fullname", "a benchmark") if isinstance(one, dict) else "a benchmark"
-            raise UserError(f"{path}: {name} has no raw data: write the file with --benchmark-json, or --save-data")
-    return data
-
-
 def _add_benchmarks(
-    entries: dict[str, Entry], quantities: dict[str, Quantity], data: Any, round_name: str | None
+    entries: dict[str, Entry], quantities: dict[str, Quantity], path: Path, data: benchmark_files.BenchmarkFile
 ) -> None:
-    for one in data["benchmarks"]:
-        entry = entries.setdefault(f"benchmark {one['fullname']}", Entry(label=one["fullname"]))
-        seconds = entry.samples.setdefault(SECONDS.name, {})
+    """One process's benchmarks: each a sample, its median, since what a process is given all its rounds share."""
+    for one in data.benchmarks:
+        entry = entries.setdefault(f"benchmark {one.fullname}", Entry(label=one.fullname, repeats="round"))
         quantities[SECONDS.name] = SECONDS
-        values = one["stats"]["data"]
-        if round_name is None:
-            seconds |= dict(enumerate(values))
-        else:
-            seconds[round_name] = statistics.median(values)
-        for name, value in (one.get("extra_info") or {}).items():
+        entry.done.add(path.stem)
+        entry.samples.setdefault(SECONDS.name, {})[path.stem] = statistics.median(one.stats.data)
+        told = dict(data.machine_info.conditions)
+        for name, value in one.extra_info.items():
             if type(value) is int:
+                if name == SECONDS.name or (name in QUANTITIES and QUANTITIES[name].kind != "exact"):
+                    raise UserError(f"{path}: {one.fullname}: extra_info has {name!r}, the name of what is measured")
                 quantities.setdefault(name, Quantity(name=name, label=name, kind="exact", better="lower"))
-                entry.samples.setdefault(name, {})[round_name or 0] = float(value)
+                entry.samples.setdefault(name, {})[path.stem] = value
             elif isinstance(value, str):
-                entry.conditions.setdefault(name, set()).add(value)
-        info = data["machine_info"]
-        cpu = info.get("cpu") or {}
-        told = {"cpu": cpu.get("brand_raw"), "cores": cpu.get("count"), "python": info.get("python_version")}
-        for key, text in (told | (info.get("packages") or {})).items():
-            entry.conditions.setdefault(key, set()).add(str(text))
-
-
-def _benchmark_machine(data: Any) -> str:
-    info = data["machine_info"]
-    packages = ", ".join(f"{name} {version}" for name, version in (info.get("packages") or {}).items())
-    commit = (data.get("commit_info") or {}).get("id") or ""
-    parts = [(info.get("cpu") or {}).get("brand_raw") or "unknown processor", f"Python {info.get('python_version')}"]
-    parts += [packages] if packages else []
-    return "; ".join(parts) + (f", commit {commit[:12]}" if commit else "")
+                told[name] = value
+        for name, text in told.items():
+            entry.conditions.setdefault(name, set()).add(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from importlib import resources
 from typing import Any
 
@@ -13,7 +14,7 @@ from markupsafe import Markup
 
 def environment_for(suffix: str) -> jinja2.Environment:
     """Templates of that kind, `md` or `html`."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=suffix == "html",
         finalize=_no_markup if suffix == "md" else None,
@@ -22,6 +23,8 @@ def environment_for(suffix: str) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["text"] = markdown_text if suffix == "md" else _one_line
+    return environment
 
 
 def style() -> str:
@@ -31,11 +34,18 @@ def style() -> str:
 
 def markdown_table(table: pd.DataFrame) -> Markup:
     """A table for Markdown."""
+    return Markup(
+        table.map(markdown_text).rename(columns=markdown_text).to_markdown(index=False, disable_numparse=True)
+    )
 
-    def escaped(text: object) -> str:
-        return html.escape(str(text), quote=False).replace("|", "\\|")
 
-    return Markup(table.map(escaped).rename(columns=escaped).to_markdown(index=False, disable_numparse=True))
+def markdown_text(text: object) -> Markup:
+    """A name from data as plain text of one line, whatever Markdown would make of it."""
+    return Markup(re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(_one_line(text), quote=False)))
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def html_table(table: pd.DataFrame) -> Markup:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType, ModuleType
 from typing import Any
 
 import pytest
@@ -21,5 +24,36 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def _source(request: pytest.FixtureRequest) -> None:
     """The benchmark's own code: times of a benchmark that was changed are those of something else."""
     if "benchmark" in request.fixturenames:
-        text = inspect.getsource(request.function)
-        request.getfixturevalue("benchmark").extra_info["source"] = hashlib.sha256(text.encode()).hexdigest()[:12]
+        digest = source_digest(request.function)
+        request.getfixturevalue("benchmark").extra_info["source"] = digest
+
+
+def source_digest(function: Callable[..., object]) -> str:
+    """Of a benchmark's code, with what it uses of its own module, and the other modules of tests that it uses."""
+    return hashlib.sha256("\0".join(sorted(set(_sources(function, set())))).encode()).hexdigest()[:12]
+
+
+def _sources(function: Any, seen: set[Any]) -> Iterator[str]:
+    seen.add(function)
+    yield inspect.getsource(function)
+    function = inspect.unwrap(function)
+    for name in _names(function.__code__):
+        value = function.__globals__.get(name)
+        if isinstance(value, ModuleType):
+            home = value.__name__
+        elif inspect.isfunction(value) or inspect.isclass(value):
+            home = value.__module__
+        else:
+            if isinstance(value, int | float | str | tuple):
+                yield f"{name} = {value!r}"
+            continue
+        if home == function.__module__ and inspect.isfunction(value):
+            yield from _sources(value, seen) if value not in seen else ()
+        elif home.startswith("tests"):
+            yield inspect.getsource(sys.modules[home])
+
+
+def _names(code: CodeType) -> set[str]:
+    """All names that a function's code looks up, its inner functions' included."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*map(_names, inner))

@@ -184,12 +184,13 @@ def _row(samples: Samples, number: int, side: str) -> dict[str, str]:
         raise UserError(f"{samples.command}: no round has both {OURS} and {side}")
     ratios = [ours[turn] / theirs[turn] for turn in ours if turn in theirs]
     target, unit = samples.target(side), 2**20 if samples.what == "memory" else 1
+    style = ",.0f" if samples.what == "memory" else ".3g"
     disturbed = [bool(run.machine.warnings) for run in samples.runs if run.side in (OURS, side)]
     known = estimate.low is not None and estimate.high is not None
     return {
         **_axes(samples, number, side),
-        "ours": f"{statistics.median(ours.values()) / unit:.3g}",
-        "theirs": f"{statistics.median(theirs.values()) / unit:.3g}",
+        "ours": format(statistics.median(ours.values()) / unit, style),
+        "theirs": format(statistics.median(theirs.values()) / unit, style),
         "ratio (min–max, n)": f"{estimate.value:.3f} ({min(ratios):.3f}–{max(ratios):.3f}, n = {estimate.n})",
         "95%": f"{estimate.low:.3f}–{estimate.high:.3f}" if known else "n/a",
         "target": "" if target is None else f"{target:.3g}",

@@ -72,7 +72,7 @@ def make_step(backbone: str, regime: str) -> Step:
             "operations": dispatches.count,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "trained_parameters": sum(parameter.numel() for parameter in trained),
-            "gradient_bytes": tensor_bytes(parameter.grad for parameter in trained if parameter.grad is not None),
+            "gradient_bytes": tensor_bytes(p.grad for p in model.parameters() if p.grad is not None),
             "optimizer_state_bytes": optimizer_state_bytes(optimizer),
         }
 

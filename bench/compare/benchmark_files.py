@@ -1,0 +1,100 @@
+"""Files of pytest-benchmark with raw data, read and checked.
+
+https://pytest-benchmark.readthedocs.io/en/latest/usage.html#commandline-options (`--benchmark-json`)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from tl.errors import UserError
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Stats(BaseModel):
+    """Of one benchmark."""
+
+    data: list[Seconds] = Field(min_length=1)
+    """Its raw times, in seconds."""
+
+
+class Benchmark(BaseModel):
+    """One benchmark of one process."""
+
+    fullname: str = Field(min_length=1)
+    stats: Stats
+    extra_info: dict[str, Any] = {}
+    """Whole numbers are exact counters; text is a condition of its times; the rest is not compared."""
+
+
+class Processor(BaseModel):
+    """What py-cpuinfo tells; it may know nothing."""
+
+    brand_raw: str = ""
+    count: int | None = None
+
+
+class Machine(BaseModel):
+    """Where it ran; `packages` is no field of pytest-benchmark's own, see `pytest_benchmark_update_machine_info`."""
+
+    cpu: Processor = Processor()
+    python_version: str = ""
+    packages: dict[str, str] = {}
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """What times depend on; empty text where it isn't known."""
+        count = "" if self.cpu.count is None else str(self.cpu.count)
+        return {"cpu": self.cpu.brand_raw, "cores": count, "python": self.python_version, **self.packages}
+
+
+class Commit(BaseModel):
+    """What was measured."""
+
+    id: str = ""
+
+
+class BenchmarkFile(BaseModel):
+    """All that one process measured."""
+
+    machine_info: Machine
+    commit_info: Commit = Commit()
+    benchmarks: list[Benchmark] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> BenchmarkFile:
+        names = [one.fullname for one in self.benchmarks]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{twice} is there twice")
+        return self
+
+    def __str__(self) -> str:
+        packages = ", ".join(f"{name} {version}" for name, version in self.machine_info.packages.items())
+        parts = [self.machine_info.cpu.brand_raw or "unknown processor"]
+        parts += [f"Python {self.machine_info.python_version or 'unknown'}", *([packages] if packages else [])]
+        return "; ".join(parts) + (f", commit {self.commit_info.id[:12]}" if self.commit_info.id else "")
+
+
+def read(path: Path) -> BenchmarkFile:
+    """Raises `UserError` for a file that is none, or has no raw data."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: can't be read as JSON: {error}") from error
+    if not isinstance(data, dict) or not {"benchmarks", "machine_info"} <= data.keys():
+        raise UserError(f"{path}: neither a run's folder nor a file of pytest-benchmark (--benchmark-json)")
+    if data["benchmarks"] == []:
+        raise UserError(f"{path}: has no benchmarks")
+    try:
+        return BenchmarkFile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if "stats" in first["loc"]:
+            said = f"no raw data of times above 0 ({said}): write the file with --benchmark-json, or --save-data"
+        raise UserError(f"{path}: {where + ': ' if where else ''}{said}") from error

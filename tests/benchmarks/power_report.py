@@ -1,0 +1,114 @@
+"""Raw outcomes of `power`, and the Markdown that tells them: rates with intervals, rounds and seconds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from tabulate import tabulate
+
+from bench.compare.gate import REGRESSED
+from bench.environment import Environment
+from bench.stats import wilson
+from tl.strict import Strict
+
+How = Literal["replayed", "live", "runs", "exact"]
+NOTHING = "nothing"
+HEADINGS: dict[How, str] = {
+    "replayed": "The timed gate, replayed",
+    "live": "The timed gate, live",
+    "runs": "Runs of the suite",
+    "exact": "The exact gate",
+}
+METHODS: dict[How, str] = {
+    "replayed": "Rounds of one commit on both sides were recorded. For each gate as many as it may run were drawn "
+    "without replacement and kept in order; in each the two sides were swapped or not by a coin, and the new side's "
+    "times of one of two benchmarks multiplied. The gates share the recorded rounds, so they are not independent: the "
+    "intervals are narrower than they ought to be.",
+    "live": "Whole gates: a commit against itself, with code planted in the training step of a backbone that trains; "
+    "two benchmarks, at most 20 rounds.",
+    "runs": "One cell a seed on the real images, against a first run of the unchanged commit, as `bench gate` does; "
+    "seconds are those of the new run.",
+    "exact": "Counters of a training step of each regime on two networks, against the committed baseline. `a counter "
+    "moved by one` is each counter in turn, up and down, by the comparison alone.",
+}
+TARGETS: dict[tuple[How, str], tuple[str, float]] = {
+    ("replayed", NOTHING): ("at most", 0.02),
+    ("live", NOTHING): ("at most", 0.02),
+    ("exact", NOTHING): ("at most", 0.0),
+    ("replayed", "10% slower"): ("at least", 0.95),
+    ("live", "10% slower"): ("at least", 0.95),
+    ("exact", "a counter moved by one"): ("at least", 1.0),
+}
+"""Share of gates that may, or must, fail."""
+
+
+class Outcome(Strict):
+    """One gate."""
+
+    planted: str
+    how: How
+    status: int
+    """As `bench gate`: 0 passed, 1 failed, 3 and 4 undecided."""
+    rounds: int
+    """Of each side; of a run its seeds."""
+    seconds: float | None = None
+    """None where times were replayed."""
+    other_cpu_share: float | None = None
+    """See `MachineState`: of other processes than the gate's own."""
+    reasons: tuple[str, ...] = ()
+
+
+class Power(Strict):
+    """All that one command did."""
+
+    command: str
+    environment: Environment
+    recorded: tuple[dict[str, dict[str, float]], ...] = ()
+    """Of each round side → benchmark → median, in seconds."""
+    outcomes: tuple[Outcome, ...]
+
+
+def _row(planted: str, some: Sequence[Outcome], how: How) -> dict[str, str]:
+    failed = sum(outcome.status == REGRESSED for outcome in some)
+    rate, seconds = wilson(failed, len(some)), [o.seconds for o in some if o.seconds is not None]
+    shares = [outcome.other_cpu_share for outcome in some if outcome.other_cpu_share is not None]
+    word, bound = TARGETS.get((how, planted), ("", 0.0))
+    met = rate.value <= bound if word == "at most" else rate.value >= bound
+    row = {
+        "planted": planted,
+        "gates": str(len(some)),
+        "failed": str(failed),
+        "passed": str(sum(outcome.status == 0 for outcome in some)),
+        "undecided": str(sum(outcome.status > REGRESSED for outcome in some)),
+        "share that failed (95%)": f"{rate.value:.1%} ({rate.low:.1%}–{rate.high:.1%})",
+        "target": f"{word} {bound:.0%}" if word else "",
+        "": ("met" if met else "missed") if word else "",
+        "rounds, median (most)": f"{statistics.median(o.rounds for o in some):g} ({max(o.rounds for o in some)})",
+        "seconds, median (most)": f"{statistics.median(seconds):.0f} ({max(seconds):.0f})" if seconds else "",
+    }
+    return row | {"others' share of the cores": f"{statistics.median(shares):.0%}" if shares else ""}
+
+
+def render(all_power: Sequence[Power]) -> str:
+    """Markdown: a table for each kind of gate, then what was told, and commands with their machines."""
+    parts = [
+        "# The gates as instruments",
+        "How often a gate fails where nothing was planted (a false alarm) and where something was (found). Undecided: "
+        "neither shown to be worse nor to be no worse, exit status 3. Intervals are Wilson's.",
+    ]
+    outcomes = [outcome for power in all_power for outcome in power.outcomes]
+    for how, heading in HEADINGS.items():
+        here = [outcome for outcome in outcomes if outcome.how == how]
+        if not here:
+            continue
+        names = dict.fromkeys(outcome.planted for outcome in here)
+        rows = [_row(name, [o for o in here if o.planted == name], how) for name in names]
+        rows = [{key: value for key, value in row.items() if any(other[key] for other in rows)} for row in rows]
+        table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+        parts += [f"## {heading}", METHODS[how], table]
+        told = {o.planted: o.reasons[0] for o in here if how == "runs" and o.reasons}
+        parts += ["\n".join(f"- {name}: {reason}" for name, reason in told.items())] if told else []
+    lines = [f"- `{power.command}`: {len(power.outcomes)} gates; {power.environment}" for power in all_power]
+    return "\n\n".join([*parts, "## Commands", "\n".join(lines)]) + "\n"

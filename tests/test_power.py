@@ -1,0 +1,147 @@
+"""The instrument that tests the gates: what it plants is there, what it replays it finds, what it renders adds up."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tl
+from bench.compare.gate import INCOMPLETE, PASSED, REGRESSED
+from bench.environment import environment
+from tests.benchmarks import power
+from tests.benchmarks.power import NOTHING, PLANTS
+from tests.benchmarks.power_report import Outcome, Power, render
+from tests.benchmarks.steps import make_step
+from tests.conftest import TINY
+from tl.errors import UserError
+from tl.step import TrainStep
+
+ROOT = Path(__file__).parent.parent
+NETWORK = "timm:mobilenetv3_small_050"
+
+
+def recorded(scatter: float, rounds: int = 40) -> list[dict[str, dict[str, float]]]:
+    """Rounds of two benchmarks on both sides."""
+    draws = np.random.default_rng(0)
+    names = ("t::step[finetune]", "t::step[frozen]")
+    sides = ("base", "new")
+    return [{side: {n: float(draws.lognormal(0, scatter)) for n in names} for side in sides} for _ in range(rounds)]
+
+
+def share(outcomes: list[Outcome], planted: str, status: int = REGRESSED) -> float:
+    here = [outcome.status == status for outcome in outcomes if outcome.planted == planted]
+    return sum(here) / len(here)
+
+
+def test_replayed_gates() -> None:
+    """Little scatter: nothing fails where nothing is planted, all large slowdowns are found, rounds are told."""
+    outcomes = power.replay(recorded(0.02), gates=10)
+    assert share(outcomes, NOTHING) == 0 and share(outcomes, "20% slower") == share(outcomes, "50% slower") == 1
+    assert {outcome.how for outcome in outcomes} == {"replayed"}
+    assert all(5 <= outcome.rounds <= 20 and outcome.seconds is None for outcome in outcomes)
+    noisy = power.replay(recorded(0.5), gates=10)
+    assert share(noisy, "10% slower", INCOMPLETE) > 0.5
+    with pytest.raises(UserError, match="a gate may need 20"):
+        power.replay(recorded(0.02, 19), gates=1)
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Plants in this process what the gates plant in a copy."""
+
+    def put(what: str) -> dict[str, Any]:
+        names: dict[str, Any] = {"TrainStep": TrainStep, "torch": torch}
+        monkeypatch.setattr(TrainStep, "run", TrainStep.run)
+        exec(power._STEP.format(body=PLANTS[what]), names)
+        return names
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("what", "counter"),
+    [
+        ("one more operation a step", "operations"),
+        ("gradients of what doesn't train", "gradient_bytes"),
+        ("a gradient of the images", "saved_bytes"),
+    ],
+)
+def test_planted_changes_of_counters(what: str, counter: str, plant: Any) -> None:
+    """Each changes what it says, or another: something that the exact gate holds."""
+    before = {regime: make_step(NETWORK, regime).counted() for regime in ("finetune", "frozen")}
+    plant(what)
+    after = {regime: make_step(NETWORK, regime).counted() for regime in ("finetune", "frozen")}
+    assert after != before
+
+
+def test_planted_slowness(plant: Any) -> None:
+    """A step that trains the backbone takes half as long again; one that doesn't is as it was."""
+
+    def seconds(regime: str) -> float:
+        run, times = make_step(NETWORK, regime).run, []
+        for _ in range(7):
+            begun = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begun)
+        return min(times[2:])
+
+    before = seconds("finetune")
+    plant("50% slower")
+    assert seconds("finetune") > 1.25 * before
+
+
+def test_planted_leak(plant: Any) -> None:
+    """A MiB is kept a step."""
+    names = plant("a leak of 1 MiB a step")
+    step = make_step(NETWORK, "frozen")
+    step.run()
+    step.run()
+    assert sum(tensor.nbytes for tensor in names["_leaked"]) == 2 << 20
+
+
+def test_planted_loss(mini: tl.Splits, plant: Any) -> None:
+    """Weights are after a training what they were before."""
+    plant("weights that don't train")
+    config = tl.TrainConfig(backbone=TINY[0], regime="finetune", weights="random", epochs=1)
+    trained, again = (tl.train_model(config.replace(epochs=n), mini, device="cpu").model for n in (1, 2))
+    assert trained is not None and again is not None
+    for one, two in zip(trained.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_every_plant_fits_the_file_that_it_goes_into() -> None:
+    """As Python; appended to the module that it is meant for."""
+    source = (ROOT / "tl" / "step.py").read_text(encoding="utf-8")
+    for body in PLANTS.values():
+        compile(source + power._STEP.format(body=body), "step.py", "exec")
+
+
+def test_the_report_adds_up() -> None:
+    """Shares with Wilson's interval, targets, rounds and seconds; what was not measured has no column."""
+    outcomes = [
+        Outcome(planted="10% slower", how="live", status=REGRESSED, rounds=5 + i, seconds=10.0 * i) for i in range(19)
+    ]
+    outcomes += [Outcome(planted="10% slower", how="live", status=INCOMPLETE, rounds=20, seconds=500.0)]
+    outcomes += [Outcome(planted=NOTHING, how="live", status=PASSED, rounds=5, seconds=1.0)]
+    page = render([Power(command="python -m x", environment=environment(), outcomes=tuple(outcomes))])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    told = dict(zip(rows[0], rows[2], strict=True))
+    assert told["failed"] == "19" and told["undecided"] == "1" and told["passed"] == "0"
+    assert told["share that failed (95%)"] == "95.0% (76.4%–99.1%)" and told["target"] == "at least 95%"
+    assert told[""] == "met" and told["rounds, median (most)"] == "14.5 (23)"
+    assert told["seconds, median (most)"] == "95 (500)" and "others' share of the cores" not in told
+    assert dict(zip(rows[0], rows[3], strict=True))["target"] == "at most 2%" and "`python -m x`: 21 gates" in page
+
+
+def test_the_committed_report_is_what_the_outcomes_say() -> None:
+    """Word for word."""
+    report, files = ROOT / "reports" / "gate-power.md", sorted((ROOT / "results").glob("gate-power*/*.json"))
+    assert report.exists() == bool(files)
+    if files:
+        kept = [Power.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
+        assert report.read_text(encoding="utf-8") == render(kept)
