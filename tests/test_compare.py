@@ -118,6 +118,8 @@ def test_equal_sides_seldom_alarm_and_slow_ones_are_found() -> None:
         ([10, 20], [20, 10], "worse"),  # the same values, but of other samples
         ([2**60], [2**60 + 1], "worse"),  # beyond what a float can tell apart
         ([10**400], [10**400 - 1], "better"),
+        ([10], [10, 11], "worse"),  # a sample that base hasn't got, with a value that it never had
+        ([10], [10, 10], "same"),
     ],
 )
 def test_any_change_of_a_counter_counts(old: list[int], new: list[int], verdict: str) -> None:
@@ -339,6 +341,37 @@ def test_rounds_that_share_some_names_are_pairs(tmp_path: Path) -> None:
         read_sides([f"{tmp_path / 'p'},{tmp_path / 'q'}", str(tmp_path / "b")])
 
 
+def test_a_figure_that_is_missing_in_some_samples(tmp_path: Path) -> None:
+    """Of those that base knows: the gate is undecided, and a limit on it unchecked; a counter's every value is held."""
+    for name in ("b", "n", "m"):
+        for turn in range(4):
+            flops = {"flops": 10} if name != "n" or turn == 0 else {"flops": 99.5}
+            benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, **flops)
+    sides = [str(tmp_path / name) for name in "bn"]
+    found = compare(read_sides(sides))
+    assert found.incomplete == (("t::a", "n: flops is unknown in rounds 1, 2, 3"),)
+    assert decide(found).status == INCOMPLETE
+    found = compare(read_sides(sides), rules=[Rule(metric="flops", max=10)])
+    assert found.unchecked == (("t::a", "n: flops is not known in rounds 1, 2, 3, so its limit isn't checked"),)
+    benchmark_file(tmp_path / "m" / "2.json", {"t::a": [1.0]}, flops=7)
+    found = compare(read_sides([str(tmp_path / name) for name in "bm"]), rules=[Rule(metric="flops", min=8)])
+    assert found.beyond_limits == (("t::a", "flops: 7 is below min 8"),)
+
+
+def test_what_a_benchmark_says_of_the_machine(tmp_path: Path) -> None:
+    """May not contradict the machine; what only some rounds say isn't known of all."""
+    for name in ("a", "b"):
+        benchmark_file(tmp_path / name / "0.json", {"t::a": [1.0]}, cpu=name, **{"cores": "x"})
+    with pytest.raises(UserError, match="extra_info has 'cores', which the machine has told"):
+        read_sides([str(tmp_path / "a"), str(tmp_path / "b")])
+    for name in ("c", "d"):
+        for turn in range(3):
+            more = {"source": "s"} if name == "c" or turn == 0 else {}
+            benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, **more)
+    (change,) = compare(read_sides([str(tmp_path / "c"), str(tmp_path / "d")])).changes
+    assert change.differs == ("source: s → s and unknown",)
+
+
 def test_unknown_or_mixed_conditions_do_not_compare(tmp_path: Path) -> None:
     """A processor that neither side names, or two within one side, is no processor in common."""
     for name, cpus in (("a", ("",) * 3), ("b", ("",) * 3), ("c", ("A", "B", "A")), ("d", ("A", "B", "A"))):
@@ -516,6 +549,7 @@ def test_mistakes_in_what_is_compared(tmp_path: Path) -> None:
         ([f"{a},{a}/", str(tmp_path / "b")], "named twice"),
         ([a, str(tmp_path / "empty")], "has no records"),
         ([a, "nowhere"], "nowhere: no such run"),
+        ([a, ""], "names a run or a file with no name"),
     ):
         with pytest.raises(UserError, match=words):
             compare(read_sides(names))
@@ -570,6 +604,7 @@ def test_no_comparison_is_no_pass(tmp_path: Path) -> None:
         ("epoch_seconds: factor=quick", "factor='quick': must be a number"),
         ("epoch_seconds: factor", "'factor': must be NAME=VALUE"),
         ("epoch_seconds: fctor=1.1", "fctor"),
+        ("epoch_seconds: factor=1.1, factor=9", "factor: given twice"),
         ("epoch_seconds", "must be like"),
         ("epoch_seconds:", "a rule needs factor, points, max or min"),
     ],

@@ -50,7 +50,7 @@ class Machine(BaseModel):
     def conditions(self) -> dict[str, str]:
         """What times depend on; empty text where it isn't known."""
         count = "" if self.cpu.count is None else str(self.cpu.count)
-        return {"cpu": self.cpu.brand_raw, "cores": count, "python": self.python_version, **self.packages}
+        return {**self.packages, "cpu": self.cpu.brand_raw, "cores": count, "python": self.python_version}
 
 
 class Commit(BaseModel):

@@ -110,6 +110,8 @@ def _parsed(text: str) -> dict[str, Any]:
         name, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not value:
             raise ConfigError(f"--rule {text!r}: {part.strip()!r}: must be NAME=VALUE")
+        if name in table:
+            raise ConfigError(f"--rule {text!r}: {name}: given twice")
         try:
             table[name] = value if name == "cells" else float(value)
         except ValueError:

@@ -28,8 +28,8 @@ class Rule(Strict):
     cells: str = Field("*", description="a cell's label, or a pattern")
     factor: float | None = Field(None, gt=1, description="of times and memory: a smaller one doesn't count")
     points: float | None = Field(None, gt=0, description="of accuracies, percentage points")
-    max: float | None = Field(None, description="most that the new side may have, in the metric's unit")
-    min: float | None = Field(None, description="least that it may have")
+    max: float | None = Field(None, description="most that the new side may have on average, in the metric's unit")
+    min: float | None = Field(None, description="least that it may have on average; each of a counter's values")
 
     @model_validator(mode="after")
     def _says_something(self) -> Rule:
@@ -159,8 +159,13 @@ def compare(
         for name, quantity in wanted.items()
         if _is_due(name, base.entries[key], side.entries[key], asked)
     ]
+    kinds = {(entry.repeats, name) for side in sides for entry in side.entries.values() for name in entry.samples}
     held = [
-        (side, entry, quantity) for side in others for entry in side.entries.values() for quantity in wanted.values()
+        (side, entry, quantity, base.entries.get(key))
+        for side in others
+        for key, entry in side.entries.items()
+        for quantity in wanted.values()
+        if (entry.repeats, quantity.name) in kinds
     ]
     for name in metrics:
         if not any(change.quantity.name == name and (change.base or change.new) for change in drafts):
@@ -168,7 +173,7 @@ def compare(
     for rule in rules:
         _check(rule, wanted, drafts, held)
     beyond, unchecked = _limits(held, rules)
-    failing, incomplete, only_new = _lost(base, others, shared)
+    failing, incomplete, only_new = _lost(base, others, shared, wanted)
     if not any(change.base or change.new for change in drafts) and not failing and not incomplete:
         raise UserError(f"nothing to compare: no cell has {', '.join(wanted)} on either side")
     p_values = {
@@ -225,18 +230,19 @@ def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
     return f"{base.name}: has no cell in common with {' or '.join(side.name for side in others)}: {why}"
 
 
-Held = tuple[Side, Entry, Quantity]
+Held = tuple[Side, Entry, Quantity, Entry | None]
+"""A cell of a new side, what is measured of such cells, and the cell of base."""
 
 
 def _check(rule: Rule, wanted: Mapping[str, Quantity], drafts: Sequence[Change], held: Sequence[Held]) -> None:
     """Raises `ConfigError` for a rule that fits nothing: it would be taken for one that holds."""
     if not any(_like(name, rule.metric) for name in wanted):
         raise ConfigError(f"rule {rule}: {not_one_of('metric', rule.metric, wanted)}")
-    labels = dict.fromkeys([change.cell for change in drafts] + [entry.label for _, entry, _ in held])
+    labels = dict.fromkeys([change.cell for change in drafts] + [entry.label for _, entry, _, _ in held])
     if not any(_like(label, rule.cells) for label in labels):
         raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {next(iter(labels))!r}, for one")
     fitting = [c.quantity for c in drafts if (c.base or c.new) and rule.fits(c.quantity.name, c.cell)]
-    limited = [q for _, entry, q in held if q.name in entry.samples and rule.fits(q.name, entry.label)]
+    limited = [q for _, entry, q, _ in held if q.name in entry.samples and rule.fits(q.name, entry.label)]
     for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
         if said is not None and not any(quantity.kind == kind for quantity in fitting):
             if not fitting:
@@ -248,31 +254,42 @@ def _check(rule: Rule, wanted: Mapping[str, Quantity], drafts: Sequence[Change],
 
 
 def _limits(held: Sequence[Held], rules: Sequence[Rule]) -> tuple[Told, Told]:
-    """Absolute limits of every cell of the new sides: those that are broken, and those that can't be checked."""
+    """Absolute limits of every cell of the new sides: those that are broken, and those that can't be checked.
+
+    Held against them are means; of counters, each value. A sample that base doesn't know either is no gap.
+    """
     broken: list[tuple[str, str]] = []
     unchecked: list[tuple[str, str]] = []
     limits = [rule for rule in rules if rule.max is not None or rule.min is not None]
-    for side, entry, quantity in held:
+    for side, entry, quantity, before in held:
         fitting = [rule for rule in limits if rule.fits(quantity.name, entry.label)]
-        values = entry.samples.get(quantity.name, {}).values()
-        if not fitting or (not values and (quantity.name in QUANTITIES) is not (entry.repeats == "seed")):
+        if not fitting:
             continue
-        if not values:
-            unchecked.append((entry.label, f"{side.name}: {quantity.label} is not known, so its limit isn't checked"))
+        samples = entry.samples.get(quantity.name, {})
+        gaps = entry.done - samples.keys()
+        if samples and before:
+            gaps &= before.samples.get(quantity.name, {}).keys() | (gaps - before.done)
+        if gaps or not samples:
+            what = f" in {_samples(entry, gaps)}" if gaps and samples else ""
+            words = f"{side.name}: {quantity.label} is not known{what}, so its limit isn't checked"
+            unchecked.append((entry.label, words))
+        if not samples:
             continue
-        value = typical(values, quantity)
+        exact = quantity.kind == "exact"
+        middle = typical(samples.values(), quantity)
+        high, low = (max(samples.values()), min(samples.values())) if exact else (middle, middle)
         most = [rule.max for rule in fitting if rule.max is not None][-1:]
         least = [rule.min for rule in fitting if rule.min is not None][-1:]
-        told = [f"is above max {quantity.show(limit)}" for limit in most if value > limit]
-        told += [f"is below min {quantity.show(limit)}" for limit in least if value < limit]
-        broken += [(entry.label, f"{quantity.label}: {quantity.show(value)} {words}") for words in told]
+        told = [f"{quantity.show(high)} is above max {quantity.show(limit)}" for limit in most if high > limit]
+        told += [f"{quantity.show(low)} is below min {quantity.show(limit)}" for limit in least if low < limit]
+        broken += [(entry.label, f"{quantity.label}: {words}") for words in told]
     return tuple(broken), tuple(unchecked)
 
 
 def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Sequence[Rule]) -> Change:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     common = [sample for sample in theirs if sample in ours]
-    if common and (base.repeats == "round" or quantity.kind == "difference"):
+    if common and (quantity.kind == "difference" or (base.repeats == "round" and quantity.kind == "ratio")):
         ours, theirs = ({sample: some[sample] for sample in common} for some in (ours, theirs))
     fitting = [rule for rule in rules if rule.fits(quantity.name, base.label)]
     allowed = None
@@ -312,7 +329,9 @@ def _differences(base: Entry, new: Entry) -> Iterator[str]:
     if not base.done or not new.done:
         return
     for name in dict.fromkeys([*base.conditions, *new.conditions]):
-        there, here = (entry.conditions.get(name, {""}) for entry in (base, new))
+        there, here = (
+            {entry.conditions.get(name, {}).get(sample, "") for sample in entry.done} for entry in (base, new)
+        )
         if there != here or len(there) > 1 or "" in there:
             said = (" and ".join(sorted(value or "unknown" for value in values)) for values in (there, here))
             yield f"{name}: {' → '.join(said)}"
@@ -348,15 +367,13 @@ def _verdict(change: Change, p: float | None, level: float) -> Verdict:
 
 
 def _exact_verdict(change: Change) -> Verdict:
-    """Sample by sample where the sides have some in common, else by all values that there are; any change counts."""
+    """Sample by sample where the sides have some in common, and by all values that there are; any change counts."""
     common = change.base.keys() & change.new.keys()
-    if common:
-        moved = {
-            change.new[sample] > change.base[sample] for sample in common if change.new[sample] != change.base[sample]
-        }
-    else:
-        there, here = set(change.base.values()), set(change.new.values())
-        moved = {max(here) > max(there)} if there != here else set()
+    moved = {change.new[sample] > change.base[sample] for sample in common if change.new[sample] != change.base[sample]}
+    there, here = set(change.base.values()), set(change.new.values())
+    if not common and there != here:
+        moved = {max(here) > max(there)}
+    moved |= {value > max(there) for sample, value in change.new.items() if sample not in common and value not in there}
     if not moved:
         return "same"
     return "worse" if len(moved) == 2 else _direction(change, moved == {True})
@@ -366,7 +383,9 @@ def _direction(change: Change, more: bool) -> Verdict:
     return "worse" if more == (change.quantity.better == "lower") else "better"
 
 
-def _lost(base: Side, others: Sequence[Side], shared: Sequence[tuple[Side, str]]) -> tuple[Told, Told, Told]:
+def _lost(
+    base: Side, others: Sequence[Side], shared: Sequence[tuple[Side, str]], wanted: Mapping[str, Quantity]
+) -> tuple[Told, Told, Told]:
     """Cells that newly fail, those without a result on a side for another reason, and what only others have."""
     failing: list[tuple[str, str]] = []
     incomplete: list[tuple[str, str]] = []
@@ -381,6 +400,11 @@ def _lost(base: Side, others: Sequence[Side], shared: Sequence[tuple[Side, str]]
             incomplete.append((there.label, f"{side.name}: {old[0]}"))
         if there.lost:
             incomplete.append((there.label, f"{base.name}: {next(iter(there.lost.values()))}"))
+        for name, samples in there.samples.items():
+            known = here.samples.get(name, {})
+            if name in wanted and known and (unknown := samples.keys() & here.done - known.keys()):
+                what = f"{wanted[name].label} is unknown in {_samples(there, unknown)}"
+                incomplete.append((there.label, f"{side.name}: {what}"))
         if there.repeats == "round" and not there.done & here.done:
             continue  # rounds with names of their own are no pairs, and none is missing
         if missing := there.done - here.done - here.lost.keys():

@@ -44,7 +44,8 @@ class Quantity:
 
 def exact_text(value: Figure, sign: str = "") -> str:
     """To the last digit, however large: a change of one is a change."""
-    return format(value, f"{sign},") if isinstance(value, int) else format(value, f"{sign},.12g")
+    whole = isinstance(value, float) and value.is_integer()
+    return format(int(value) if whole else value, f"{sign},")
 
 
 SECONDS = Quantity(name="seconds", label="time", kind="ratio", better="lower")
@@ -82,8 +83,8 @@ class Entry:
     """Accuracy → seed → whether each validation image was judged right."""
     lost: dict[Sample, str] = field(default_factory=dict)
     """Samples without a result → status and reason."""
-    conditions: dict[str, set[str]] = field(default_factory=dict)
-    """What times and memory depend on, with each value that it had; empty text where it isn't known."""
+    conditions: dict[str, dict[Sample, str]] = field(default_factory=dict)
+    """What times and memory depend on → sample → its value; empty text, or no sample, where it isn't known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,8 @@ def _places(name: str) -> tuple[list[Run], list[Path]]:
     """The runs and the benchmark files of one side."""
     runs, files = [], []
     for part in name.split(","):
+        if not part.strip():
+            raise UserError(f"{name!r}: names a run or a file with no name")
         place = Path(part)
         if place.is_file():
             files.append(place)
@@ -277,7 +280,7 @@ def _add(entry: Entry, record: Record, seed: int, truth: Sequence[int], by: Axis
         **{name: machine.packages.get(name, "none") for name in ("torch", "torchvision", "timm", "numpy")},
     }
     for name, text in told.items():
-        entry.conditions.setdefault(name, set()).add(text)
+        entry.conditions.setdefault(name, {})[seed] = text
 
 
 def _add_benchmarks(
@@ -297,6 +300,8 @@ def _add_benchmarks(
                 quantities.setdefault(name, Quantity(name=name, label=name, kind="exact", better="lower"))
                 entry.samples.setdefault(name, {})[path.stem] = value
             elif isinstance(value, str):
+                if name in told:
+                    raise UserError(f"{path}: {one.fullname}: extra_info has {name!r}, which the machine has told")
                 told[name] = value
         for name, text in told.items():
-            entry.conditions.setdefault(name, set()).add(text)
+            entry.conditions.setdefault(name, {})[path.stem] = text

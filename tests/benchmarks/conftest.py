@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, ModuleType
@@ -30,7 +32,9 @@ def _source(request: pytest.FixtureRequest) -> None:
 
 def source_digest(function: Callable[..., object]) -> str:
     """Of a benchmark's code, with what it uses of its own module, and the other modules of tests that it uses."""
-    return hashlib.sha256("\0".join(sorted(set(_sources(function, set())))).encode()).hexdigest()[:12]
+    seen: set[Any] = set()
+    texts = {*_sources(function, seen), *_modules("tests.conftest", seen)}  # fixtures are there
+    return hashlib.sha256("\0".join(sorted(texts)).encode()).hexdigest()[:12]
 
 
 def _sources(function: Any, seen: set[Any]) -> Iterator[str]:
@@ -44,13 +48,26 @@ def _sources(function: Any, seen: set[Any]) -> Iterator[str]:
         elif inspect.isfunction(value) or inspect.isclass(value):
             home = value.__module__
         else:
-            if isinstance(value, int | float | str | tuple):
-                yield f"{name} = {value!r}"
+            with contextlib.suppress(TypeError, ValueError):  # no constant
+                yield f"{name} = {json.dumps(value, sort_keys=True)}"
             continue
         if home == function.__module__ and inspect.isfunction(value):
             yield from _sources(value, seen) if value not in seen else ()
         elif home.startswith("tests"):
-            yield inspect.getsource(sys.modules[home])
+            yield from _modules(home, seen)
+
+
+def _modules(name: str, seen: set[Any]) -> Iterator[str]:
+    """The source of a module of tests, and of those that it has from other modules of tests."""
+    if name in seen:
+        return
+    seen.add(name)
+    module = sys.modules[name]
+    yield inspect.getsource(module)
+    for value in vars(module).values():
+        home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if isinstance(home, str) and home.startswith("tests") and home in sys.modules:
+            yield from _modules(home, seen)
 
 
 def _names(code: CodeType) -> set[str]:

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.compare import benchmark_files
-from bench.compare.gate import PASSED, REGRESSED, decide
+from bench.compare.gate import GATE_LEVEL, PASSED, REGRESSED, Decision, decide
 from bench.compare.judge import compare
 from bench.compare.sides import read_sides
 from bench.environment import environment
@@ -37,11 +37,11 @@ from bench.watch import Watch, look
 from tests.benchmarks import counters
 from tests.benchmarks.gate import BASE, MOST, NEW, ROOT, Tree, checked_out, commit_of, rounds, run_round
 from tests.benchmarks.peers import order
-from tests.benchmarks.power_report import NOTHING, Outcome, Power, render
+from tests.benchmarks.power_report import MOVED, NOTHING, How, Outcome, Power, render
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
 
-SELECT = "test_step and shufflenet and (finetune or frozen)"
+SELECT = "test_step and shufflenet and (finetune or frozen) and not tutorial"
 """Two benchmarks: steps of a backbone that trains and of one that doesn't."""
 VICTIM = "finetune"
 """What the slow benchmark's name has in it."""
@@ -107,7 +107,7 @@ def planted(what: str, commit: str) -> Iterator[Path]:
         yield folder
 
 
-def record(out: Path, count: int, commit: str) -> list[dict[str, dict[str, float]]]:
+def record(count: int, commit: str) -> list[dict[str, dict[str, float]]]:
     """Rounds of one tree on both sides, in turn: of each round side → benchmark → its median, in seconds."""
     found: list[dict[str, dict[str, float]]] = [{} for _ in range(count)]
     with checked_out(commit, ROOT) as folder, tempfile.TemporaryDirectory() as scratch:
@@ -116,6 +116,8 @@ def record(out: Path, count: int, commit: str) -> list[dict[str, dict[str, float
             file = Path(scratch) / f"{side}-{turn}.json"
             run_round(side, tree, file, SELECT)
             benchmarks = benchmark_files.read(file).benchmarks
+            if len(benchmarks) != 2:
+                raise UserError(f"-k {SELECT!r}: {len(benchmarks)} benchmarks where two were meant")
             found[turn][side] = {one.fullname: float(np.median(one.stats.data)) for one in benchmarks}
             print(f"round {turn + 1} of {count}, {side}", flush=True)
     return found
@@ -124,8 +126,6 @@ def record(out: Path, count: int, commit: str) -> list[dict[str, dict[str, float
 def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int, seed: int = 0) -> list[Outcome]:
     """Gates from recorded rounds: as many as a gate may run, drawn without replacement and kept in order, with the
     sides of each swapped or not by a coin, since they ran the same code; then one benchmark's times are multiplied."""
-    if len(recorded) < MOST:
-        raise UserError(f"--rounds {len(recorded)}: a gate may need {MOST}")
     draws, outcomes = np.random.default_rng(seed), []
     for _ in range(gates):
         chosen = np.sort(draws.choice(len(recorded), MOST, replace=False))
@@ -136,7 +136,7 @@ def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int, seed: in
                 trees = {side: Tree(folder=Path(side), python="") for side in (BASE, NEW)}
                 with contextlib.redirect_stdout(None):
                     _, decision, count = rounds(trees, Path(scratch), runner, rules=[], most=MOST, budget=None)
-            outcomes.append(Outcome(planted=name, how="replayed", status=decision.status, rounds=count))
+            outcomes.append(_outcome(name, "replayed", decision, count))
     return outcomes
 
 
@@ -157,6 +157,20 @@ def _replayed(
     return run
 
 
+def _outcome(planted: str, how: How, decision: Decision, count: int, **measured: float | None) -> Outcome:
+    """Found is what the gate says of the benchmark that was slowed, not of another; of nothing planted, any failure."""
+    named = any(VICTIM in reason and reason.endswith(": worse") for reason in decision.reasons)
+    return Outcome(
+        planted=planted,
+        how=how,
+        status=decision.status,
+        found=decision.status == REGRESSED and (named or planted not in FACTORS or planted == NOTHING),
+        rounds=count,
+        reasons=decision.reasons,
+        **measured,
+    )
+
+
 def live(what: str, gates: int, commit: str) -> list[Outcome]:
     """Whole gates: this commit against itself with something planted."""
     outcomes = []
@@ -174,15 +188,7 @@ def live(what: str, gates: int, commit: str) -> list[Outcome]:
             seconds, state = time.perf_counter() - begun, watch.end()
             print(f"gate {number + 1} of {gates}, {what}: {decision.headline}", flush=True)
             outcomes.append(
-                Outcome(
-                    planted=what,
-                    how="live",
-                    status=decision.status,
-                    rounds=count,
-                    seconds=seconds,
-                    other_cpu_share=state.other_cpu_share,
-                    reasons=decision.reasons,
-                )
+                _outcome(what, "live", decision, count, seconds=seconds, other_cpu_share=state.other_cpu_share)
             )
     return outcomes
 
@@ -190,7 +196,8 @@ def live(what: str, gates: int, commit: str) -> list[Outcome]:
 def runs(data: str, commit: str) -> list[Outcome]:
     """Runs of the suite, each against a first one: of the same code, of code that leaks, of code that doesn't train."""
     outcomes = []
-    grid = ["--backbone", "timm:tf_efficientnet_lite0", "--regime", "frozen", "--epochs", "1", "--seeds", str(SEEDS)]
+    grid = ["--backbone", "timm:tf_efficientnet_lite0", "--regime", "frozen", "--epochs", "2", "--seeds", str(SEEDS)]
+    data = str(Path(data).resolve()) if Path(data).is_dir() else data  # the runs stand elsewhere
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         for what in ("", NOTHING, "a leak of 1 MiB a step", "weights that don't train"):
@@ -201,19 +208,10 @@ def runs(data: str, commit: str) -> list[Outcome]:
                 begun = time.perf_counter()
                 _run(argv, folder)
             if what:
-                comparison = compare(read_sides([str(out / "first"), str(out / name)]))
-                decision = decide(comparison)
+                sides = read_sides([str(out / "first"), str(out / name)])
+                decision = decide(compare(sides, level=GATE_LEVEL))
                 print(f"{what}: {decision.headline}", flush=True)
-                outcomes.append(
-                    Outcome(
-                        planted=what,
-                        how="runs",
-                        status=decision.status,
-                        rounds=SEEDS,
-                        seconds=time.perf_counter() - begun,
-                        reasons=decision.reasons,
-                    )
-                )
+                outcomes.append(_outcome(what, "runs", decision, SEEDS, seconds=time.perf_counter() - begun))
     return outcomes
 
 
@@ -227,14 +225,16 @@ def exact(commit: str) -> list[Outcome]:
             status = _run([sys.executable, "-m", "tests.benchmarks.counters"], folder, allowed=(0, 1, 4))
         seconds = time.perf_counter() - begun
         print(f"exact, {what}: exit status {status}", flush=True)
-        outcomes.append(Outcome(planted=what, how="exact", status=status, rounds=1, seconds=seconds))
+        found = status == REGRESSED
+        outcomes.append(Outcome(planted=what, how="exact", status=status, found=found, rounds=1, seconds=seconds))
     _, base = counters.baseline()
     for step, counted in base.items():
         for name, value in counted.items():
             for moved in (value - 1, value + 1):
                 lines = list(counters.changes(base, {**base, step: {**counted, name: moved}}))
-                status = REGRESSED if len(lines) == 1 else PASSED
-                outcomes.append(Outcome(planted="a counter moved by one", how="exact", status=status, rounds=1))
+                found = len(lines) == 1
+                status = REGRESSED if found else PASSED
+                outcomes.append(Outcome(planted=MOVED, how="exact", status=status, found=found, rounds=1))
     return outcomes
 
 
@@ -277,9 +277,11 @@ def main() -> None:
             raise UserError(f"{path} is there already, and nothing is overwritten: give another --out")
         if warning := look():
             print(f"WARNING: {warning}", file=sys.stderr)
+        if given.what == "record" and given.rounds < MOST:
+            raise UserError(f"--rounds {given.rounds}: must be at least {MOST}, the most that a gate may run")
         commit, recorded = commit_of("HEAD", ROOT), []
         if given.what == "record":
-            recorded = record(given.out, given.rounds, commit)
+            recorded = record(given.rounds, commit)
             outcomes = replay(recorded, REPLAYED)
         elif given.what == "live":
             outcomes = live(given.planted, given.gates, commit)
@@ -293,7 +295,7 @@ def main() -> None:
         )
         write_atomic(path, to_json(power.model_dump(mode="json")))
         print(f"{path}\n\n{render([power])}", end="")
-    except (UserError, OSError, subprocess.CalledProcessError) as error:
+    except (UserError, OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
