@@ -7,6 +7,7 @@ import io
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ DEFAULT_TIMEOUT_SECONDS = 3600.0
 ClickError: Any = typer.BadParameter.__mro__[2]
 """What typer raises for a wrong option or argument; it has no public name there."""
 
+ImagesOption = Annotated[
+    bool, typer.Option("--images/--no-images", help="Pictures of the images in the report; without, it can be shared.")
+]
 RunArgument = Annotated[list[str], typer.Argument(metavar="RUN…", help="Names below results/, or folders.")]
 
 
@@ -130,6 +134,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; nothing is deleted.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    live: Annotated[
+        bool, typer.Option("--live", help="Keep the report's page up to date as cells end; it loads itself anew.")
+    ] = False,
+    images: ImagesOption = True,
 ) -> None:
     """Run a grid: only what is missing. Exit status: 0 done, 1 some cell failed, 2 usage, 130 interrupted."""
     from rich.console import Console
@@ -156,7 +164,10 @@ def run(
         dry_run=dry_run,
         fresh=fresh,
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        on_record=_live(reports) if live else None,
     )
+    if live and not report:
+        raise ConfigError("--live: keeps the report up to date, and --no-report wants none")
     goal = _goal(chosen, until_decided, within, max_seeds, budget)
     with _ended_by_signals():
         worker = runner.executor_for(options)
@@ -175,6 +186,8 @@ def run(
             else:
                 records = runner.execute(sweep, chosen, options, worker, console)
         except KeyboardInterrupt:
+            if live and sweep.run.exists():
+                _live(reports, ended=True)(sweep.run)
             ended = sweep.run.records() if sweep.run.exists() else {}
             cells = sweep.run.manifest().cells if sweep.run.exists() else sweep.cells
             done = sum(record.status == "done" for record in ended.values())
@@ -191,17 +204,35 @@ def run(
             say(console, f"  {record.status}: {record.cell}: {record.reason}")
     if report:
         from bench.report.answers import answers
+        from bench.report.pictures import LEFT_OUT
         from bench.report.summary import summarise
         from bench.report.write import write_report
 
         summary = summarise([sweep.run], sweep.run.folder.name)
-        paths = write_report(summary, reports)
+        paths = write_report(summary, reports, sweep.splits if images else LEFT_OUT)
         for answer in answers(summary):
             say(console, answer, style="bold")
         for path in paths:
             say(console, f"report: {path}")
     if failed:
         raise typer.Exit(FAILED)
+
+
+def _live(reports: Path, *, ended: bool = False) -> Any:
+    """What keeps the report's page up to date; of a large run seldom enough to take a twentieth of the time at most."""
+    due = 0.0
+
+    def write(run: Any) -> None:
+        nonlocal due
+        begun = time.monotonic()
+        if begun < due:
+            return
+        from bench.report.write import write_live
+
+        write_live(run, reports, ended=ended)
+        due = time.monotonic() + 20 * (time.monotonic() - begun)
+
+    return write
 
 
 def _goal(grid: Any, until_decided: bool, within: float | None, max_seeds: int | None, budget: str | None) -> Any:
@@ -271,25 +302,66 @@ def _ended_by_signals() -> Iterator[None]:
 
 @app.command()
 def report(
-    runs: RunArgument,
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN…]", help="Names below results/, or folders.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The report's name; by default the runs' names.")] = None,
     out: Annotated[Path, typer.Option(help="Where the report is written.")] = Path("reports"),
+    images: ImagesOption = True,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH|NAME", help="Where the images are, for pictures of them.")
+    ] = None,
+    index: Annotated[
+        bool, typer.Option("--index", help="Instead: write OUT/index.html, a list of all runs (or of those named).")
+    ] = False,
 ) -> None:
-    """Write reports/NAME.md and one self-contained reports/NAME.html."""
-    from bench.records import find_runs
+    """Write reports/NAME.md and one self-contained reports/NAME.html; of a run that isn't complete, what there is."""
+    from bench.records import all_runs, find_runs
     from bench.runner import check_name, check_output
 
+    if index:
+        from bench.report.index import write_index
+
+        print(f"index: {write_index(find_runs(runs) if runs else all_runs(), out)}")
+        return
+    if not runs:
+        raise ConfigError("report: of which run? name one below results/, or a folder; --index lists all")
     found = find_runs(runs)
     if name is not None:
         check_name("--name", name)
     check_output(out)
     # Only now: drawing takes seconds to load, and a mistake is told at once.
+    from bench.report.pictures import LEFT_OUT
     from bench.report.summary import summarise
     from bench.report.write import write_report
 
     summary = summarise(found, name or "-".join(run.folder.resolve().name for run in found))
-    for path in write_report(summary, out):
+    for path in write_report(summary, out, _images(summary, data) if images else LEFT_OUT):
         print(f"report: {path}")
+
+
+def _images(summary: Any, data: str | None) -> Any:
+    """The images of a report, or why they aren't there."""
+    from bench.report.pictures import find_images
+
+    try:
+        return find_images(summary, data)
+    except UserError as error:
+        if data is not None:
+            raise
+        return f"No pictures: {error}."
+
+
+@app.command()
+def show(runs: RunArgument) -> None:
+    """Print the answer, the claim and the table."""
+    from rich.console import Console
+
+    from bench.records import find_runs
+    from bench.report.summary import summarise
+    from bench.report.terminal import print_summary
+
+    print_summary(summarise(find_runs(runs), "show"), Console())
 
 
 @app.command()
@@ -406,14 +478,29 @@ def _put(output: Path | None, format: str | None, make: Any) -> None:
 @app.command()
 def export(
     runs: RunArgument,
-    format: Annotated[Literal["csv", "parquet", "json"], typer.Option(help="csv, parquet or json.")] = "csv",
+    format: Annotated[
+        Literal["csv", "parquet", "json", "latex"] | None,
+        typer.Option(help="csv, parquet, json, or latex (the report's table).", show_default="csv"),
+    ] = None,
     output: OutputOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="One row an epoch, with its raw figures.")] = False,
+    to: Annotated[
+        Literal["tensorboard", "mlflow"] | None,
+        typer.Option(help="Instead: all cells as files of a tracker, below --output or reports/."),
+    ] = None,
 ) -> None:
     """Print one row a cell; the columns are described in results/README.md."""
+    if to:
+        from bench.records import find_runs
+        from bench.trackers import export_to
+
+        if format or raw:
+            raise ConfigError(f"--to {to}: has a format of its own; leave out --{'format' if format else 'raw'}")
+        print(export_to(to, find_runs(runs), output))
+        return
     from bench.export import export_runs
 
-    export_runs(runs, format, output, raw=raw)
+    export_runs(runs, format or "csv", output, raw=raw)
 
 
 @app.command(name="list")

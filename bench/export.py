@@ -7,11 +7,17 @@ from pathlib import Path
 
 from bench.records import find_runs
 from bench.table import epoch_rows, load_results
+from tl.cache import write_atomic
 from tl.errors import UserError
 
 
 def export_runs(runs: list[str], format: str, output: Path | None, *, raw: bool) -> None:
     """Write the rows, a cell or with `raw` an epoch each, to `output` or standard output. Raises `UserError`."""
+    if format == "latex":
+        if raw:
+            raise UserError("--format latex: is the report's table, a row a group of seeds; leave out --raw")
+        _put_latex(runs, output)
+        return
     table = epoch_rows(find_runs(runs)) if raw else load_results(runs)
     if format == "parquet" and output is None and sys.stdout.isatty():
         raise UserError("--format parquet: is not text; name a file with --output, or pipe it")
@@ -27,5 +33,25 @@ def export_runs(runs: list[str], format: str, output: Path | None, *, raw: bool)
             table.to_parquet(output or sys.stdout.buffer, index=False)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the pipe has had enough; nothing is wrong
+    except OSError as error:
+        raise UserError(f"{output}: can't be written: {error.strerror or error}") from error
+
+
+def _put_latex(runs: list[str], output: Path | None) -> None:
+    """A `tabular` of the report's table of cells, for `booktabs`. Raises `UserError`."""
+    from bench.report.summary import summarise
+    from bench.report.tables import cells_table
+
+    table = cells_table(summarise(find_runs(runs), "table"))
+    if table.empty:
+        raise UserError("--format latex: no cell has a result")
+    text = (
+        table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(hrules=True)
+    )
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        write_atomic(output, text)
     except OSError as error:
         raise UserError(f"{output}: can't be written: {error.strerror or error}") from error

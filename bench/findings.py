@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.claims import CLAIMS, Claim
-from bench.groups import Group, all_else, counterpart
+from bench.groups import Counterparts, Group, all_else
 from bench.metrics import METRICS
 from bench.prediction import predicted
 from bench.records import Cell, Manifest
@@ -78,12 +78,13 @@ def judge(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]) -> lis
     A verdict stands where it would be wrong at most one time in twenty, over all the verdicts of one call
     together (Holm 1979): its p-value is that of the interval which still lies inside, or outside, the region.
     """
+    counterparts = Counterparts(groups)
     pairs = [
         (claim, group, against)
         for claim in dict.fromkeys(claim for own in claims.values() for claim in own)
         for group in groups
         if claim in claims[group.run] and claim.is_about(group.config.regime)
-        if (against := counterpart(group, claim.against, groups))
+        if (against := counterparts.of(group, claim.against))
     ]
     estimates = [_estimate(claim, group, against) for claim, group, against in pairs]
     tried = {

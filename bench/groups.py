@@ -115,11 +115,23 @@ def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[i
     ]
 
 
-def counterpart(group: Group, regime: str, groups: Iterable[Group]) -> Group | None:
-    """The group of the same run that has this regime, all else being equal."""
-    wanted = all_else(group.cell, regime)
-    here = (other for other in groups if other.run == group.run and other.config.regime == regime)
-    return next((other for other in here if all_else(other.cell, group.config.regime) == wanted), None)
+class Counterparts:
+    """Finds the group of the same run that has another regime, all else being equal."""
+
+    def __init__(self, groups: Iterable[Group]) -> None:
+        self._groups: dict[tuple[str, str], list[Group]] = {}
+        for group in groups:
+            self._groups.setdefault((group.run, group.config.regime), []).append(group)
+        self._found: dict[tuple[str, str, bool], dict[str, Group]] = {}
+
+    def of(self, group: Group, regime: str) -> Group | None:
+        """None where there is none."""
+        same_start = REGIMES[regime].start == REGIMES[group.config.regime].start
+        place = (group.run, regime, same_start)
+        if place not in self._found:
+            here = self._groups.get((group.run, regime), [])
+            self._found[place] = {all_else(other.cell, group.config.regime).id: other for other in reversed(here)}
+        return self._found[place].get(all_else(group.cell, regime).id)
 
 
 def all_else(cell: Cell, other_regime: str) -> Cell:

@@ -44,7 +44,10 @@ class Metric:
 
     def show(self, value: float | int | None) -> str:
         """A figure for people; `n/a` where it is not known."""
-        return "n/a" if value is None else format(value * self.scale, self.style)
+        if value is None:
+            return "n/a"
+        text = format(value * self.scale, self.style)
+        return f"{float(text):,.0f}" if "e+" in text else text  # 12,200 rather than 1.22e+04
 
 
 def _accuracy(value: Callable[[TrainResult], float]) -> Callable[[Record, TrainResult], Number]:

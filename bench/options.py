@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from bench.records import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +26,5 @@ class Options:
     fresh: bool = False
     command: str = ""
     """As typed, for the manifest."""
+    on_record: Callable[[Run], None] | None = None
+    """Called with the run whenever a record was written, between two cells."""

@@ -258,6 +258,11 @@ def find_run(name: str | Path, results: Path = Path("results")) -> Run:
     raise UserError(f"{name}: no such run; {known}")
 
 
+def all_runs(results: Path = Path("results")) -> list[Run]:
+    """Every run under `results`, by name."""
+    return [Run(path.parent) for path in sorted(results.glob("*/manifest.json"))]
+
+
 def find_runs(names: Iterable[str | Path], results: Path = Path("results")) -> list[Run]:
     """Several runs; see `find_run`. Runs whose folders have the same name are called by their paths.
 

@@ -166,6 +166,8 @@ def execute(
                 records[cell_id] = _record(sweep, cell, weights, outcome, started, machine, around, block, order)
                 sweep.run.write_record(records[cell_id])
                 reporter.ended(records[cell_id])
+                if options.on_record:
+                    options.on_record(sweep.run)
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,16 @@ def untrained(backbone: str, *, right: int = 95, weights: Weights = PRETRAINED) 
 
 
 def write_run(
-    folder: Path, records: list[Record], *, classes: tuple[str, str] = ("ants", "bees"), stand_in: str = ""
+    folder: Path,
+    records: list[Record],
+    *,
+    classes: tuple[str, str] = ("ants", "bees"),
+    stand_in: str = "",
+    missing: Sequence[Cell] = (),
 ) -> Run:
+    """A run of these records, and of cells that were planned and have none."""
     run = Run(folder)
-    cells = {record.cell_id: record.cell for record in records}
+    cells = {record.cell_id: record.cell for record in records} | {cell.id: cell for cell in missing}
     now = datetime(2026, 1, 1, tzinfo=UTC)
     run.write_manifest(
         Manifest(

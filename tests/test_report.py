@@ -11,8 +11,9 @@ import pytest
 
 from bench.metrics import METRICS
 from bench.records import Run, find_runs
+from bench.report.pages import with_code
 from bench.report.summary import summarise
-from bench.report.write import _with_code, write_report
+from bench.report.write import write_report
 from tests.runs import RANDOM, record, untrained, write_run
 from tl.errors import UserError
 from tl.regimes import REGIMES
@@ -20,7 +21,7 @@ from tl.regimes import REGIMES
 
 def test_commands_in_the_answer_are_code() -> None:
     """Backticks are Markdown's; names from data stay text."""
-    assert str(_with_code("use `--seeds 3` on <b>")) == "use <code>--seeds 3</code> on &lt;b&gt;"
+    assert str(with_code("use `--seeds 3` on <b>")) == "use <code>--seeds 3</code> on &lt;b&gt;"
 
 
 def pages(run: Run, tmp_path: Path) -> tuple[str, str]:
@@ -194,7 +195,7 @@ def test_names_from_data_are_text(tmp_path: Path) -> None:
     assert "<script>" not in markdown and "<b>" not in re.sub(r"`[^`]*`", "", markdown)
     tags = _Tags()
     tags.feed(page)
-    assert tags.scripts == 0
+    assert tags.scripts == 2, "the page's data and its own script"
     assert "&lt;script&gt;alert(1)" in page
 
 
@@ -207,7 +208,8 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
     assert all(address.startswith("#") for address in tags.addresses)
     assert "url(http" not in page and "@import" not in page
     pictures = re.findall(r"\]\((\S+?\.png)\)", markdown)
-    assert len(pictures) == page.count("<svg") == 6
+    assert len(pictures) == 8 and page.count("<svg") == 7, "the page's matrix is a table"
+    assert all((tmp_path / "reports" / name).with_suffix(".svg").is_file() for name in pictures)
     assert all((tmp_path / "reports" / name).is_file() for name in pictures)
 
 
@@ -353,7 +355,8 @@ def test_a_tuned_report_says_which_rates_were_tried_and_chosen(tmp_path: Path) -
         assert "sgd at the best of 0.0003, 0.001, 0.003, 0.01, momentum 0.9" in page
         assert "the validation images choose nothing" in page and "244 + 100" in page
         assert "of the validation images at the last epoch" in page and "flatters" not in page
-    rows = [line.split("|") for line in pages(run, tmp_path)[0].splitlines() if line.startswith("| ")]
+    results = pages(run, tmp_path)[0].partition("## Results")[2]
+    rows = [line.split("|") for line in results.splitlines() if line.startswith("| ")]
     column = [cell.strip() for cell in rows[0]].index("learning rate")
     assert [row[column].strip() for row in rows[1:3]] == ["0.001", "0.003, 0.01"]
     plain = write_run(tmp_path / "plain", [record("timm:a", "frozen")])
@@ -386,7 +389,7 @@ def test_a_report_of_several_protocols_tells_their_accuracies_apart(tmp_path: Pa
     assert text.count("Accuracy (fixed): with one seed") == 1
     assert text.count("Accuracy (tuned): of the validation images at the last epoch") == 1
     assert text.count("Accuracy (kfold): the share of all images") == 1
-    header = next(line for line in text.splitlines() if line.startswith("| run"))
+    header = next(line for line in text.partition("## Results")[2].splitlines() if line.startswith("| run"))
     assert "| protocol" in header
 
 

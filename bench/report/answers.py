@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bench.claims import HALF_THE_TIME, Claim
 from bench.findings import Finding, overall, tally
 from bench.groups import Group
@@ -25,6 +27,39 @@ def answers(summary: Summary) -> list[str]:
         verdicts = f"{tally(timed)}{_lost(HALF_THE_TIME, summary)}."
         said.append(f"{HALF_THE_TIME.statement}? {verdicts}{_ratios(summary)}{_more_seeds(timed)}")
     return said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """A figure that the page begins with."""
+
+    value: str
+    what: str
+    detail: str
+    """Its interval or spread, or how many support it."""
+
+
+def headlines(summary: Summary) -> list[Headline]:
+    """Accuracy and time of what is recommended on the first device, and what training only the head brings."""
+    found = []
+    if summary.choices:
+        pick = summary.choices[0].pick
+        value, _, detail = accuracy(pick).partition(" ")
+        named = _named(pick)
+        found.append(Headline(value=value, what=f"{accuracy_name(pick.config)} of {named}", detail=detail))
+        seconds = list(pick.values("epoch_seconds").values())
+        spread = f"{min(seconds):.3g}–{max(seconds):.3g} over {len(seconds)} seeds" if len(seconds) > 1 else "one seed"
+        if seconds:
+            found.append(Headline(value=f"{show(pick, 'epoch_seconds')} s", what=f"an epoch of {named}", detail=spread))
+    timed = [row for row in summary.comparisons if row.speed_up]
+    if timed:
+        values = [row.speed_up.value for row in timed if row.speed_up]
+        alike = len({HALF_THE_TIME.show(value) for value in values}) == 1
+        ends = HALF_THE_TIME.show(min(values)) + ("" if alike else f"–{HALF_THE_TIME.show(max(values))}")
+        what = "as fast as fine-tuning, an epoch with the head alone in training"
+        detail = f"“about half the time”? {tally([row.finding for row in timed])}"
+        found.append(Headline(value=ends, what=what, detail=detail))
+    return found
 
 
 def overalls(summary: Summary) -> list[tuple[Claim, str]]:

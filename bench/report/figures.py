@@ -4,68 +4,104 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
-from pathlib import Path
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from bench.claims import HALF_THE_TIME
 from bench.groups import Group
+from bench.metrics import METRICS
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 
-_INK = "#123456"
-"""Stands for the text colour; `draw_svg` puts the page's own in its place, so that figures follow light and dark."""
-PAPER_INK = "#222222"
+INK = "#22262b"
+"""The text colour on paper; in a page the page's own is put in its place, so that figures follow light and dark."""
+MOST_NAMES = 12
+"""Backbones (and devices, and what else tells rows apart) in figures; more could not be read, nor told by colour."""
 
 
-def _style(ink: str) -> dict[Any, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One figure."""
+
+    caption: str
+    svg: str
+    """An `<svg>` element on white, for a file."""
+    png: bytes
+
+    @property
+    def inline(self) -> str:
+        """The element for a page: transparent, in the page's text colour, as wide as its place."""
+        text = self.svg.replace(INK, "currentColor").replace(_WHITE, "", 1)
+        return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+
+
+_WHITE = ' style="background: white"'
+
+
+def _style() -> dict[Any, Any]:
     coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     return {
         "svg.fonttype": "none",
+        "svg.hashsalt": "report",  # the same figure has the same text every time
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "legend.frameon": False,
-    } | dict.fromkeys(coloured, ink)
+    } | dict.fromkeys(coloured, INK)
+
+
+PALETTE_ORDER = (0, 1, 2, 3, 4, 9, 8, 7, 5, 6)
+"""Places in seaborn's `colorblind`: its browns and light pinks, which look like others of it, come last."""
 
 
 def colours() -> dict[str, tuple[float, float, float]]:
     """A colour for each regime, from a palette that colour-blind readers can tell apart."""
-    return dict(zip(REGIMES, sns.color_palette("colorblind", len(REGIMES)), strict=True))
+    palette = sns.color_palette("colorblind", 10)
+    return {name: palette[PALETTE_ORDER[number % 10]] for number, name in enumerate(REGIMES)}
 
 
-def draw_svg(summary: Summary) -> dict[str, tuple[str, str]]:
-    """All figures that the records allow: name → caption and an `<svg>` element to put into a page.
-
-    Transparent, in the page's text colour, scaling to the width that it is given.
-    """
-    drawn = {}
-    with matplotlib.rc_context({**_style(_INK), "svg.hashsalt": "report"}):
+def draw(summary: Summary) -> dict[str, Drawn]:
+    """All figures that the records allow, by name; of many backbones the first, see `part`."""
+    drawn, summary = {}, part(summary)
+    with matplotlib.rc_context(_style()):
         for name, (caption, function) in FIGURES.items():
             if figure := function(summary):
-                text = io.StringIO()
+                text, pixels = io.StringIO(), io.BytesIO()
                 figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-                svg = text.getvalue()[text.getvalue().index("<svg") :].replace(_INK, "currentColor")
-                drawn[name] = (caption, re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2))
+                figure.savefig(pixels, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+                svg = text.getvalue()[text.getvalue().index("<svg") :].replace("<svg", f"<svg{_WHITE}", 1)
+                drawn[name] = Drawn(caption=caption, svg=svg, png=pixels.getvalue())
     return drawn
 
 
-def save_png(summary: Summary, folder: Path) -> None:
-    """The same figures as `folder/NAME.png`, on white, for Markdown."""
-    with matplotlib.rc_context(_style(PAPER_INK)):
-        for name, (_, function) in FIGURES.items():
-            if figure := function(summary):
-                figure.savefig(folder / f"{name}.png", dpi=120, facecolor="white", metadata={"Software": None})
+def part(summary: Summary) -> Summary:
+    """The groups that figures show: all, or of many backbones the most accurate, then the quickest."""
+    names: dict[str, tuple[float, float]] = {}
+    for group in summary.groups:
+        rank = (-(group.accuracy or 0.0), group.seconds)
+        names[summary.short(group)] = min(rank, names.get(summary.short(group), rank))
+    if len(names) <= MOST_NAMES:
+        return summary
+    chosen = set(sorted(names, key=lambda name: names[name])[:MOST_NAMES])
+    return replace(
+        summary,
+        groups=tuple(group for group in summary.groups if summary.short(group) in chosen),
+        comparisons=tuple(row for row in summary.comparisons if summary.short(row.fast) in chosen),
+    )
 
 
-def _blank(rows: int = 0) -> tuple[Figure, Axes]:
+def _blank(rows: float = 0) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.6, max(2.4, 1.2 + 0.42 * rows)), layout="constrained")
     return figure, figure.subplots()
 
@@ -76,15 +112,14 @@ def _speed_up(summary: Summary) -> Figure | None:
         return None
     figure, axes = _blank(len(rows))
     axes.axvspan(*HALF_THE_TIME.bounds, color="tab:gray", alpha=0.18, lw=0)
-    ink = matplotlib.rcParams["text.color"]
-    axes.axvline(1, color=ink, lw=0.8, ls=":")
+    axes.axvline(1, color=INK, lw=0.8, ls=":")
     several = len({group.config.regime for group, _, _ in rows}) > 1
     for place, (group, ratio, predicted) in enumerate(rows):
         low, high = ratio.low or ratio.value, ratio.high or ratio.value
         ends = [[ratio.value - low], [high - ratio.value]]
         axes.errorbar([ratio.value], [place], xerr=ends, fmt="o", color=colours()[group.config.regime], capsize=3)
         if predicted:
-            axes.plot([predicted], [place], marker="d", mfc="none", color=ink, ls="")
+            axes.plot([predicted], [place], marker="d", mfc="none", color=INK, ls="")
     names = [summary.short(group) + (f" · {group.config.regime}" if several else "") for group, _, _ in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
@@ -135,7 +170,9 @@ def _bars(figure_of: Callable[[Group], float | None], label: str) -> Callable[[S
             return None
         figure, axes = _blank(table["backbone"].nunique() * table["regime"].nunique() // 2 + 2)
         order = [name for name in REGIMES if name in set(table["regime"])]
-        sns.barplot(table, x=label, y="backbone", hue="regime", hue_order=order, palette=colours(), ax=axes)
+        sns.barplot(
+            table, x=label, y="backbone", hue="regime", hue_order=order, palette=colours(), saturation=1, ax=axes
+        )
         axes.set_ylabel("")
         axes.legend(fontsize=8, title="")
         return figure
@@ -178,12 +215,126 @@ def _curves(quantity: str, label: str, *, accuracy: bool) -> Callable[[Summary],
     return function
 
 
+PHASES = ("data", "transfer", "forward", "backward", "optimizer", "validation", "other")
+PARTS = {
+    "parameter_bytes": "parameters",
+    "gradient_bytes": "gradients",
+    "optimizer_state_bytes": "optimiser",
+    "saved_activation_bytes": "saved for backward",
+}
+MOST_BARS = 40
+"""Groups of a figure with a bar a group."""
+
+
+def _stacked(
+    parts_of: Callable[[Group], dict[str, float] | None], names: Sequence[str], label: str
+) -> Callable[[Summary], Figure | None]:
+    """A bar a group, made of parts; groups whose parts aren't known have none."""
+
+    def function(summary: Summary) -> Figure | None:
+        rows = [(group, parts) for group in summary.groups if (parts := parts_of(group))][:MOST_BARS]
+        if not rows:
+            return None
+        figure, axes = _blank(len(rows) * 0.7 + 1)
+        palette, start = sns.color_palette("colorblind", 10), [0.0] * len(rows)
+        for number, name in enumerate(names):
+            widths = [parts.get(name, 0.0) for _, parts in rows]
+            colour = palette[PALETTE_ORDER[number]]
+            axes.barh(range(len(rows)), widths, left=start, color=colour, label=name, height=0.7)
+            start = [left + width for left, width in zip(start, widths, strict=True)]
+        axes.set_yticks(range(len(rows)), [f"{summary.short(g)} · {g.config.regime}" for g, _ in rows], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        _legend_beside(axes)
+        return figure
+
+    return function
+
+
+def _phases(group: Group) -> dict[str, float] | None:
+    values = {name: group.median(lambda r, name=name: r.phase_seconds(name)) for name in PHASES}  # type: ignore[misc]
+    return {name: value for name, value in values.items() if value is not None} or None
+
+
+def _memory_parts(group: Group) -> dict[str, float] | None:
+    """MiB of a training step's tensors, and what the measured peak has beyond them."""
+    peak = group.median(lambda r: r.peak_memory_bytes)
+    read = {name: METRICS[key].value for key, name in PARTS.items()}
+    record = next((r for r in group.records if r.result and r.result.work), None)
+    if peak is None or record is None or record.result is None:
+        return None
+    parts = {name: float(value(record, record.result) or 0) / 2**20 for name, value in read.items()}
+    return parts | {"rest": max(0.0, peak / 2**20 - sum(parts.values()))}
+
+
+def _heat(summary: Summary) -> Figure | None:
+    """The matrix as three maps side by side, for pages without a script."""
+    there = [name for name in REGIMES if any(group.config.regime == name for group in summary.groups)]
+    names = list(dict.fromkeys(summary.short(group) for group in summary.groups))
+    maps = [name for name in HEAT if any(group.values(name) for group in summary.groups)]
+    if (len(names) < 2 and len(there) < 2) or not maps or len(names) > MOST_BARS:
+        return None
+    width = 1.6 + len(maps) * (0.6 + 0.75 * len(there))
+    figure = Figure(figsize=(max(5.6, width), 1.6 + 0.38 * len(names)), layout="constrained")
+    for place, (axes, name) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(maps))), maps, strict=True)):
+        metric = METRICS[name]
+        table = pd.DataFrame(index=names, columns=there, dtype=float)
+        for group in summary.groups:
+            if values := list(group.values(name).values()):
+                table.loc[summary.short(group), group.config.regime] = statistics.fmean(values) * metric.scale
+        good_is_high = metric.better == "higher"
+        sns.heatmap(
+            table,
+            annot=True,
+            fmt=metric.style,
+            annot_kws={"fontsize": 8},
+            cmap="crest" if good_is_high else "crest_r",
+            norm=None if good_is_high else LogNorm(),
+            cbar=False,
+            linewidths=1,
+            yticklabels=place == 0,
+            ax=axes,
+        )
+        axes.set_title(metric.heading, fontsize=10)
+        axes.tick_params(axis="x", rotation=40, labelsize=8)
+        axes.tick_params(axis="y", rotation=0, labelsize=8)
+    return figure
+
+
+def _confusion(summary: Summary) -> Figure | None:
+    """Of the most accurate group, all its seeds together."""
+    rated = [group for group in summary.groups if group.accuracy is not None]
+    best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds), default=None)
+    if best is None:
+        return None
+    classes = best.results[0].classes
+    if len(classes) > MOST_BARS:
+        return None
+    table = np.zeros((len(classes), len(classes)), dtype=int)
+    for result in best.results:
+        np.add.at(table, (np.array(best.truth), np.array(result.best.labels)), 1)
+    figure, axes = _blank(len(classes))
+    sns.heatmap(
+        pd.DataFrame(table, index=classes, columns=classes), annot=True, fmt="d", cmap="crest", cbar=False, ax=axes
+    )
+    axes.set_title(f"{summary.short(best)} · {best.config.regime}", fontsize=10)
+    axes.set_xlabel("said")
+    axes.set_ylabel("is")
+    return figure
+
+
+HEAT = ("val_accuracy_best", "epoch_seconds", "peak_memory_bytes")
 FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     "speed-up": (
         "How many times faster an epoch is when only the head is trained. Dots: measured, with the 95% interval over "
         "seeds where there are enough of them. Diamonds: predicted from the counted work. "
         f"Grey: the claim, {HALF_THE_TIME.region}. Dotted: no difference.",
         _speed_up,
+    ),
+    "matrix": (
+        "Mean accuracy, time of an epoch and peak memory by backbone and regime; darker is better. White: no result, "
+        "or not known.",
+        _heat,
     ),
     "accuracy-time": (
         "Best validation accuracy against the time of an epoch; up and left is better.",
@@ -196,6 +347,20 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     "memory": (
         "Peak memory: on CUDA what torch allocated, elsewhere resident memory above the baseline.",
         _bars(lambda g: None if (v := g.median(lambda r: r.peak_memory_bytes)) is None else v / 2**20, "MiB"),
+    ),
+    "phases": (
+        "Where an epoch goes: medians of its phases over all epochs but the first and over seeds. With CUDA graphs and "
+        "images on the GPU, `transfer` is in `data`.",
+        _stacked(_phases, PHASES, "seconds an epoch"),
+    ),
+    "memory-parts": (
+        "What peak memory is made of: parameters, gradients, the optimiser's state and what is saved for the backward "
+        "pass are counted; rest: what the measured peak has beyond them (workspaces, batches, the allocator's slack).",
+        _stacked(_memory_parts, (*PARTS.values(), "rest"), "MiB"),
+    ),
+    "confusion": (
+        "What the most accurate combination says of each class at its best epoch, all its seeds together.",
+        _confusion,
     ),
     "accuracy-curve": (
         "Validation accuracy by epoch; with several seeds the mean, and ± one standard deviation as a band.",

@@ -24,12 +24,18 @@ def environment_for(suffix: str) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["text"] = markdown_text if suffix == "md" else _one_line
+    environment.filters["code"] = with_code
     return environment
 
 
 def style() -> str:
     """The style sheet of every page."""
     return _asset("report.css")
+
+
+def script() -> str:
+    """The script of a report's page."""
+    return _asset("report.js")
 
 
 def markdown_table(table: pd.DataFrame) -> Markup:
@@ -48,10 +54,15 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def html_table(table: pd.DataFrame) -> Markup:
+def html_table(table: pd.DataFrame, classes: str = "wide") -> Markup:
     """A table for HTML."""
     # pandas escapes every cell; jinja must not do it again.
-    return Markup(table.to_html(index=False, escape=True, border=0, classes="wide"))
+    return Markup(table.to_html(index=False, escape=True, border=0, classes=classes))
+
+
+def with_code(text: str) -> Markup:
+    """Text for HTML, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
 
 
 def _no_markup(value: Any) -> Any:

@@ -66,7 +66,7 @@ def accuracy_name(config: TrainConfig) -> str:
 
 def chosen_rates(group: Group, summary: Summary) -> dict[str, str]:
     """A column with the learning rates that a group's seeds were trained at, in a report where some were tuned."""
-    if all(other.config.protocol != "tuned" for other in summary.groups):
+    if "tuned" not in summary.levels["protocol"]:
         return {}
     rates = sorted({result.learning_rate for result in group.results if result.learning_rate is not None})
     return {"learning rate": ", ".join(f"{rate:g}" for rate in rates)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from bench.claims import HALF_THE_TIME, Claim
 from bench.findings import Finding, claims_of, judge, without_result
@@ -56,6 +59,26 @@ class HeadOnly:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Priority:
+    """What to use on one device where one thing matters most."""
+
+    metric: str
+    groups: tuple[Group, ...]
+    """The best first, then those that can't be told from it, the quickest of them first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spread:
+    """See `Summary.short_name`."""
+
+    specs: dict[str, set[str]]
+    devices: set[str]
+    precisions: set[str]
+    weights: dict[str, set[str]]
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """What to use on one device."""
 
@@ -68,6 +91,10 @@ class Choice:
     """How many other groups can't be told from the best."""
     left_out: tuple[str, ...]
     """Backbones without pretrained weights."""
+    priorities: tuple[Priority, ...]
+    """By accuracy, by time and by memory."""
+    front: tuple[Group, ...]
+    """Groups that none beats in accuracy, time and memory at once (Pareto), the most accurate first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,31 +186,69 @@ class Summary:
         counted = f"{len(found)} of {len(self.groups)} groups"
         return [f"{counted} pool seeds of different {' and '.join(unlike)}, such as {label}"]
 
-    @property
+    @cached_property
     def settings(self) -> list[str]:
         """Fields of a config, other than those shown anyway, in which the groups differ: they need a column."""
         return varying_settings(group.config for group in self.groups)
 
+    @property
+    def noise(self) -> str:
+        """How much the time of an epoch of one and the same cell differs from seed to seed; empty with one seed."""
+        spreads = []
+        for group in self.groups:
+            values = list(group.values("epoch_seconds").values())
+            if len(values) > 1 and min(values) > 0:
+                spreads.append((max(values) / min(values) - 1, group.label))
+        if not spreads:
+            return ""
+        worst, label = max(spreads)
+        median = statistics.median(spread for spread, _ in spreads)
+        return (
+            f"the largest median epoch of a cell's seeds is {median:.0%} above the smallest (median of {len(spreads)} "
+            f"groups; at most {worst:.0%}, {label})"
+        )
+
     def short(self, group: Group) -> str:
         """The least that tells a group from those of other backbones, devices, runs and settings in this report."""
-        bare = group.config.backbone.partition(":")[2]
-        specs = {g.config.backbone for g in self.groups if g.config.backbone.partition(":")[2] == bare}
-        parts = [bare if len(specs) == 1 else group.config.backbone]
-        if len({g.cell.device for g in self.groups}) > 1:
-            parts.append(group.cell.device)
-        if len({g.config.precision for g in self.groups}) > 1:
-            parts.append(group.config.precision)
-        kinds = {
-            other.config.weights
-            for other in self.groups
-            if other.config.backbone == group.config.backbone and REGIMES[other.config.regime].start == "pretrained"
-        }
-        if len(kinds) > 1:
-            parts.append(f"{group.config.weights} weights")
-        parts += [f"{name} {getattr(group.config, name)}" for name in self.settings]
-        if len(self.runs) > 1:
-            parts.append(group.run)
+        return self.short_name(group.cell, group.run)
+
+    def short_name(self, cell: Cell, run: str) -> str:
+        """The same of a cell, which need not have a result."""
+        config, spread = cell.config, self._spread
+        bare = config.backbone.partition(":")[2]
+        parts = [bare if len(spread.specs[bare]) == 1 else config.backbone]
+        parts += [cell.device] if len(spread.devices) > 1 else []
+        parts += [config.precision] if len(spread.precisions) > 1 else []
+        if len(spread.weights.get(config.backbone, ())) > 1:
+            parts.append(f"{config.weights} weights")
+        parts += [f"{name} {getattr(config, name)}" for name in spread.settings]
+        parts += [run] if len(self.runs) > 1 else []
         return " · ".join(parts)
+
+    @cached_property
+    def levels(self) -> dict[str, set[str]]:
+        """Precision, weights and protocol → what the groups have of it."""
+        names = ("precision", "weights", "protocol")
+        return {name: {str(getattr(group.config, name)) for group in self.groups} for name in names}
+
+    @cached_property
+    def _spread(self) -> _Spread:
+        """What there is of each axis in all cells that were planned."""
+        cells = [cell for _, manifest in self.runs for cell in manifest.cells.values()]
+        specs: dict[str, set[str]] = {}
+        weights: dict[str, set[str]] = {}
+        for cell in cells:
+            config = cell.config
+            specs.setdefault(config.backbone.partition(":")[2], set()).add(config.backbone)
+            if REGIMES[config.regime].start == "pretrained":
+                weights.setdefault(config.backbone, set()).add(config.weights)
+        return _Spread(
+            specs=specs,
+            devices={cell.device for cell in cells},
+            precisions={cell.config.precision for cell in cells},
+            weights=weights,
+            settings=tuple(varying_settings(cell.config for cell in cells)),
+        )
 
 
 def summarise(runs: Iterable[Run], name: str) -> Summary:
@@ -266,6 +331,51 @@ def _compare_accuracy(pairs: list[tuple[Group, Group]]) -> list[Adjusted | None]
     return found
 
 
+PRIORITIES = ("epoch_seconds", "peak_memory_bytes")
+"""Metrics, beside accuracy, that may matter most."""
+TIE = 1.05
+"""A smaller factor of time or memory is no reason to choose."""
+
+
+def _least(groups: list[Group], metric: str) -> Priority | None:
+    """The group that takes least, with those that take less than `TIE` times as much or, by Student's t over seeds
+    (Holm), can't be told from it."""
+    known = [(group, statistics.geometric_mean(values)) for group in groups if (values := _above_0(group, metric))]
+    if not known:
+        return None
+    least, _ = min(known, key=lambda pair: pair[1])
+    others = [group for group, _ in known if group is not least]
+    ratios = [ratio(group.values(metric), least.values(metric)) for group in others]
+    tests = holm([found.p if found and found.error is not None else 0.0 for found in ratios])
+    tied = [
+        group
+        for group, found, p in zip(others, ratios, tests, strict=True)
+        if found is None or found.value < TIE or p >= LEVEL
+    ]
+    return Priority(metric=metric, groups=(least, *sorted(tied, key=lambda group: group.seconds)))
+
+
+def _above_0(group: Group, metric: str) -> list[float]:
+    values = list(group.values(metric).values())
+    return values if values and min(values) > 0 else []
+
+
+def _front(groups: list[Group]) -> list[Group]:
+    """Groups that none beats in all of accuracy, time and memory; what isn't known of a group beats nobody."""
+
+    def costs(group: Group) -> tuple[float, ...]:
+        known = (list(group.values(name).values()) for name in PRIORITIES)
+        return (-(group.accuracy or 0.0), *(statistics.median(values) if values else math.inf for values in known))
+
+    rated = [(group, costs(group)) for group in groups]
+    front = [
+        group
+        for group, mine in rated
+        if not any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for _, other in rated)
+    ]
+    return sorted(front, key=lambda group: -(group.accuracy or 0.0))
+
+
 def _choices(groups: list[Group]) -> list[Choice]:
     choices = []
     for run, device in dict.fromkeys((group.run, group.cell.device) for group in groups):
@@ -277,6 +387,7 @@ def _choices(groups: list[Group]) -> list[Choice]:
         others = [group for group in rated if group is not best]
         told = _compare_accuracy([(best, other) for other in others])
         tied = [other for other, test in zip(others, told, strict=True) if test is None or test.p >= LEVEL]
+        tied = sorted(tied, key=lambda group: group.seconds)
         choices.append(
             Choice(
                 run=run,
@@ -285,6 +396,11 @@ def _choices(groups: list[Group]) -> list[Choice]:
                 pick=min([best, *tied], key=lambda group: group.seconds),
                 tied=len(tied),
                 left_out=tuple(dict.fromkeys(group.config.backbone for group in here if group.accuracy is None)),
+                priorities=(
+                    Priority(metric="val_accuracy_best", groups=(best, *tied)),
+                    *(found for name in PRIORITIES if (found := _least(rated, name))),
+                ),
+                front=tuple(_front(rated)),
             )
         )
     return choices

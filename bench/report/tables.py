@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -19,28 +20,85 @@ SHOWN = (
     *("trainable_params", "total_params"),
 )
 """Metrics with a column of their own in the table of cells; the best accuracy, with its interval, comes before."""
+WORDS = {"val_accuracy_best": "accuracy", "epoch_seconds": "time", "peak_memory_bytes": "memory"}
+"""What may matter most, in a word."""
+MOST_TIED = 4
+"""Named in a cell of a table, of those that can't be told apart."""
 ONCE = {"extraction_seconds": "extracting features", "quantization_seconds": "quantisation"}
 """What some regimes do once, in words; a metric has a column where one of them is in the report."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the table of cells."""
+
+    heading: str
+    texts: tuple[str, ...]
+    """One a group."""
+    metric: str = ""
+    """Whose figures these are, empty for what is no metric."""
+    meaning: str = ""
+
+
+def columns(summary: Summary) -> list[Column]:
+    """The columns that every report shows; a row a group of cells that differ in their seed alone."""
+    groups = summary.groups
+    facts = [_axes(g, summary) | {"weights": g.config.weights} | chosen_rates(g, summary) for g in groups]
+    if any(len(group.records) > 1 for group in groups):
+        facts = [fact | {"seeds": str(len(group.records))} for fact, group in zip(facts, groups, strict=True)]
+    once = [name for name in ONCE if any(group.values(name) for group in groups)]
+    best = METRICS["val_accuracy_best"]
+    return [
+        *(Column(heading=name, texts=tuple(fact[name] for fact in facts)) for name in (facts[0] if facts else ())),
+        Column(
+            heading=best.heading,
+            texts=tuple(accuracy(group) for group in groups),
+            metric="val_accuracy_best",
+            meaning=best.meaning,
+        ),
+        *(
+            Column(
+                heading=METRICS[name].heading,
+                texts=tuple(show(group, name) for group in groups),
+                metric=name,
+                meaning=METRICS[name].meaning,
+            )
+            for name in (*SHOWN, *once)
+        ),
+        Column(heading="frozen", texts=tuple(_frozen(group) for group in groups)),
+    ]
+
+
 def cells_table(summary: Summary) -> pd.DataFrame:
-    """A row a group of cells that differ in their seed alone."""
-    several_seeds = any(len(group.records) > 1 for group in summary.groups)
-    once = [name for name in ONCE if any(group.values(name) for group in summary.groups)]
+    """The same as a frame of text."""
+    return pd.DataFrame({column.heading: column.texts for column in columns(summary)})
+
+
+def priorities_table(summary: Summary) -> pd.DataFrame:
+    """What to use where accuracy, time or memory matters most, on each device of each run."""
     rows = []
-    for group in summary.groups:
-        seeds = {"seeds": str(len(group.records))} if several_seeds else {}
-        figures = {METRICS[name].heading: show(group, name) for name in (*SHOWN, *once)}
-        rows.append(
-            _axes(group, summary)
-            | {"weights": group.config.weights}
-            | chosen_rates(group, summary)
-            | seeds
-            | {METRICS["val_accuracy_best"].heading: accuracy(group)}
-            | figures
-            | {"frozen": _frozen(group)}
-        )
+    for choice in summary.choices:
+        place = {"run": choice.run} if len({c.run for c in summary.choices}) > 1 else {}
+        place |= {"device": choice.device} if len({c.device for c in summary.choices}) > 1 else {}
+        for priority in choice.priorities:
+            first, *tied = priority.groups
+            names = [_pick(group, summary) for group in tied]
+            more = f" and {len(names) - MOST_TIED} more" if len(names) > MOST_TIED else ""
+            rows.append(
+                place
+                | {
+                    "what matters most": WORDS[priority.metric],
+                    "use": _pick(first, summary),
+                    METRICS["val_accuracy_best"].heading: accuracy(first),
+                    **{METRICS[name].heading: show(first, name) for name in ("epoch_seconds", "peak_memory_bytes")},
+                    "can't be told from it": ", ".join(names[:MOST_TIED]) + more if names else "none",
+                }
+            )
     return pd.DataFrame(rows)
+
+
+def _pick(group: Group, summary: Summary) -> str:
+    return f"{summary.short(group)}, {group.config.regime}"
 
 
 def comparison_table(summary: Summary) -> pd.DataFrame:
@@ -78,7 +136,7 @@ def claims_table(summary: Summary) -> pd.DataFrame:
 def _claim_row(finding: Finding, summary: Summary) -> dict[str, str]:
     claim, group = finding.claim, finding.group
     axes = _axes(group, summary) | {"regime": f"{group.config.regime} against {claim.against}"}
-    if len({other.config.weights for other in summary.groups}) > 1:
+    if len(summary.levels["weights"]) > 1:
         axes["weights"] = group.config.weights
     return (
         {"claim": claim.name}
@@ -98,7 +156,7 @@ def _axes(group: Group, summary: Summary) -> dict[str, str]:
     row = {"run": group.run} if len(summary.runs) > 1 else {}
     control = " (control)" if REGIMES[config.regime].control else ""
     row |= {"backbone": config.backbone, "regime": f"{config.regime}{control}", "device": group.cell.device}
-    if len({other.config.precision for other in summary.groups}) > 1:
+    if len(summary.levels["precision"]) > 1:
         row["precision"] = config.precision
     return row | {name.replace("_", " "): str(getattr(config, name)) for name in summary.settings}
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import html
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
+from bench.records import Run
 from bench.report import figures, protocol
-from bench.report.answers import answers, overalls
-from bench.report.pages import environment_for, html_table, markdown_table, style
-from bench.report.summary import Summary
-from bench.report.tables import cells_table, claims_table, comparison_table
+from bench.report.answers import answers, headlines, overalls
+from bench.report.data import group_id, page_data
+from bench.report.matrix import SHOWN, make_matrix
+from bench.report.pages import environment_for, html_table, markdown_table, script, style
+from bench.report.pictures import LEFT_OUT, galleries, montage
+from bench.report.summary import TIE, Summary, summarise
+from bench.report.tables import cells_table, claims_table, columns, comparison_table, priorities_table
 from bench.stats import MIN_SAMPLES
 from tl.cache import write_atomic
+from tl.datasets import Splits
 from tl.errors import UserError
 from tl.regimes import REGIMES
 
@@ -31,29 +37,89 @@ TRAINING_BELOW_VALIDATION = (
 )
 
 
-def write_report(summary: Summary, folder: Path) -> tuple[Path, Path]:
+def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT) -> tuple[Path, Path]:
     """Write `folder/NAME.md` (pictures in `folder/NAME/`) and `folder/NAME.html`; returns both paths.
 
-    NAME is the summary's. A report is derived from records and replaces an older one of its name. Raises
-    `UserError` when the folder can't be written.
+    NAME is the summary's. `images` are those of its first run, or why there are no pictures of them. A report is
+    derived from records and replaces an older one of its name. Raises `UserError` when the folder can't be written.
     """
-    name = summary.name
-    drawn = figures.draw_svg(summary)
+    name, drawn = summary.name, figures.draw(summary)
+    shown = [] if isinstance(images, str) else galleries(summary, images)
+    more = {"figures": drawn, "galleries": shown, "no_pictures": images if isinstance(images, str) else ""}
+    paths = folder / f"{name}.md", folder / f"{name}.html"
     try:
         (folder / name).mkdir(parents=True, exist_ok=True)
-        figures.save_png(summary, folder / name)
-        pages = {
-            suffix: environment_for(suffix)
-            .get_template(f"report.{suffix}.j2")
-            .render(**_content(summary, suffix), figures=drawn, style=style())
-            for suffix in ("md", "html")
-        }
-        paths = {suffix: folder / f"{name}.{suffix}" for suffix in pages}
-        for suffix, page in pages.items():
-            write_atomic(paths[suffix], page)
+        for stem, figure in drawn.items():
+            write_atomic(folder / name / f"{stem}.svg", figure.svg)
+            (folder / name / f"{stem}.png").write_bytes(figure.png)
+        for gallery in shown:
+            montage(gallery).save(folder / name / f"{gallery.name}.jpg", quality=85)
+        write_atomic(paths[0], _page("md", summary, more))
+        write_atomic(paths[1], _page("html", summary, more | _for_html(summary, drawn)))
     except OSError as error:
         raise UserError(f"{folder}: the report can't be written: {error.strerror}") from error
-    return paths["md"], paths["html"]
+    return paths
+
+
+REFRESH_SECONDS = 10
+
+
+def write_live(run: Run, folder: Path, *, ended: bool = False) -> None:
+    """Write `folder/NAME.html` of a run that is going on: without figures that take long to draw, loading itself anew.
+
+    Of one that was `ended` early it doesn't. Raises `UserError` as `write_report`.
+    """
+    summary = summarise([run], run.folder.resolve().name)
+    more: dict[str, Any] = {
+        "figures": {},
+        "galleries": [],
+        "no_pictures": "",
+        "refresh": None if ended else REFRESH_SECONDS,
+    }
+    try:
+        write_atomic(folder / f"{summary.name}.html", _page("html", summary, more | _for_html(summary, {})))
+    except OSError as error:
+        raise UserError(f"{folder}: the report can't be written: {error.strerror}") from error
+
+
+def _page(suffix: str, summary: Summary, more: dict[str, Any]) -> str:
+    content = {"refresh": None} | _content(summary, suffix) | more
+    return environment_for(suffix).get_template(f"report.{suffix}.j2").render(**content)
+
+
+IN_PLACE = ("speed-up", "matrix", "accuracy-time", "confusion")
+"""Figures that HTML has elsewhere than among the rest, as a picture or as something better."""
+
+
+def _for_html(summary: Summary, drawn: Mapping[str, figures.Drawn]) -> dict[str, Any]:
+    """What the page has beyond Markdown: a matrix, a table and an explorer that answer to a reader."""
+    matrix, rest = make_matrix(summary), [name for name in drawn if name not in IN_PLACE]
+    there = {
+        "answer": "Answer",
+        "claim": "Half the time?" if summary.comparisons else "",
+        "matrix": "Matrix" if matrix.metrics else "",
+        "results": "Table" if summary.groups else "",
+        "explorer": "Explorer" if len(summary.groups) > 1 else "",
+        "figures": "Curves, phases, memory" if rest else "",
+        "claims": "Claims" if summary.findings else "",
+        "without": "Without a result" if summary.unfinished or summary.missing else "",
+        "pictures": "Pictures",
+        "trust": "Can I trust this?",
+    }
+    # `<` must not end the element that JSON stands in.
+    data = json.dumps(page_data(summary), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    return {
+        "style": style(),
+        "script": script(),
+        "data": Markup(data),
+        "sections": [(anchor, label) for anchor, label in there.items() if label],
+        "headlines": headlines(summary),
+        "matrix": matrix,
+        "matrix_words": SHOWN,
+        "columns": columns(summary),
+        "row_id": group_id,
+        "rest_of_figures": rest,
+    }
 
 
 def _fence(lines: list[str]) -> str:
@@ -62,20 +128,19 @@ def _fence(lines: list[str]) -> str:
     return "`" * max(3, *(len(run) + 1 for run in runs)) if runs else "```"
 
 
-def _with_code(text: str) -> Markup:
-    """Text for HTML, with what stands between backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
-
-
 def _content(summary: Summary, suffix: str) -> dict[str, Any]:
     as_table = markdown_table if suffix == "md" else html_table
     return {
         "summary": summary,
-        "answers": answers(summary) if suffix == "md" else [_with_code(answer) for answer in answers(summary)],
+        "answers": answers(summary),
         "protocol": protocol,
         "min_samples": MIN_SAMPLES,
         "cells": as_table(cells_table(summary)),
         "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",
+        "priorities": _priorities(summary, suffix) if summary.choices else "",
+        "tie": TIE,
+        "half": _half(summary),
+        "figures_show": _figures_show(summary),
         "claims": as_table(claims_table(summary)) if summary.findings else "",
         "claims_overall": overalls(summary),
         "leakage": LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
@@ -91,6 +156,27 @@ def _controls(summary: Summary) -> str:
     there = {group.config.regime for group in summary.groups}
     told = [f"{name}: {regime.summary}." for name, regime in REGIMES.items() if regime.control and name in there]
     return " ".join([CONTROLS, *told]) if told else ""
+
+
+def _priorities(summary: Summary, suffix: str) -> Markup:
+    table = priorities_table(summary)
+    return markdown_table(table) if suffix == "md" else html_table(table, "wraps")
+
+
+def _figures_show(summary: Summary) -> str:
+    """That figures show a part, where they do."""
+    shown, names = figures.part(summary), {summary.short(group) for group in summary.groups}
+    if shown is summary:
+        return ""
+    return f"Figures show the {figures.MOST_NAMES} most accurate of {len(names)} rows of the matrix, or the quickest."
+
+
+def _half(summary: Summary) -> str:
+    """That cells are still to come, with how many there are; empty for a run that is complete."""
+    planned = sum(len(manifest.cells) for _, manifest in summary.runs)
+    if not summary.missing:
+        return ""
+    return f"{planned - len(summary.missing)} of {planned} cells have ended; what is missing stands at the end"
 
 
 def _overhead(summary: Summary) -> str:

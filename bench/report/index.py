@@ -1,0 +1,69 @@
+"""`reports/index.html`: all runs with their headline, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from bench.records import Run
+from bench.report.answers import Headline, answers, headlines
+from bench.report.pages import environment_for, style
+from bench.report.summary import summarise
+from tl.cache import write_atomic
+from tl.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One run."""
+
+    name: str
+    link: str
+    """Of its report, relative to the index; empty where there is none."""
+    started: str
+    """Of its last command, to the minute, UTC; empty where it can't be read."""
+    images: str
+    cells: str
+    headlines: tuple[Headline, ...]
+    answers: tuple[str, ...]
+    error: str = ""
+    """Why the run can't be read."""
+
+
+def write_index(runs: Iterable[Run], folder: Path) -> Path:
+    """Write `folder/index.html` and return its path. A run that can't be read is listed with the reason.
+
+    Raises `UserError` when the folder can't be written.
+    """
+    entries = sorted((_entry(run, folder) for run in runs), key=lambda entry: entry.started, reverse=True)
+    page = environment_for("html").get_template("index.html.j2").render(entries=entries, style=style())
+    path = folder / "index.html"
+    try:
+        write_atomic(path, page)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror}") from error
+    return path
+
+
+def _entry(run: Run, folder: Path) -> Entry:
+    name = run.folder.resolve().name
+    link = f"{quote(name)}.html" if (folder / f"{name}.html").is_file() else ""
+    try:
+        summary = summarise([run], name)
+    except UserError as error:
+        nothing: dict[str, str] = dict.fromkeys(("started", "images", "cells"), "")
+        return Entry(name=name, link=link, **nothing, headlines=(), answers=(), error=str(error))
+    _, manifest = summary.runs[0]
+    last = manifest.invocations[-1].started if manifest.invocations else None
+    done = sum(record.status == "done" for _, record in summary.records)
+    return Entry(
+        name=name,
+        link=link,
+        started=f"{last:%Y-%m-%d %H:%M}" if last else "",
+        images=manifest.dataset.name,
+        cells=f"{done} of {len(manifest.cells)} cells",
+        headlines=tuple(headlines(summary)),
+        answers=tuple(answers(summary)),
+    )

@@ -1,0 +1,138 @@
+"""The matrix of a report: a row a backbone (and device, and what else differs), a column a regime."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bench.groups import Group
+from bench.metrics import METRICS
+from bench.records import Cell
+from bench.report.summary import Summary
+from bench.report.tables import show
+from tl.regimes import REGIMES
+
+LEAST = {True: 0.1, False: math.log(2)}
+"""What the shades span at least: ten points of accuracy, a factor of two of time and memory. Less is no contrast."""
+SHOWN = {"val_accuracy_best": "best accuracy", "epoch_seconds": "epoch", "peak_memory_bytes": "peak memory"}
+"""Metrics that the matrix can show, with the words for its switch; the first is shown at first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shade:
+    """One figure of a cell."""
+
+    text: str
+    unit: str
+    share: float | None
+    """How good it is among all of the matrix, 0 the worst and 1 the best; None where it is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """Where a row meets a column."""
+
+    number: int | None
+    """Of its group among those of the summary; None without a result."""
+    shades: dict[str, Shade]
+    """Metric → figure; empty without a result."""
+    status: str
+    """Of seeds without a result: `failed`, `2 of 3 seeds: oom`, `not run`; empty where there are none."""
+    reason: str
+    bad: bool
+    """There is a seed that should have a result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """All cells of a report."""
+
+    regimes: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Square | None, ...]], ...]
+    """A row's name, and a square a regime; None where nothing was planned."""
+    metrics: tuple[str, ...]
+    """Those of `SHOWN` that some cell knows."""
+
+
+def make_matrix(summary: Summary) -> Matrix:
+    """Of all cells that were planned: finished, failed, skipped or not run."""
+    finished: dict[tuple[str, str], tuple[int, Group]] = {}
+    lost: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    names: dict[str, None] = {}
+    for number, group in enumerate(summary.groups):
+        name = summary.short(group)
+        names[name] = None
+        finished[name, group.config.regime] = (number, group)
+    unfinished: list[tuple[str, Cell, str, str]] = [
+        (run, r.cell, r.status, r.reason) for run, r in summary.records if r.status != "done"
+    ]
+    unfinished += [(run, cell, "not run", "") for run, cell in summary.missing]
+    for run, cell, status, reason in unfinished:
+        name = summary.short_name(cell, run)
+        names[name] = None
+        lost.setdefault((name, cell.config.regime), []).append((status, reason))
+    there = {regime for _, regime in (*finished, *lost)}
+    regimes = tuple(regime for regime in REGIMES if regime in there)
+    metrics = tuple(name for name in SHOWN if any(group.values(name) for group in summary.groups))
+    ranges = {name: _range(name, summary) for name in metrics}
+    return Matrix(
+        regimes=regimes,
+        metrics=metrics,
+        rows=tuple(
+            (
+                name,
+                tuple(
+                    _square(finished.get((name, regime)), lost.get((name, regime), []), ranges) for regime in regimes
+                ),
+            )
+            for name in names
+        ),
+    )
+
+
+def _square(
+    found: tuple[int, Group] | None, lost: list[tuple[str, str]], ranges: dict[str, tuple[float, float]]
+) -> Square | None:
+    if found is None and not lost:
+        return None
+    number, group = found or (None, None)
+    kinds = list(dict.fromkeys(status for status, _ in lost))
+    status = ", ".join(kinds)
+    if group is not None and lost:
+        status = f"{len(lost)} of {len(lost) + len(group.records)} seeds: {status}"
+    return Square(
+        number=number,
+        shades={name: _shade(group, name, ends) for name, ends in ranges.items()} if group else {},
+        status=status,
+        reason="; ".join(dict.fromkeys(reason for _, reason in lost if reason)),
+        bad=any(kind != "skipped" for kind in kinds),
+    )
+
+
+def _shade(group: Group, name: str, ends: tuple[float, float]) -> Shade:
+    metric, value = METRICS[name], _value(group, name)
+    share = None
+    if value is not None:
+        low, high = ends
+        share = (_scaled(value, name) - low) / (high - low)
+        share = 1 - share if metric.better == "lower" else share
+    unit = metric.shown_unit or metric.unit
+    return Shade(text=show(group, name), unit="" if unit == "share" else unit, share=share)
+
+
+def _value(group: Group, name: str) -> float | None:
+    values = list(group.values(name).values())
+    return sum(values) / len(values) if values else None
+
+
+def _scaled(value: float, name: str) -> float:
+    """Times and memory by their logarithm: what counts of them are factors."""
+    return value if METRICS[name].unit == "share" else math.log(max(value, 1e-12))
+
+
+def _range(name: str, summary: Summary) -> tuple[float, float]:
+    values = [_scaled(value, name) for group in summary.groups if (value := _value(group, name)) is not None]
+    low, high, least = min(values), max(values), LEAST[METRICS[name].unit == "share"]
+    if METRICS[name].better == "lower":
+        return low, max(high, low + least)
+    return min(low, high - least), high

@@ -1,0 +1,210 @@
+"""Pictures of a run's images: what training saw, what the best cell said, and where cells disagree.
+
+They need the images themselves, which a run knows by their digest alone. Loads neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bench.groups import Group
+from bench.report.summary import Summary
+from tl.datasets import Splits, load_splits
+from tl.errors import StandInWarning, UserError
+from tl.images import Store, crops, open_store
+from tl.regimes import REGIMES
+from tl.seeding import seed_for
+
+PIXELS = 144
+"""Side of a picture, before the page scales it."""
+EPOCHS = 4
+"""Of the augmented images."""
+MOST = 8
+"""Pictures of a kind."""
+LEFT_OUT = "Pictures were left out (--no-images)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image with its words."""
+
+    image: Image.Image
+    caption: str
+    alternative: str
+    """What it shows, for those who can't see it."""
+
+    @property
+    def source(self) -> str:
+        """As a data URI."""
+        data = io.BytesIO()
+        self.image.save(data, format="JPEG", quality=80)
+        return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Pictures of one kind."""
+
+    name: str
+    title: str
+    caption: str
+    pictures: tuple[Picture, ...]
+
+
+def find_images(summary: Summary, data: str | None = None) -> Splits:
+    """The images of a report's first run: in `data`, where its commands found them, or by the set's name.
+
+    Raises `UserError`, in one line, where they aren't there or are others.
+    """
+    _, manifest = summary.runs[0]
+    places = [data] if data else [*_named(summary.commands), manifest.dataset.name]
+    for place in dict.fromkeys(places):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", StandInWarning)
+                splits = load_splits(place, download=False)
+        except UserError:
+            if data:
+                raise
+            continue
+        if splits.digest == manifest.dataset.digest:
+            return splits
+        if data:
+            raise UserError(
+                f"--data {data}: these are other images ({splits.digest[:8]}) than those of {summary.runs[0][0]} "
+                f"({manifest.dataset.digest[:8]})"
+            )
+    raise UserError(f"the images of {manifest.dataset.name} ({manifest.dataset.digest[:8]}) aren't here; see --data")
+
+
+def _named(commands: list[str]) -> list[str]:
+    """What commands gave as `--data`."""
+    found = []
+    for command in commands:
+        words = shlex.split(command)
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            if word == "--data":
+                found.append(following)
+            elif word.startswith("--data="):
+                found.append(word.removeprefix("--data="))
+    return found
+
+
+def galleries(summary: Summary, splits: Splits) -> list[Gallery]:
+    """All pictures that the records allow. Raises `DataError` for an image that can't be decoded."""
+    store = open_store(splits)
+    found = [_augmented(splits, store)]
+    rated = [g for g in summary.groups if g.accuracy is not None and g.run == summary.runs[0][0]]
+    best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds), default=None)
+    files = summary.runs[0][1].dataset.val_files
+    if best is not None:
+        found += _judged(best, summary, files, splits, store)
+    voting = [group for group in rated if not REGIMES[group.config.regime].control]
+    if len(voting) > 1:
+        found.append(_disputed(voting, summary, files, splits, store))
+    return [gallery for gallery in found if gallery.pictures]
+
+
+def _augmented(splits: Splits, store: Store) -> Gallery:
+    """The first image of some classes in several epochs of seed 0, as training crops and flips them."""
+    firsts = [splits.train.labels.index(label) for label in range(len(splits.classes))][: MOST // 2]
+    sizes = store.sizes(splits.train)
+    pictures = []
+    for place in firsts:
+        for epoch in range(EPOCHS):
+            top, left, height, width, flipped = crops(sizes, seed_for("crops", 0, epoch))[place]
+            pixels = store.read(splits.train.files[place])[top : top + height, left : left + width]
+            picture = _square(pixels[:, ::-1] if flipped else pixels)
+            name = splits.classes[splits.train.labels[place]]
+            pictures.append(Picture(image=picture, caption=f"{name}, epoch {epoch}", alternative=f"a crop of {name}"))
+    return Gallery(
+        name="augmented",
+        title="What training sees",
+        caption="The same training images in several epochs, cropped and flipped as for seed 0.",
+        pictures=tuple(pictures),
+    )
+
+
+def _judged(group: Group, summary: Summary, files: tuple[str, ...], splits: Splits, store: Store) -> list[Gallery]:
+    result = group.results[0]
+    said = result.best
+    rows = list(zip(files, group.truth, said.labels, said.confidences, strict=True))
+    wrong = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -(row[3] or 0.0))
+    right = sorted((row for row in rows if row[1] == row[2]), key=lambda row: row[3] or 0.0)
+    named = f"{summary.short(group)}, {group.config.regime}, seed {result.config.seed}"
+    kinds = {
+        "wrong": (f"Wrong, of {named}", f"{len(wrong)} of {len(rows)}; the most confident first.", wrong),
+        "right": (f"Right, of {named}", f"{len(right)} of {len(rows)}; the least confident first.", right),
+    }
+    return [
+        Gallery(
+            name=name,
+            title=title,
+            caption=caption,
+            pictures=tuple(_told(row, splits, store) for row in chosen[:MOST]),
+        )
+        for name, (title, caption, chosen) in kinds.items()
+    ]
+
+
+def _told(row: tuple[str, int, int, float | None], splits: Splits, store: Store) -> Picture:
+    file, truth, label, confidence = row
+    sure = "n/a" if confidence is None else f"{confidence:.0%}"
+    caption = f"{splits.classes[label]} {sure}" + (f" (is {splits.classes[truth]})" if label != truth else "")
+    return Picture(
+        image=_square(store.read(file)), caption=caption, alternative=f"a picture of {splits.classes[truth]}"
+    )
+
+
+def _disputed(groups: list[Group], summary: Summary, files: tuple[str, ...], splits: Splits, store: Store) -> Gallery:
+    """Images on which groups, by their first seed, are most evenly divided; among equals those most often wrong."""
+    votes = np.array([group.results[0].best.labels for group in groups])
+    truth = np.array(groups[0].truth)
+    counts = [Counter(votes[:, image].tolist()) for image in range(votes.shape[1])]
+    divided = [len(groups) - max(count.values()) for count in counts]
+    wrong = (votes != truth).sum(axis=0)
+    ranked = sorted(range(len(files)), key=lambda image: (-divided[image], -wrong[image]))
+    pictures = []
+    for image in [image for image in ranked if divided[image]][:MOST]:
+        said = ", ".join(f"{splits.classes[label]} {count}" for label, count in counts[image].most_common())
+        name = splits.classes[truth[image]]
+        pictures.append(
+            Picture(
+                image=_square(store.read(files[image])),
+                caption=f"{said} (is {name})",
+                alternative=f"a picture of {name}",
+            )
+        )
+    return Gallery(
+        name="disputed",
+        title="Where they disagree most",
+        caption=f"What {len(groups)} combinations of backbone, regime and device say, each by its first seed.",
+        pictures=tuple(pictures),
+    )
+
+
+def _square(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """The middle of an image, `(H, W, 3) uint8`, as a small square."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    middle = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    return Image.fromarray(middle).resize((PIXELS, PIXELS), Image.Resampling.BILINEAR)
+
+
+def montage(gallery: Gallery, columns: int = 4) -> Image.Image:
+    """All pictures of a gallery as one, for Markdown; its words stand below it."""
+    rows = -(-len(gallery.pictures) // columns)
+    sheet = Image.new("RGB", (columns * (PIXELS + 4), rows * (PIXELS + 4)), "white")
+    for place, picture in enumerate(gallery.pictures):
+        sheet.paste(picture.image, ((place % columns) * (PIXELS + 4) + 2, (place // columns) * (PIXELS + 4) + 2))
+    return sheet

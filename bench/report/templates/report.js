@@ -1,0 +1,359 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const metrics = new Map(data.metrics.map((metric) => [metric.key, metric]));
+  const state = new URLSearchParams(location.hash.slice(1).includes("=") ? location.hash.slice(1) : "");
+
+  function remember(changes) {
+    for (const [key, value] of Object.entries(changes)) value ? state.set(key, value) : state.delete(key);
+    const text = state.toString();
+    history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+  }
+
+  function make(tag, attributes = {}, ...children) {
+    const node = document.createElement(tag);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+      else if (value !== false && value !== null) node.setAttribute(key, value === true ? "" : value);
+    }
+    node.append(...children);
+    return node;
+  }
+
+  function shown(value) {
+    if (value === undefined || value === null) return "n/a";
+    return Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
+  }
+
+  const heading = (metric) => metric.label + (metric.unit ? `, ${metric.unit}` : "");
+
+  // The matrix: which metric it shows.
+  const heat = document.getElementById("matrix-table");
+  for (const input of document.querySelectorAll('input[name="matrix-metric"]')) {
+    if (state.get("matrix") === input.value) {
+      input.checked = true;
+      heat.dataset.show = input.value;
+    }
+    input.addEventListener("change", () => {
+      heat.dataset.show = input.value;
+      remember({ matrix: input.value });
+    });
+  }
+
+  // The table: sort, filter, choose columns, copy.
+  const table = document.getElementById("cells");
+  if (table) {
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    const heads = [...table.tHead.rows[0].cells];
+    const names = heads.map((head) => head.textContent.trim());
+    const own = new Set(heads.map((head) => head.dataset.metric).filter(Boolean));
+    const extra = new Map();
+    const hidden = new Set((state.get("hide") || "").split("~").filter(Boolean));
+
+    const column = (key) => extra.get(key) ?? names.indexOf(key);
+
+    function figure(row, index) {
+      const metric = heads[index].dataset.metric;
+      const group = data.groups[rows.indexOf(row)];
+      return metric ? group.figures[metric]?.[0] : row.cells[index].textContent.trim();
+    }
+
+    function sort(key, descending) {
+      const index = column(key);
+      if (index === undefined || index < 0) return;
+      const order = rows.map((row) => [figure(row, index), row]);
+      order.sort(([a], [b]) => {
+        if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // unknown comes last
+        const by = typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true });
+        return descending ? -by : by;
+      });
+      body.append(...order.map(([, row]) => row));
+      heads.forEach((head, at) => {
+        if (at === index) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+        else head.removeAttribute("aria-sort");
+      });
+      remember({ sort: key, down: descending ? "1" : "" });
+    }
+
+    function sortable(head, key) {
+      const button = make("button", { type: "button" }, head.textContent.trim());
+      button.addEventListener("click", () => sort(key, head.getAttribute("aria-sort") === "ascending"));
+      head.replaceChildren(button);
+    }
+    heads.forEach((head, index) => sortable(head, names[index]));
+
+    function filter(text) {
+      const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+      let count = 0;
+      for (const row of rows) {
+        const content = row.textContent.toLowerCase();
+        row.hidden = !words.every((word) => (word[0] === "-" ? !content.includes(word.slice(1)) : content.includes(word)));
+        count += !row.hidden;
+      }
+      counter.textContent = count === rows.length ? `${count} rows` : `${count} of ${rows.length} rows`;
+      remember({ q: text });
+    }
+
+    function show(index, on) {
+      for (const row of [table.tHead.rows[0], ...rows]) row.cells[index].hidden = !on;
+    }
+
+    function addColumn(key) {
+      const metric = metrics.get(key);
+      const head = make("th", { scope: "col", "data-metric": key, title: metric.meaning }, heading(metric));
+      table.tHead.rows[0].append(head);
+      rows.forEach((row, at) => row.append(make("td", {}, shown(data.groups[at].figures[key]?.[0]))));
+      heads.push(head);
+      extra.set(key, heads.length - 1);
+      sortable(head, key);
+    }
+
+    function visible() {
+      const columns = heads.map((head, index) => index).filter((index) => !heads[index].hidden);
+      const lines = [...body.rows].filter((row) => !row.hidden);
+      return [
+        columns.map((index) => heads[index].textContent.trim()),
+        ...lines.map((row) => columns.map((index) => row.cells[index].textContent.trim())),
+      ];
+    }
+
+    const formats = {
+      CSV: (cells) => cells.map((row) => row.map((text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text)).join(",")).join("\n"),
+      Markdown: (cells) => {
+        const lines = cells.map((row) => `| ${row.map((text) => text.replaceAll("|", "\\|")).join(" | ")} |`);
+        return [lines[0], `|${" --- |".repeat(cells[0].length)}`, ...lines.slice(1)].join("\n");
+      },
+      LaTeX: (cells) => {
+        const clean = (text) =>
+          text.replace(/\\/g, "\\textbackslash ").replace(/[&%$#_{}]/g, "\\$&").replace(/~/g, "\\textasciitilde ").replace(/±/g, "$\\pm$").replace(/×/g, "$\\times$");
+        const lines = cells.map((row) => `${row.map(clean).join(" & ")} \\\\`);
+        return [`\\begin{tabular}{${"l".repeat(cells[0].length)}}`, "\\hline", lines[0], "\\hline", ...lines.slice(1), "\\hline", "\\end{tabular}"].join("\n");
+      },
+    };
+
+    const counter = make("output", { "aria-live": "polite" });
+    const search = make("input", { type: "search", placeholder: "Filter: lite0 -cuda", "aria-label": "Filter rows" });
+    search.addEventListener("input", () => filter(search.value));
+    const list = make("div", { class: "columns" });
+    names.forEach((name, index) => {
+      const box = make("input", { type: "checkbox" });
+      box.checked = !hidden.has(name);
+      show(index, box.checked);
+      box.addEventListener("change", () => {
+        show(index, box.checked);
+        box.checked ? hidden.delete(name) : hidden.add(name);
+        remember({ hide: [...hidden].join("~") });
+      });
+      list.append(make("label", {}, box, ` ${name}`));
+    });
+    const added = new Set((state.get("more") || "").split("~").filter((key) => metrics.has(key) && !own.has(key)));
+    for (const metric of data.metrics.filter(({ key }) => !own.has(key))) {
+      const box = make("input", { type: "checkbox" });
+      const put = () => {
+        if (!extra.has(metric.key)) addColumn(metric.key);
+        show(extra.get(metric.key), box.checked);
+      };
+      box.checked = added.has(metric.key);
+      if (box.checked) put();
+      box.addEventListener("change", () => {
+        put();
+        box.checked ? added.add(metric.key) : added.delete(metric.key);
+        remember({ more: [...added].join("~") });
+      });
+      list.append(make("label", { title: metric.meaning }, box, ` ${heading(metric)}`));
+    }
+    const copies = Object.entries(formats).map(([name, format]) => {
+      const button = make("button", { type: "button" }, `Copy ${name}`);
+      button.addEventListener("click", () => copy(format(visible()), button));
+      return button;
+    });
+    const tools = document.getElementById("table-tools");
+    tools.append(search, counter, ...copies, make("details", {}, make("summary", {}, "Columns"), list));
+    tools.hidden = false;
+    search.value = state.get("q") || "";
+    filter(search.value);
+    if (state.get("sort")) sort(state.get("sort"), state.get("down") === "1");
+  }
+
+  async function copy(text, button) {
+    const before = button.textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // A page from disk may not be allowed to: select the text, as by hand.
+      const area = make("textarea", { class: "offscreen" });
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = before), 1500);
+  }
+  for (const button of document.querySelectorAll("button[data-copy]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => copy(document.getElementById(button.dataset.copy).textContent, button));
+  }
+
+  // The explorer: any metric against any other.
+  const place = document.getElementById("explore");
+  if (place && data.metrics.length > 1) {
+    const SVG = "http://www.w3.org/2000/svg";
+    const HEIGHT = 460, LEFT = 64, RIGHT = 16, TOP = 12, BOTTOM = 48;
+    let WIDTH = 860; // of the page, so that letters keep their size on a phone
+    const devices = [...new Set(data.groups.map((group) => group.device))];
+    const shapes = [
+      (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
+      (r) => `M${-r},${-r}h${2 * r}v${2 * r}h${-2 * r}z`,
+      (r) => `M0,${-1.3 * r}L${1.2 * r},${r}H${-1.2 * r}z`,
+      (r) => `M0,${-1.4 * r}L${1.4 * r},0L0,${1.4 * r}L${-1.4 * r},0z`,
+    ];
+    const pick = (name, fallback) => (metrics.has(state.get(name)) ? state.get(name) : metrics.has(fallback) ? fallback : data.metrics[0].key);
+    const view = { x: pick("x", "epoch_seconds"), y: pick("y", "val_accuracy_best"), log: state.get("log") === "1" };
+
+    function svg(tag, attributes, ...children) {
+      const node = document.createElementNS(SVG, tag);
+      for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+      node.append(...children);
+      return node;
+    }
+
+    function ticks(low, high, log) {
+      if (log) {
+        const found = [];
+        for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
+          for (const digit of [1, 2, 5]) {
+            const tick = digit * 10 ** power;
+            if (tick >= low && tick <= high) found.push(tick);
+          }
+        if (found.length > 1) return found;
+      }
+      const rough = (high - low) / (WIDTH < 500 ? 3 : 5) || 1;
+      const power = 10 ** Math.floor(Math.log10(rough));
+      const step = [1, 2, 5, 10].map((digit) => digit * power).find((each) => each >= rough);
+      const found = [];
+      for (let tick = Math.ceil(low / step) * step; tick <= high + 1e-9 * step; tick += step) found.push(tick);
+      return found;
+    }
+
+    function scale(key, from, to, log) {
+      const ends = data.groups.flatMap((group) => group.figures[key]?.slice(1) ?? []);
+      let low = Math.min(...ends), high = Math.max(...ends);
+      const useLog = log && low > 0;
+      const at = useLog ? Math.log : (value) => value;
+      const pad = (at(high) - at(low)) * 0.06 || Math.abs(at(high)) * 0.06 || 1;
+      const start = at(low) - pad, end = at(high) + pad;
+      const map = (value) => from + ((at(value) - start) / (end - start)) * (to - from);
+      const back = useLog ? Math.exp : (value) => value;
+      return { map, ticks: ticks(back(start), back(end), useLog) };
+    }
+
+    function front(points) {
+      const sign = (key) => (metrics.get(key).better === "higher" ? -1 : metrics.get(key).better === "lower" ? 1 : 0);
+      const [sx, sy] = [sign(view.x), sign(view.y)];
+      if (!sx || !sy) return [];
+      const cost = ({ x, y }) => [sx * x[0], sy * y[0]];
+      return points
+        .filter((point) => !points.some((other) => {
+          const [a, b] = cost(point), [c, d] = cost(other);
+          return c <= a && d <= b && (c < a || d < b);
+        }))
+        .sort((one, other) => one.x[0] - other.x[0]);
+    }
+
+    const chart = svg("svg", { role: "group", "aria-label": "Scatter plot; each point is a row of the table" });
+    const told = make("p", { class: "note", "aria-live": "polite" });
+    const legend = make("p", { class: "legend" });
+
+    function draw() {
+      WIDTH = Math.max(300, chart.clientWidth || 860);
+      chart.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+      const points = data.groups
+        .map((group) => ({ group, x: group.figures[view.x], y: group.figures[view.y] }))
+        .filter(({ x, y }) => x && y);
+      chart.replaceChildren();
+      const missing = data.groups.length - points.length;
+      const note = missing ? ` ${missing} of ${data.groups.length} groups don't know one of the two.` : "";
+      told.textContent = `Bars: the extremes of seeds; of accuracies ± one standard deviation, or with one seed the 95% interval. Line: what no other beats in both.${note}`;
+      if (!points.length) return;
+      const across = scale(view.x, LEFT, WIDTH - RIGHT, view.log), up = scale(view.y, HEIGHT - BOTTOM, TOP, false);
+      for (const tick of across.ticks) {
+        const x = across.map(tick);
+        chart.append(svg("line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" }), svg("text", { x, y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, shown(tick)));
+      }
+      for (const tick of up.ticks) {
+        const y = up.map(tick);
+        chart.append(svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y, class: "grid" }), svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, shown(tick)));
+      }
+      const best = front(points);
+      if (best.length > 1) chart.append(svg("polyline", { points: best.map(({ x, y }) => `${across.map(x[0])},${up.map(y[0])}`).join(" "), class: "front" }));
+      for (const { group, x, y } of points) {
+        const colour = data.colours[group.regime];
+        const [cx, cy] = [across.map(x[0]), up.map(y[0])];
+        const text = `${group.name} on ${group.device}: ${heading(metrics.get(view.x))} ${shown(x[0])}, ${heading(metrics.get(view.y))} ${shown(y[0])}, ${group.seeds} seed${group.seeds > 1 ? "s" : ""}`;
+        const point = svg("a", { href: `#${group.id}`, class: "point", "aria-label": text }, svg("title", {}, text));
+        point.append(
+          svg("line", { x1: across.map(x[1]), x2: across.map(x[2]), y1: cy, y2: cy, stroke: colour }),
+          svg("line", { x1: cx, x2: cx, y1: up.map(y[1]), y2: up.map(y[2]), stroke: colour }),
+          svg("path", { d: shapes[devices.indexOf(group.device) % shapes.length](6), transform: `translate(${cx},${cy})`, fill: colour }),
+        );
+        point.addEventListener("click", (event) => {
+          event.preventDefault();
+          reveal(group.id);
+        });
+        chart.append(point);
+      }
+      chart.append(
+        svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, heading(metrics.get(view.x))),
+        svg("text", { x: -(TOP + HEIGHT - BOTTOM) / 2, y: 16, "text-anchor": "middle", transform: "rotate(-90)" }, heading(metrics.get(view.y))),
+      );
+    }
+
+    function chooser(axis, label) {
+      const select = make("select", { "aria-label": label });
+      for (const metric of data.metrics) select.append(make("option", { value: metric.key, selected: metric.key === view[axis] }, heading(metric)));
+      select.addEventListener("change", () => {
+        view[axis] = select.value;
+        remember({ [axis]: select.value });
+        draw();
+      });
+      return make("label", {}, `${label} `, select);
+    }
+    const log = make("input", { type: "checkbox" });
+    log.checked = view.log;
+    log.addEventListener("change", () => {
+      view.log = log.checked;
+      remember({ log: log.checked ? "1" : "" });
+      draw();
+    });
+    for (const [regime, colour] of Object.entries(data.colours)) legend.append(make("span", {}, make("i", { style: `background:${colour}` }), regime));
+    if (devices.length > 1)
+      devices.forEach((device, index) =>
+        legend.append(make("span", {}, svg("svg", { viewBox: "-9 -9 18 18", class: "shape" }, svg("path", { d: shapes[index % shapes.length](6), fill: "currentColor" })), device)));
+    place.append(make("div", { class: "tools" }, chooser("y", "Up"), chooser("x", "Across"), make("label", {}, log, " logarithmic")), legend, chart, told);
+    place.hidden = false;
+    draw();
+    let width = WIDTH;
+    addEventListener("resize", () => {
+      if (chart.clientWidth !== width) draw();
+      width = chart.clientWidth;
+    });
+  }
+
+  function reveal(id) {
+    const row = document.getElementById(id);
+    if (!row) return;
+    row.hidden = false;
+    row.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    row.classList.remove("found");
+    void row.offsetWidth; // starts the highlight anew
+    row.classList.add("found");
+  }
+  for (const link of document.querySelectorAll("a.shade"))
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      reveal(link.hash.slice(1));
+    });
+})();

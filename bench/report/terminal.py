@@ -1,0 +1,85 @@
+"""`bench show`: the answer, the claim and the table on a terminal, narrow ones included."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.findings import show_estimate
+from bench.report.answers import answers
+from bench.report.summary import Summary
+from bench.report.tables import Column, columns
+from bench.terminal import say
+
+COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
+FIRST = ("val_accuracy_best", "epoch_seconds", "peak_memory_bytes")
+"""Metrics that even the narrowest terminal shows."""
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print what a report says first; columns that the terminal has no room for are left out, and that is said."""
+    for reason in summary.stand_ins:
+        say(console, f"WARNING: the images are {reason}", style="bold yellow")
+    for answer in answers(summary):
+        console.print(Text(answer, style="bold"))
+    if summary.missing:
+        planned = sum(len(manifest.cells) for _, manifest in summary.runs)
+        say(console, f"{planned - len(summary.missing)} of {planned} cells have ended", style="yellow")
+    if summary.comparisons:
+        console.print()
+        console.print(_claim(summary))
+    if summary.groups:
+        console.print()
+        table, left_out = _cells(summary, console.width)
+        console.print(table)
+        if left_out:
+            say(console, f"no room for: {', '.join(left_out)}", style="dim")
+    for record in summary.unfinished:
+        style = "yellow" if record.status == "skipped" else "red"
+        say(console, f"{record.status}: {record.cell}: {record.reason}", style=style)
+    for note in summary.notes:
+        say(console, f"note: {note}", style="dim")
+
+
+def _claim(summary: Summary) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("only the head", "speed-up", "predicted", "“about half the time”"):
+        table.add_column(name, overflow="fold")
+    for row in summary.comparisons:
+        claim = row.finding.claim
+        several = len({other.fast.config.regime for other in summary.comparisons}) > 1
+        name = summary.short(row.fast) + (f", {row.fast.config.regime}" if several else "")
+        table.add_row(
+            Text(name),
+            show_estimate(claim, row.speed_up),
+            claim.show(row.finding.predicted),
+            Text(row.finding.words, style=COLOURS.get(row.finding.verdict, "")),
+        )
+    return table
+
+
+def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
+    """As many columns as there is room for: those that name a row, then the metrics in `FIRST`, then the others."""
+    there = columns(summary)
+    names = [column for column in there if not column.metric]
+    names = [column for column in names if any(column.texts) and column.heading not in ("weights", "frozen")]
+    ranked = sorted(
+        (column for column in there if column not in names),
+        key=lambda column: FIRST.index(column.metric) if column.metric in FIRST else len(FIRST),
+    )
+    chosen, used = list(names), sum(_width(column) for column in names)
+    for column in ranked:
+        if column.metric in FIRST[:2] or used + _width(column) <= width:
+            chosen.append(column)
+            used += _width(column)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in chosen:
+        table.add_column(column.heading, overflow="fold", justify="right" if column.metric else "left")
+    for row in range(len(summary.groups)):
+        table.add_row(*(Text(column.texts[row]) for column in chosen))
+    return table, [column.heading for column in ranked if column not in chosen]
+
+
+def _width(column: Column) -> int:
+    return max(map(len, (column.heading, *column.texts))) + 2

@@ -1,0 +1,233 @@
+"""Reports in a real browser: nothing fails, nothing is fetched, and what answers to a reader does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.report.summary import summarise
+from bench.report.write import write_report
+from tests.runs import RANDOM, record, write_run
+
+selenium = pytest.importorskip("selenium", reason="selenium isn't installed")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with its driver here")
+PHONE, DESKTOP = (390, 844), (1280, 900)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of three backbones, two regimes, two devices, three seeds; one cell failed, one isn't run yet."""
+    folder = tmp_path_factory.mktemp("report")
+    records = [
+        record(backbone, regime, seed=seed, seconds=seconds * (1 + seed / 50), right=right + seed)
+        for backbone, slow, right in (("timm:a", 10.0, 90), ("timm:<script>alert(1)</script>", 20.0, 94))
+        for regime, seconds in (("finetune", slow), ("frozen", slow / 2.5))
+        for seed in range(3)
+    ]
+    records += [record("timm:c", "frozen", weights=RANDOM), record("timm:c", "finetune", status="oom")]
+    run = write_run(folder / "run", records, missing=[record("timm:c", "cached").cell])
+    return write_report(summarise([run], "run"), folder / "reports")[1]
+
+
+def opened(browser: Any, page: Path, hash_: str = "", size: tuple[int, int] = DESKTOP) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False},
+    )
+    browser.get("about:blank")
+    browser.get(page.as_uri() + hash_)
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector) if element.is_displayed()]
+
+
+def test_nothing_fails_and_nothing_is_fetched(browser: Any, page: Path) -> None:
+    """No message on the console; no request but for the page itself; a name is text."""
+    browser.get_log("browser"), browser.get_log("performance")
+    opened(browser, page)
+    assert browser.get_log("browser") == []
+    asked = [
+        line["message"] for line in browser.get_log("performance") if "Network.requestWillBeSent" in line["message"]
+    ]
+    assert all(page.name in message or "about:blank" in message or "data:" in message for message in asked)
+    assert "<script>alert(1)</script>" in browser.find_element(By.ID, "cells").text
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_page_never_scrolls_sideways(size: tuple[int, int], browser: Any, page: Path) -> None:
+    """What is wide scrolls within itself."""
+    opened(browser, page, size=size)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+
+
+def test_sorting_filtering_hiding_and_the_link(browser: Any, page: Path) -> None:
+    """Each changes the table and the address, and the address brings the same view."""
+    opened(browser, page)
+    head = next(th for th in browser.find_elements(By.CSS_SELECTOR, "#cells th") if th.text.startswith("epoch"))
+    head.find_element(By.TAG_NAME, "button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    first = texts(browser, "#cells tbody tr")[0]
+    assert "timm:a" in first and "frozen" in first
+    browser.find_element(By.CSS_SELECTOR, "#table-tools input[type=search]").send_keys("frozen -timm:c")
+    assert len(texts(browser, "#cells tbody tr")) == 2 and texts(browser, "#table-tools output") == ["2 of 5 rows"]
+    browser.find_element(By.CSS_SELECTOR, "#table-tools summary").click()
+    boxes = {label.text.strip(): label for label in browser.find_elements(By.CSS_SELECTOR, ".columns label")}
+    boxes["weights"].click()
+    boxes["best epoch"].click()
+    heads = texts(browser, "#cells th")
+    assert "weights" not in heads and "best epoch" in heads
+    shown = texts(browser, "#cells tr")
+    link = browser.execute_script("return location.hash")
+    opened(browser, page, link)
+    assert texts(browser, "#cells tr") == shown
+
+
+def test_copies(browser: Any, page: Path) -> None:
+    """What is visible, in each format."""
+    opened(browser, page, "#q=timm:a")
+    browser.execute_script(
+        "window.copied = []; Object.defineProperty(navigator, 'clipboard',"
+        " {value: {writeText: async (text) => { window.copied.push(text); }}});"
+    )
+    for button in browser.find_elements(By.CSS_SELECTOR, "#table-tools > button"):
+        button.click()
+    comma, markdown, latex = browser.execute_script("return window.copied")
+    assert len(comma.splitlines()) == 3 and comma.startswith("backbone,regime,device")
+    assert markdown.splitlines()[1].startswith("| --- |") and len(markdown.splitlines()) == 4
+    assert latex.startswith("\\begin{tabular}") and "\\%" not in latex.splitlines()[2] and "$\\pm$" in latex
+
+
+def test_the_matrix_switches(browser: Any, page: Path) -> None:
+    """Between accuracy, time and memory; failed cells, skipped ones and those to come are in it."""
+    opened(browser, page)
+    before = texts(browser, "#matrix-table td")
+    assert "oom" in before and "not run" in before
+    reasons = [td.get_attribute("title") for td in browser.find_elements(By.CSS_SELECTOR, "#matrix-table td")]
+    assert "took | too <b>long</b>" in reasons
+    browser.find_element(By.CSS_SELECTOR, 'input[value="epoch_seconds"]').click()
+    after = texts(browser, "#matrix-table td")
+    assert before != after and any(text.endswith(" s") for text in after)
+    assert "matrix=epoch_seconds" in browser.execute_script("return location.hash")
+
+
+def test_the_explorer(browser: Any, page: Path) -> None:
+    """A point a group that knows both metrics, reachable by keyboard; it leads to its row."""
+    opened(browser, page)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#explore .point")) == 4
+    select = browser.find_element(By.CSS_SELECTOR, '#explore select[aria-label="Up"]')
+    select.find_element(By.CSS_SELECTOR, 'option[value="peak_memory_bytes"]').click()
+    points = browser.find_elements(By.CSS_SELECTOR, "#explore .point")
+    assert len(points) == 5 and "peak memory" in points[0].get_attribute("aria-label")
+    browser.execute_script("arguments[0].focus()", points[1])
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.find_element(By.CSS_SELECTOR, "tr.found").get_attribute("id") == "cell-1"
+
+
+def test_light_and_dark(browser: Any, page: Path) -> None:
+    """The page follows the system, and text stands out from it in both."""
+    for scheme, dark in (("light", False), ("dark", True)):
+        opened(browser, page)
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        brightness = sum(int(part) for part in back[back.index("(") + 1 : -1].split(",")[:3]) / 3
+        assert (brightness < 60) is dark
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+CONTRAST = """
+const pen = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+function rgb(colours) {
+  pen.clearRect(0, 0, 1, 1);
+  for (const colour of colours) { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); }
+  return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+}
+function luminance(parts) {
+  const [r, g, b] = parts.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+const found = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const holder = walker.currentNode.parentElement, look = getComputedStyle(holder);
+  if (!walker.currentNode.textContent.trim() || !holder.checkVisibility() || holder.closest("svg, script")) continue;
+  const behind = [];
+  for (let at = holder; at; at = at.parentElement) behind.unshift(getComputedStyle(at).backgroundColor);
+  const [a, b] = [luminance(rgb(behind)), luminance(rgb([...behind, look.color]))];
+  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  found.push([ratio * look.opacity, walker.currentNode.textContent.trim().slice(0, 40)]);
+}
+return found.sort((one, other) => one[0] - other[0]);
+"""
+
+
+def test_text_stands_out(browser: Any, page: Path) -> None:
+    """By at least 4.5 to 1, WCAG's AA, on what lies behind it, light and dark."""
+    for scheme in ("light", "dark"):
+        opened(browser, page)
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        found = browser.execute_script(CONTRAST)
+        assert len(found) > 100 and found[0][0] >= 4.5, (scheme, found[:5])
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_keyboard_goes_through_the_page_in_order(browser: Any, page: Path) -> None:
+    """Tab moves down the page, and never to what isn't shown."""
+    opened(browser, page)
+    seen = []
+    for _ in range(40):
+        browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+        place = browser.execute_script(
+            "const e = document.activeElement, r = e.getBoundingClientRect();"
+            "return [e.tagName, r.top + scrollY, r.width]"
+        )
+        seen.append(place)
+    tops = [top for _, top, _ in seen]
+    assert all(width > 0 for *_, width in seen)
+    assert all(later >= earlier - 80 for earlier, later in pairwise(tops))
+
+
+def test_no_serious_finding_of_axe(browser: Any, page: Path) -> None:
+    """Deque's checks of accessibility, light and dark."""
+    axe = pytest.importorskip("axe_core_python", reason="axe-core-python isn't installed")
+    script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    for scheme in ("light", "dark"):
+        opened(browser, page)
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        browser.execute_script(script)
+        found, held = browser.execute_async_script(
+            "const done = arguments[0]; axe.run().then((r) => done([r.violations, r.passes.map((one) => one.id)]))"
+        )
+        assert {"label", "scrollable-region-focusable", "document-title"} <= {*held, *(one["id"] for one in found)}
+        serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+        assert serious == [], scheme
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -1,0 +1,264 @@
+"""What a report's page is made of: headlines, priorities, the matrix, data for scripts, pictures; and its relatives."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import tl
+from bench.records import Run
+from bench.report.answers import headlines
+from bench.report.data import page_data
+from bench.report.index import write_index
+from bench.report.matrix import make_matrix
+from bench.report.pictures import find_images, galleries
+from bench.report.summary import summarise
+from bench.report.terminal import print_summary
+from bench.report.write import write_live, write_report
+from bench.trackers import TAG, export_to
+from tests.commands import ONE, command
+from tests.runs import RANDOM, record, write_run
+from tl.errors import UserError
+
+
+def seeds(backbone: str, regime: str, seconds: float, right: int = 95, count: int = 3, **fields: Any) -> list[Any]:
+    return [
+        record(backbone, regime, seed=seed, seconds=seconds * (1 + seed / 100), right=right + seed, **fields)
+        for seed in range(count)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Fast and accurate, slow and as accurate, fastest and poor; one failed seed, one skipped cell, one to come."""
+    records = [
+        *seeds("timm:a", "finetune", 10, 90),
+        *seeds("timm:a", "frozen", 4, 90),
+        *seeds("timm:b", "finetune", 2, 60),
+        record("timm:b", "frozen", seed=0, status="oom"),
+        record("timm:b", "cached", status="skipped"),
+    ]
+    return write_run(tmp_path / "run", records, missing=[record("timm:a", "cached").cell])
+
+
+def test_headlines(run: Run) -> None:
+    """Accuracy and time of the pick, and the speed-up with its verdict."""
+    first, second, third = headlines(summarise([run], "run"))
+    assert (first.value, first.detail) == ("91.0%", "± 1.0 (sd, n = 3)") and "timm:a, frozen" in first.what
+    assert second.value == "4.06 s" and second.detail == "4.02–4.1 over 3 seeds"
+    assert third.value == "2.49×" and third.detail == "“about half the time”? Of 1 comparison: 1 supported"
+
+
+def test_priorities_and_the_front(run: Run) -> None:
+    """What can't be told apart is called a tie; the front has what none beats in accuracy, time and memory."""
+    (choice,) = summarise([run], "run").choices
+    named = {
+        priority.metric: [f"{g.config.backbone} {g.config.regime}" for g in priority.groups]
+        for priority in choice.priorities
+    }
+    assert named["val_accuracy_best"][0].startswith("timm:a") and len(named["val_accuracy_best"]) == 2
+    assert named["epoch_seconds"] == ["timm:b finetune"] == named["peak_memory_bytes"]
+    assert [f"{g.config.backbone} {g.config.regime}" for g in choice.front] == ["timm:a frozen", "timm:b finetune"]
+
+
+def test_times_that_scatter_are_tied(tmp_path: Path) -> None:
+    """A fifth slower on average, but not for certain; with one seed, by 5% alone."""
+    fast = [record("timm:a", "frozen", seed=s, seconds=v) for s, v in enumerate((10.0, 14.0, 8.0))]
+    slow = [record("timm:b", "frozen", seed=s, seconds=v) for s, v in enumerate((13.0, 11.0, 14.0))]
+    (choice,) = summarise([write_run(tmp_path / "r", [*fast, *slow])], "r").choices
+    assert [len(priority.groups) for priority in choice.priorities if priority.metric == "epoch_seconds"] == [2]
+    one = [record("timm:a", "frozen", seconds=10), record("timm:b", "frozen", seconds=10.4)]
+    (choice,) = summarise([write_run(tmp_path / "s", one)], "s").choices
+    assert [len(p.groups) for p in choice.priorities if p.metric == "epoch_seconds"] == [2]
+    one[1] = record("timm:b", "frozen", seconds=10.8)
+    (choice,) = summarise([write_run(tmp_path / "t", one)], "t").choices
+    assert [len(p.groups) for p in choice.priorities if p.metric == "epoch_seconds"] == [1]
+
+
+def test_the_matrix_has_every_cell_that_was_planned(run: Run) -> None:
+    """Figures, shares from worst to best, and what has no result with its reason."""
+    matrix = make_matrix(summarise([run], "run"))
+    assert matrix.regimes == ("finetune", "frozen", "cached") and [name for name, _ in matrix.rows] == ["a", "b"]
+    squares = {(name, regime): s for name, row in matrix.rows for regime, s in zip(matrix.regimes, row, strict=True)}
+    best, worst = squares["b", "finetune"], squares["a", "finetune"]
+    assert best and worst and best.shades["epoch_seconds"].share == 1 and worst.shades["epoch_seconds"].share == 0
+    assert best.shades["val_accuracy_best"].share == 0
+    lost = squares["b", "frozen"], squares["b", "cached"], squares["a", "cached"]
+    assert [(s.status, s.bad, s.number) for s in lost if s] == [
+        ("oom", True, None),
+        ("skipped", False, None),
+        ("not run", True, None),
+    ]
+    assert lost[0] is not None and lost[0].reason == "took | too <b>long</b>"
+
+
+def test_a_seed_that_failed_is_told_beside_the_others(tmp_path: Path) -> None:
+    """The figure is of those that are there."""
+    records = [*seeds("timm:a", "frozen", 4, count=2), record("timm:a", "frozen", seed=2, status="timeout")]
+    matrix = make_matrix(summarise([write_run(tmp_path / "r", records)], "r"))
+    ((_, (square,)),) = matrix.rows
+    assert square is not None and square.status == "1 of 3 seeds: timeout" and square.number == 0
+
+
+def test_data_for_the_scripts(tmp_path: Path) -> None:
+    """Value, low and high in the unit that is shown; what isn't known isn't there."""
+    records = [*seeds("timm:a", "frozen", 4, 90), record("timm:b", "frozen", weights=RANDOM)]
+    data = page_data(summarise([write_run(tmp_path / "r", records)], "r"))
+    first, second = (group["figures"] for group in data["groups"])
+    assert first["val_accuracy_best"] == [91.0, 90.0, 92.0] and "val_accuracy_best" not in second
+    assert first["epoch_seconds"] == pytest.approx([4.055, 4.015, 4.095], abs=0.03)
+    assert second["epoch_seconds"][0] == second["epoch_seconds"][1] == second["epoch_seconds"][2]
+    assert set(data["colours"]) == {"frozen"} and re.fullmatch("#[0-9a-f]{6}", data["colours"]["frozen"])
+    units = {metric["key"]: metric["unit"] for metric in data["metrics"]}
+    assert units["val_accuracy_best"] == "%" and units["epoch_seconds"] == "s" and units["peak_memory_bytes"] == "MiB"
+
+
+def test_names_cannot_end_the_script(tmp_path: Path) -> None:
+    """JSON in a page has no `<`."""
+    run = write_run(tmp_path / "r", seeds("timm:</script><b>", "frozen", 4) + seeds("timm:x", "frozen", 4))
+    page = write_report(summarise([run], "r"), tmp_path)[1].read_text()
+    data = page[page.index('id="data">') + len('id="data">') :]
+    data = data[: data.index("</script>")]
+    assert "<" not in data and json.loads(data)["groups"][0]["name"] == "</script><b>, frozen"
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, mini: tl.Splits) -> Run:
+    """A run on real files, whose cells disagree on some images."""
+    tmp_path = tmp_path_factory.mktemp("judged")
+    grid = ["run", "--grid", "smoke", "--data", str(mini.root), "--device", "cpu", "--epochs", "1", "--no-report"]
+    done = command(*grid, "--name", "judged", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    return Run(tmp_path / "judged")
+
+
+def test_pictures(judged: Run, mini: tl.Splits, tmp_path: Path) -> None:
+    """Crops are those of training; what was said stands below; the page has them, and `--no-images` a line instead."""
+    summary = summarise([judged], "judged")
+    assert find_images(summary).digest == mini.digest and find_images(summary, str(mini.root)).root == mini.root
+    shown = {gallery.name: gallery for gallery in galleries(summary, mini)}
+    assert len(shown["augmented"].pictures) == 8
+    page = write_report(summary, tmp_path / "with", mini)[1].read_text()
+    assert page.count("data:image/jpeg;base64,") == sum(len(gallery.pictures) for gallery in shown.values())
+    markdown, page_without = write_report(summary, tmp_path / "without")
+    assert "data:image/jpeg" not in page_without.read_text() and "left out (--no-images)" in markdown.read_text()
+    assert not list((tmp_path / "without").rglob("*.jpg"))
+
+
+def test_crops_are_those_of_training(judged: Run, mini: tl.Splits) -> None:
+    """The same pixels as the training batches of that epoch, but for the size."""
+    import torch
+
+    from tl.backbones import make_backbone
+    from tl.batches import Batches
+    from tl.images import open_store
+
+    (gallery,) = [g for g in galleries(summarise([judged], "judged"), mini) if g.name == "augmented"]
+    preprocessing = make_backbone("timm:test_resnet", weights="random").preprocessing
+    batches = Batches(open_store(mini), mini.train, preprocessing, torch.device("cpu"))
+    ((pixels, _),) = batches.training(len(mini.train), seed=0, epoch=1)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    small = [(image * std + mean).mean(dim=(1, 2)) * 255 for image in pixels]
+    shown = np.asarray(gallery.pictures[1].image, dtype=float).mean(axis=(0, 1))
+    distances = [float(np.abs(shown - image.numpy()).max()) for image in small]
+    assert min(distances) < 6, "some image of that epoch has these mean colours"
+
+
+def test_images_that_are_not_there(run: Run, mini: tl.Splits, tmp_path: Path) -> None:
+    """One line; other images than the run's are refused where they were named."""
+    summary = summarise([run], "run")
+    with pytest.raises(UserError, match=r"the images of own \(00000000\) aren't here; see --data"):
+        find_images(summary)
+    with pytest.raises(UserError, match="these are other images"):
+        find_images(summary, str(mini.root))
+    done = command("report", str(run.folder), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0 and "No pictures: the images of own" in (tmp_path / "out" / "run.md").read_text()
+
+
+@pytest.mark.parametrize("width", [40, 80, 300])
+def test_on_a_terminal(width: int, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """The answer, the claim, the table; no line is wider than the terminal but for messages that aren't broken."""
+    print_summary(summarise([run], "run"), Console(width=width))
+    said = capsys.readouterr().out
+    assert "timm:a" in said and "oom" in said and "of 12 cells have ended" in said
+    assert ("no room for" in said) is (width < 300)
+    table = [line for line in said.splitlines() if line.startswith("timm:")]
+    assert all(len(line) <= width for line in table)
+
+
+def test_the_index(run: Run, tmp_path: Path) -> None:
+    """Newest first, with headlines and links; a run that can't be read is listed."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "manifest.json").write_text("{")
+    write_report(summarise([run], "run"), tmp_path / "reports")
+    page = write_index([Run(broken), run], tmp_path / "reports").read_text()
+    assert '<a href="run.html">run</a>' in page and "91.0%" in page and "can&#39;t be read as JSON" in page
+    assert page.index("run.html") < page.index("broken")
+    done = command("report", "--index", "--out", str(tmp_path / "none"))
+    assert done.returncode == 0 and "no runs yet" in (tmp_path / "none" / "index.html").read_text()
+    assert "of which run?" in command("report").stderr
+
+
+def test_a_page_that_follows_a_run(run: Run, tmp_path: Path) -> None:
+    """It says what is missing and loads itself anew until the run is over."""
+    write_live(run, tmp_path)
+    page = (tmp_path / "run.html").read_text()
+    assert '<meta http-equiv="refresh" content="10">' in page and "11 of 12 cells have ended" in page
+    write_live(run, tmp_path, ended=True)
+    assert "http-equiv" not in (tmp_path / "run.html").read_text()
+    done = command(*ONE, "--live", "--name", "live", "--epochs", "1", "--data", "synthetic-mini")
+    assert done.returncode == 0, done.stderr
+    assert "http-equiv" not in Path("reports/live.html").read_text()
+    assert command(*ONE, "--live", "--no-report").returncode == 2
+
+
+def test_tables_for_papers(run: Run) -> None:
+    """LaTeX of the report's table, with what is special escaped."""
+    done = command("export", str(run.folder), "--format", "latex")
+    assert done.returncode == 0 and done.stdout.startswith(r"\begin{tabular}") and r"91.0\%" in done.stdout
+    assert command("export", str(run.folder), "--format", "latex", "--raw").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_trackers_that_are_not_installed(name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with the command that installs them."""
+    monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX", "mlflow": "mlflow"}[name], None)
+    with pytest.raises(UserError, match=rf"--to {name}: needs a package: pip install 'tl-bench\[{name}\]'"):
+        export_to(name, [run], None)
+
+
+def test_tensorboard(run: Run, tmp_path: Path) -> None:
+    """An event file a cell, once; scalars as recorded."""
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard isn't installed")
+    said = export_to("tensorboard", [run], tmp_path / "tb")
+    assert said.startswith("9 of 9 cells written") and len(list((tmp_path / "tb").rglob("events*"))) == 9
+    assert export_to("tensorboard", [run], tmp_path / "tb").startswith("0 of 9 cells written")
+
+
+def test_mlflow(run: Run, tmp_path: Path) -> None:
+    """A run a cell in a local store, once; parameters, epochs and metrics as recorded."""
+    mlflow = pytest.importorskip("mlflow", reason="the extra mlflow isn't installed")
+    assert export_to("mlflow", [run], tmp_path / "ml").startswith("9 of 9 cells written")
+    assert export_to("mlflow", [run], tmp_path / "ml").startswith("0 of 9 cells written")
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "ml").as_uri())
+    (experiment,) = (e for e in client.search_experiments() if e.name == "run")
+    runs = client.search_runs([experiment.experiment_id])
+    one = next(r for r in runs if "timm-a-frozen-cpu-seed1" in r.data.tags[TAG])
+    assert one.data.params["backbone"] == "timm:a" and one.data.metrics["val_accuracy_best"] == 0.91
+    assert len(client.get_metric_history(one.info.run_id, "epoch_val_loss")) == 4
+
+
+def test_pictures_are_small_squares(judged: Run, mini: tl.Splits) -> None:
+    """Whatever the image's shape."""
+    for gallery in galleries(summarise([judged], "judged"), mini):
+        assert {picture.image.size for picture in gallery.pictures} == {(144, 144)}
+        assert all(isinstance(picture.image, Image.Image) for picture in gallery.pictures)
