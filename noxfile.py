@@ -4,6 +4,7 @@ torch is several GB, so all use the Python that nox itself runs in: install with
 adds what it compares with in an environment of its own, which has everything else from that Python.
 """
 
+import subprocess
 import sys
 import sysconfig
 from datetime import UTC, datetime
@@ -30,13 +31,20 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def counters(session: nox.Session) -> None:
     """The exact gate: counters of training steps against the committed baseline; `-- --update` writes it anew."""
-    session.run(sys.executable, "-m", "tests.benchmarks.counters", *session.posargs)
+    _exit_as(session, "-m", "tests.benchmarks.counters", *session.posargs)
 
 
 @nox.session
 def gate(session: nox.Session) -> None:
     """The timed gate: this tree against another commit, `nox -s gate -- --base main`."""
-    session.run(sys.executable, "-m", "tests.benchmarks.gate", *session.posargs)
+    _exit_as(session, "-m", "tests.benchmarks.gate", *session.posargs)
+
+
+def _exit_as(session: nox.Session, *arguments: str) -> None:
+    """Run Python; if it fails, nox ends with its exit status, which says why. `session.run` would make 1 of all."""
+    session.log(f"python {' '.join(arguments)}")
+    if status := subprocess.run([sys.executable, *arguments], check=False).returncode:
+        sys.exit(status)
 
 
 @nox.session
