@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shlex
 import signal
 import sys
@@ -229,7 +230,12 @@ def _live(reports: Path, *, ended: bool = False) -> Any:
             return
         from bench.report.write import write_live
 
-        write_live(run, reports, ended=ended)
+        try:
+            write_live(run, reports, ended=ended)
+        except UserError as error:  # a run is worth more than its page
+            print(f"WARNING: --live: {error}", file=sys.stderr)
+            due = math.inf
+            return
         due = time.monotonic() + 20 * (time.monotonic() - begun)
 
     return write

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ EPOCH_FIGURES = (
     *("train_seconds", "val_seconds", "learning_rate"),
 )
 TAG = "tl_bench.cell"
-"""Of an MLflow run: the folder's name and the cell's id, by which a second export knows what is there."""
+"""Of an MLflow run: what it is called here, by which a second export knows what is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +81,15 @@ def _epochs(record: Record) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def _name(run: Run, record: Record) -> str:
+    """RUN/CELL, each a plain file name. A cell that was run again is another."""
     config = record.cell.config
-    parts = (config.backbone.replace(":", "-"), config.regime, record.cell.device.replace(":", ""))
-    return f"{run.folder.resolve().name}/{'-'.join(parts)}-seed{config.seed}-{record.cell_id}"
+    parts = (config.backbone, config.regime, record.cell.device, f"seed{config.seed}", record.cell_id)
+    when = f"{record.started:%Y%m%dT%H%M%S}"
+    return f"{_plain(run.name)}/{_plain('-'.join((*parts, when)))}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).lstrip(".") or "run"
 
 
 def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
@@ -93,7 +101,12 @@ def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
         if place.exists():
             continue
         new += 1
-        with SummaryWriter(str(place), write_to_disk=True) as writer:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Under another name until it is whole: an export that was ended midway is done again.
+        with (
+            tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as scratch,
+            SummaryWriter(f"{scratch}/cell", write_to_disk=True) as writer,
+        ):
             for epoch, figures in _epochs(record):
                 for name, value in figures.items():
                     writer.add_scalar(f"epoch/{name}", value, epoch)
@@ -101,6 +114,8 @@ def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
                 writer.add_scalar(f"cell/{name}", value, 0)
             table = "\n".join(f"| {name} | {value} |" for name, value in _parameters(record).items())
             writer.add_text("config", f"| setting | value |\n| --- | --- |\n{table}")
+            writer.close()
+            Path(scratch, "cell").rename(place)
     return new
 
 
@@ -112,11 +127,11 @@ def _mlflow(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
     client = MlflowClient(tracking_uri=folder.resolve().as_uri())
     new = 0
     for run, record in cells:
-        name = run.folder.resolve().name
+        name = _plain(run.name)
         experiment = client.get_experiment_by_name(name)
         identity = experiment.experiment_id if experiment else client.create_experiment(name)
         label = _name(run, record)
-        if client.search_runs([identity], f"tags.`{TAG}` = '{label}'", max_results=1):
+        if client.search_runs([identity], f"tags.`{TAG}` = '{label}' and status = 'FINISHED'", max_results=1):
             continue
         new += 1
         begun = int(record.started.timestamp() * 1000)

@@ -106,6 +106,13 @@ def test_sorting_filtering_hiding_and_the_link(browser: Any, page: Path) -> None
     assert texts(browser, "#cells tr") == shown
 
 
+def test_a_link_into_the_page_stays(browser: Any, page: Path) -> None:
+    """What the address says is neither lost nor taken for a state."""
+    opened(browser, page, "#trust")
+    assert browser.execute_script("return location.hash") == "#trust"
+    assert browser.execute_script("return scrollY") > 1000
+
+
 def test_copies(browser: Any, page: Path) -> None:
     """What is visible, in each format."""
     opened(browser, page, "#q=timm:a")

@@ -43,14 +43,17 @@ def headlines(summary: Summary) -> list[Headline]:
     """Accuracy and time of what is recommended on the first device, and what training only the head brings."""
     found = []
     if summary.choices:
-        pick = summary.choices[0].pick
+        choice = summary.choices[0]
+        pick, where = choice.pick, _where(choice, summary)
         value, _, detail = accuracy(pick).partition(" ")
         named = _named(pick)
-        found.append(Headline(value=value, what=f"{accuracy_name(pick.config)} of {named}", detail=detail))
+        found.append(Headline(value=value, what=f"{accuracy_name(pick.config)} of {named}{where}", detail=detail))
         seconds = list(pick.values("epoch_seconds").values())
         spread = f"{min(seconds):.3g}–{max(seconds):.3g} over {len(seconds)} seeds" if len(seconds) > 1 else "one seed"
         if seconds:
-            found.append(Headline(value=f"{show(pick, 'epoch_seconds')} s", what=f"an epoch of {named}", detail=spread))
+            found.append(
+                Headline(value=f"{show(pick, 'epoch_seconds')} s", what=f"an epoch of {named}{where}", detail=spread)
+            )
     timed = [row for row in summary.comparisons if row.speed_up]
     if timed:
         values = [row.speed_up.value for row in timed if row.speed_up]
@@ -97,10 +100,15 @@ def _ratios(summary: Summary) -> str:
     return f" Speed-ups: {', '.join(named)}."
 
 
+def _where(choice: Choice, summary: Summary) -> str:
+    """Device and run of a choice, with a blank before each, where there are several."""
+    places = [f" on {choice.device}"] if len({c.device for c in summary.choices}) > 1 else []
+    places += [f" in {choice.run}"] if len({c.run for c in summary.choices}) > 1 else []
+    return "".join(places)
+
+
 def _choice(choice: Choice, summary: Summary) -> str:
-    places = [f"on {choice.device}"] if len({c.device for c in summary.choices}) > 1 else []
-    places += [f"in {choice.run}"] if len({c.run for c in summary.choices}) > 1 else []
-    where = " ".join(places)
+    where = _where(choice, summary).strip()
     use = f"{where[0].upper()}{where[1:]}: use" if where else "Use"
     pick, best = choice.pick, choice.best
     rated = f"{accuracy_name(pick.config)} {accuracy(pick)}"

@@ -25,6 +25,8 @@ from tl.regimes import REGIMES
 
 INK = "#22262b"
 """The text colour on paper; in a page the page's own is put in its place, so that figures follow light and dark."""
+MOST_CLASSES = 30
+"""In a confusion matrix."""
 MOST_NAMES = 12
 """Backbones (and devices, and what else tells rows apart) in figures; more could not be read, nor told by colour."""
 
@@ -52,6 +54,7 @@ def _style() -> dict[Any, Any]:
     coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     return {
         "svg.fonttype": "none",
+        "text.parse_math": False,  # a `$` in a name is a `$`
         "svg.hashsalt": "report",  # the same figure has the same text every time
         "font.family": "sans-serif",
         "font.size": 10,
@@ -222,8 +225,6 @@ PARTS = {
     "optimizer_state_bytes": "optimiser",
     "saved_activation_bytes": "saved for backward",
 }
-MOST_BARS = 40
-"""Groups of a figure with a bar a group."""
 
 
 def _stacked(
@@ -232,7 +233,7 @@ def _stacked(
     """A bar a group, made of parts; groups whose parts aren't known have none."""
 
     def function(summary: Summary) -> Figure | None:
-        rows = [(group, parts) for group in summary.groups if (parts := parts_of(group))][:MOST_BARS]
+        rows = [(group, parts) for group in summary.groups if (parts := parts_of(group))]
         if not rows:
             return None
         figure, axes = _blank(len(rows) * 0.7 + 1)
@@ -263,8 +264,10 @@ def _memory_parts(group: Group) -> dict[str, float] | None:
     record = next((r for r in group.records if r.result and r.result.work), None)
     if peak is None or record is None or record.result is None:
         return None
-    parts = {name: float(value(record, record.result) or 0) / 2**20 for name, value in read.items()}
-    return parts | {"rest": max(0.0, peak / 2**20 - sum(parts.values()))}
+    counted = {name: value(record, record.result) for name, value in read.items()}
+    parts = {name: float(value) / 2**20 for name, value in counted.items() if value is not None}
+    rest = peak / 2**20 - sum(parts.values())
+    return parts | {"rest": rest} if rest >= 0 else None  # parts that never stood side by side make no whole
 
 
 def _heat(summary: Summary) -> Figure | None:
@@ -272,7 +275,7 @@ def _heat(summary: Summary) -> Figure | None:
     there = [name for name in REGIMES if any(group.config.regime == name for group in summary.groups)]
     names = list(dict.fromkeys(summary.short(group) for group in summary.groups))
     maps = [name for name in HEAT if any(group.values(name) for group in summary.groups)]
-    if (len(names) < 2 and len(there) < 2) or not maps or len(names) > MOST_BARS:
+    if (len(names) < 2 and len(there) < 2) or not maps:
         return None
     width = 1.6 + len(maps) * (0.6 + 0.75 * len(there))
     figure = Figure(figsize=(max(5.6, width), 1.6 + 0.38 * len(names)), layout="constrained")
@@ -281,7 +284,8 @@ def _heat(summary: Summary) -> Figure | None:
         table = pd.DataFrame(index=names, columns=there, dtype=float)
         for group in summary.groups:
             if values := list(group.values(name).values()):
-                table.loc[summary.short(group), group.config.regime] = statistics.fmean(values) * metric.scale
+                middle = statistics.fmean(values) if metric.unit == "share" else statistics.median(values)
+                table.loc[summary.short(group), group.config.regime] = middle * metric.scale
         good_is_high = metric.better == "higher"
         sns.heatmap(
             table,
@@ -308,7 +312,7 @@ def _confusion(summary: Summary) -> Figure | None:
     if best is None:
         return None
     classes = best.results[0].classes
-    if len(classes) > MOST_BARS:
+    if len(classes) > MOST_CLASSES:
         return None
     table = np.zeros((len(classes), len(classes)), dtype=int)
     for result in best.results:
@@ -332,8 +336,8 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
         _speed_up,
     ),
     "matrix": (
-        "Mean accuracy, time of an epoch and peak memory by backbone and regime; darker is better. White: no result, "
-        "or not known.",
+        "Mean accuracy, median time of an epoch and peak memory by backbone and regime; darker is better. White: no "
+        "result, or not known.",
         _heat,
     ),
     "accuracy-time": (
@@ -355,7 +359,8 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     ),
     "memory-parts": (
         "What peak memory is made of: parameters, gradients, the optimiser's state and what is saved for the backward "
-        "pass are counted; rest: what the measured peak has beyond them (workspaces, batches, the allocator's slack).",
+        "pass are counted; rest: what the measured peak has beyond their sum (workspaces, batches, the allocator's "
+        "slack; more where they are not all there at one moment). No bar where they exceed the peak.",
         _stacked(_memory_parts, (*PARTS.values(), "rest"), "MiB"),
     ),
     "confusion": (

@@ -28,6 +28,8 @@ class Entry:
     cells: str
     headlines: tuple[Headline, ...]
     answers: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """That its images are drawn ones, or a backbone that was to be frozen changed."""
     error: str = ""
     """Why the run can't be read."""
 
@@ -53,8 +55,7 @@ def _entry(run: Run, folder: Path) -> Entry:
     try:
         summary = summarise([run], name)
     except UserError as error:
-        nothing: dict[str, str] = dict.fromkeys(("started", "images", "cells"), "")
-        return Entry(name=name, link=link, **nothing, headlines=(), answers=(), error=str(error))
+        return Entry(name=name, link=link, started="", images="", cells="", headlines=(), answers=(), error=str(error))
     _, manifest = summary.runs[0]
     last = manifest.invocations[-1].started if manifest.invocations else None
     done = sum(record.status == "done" for _, record in summary.records)
@@ -66,4 +67,8 @@ def _entry(run: Run, folder: Path) -> Entry:
         cells=f"{done} of {len(manifest.cells)} cells",
         headlines=tuple(headlines(summary)),
         answers=tuple(answers(summary)),
+        warnings=(
+            *(f"The images are {reason}." for reason in summary.stand_ins),
+            *(f"Not frozen: {record.cell}." for record in summary.not_frozen),
+        ),
     )

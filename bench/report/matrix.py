@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 from bench.groups import Group
@@ -121,8 +122,11 @@ def _shade(group: Group, name: str, ends: tuple[float, float]) -> Shade:
 
 
 def _value(group: Group, name: str) -> float | None:
+    """As `show` has it: the mean of accuracies, the median of all else."""
     values = list(group.values(name).values())
-    return sum(values) / len(values) if values else None
+    if not values:
+        return None
+    return statistics.fmean(values) if METRICS[name].unit == "share" else statistics.median(values)
 
 
 def _scaled(value: float, name: str) -> float:

@@ -30,6 +30,8 @@ EPOCHS = 4
 """Of the augmented images."""
 MOST = 8
 """Pictures of a kind."""
+GALLERIES = ("augmented", "wrong", "right", "disputed")
+"""Names of all that there can be."""
 LEFT_OUT = "Pictures were left out (--no-images)."
 
 
@@ -102,7 +104,8 @@ def _named(commands: list[str]) -> list[str]:
 def galleries(summary: Summary, splits: Splits) -> list[Gallery]:
     """All pictures that the records allow. Raises `DataError` for an image that can't be decoded."""
     store = open_store(splits)
-    found = [_augmented(splits, store)]
+    crops_of = [group for group in summary.groups if _crops_each_epoch(group) and group.run == summary.runs[0][0]]
+    found = [_augmented(crops_of[0].results[0].config.seed, splits, store)] if crops_of else []
     rated = [g for g in summary.groups if g.accuracy is not None and g.run == summary.runs[0][0]]
     best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds), default=None)
     files = summary.runs[0][1].dataset.val_files
@@ -114,22 +117,28 @@ def galleries(summary: Summary, splits: Splits) -> list[Gallery]:
     return [gallery for gallery in found if gallery.pictures]
 
 
-def _augmented(splits: Splits, store: Store) -> Gallery:
-    """The first image of some classes in several epochs of seed 0, as training crops and flips them."""
+def _crops_each_epoch(group: Group) -> bool:
+    """Whether training drew crops of the whole training set anew in each epoch."""
+    regime = REGIMES[group.config.regime]
+    return regime.trains and regime.features != "once" and group.config.protocol != "kfold"
+
+
+def _augmented(seed: int, splits: Splits, store: Store) -> Gallery:
+    """The first image of some classes in several epochs, as training crops and flips them."""
     firsts = [splits.train.labels.index(label) for label in range(len(splits.classes))][: MOST // 2]
     sizes = store.sizes(splits.train)
     pictures = []
     for place in firsts:
         for epoch in range(EPOCHS):
-            top, left, height, width, flipped = crops(sizes, seed_for("crops", 0, epoch))[place]
+            top, left, height, width, flipped = crops(sizes, seed_for("crops", seed, epoch))[place]
             pixels = store.read(splits.train.files[place])[top : top + height, left : left + width]
-            picture = _square(pixels[:, ::-1] if flipped else pixels)
+            picture = _small(pixels[:, ::-1] if flipped else pixels)
             name = splits.classes[splits.train.labels[place]]
             pictures.append(Picture(image=picture, caption=f"{name}, epoch {epoch}", alternative=f"a crop of {name}"))
     return Gallery(
         name="augmented",
         title="What training sees",
-        caption="The same training images in several epochs, cropped and flipped as for seed 0.",
+        caption=f"The same training images in several epochs, cropped and flipped as for seed {seed}.",
         pictures=tuple(pictures),
     )
 
@@ -197,8 +206,12 @@ def _square(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    middle = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-    return Image.fromarray(middle).resize((PIXELS, PIXELS), Image.Resampling.BILINEAR)
+    return _small(pixels[top : top + side, left : left + side])
+
+
+def _small(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """A whole image as a small square, whatever its shape, as training makes a square of a crop."""
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize((PIXELS, PIXELS), Image.Resampling.BILINEAR)
 
 
 def montage(gallery: Gallery, columns: int = 4) -> Image.Image:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -62,10 +65,14 @@ def _claim(summary: Summary) -> Table:
 def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
     """As many columns as there is room for: those that name a row, then the metrics in `FIRST`, then the others."""
     there = columns(summary)
-    names = [column for column in there if not column.metric]
-    names = [column for column in names if any(column.texts) and column.heading not in ("weights", "frozen")]
+    names = [column for column in there if not column.metric and column.heading not in ("weights", "frozen")]
+    # What is the same in all rows tells none from another.
+    names = [column for column in names if column.heading in ("backbone", "regime") or len(set(column.texts)) > 1]
+    if sum(map(_width, names)) + sum(_width(column) for column in there if column.metric in FIRST[:2]) > width:
+        there = [_briefly(column) for column in there]
+        names = [_briefly(column) for column in names]
     ranked = sorted(
-        (column for column in there if column not in names),
+        (column for column in there if column.metric),
         key=lambda column: FIRST.index(column.metric) if column.metric in FIRST else len(FIRST),
     )
     chosen, used = list(names), sum(_width(column) for column in names)
@@ -75,10 +82,20 @@ def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
             used += _width(column)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in chosen:
-        table.add_column(column.heading, overflow="fold", justify="right" if column.metric else "left")
+        right: Literal["left", "right"] = "right" if column.metric else "left"
+        table.add_column(column.heading, overflow="fold", justify=right, min_width=max(map(len, column.texts)))
     for row in range(len(summary.groups)):
         table.add_row(*(Text(column.texts[row]) for column in chosen))
     return table, [column.heading for column in ranked if column not in chosen]
+
+
+def _briefly(column: Column) -> Column:
+    """Backbones without their library, accuracies without their interval."""
+    if column.heading == "backbone":
+        return replace(column, texts=tuple(text.partition(":")[2] for text in column.texts))
+    if column.metric == FIRST[0]:
+        return replace(column, texts=tuple(text.partition(" ")[0] for text in column.texts))
+    return column
 
 
 def _width(column: Column) -> int:

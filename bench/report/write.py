@@ -17,7 +17,7 @@ from bench.report.answers import answers, headlines, overalls
 from bench.report.data import group_id, page_data
 from bench.report.matrix import SHOWN, make_matrix
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
-from bench.report.pictures import LEFT_OUT, galleries, montage
+from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
 from bench.report.summary import TIE, Summary, summarise
 from bench.report.tables import cells_table, claims_table, columns, comparison_table, priorities_table
 from bench.stats import MIN_SAMPLES
@@ -49,6 +49,9 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
     paths = folder / f"{name}.md", folder / f"{name}.html"
     try:
         (folder / name).mkdir(parents=True, exist_ok=True)
+        for stem in (*figures.FIGURES, *GALLERIES):  # of an earlier report: what isn't drawn now must not stay
+            for suffix in ("png", "svg", "jpg"):
+                (folder / name / f"{stem}.{suffix}").unlink(missing_ok=True)
         for stem, figure in drawn.items():
             write_atomic(folder / name / f"{stem}.svg", figure.svg)
             (folder / name / f"{stem}.png").write_bytes(figure.png)

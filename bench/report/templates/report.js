@@ -7,7 +7,11 @@
   function remember(changes) {
     for (const [key, value] of Object.entries(changes)) value ? state.set(key, value) : state.delete(key);
     const text = state.toString();
-    history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+    try {
+      history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+    } catch {
+      // A page within another has no address of its own.
+    }
   }
 
   function make(tag, attributes = {}, ...children) {
@@ -20,9 +24,9 @@
     return node;
   }
 
-  function shown(value) {
+  function shown(value, digits = 4) {
     if (value === undefined || value === null) return "n/a";
-    return Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
+    return value.toLocaleString("en", { maximumSignificantDigits: Math.max(digits, Math.floor(Math.log10(Math.abs(value) || 1)) + 1) });
   }
 
   const heading = (metric) => metric.label + (metric.unit ? `, ${metric.unit}` : "");
@@ -65,7 +69,8 @@
       const order = rows.map((row) => [figure(row, index), row]);
       order.sort(([a], [b]) => {
         if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // unknown comes last
-        const by = typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true });
+        const numbers = Number.isFinite(Number(a)) && Number.isFinite(Number(b));
+        const by = numbers ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
         return descending ? -by : by;
       });
       body.append(...order.map(([, row]) => row));
@@ -73,18 +78,21 @@
         if (at === index) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
         else head.removeAttribute("aria-sort");
       });
-      remember({ sort: key, down: descending ? "1" : "" });
     }
 
     function sortable(head, key) {
       const button = make("button", { type: "button" }, head.textContent.trim());
-      button.addEventListener("click", () => sort(key, head.getAttribute("aria-sort") === "ascending"));
+      button.addEventListener("click", () => {
+        const descending = head.getAttribute("aria-sort") === "ascending";
+        sort(key, descending);
+        remember({ sort: key, down: descending ? "1" : "" });
+      });
       head.replaceChildren(button);
     }
     heads.forEach((head, index) => sortable(head, names[index]));
 
     function filter(text) {
-      const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+      const words = text.toLowerCase().split(/\s+/).filter((word) => word && word !== "-");
       let count = 0;
       for (const row of rows) {
         const content = row.textContent.toLowerCase();
@@ -92,7 +100,6 @@
         count += !row.hidden;
       }
       counter.textContent = count === rows.length ? `${count} rows` : `${count} of ${rows.length} rows`;
-      remember({ q: text });
     }
 
     function show(index, on) {
@@ -121,12 +128,18 @@
     const formats = {
       CSV: (cells) => cells.map((row) => row.map((text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text)).join(",")).join("\n"),
       Markdown: (cells) => {
-        const lines = cells.map((row) => `| ${row.map((text) => text.replaceAll("|", "\\|")).join(" | ")} |`);
+        const lines = cells.map((row) => `| ${row.map((text) => text.replace(/[\\|`*[\]<]/g, "\\$&")).join(" | ")} |`);
         return [lines[0], `|${" --- |".repeat(cells[0].length)}`, ...lines.slice(1)].join("\n");
       },
       LaTeX: (cells) => {
         const clean = (text) =>
-          text.replace(/\\/g, "\\textbackslash ").replace(/[&%$#_{}]/g, "\\$&").replace(/~/g, "\\textasciitilde ").replace(/±/g, "$\\pm$").replace(/×/g, "$\\times$");
+          text
+            .replace(/[&%$#_{}]/g, "\\$&")
+            .replace(/(?<!\\)\\(?![&%$#_{}])/g, "\\textbackslash{}")
+            .replace(/~/g, "\\textasciitilde{}")
+            .replace(/\^/g, "\\textasciicircum{}")
+            .replace(/[<>]/g, "$$$&$$")
+            .replace(/±/g, "$\\pm$").replace(/×/g, "$\\times$");
         const lines = cells.map((row) => `${row.map(clean).join(" & ")} \\\\`);
         return [`\\begin{tabular}{${"l".repeat(cells[0].length)}}`, "\\hline", lines[0], "\\hline", ...lines.slice(1), "\\hline", "\\end{tabular}"].join("\n");
       },
@@ -134,7 +147,10 @@
 
     const counter = make("output", { "aria-live": "polite" });
     const search = make("input", { type: "search", placeholder: "Filter: lite0 -cuda", "aria-label": "Filter rows" });
-    search.addEventListener("input", () => filter(search.value));
+    search.addEventListener("input", () => {
+      filter(search.value);
+      remember({ q: search.value });
+    });
     const list = make("div", { class: "columns" });
     names.forEach((name, index) => {
       const box = make("input", { type: "checkbox" });
@@ -276,18 +292,19 @@
       chart.replaceChildren();
       const missing = data.groups.length - points.length;
       const note = missing ? ` ${missing} of ${data.groups.length} groups don't know one of the two.` : "";
-      told.textContent = `Bars: the extremes of seeds; of accuracies ± one standard deviation, or with one seed the 95% interval. Line: what no other beats in both.${note}`;
+      const best = front(points);
+      const line = best.length > 1 ? " Line: what no other beats in both." : "";
+      told.textContent = `Bars: the extremes of seeds; of accuracies ± one standard deviation, or with one seed the 95% interval.${line}${note}`;
       if (!points.length) return;
       const across = scale(view.x, LEFT, WIDTH - RIGHT, view.log), up = scale(view.y, HEIGHT - BOTTOM, TOP, false);
       for (const tick of across.ticks) {
         const x = across.map(tick);
-        chart.append(svg("line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" }), svg("text", { x, y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, shown(tick)));
+        chart.append(svg("line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" }), svg("text", { x, y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, shown(tick, 6)));
       }
       for (const tick of up.ticks) {
         const y = up.map(tick);
-        chart.append(svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y, class: "grid" }), svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, shown(tick)));
+        chart.append(svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y, class: "grid" }), svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, shown(tick, 6)));
       }
-      const best = front(points);
       if (best.length > 1) chart.append(svg("polyline", { points: best.map(({ x, y }) => `${across.map(x[0])},${up.map(y[0])}`).join(" "), class: "front" }));
       for (const { group, x, y } of points) {
         const colour = data.colours[group.regime];
@@ -346,6 +363,8 @@
     const row = document.getElementById(id);
     if (!row) return;
     row.hidden = false;
+    row.tabIndex = -1;
+    row.focus({ preventScroll: true });
     row.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
     row.classList.remove("found");
     void row.offsetWidth; // starts the highlight anew
