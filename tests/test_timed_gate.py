@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,13 @@ class Machine:
         self.draws = np.random.default_rng(seed)
         self.turns: list[str] = []
 
-    def __call__(self, side: str, tree: Tree, file: Path) -> None:
-        assert tree is TREES[side]
-        self.turns.append(side)
+    def __call__(self, trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
+        assert trees is TREES
+        self.turns.append(first)
+        for side, file in files.items():
+            self.write(side, file)
+
+    def write(self, side: str, file: Path) -> None:
         times = self.draws.lognormal(0, self.scatter, 4) * (self.factor if side == NEW else 1.0)
         rows = [
             {"fullname": f"t::{i}", "stats": {"data": [float(value if i == 0 else 1.0)]}, "extra_info": {"source": "s"}}
@@ -43,17 +48,17 @@ class Machine:
 
 
 def test_sides_take_turns_and_a_clear_case_ends_early(tmp_path: Path) -> None:
-    """A B, B A, …; five rounds are enough where nothing is open."""
+    """Each side begins every other round; five are enough where nothing is open."""
     machine = Machine()
     _, decision, count = gate.rounds(TREES, tmp_path, machine, rules=[], most=20, budget=None)
     assert (decision.status, count) == (PASSED, 5)
-    assert machine.turns == [BASE, NEW, NEW, BASE, BASE, NEW, NEW, BASE, BASE, NEW]
+    assert machine.turns == [BASE, NEW, BASE, NEW, BASE]
     assert len(list(tmp_path.glob("*/round-*.json"))) == 10
 
 
 def test_more_rounds_while_something_is_open(tmp_path: Path) -> None:
     """Until it is decided, the rounds are spent, or the budget is."""
-    _, decision, count = gate.rounds(TREES, tmp_path / "a", Machine(1.1, 0.05), rules=[], most=20, budget=None)
+    _, decision, count = gate.rounds(TREES, tmp_path / "a", Machine(1.1, 0.04), rules=[], most=20, budget=None)
     assert decision.status == REGRESSED and 5 < count < 20
     _, decision, count = gate.rounds(TREES, tmp_path / "b", Machine(1.0, 0.5), rules=[], most=10, budget=None)
     assert (decision.status, count) == (INCOMPLETE, 10)
@@ -116,6 +121,31 @@ def test_a_slower_working_tree(repository: Path, tmp_path: Path, capsys: pytest.
         gate.gate([*options, "--out", str(tmp_path / "raw")], repository)
 
 
+def test_turns() -> None:
+    """Two processes' rounds alternate strictly, whoever begins; when one ends, the other goes on alone."""
+    to_first, to_second = os.pipe(), os.pipe()
+    log = os.pipe()
+    code = (
+        "import os, sys; from tests.benchmarks.turns import Turns; turns = Turns.given()\n"
+        "for _ in range(int(sys.argv[2])):\n    turns.next(); os.write(int(sys.argv[3]), sys.argv[1].encode())"
+    )
+    processes = []
+    for name, count, read, write in (("a", 3, to_first[0], to_second[1]), ("b", 5, to_second[0], to_first[1])):
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, name, str(count), str(log[1])],
+                env={**os.environ, "BENCHMARK_TURNS": f"{read},{write},{int(name == 'b')}"},
+                pass_fds=(read, write, log[1]),
+                cwd=Path(__file__).parent.parent,
+            )
+        )
+    for end in (*to_first, *to_second, log[1]):
+        os.close(end)
+    assert [process.wait() for process in processes] == [0, 0]
+    assert os.read(log[0], 100) == b"babababb"
+    os.close(log[0])
+
+
 def test_a_benchmark_that_fails(repository: Path) -> None:
     """Ends the gate with its last words."""
     (repository / "speed.py").write_text("SECONDS = 'slow'\n")
@@ -167,10 +197,9 @@ def test_a_benchmarks_source_is_all_that_it_uses(tmp_path: Path, monkeypatch: py
 def test_other_code_of_a_benchmark_does_not_compare(tmp_path: Path) -> None:
     """Its times are those of something else."""
 
-    def machine(side: str, tree: Tree, file: Path) -> None:
-        Machine()(side, TREES[side], file)
-        if side == NEW:
-            file.write_text(file.read_text().replace('"source": "s"', '"source": "other"'))
+    def machine(trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
+        Machine()(trees, files, first)
+        files[NEW].write_text(files[NEW].read_text().replace('"source": "s"', '"source": "other"'))
 
     _, decision, _ = gate.rounds(TREES, tmp_path, machine, rules=[], most=5, budget=None)
     assert decision.status == NOT_COMPARABLE and "source: s → other" in decision.reasons[0]

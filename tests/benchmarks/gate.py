@@ -3,8 +3,9 @@
     python -m tests.benchmarks.gate --base main
     python -m tests.benchmarks.gate --base HEAD~1 --select test_step --budget 5m
 
-The base is checked out beside the working tree and each side runs its own benchmarks, one process a round, A B, B A,
-A B, with raw samples kept; a benchmark whose code differs is not comparable. After a few rounds the sides are compared;
+The base is checked out beside the working tree and each side runs its own benchmarks, one process a round, with raw
+samples kept; the two processes of a round take turns, A B A B, and each side begins in turn (see `turns`). A benchmark
+whose code differs is not comparable. After a few rounds the sides are compared;
 while something is undecided and the budget lasts, more rounds follow. Looking several times gives chance several
 chances, so each look has its share of the error rate. Nothing is downloaded where both sides need the same packages:
 otherwise an environment of its own is made for the base. Exit status as `bench gate`.
@@ -27,6 +28,7 @@ import venv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from bench.compare.gate import GATE_LEVEL, REGRESSED, Decision, decide, read_rules
 from bench.compare.judge import Comparison, Rule, compare
@@ -34,7 +36,7 @@ from bench.compare.show import show
 from bench.compare.sides import read_sides
 from bench.until import seconds
 from bench.watch import look
-from tests.benchmarks.peers import order
+from tests.benchmarks.turns import VARIABLE
 from tl.cache import write_atomic
 from tl.errors import UserError
 
@@ -52,8 +54,8 @@ class Tree:
     python: str
 
 
-Runner = Callable[[str, Tree, Path], None]
-"""Runs one round of a side and writes its file."""
+Runner = Callable[[dict[str, Tree], dict[str, Path], str], None]
+"""Runs a round of all sides and writes a file for each; the side that is named begins."""
 
 
 def commit_of(reference: str, root: Path) -> str:
@@ -102,25 +104,58 @@ def python_for(folder: Path, root: Path) -> str:
     return str(python)
 
 
-def run_round(side: str, tree: Tree, file: Path, select: str) -> None:
-    """All benchmarks of a side in a process of their own. Raises `UserError` with the last words of one that fails."""
+def run_round(trees: dict[str, Tree], files: dict[str, Path], first: str, select: str) -> None:
+    """All benchmarks of each side in a process of its own, in turn. Raises `UserError` with the last words of one."""
+    pipes = {side: os.pipe() for side in trees}
+    other = dict(zip(trees, reversed(trees), strict=True))
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for side, tree in trees.items():
+            ends = (pipes[side][0], pipes[other[side]][1])
+            said = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)]
+            process = _start(tree, files[side], select, ends, begins=side == first, said=said)
+            stack.callback(_end, process)
+            running[side] = process, said
+        for ends in pipes.values():  # only then does the other see that a process has ended
+            for end in ends:
+                os.close(end)
+        for side, (process, said) in running.items():
+            if process.wait() != 0:
+                raise UserError(f"{side}: the benchmarks fail: {_last_words(said, process.returncode)}")
+
+
+def _start(
+    tree: Tree, file: Path, select: str, ends: tuple[int, int], *, begins: bool, said: Sequence[IO[str]]
+) -> subprocess.Popen[str]:
     argv = [tree.python, "-m", "pytest", "tests/benchmarks", "--benchmark-enable", "--benchmark-only", "-q"]
-    argv += [
-        f"--benchmark-json={file}",
-        "--benchmark-min-rounds=3",
-        "--benchmark-max-time=0.3",
-        "-p",
-        "no:cacheprovider",
-    ]
-    argv += ["-k", select] if select else []
+    argv += [f"--benchmark-json={file}", "--benchmark-min-rounds=3", "--benchmark-max-time=0.3"]
+    argv += ["-p", "no:cacheprovider", *(["-k", select] if select else [])]
     env = {**os.environ, "PYTHONPATH": str(tree.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        argv, cwd=tree.folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    env[VARIABLE] = f"{ends[0]},{ends[1]},{int(begins)}"
+    return subprocess.Popen(
+        argv,
+        cwd=tree.folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=said[0],
+        stderr=said[1],
+        text=True,
+        pass_fds=ends,
     )
-    if done.returncode != 0:
-        # pytest sums up on standard output; what it can't even begin with is told on the other.
-        said = [line for line in (done.stdout.strip() or done.stderr).splitlines() if line.strip()]
-        raise UserError(f"{side}: the benchmarks fail: {said[-1] if said else f'exit status {done.returncode}'}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+def _last_words(said: Sequence[IO[str]], status: int) -> str:
+    """pytest sums up on standard output; what it can't even begin with is told on the other."""
+    for stream in said:
+        stream.seek(0)
+        if lines := [line for line in stream.read().splitlines() if line.strip()]:
+            return lines[-1]
+    return f"exit status {status}"
 
 
 def decided(comparison: Comparison, decision: Decision) -> bool:
@@ -138,11 +173,11 @@ def rounds(
     """
     looks = 1 + math.ceil((most - FEWEST) / STEP)
     begun, count = time.perf_counter(), 0
-    turns = order(list(trees), most)
     while True:
         before, count = count, min(most, count + STEP if count else FEWEST)
-        for turn, side in turns[len(trees) * before : len(trees) * count]:
-            run(side, trees[side], out / side / f"round-{turn:02}.json")
+        for turn in range(before, count):
+            files = {side: out / side / f"round-{turn:02}.json" for side in trees}
+            run(trees, files, list(trees)[turn % len(trees)])
         comparison = compare(
             read_sides([str(out / side) for side in (BASE, NEW)]), rules=rules, level=GATE_LEVEL / looks
         )
@@ -198,8 +233,8 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
         for side in trees:
             (out / side).mkdir(parents=True)
 
-        def run(side: str, tree: Tree, file: Path) -> None:
-            run_round(side, tree, file.resolve(), given.select)
+        def run(trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
+            run_round(trees, {side: file.resolve() for side, file in files.items()}, first, given.select)
 
         comparison, decision, count = rounds(trees, out, run, rules=rules, most=given.rounds, budget=budget)
     page = show(

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,7 @@ from bench.compare.sides import read_sides
 from bench.environment import environment
 from bench.watch import Watch, look
 from tests.benchmarks import counters
-from tests.benchmarks.gate import BASE, MOST, NEW, ROOT, Tree, checked_out, commit_of, rounds, run_round
-from tests.benchmarks.peers import order
+from tests.benchmarks.gate import BASE, MOST, NEW, ROOT, Runner, Tree, checked_out, commit_of, rounds, run_round
 from tests.benchmarks.power_report import MOVED, NOTHING, How, Outcome, Power, render
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
@@ -111,15 +110,16 @@ def record(count: int, commit: str) -> list[dict[str, dict[str, float]]]:
     """Rounds of one tree on both sides, in turn: of each round side → benchmark → its median, in seconds."""
     found: list[dict[str, dict[str, float]]] = [{} for _ in range(count)]
     with checked_out(commit, ROOT) as folder, tempfile.TemporaryDirectory() as scratch:
-        tree = Tree(folder=folder, python=sys.executable)
-        for turn, side in order([BASE, NEW], count):
-            file = Path(scratch) / f"{side}-{turn}.json"
-            run_round(side, tree, file, SELECT)
-            benchmarks = benchmark_files.read(file).benchmarks
-            if len(benchmarks) != 2:
-                raise UserError(f"-k {SELECT!r}: {len(benchmarks)} benchmarks where two were meant")
-            found[turn][side] = {one.fullname: float(np.median(one.stats.data)) for one in benchmarks}
-            print(f"round {turn + 1} of {count}, {side}", flush=True)
+        trees = dict.fromkeys((BASE, NEW), Tree(folder=folder, python=sys.executable))
+        for turn in range(count):
+            files = {side: Path(scratch) / f"{side}-{turn}.json" for side in trees}
+            run_round(trees, files, list(trees)[turn % 2], SELECT)
+            for side, file in files.items():
+                benchmarks = benchmark_files.read(file).benchmarks
+                if len(benchmarks) != 2:
+                    raise UserError(f"-k {SELECT!r}: {len(benchmarks)} benchmarks where two were meant")
+                found[turn][side] = {one.fullname: float(np.median(one.stats.data)) for one in benchmarks}
+            print(f"round {turn + 1} of {count}", flush=True)
     return found
 
 
@@ -142,17 +142,18 @@ def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int, seed: in
 
 def _replayed(
     recorded: Sequence[dict[str, dict[str, float]]], chosen: np.ndarray, swapped: np.ndarray, factor: float
-) -> Callable[[str, Tree, Path], None]:
-    def run(side: str, tree: Tree, file: Path) -> None:
-        turn = int(file.stem.rpartition("-")[2])
-        source = side if not swapped[turn] else NEW if side == BASE else BASE
-        rows = [
-            {"fullname": name, "stats": {"data": [value * (factor if side == NEW and VICTIM in name else 1.0)]}}
-            for name, value in recorded[chosen[turn]][source].items()
-        ]
-        machine = {"cpu": {"brand_raw": "recorded", "count": 1}, "python_version": "recorded"}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"machine_info": machine, "benchmarks": rows}), encoding="utf-8")
+) -> Runner:
+    def run(trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
+        for side, file in files.items():
+            turn = int(file.stem.rpartition("-")[2])
+            source = side if not swapped[turn] else NEW if side == BASE else BASE
+            rows = [
+                {"fullname": name, "stats": {"data": [value * (factor if side == NEW and VICTIM in name else 1.0)]}}
+                for name, value in recorded[chosen[turn]][source].items()
+            ]
+            machine = {"cpu": {"brand_raw": "recorded", "count": 1}, "python_version": "recorded"}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"machine_info": machine, "benchmarks": rows}), encoding="utf-8")
 
     return run
 
