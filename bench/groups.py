@@ -78,6 +78,13 @@ class Group:
         read = {r.cell.config.seed: METRICS[metric].value(r, r.result) for r in self.records if r.result}
         return {seed: value for seed, value in read.items() if value is not None}
 
+    def typical(self, metric: str) -> float | None:
+        """A metric over seeds: the mean of shares, the median of all else; None where no seed has it."""
+        values = list(self.values(metric).values())
+        if not values:
+            return None
+        return statistics.fmean(values) if METRICS[metric].unit == "share" else statistics.median(values)
+
     @property
     def seconds(self) -> float:
         """Median time of an epoch, with its share of what is done once; infinite where it is not known."""
@@ -113,6 +120,12 @@ def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[i
         Group(run=key[0], cell=some[0].cell.but(seed=0), records=tuple(some), truth=truths[key[0]])
         for key, some in found.items()
     ]
+
+
+def most_accurate(groups: Iterable[Group]) -> Group | None:
+    """The quickest of the most accurate groups; None where no accuracy counts."""
+    rated = (group for group in groups if group.accuracy is not None)
+    return max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds), default=None)
 
 
 class Counterparts:

@@ -263,15 +263,21 @@ def all_runs(results: Path = Path("results")) -> list[Run]:
     return [Run(path.parent) for path in sorted(results.glob("*/manifest.json"))]
 
 
+def each_once(places: Iterable[Path]) -> None:
+    """Raises `UserError` for a run or file that is named twice, however it is spelt: it would count twice."""
+    found: set[Path] = set()
+    for place in places:
+        if place.resolve() in found:
+            raise UserError(f"{place}: named twice")
+        found.add(place.resolve())
+
+
 def find_runs(names: Iterable[str | Path], results: Path = Path("results")) -> list[Run]:
     """Several runs; see `find_run`. Runs whose folders have the same name are called by their paths.
 
     Raises `UserError` also for a run that is named twice: its cells would count twice.
     """
     runs = [find_run(name, results) for name in names]
-    places = [run.folder.resolve() for run in runs]
-    for run, place in zip(runs, places, strict=True):
-        if places.count(place) > 1:
-            raise UserError(f"{run.folder}: named twice")
+    each_once(run.folder for run in runs)
     called = [run.name for run in runs]
     return [Run(run.folder, str(run.folder)) if called.count(run.name) > 1 else run for run in runs]

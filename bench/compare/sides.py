@@ -12,7 +12,7 @@ from typing import Literal
 from bench.compare import benchmark_files
 from bench.groups import varying_settings
 from bench.metrics import METRICS
-from bench.records import Cell, Manifest, Record, Run, find_run, find_runs
+from bench.records import Cell, Manifest, Record, Run, each_once, find_run, find_runs
 from tl.errors import UserError, not_one_of
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
@@ -119,7 +119,7 @@ def read_sides(names: Sequence[str], *, by: Axis = "run", base: str | None = Non
         if base is not None:
             raise UserError(f"--base {base}: goes with --by regime and the like; of runs the first is the base")
         places = [_places(name) for name in names]
-        _each_once([part for runs, files in places for part in (*(run.folder for run in runs), *files)])
+        each_once(part for runs, files in places for part in (*(run.folder for run in runs), *files))
         loaded = [([_load(run) for run in runs], files) for runs, files in places]
         settings = _settings([cell for runs, _ in loaded for run in runs for cell in run.manifest.cells.values()], by)
         return [
@@ -151,15 +151,6 @@ def _places(name: str) -> tuple[list[Run], list[Path]]:
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
         raise UserError(f"{name}: two files are called {twice}.json: each is a round, and needs a name of its own")
     return runs, files
-
-
-def _each_once(places: Sequence[Path]) -> None:
-    """Raises `UserError` for a run or file that is named twice, however it is spelt."""
-    found: set[Path] = set()
-    for place in places:
-        if place.resolve() in found:
-            raise UserError(f"{place}: named twice")
-        found.add(place.resolve())
 
 
 def _load(run: Run) -> _Loaded:

@@ -62,18 +62,18 @@ def _unit(name: str) -> str:
 
 
 def _figure(group: Group, name: str) -> list[float] | None:
-    metric, values = METRICS[name], list(group.values(name).values())
-    if not values:
+    metric, values, value = METRICS[name], list(group.values(name).values()), group.typical(name)
+    if value is None:
         return None
     if metric.unit == "share":
-        value, scale = statistics.fmean(values), 100.0
+        scale = 100.0
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         low, high = value - spread, value + spread
         if len(values) == 1 and metric.predictions and group.truth:
             interval = wilson(round(value * len(group.truth)), len(group.truth))
             low, high = interval.low, interval.high
     else:
-        value, low, high, scale = statistics.median(values), min(values), max(values), metric.scale
+        low, high, scale = min(values), max(values), metric.scale
     if not all(map(math.isfinite, (low, high))):
         return None
     # Six significant digits: more are noise, and a page of a thousand groups is half as large.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from bench.claims import HALF_THE_TIME
-from bench.groups import Group
+from bench.groups import Group, most_accurate
 from bench.metrics import METRICS
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
@@ -283,8 +282,7 @@ def _heat(summary: Summary) -> Figure | None:
         metric = METRICS[name]
         table = pd.DataFrame(index=names, columns=there, dtype=float)
         for group in summary.groups:
-            if values := list(group.values(name).values()):
-                middle = statistics.fmean(values) if metric.unit == "share" else statistics.median(values)
+            if (middle := group.typical(name)) is not None:
                 table.loc[summary.short(group), group.config.regime] = middle * metric.scale
         good_is_high = metric.better == "higher"
         sns.heatmap(
@@ -307,8 +305,7 @@ def _heat(summary: Summary) -> Figure | None:
 
 def _confusion(summary: Summary) -> Figure | None:
     """Of the most accurate group, all its seeds together."""
-    rated = [group for group in summary.groups if group.accuracy is not None]
-    best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds), default=None)
+    best = most_accurate(summary.groups)
     if best is None:
         return None
     classes = best.results[0].classes

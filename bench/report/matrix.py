@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 
 from bench.groups import Group
@@ -111,7 +110,7 @@ def _square(
 
 
 def _shade(group: Group, name: str, ends: tuple[float, float]) -> Shade:
-    metric, value = METRICS[name], _value(group, name)
+    metric, value = METRICS[name], group.typical(name)
     share = None
     if value is not None:
         low, high = ends
@@ -121,21 +120,13 @@ def _shade(group: Group, name: str, ends: tuple[float, float]) -> Shade:
     return Shade(text=show(group, name), unit="" if unit == "share" else unit, share=share)
 
 
-def _value(group: Group, name: str) -> float | None:
-    """As `show` has it: the mean of accuracies, the median of all else."""
-    values = list(group.values(name).values())
-    if not values:
-        return None
-    return statistics.fmean(values) if METRICS[name].unit == "share" else statistics.median(values)
-
-
 def _scaled(value: float, name: str) -> float:
     """Times and memory by their logarithm: what counts of them are factors."""
     return value if METRICS[name].unit == "share" else math.log(max(value, 1e-12))
 
 
 def _range(name: str, summary: Summary) -> tuple[float, float]:
-    values = [_scaled(value, name) for group in summary.groups if (value := _value(group, name)) is not None]
+    values = [_scaled(value, name) for group in summary.groups if (value := group.typical(name)) is not None]
     low, high, least = min(values), max(values), LEAST[METRICS[name].unit == "share"]
     if METRICS[name].better == "lower":
         return low, max(high, low + least)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bench.groups import Group
+from bench.groups import Group, most_accurate
 from bench.report.summary import Summary
 from tl.datasets import Splits, load_splits
 from tl.errors import StandInWarning, UserError
@@ -107,7 +107,7 @@ def galleries(summary: Summary, splits: Splits) -> list[Gallery]:
     crops_of = [group for group in summary.groups if _crops_each_epoch(group) and group.run == summary.runs[0][0]]
     found = [_augmented(crops_of[0].results[0].config.seed, splits, store)] if crops_of else []
     rated = [g for g in summary.groups if g.accuracy is not None and g.run == summary.runs[0][0]]
-    best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds), default=None)
+    best = most_accurate(rated)
     files = summary.runs[0][1].dataset.val_files
     if best is not None:
         found += _judged(best, summary, files, splits, store)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from bench.claims import HALF_THE_TIME, Claim
 from bench.findings import Finding, claims_of, judge, without_result
-from bench.groups import Group, make_groups, varying_settings
+from bench.groups import Group, make_groups, most_accurate, varying_settings
 from bench.prediction import explain, predicted
 from bench.records import Cell, Manifest, Record, Run
 from bench.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio
@@ -381,9 +381,9 @@ def _choices(groups: list[Group]) -> list[Choice]:
     for run, device in dict.fromkeys((group.run, group.cell.device) for group in groups):
         here = [group for group in groups if (group.run, group.cell.device) == (run, device)]
         rated = [g for g in here if g.accuracy is not None and not REGIMES[g.config.regime].control]
-        if not rated:
+        best = most_accurate(rated)
+        if best is None:
             continue
-        best = max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds))
         others = [group for group in rated if group is not best]
         told = _compare_accuracy([(best, other) for other in others])
         tied = [other for other, test in zip(others, told, strict=True) if test is None or test.p >= LEVEL]

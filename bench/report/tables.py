@@ -181,8 +181,4 @@ def accuracy(group: Group) -> str:
 
 def show(group: Group, name: str) -> str:
     """A metric of a group as text: accuracies as their mean over seeds, all else as the median."""
-    metric = METRICS[name]
-    read = (metric.value(record, record.result) for record in group.records if record.result)
-    values = [value for value in read if value is not None]
-    summary = statistics.fmean if metric.unit == "share" else statistics.median
-    return metric.show(summary(values) if values else None)
+    return METRICS[name].show(group.typical(name))
