@@ -77,10 +77,10 @@ def peers(session: nox.Session) -> None:
     for figure in ([], ["--memory"], ["--accuracy"]):
         for backbone in ("torchvision:resnet18", "timm:tf_efficientnet_lite0"):
             for regime in ("finetune", "frozen"):
-                session.run(*measure, "--backbone", backbone, "--regime", regime, *figure)
+                session.run(*measure, "--backbone", backbone, "--regime", regime, *figure, external=True)
     samples = sorted(map(str, Path("results").glob("peers-*/*.json")))
     with Path("reports/peers.md").open("w", encoding="utf-8") as report:
-        session.run(sys.executable, "-m", "tests.benchmarks.peers", "--render", *samples, stdout=report)
+        session.run(sys.executable, "-m", "tests.benchmarks.peers", "--render", *samples, stdout=report, external=True)
 
 
 @nox.session
