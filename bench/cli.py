@@ -186,9 +186,11 @@ def run(
                 records = run_until_decided(sweep, chosen, options, worker, console, goal)
             else:
                 records = runner.execute(sweep, chosen, options, worker, console)
-        except KeyboardInterrupt:
+        except BaseException as error:
             if live and sweep.run.exists():
                 _live(reports, ended=True)(sweep.run)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
             ended = sweep.run.records() if sweep.run.exists() else {}
             cells = sweep.run.manifest().cells if sweep.run.exists() else sweep.cells
             done = sum(record.status == "done" for record in ended.values())
@@ -320,12 +322,18 @@ def report(
     index: Annotated[
         bool, typer.Option("--index", help="Instead: write OUT/index.html, a list of all runs (or of those named).")
     ] = False,
+    collect: Annotated[
+        bool,
+        typer.Option("--collect", help="Instead: a quick look at a run that goes on: its page, no drawn figures."),
+    ] = False,
 ) -> None:
     """Write reports/NAME.md and one self-contained reports/NAME.html; of a run that isn't complete, what there is."""
     from bench.records import all_runs, find_runs
     from bench.runner import check_name, check_output
 
     if index:
+        if collect or name is not None:
+            raise ConfigError(f"--index: lists runs, and takes no {'--collect' if collect else '--name'}")
         from bench.report.index import write_index
 
         print(f"index: {write_index(find_runs(runs) if runs else all_runs(), out)}")
@@ -333,15 +341,22 @@ def report(
     if not runs:
         raise ConfigError("report: of which run? name one below results/, or a folder; --index lists all")
     found = find_runs(runs)
-    if name is not None:
-        check_name("--name", name)
+    if collect and (name is not None or len(found) > 1):
+        raise ConfigError("--collect: a look at one run, and the page has its name: no --name, no other runs")
+    name = name or "-".join(run.folder.resolve().name for run in found)
+    check_name("--name", name)
     check_output(out)
+    if collect:
+        from bench.report.write import write_live
+
+        print(f"report: {write_live(found[0], out, ended=True)}")
+        return
     # Only now: drawing takes seconds to load, and a mistake is told at once.
     from bench.report.pictures import LEFT_OUT
     from bench.report.summary import summarise
     from bench.report.write import write_report
 
-    summary = summarise(found, name or "-".join(run.folder.resolve().name for run in found))
+    summary = summarise(found, name)
     for path in write_report(summary, out, _images(summary, data) if images else LEFT_OUT):
         print(f"report: {path}")
 

@@ -192,6 +192,8 @@ def check_name(option: str, name: str) -> None:
     """Raise `ConfigError` for a name that would not be a file or folder of its own right there."""
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"{option} {name!r}: must be a plain name, without folders")
+    if name.lower() == "index":
+        raise ConfigError(f"{option} {name!r}: is what the list of all reports is called; choose another")
 
 
 def executor_for(options: Options) -> Executor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from bench.records import Run
+from bench.report import write
 from bench.report.summary import summarise
 from bench.report.write import write_report
 from tests.runs import RANDOM, record, write_run
+from tests.test_executors import wait_until
 
 selenium = pytest.importorskip("selenium", reason="selenium isn't installed")
 from selenium import webdriver  # noqa: E402
@@ -61,6 +65,27 @@ def opened(browser: Any, page: Path, hash_: str = "", size: tuple[int, int] = DE
     browser.get(page.as_uri() + hash_)
 
 
+def schemes(browser: Any, page: Path) -> Iterator[str]:
+    """The page as it opens in light and in dark."""
+    for scheme in ("light", "dark"):
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        opened(browser, page)
+        yield scheme
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def serious(browser: Any) -> list[tuple[str, str]]:
+    """Serious findings of axe on the page that is open: rule and element."""
+    axe = pytest.importorskip("axe_core_python", reason="axe-core-python isn't installed")
+    browser.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found, held = browser.execute_async_script(
+        "const done = arguments[0]; axe.run().then((r) => done([r.violations, r.passes.map((one) => one.id)]))"
+    )
+    assert {"label", "scrollable-region-focusable", "document-title"} <= {*held, *(one["id"] for one in found)}
+    return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+
+
 def texts(browser: Any, selector: str) -> list[str]:
     return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector) if element.is_displayed()]
 
@@ -104,6 +129,32 @@ def test_sorting_filtering_hiding_and_the_link(browser: Any, page: Path) -> None
     link = browser.execute_script("return location.hash")
     opened(browser, page, link)
     assert texts(browser, "#cells tr") == shown
+
+
+def test_a_section_s_link_keeps_the_table_s_state(browser: Any, page: Path) -> None:
+    opened(browser, page, "#q=frozen")
+    browser.find_element(By.CSS_SELECTOR, 'nav a[href="#trust"]').click()
+    assert browser.execute_script("return location.hash") == "#q=frozen"
+    assert browser.execute_script("return scrollY") > 1000
+
+
+def test_a_page_of_a_run_that_goes_on(
+    browser: Any, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads itself anew, with the view that the reader chose, until the reader or the run ends that."""
+    monkeypatch.setattr(write, "REFRESH_SECONDS", 1)
+    run = Run(page.parents[1] / "run")
+    path = write.write_live(run, tmp_path)
+    opened(browser, path, "#q=frozen")
+    assert serious(browser) == []
+    path.write_text(path.read_text().replace("<h1>run</h1>", "<h1>later</h1>"))
+    assert wait_until(lambda: texts(browser, "h1") == ["later"], 10)
+    assert browser.execute_script("return location.hash") == "#q=frozen"
+    browser.find_element(By.CSS_SELECTOR, "#live input").click()
+    assert "still=1" in browser.execute_script("return location.hash")
+    path.write_text(path.read_text().replace("<h1>later</h1>", "<h1>too late</h1>"))
+    time.sleep(2.5)
+    assert texts(browser, "h1") == ["later"]
 
 
 def test_a_link_into_the_page_stays(browser: Any, page: Path) -> None:
@@ -156,15 +207,10 @@ def test_the_explorer(browser: Any, page: Path) -> None:
 
 def test_light_and_dark(browser: Any, page: Path) -> None:
     """The page follows the system, and text stands out from it in both."""
-    for scheme, dark in (("light", False), ("dark", True)):
-        opened(browser, page)
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
+    for scheme in schemes(browser, page):
         back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         brightness = sum(int(part) for part in back[back.index("(") + 1 : -1].split(",")[:3]) / 3
-        assert (brightness < 60) is dark
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        assert (brightness < 60) is (scheme == "dark")
 
 
 CONTRAST = """
@@ -195,14 +241,9 @@ return found.sort((one, other) => one[0] - other[0]);
 
 def test_text_stands_out(browser: Any, page: Path) -> None:
     """By at least 4.5 to 1, WCAG's AA, on what lies behind it, light and dark."""
-    for scheme in ("light", "dark"):
-        opened(browser, page)
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
+    for scheme in schemes(browser, page):
         found = browser.execute_script(CONTRAST)
         assert len(found) > 100 and found[0][0] >= 4.5, (scheme, found[:5])
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_the_keyboard_goes_through_the_page_in_order(browser: Any, page: Path) -> None:
@@ -223,18 +264,5 @@ def test_the_keyboard_goes_through_the_page_in_order(browser: Any, page: Path) -
 
 def test_no_serious_finding_of_axe(browser: Any, page: Path) -> None:
     """Deque's checks of accessibility, light and dark."""
-    axe = pytest.importorskip("axe_core_python", reason="axe-core-python isn't installed")
-    script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-    for scheme in ("light", "dark"):
-        opened(browser, page)
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
-        browser.execute_script(script)
-        found, held = browser.execute_async_script(
-            "const done = arguments[0]; axe.run().then((r) => done([r.violations, r.passes.map((one) => one.id)]))"
-        )
-        assert {"label", "scrollable-region-focusable", "document-title"} <= {*held, *(one["id"] for one in found)}
-        serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
-        assert serious == [], scheme
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    for scheme in schemes(browser, page):
+        assert serious(browser) == [], scheme

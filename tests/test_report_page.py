@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -246,19 +247,39 @@ def test_the_index(run: Run, tmp_path: Path) -> None:
     done = command("report", "--index", "--out", str(tmp_path / "none"))
     assert done.returncode == 0 and "no runs yet" in (tmp_path / "none" / "index.html").read_text()
     assert "of which run?" in command("report").stderr
+    assert "takes no --collect" in command("report", "--index", "--collect").stderr
+
+
+def test_runs_of_one_name_in_the_index(run: Run, tmp_path: Path) -> None:
+    """One report can't be both's: they are called by their paths, without a link."""
+    shutil.copytree(run.folder, tmp_path / "other" / "run")
+    write_report(summarise([run], "run"), tmp_path / "reports")
+    page = write_index([Run(tmp_path / "other" / "run"), run], tmp_path / "reports").read_text()
+    assert "run.html" not in page and str(run.folder) in page and str(tmp_path / "other" / "run") in page
 
 
 def test_a_page_that_follows_a_run(run: Run, tmp_path: Path) -> None:
     """It says what is missing and loads itself anew until the run is over."""
     write_live(run, tmp_path)
     page = (tmp_path / "run.html").read_text()
-    assert '<meta http-equiv="refresh" content="10">' in page and "11 of 12 cells have ended" in page
+    assert 'id="live" data-seconds="10"' in page and "11 of 12 cells have ended" in page
     write_live(run, tmp_path, ended=True)
-    assert "http-equiv" not in (tmp_path / "run.html").read_text()
+    assert 'id="live"' not in (tmp_path / "run.html").read_text()
     done = command(*ONE, "--live", "--name", "live", "--epochs", "1", "--data", "synthetic-mini")
     assert done.returncode == 0, done.stderr
-    assert "http-equiv" not in Path("reports/live.html").read_text()
+    assert 'id="live"' not in Path("reports/live.html").read_text()
     assert command(*ONE, "--live", "--no-report").returncode == 2
+    assert command(*ONE, "--name", "Index").returncode == 2
+
+
+def test_a_look_at_a_run_that_goes_on(run: Run, tmp_path: Path) -> None:
+    """The page alone, with what is missing; of one run."""
+    done = command("report", "--collect", str(run.folder), "--out", str(tmp_path / "look"))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "look").iterdir()] == ["run.html"]
+    page = (tmp_path / "look" / "run.html").read_text()
+    assert "11 of 12 cells have ended" in page and 'id="live"' not in page
+    assert "no --name" in command("report", "--collect", str(run.folder), "--name", "other").stderr
 
 
 def test_tables_for_papers(run: Run) -> None:

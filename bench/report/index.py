@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,10 @@ def write_index(runs: Iterable[Run], folder: Path) -> Path:
 
     Raises `UserError` when the folder can't be written.
     """
-    entries = sorted((_entry(run, folder) for run in runs), key=lambda entry: entry.started, reverse=True)
+    runs = list(runs)
+    names = Counter(run.folder.resolve().name for run in runs)
+    entries = [_entry(run, folder, linked=names[run.folder.resolve().name] == 1) for run in runs]
+    entries.sort(key=lambda entry: entry.started, reverse=True)
     page = environment_for("html").get_template("index.html.j2").render(entries=entries, style=style())
     path = folder / "index.html"
     try:
@@ -49,9 +54,11 @@ def write_index(runs: Iterable[Run], folder: Path) -> Path:
     return path
 
 
-def _entry(run: Run, folder: Path) -> Entry:
+def _entry(run: Run, folder: Path, *, linked: bool) -> Entry:
+    """Without a link where another run of the list has that name: whose report it is can't be told."""
     name = run.folder.resolve().name
-    link = f"{quote(name)}.html" if (folder / f"{name}.html").is_file() else ""
+    link = f"{quote(name)}.html" if linked and (folder / f"{name}.html").is_file() else ""
+    name = name if linked else os.fspath(run.folder)
     try:
         summary = summarise([run], name)
     except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,10 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
 REFRESH_SECONDS = 10
 
 
-def write_live(run: Run, folder: Path, *, ended: bool = False) -> None:
+def write_live(run: Run, folder: Path, *, ended: bool = False) -> Path:
     """Write `folder/NAME.html` of a run that is going on: without figures that take long to draw, loading itself anew.
 
-    Of one that was `ended` early it doesn't. Raises `UserError` as `write_report`.
+    Of one that was `ended` early it doesn't. Returns its path; raises `UserError` as `write_report`.
     """
     summary = summarise([run], run.folder.resolve().name)
     more: dict[str, Any] = {
@@ -78,11 +79,14 @@ def write_live(run: Run, folder: Path, *, ended: bool = False) -> None:
         "galleries": [],
         "no_pictures": "",
         "refresh": None if ended else REFRESH_SECONDS,
+        "written": f"{datetime.now(UTC):%H:%M:%S} UTC",
     }
+    path = folder / f"{summary.name}.html"
     try:
-        write_atomic(folder / f"{summary.name}.html", _page("html", summary, more | _for_html(summary, {})))
+        write_atomic(path, _page("html", summary, more | _for_html(summary, {})))
     except OSError as error:
         raise UserError(f"{folder}: the report can't be written: {error.strerror}") from error
+    return path
 
 
 def _page(suffix: str, summary: Summary, more: dict[str, Any]) -> str:

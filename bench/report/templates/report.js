@@ -45,6 +45,7 @@
   }
 
   // The table: sort, filter, choose columns, copy.
+  let count = () => {};
   const table = document.getElementById("cells");
   if (table) {
     const body = table.tBodies[0];
@@ -93,14 +94,16 @@
 
     function filter(text) {
       const words = text.toLowerCase().split(/\s+/).filter((word) => word && word !== "-");
-      let count = 0;
       for (const row of rows) {
         const content = row.textContent.toLowerCase();
         row.hidden = !words.every((word) => (word[0] === "-" ? !content.includes(word.slice(1)) : content.includes(word)));
-        count += !row.hidden;
       }
-      counter.textContent = count === rows.length ? `${count} rows` : `${count} of ${rows.length} rows`;
+      count();
     }
+    count = () => {
+      const there = rows.filter((row) => !row.hidden).length;
+      counter.textContent = there === rows.length ? `${there} rows` : `${there} of ${rows.length} rows`;
+    };
 
     function show(index, on) {
       for (const row of [table.tHead.rows[0], ...rows]) row.cells[index].hidden = !on;
@@ -362,7 +365,10 @@
   function reveal(id) {
     const row = document.getElementById(id);
     if (!row) return;
-    row.hidden = false;
+    if (row.hidden) {
+      row.hidden = false;
+      count();
+    }
     row.tabIndex = -1;
     row.focus({ preventScroll: true });
     row.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
@@ -370,6 +376,24 @@
     void row.offsetWidth; // starts the highlight anew
     row.classList.add("found");
   }
+  // A section's link: the address keeps what it says of the table.
+  for (const link of document.querySelectorAll("nav a"))
+    link.addEventListener("click", (event) => {
+      if (!state.size) return;
+      event.preventDefault();
+      document.getElementById(link.hash.slice(1)).scrollIntoView();
+    });
+
+  // A run that is going on.
+  const live = document.getElementById("live");
+  if (live) {
+    const box = live.querySelector("input");
+    box.checked = !state.get("still");
+    box.addEventListener("change", () => remember({ still: box.checked ? "" : "1" }));
+    live.hidden = false;
+    setInterval(() => box.checked && !document.hidden && location.reload(), 1000 * live.dataset.seconds);
+  }
+
   for (const link of document.querySelectorAll("a.shade"))
     link.addEventListener("click", (event) => {
       event.preventDefault();
