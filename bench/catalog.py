@@ -29,7 +29,9 @@ def backbone_names(executor: Executor) -> dict[str, list[str]]:
 
 
 def devices(executor: Executor) -> dict[str, str]:
-    """Devices and their names, best first. Torch is asked only where there may be an accelerator."""
+    """Devices and their models, best first. Torch is asked only where there may be an accelerator."""
+    if (elsewhere := executor.devices()) is not None:
+        return elsewhere
     if sys.platform == "linux" and not any(map(Path.exists, map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))):
         return {"cpu": cpu_name()}
     found: dict[str, str] = _ask(executor, "list_devices")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
+import os
 import shlex
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from bench.stop import ended_by_signals
 from bench.terminal import say
-from tl.cache import offline
+from tl.cache import cache_dir, offline
 from tl.errors import ConfigError, UserError
 
 app = typer.Typer(
@@ -65,6 +64,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without × shows \\xd7
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))  # its list of fonts, else in the home folder
     try:
         status = app(prog_name="python -m bench", standalone_mode=False)
     except UserError as error:
@@ -129,9 +129,23 @@ def run(
         float | None,
         typer.Option(metavar="S", help="Seconds a training after which a cell is ended.", show_default="3600"),
     ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Main memory that a cell may allocate, such as 2GiB; more is `oom`. Linux."),
+    ] = None,
+    skip_larger_after_oom: Annotated[
+        bool, typer.Option("--skip-larger-after-oom", help="Skip larger batches of what has run out of memory.")
+    ] = False,
     executor: Annotated[
-        str, typer.Option(help="process, or inline (for debuggers: no timeout, no protection).")
+        str, typer.Option(help="process, inline (for debuggers: no limits, no protection), or ray (a cluster).")
     ] = "process",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="auto|ADDRESS", help="The cluster; without, --executor ray starts one on this machine."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="If another command is at work in the run, wait for it to end.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; nothing is deleted.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
@@ -160,8 +174,12 @@ def run(
         weights_dir=weights_dir,
         name=name or runner.run_name(chosen, data, weights, epochs, batch_size),
         results=out,
-        timeout=timeout if timeout is not None or executor != "process" else DEFAULT_TIMEOUT_SECONDS,
+        timeout=timeout if timeout is not None or executor == "inline" else DEFAULT_TIMEOUT_SECONDS,
+        memory_bytes=None if memory_limit is None else _size("--memory-limit", memory_limit),
+        skip_larger_after_oom=skip_larger_after_oom,
         executor=executor,
+        address=ray_address,
+        wait=wait,
         dry_run=dry_run,
         fresh=fresh,
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
@@ -170,7 +188,7 @@ def run(
     if live and not report:
         raise ConfigError("--live: keeps the report up to date, and --no-report wants none")
     goal = _goal(chosen, until_decided, within, max_seeds, budget)
-    with _ended_by_signals():
+    with ended_by_signals(), runner.in_turn(options, console):
         worker = runner.executor_for(options)
         if report:
             runner.check_output(reports)
@@ -280,8 +298,32 @@ def _describe(sweep: Any, console: Any, dry_run: bool) -> None:
     for reason, specs in fallbacks.items():
         text = f"WARNING: {unless}random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
         say(console, text, style="yellow")
-    again = f", {len(sweep.done)} of them done before" if sweep.done else ""
-    say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{again}")
+    say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{_told_apart(sweep)}")
+
+
+def _told_apart(sweep: Any) -> str:
+    """Which cells are new to a run that there is already, and which are no longer in the grid."""
+    if sweep.previous is None:
+        return ""
+    before = sweep.previous.cells
+    new, gone = len(sweep.cells.keys() - before.keys()), len(before.keys() - sweep.cells.keys())
+    parts = [f"{len(sweep.done)} of them done before"] if sweep.done else []
+    parts += [f"{new} new"] if new else []
+    parts += [f"and {gone} of earlier commands, which stay as they are"] if gone else []
+    return "".join(f", {part}" for part in parts)
+
+
+def _size(option: str, text: str) -> int:
+    """`512MiB`, `2GB`, in bytes. Raises `ConfigError`."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        size = 0
+    if size < 1 << 20:
+        raise ConfigError(f"{option} {text!r}: must be a size of at least 1MiB, such as 512MiB or 2GiB")
+    return size
 
 
 def _list_cells(sweep: Any, console: Any) -> None:
@@ -292,20 +334,6 @@ def _list_cells(sweep: Any, console: Any) -> None:
         work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
         settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
         say(console, f"  {state:5}  {cell} ({settings})")
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends a sweep as Ctrl-C does: children are ended, what is done is kept."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -552,7 +580,7 @@ def doctor(
     from bench.noise import examine_noise
 
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
             examine_noise()
     except KeyboardInterrupt:
         print("interrupted: nothing was measured to the end")

@@ -59,13 +59,14 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     training what only this process knows of the machine.
     """
     torch.set_num_threads(threads)
+    device, _, _ = cell.device.partition("@")  # in a cluster the kind of machine stands behind it
     allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"
     _touch_code()
-    uuid = devices.gpu_uuid(devices.resolve(cell.device))
+    uuid = devices.gpu_uuid(devices.resolve(device))
     emit(_machine(uuid))
 
     try:
-        result = run_protocol(cell.config, splits, device=cell.device, weights=weights, on_epoch=emit, on_stage=emit)
+        result = run_protocol(cell.config, splits, device=device, weights=weights, on_epoch=emit, on_stage=emit)
     finally:  # also where memory ran out: somebody else may have it
         if uuid:
             emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))

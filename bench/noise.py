@@ -17,7 +17,7 @@ from rich.console import Console
 from scipy.special import stdtrit
 
 from bench import catalog
-from bench.executors import Executor, make_executor
+from bench.executors import Executor, Limits, make_executor
 from bench.records import Cell
 from bench.terminal import say
 from bench.watch import MachineState, Watch
@@ -125,7 +125,7 @@ def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: flo
             watch.hear(told)
 
     arguments = (cell, splits, weights, usable_cores())
-    outcome = executor.call("bench.job:run_cell", *arguments, timeout=left, on_event=on_event)
+    outcome = executor.call("bench.job:run_cell", *arguments, limits=Limits(seconds=left), on_event=on_event)
     if outcome.status == "timeout":
         return None
     if outcome.status != "done":

@@ -21,7 +21,15 @@ class Options:
     results: Path = Path("results")
     timeout: float | None = None
     """Seconds for each training of a cell, of which some protocols have several; None for no limit."""
+    memory_bytes: int | None = None
+    """That a cell may allocate; None for no limit."""
+    skip_larger_after_oom: bool = False
+    """Skip a cell whose twin with a smaller batch ran out of memory."""
     executor: str = "process"
+    address: str | None = None
+    """Of the cluster, for an executor that uses one; None for one that it starts."""
+    wait: bool = False
+    """Wait for a command that is at work in the run's folder, instead of refusing."""
     dry_run: bool = False
     fresh: bool = False
     command: str = ""

@@ -51,7 +51,9 @@ class _Count:
 
     def __init__(self, cells: int, epochs: int) -> None:
         self.cells, self.epochs = cells, epochs
-        self.cells_done = self.epochs_done = self.epochs_of_cell = 0
+        self.cells_done = self.epochs_done = 0
+        self.running: dict[str, int] = {}
+        """Cell → its epochs so far; in a cluster there may be several."""
         self.begun = time.monotonic()
 
     def left(self) -> str:
@@ -61,15 +63,23 @@ class _Count:
         seconds = (time.monotonic() - self.begun) / self.epochs_done * (self.epochs - self.epochs_done)
         return f"about {_duration(seconds)} left"
 
-    def epoch(self) -> None:
-        self.epochs_done += 1
-        self.epochs_of_cell += 1
+    def start(self, cell: Cell) -> int:
+        """Its number, counted from 1."""
+        self.running[cell.id] = 0
+        return self.cells_done + len(self.running)
 
-    def cell(self, planned_epochs: int) -> None:
+    def epoch(self, cell: Cell) -> None:
+        self.epochs_done += 1
+        self.running[cell.id] = self.running.get(cell.id, 0) + 1
+
+    def end(self, cell: Cell) -> None:
         self.cells_done += 1
-        # A cell that failed early leaves epochs that will not come.
-        self.epochs -= max(0, planned_epochs - self.epochs_of_cell)
-        self.epochs_of_cell = 0
+        # A cell that failed early leaves epochs that will not come; one that began anew has had more.
+        self.epochs -= cell.config.passes * cell.config.trainings - self.running.pop(cell.id, 0)
+
+    def among(self, cell: Cell) -> str:
+        """Which cell a line is about, where that isn't clear."""
+        return f"{_short(cell)}: " if len(self.running) > 1 else ""
 
 
 class PlainReporter:
@@ -85,22 +95,23 @@ class PlainReporter:
         pass
 
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
-        self._say(f"[{self._count.cells_done + 1}/{self._count.cells}] {cell}")
+        self._say(f"[{self._count.start(cell)}/{self._count.cells}] {cell}")
 
     def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
-        self._say(f"    {text}")
+        self._say(f"    {self._count.among(cell)}{text}")
 
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
-        self._count.epoch()
+        self._count.epoch(cell)
         left = self._count.left()
-        self._say(f"    {_epoch_text(cell, row)}{', ' + left if left else ''}")
+        self._say(f"    {self._count.among(cell)}{_epoch_text(cell, row)}{', ' + left if left else ''}")
 
     def warned(self, text: str) -> None:  # noqa: D102
         self._say(f"    WARNING: {text}")
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        self._count.cell(record.cell.config.passes * record.cell.config.trainings)
-        self._say(f"    {_end_text(record)}")
+        among = self._count.among(record.cell)
+        self._count.end(record.cell)
+        self._say(f"    {among}{_end_text(record)}")
 
     def _say(self, text: str) -> None:
         say(self._console, text)
@@ -132,6 +143,7 @@ class LiveReporter:
 
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
         self._stage = ""
+        self._count.start(cell)
         self._update(cell=f"{_short(cell)}")
 
     def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
@@ -139,7 +151,7 @@ class LiveReporter:
         self._update(cell=f"{text} · {_short(cell)}")
 
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
-        self._count.epoch()
+        self._count.epoch(cell)
         # What moves comes first: a narrow terminal cuts the rest off.
         moving = f"{self._stage}{_pass_text(cell, row)}, {_accuracy_text(cell, row)}"
         self._update(cell=f"{moving} · {_short(cell)}")
@@ -148,7 +160,7 @@ class LiveReporter:
         self._bar.console.print(Text(f"! {text}", style="yellow"), soft_wrap=True)
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        self._count.cell(record.cell.config.passes * record.cell.config.trainings)
+        self._count.end(record.cell)
         mark, colour = {"done": ("✓", "green"), "skipped": ("–", "yellow")}.get(record.status, ("✗", "red"))
         line = Text.assemble(
             (f"{mark} ", colour), f"{record.cell}  ", (_end_text(record), "dim" if colour == "green" else colour)

@@ -2,7 +2,9 @@
 
     results/NAME/manifest.json            what was planned, with which data and weights, by which commands
     results/NAME/cells/CELL_ID.json       one record a cell: done, failed, oom, timeout or skipped
+    results/NAME/logs/CELL_ID.log         what the cell's process wrote, where it wrote anything
     results/NAME/superseded/…             records of attempts without a result that a later attempt replaced
+    results/NAME/set-aside/…              records that were found damaged; their cells run again
 
 History of the format (`SCHEMA_VERSION`):
 1   first
@@ -15,20 +17,25 @@ History of the format (`SCHEMA_VERSION`):
 4   a config has `views` and `compile`; a result has `cuda_graph`, `extraction_seconds`, `extracting_seconds`,
     `features_reused`, `quantization_seconds` and `resident_image_bytes`, None where older versions are read; with
     protocol `kfold` the epochs of each fold
+5   a file begins with its `digest`, by which a changed one is told; a record has `attempts`, None where older versions
+    are read
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError, field_validator
+from pydantic_core import from_json
 
 from bench.environment import Environment
 from bench.watch import MachineState
@@ -39,7 +46,9 @@ from tl.results import TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+SEALED_SINCE = 5
+"""Version from which on a file without a digest is a damaged one."""
 PROTOCOL_VERSION = 1
 """Part of every cell's id: raised when the same config begins to mean other work."""
 
@@ -61,6 +70,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 
 
 _NOTHING = object()
+_RESERVE, _RESERVED_BYTES = ".reserve", 1 << 20
 
 
 class Cell(Strict):
@@ -107,6 +117,9 @@ class Record(Strict):
     started: datetime
     block: int | None = Field(None, description="the seed's place among those of its command, counted from 0")
     order: int | None = Field(None, description="the cell's place among those that its command ran, counted from 0")
+    attempts: int | None = Field(
+        None, description="how often the cell was begun: more than once where machines of a cluster were lost"
+    )
     wall_seconds: float = Field(description="of the whole cell, from the start of its process to its end")
     allocator: str = Field("", description="setting of the C library's allocator during the cell")
     environment: Environment
@@ -187,37 +200,113 @@ class Run:
         return (self.folder / "manifest.json").is_file()
 
     def records(self) -> dict[str, Record]:
-        """All records by cell id, in the order in which they were planned. Raises `UserError` as `manifest`."""
-        paths = sorted((self.folder / "cells").glob("*.json"))
-        found = {record.cell_id: record for record in (_parse(path, Record) for path in paths)}
+        """All records by cell id, in the order in which they were planned.
+
+        Raises `UserError` as `manifest`, and for a record that is damaged.
+        """
+        found = {}
+        for path, record in self._read():
+            if isinstance(record, UserError):
+                raise UserError(f"{record}; `bench run` sets it aside and runs its cell again") from record
+            found[path.stem] = record
         planned = [cell_id for cell_id in self.manifest().cells if cell_id in found]
         return {cell_id: found[cell_id] for cell_id in dict.fromkeys([*planned, *found])}
 
+    def survey(self) -> tuple[dict[str, Record], dict[Path, str]]:
+        """All sound records by cell id, and the files of damaged ones with the reasons."""
+        read = dict(self._read())
+        sound = {path.stem: record for path, record in read.items() if isinstance(record, Record)}
+        return sound, {path: str(error) for path, error in read.items() if isinstance(error, UserError)}
+
+    def _read(self) -> Iterator[tuple[Path, Record | UserError]]:
+        for path in sorted((self.folder / "cells").glob("*.json")):
+            try:
+                record = _parse(path, Record)
+                if not path.stem == record.cell_id == record.cell.id:
+                    raise UserError(f"{path}: damaged: its content is that of cell {record.cell.id}")
+            except UserError as error:
+                yield path, error
+            else:
+                yield path, record
+
     def write_manifest(self, manifest: Manifest) -> None:
         """Atomically. Raises `OSError`."""
-        write_atomic(self.folder / "manifest.json", to_json(manifest.model_dump(mode="json")))
+        write_atomic(self.folder / "manifest.json", _sealed(manifest))
 
     def write_record(self, record: Record) -> None:
-        """Atomically; an earlier record of the cell is kept in `superseded/`. Raises `OSError`."""
-        text = to_json(record.model_dump(mode="json"))
+        """Atomically; an earlier record of the cell is kept in `superseded/`.
+
+        Raises `UserError` when the disk is full or can't be written, and says whether the record is kept: there is
+        room for one, see `reserved`.
+        """
+        try:
+            self._put(record)
+        except OSError as error:
+            kept = False
+            if (self.folder / _RESERVE).exists():
+                with contextlib.suppress(OSError):
+                    (self.folder / _RESERVE).unlink()
+                    self._put(record)
+                    kept = True
+            left = "is kept, in the room that was held back for it" if kept else "is NOT kept"
+            raise UserError(
+                f"{self.folder}: can't be written: {error.strerror or error}; the cell that has just ended "
+                f"({record.cell}) {left}; make room, and the same command goes on"
+            ) from error
+
+    @contextlib.contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Hold back room for a record, so that a disk that fills up takes no finished cell. Raises `UserError`.
+
+        Only for who holds the folder's lock: temporary files of writers that were killed go.
+        """
+        for place in (self.folder, self.folder / "cells"):
+            for path in place.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+        reserve = self.folder / _RESERVE
+        try:
+            write_atomic(reserve, bytes(_RESERVED_BYTES))
+        except OSError as error:
+            raise UserError(f"{self.folder}: can't be written: {error.strerror or error}; nothing was begun") from error
+        try:
+            yield
+        finally:
+            reserve.unlink(missing_ok=True)
+
+    def _put(self, record: Record) -> None:
         path = self._record(record.cell_id)
         if path.exists():
-            self._keep(path)
-        write_atomic(path, text)
+            self._keep(path, "superseded")
+        write_atomic(path, _sealed(record))
 
     def retire(self, cell_id: str) -> None:
         """Move the record of a cell that is no longer planned to `superseded/`. Raises `OSError`."""
         path = self._record(cell_id)
         if path.exists():
-            self._keep(path)
+            self._keep(path, "superseded")
             path.unlink()
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a damaged record to `set-aside/`, and return its place there. Raises `OSError`."""
+        kept = self._keep(path, "set-aside")
+        path.unlink()
+        return kept
+
+    @property
+    def logs(self) -> Path:
+        """The folder of what cells' processes wrote."""
+        return self.folder / "logs"
+
+    def log(self, cell_id: str) -> Path:
+        """Where what a cell's process writes is kept."""
+        return self.logs / f"{cell_id}.log"
 
     def _record(self, cell_id: str) -> Path:
         return self.folder / "cells" / f"{cell_id}.json"
 
-    def _keep(self, path: Path) -> None:
-        """A second name or a copy in `superseded/`: at no moment is the old record nowhere."""
-        attic = self.folder / "superseded"
+    def _keep(self, path: Path, where: str) -> Path:
+        """A second name or a copy in a folder of the run: at no moment is the old record nowhere."""
+        attic = self.folder / where
         attic.mkdir(exist_ok=True)
         numbers = [int(old.stem.rpartition("-")[2]) for old in attic.glob(f"{path.stem}-*.json")]
         kept = attic / f"{path.stem}-{max(numbers, default=0) + 1}.json"
@@ -225,22 +314,41 @@ class Run:
             os.link(path, kept)
         except OSError:  # a file system without hard links
             shutil.copy2(path, kept)
+        return kept
 
 
 Format = TypeVar("Format", Manifest, Record)
 
 
+_SEAL = re.compile(rb'\{\n "digest": "([0-9a-f]{64})",\n')
+
+
+def _sealed(content: Manifest | Record) -> bytes:
+    """The file's text: JSON whose first key is the SHA-256 of the same text without that line.
+
+    It guards against damage and against a hand that slips, not against one that means to forge.
+    """
+    text = to_json(content.model_dump(mode="json")).encode()
+    return b'{\n "digest": "%s",\n' % hashlib.sha256(text).hexdigest().encode() + text.removeprefix(b"{\n")
+
+
 def _parse(path: Path, kind: type[Format]) -> Format:
     try:
-        text = path.read_bytes()
-        data = json.loads(text)
+        text = path.read_bytes().replace(b"\r\n", b"\n")  # as some checkouts rewrite line ends
+        seal = _SEAL.match(text)
+        text = b"{\n" + text[seal.end() :] if seal else text
+        data = from_json(text)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be read as JSON: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise UserError(f"{path}: has no schema_version: not written by this suite")
     if version > SCHEMA_VERSION:
         raise UserError(f"{path}: schema {version} is newer than this suite knows ({SCHEMA_VERSION}); update the suite")
+    if seal and hashlib.sha256(text).hexdigest().encode() != seal[1]:
+        raise UserError(f"{path}: damaged: it was changed after it was written (its digest is another)")
+    if not seal and version >= SEALED_SINCE:
+        raise UserError(f"{path}: damaged: it has no digest")
     try:
         return kind.model_validate_json(text)
     except (ConfigError, ValidationError) as error:

@@ -5,34 +5,39 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-import filelock
 from rich.console import Console
 
 from bench import catalog
 from bench.environment import Environment, environment
 from bench.executors import EXECUTORS, Executor, Outcome, make_executor
+from bench.executors.attempt import Ended, Work
 from bench.grid import Grid, expand
 from bench.options import Options
 from bench.order import arrange
-from bench.progress import make_reporter
+from bench.progress import Reporter, make_reporter
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
 from bench.settle import KEPT, Answer, locate, settle, settle_key
+from bench.stop import gentle
 from bench.terminal import say
-from bench.watch import MachineState, Watch, look
+from bench.turn import turn
+from bench.watch import MachineState, look
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, StandInWarning, UserError, not_one_of
 from tl.folds import check_protocol, images_an_epoch, judged_images
 from tl.images import open_store
-from tl.machine import usable_cores
 from tl.results import EpochResult
 from tl.specs import canonical
 from tl.weights import Weights
+
+STOPPING = "stopping: nothing new begins, and what runs ends first; Ctrl-C again ends it at once"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,8 @@ class Sweep:
     settled: dict[str, Weights]
     """By policy and backbone, for the manifest."""
     done: dict[str, Record]
+    damaged: dict[Path, str]
+    """Records that can't be read as what this suite wrote, and why: they are set aside, and their cells run."""
     previous: Manifest | None
 
     @property
@@ -103,13 +110,15 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         config = item.config.replace(weights=kind)
         cell = Cell(config=config, weights_digest=digest, dataset_digest=splits.digest, device=item.device)
         cells[cell.id], weights[cell.id] = cell, found
+    done, damaged = _done(run, cells) if previous else ({}, {})
     return Sweep(
         run=run,
         splits=splits,
         cells=cells,
         weights=weights,
         settled={key: answer for key, answer in answers.items() if isinstance(answer, Weights)},
-        done=_done(run, cells) if previous else {},
+        done=done,
+        damaged=damaged,
         previous=previous,
     )
 
@@ -119,56 +128,149 @@ def execute(
 ) -> dict[str, Record]:
     """Run the missing cells; each record is on disk the moment its cell ends. `first_order` is the first one's place.
 
-    Returns the records of this command's cells, old and new. `KeyboardInterrupt` passes through: what has
-    ended is kept, and the same command goes on from there.
+    Returns the records of this command's cells, old and new. Ctrl-C once raises `KeyboardInterrupt` when what runs has
+    ended, twice at once: what has ended is kept, and the same command goes on from there. Raises `UserError` when a
+    record can't be written, with those before it kept.
     """
     left = sweep.missing
-    if not left and _knows_claims(sweep, grid):
+    if not left and not sweep.damaged and _knows_claims(sweep, grid):
         return dict(sweep.done)
     located = locate({cell_id: sweep.weights[cell_id] for cell_id in left}, left, options, executor)
     if left:
         executor.call("bench.job:get_ready")
-    with _alone(sweep.run, fresh=options.fresh):
+    with _alone(sweep.run, options, console):
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
         if left and (busy := look()):
             say(console, f"WARNING: {busy}", style="yellow")
         machine = environment()
         _begin(sweep, grid, options, machine, console)
-        records = _done(sweep.run, sweep.cells)
+        records = _done(sweep.run, sweep.cells)[0]
         missing = {cell_id: cell for cell_id, cell in left.items() if cell_id not in records}
         passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())
-        with make_reporter(console, len(missing), passes) as reporter:
-            blocks = sorted({cell.config.seed for cell in sweep.cells.values()})
-            for order, (cell_id, cell) in enumerate(missing.items(), first_order):
-                reporter.started(cell)
-                started = datetime.now(UTC)
-                watch, around = Watch(reporter.warned), None
-
-                def on_event(told: EpochResult | MachineState | str, cell: Cell = cell, watch: Watch = watch) -> None:
-                    if isinstance(told, MachineState):
-                        watch.hear(told)
-                    elif isinstance(told, str):
-                        reporter.stage(cell, told)
-                    else:
-                        reporter.epoch(cell, told)
-
-                answer = located[cell_id]
-                weights = answer if isinstance(answer, Weights) else None
-                if isinstance(answer, str):
-                    outcome = Outcome(status="failed", reason=answer, wall_seconds=0.0)
-                else:
-                    arguments = (cell, sweep.splits, answer, usable_cores())
-                    limit = None if options.timeout is None else options.timeout * cell.config.trainings
-                    outcome = executor.call("bench.job:run_cell", *arguments, timeout=limit, on_event=on_event)
-                    around = watch.end()
-                block = blocks.index(cell.config.seed)
-                records[cell_id] = _record(sweep, cell, weights, outcome, started, machine, around, block, order)
-                sweep.run.write_record(records[cell_id])
-                reporter.ended(records[cell_id])
-                if options.on_record:
-                    options.on_record(sweep.run)
+        with (
+            sweep.run.reserved(),
+            make_reporter(console, len(missing), passes) as reporter,
+            gentle(lambda: say(console, STOPPING, style="yellow")) as asked,
+        ):
+            events = _Events(sweep, options, reporter, records, located, machine, first_order)
+            executor.run_cells(_work(sweep, options, missing, events), events, asked)
+    if asked() and len(records) < len(sweep.cells):
+        raise KeyboardInterrupt
     return records
+
+
+@dataclass
+class _Events:
+    """Writes a record when a cell has ended, and tells how it goes."""
+
+    sweep: Sweep
+    options: Options
+    reporter: Reporter
+    records: dict[str, Record]
+    """Grows."""
+    located: dict[str, Answer]
+    machine: Environment
+    """This one."""
+    order: int
+    """Of the cell that begins next."""
+
+    def __post_init__(self) -> None:
+        self.blocks = sorted({cell.config.seed for cell in self.sweep.cells.values()})
+        self.orders: dict[str, int] = {}
+
+    def started(self, cell: Cell) -> None:
+        self.orders[cell.id] = self.order
+        self.order += 1
+        self.reporter.started(cell)
+
+    def told(self, cell: Cell, event: EpochResult | str) -> None:
+        if isinstance(event, str):
+            self.reporter.stage(cell, event)
+        else:
+            self.reporter.epoch(cell, event)
+
+    def warned(self, text: str) -> None:
+        self.reporter.warned(text)
+
+    def ended(self, cell: Cell, end: Ended) -> None:
+        self.put(cell, end.outcome, end.environment, end.started, end.machine, end.attempts)
+
+    def without_running(self, cell: Cell, status: Literal["failed", "skipped"], reason: str) -> None:
+        """A cell that is not begun."""
+        self.started(cell)
+        outcome = Outcome(status=status, reason=reason, wall_seconds=0.0)
+        self.put(cell, outcome, self.machine, datetime.now(UTC), None, 0)
+
+    def put(
+        self,
+        cell: Cell,
+        outcome: Outcome,
+        where: Environment,
+        started: datetime,
+        machine: MachineState | None,
+        attempts: int,
+    ) -> None:
+        splits, answer = self.sweep.splits, self.located[cell.id]
+        result, allocator = outcome.value if outcome.status == "done" else (None, "")
+        record = Record(
+            cell_id=cell.id,
+            cell=cell,
+            dataset=splits.name,
+            train_images=images_an_epoch(cell.config, splits),
+            stand_in=splits.stand_in,
+            weights=answer if isinstance(answer, Weights) else None,
+            status=outcome.status,
+            reason=outcome.reason,
+            traceback=outcome.traceback,
+            started=started,
+            block=self.blocks.index(cell.config.seed),
+            order=self.orders[cell.id],
+            attempts=attempts,
+            wall_seconds=outcome.wall_seconds,
+            allocator=allocator,
+            environment=where,
+            machine=machine,
+            result=result,
+        )
+        self.records[cell.id] = record
+        self.sweep.run.write_record(record)
+        self.reporter.ended(record)
+        if self.options.on_record:
+            self.options.on_record(self.sweep.run)
+
+
+def _work(sweep: Sweep, options: Options, missing: dict[str, Cell], events: _Events) -> Iterator[Work]:
+    """What is to be run, one after the other; what can't be is recorded instead, with the reason."""
+    sweep.run.logs.mkdir(exist_ok=True)
+    for cell_id, cell in missing.items():
+        answer = events.located[cell_id]
+        if isinstance(answer, str):
+            events.without_running(cell, "failed", answer)
+            continue
+        if options.skip_larger_after_oom and (smaller := _ran_out(cell, events.records.values())):
+            reason = f"not tried: batch {smaller} ran out of memory (--skip-larger-after-oom)"
+            events.without_running(cell, "skipped", reason)
+            continue
+        yield Work(
+            cell=cell,
+            splits=sweep.splits,
+            weights=answer,
+            log=sweep.run.log(cell_id),
+            timeout_seconds=None if options.timeout is None else options.timeout * cell.config.trainings,
+            memory_bytes=options.memory_bytes,
+        )
+
+
+def _ran_out(cell: Cell, records: Iterable[Record]) -> int:
+    """The smallest batch, smaller than the cell's, with which the same work ran out of memory; 0 where none did."""
+    same = cell.but(batch_size=1, seed=0).id
+    sizes = (
+        record.cell.config.batch_size
+        for record in records
+        if record.status == "oom" and record.cell.but(batch_size=1, seed=0).id == same
+    )
+    return min((size for size in sizes if size < cell.config.batch_size), default=0)
 
 
 def _knows_claims(sweep: Sweep, grid: Grid) -> bool:
@@ -200,13 +302,18 @@ def executor_for(options: Options) -> Executor:
     """The executor that the options ask for. Raises `ConfigError`."""
     if options.executor not in EXECUTORS:
         raise ConfigError(not_one_of("executor", options.executor, EXECUTORS))
-    executor = make_executor(options.executor)
+    if options.address is not None and options.executor != "ray":
+        raise ConfigError(f"--ray-address {options.address!r}: is for --executor ray, and this is {options.executor!r}")
     if options.timeout is not None and not 0 < options.timeout < math.inf:
         raise ConfigError(f"--timeout {options.timeout:g}: must be a number of seconds above 0")
-    if options.timeout is not None and not executor.has_timeout:
-        raise ConfigError(
-            f"--timeout {options.timeout:g}: executor {options.executor!r} can't end a cell; leave it out"
-        )
+    executor = make_executor(options.executor, options.address)
+    if not executor.has_limits:
+        limits = {"--timeout": options.timeout, "--memory-limit": options.memory_bytes}
+        for option, value in limits.items():
+            if value is not None:
+                raise ConfigError(f"{option} {value:g}: executor {options.executor!r} can't end a cell; leave it out")
+    if options.memory_bytes is not None and sys.platform != "linux":
+        raise ConfigError("--memory-limit: only Linux holds a process to one; leave it out")
     return executor
 
 
@@ -253,66 +360,48 @@ def _same_run(run: Run, previous: Manifest, grid: Grid, splits: Splits) -> None:
             )
 
 
-def _done(run: Run, cells: dict[str, Cell]) -> dict[str, Record]:
-    """Finished records of some cells."""
-    found = run.records()
-    return {cell_id: found[cell_id] for cell_id in cells if cell_id in found and found[cell_id].status == "done"}
+def _done(run: Run, cells: dict[str, Cell]) -> tuple[dict[str, Record], dict[Path, str]]:
+    """Finished records of some cells; and of all records the damaged ones, with the reasons."""
+    found, damaged = run.survey()
+    done = {cell_id: found[cell_id] for cell_id in cells if cell_id in found and found[cell_id].status == "done"}
+    return done, damaged
 
 
 @contextlib.contextmanager
-def _alone(run: Run, *, fresh: bool) -> Iterator[None]:
-    """Keep others out of a run's folder: two at once would disturb each other's times. Raises `UserError`."""
+def _alone(run: Run, options: Options, console: Console) -> Iterator[None]:
+    """Keep others out of a run's folder, which is made if need be. Raises `UserError`."""
     try:
-        run.folder.mkdir(parents=True, exist_ok=not fresh)
+        run.folder.mkdir(parents=True, exist_ok=not options.fresh)
     except FileExistsError as error:
         raise UserError(f"{run.folder}: another command has just made it; try again") from error
-    lock = filelock.FileLock(run.folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(f"{run.folder}: another `bench run` is at work there; wait for it, or give a --name") from error
-    try:
+    with turn(run.folder, options.command, wait=_waiter(options, console)):
         yield
-    finally:
-        lock.release()
 
 
-def _record(
-    sweep: Sweep,
-    cell: Cell,
-    weights: Weights | None,
-    outcome: Outcome,
-    started: datetime,
-    machine: Environment,
-    around: MachineState | None,
-    block: int,
-    order: int,
-) -> Record:
-    result, allocator = outcome.value if outcome.status == "done" else (None, "")
-    return Record(
-        cell_id=cell.id,
-        cell=cell,
-        dataset=sweep.splits.name,
-        train_images=images_an_epoch(cell.config, sweep.splits),
-        stand_in=sweep.splits.stand_in,
-        weights=weights,
-        status=outcome.status,
-        reason=outcome.reason,
-        traceback=outcome.traceback,
-        started=started,
-        block=block,
-        order=order,
-        wall_seconds=outcome.wall_seconds,
-        allocator=allocator,
-        environment=machine,
-        machine=around,
-        result=result,
-    )
+@contextlib.contextmanager
+def in_turn(options: Options, console: Console) -> Iterator[None]:
+    """With `--wait`: hold the run's folder from here on, so that what is planned is what there is then."""
+    check_name("--name", options.name)
+    folder = options.results / options.name
+    if not options.wait or options.dry_run or options.fresh or not folder.is_dir():
+        yield
+        return
+    with turn(folder, options.command, wait=_waiter(options, console)):
+        yield
+
+
+def _waiter(options: Options, console: Console) -> Callable[[str], None] | None:
+    """What tells for whom a command waits, where it is to wait."""
+    return (lambda text: say(console, text, style="yellow")) if options.wait else None
 
 
 def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, console: Console) -> None:
     """Write the manifest: what was planned before, and what this command adds."""
     splits, previous = sweep.splits, sweep.previous
+    for path, reason in sweep.damaged.items():
+        if path.exists():
+            kept = sweep.run.set_aside(path)
+            say(console, f"WARNING: {reason}; kept as {kept}, and its cell runs again", style="yellow")
     changed = {name for record in sweep.done.values() for name in machine.differences(record.environment)}
     if changed:
         text = f"note: other {', '.join(sorted(changed))} than for the cells done before: their times don't compare"

@@ -18,7 +18,7 @@ from rich.console import Console
 from scipy.stats import ttest_1samp
 
 from bench import noise as module
-from bench.executors import Outcome
+from bench.executors import NO_LIMITS, Limits, Outcome
 from bench.noise import measure, noise
 from bench.records import Cell
 from bench.watch import MachineState, Watch
@@ -54,14 +54,13 @@ def test_drift_is_told_from_noise() -> None:
 class FakeExecutor:
     """Each run takes the next of some epoch times; the clock goes on by `wall` seconds."""
 
-    has_timeout = True
-
     def __init__(self, seconds: Iterable[float], patch: pytest.MonkeyPatch, wall: float = 1.0) -> None:
         self.seconds, self.wall, self.now = iter(seconds), wall, 100.0
         self.calls: list[tuple[Any, ...]] = []
         patch.setattr(module.time, "monotonic", lambda: self.now)
 
-    def call(self, function: str, *arguments: Any, timeout: float | None = None, on_event: Any = None) -> Outcome:
+    def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Any = None) -> Outcome:
+        timeout = limits.seconds
         assert function == "bench.job:run_cell" and timeout is not None
         self.calls.append(arguments)
         self.now += min(self.wall, timeout)

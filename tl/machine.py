@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from tl.errors import DeviceError
+from tl.errors import DeviceError, UserError
 
 
 def cpu_name() -> str:
@@ -53,9 +53,34 @@ def keep_freed_pages() -> bool:
     return bool(mallopt(mmap_threshold, 1 << 30)) and bool(mallopt(trim_threshold, (1 << 31) - 1))
 
 
+def limit_memory(size: int) -> None:
+    """Let this process and what it starts allocate at most `size` bytes of main memory beyond what they have now.
+
+    The kernel counts private writable memory, also what was not written yet (`RLIMIT_DATA`, getrlimit(2)), and refuses
+    more. Raises `UserError` outside Linux, where it doesn't.
+    """
+    import resource
+
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError as error:
+        raise UserError("a limit on memory needs Linux") from error
+    kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (1024 * kib + size, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
 def pick(device: str, have: dict[str, str]) -> str:
-    """`device` as it stands in `have`: `auto` → the first, `cuda` → `cuda:0`. Raises `DeviceError`."""
+    """`device` as it stands in `have`: `auto` → the first, `cuda` → `cuda:0`, and of the machines of a cluster
+    `cpu` → `cpu@KIND` where they are of one kind. Raises `DeviceError`.
+    """
     name = next(iter(have)) if device == "auto" else "cuda:0" if device == "cuda" else device
+    kinds = [each for each in have if each.partition("@")[0] == name]
+    if len(kinds) > 1:
+        raise DeviceError(
+            f"device={device!r}: there are several kinds of it, {', '.join(kinds)}: name one, or use 'all'"
+        )
+    if kinds:
+        return kinds[0]
     if name not in have:
         raise DeviceError(f"device={device!r}: not on this machine, which has {', '.join(have)}")
     return name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import urllib.request
 from collections.abc import Callable
@@ -126,7 +127,22 @@ def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool
 
 
 def _at(path: Path, source: str, label: str) -> Weights:
-    return Weights(kind="pretrained", source=source, label=label, digest=file_digest(path), path=path)
+    """Weights in a file. Raises `WeightsError` where it was downloaded and is not what was published."""
+    digest = file_digest(path)
+    if source != "weights-dir" and not digest.startswith(_published(path)):
+        raise WeightsError(f"{path} is damaged: its SHA-256 begins with {digest[:12]}; remove it")
+    return Weights(kind="pretrained", source=source, label=label, digest=digest, path=path)
+
+
+def _published(path: Path) -> str:
+    """The first digits of a file's SHA-256, or all, where its name has them; else nothing.
+
+    torch hub ends a name in some (`resnet18-f37072fd.pth`); Hugging Face's cache calls the file itself by all of them.
+    """
+    if re.fullmatch(r"[0-9a-f]{64}", path.resolve().name):
+        return path.resolve().name
+    digits = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    return digits[1] if digits else ""
 
 
 def _bundled_file(bundled: Bundled) -> Path | None:

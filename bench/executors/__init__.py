@@ -1,11 +1,15 @@
-"""Executors: where a piece of work runs. To add one, add an entry to `EXECUTORS`."""
+"""Executors: where work runs. To add one, add an entry to `EXECUTORS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from bench.executors.attempt import Events, Work
 
 Emit = Callable[[Any], None]
 """What work calls to report progress; the value must pickle."""
@@ -22,18 +26,43 @@ class Outcome:
     wall_seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a piece of work may use, and where what it writes goes."""
+
+    seconds: float | None = None
+    """After which it is ended."""
+    memory_bytes: int | None = None
+    """That its process may allocate, beyond what it begins with."""
+    log: Path | None = None
+    """A file that takes its standard output and error; None leaves them as they are."""
+
+
+NO_LIMITS = Limits()
+
+
 class Executor(Protocol):
-    """Runs `function(*arguments, emit)` and tells how it ended. One piece of work at a time.
+    """Runs work, which goes by name, `module:function`, so that this process need not import its module."""
 
-    The function goes by name, `module:function`, so that this process need not import its module.
-    """
+    has_limits: bool
+    """Whether it can hold work to `Limits`."""
 
-    has_timeout: bool
+    def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
+        """Run `function(*arguments, emit)` and tell how it ended.
 
-    def call(
-        self, function: str, *arguments: Any, timeout: float | None = None, on_event: Emit | None = None
-    ) -> Outcome:
-        """Never raises for what the work does; `KeyboardInterrupt` passes through, with the work ended."""
+        Never raises for what the work does; `KeyboardInterrupt` passes through, with the work ended.
+        """
+        ...
+
+    def devices(self) -> dict[str, str] | None:
+        """Devices that cells can run on, by name, best first, with their models; None for those of this machine."""
+        ...
+
+    def run_cells(self, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
+        """Run cells, and tell of each once that it starts and that it ended; begin none once `stop()` is true.
+
+        Times are to be kept apart: no two cells share cores or a GPU. Never raises for what a cell does.
+        """
         ...
 
 
@@ -44,21 +73,30 @@ def load(function: str) -> Callable[..., Any]:
     return loaded
 
 
-def make_executor(name: str) -> Executor:
-    """The executor of that name."""
-    return EXECUTORS[name]()
+def make_executor(name: str, address: str | None = None) -> Executor:
+    """The executor of that name; `address` is of the cluster that it uses, if it uses one.
+
+    Raises `ConfigError` where it can't be had.
+    """
+    return EXECUTORS[name](address)
 
 
-def _process() -> Executor:
+def _process(address: str | None) -> Executor:
     from bench.executors.process import ProcessExecutor
 
     return ProcessExecutor()
 
 
-def _inline() -> Executor:
+def _inline(address: str | None) -> Executor:
     from bench.executors.inline import InlineExecutor
 
     return InlineExecutor()
 
 
-EXECUTORS: dict[str, Callable[[], Executor]] = {"process": _process, "inline": _inline}
+def _ray(address: str | None) -> Executor:
+    from bench.executors.cluster import RayExecutor
+
+    return RayExecutor(address)
+
+
+EXECUTORS: dict[str, Callable[[str | None], Executor]] = {"process": _process, "inline": _inline, "ray": _ray}

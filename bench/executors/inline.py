@@ -1,23 +1,25 @@
-"""Runs work in this process: for debuggers and profilers. No timeout, no protection, memory adds up."""
+"""Runs work in this process: for debuggers and profilers. No limits, no protection, memory adds up."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
-from bench.executors import Emit, Outcome, load
+from bench.executors import NO_LIMITS, Emit, Limits, Outcome, load
 from bench.executors.failure import describe
+
+if TYPE_CHECKING:
+    from bench.executors.attempt import Events, Work
 
 
 class InlineExecutor:
     """See the module."""
 
-    has_timeout = False
+    has_limits = False
 
-    def call(
-        self, function: str, *arguments: Any, timeout: float | None = None, on_event: Emit | None = None
-    ) -> Outcome:
-        """See `bench.executors.Executor`."""
+    def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
+        """See `bench.executors.Executor`; what the work writes goes where this process writes."""
         started = time.perf_counter()
         try:
             value = load(function)(*arguments, on_event or (lambda event: None))
@@ -26,3 +28,12 @@ class InlineExecutor:
             wall = time.perf_counter() - started
             return Outcome(status=status, reason=reason, traceback=trace, wall_seconds=wall)
         return Outcome(status="done", value=value, wall_seconds=time.perf_counter() - started)
+
+    def devices(self) -> None:
+        """This machine's."""
+
+    def run_cells(self, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
+        """One after the other."""
+        from bench.executors.attempt import one_by_one
+
+        one_by_one(self, work, events, stop)

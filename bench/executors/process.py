@@ -8,47 +8,63 @@ would take a core from the measurement.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.executors import Emit, Outcome, load
-from bench.executors.failure import describe
+from bench.executors import NO_LIMITS, Emit, Limits, Outcome, load
+from bench.executors.failure import describe, readable
+from tl.machine import limit_memory
+
+if TYPE_CHECKING:
+    from bench.executors.attempt import Events, Work
 
 PRELOAD = "bench.job"
 _LONGEST_WAIT_SECONDS = 86_400.0
 """The operating system's own limit is a few weeks."""
+_TAIL_BYTES = 4_000
+"""Of what a cell wrote, where its process died: its last words."""
 
 
 class ProcessExecutor:
     """See the module."""
 
-    has_timeout = True
+    has_limits = True
 
-    def __init__(self) -> None:
+    def __init__(self, preload: str = PRELOAD) -> None:
+        """`preload` is the module that the server loads before it forks."""
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
-            self._context.set_forkserver_preload([PRELOAD])
+            self._context.set_forkserver_preload([preload])
 
-    def call(
-        self, function: str, *arguments: Any, timeout: float | None = None, on_event: Emit | None = None
-    ) -> Outcome:
+    def devices(self) -> None:
+        """This machine's."""
+
+    def run_cells(self, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
+        """One after the other, each in a process of its own."""
+        from bench.executors.attempt import one_by_one
+
+        one_by_one(self, work, events, stop)
+
+    def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
         """See `bench.executors.Executor`."""
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_work, args=(theirs, function, arguments))
+        process = self._context.Process(target=_work, args=(theirs, function, arguments, limits))
         if self._context.get_start_method() == "forkserver":
             with _interrupts_ignored():
                 forkserver.ensure_running()
         started = time.perf_counter()
-        deadline = None if timeout is None else started + timeout
+        deadline = None if limits.seconds is None else started + limits.seconds
         try:
             process.start()
             theirs.close()
@@ -58,10 +74,14 @@ class ProcessExecutor:
             ours.close()
         wall = time.perf_counter() - started
         if end == "timeout":
-            return Outcome(status="timeout", reason=f"took longer than the timeout of {timeout:g} s", wall_seconds=wall)
-        if end == "gone":
-            return _died(process.exitcode, wall)
-        return Outcome(**{**vars(end), "wall_seconds": wall})
+            reason = f"took longer than the timeout of {limits.seconds:g} s"
+            return Outcome(status="timeout", reason=reason, wall_seconds=wall)
+        if isinstance(end, str):
+            return _died(process.exitcode, wall, limits)
+        reason = end.reason
+        if end.status == "oom" and limits.memory_bytes:
+            reason = f"{reason} (it may allocate {readable(limits.memory_bytes)})"
+        return replace(end, reason=reason, wall_seconds=wall)
 
 
 def _listen(connection: Connection, deadline: float | None, on_event: Emit | None) -> Outcome | str:
@@ -83,12 +103,25 @@ def _listen(connection: Connection, deadline: float | None, on_event: Emit | Non
             on_event(value)
 
 
-def _died(exit_code: int | None, wall: float) -> Outcome:
+def _died(exit_code: int | None, wall: float, limits: Limits) -> Outcome:
+    said = _last_words(limits.log)
     if exit_code == -signal.SIGKILL:
         reason = "killed by the system, most likely because memory ran out; a smaller batch size needs less"
-        return Outcome(status="oom", reason=reason, wall_seconds=wall)
+        return Outcome(status="oom", reason=reason, traceback=said, wall_seconds=wall)
+    if exit_code == -signal.SIGABRT and limits.memory_bytes and "bad_alloc" in said:
+        reason = f"out of memory in native code: it may allocate {readable(limits.memory_bytes)}"
+        return Outcome(status="oom", reason=reason, traceback=said, wall_seconds=wall)
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"exit status {exit_code}"
-    return Outcome(status="failed", reason=f"the cell's process ended without a result ({how})", wall_seconds=wall)
+    reason = f"the cell's process ended without a result ({how})"
+    return Outcome(status="failed", reason=reason, traceback=said, wall_seconds=wall)
+
+
+def _last_words(log: Path | None) -> str:
+    if log is None or not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        return file.read().decode(errors="replace")
 
 
 def _kill_group(process: Any) -> None:
@@ -102,9 +135,11 @@ def _kill_group(process: Any) -> None:
     process.join()
 
 
-def _work(connection: Connection, function: str, arguments: tuple[Any, ...]) -> None:
+def _work(connection: Connection, function: str, arguments: tuple[Any, ...], limits: Limits) -> None:
     """The child's side."""
     os.setsid()  # Ctrl-C in the terminal goes to the parent alone, which ends this group
+    if limits.log:
+        _write_to(limits.log)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes, not the parent
@@ -112,29 +147,40 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...]) -> 
     def emit(event: Any) -> None:
         connection.send(("event", event))
 
-    started = time.perf_counter()
     try:
-        outcome = Outcome(
-            status="done", value=load(function)(*arguments, emit), wall_seconds=time.perf_counter() - started
-        )
-    except BaseException as error:
+        if limits.memory_bytes is not None:
+            limit_memory(limits.memory_bytes)
+        value = load(function)(*arguments, emit)
+        connection.send(("end", Outcome(status="done", value=value, wall_seconds=0.0)))
+    except BaseException as error:  # what can't be pickled, too
         status, reason, trace = describe(error)
-        wall = time.perf_counter() - started
-        outcome = Outcome(status=status, reason=reason, traceback=trace, wall_seconds=wall)
-    connection.send(("end", outcome))
+        connection.send(("end", Outcome(status=status, reason=reason, traceback=trace, wall_seconds=0.0)))
     connection.close()
 
 
+def _write_to(log: Path) -> None:
+    """All that this process writes, native code and what it starts included, goes to the end of a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+    faulthandler.enable()  # a crash in native code says where
+
+
 def _end_with_parent() -> None:
+    """The parent is gone: so is this process, with all that it started."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)
+        os.killpg(0, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
     """While the server is started: it inherits this, so that Ctrl-C while it imports torch is the parent's alone."""
+    if threading.current_thread() is not threading.main_thread():  # in a node's worker, which has no terminal
+        yield
+        return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

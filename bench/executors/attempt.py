@@ -1,0 +1,130 @@
+"""One attempt at a cell on this machine: its process, what else the machine did meanwhile, and what it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from bench.environment import Environment, environment
+from bench.executors import Executor, Limits, Outcome
+from bench.records import Cell
+from bench.watch import MachineState, Watch
+from tl.datasets import Splits
+from tl.machine import usable_cores
+from tl.results import EpochResult
+from tl.weights import Weights
+
+RUN_CELL = "bench.job:run_cell"
+LOG_BYTES = 1 << 20
+"""That are kept of what a cell wrote: the first half and the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A cell and all that it needs; images and weights are here by their places, which a cell doesn't know."""
+
+    cell: Cell
+    splits: Splits
+    weights: Weights
+    log: Path
+    timeout_seconds: float | None = None
+    memory_bytes: int | None = None
+    threads: int | None = None
+    """That torch uses at most; None for as many as this machine has cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a cell ended, and on which machine."""
+
+    outcome: Outcome
+    started: datetime
+    environment: Environment
+    machine: MachineState
+    attempts: int = 1
+
+
+class Events(Protocol):
+    """What is told while cells run; calls come one at a time."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell begins."""
+
+    def told(self, cell: Cell, event: EpochResult | str) -> None:
+        """One of its epochs is over, or a few words on what it does now."""
+
+    def warned(self, text: str) -> None:
+        """Something disturbs a cell."""
+
+    def ended(self, cell: Cell, end: Ended) -> None:
+        """The cell is over, with or without a result."""
+
+
+def one_by_one(executor: Executor, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
+    """`Executor.run_cells` on this machine."""
+    here = _Here()
+    for one in work:
+        if stop():
+            return
+        events.started(one.cell)
+        end = attempt(executor, one, partial(events.told, one.cell), events.warned, here)
+        events.ended(one.cell, end)
+
+
+@dataclass
+class _Here:
+    """This machine's environment, looked up once: git and package versions take a moment."""
+
+    known: list[Environment] = field(default_factory=list)
+
+    def __call__(self) -> Environment:
+        if not self.known:
+            self.known.append(environment())
+        return self.known[0]
+
+
+def attempt(
+    executor: Executor,
+    work: Work,
+    told: Callable[[EpochResult | str], None],
+    warned: Callable[[str], None],
+    here: Callable[[], Environment] = environment,
+) -> Ended:
+    """Run a cell here and now."""
+    where, started, watch = here(), datetime.now(UTC), Watch(warned)
+
+    def on_event(event: EpochResult | MachineState | str) -> None:
+        if isinstance(event, MachineState):
+            watch.hear(event)
+        else:
+            told(event)
+
+    threads = min(work.threads or usable_cores(), usable_cores())
+    arguments = (work.cell, work.splits, work.weights, threads)
+    limits = Limits(seconds=work.timeout_seconds, memory_bytes=work.memory_bytes, log=work.log)
+    before = work.log.stat().st_size if work.log.exists() else 0
+    outcome = executor.call(RUN_CELL, *arguments, limits=limits, on_event=on_event)
+    machine = watch.end()
+    shorten(work.log, before)
+    return Ended(outcome=outcome, started=started, environment=where, machine=machine)
+
+
+def shorten(log: Path, before: int = 0) -> None:
+    """Leave at most `LOG_BYTES` of what was added to a log of `before` bytes; an empty log goes."""
+    if not log.exists():
+        return
+    size = log.stat().st_size
+    if size == 0:
+        log.unlink()
+    elif size - before > LOG_BYTES:
+        half = LOG_BYTES // 2
+        with log.open("r+b") as file:
+            file.seek(size - half)
+            last = file.read()
+            file.seek(before + half)
+            file.write(f"\n… {size - before - 2 * half} bytes left out …\n".encode() + last)
+            file.truncate()

@@ -1,0 +1,155 @@
+"""What a node of a cluster does: finds a cell's images and weights, or unpacks those it was sent, and runs the cell.
+
+Nothing here imports Ray but to fetch what was sent.
+"""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.executors import Executor
+from bench.executors.attempt import Ended, Work, attempt
+from bench.executors.process import ProcessExecutor
+from tl.cache import cache_dir
+from tl.datasets import Splits, scan
+from tl.digest import file_digest
+from tl.errors import UserError
+from tl.machine import usable_cores
+from tl.weights import Weights
+
+PART_BYTES = 64 << 20
+"""Of files in one object that is sent: a node takes one after the other, and needs no room for all at once."""
+MakeExecutor = Callable[[], Executor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """Files by name, for nodes that don't have them."""
+
+    parts: tuple[Any, ...]
+    """Ray references, each to a dictionary of names and contents."""
+
+
+Message = tuple[Literal["told"], Any] | tuple[Literal["warned"], str] | tuple[Literal["ended"], Ended, bytes]
+"""The last one has what the cell wrote."""
+
+
+def describe_node() -> tuple[dict[str, str], int]:
+    """Devices of this node, best first, with their models; and its logical cores."""
+    from bench import catalog
+
+    return catalog.devices(_executor(ProcessExecutor)), usable_cores()
+
+
+def run_cell(work: Work, images: Parcel, weights: Parcel | None, make: MakeExecutor) -> Iterator[Message]:
+    """Run a cell on this node, and tell how it goes. Its log is sent back, not left here."""
+    told: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="tl-bench-") as scratch:
+                log = Path(scratch) / work.log.name
+                splits, file = find_images(work.splits, images), find_file(work.weights, weights)
+                here, executor = replace(work, log=log, splits=splits, weights=file), _executor(make)
+                executor.call("bench.job:get_ready")
+                end = attempt(
+                    executor, here, lambda event: told.put(("told", event)), lambda text: told.put(("warned", text))
+                )
+                told.put(("ended", end, log.read_bytes() if log.exists() else b""))
+        finally:
+            told.put(None)
+
+    # Events come by a callback, and are sent by a generator: one of the two needs a thread of its own.
+    with ThreadPoolExecutor(1) as pool:
+        over = pool.submit(run)
+        while (message := told.get()) is not None:
+            yield message
+        over.result()
+
+
+@cache
+def _executor(make: MakeExecutor) -> Executor:
+    """One a process, which keeps its fork server from cell to cell."""
+    return make()
+
+
+_KNOWN: dict[str, Splits] = {}
+"""By digest: images that this process has found."""
+
+
+def find_images(splits: Splits, parcel: Parcel) -> Splits:
+    """The same images on this node: where they are on the driver's, or unpacked into the cache."""
+    if splits.digest not in _KNOWN:
+        unpacked = cache_dir() / "sent" / splits.digest
+        found = next((root for root in (splits.root, unpacked) if _digest(root) == splits.digest), None)
+        if found is None:
+            _unpack(parcel, unpacked)
+            found = unpacked
+            if _digest(found) != splits.digest:
+                raise UserError(f"{found}: not the images that were sent; remove that folder")
+        _KNOWN[splits.digest] = replace(splits, root=found)
+    return _KNOWN[splits.digest]
+
+
+def _digest(root: Path) -> str:
+    """Of the images below a folder; empty where it is none."""
+    try:
+        return scan(root).digest if root.is_dir() else ""
+    except UserError:
+        return ""
+
+
+def find_file(weights: Weights, parcel: Parcel | None) -> Weights:
+    """The same weights on this node: where they are on the driver's, or unpacked into the cache."""
+    if weights.path is None or parcel is None:
+        return weights
+    if weights.path.is_file() and file_digest(weights.path) == weights.digest:
+        return weights
+    folder = cache_dir() / "sent" / weights.digest
+    path = folder / weights.path.name
+    if not path.is_file():
+        _unpack(parcel, folder)
+    if file_digest(path) != weights.digest:
+        raise UserError(f"{path}: not the weights that were sent; remove that file")
+    return weights.replace(path=path)
+
+
+def _unpack(parcel: Parcel, folder: Path) -> None:
+    """Into its place in one step: another process of this node may do the same at this moment."""
+    import ray
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".sent-") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        for part in parcel.parts:
+            for name, content in ray.get(part).items():
+                place = new / name
+                if not place.resolve().is_relative_to(new.resolve()):
+                    raise UserError(f"{name}: would be unpacked outside its folder")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content)
+        try:
+            new.rename(folder)
+        except OSError:  # the other process was quicker
+            if not folder.is_dir():
+                raise
+
+
+def pack(root: Path, names: list[str], put: Callable[[dict[str, bytes]], Any]) -> Parcel:
+    """Files below a folder, in parts of about `PART_BYTES`, each handed to `put`, which returns a reference."""
+    parts, part, size = [], {}, 0
+    for name in names:
+        part[name] = (root / name).read_bytes()
+        size += len(part[name])
+        if size >= PART_BYTES:
+            parts.append(put(part))
+            part, size = {}, 0
+    return Parcel(parts=(*parts, put(part)) if part else tuple(parts))

@@ -1,0 +1,127 @@
+"""An executor whose cells take a moment and no torch, all else being as it is: for tests of what can go wrong.
+
+The module stands in for `bench.job` in a cell's process. What a cell does, its backbone's name says (`SPECS`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+import bench.executors.process as process
+from bench.executors import NO_LIMITS, Emit, Limits, Outcome
+from tests.runs import record
+from tl.datasets import Splits
+from tl.results import TrainResult
+from tl.weights import Weights
+
+QUICK = tuple(f"timm:quick{number}" for number in range(12))
+SLOW, HANGS, CRASHES, LEAVES, UNTELLABLE, LOUD, GREEDY, HUNGRY, FILLS, NODE_KILLER = ODD = (
+    "timm:slow",
+    "timm:hangs",
+    "timm:crashes",
+    "timm:leaves",
+    "timm:untellable",
+    "timm:loud",
+    "timm:greedy",
+    "timm:hungry",
+    "timm:fills",
+    "timm:node-killer",
+)
+SPECS = (*QUICK, *ODD)
+LOUD_BYTES = 5 << 20
+
+
+class LightExecutor(process.ProcessExecutor):
+    """Cells are real processes; their work is this module's."""
+
+    def __init__(self) -> None:
+        super().__init__(preload="tests.light")
+
+    def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
+        name = function.rpartition(":")[2]
+        return super().call(f"tests.light:{name}", *arguments, limits=limits, on_event=on_event)
+
+
+def get_ready(emit: Emit) -> None:
+    pass
+
+
+def list_names(emit: Emit) -> dict[str, list[str]]:
+    return {"timm": [spec.partition(":")[2] for spec in SPECS], "torchvision": []}
+
+
+def list_devices(emit: Emit) -> dict[str, str]:
+    return {"cpu": "light"}
+
+
+def resolve_weights(
+    specs: list[str], policy: str, weights_dir: Path | None, download: bool, emit: Emit
+) -> dict[str, Weights]:
+    return {spec: Weights(kind="random", source="random") for spec in specs}
+
+
+class _Untellable(Exception):
+    """Neither its text nor the object can be had in another process."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def run_cell(cell: Any, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
+    """What `bench.job:run_cell` returns, at once."""
+    backbone = cell.config.backbone
+    if ledger := os.environ.get("LIGHT_LEDGER"):
+        with Path(ledger).open("a", encoding="ascii") as file:
+            file.write(f"{cell.id}\n")
+    if backbone == SLOW:
+        emit("slowly")
+        time.sleep(1.0)
+    elif backbone == HANGS:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(1000)
+    elif backbone == CRASHES:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif backbone == LEAVES:
+        os._exit(0)
+    elif backbone == UNTELLABLE:
+        raise _Untellable
+    elif backbone == LOUD:
+        sys.stderr.write("first words\n" + "x" * LOUD_BYTES + "\nlast words\n")
+    elif backbone == GREEDY:
+        np.empty(1 << 30)
+    elif backbone == FILLS:
+        with contextlib.suppress(OSError), Path(os.environ["LIGHT_FILLS"]).open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+    elif backbone == NODE_KILLER:  # the process that stands for a node, whose child's child this is
+        (worker,) = [one for one in psutil.Process().parents() if one.name().startswith("ray::")][:1]
+        worker.kill()
+        time.sleep(1000)
+    elif backbone == HUNGRY and cell.config.batch_size > 2:
+        raise MemoryError(f"Unable to allocate {cell.config.batch_size}.0 GiB for an array")
+    else:
+        time.sleep(0.05)
+    found = record(backbone, cell.config.regime, seed=cell.config.seed, weights=weights)
+    assert found.result is not None
+    return found.result.replace(config=cell.config, device=cell.device), "default"
+
+
+def main() -> None:
+    """The command line, with cells that are this module's."""
+    from bench import cli, executors
+
+    executors.EXECUTORS["process"] = lambda address: LightExecutor()
+    cli.main()

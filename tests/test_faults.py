@@ -1,0 +1,442 @@
+"""What can go wrong in a sweep, each really done: nothing that was finished is lost, and every other cell has a row."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from bench import records, runner
+from bench.executors import attempt
+from bench.executors.failure import describe, readable
+from bench.grid import load_grid
+from bench.options import Options
+from bench.records import SCHEMA_VERSION, Run
+from tests import light
+from tests.test_executors import wait_until
+from tl.cache import write_atomic
+from tl.errors import UserError
+
+KILLS = 50
+"""Seeded tries of `kill -9` at random moments."""
+LIGHT = [sys.executable, "-c", "from tests.light import main; main()"]
+
+
+@pytest.fixture(scope="session")
+def light_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache whose names of backbones are those of `tests.light`."""
+    return tmp_path_factory.mktemp("light")
+
+
+@pytest.fixture(autouse=True)
+def _light(light_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TL_CACHE", str(light_cache))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+
+
+def write_grid(*backbones: str, regimes: str = '"frozen"', seeds: int = 1, more: str = "") -> None:
+    Path("grid.toml").write_text(
+        f'dataset = "synthetic-mini"\n[matrix]\nbackbones = {json.dumps(backbones)}\nregimes = [{regimes}]\n'
+        f'devices = ["cpu"]\nseeds = {seeds}\n{more}'
+    )
+
+
+def arguments(*more: str) -> list[str]:
+    return [*LIGHT, "run", "--grid", "grid.toml", "--no-report", *more]
+
+
+def run(*more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments(*more), capture_output=True, text=True, check=False, timeout=120)
+
+
+def begin(*more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments(*more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def the_run() -> Run:
+    return Run(Path("results/grid"))
+
+
+def statuses() -> dict[str, str]:
+    return {f"{r.cell.config.backbone} {r.cell.config.batch_size}": r.status for r in the_run().records().values()}
+
+
+# Ends of a cell
+
+
+def test_ends_of_a_cell() -> None:
+    """A hang that ignores SIGTERM, a crash in native code, an exit without a result, an exception that can be neither
+    pickled nor printed, megabytes on stderr, more memory than is allowed: each a row, and the sweep goes on."""
+    odd = (light.HANGS, light.CRASHES, light.LEAVES, light.UNTELLABLE, light.LOUD, light.GREEDY, light.QUICK[0])
+    write_grid(*odd)
+    done = run("--timeout", "2", "--memory-limit", "1GiB")
+    assert done.returncode == 1 and done.stderr == "", "what cells write is not on the terminal"
+    found = {record.cell.config.backbone: record for record in the_run().records().values()}
+    assert {name: record.status for name, record in found.items()} == {
+        light.HANGS: "timeout",
+        light.CRASHES: "failed",
+        light.LEAVES: "failed",
+        light.UNTELLABLE: "failed",
+        light.LOUD: "done",
+        light.GREEDY: "oom",
+        light.QUICK[0]: "done",
+    }
+    assert "SIGSEGV" in found[light.CRASHES].reason and "run_cell" in found[light.CRASHES].traceback
+    assert "exit status 0" in found[light.LEAVES].reason
+    assert "_Untellable" in found[light.UNTELLABLE].reason
+    assert found[light.GREEDY].reason == "out of memory: asked for 8.00 GiB (it may allocate 1 GiB)"
+    logs = {path.stem: path.read_text(errors="replace") for path in the_run().logs.iterdir()}
+    assert set(logs) == {found[light.CRASHES].cell_id, found[light.LOUD].cell_id}, "what wrote nothing has no log"
+    said = logs[found[light.LOUD].cell_id]
+    assert said.startswith("first words") and said.endswith("last words\n") and "bytes left out" in said
+    assert len(said) < 1.1 * attempt.LOG_BYTES < light.LOUD_BYTES
+
+
+def test_larger_batches_after_running_out_of_memory() -> None:
+    """They are tried, unless one says not to; a smaller one is tried in any case."""
+    sizes = "".join(f'[[include]]\nbackbone = "{light.HUNGRY}"\nbatch_size = {size}\n' for size in (2, 8, 16))
+    write_grid(light.HUNGRY, more=f"[train]\nbatch_size = 4\n{sizes}")
+    assert run().returncode == 1
+    hungry = {f"{light.HUNGRY} {size}": "oom" for size in (4, 8, 16)} | {f"{light.HUNGRY} 2": "done"}
+    assert statuses() == hungry
+    reason = next(record.reason for record in the_run().records().values() if record.cell.config.batch_size == 16)
+    assert reason == "out of memory: asked for 16.0 GiB"
+    assert run("--skip-larger-after-oom", "--name", "skipping").returncode == 1
+    found = Run(Path("results/skipping")).records().values()
+    ended = [record for record in sorted(found, key=lambda r: r.order or 0) if record.cell.config.batch_size > 2]
+    smallest = 1_000
+    for record in ended:  # in the order in which they ran
+        size = record.cell.config.batch_size
+        assert record.status == ("skipped" if size > smallest else "oom"), ended
+        assert record.status == "oom" or f"batch {smallest} ran out of memory" in record.reason
+        smallest = min(smallest, size) if record.status == "oom" else smallest
+    assert len({record.status for record in ended}) == 2, "the order of this run tries a smaller one first"
+
+
+def test_what_an_error_says_of_memory() -> None:
+    """torch on a CPU, torch on a GPU, numpy; and those that don't say how much."""
+    said = {
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 2147483648 bytes. Error code 12 (Cannot allocate memory)": "out of memory: asked for 2 GiB",
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has": "out of memory: asked for 2.50 GiB",
+    }
+    for text, reason in said.items():
+        assert describe(RuntimeError(text))[:2] == ("oom", reason)
+    assert describe(MemoryError())[:2] == ("oom", "out of memory: MemoryError")
+    assert describe(RuntimeError("something else"))[0] == "failed"
+    assert [readable(size) for size in (5, 1536, 3 << 29)] == ["5 bytes", "1.5 KiB", "1.5 GiB"]
+
+
+# Ends of the command
+
+
+def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the cell, of the command, of its whole group: what was finished is kept byte for byte and not run again, at
+    most the cell in flight is, no record is half written, and nothing is left running or lying about."""
+    draw = random.Random(7)
+    ledger = tmp_path / "ledger"
+    monkeypatch.setenv("LIGHT_LEDGER", str(ledger))
+    regimes = '"finetune", "frozen", "cached", "frozen-tutorial"'
+    write_grid(*light.QUICK, regimes=regimes, seeds=8)
+    assert run("--dry-run").returncode == 0, "draws the images"
+    kept: dict[str, bytes] = {}
+    tries: Counter[str] = Counter()
+    cut_short = killed_cells = 0
+    for _ in range(KILLS):
+        victim = draw.choice(("cell", "command", "group"))
+        tries[victim] += 1
+        process = begin()
+        family = psutil.Process(process.pid)
+        time.sleep(draw.uniform(0.4, 1.6))
+        everyone = family.children(recursive=True)
+        if victim == "cell":
+            killed_cells += _kill_a_cell(family)
+            process.send_signal(signal.SIGTERM)
+        elif victim == "command":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=20)
+        cut_short += process.returncode != 0
+        assert wait_until(lambda family=everyone: not any(_runs(one) for one in family)), "no orphan"
+        if not the_run().exists():
+            continue
+        now = {cell_id: _bytes(cell_id) for cell_id, one in the_run().records().items() if one.status == "done"}
+        assert {cell_id: now[cell_id] for cell_id in kept} == kept
+        kept = now
+    assert cut_short > KILLS / 2 and killed_cells and len(tries) == 3 and len(kept) > 20, (cut_short, tries, len(kept))
+    begun = Counter(ledger.read_text().split())
+    # A cell ran again only where a kill met it: once for each kill at most, and never after it was done.
+    assert sum(begun.values()) - len(begun) <= KILLS
+    before = dict(begun)
+    assert run().returncode == 0
+    begun = Counter(ledger.read_text().split())
+    assert all(begun[cell_id] == before[cell_id] for cell_id in kept), "none that was done ran again"
+    assert set(statuses().values()) == {"done"} and len(the_run().records()) == len(the_run().manifest().cells)
+    left = [path.name for path in the_run().folder.rglob("*") if path.is_file() and path.suffix != ".json"]
+    assert left == [".lock"], "no temporary file, nothing held back"
+
+
+def _bytes(cell_id: str) -> bytes:
+    return (the_run().folder / "cells" / f"{cell_id}.json").read_bytes()
+
+
+def _kill_a_cell(family: psutil.Process) -> int:
+    """The newest of its descendants that leads a session: a cell's process; 1 if there was one."""
+    for process in reversed(family.children(recursive=True)):
+        try:
+            if os.getsid(process.pid) == process.pid:
+                process.kill()
+                return 1
+        except (ProcessLookupError, psutil.Error):
+            continue
+    return 0
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_ctrl_c_once_ends_the_sweep_after_the_cell() -> None:
+    """What runs ends and is written, nothing new begins; the next run goes on from there."""
+    write_grid(light.SLOW, *light.QUICK[:3], seeds=2)
+    process = begin()
+    logs = the_run().logs
+    assert wait_until(logs.is_dir, 30)
+    assert _asks_slowly(process), "a slow cell runs"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130, out + err
+    assert "nothing new begins" in out and "interrupted: " in out and err == ""
+    found = the_run().records()
+    assert any(r.cell.config.backbone == light.SLOW and r.status == "done" for r in found.values())
+    assert 0 < len(found) < len(the_run().manifest().cells)
+    assert run().returncode == 0 and set(statuses().values()) == {"done"}
+
+
+def test_ctrl_c_twice_ends_it_at_once() -> None:
+    """Within seconds, also where the cell would never end."""
+    write_grid(light.QUICK[0], light.HANGS)
+    process = begin("--timeout", "1000")
+    line = _line(process, "[2/2]") if light.HANGS not in _line(process, "[1/2]") else ""
+    assert light.HANGS in line or not line
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _line(process, "nothing new begins")
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130 and time.monotonic() - begun < 5
+    assert set(statuses().values()) <= {"done"}
+
+
+def _line(process: subprocess.Popen[str], wanted: str) -> str:
+    """The next line of its output that has some text."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if wanted in line:
+            return line
+    raise AssertionError(f"no line with {wanted!r}")
+
+
+def _asks_slowly(process: subprocess.Popen[str]) -> bool:
+    return bool(_line(process, "slowly"))
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB at `results/`."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("a small file system can't be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell that ended then is kept all the same, the run stops with the reason, and goes on when there is room."""
+    monkeypatch.setenv("LIGHT_FILLS", str(small_disk / "filler"))
+    write_grid(*light.QUICK[:2], light.FILLS, seeds=2)
+    done = run()
+    assert done.returncode == 2 and "No space left on device" in done.stderr, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "is kept, in the room that was held back" in done.stderr
+    assert statuses()[f"{light.FILLS} 4"] == "done" and set(statuses().values()) == {"done"}
+    before = {cell_id: _bytes(cell_id) for cell_id in the_run().records()}
+    full = run()
+    assert full.returncode == 2 and "No space left on device" in full.stderr and len(full.stderr.splitlines()) == 1
+    monkeypatch.setenv("LIGHT_FILLS", os.devnull + "/none")
+    (small_disk / "filler").unlink()
+    assert run().returncode == 0
+    assert {cell_id: _bytes(cell_id) for cell_id in before} == before
+    assert len(the_run().records()) == 6
+
+
+def test_a_disk_that_is_read_only(small_disk: Path) -> None:
+    """It is told before anything runs, and what is there can be read."""
+    write_grid(light.QUICK[0])
+    assert run().returncode == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = run("--seeds", "2")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "can't be written" in done.stderr
+    assert set(statuses().values()) == {"done"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_fails_for_good(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the room held back doesn't help either, the run says that the cell is not kept."""
+    write_grid(*light.QUICK[:3])
+    assert run("--backbone", light.QUICK[0]).returncode == 0
+
+    def fail(path: Path, content: str | bytes) -> None:
+        if path.parent.name == "cells":
+            raise OSError(number, os.strerror(number), str(path))
+        write_atomic(path, content)
+
+    monkeypatch.setattr(records, "write_atomic", fail)
+    grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
+    sweep = runner.plan(grid, options, light.LightExecutor(), console)
+    with pytest.raises(UserError, match=f"{os.strerror(number)}.*is NOT kept"):
+        runner.execute(sweep, grid, options, light.LightExecutor(), console)
+    assert statuses() == {f"{light.QUICK[0]} 4": "done"}
+    assert not list(the_run().folder.rglob(".*.tmp")) and not (the_run().folder / ".reserve").exists()
+
+
+# Records
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda text: text[: len(text) // 2],
+    "empty": lambda text: b"",
+    "edited": lambda text: text.replace(b'"val_accuracy": 0.95', b'"val_accuracy": 0.99', 1),
+    "edited, without digest": lambda text: re.sub(rb' "digest": "[0-9a-f]{64}",\n', b"", text, count=1),
+    "newer": lambda text: text.replace(b'"schema_version": %d' % SCHEMA_VERSION, b'"schema_version": 99', 1),
+    "not JSON": lambda text: b"\x00\xff" * 20,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_set_aside(damage: str) -> None:
+    """Named with the reason and kept as it was; its cell, and no other, runs again."""
+    write_grid(*light.QUICK[:2])
+    assert run().returncode == 0
+    first, second = (the_run().folder / "cells" / f"{cell_id}.json" for cell_id in the_run().records())
+    other = second.read_bytes()
+    broken = DAMAGES[damage](first.read_bytes())
+    assert broken != first.read_bytes()
+    first.write_bytes(broken)
+    with pytest.raises(UserError, match=f"{first.name}.*`bench run` sets it aside"):
+        the_run().records()
+    done = run()
+    assert done.returncode == 0 and done.stdout.count("[1/1]") == 1, done.stdout + done.stderr
+    assert f"WARNING: {first.relative_to(Path.cwd()) if first.is_absolute() else first}: " in done.stdout
+    kept = the_run().folder / "set-aside" / f"{first.stem}-1.json"
+    assert str(kept) in done.stdout and kept.read_bytes() == broken
+    assert second.read_bytes() == other and set(statuses().values()) == {"done"}
+
+
+def test_a_record_under_another_s_name() -> None:
+    """A copy by hand is no result of that cell."""
+    write_grid(*light.QUICK[:2])
+    assert run().returncode == 0
+    first, second = (the_run().folder / "cells" / f"{cell_id}.json" for cell_id in the_run().records())
+    shutil.copy(second, first)
+    done = run()
+    assert done.returncode == 0 and f"its content is that of cell {second.stem}" in done.stdout
+    assert set(statuses()) == {f"{name} 4" for name in light.QUICK[:2]}
+
+
+def test_a_checkout_that_rewrites_line_ends() -> None:
+    """Is no damage."""
+    write_grid(light.QUICK[0])
+    assert run().returncode == 0
+    for path in the_run().folder.rglob("*.json"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert set(statuses().values()) == {"done"}
+
+
+# Folders
+
+
+def test_two_commands_take_turns(tmp_path: Path) -> None:
+    """The second is told who is at work, or waits for it; what a killed one held is free."""
+    write_grid(light.SLOW, seeds=5)
+    first = begin()
+    assert _asks_slowly(first)
+    second = run()
+    assert second.returncode == 2 and len(second.stderr.splitlines()) == 1
+    assert f"process {first.pid} on" in second.stderr and "--grid grid.toml" in second.stderr
+    third = run("--wait", "--backbone", light.SLOW, "--backbone", light.QUICK[0], "--seeds", "5")
+    assert third.returncode == 0 and "waiting for it to end" in third.stdout, third.stdout + third.stderr
+    assert "5 of them done before, 5 new" in third.stdout, "planned after the wait"
+    assert first.communicate(timeout=20) and first.returncode == 0
+    write_grid(light.HANGS)
+    killed = begin("--name", "killed")
+    assert wait_until(Path("results/killed/logs").is_dir, 30)
+    killed.kill()
+    killed.communicate()
+    Path("grid.toml").write_text(Path("grid.toml").read_text().replace(light.HANGS, light.QUICK[0]))
+    assert run("--name", "killed").returncode == 0, "a stale lock is taken over"
+
+
+def test_a_folder_that_moves_and_a_grid_that_changes() -> None:
+    """Cells are known by what they are: those that there were are kept, new ones run, others stay as they are."""
+    write_grid(*light.QUICK[:2])
+    assert run().returncode == 0
+    Path("elsewhere").mkdir()
+    shutil.move("results/grid", "elsewhere/renamed")
+    write_grid(*light.QUICK[1:4])
+    done = run("--out", "elsewhere", "--name", "renamed")
+    assert done.returncode == 0, done.stderr
+    assert "3 cells, 1 of them done before, 2 new, and 1 of earlier commands, which stay as they are" in done.stdout
+    assert "[1/2]" in done.stdout and len(Run(Path("elsewhere/renamed")).records()) == 4
+
+
+def test_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back a day at every look: durations are of a clock that only runs forward, and nothing runs twice."""
+
+    class Jumping(datetime):
+        jumps = 0
+
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            cls.jumps += 1
+            return datetime.now(UTC) - timedelta(days=cls.jumps)
+
+    monkeypatch.setattr(attempt, "datetime", Jumping)
+    monkeypatch.setattr(runner, "datetime", Jumping)
+    write_grid(*light.QUICK[:2], light.LEAVES)
+    grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
+    executor = light.LightExecutor()
+    for expected in (3, 1):
+        sweep = runner.plan(grid, options, executor, console)
+        assert len(sweep.missing) == expected
+        found = runner.execute(sweep, grid, options, executor, console)
+        assert all(0 < record.wall_seconds < 60 for record in found.values())
+    assert Jumping.jumps >= 4 and len(list((the_run().folder / "superseded").iterdir())) == 1

@@ -1,0 +1,249 @@
+"""Sweeps on a Ray cluster of several simulated nodes: cells shared out, nodes lost, the driver killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bench import runner
+from bench.executors import cluster, node
+from bench.executors.cluster import RayExecutor
+from bench.grid import load_grid
+from bench.options import Options
+from bench.records import Run
+from tests import light
+from tests.test_executors import wait_until
+from tl.datasets import Splits
+from tl.digest import file_digest
+from tl.errors import ConfigError, DeviceError, UserError
+from tl.machine import pick
+from tl.weights import Weights
+
+ray = pytest.importorskip("ray", reason="Ray isn't installed")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A head that runs no cells, and two nodes of one core each."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_health_check_period_ms", "500")
+        patch.setenv("RAY_health_check_initial_delay_ms", "0")
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        found.workers = [found.add_node(num_cpus=1) for _ in range(2)]
+        yield found
+        ray.shutdown()
+        found.shutdown()
+
+
+@pytest.fixture
+def executor(nodes: Any) -> Iterator[RayExecutor]:
+    yield RayExecutor(nodes.address, light.LightExecutor)
+    ray.shutdown()
+
+
+def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **options: Any) -> dict[str, Any]:
+    """Run a grid of these; the records by backbone and seed."""
+    Path("grid.toml").write_text(
+        f'dataset = "synthetic-mini"\n[matrix]\nbackbones = {json.dumps(backbones)}\nregimes = ["frozen"]\n'
+        f"seeds = {seeds}\n"
+    )
+    grid, given, console = load_grid("grid.toml"), Options(name=name, **options), Console(quiet=True)
+    planned = runner.plan(grid, given, executor, console)
+    runner.execute(planned, grid, given, executor, console)
+    found = Run(Path("results") / name).records().values()
+    return {f"{record.cell.config.backbone} {record.cell.config.seed}": record for record in found}
+
+
+def test_cells_are_shared_out_and_their_records_are_as_at_home(executor: RayExecutor) -> None:
+    """Each on one node at a time, with its machine, its log and the count of its attempts; odd ends stay their own."""
+    odd = (light.LOUD, light.CRASHES, light.HANGS, *light.QUICK[:4])
+    began = time.monotonic()
+    found = sweep(executor, light.SLOW, *odd, seeds=2, timeout=3.0)
+    assert len(found) == 16 and time.monotonic() - began < 120
+    statuses = {name.partition(" ")[0]: record.status for name, record in found.items()}
+    assert statuses == dict.fromkeys((light.SLOW, light.LOUD, *light.QUICK[:4]), "done") | {
+        light.CRASHES: "failed",
+        light.HANGS: "timeout",
+    }
+    assert {record.attempts for record in found.values()} == {1}
+    assert sorted(record.order for record in found.values()) == list(range(16))
+    assert len({record.cell.device for record in found.values()}) == 1
+    device = found[f"{light.SLOW} 0"].cell.device
+    assert device.startswith("cpu@") and device.endswith("-1"), "the kind of node and its cores"
+    loud = Run(Path("results/grid")).log(found[f"{light.LOUD} 0"].cell_id).read_text()
+    assert loud.startswith("first words") and loud.endswith("last words\n")
+    spans = sorted((r.started.timestamp(), r.started.timestamp() + r.wall_seconds) for r in found.values())
+    at_once = [sum(begin <= moment < end for begin, end in spans) for moment, _ in spans]
+    assert max(at_once) == 2, "both nodes work, and neither on two cells"
+    again = sweep(executor, *light.QUICK[:4], seeds=2)
+    assert {name: again[name] for name in again} == found, "nothing runs again"
+
+
+def test_a_node_that_is_lost_takes_its_cells_in_flight_alone(nodes: Any, executor: RayExecutor) -> None:
+    """They begin again elsewhere, and the record says so."""
+    import threading
+
+    spare = nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+
+    def lose() -> None:
+        assert wait_until(lambda: len(list(Path.cwd().glob("results/grid/cells/*.json"))) > 3, 60)
+        nodes.remove_node(spare, allow_graceful=False)
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    found = sweep(executor, light.SLOW, seeds=14)
+    thread.join()
+    assert {record.status for record in found.values()} == {"done"} and len(found) == 14
+    attempts = sorted(record.attempts for record in found.values())
+    assert attempts == [1] * 13 + [2], "only the cell that ran there"
+
+
+def test_a_cell_whose_nodes_are_always_lost_is_given_up(executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a bounded number of attempts, with the count."""
+    found = sweep(executor, light.NODE_KILLER, light.QUICK[0])
+    lost = found[f"{light.NODE_KILLER} 0"]
+    assert lost.status == "failed" and lost.attempts == cluster.MOST_ATTEMPTS
+    assert f"lost, {cluster.MOST_ATTEMPTS} times in a row" in lost.reason
+    assert found[f"{light.QUICK[0]} 0"].status == "done"
+
+
+def test_cells_for_which_no_node_is_left(nodes: Any, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are failed rows with the reason, and the sweep ends."""
+    monkeypatch.setattr(cluster, "WAIT_FOR_NODE_SECONDS", 1.0)
+    monkeypatch.setattr(RayExecutor, "look", lambda self, wait_seconds=0.0: None)
+    executor.slots = {"gone": (cluster.Slot(node="gone", device="cpu@x-1", model="x", cpus=1, gpus=0, count=0),)}
+    found = sweep(executor, light.QUICK[0])
+    assert found[f"{light.QUICK[0]} 0"].status == "failed"
+    assert "no node has cpu@x-1" in found[f"{light.QUICK[0]} 0"].reason
+
+
+def test_the_driver_is_killed_and_started_again(nodes: Any, tmp_path: Path) -> None:
+    """What was finished is kept; cells of the dead driver end with it."""
+    code = (
+        "import sys; from tests import light; from bench import cli, executors\n"
+        "from bench.executors.cluster import RayExecutor\n"
+        "executors.EXECUTORS['ray'] = lambda address: RayExecutor(address, light.LightExecutor)\n"
+        "cli.main()"
+    )
+    Path("grid.toml").write_text(
+        f'dataset = "synthetic-mini"\n[matrix]\nbackbones = ["{light.SLOW}"]\nregimes = ["frozen"]\nseeds = 8\n'
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, "run", "--grid", "grid.toml", "--no-report"]
+    command += ["--executor", "ray", "--ray-address", nodes.address]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        assert wait_until(lambda: len(list(tmp_path.glob("results/grid/cells/*.json"))) >= 2, 90)
+        driver.send_signal(signal.SIGKILL)
+    kept = {path: path.read_bytes() for path in tmp_path.glob("results/grid/cells/*.json")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(kept)} of them done before" in done.stdout
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert {record.status for record in Run(tmp_path / "results" / "grid").records().values()} == {"done"}
+
+
+def test_a_real_cell_on_ray_of_its_own(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an address Ray starts here; the command, the display and the record are those of one machine."""
+    monkeypatch.setenv("TL_CACHE", str(cache / "tl"))
+    command = [sys.executable, "-W", "ignore", "-m", "bench", "run", "--grid", "smoke", "--executor", "ray"]
+    command += ["--backbone", "timm:test_resnet", "--regime", "frozen", "--weights", "random", "--no-report"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    assert "[1/1] timm:test_resnet frozen cpu@" in done.stdout and "done in" in done.stdout
+    (record,) = Run(next((tmp_path / "results").iterdir())).records().values()
+    assert record.result is not None and record.result.frozen_verified and record.result.device == "cpu"
+    assert record.machine is not None and record.attempts == 1
+
+
+def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images and weights come into the node's cache once, are checked there, and are not sent where they are."""
+    fetched: list[str] = []
+
+    class Fake:
+        @staticmethod
+        def get(part: dict[str, bytes]) -> dict[str, bytes]:
+            fetched.extend(part)
+            return part
+
+    monkeypatch.setitem(sys.modules, "ray", Fake)
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(node, "PART_BYTES", 20_000)
+    there = tmp_path / "driver"
+    shutil.copytree(mini.root, there)
+    splits = node.replace(mini, root=there)
+    images = node.pack(there, [*mini.train.files, *mini.val.files], lambda part: part)
+    assert len(images.parts) > 1
+    path = there / "some.pth"
+    path.write_bytes(b"weights")
+    weights = Weights(kind="pretrained", source="package x", digest=file_digest(path), path=path)
+    parcel = node.pack(there, ["some.pth"], lambda part: part)
+
+    monkeypatch.setattr(node, "_KNOWN", {})
+    assert node.find_images(splits, images).root == there and node.find_file(weights, parcel).path == path
+    assert fetched == []
+    shutil.rmtree(there)
+    monkeypatch.setattr(node, "_KNOWN", {})
+    for _ in range(2):
+        found = node.find_images(splits, images)
+        assert found.root.is_relative_to(tmp_path / "cache") and found == node.replace(splits, root=found.root)
+        assert node.find_file(weights, parcel).path.read_bytes() == b"weights"
+    assert len(fetched) == len(mini.train) + len(mini.val) + 1, "once"
+    next((tmp_path / "cache" / "sent" / weights.digest).iterdir()).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="not the weights that were sent"):
+        node.find_file(weights, parcel)
+    evil = node.pack(tmp_path, [], lambda part: part).__class__(parts=({"../../evil": b""},))
+    with pytest.raises(UserError, match="outside its folder"):
+        node.find_file(weights.replace(digest="0" * 64), evil)
+
+
+def test_kinds_of_nodes_are_told_apart() -> None:
+    """By model and cores, and one that has a GPU offers it as often as it has one."""
+    small = cluster._slots("a", {"CPU": 2.0}, {"cpu": "AMD EPYC 7B13"}, 2)
+    large = cluster._slots("b", {"CPU": 8.0, "GPU": 2.0}, {"cuda:0": "NVIDIA H100", "cpu": "Xeon(R) @ 2 GHz"}, 8)
+    found = {slot.device: slot for slot in (*small, *large)}
+    assert list(found) == ["cpu@amd-epyc-7b13-2", "cuda:0@nvidia-h100", "cpu@xeon-r-2-ghz-8"]
+    gpu = found["cuda:0@nvidia-h100"]
+    assert (gpu.cpus, gpu.gpus, gpu.count) == (4.0, 1, 2)
+    have = {device: slot.model for device, slot in found.items()}
+    assert pick("cuda", have) == "cuda:0@nvidia-h100" and pick("cpu@amd-epyc-7b13-2", have) == "cpu@amd-epyc-7b13-2"
+    with pytest.raises(DeviceError, match="several kinds of it, cpu@amd-epyc-7b13-2, cpu@xeon-r-2-ghz-8"):
+        pick("cpu", have)
+
+
+WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from bench.cli import main; main()"
+
+
+def test_mistakes() -> None:
+    """One line each."""
+    with pytest.raises(UserError, match=r"--ray-address 127\.0\.0\.1:1: no Ray cluster there"):
+        RayExecutor("127.0.0.1:1")
+    with pytest.raises(ConfigError, match="is for --executor ray"):
+        runner.executor_for(Options(name="x", executor="process", address="auto"))
+    bare = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY, "run", "--executor", "ray"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert bare.returncode == 2 and bare.stderr.count("\n") == 1 and 'pip install "tl-bench[ray]"' in bare.stderr
