@@ -195,7 +195,7 @@ def run(
         sweep = runner.plan(chosen, options, worker, console)
         _describe(sweep, console, dry_run)
         if dry_run:
-            _list_cells(sweep, console)
+            _list_cells(sweep)
             return
         try:
             if goal:
@@ -326,14 +326,14 @@ def _size(option: str, text: str) -> int:
     return size
 
 
-def _list_cells(sweep: Any, console: Any) -> None:
+def _list_cells(sweep: Any) -> None:
     from tl.regimes import REGIMES
 
     for cell_id, cell in sweep.cells.items():
         state = "done" if cell_id in sweep.done else "to do"
         work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
         settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
-        say(console, f"  {state:5}  {cell} ({settings})")
+        print(f"  {state:5}  {cell} ({settings})")
 
 
 @app.command()

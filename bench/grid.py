@@ -272,6 +272,7 @@ def expand(
         raise ConfigError(f"seeds={matrix.seeds!r}: at least one is needed")
     have = devices()
     cells: dict[tuple[Any, ...], Planned] = {}
+    protocol = grid.protocol
 
     def add(values: dict[str, list[Any]], settings: dict[str, Any]) -> None:
         names = {
@@ -284,7 +285,7 @@ def expand(
             if any(_matches(cell, rule) for rule in grid.exclude):
                 continue
             device = cell.pop("device")
-            config = TrainConfig(weights=weights, **cell, **{**grid.protocol, **settings})
+            config = TrainConfig(weights=weights, **cell, **{**protocol, **settings})
             if not REGIMES[config.regime].trains:
                 config = config.replace(seed=axes["seed"][0])  # no seed can change it: one cell stands for all
             cells.setdefault((device, config), Planned(config=config, device=device))

@@ -115,7 +115,7 @@ def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[i
     found: dict[tuple[str, str], list[Record]] = {}
     for run, record in records:
         if record.status == "done":
-            found.setdefault((run, record.cell.but(seed=0).id), []).append(record)
+            found.setdefault((run, record.cell.repeats), []).append(record)
     return [
         Group(run=key[0], cell=some[0].cell.but(seed=0), records=tuple(some), truth=truths[key[0]])
         for key, some in found.items()
@@ -143,17 +143,15 @@ class Counterparts:
         place = (group.run, regime, same_start)
         if place not in self._found:
             here = self._groups.get((group.run, regime), [])
-            self._found[place] = {all_else(other.cell, group.config.regime).id: other for other in reversed(here)}
-        return self._found[place].get(all_else(group.cell, regime).id)
+            self._found[place] = {all_else(other.cell, group.config.regime): other for other in reversed(here)}
+        return self._found[place].get(all_else(group.cell, regime))
 
 
-def all_else(cell: Cell, other_regime: str) -> Cell:
-    """What of a cell must be equal for it to be compared with one of another regime.
+def all_else(cell: Cell, other_regime: str) -> str:
+    """What of a cell must be equal for it to be compared with one of another regime, as an id.
 
     Seeds are repetitions. Weights must be equal unless the regimes start from different ones by their nature
     (`scratch`).
     """
-    bare = cell.but(regime="finetune", seed=0)
-    if REGIMES[other_regime].start == REGIMES[cell.config.regime].start:
-        return bare
-    return bare.but(weights="auto").replace(weights_digest="")
+    same_start = REGIMES[other_regime].start == REGIMES[cell.config.regime].start
+    return (cell.bare if same_start else cell.without_start).id

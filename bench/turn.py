@@ -61,6 +61,6 @@ def turn(folder: Path, command: str, *, wait: Callable[[str], None] | None = Non
 
 def _holder(folder: Path) -> str:
     try:
-        return str(Holder.model_validate_json((folder / _HOLDER).read_bytes()))
+        return str(Holder.from_json((folder / _HOLDER).read_bytes()))
     except (OSError, ValueError, ConfigError):  # it has only just begun, or has just ended
         return "another `bench run`"

@@ -103,6 +103,15 @@ def test_the_library_example_runs(tmp_path: Path) -> None:
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("batch.png", "predictions.png"))
 
 
+def test_every_promise_names_a_test_that_there_is() -> None:
+    """In the table of faults; and there is no test of faults that it leaves out."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
+    assert len(named) > 25 and all(f"def {name}(" in (ROOT / file).read_text(encoding="utf-8") for file, name in named)
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| what", "| ---"))]
+    assert all("`tests/" in row for row in rows)
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     """Install and pytest, as they stand in the README."""
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -134,7 +134,7 @@ def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> No
         started = time.monotonic()
         parent.send_signal(end)
         parent.wait(timeout=5)
-        # A hard kill of the parent gives nobody the chance to end what the work itself started.
+        # A hard kill of the parent leaves its tracker of resources to end by itself.
         left = [p for p in family if end != signal.SIGKILL or p.pid == work or "forkserver" in " ".join(_command(p))]
         assert wait_until(lambda: not any(_alive(p.pid) for p in left), 5)
         assert time.monotonic() - started < 5
@@ -143,6 +143,20 @@ def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> No
         for pid in [int(text) for text in ids.read_text().split()] if ids.exists() else []:
             if _alive(pid):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_what_work_starts_dies_with_a_killed_parent(tmp_path: Path) -> None:
+    """The work's own watch on the parent ends its whole group."""
+    code = (
+        "import sys; from pathlib import Path; from bench.executors import make_executor\n"
+        "make_executor('process').call('tests.jobs:hang', Path(sys.argv[1]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    ids = tmp_path / "ids"
+    with subprocess.Popen([sys.executable, "-c", code, str(ids)], env=environment) as parent:
+        assert wait_until(lambda: ids.exists() and len(ids.read_text().split()) == 2, 60)
+        parent.kill()
+    assert wait_until(lambda: not any(_alive(int(text)) for text in ids.read_text().split()), 10)
 
 
 def _command(process: psutil.Process) -> list[str]:

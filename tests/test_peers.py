@@ -195,7 +195,7 @@ def test_the_command_from_start_to_end(sides: Path, capsys: pytest.CaptureFixtur
     command = ["--data", str(sides), "--regime", "frozen", "--rounds", "2", "--out", "out", "--peer", peer]
     peers.run(command)
     path = Path("out/epoch-torchvision-resnet18-frozen-cpu.json")
-    kept = Samples.model_validate_json(path.read_text())
+    kept = Samples.from_json(path.read_text())
     assert [run.side for run in kept.runs] == ["ours", "plain", "mine", "mine", "plain", "ours"]
     assert kept.runs[0].epoch_seconds == [102, 2, 2]
     line, last = kept.runs[1].printed[0], kept.runs[1].printed[-1]
@@ -218,7 +218,7 @@ def test_a_round_of_accuracies_is_a_seed(sides: Path, kind: list[str], seeds: li
     """Both sides of a round have the same; times are all of one seed."""
     peers.run(["--data", str(sides), "--rounds", "2", "--out", "out", *kind])
     (path,) = Path("out").iterdir()
-    assert [run.printed[0]["--seed"] for run in Samples.model_validate_json(path.read_text()).runs] == seeds
+    assert [run.printed[0]["--seed"] for run in Samples.from_json(path.read_text()).runs] == seeds
 
 
 def test_a_whole_job_starts_with_an_empty_cache(sides: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_whole_job_starts_with_an_empty_cache(sides: Path) -> None:
     options = ["--whole", "--regime", "cached", "--against", "frozen", "--epochs", "25", "--against-epochs", "2"]
     peers.run(["--data", str(sides), "--rounds", "2", "--out", "out", *options])
     (path,) = Path("out").iterdir()
-    ours, plain, _, again = Samples.model_validate_json(path.read_text()).runs
+    ours, plain, _, again = Samples.from_json(path.read_text()).runs
     assert path.name == "whole-torchvision-resnet18-cached-frozen-cpu.json"
     assert len({os.environ["TL_CACHE"], ours.printed[-1]["cache"], again.printed[-1]["cache"]}) == 3
     assert [(run.printed[0]["--regime"], len(run.epoch_seconds)) for run in (ours, plain)] == [
@@ -387,5 +387,5 @@ def test_the_committed_report_is_what_the_samples_say() -> None:
     report, files = ROOT / "reports" / "peers.md", sorted((ROOT / "results").glob("peers-*/*.json"))
     assert report.exists() == bool(files)
     if files:
-        kept = [Samples.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
+        kept = [Samples.from_json(file.read_text(encoding="utf-8")) for file in files]
         assert report.read_text(encoding="utf-8") == render(kept)

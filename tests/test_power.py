@@ -158,5 +158,5 @@ def test_the_committed_report_is_what_the_outcomes_say() -> None:
     report, files = ROOT / "reports" / "gate-power.md", sorted((ROOT / "results").glob("gate-power*/*.json"))
     assert report.exists() == bool(files)
     if files:
-        kept = [Power.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
+        kept = [Power.from_json(file.read_text(encoding="utf-8")) for file in files]
         assert report.read_text(encoding="utf-8") == render(kept)

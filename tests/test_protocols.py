@@ -222,7 +222,7 @@ def test_kfold_is_a_training_a_fold(mini: tl.Splits, monkeypatch: pytest.MonkeyP
     assert (result.peak_rss_bytes, result.baseline_rss_bytes) == (10**9, results[0].baseline_rss_bytes)
     assert result.work == results[0].work
     assert result.frozen_verified is (False if regime == "frozen" else None), "one fold that moved is enough"
-    assert tl.TrainResult.model_validate_json(to_json(result.model_dump(mode="json"))).last == result.last
+    assert tl.TrainResult.from_json(to_json(result.model_dump(mode="json"))).last == result.last
 
 
 def test_kfold_with_a_loss_that_overflowed_is_unknown(mini: tl.Splits) -> None:

@@ -325,4 +325,4 @@ def test_a_diverging_loss_is_unknown_not_nan(mini: tl.Splits) -> None:
     assert result.epochs[-1].train_loss is None
     assert any("not finite" in note for note in result.notes)
     text = to_json(result.model_dump(mode="json"))
-    assert tl.TrainResult.model_validate_json(text).best.confidences == result.best.confidences
+    assert tl.TrainResult.from_json(text).best.confidences == result.best.confidences

@@ -108,7 +108,7 @@ def test_one_pass_and_nothing_else(mini: tl.Splits, backbone: str) -> None:
     assert result.work is None and result.trainable_params == 0 and result.frozen_verified is True
     assert result.training_seconds == row.val_seconds and result.accuracy_counts
     assert not any("not finite" in note or "leave one over" in note for note in result.notes)
-    assert tl.TrainResult.model_validate_json(result.model_dump_json()).epochs == result.epochs
+    assert tl.TrainResult.from_json(result.model_dump_json()).epochs == result.epochs
 
 
 def test_the_seed_changes_nothing(mini: tl.Splits) -> None:

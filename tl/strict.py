@@ -7,22 +7,34 @@ wrong field, its value and what was expected.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Self, get_args, get_origin
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tl.errors import ConfigError, nearest
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # it has no public name
 
-class Strict(BaseModel):
+
+class _OneLine(ModelMetaclass):
+    """What a call of the class does. Not a validator of the model: those run for every part of every record."""
+
+    def __call__(self, **given: Any) -> Any:
+        model: Any = self
+        for name, annotation in _numbers(model).items():
+            value = given.get(name)
+            if isinstance(value, _SUSPECTS) and _is_lookalike(value, annotation):
+                raise ConfigError(f"{name}={value!r}: must be a number")
+        try:
+            return super().__call__(**given)
+        except ValidationError as error:
+            raise ConfigError(_first_mistake(model, error)) from error
+
+
+class Strict(BaseModel, metaclass=_OneLine):
     """A frozen model that accepts known keys and values of the right type only: no `true` or `"3"` for a number.
 
     Raises `ConfigError` where pydantic would raise `ValidationError`.
@@ -30,24 +42,29 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    @model_validator(mode="wrap")
     @classmethod
-    def _one_line(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def from_json(cls, text: str | bytes) -> Self:
+        """Of JSON, where every value must have the right type as it stands."""
         try:
-            return handler(data)
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise ConfigError(_first_mistake(cls, error)) from error
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, _SUSPECTS) and _is_lookalike(value, cls.model_fields[info.field_name or ""].annotation):
-            raise ValueError("must be a number")
-        return value
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated anew."""
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+@cache
+def _numbers(model: type[BaseModel]) -> dict[str, Any]:
+    """Fields that hold numbers, with their annotations."""
+    found = {name: field.annotation for name, field in model.model_fields.items()}
+    return {name: each for name, each in found.items() if _asks_for_numbers(each)}
+
+
+def _asks_for_numbers(annotation: Any) -> bool:
+    wanted, inner = _asked(annotation)
+    return bool(wanted & {int, float}) or (inner is not None and _asks_for_numbers(inner))
 
 
 def _is_lookalike(value: Any, annotation: Any) -> bool:
@@ -61,7 +78,7 @@ def _is_lookalike(value: Any, annotation: Any) -> bool:
 
 
 _SUSPECTS = (bool, str, list, tuple)
-"""Anything else is left to pydantic; a record has thousands of plain numbers."""
+"""Anything else is left to pydantic."""
 
 
 @cache
@@ -82,11 +99,26 @@ def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:
     named = parts[:1] + [part for part in parts[1:] if part not in ("int", "str", "float", "bool")]
     where = ".".join(map(str, named)) or model.__name__
     if first["type"] == "extra_forbidden":
-        close = nearest(str(first["loc"][-1]), model.model_fields)
-        known = f"nearest valid key: {close[0]!r}" if close else f"valid keys: {', '.join(model.model_fields)}"
+        fields = _part(model, first["loc"][:-1]).model_fields
+        close = nearest(str(first["loc"][-1]), fields)
+        known = f"nearest valid key: {close[0]!r}" if close else f"valid keys: {', '.join(fields)}"
         return f"{where}: unknown key; {known}"
     if first["type"] == "missing":
         return f"{where}: missing"
     message = first["msg"].removeprefix("Value error, ")
     expected = message[0].lower() + message[1:]
     return f"{where}={first['input']!r}: {expected}"
+
+
+def _part(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model at some place within a model's own fields; as far as it can be told."""
+    for name in path:
+        field = model.model_fields.get(str(name))
+        model = next(iter(_models(field.annotation)), model) if field else model
+    return model
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for each in get_args(annotation) for model in _models(each)]

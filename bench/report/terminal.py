@@ -49,9 +49,9 @@ def _claim(summary: Summary) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("only the head", "speed-up", "predicted", "“about half the time”"):
         table.add_column(name, overflow="fold")
+    several = len({row.fast.config.regime for row in summary.comparisons}) > 1
     for row in summary.comparisons:
         claim = row.finding.claim
-        several = len({other.fast.config.regime for other in summary.comparisons}) > 1
         name = summary.short(row.fast) + (f", {row.fast.config.regime}" if several else "")
         table.add_row(
             Text(name),

@@ -243,7 +243,7 @@ def run(arguments: Sequence[str]) -> None:
     given = _options().parse_args(arguments)
     if given.render:
         files = [path.read_text(encoding="utf-8") for path in sorted(given.render)]
-        print(render([Samples.model_validate_json(text) for text in files]), end="")
+        print(render([Samples.from_json(text) for text in files]), end="")
         return
     path = _place(given)
     if warning := look():

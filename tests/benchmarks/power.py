@@ -268,7 +268,7 @@ def main() -> None:
     try:
         if given.render:
             texts = [path.read_text(encoding="utf-8") for path in sorted(given.render)]
-            print(render([Power.model_validate_json(text) for text in texts]), end="")
+            print(render([Power.from_json(text) for text in texts]), end="")
             return
         if not given.what:
             raise UserError("say what: record, live, runs, exact, or --render")
