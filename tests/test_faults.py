@@ -187,8 +187,8 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sum(begun.values()) - len(begun) <= KILLS
     before = dict(begun)
     again = sum(begun.values()) - len(begun)
-    said = f"{KILLS} tries {dict(tries)}, {cut_short} of them in time; {len(kept)} cells finished, 0 lost, {again} ran again"
-    print(said)  # noqa: T201
+    counts = f"{cut_short} of them in time; {len(kept)} cells finished, 0 lost, {again} ran again"
+    print(f"{KILLS} tries {dict(tries)}, {counts}")  # noqa: T201
     assert run().returncode == 0
     begun = Counter(ledger.read_text().split())
     assert all(begun[cell_id] == before[cell_id] for cell_id in kept), "none that was done ran again"
