@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import os
@@ -64,6 +65,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without × shows \\xd7
+    gc.set_threshold(50_000, 20, 100)  # records are many objects, few of them garbage: look at them seldom
     os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))  # its list of fonts, else in the home folder
     try:
         status = app(prog_name="python -m bench", standalone_mode=False)
@@ -168,6 +170,7 @@ def run(
         {axis: value for axis, value in axes.items() if value is not None},
         {key: value for key, value in settings.items() if value is not None},
     )
+    page = _LivePage(reports)
     options = Options(
         data=data,
         weights=weights,
@@ -183,7 +186,7 @@ def run(
         dry_run=dry_run,
         fresh=fresh,
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
-        on_record=_live(reports) if live else None,
+        on_record=page.write if live else None,
     )
     if live and not report:
         raise ConfigError("--live: keeps the report up to date, and --no-report wants none")
@@ -205,8 +208,8 @@ def run(
             else:
                 records = runner.execute(sweep, chosen, options, worker, console)
         except BaseException as error:
-            if live and sweep.run.exists():
-                _live(reports, ended=True)(sweep.run)
+            if sweep.run.exists():
+                page.end(sweep.run)
             if not isinstance(error, KeyboardInterrupt):
                 raise
             ended = sweep.run.records() if sweep.run.exists() else {}
@@ -239,26 +242,33 @@ def run(
         raise typer.Exit(FAILED)
 
 
-def _live(reports: Path, *, ended: bool = False) -> Any:
-    """What keeps the report's page up to date; of a large run seldom enough to take a twentieth of the time at most."""
-    due = 0.0
+class _LivePage:
+    """Keeps the report's page up to date; of a large run seldom enough to take a twentieth of the time at most."""
 
-    def write(run: Any) -> None:
-        nonlocal due
+    def __init__(self, reports: Path) -> None:
+        self._reports, self._due, self._begun = reports, 0.0, False
+
+    def write(self, run: Any) -> None:
+        """After a cell."""
         begun = time.monotonic()
-        if begun < due:
+        if begun < self._due:
             return
+        self._put(run, ended=False)
+        self._begun, self._due = True, max(self._due, time.monotonic() + 20 * (time.monotonic() - begun))
+
+    def end(self, run: Any) -> None:
+        """It no longer loads itself anew. A page that isn't this command's is left alone."""
+        if self._begun:
+            self._put(run, ended=True)
+
+    def _put(self, run: Any, *, ended: bool) -> None:
         from bench.report.write import write_live
 
         try:
-            write_live(run, reports, ended=ended)
+            write_live(run, self._reports, ended=ended)
         except UserError as error:  # a run is worth more than its page
             print(f"WARNING: --live: {error}", file=sys.stderr)
-            due = math.inf
-            return
-        due = time.monotonic() + 20 * (time.monotonic() - begun)
-
-    return write
+            self._due = math.inf
 
 
 def _goal(grid: Any, until_decided: bool, within: float | None, max_seeds: int | None, budget: str | None) -> Any:
@@ -321,7 +331,7 @@ def _size(option: str, text: str) -> int:
         size = int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
         size = 0
-    if size < 1 << 20:
+    if not 1 << 20 <= size < 1 << 60:
         raise ConfigError(f"{option} {text!r}: must be a size of at least 1MiB, such as 512MiB or 2GiB")
     return size
 

@@ -203,7 +203,13 @@ def _among(value: Any, wanted: Any) -> bool:
         return bool(value in range(wanted))
 
     def same(one: str, other: str) -> bool:
-        return one == other or one.endswith(f":{other}") or other.endswith(f":{one}") or f"{one}:0" == other
+        return (
+            one == other
+            or one == other.partition("@")[0]
+            or one.endswith(f":{other}")
+            or other.endswith(f":{one}")
+            or f"{one}:0" == other
+        )
 
     return any(same(str(value), str(one)) or same(str(one), str(value)) for one in wanted)
 
@@ -305,4 +311,8 @@ def _present(wanted: list[str], have: dict[str, str]) -> list[str]:
 
 
 def _matches(cell: dict[str, Any], rule: dict[str, Any]) -> bool:
-    return all(fnmatchcase(str(cell[axis]), str(pattern)) for axis, pattern in rule.items())
+    """A device of a cluster also goes by its name without the kind of machine."""
+    values = {
+        axis: {str(cell[axis])} | ({cell[axis].partition("@")[0]} if axis == "device" else set()) for axis in rule
+    }
+    return all(any(fnmatchcase(v, str(pattern)) for v in values[axis]) for axis, pattern in rule.items())

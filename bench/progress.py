@@ -131,7 +131,8 @@ class LiveReporter:
             refresh_per_second=1,
             transient=True,
         )
-        self._stage = ""
+        self._stages: dict[str, str] = {}
+        """By cell."""
         self._task = self._bar.add_task("", total=epochs, cells=f"0/{cells} cells", cell="", left="")
 
     def __enter__(self) -> Self:
@@ -142,18 +143,18 @@ class LiveReporter:
         self._bar.stop()
 
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
-        self._stage = ""
+        self._stages.pop(cell.id, None)
         self._count.start(cell)
         self._update(cell=f"{_short(cell)}")
 
     def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
-        self._stage = f"{text}, "
+        self._stages[cell.id] = f"{text}, "
         self._update(cell=f"{text} · {_short(cell)}")
 
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch(cell)
         # What moves comes first: a narrow terminal cuts the rest off.
-        moving = f"{self._stage}{_pass_text(cell, row)}, {_accuracy_text(cell, row)}"
+        moving = f"{self._stages.get(cell.id, '')}{_pass_text(cell, row)}, {_accuracy_text(cell, row)}"
         self._update(cell=f"{moving} · {_short(cell)}")
 
     def warned(self, text: str) -> None:  # noqa: D102

@@ -72,7 +72,12 @@ STATUSES: tuple[str, ...] = get_args(Status)
 
 
 _NOTHING = object()
-_RESERVE, _RESERVED_BYTES = ".reserve", 1 << 20
+_RESERVE, _RESERVED_BYTES, _BYTES_AN_IMAGE = ".reserve", 1 << 20, 200
+"""An image's two predictions take about 140 bytes of a record."""
+
+
+class Damaged(UserError):
+    """A file of a run whose content is not what this suite wrote."""
 
 
 class Cell(Strict):
@@ -86,12 +91,20 @@ class Cell(Strict):
     @cached_property
     def id(self) -> str:
         """12 hex digits. Moving a folder keeps it; anything that can change a number changes it."""
-        return self._digest()
+        return self._digest(PROTOCOL_VERSION)
+
+    def was_called(self, cell_id: str) -> bool:
+        """Whether a cell like this has, or had under an earlier version of the protocol, that id."""
+        return any(self._digest(version) == cell_id for version in range(PROTOCOL_VERSION, 0, -1))
+
+    def key(self, *but: str) -> str:
+        """The same for all cells that differ in those fields of their config alone."""
+        return self._digest(PROTOCOL_VERSION, but)
 
     @cached_property
     def repeats(self) -> str:
         """The same for all cells that differ in their seed alone."""
-        return self._digest("seed")
+        return self.key("seed")
 
     @cached_property
     def bare(self) -> Cell:
@@ -103,13 +116,13 @@ class Cell(Strict):
         """As `bare`, for regimes that start from other weights."""
         return self.bare.but(weights="auto").replace(weights_digest="")
 
-    def _digest(self, *but: str) -> str:
+    def _digest(self, version: int, but: tuple[str, ...] = ()) -> str:
         content = self.model_dump(mode="json")
         config = content["config"].items()
         content["config"] = {
             name: value for name, value in config if AS_BEFORE.get(name, _NOTHING) != value and name not in but
         }
-        text = json.dumps([PROTOCOL_VERSION, content], sort_keys=True)
+        text = json.dumps([version, content], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def but(self, **settings: Any) -> Cell:
@@ -229,26 +242,29 @@ class Run:
         found = {}
         with _without_collector():
             for path, record in self._read():
-                if isinstance(record, UserError):
+                if isinstance(record, Damaged):
                     raise UserError(f"{record}; `bench run` sets it aside and runs its cell again") from record
                 found[path.stem] = record
         planned = [cell_id for cell_id in self.manifest().cells if cell_id in found]
         return {cell_id: found[cell_id] for cell_id in dict.fromkeys([*planned, *found])}
 
     def survey(self) -> tuple[dict[str, Record], dict[Path, str]]:
-        """All sound records by cell id, and the files of damaged ones with the reasons."""
+        """All sound records by cell id, and the files of damaged ones with the reasons.
+
+        Raises `UserError` for what the disk doesn't give: that says nothing of the record.
+        """
         with _without_collector():
             read = dict(self._read())
         sound = {path.stem: record for path, record in read.items() if isinstance(record, Record)}
-        return sound, {path: str(error) for path, error in read.items() if isinstance(error, UserError)}
+        return sound, {path: str(error) for path, error in read.items() if isinstance(error, Damaged)}
 
-    def _read(self) -> Iterator[tuple[Path, Record | UserError]]:
+    def _read(self) -> Iterator[tuple[Path, Record | Damaged]]:
         for path in sorted((self.folder / "cells").glob("*.json")):
             try:
                 record = _parse(path, Record)
-                if not path.stem == record.cell_id == record.cell.id:
-                    raise UserError(f"{path}: damaged: its content is that of cell {record.cell.id}")
-            except UserError as error:
+                if path.stem != record.cell_id or not record.cell.was_called(record.cell_id):
+                    raise Damaged(f"{path}: damaged: its content is that of cell {record.cell.id}")
+            except Damaged as error:
                 yield path, error
             else:
                 yield path, record
@@ -263,14 +279,16 @@ class Run:
         Raises `UserError` when the disk is full or can't be written, and says whether the record is kept: there is
         room for one, see `reserved`.
         """
+        path, text, kept = self._record(record.cell_id), _sealed(record), False
         try:
-            self._put(record)
+            if path.exists():
+                self._keep(path, "superseded")
+            write_atomic(path, text)
         except OSError as error:
-            kept = False
             if (self.folder / _RESERVE).exists():
                 with contextlib.suppress(OSError):
                     (self.folder / _RESERVE).unlink()
-                    self._put(record)
+                    write_atomic(path, text)
                     kept = True
             left = "is kept, in the room that was held back for it" if kept else "is NOT kept"
             raise UserError(
@@ -279,29 +297,29 @@ class Run:
             ) from error
 
     @contextlib.contextmanager
-    def reserved(self) -> Iterator[None]:
-        """Hold back room for a record, so that a disk that fills up takes no finished cell. Raises `UserError`.
+    def reserved(self, images: int) -> Iterator[None]:
+        """Hold back room for a record, which has predictions for so many images: a disk that fills up takes no
+        finished cell. Raises `UserError`.
 
         Only for who holds the folder's lock: temporary files of writers that were killed go.
         """
-        for place in (self.folder, self.folder / "cells"):
-            for path in place.glob(".*.tmp"):
-                path.unlink(missing_ok=True)
         reserve = self.folder / _RESERVE
         try:
-            write_atomic(reserve, bytes(_RESERVED_BYTES))
+            for path in self.leftovers():
+                path.unlink(missing_ok=True)
+            write_atomic(reserve, os.urandom(_RESERVED_BYTES + images * _BYTES_AN_IMAGE))  # no file system packs that
         except OSError as error:
-            raise UserError(f"{self.folder}: can't be written: {error.strerror or error}; nothing was begun") from error
+            raise UserError(f"{self.folder}: can't be written: {error.strerror or error}; no cell was begun") from error
         try:
             yield
         finally:
-            reserve.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                reserve.unlink(missing_ok=True)
 
-    def _put(self, record: Record) -> None:
-        path = self._record(record.cell_id)
-        if path.exists():
-            self._keep(path, "superseded")
-        write_atomic(path, _sealed(record))
+    def leftovers(self) -> list[Path]:
+        """Files that commands leave behind only when they are killed."""
+        places = (self.folder, self.folder / "cells")
+        return [*(path for place in places for path in place.glob(".*.tmp")), *self.folder.glob(_RESERVE)]
 
     def retire(self, cell_id: str) -> None:
         """Move the record of a cell that is no longer planned to `superseded/`. Raises `OSError`."""
@@ -350,7 +368,6 @@ def _without_collector() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()  # nor later
         if was_on:
             gc.enable()
 
@@ -362,35 +379,42 @@ _SEAL = re.compile(rb'\{\n "digest": "([0-9a-f]{64})",\n')
 
 
 def _sealed(content: Manifest | Record) -> bytes:
-    """The file's text: JSON whose first key is the SHA-256 of the same text without that line.
+    # A traceback may have what is no text.
+    return seal(to_json(content.model_dump(mode="json")).encode(errors="replace"))
+
+
+def seal(text: bytes) -> bytes:
+    """What stands in a file: JSON whose first key is the SHA-256 of `text`, the same without that line.
 
     It guards against damage and against a hand that slips, not against one that means to forge.
     """
-    text = to_json(content.model_dump(mode="json")).encode()
     return b'{\n "digest": "%s",\n' % hashlib.sha256(text).hexdigest().encode() + text.removeprefix(b"{\n")
 
 
 def _parse(path: Path, kind: type[Format]) -> Format:
     try:
         text = path.read_bytes().replace(b"\r\n", b"\n")  # as some checkouts rewrite line ends
-        seal = _SEAL.match(text)
-        text = b"{\n" + text[seal.end() :] if seal else text
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
+    found = _SEAL.match(text)
+    text = b"{\n" + text[found.end() :] if found else text
+    try:
         data = from_json(text)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read as JSON: {error}") from error
+    except ValueError as error:
+        raise Damaged(f"{path}: can't be read as JSON: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if type(version) is not int:
-        raise UserError(f"{path}: has no schema_version: not written by this suite")
+        raise Damaged(f"{path}: has no schema_version: not written by this suite")
     if version > SCHEMA_VERSION:
-        raise UserError(f"{path}: schema {version} is newer than this suite knows ({SCHEMA_VERSION}); update the suite")
-    if seal and hashlib.sha256(text).hexdigest().encode() != seal[1]:
-        raise UserError(f"{path}: damaged: it was changed after it was written (its digest is another)")
-    if not seal and version >= SEALED_SINCE:
-        raise UserError(f"{path}: damaged: it has no digest")
+        raise Damaged(f"{path}: schema {version} is newer than this suite knows ({SCHEMA_VERSION}); update the suite")
+    if found and hashlib.sha256(text).hexdigest().encode() != found[1]:
+        raise Damaged(f"{path}: damaged: it was changed after it was written (its digest is another)")
+    if not found and version >= SEALED_SINCE:
+        raise Damaged(f"{path}: damaged: it doesn't begin with its digest")
     try:
         return kind.from_json(text)
     except ConfigError as error:
-        raise UserError(f"{path}: damaged: {error}") from error
+        raise Damaged(f"{path}: damaged: {error}") from error
 
 
 def find_run(name: str | Path, results: Path = Path("results")) -> Run:

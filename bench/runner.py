@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from bench import catalog
 from bench.environment import Environment, environment
 from bench.executors import EXECUTORS, Executor, Outcome, make_executor
 from bench.executors.attempt import Ended, Work
+from bench.executors.failure import readable
 from bench.grid import Grid, expand
 from bench.options import Options
 from bench.order import arrange
@@ -28,7 +29,7 @@ from bench.settle import KEPT, Answer, locate, settle, settle_key
 from bench.stop import gentle
 from bench.terminal import say
 from bench.turn import turn
-from bench.watch import MachineState, look
+from bench.watch import look
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, StandInWarning, UserError, not_one_of
 from tl.folds import check_protocol, images_an_epoch, judged_images
@@ -133,7 +134,7 @@ def execute(
     record can't be written, with those before it kept.
     """
     left = sweep.missing
-    if not left and not sweep.damaged and _knows_claims(sweep, grid):
+    if not left and not sweep.damaged and not sweep.run.leftovers() and _knows_claims(sweep, grid):
         return dict(sweep.done)
     located = locate({cell_id: sweep.weights[cell_id] for cell_id in left}, left, options, executor)
     if left:
@@ -141,21 +142,21 @@ def execute(
     with _alone(sweep.run, options, console):
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
-        if left and (busy := look()):
+        if left and executor.devices() is None and (busy := look()):
             say(console, f"WARNING: {busy}", style="yellow")
         machine = environment()
-        _begin(sweep, grid, options, machine, console)
+        _begin(sweep, grid, options, machine, console, here=executor.devices() is None)
         records = _done(sweep.run, sweep.cells)[0]
         missing = {cell_id: cell for cell_id, cell in left.items() if cell_id not in records}
         passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())
         with (
-            sweep.run.reserved(),
+            sweep.run.reserved(len(sweep.splits.train) + len(sweep.splits.val)),
             make_reporter(console, len(missing), passes) as reporter,
             gentle(lambda: say(console, STOPPING, style="yellow")) as asked,
         ):
             events = _Events(sweep, options, reporter, records, located, machine, first_order)
             executor.run_cells(_work(sweep, options, missing, events), events, asked)
-    if asked() and len(records) < len(sweep.cells):
+    if asked():
         raise KeyboardInterrupt
     return records
 
@@ -178,6 +179,8 @@ class _Events:
     def __post_init__(self) -> None:
         self.blocks = sorted({cell.config.seed for cell in self.sweep.cells.values()})
         self.orders: dict[str, int] = {}
+        self.ran_out: dict[str, int] = {}
+        """What cells have in common but for seed and batch → the smallest batch that ran out of memory."""
 
     def started(self, cell: Cell) -> None:
         self.orders[cell.id] = self.order
@@ -193,25 +196,28 @@ class _Events:
     def warned(self, text: str) -> None:
         self.reporter.warned(text)
 
-    def ended(self, cell: Cell, end: Ended) -> None:
-        self.put(cell, end.outcome, end.environment, end.started, end.machine, end.attempts)
+    def declined(self, cell: Cell) -> bool:
+        answer, smallest = self.located[cell.id], self.ran_out.get(cell.key("seed", "batch_size"), math.inf)
+        if isinstance(answer, str):
+            self._without_running(cell, "failed", answer)
+        elif self.options.skip_larger_after_oom and smallest < cell.config.batch_size:
+            reason = f"not tried: batch {smallest} ran out of memory (--skip-larger-after-oom)"
+            self._without_running(cell, "skipped", reason)
+        else:
+            return False
+        return True
 
-    def without_running(self, cell: Cell, status: Literal["failed", "skipped"], reason: str) -> None:
-        """A cell that is not begun."""
+    def _without_running(self, cell: Cell, status: Literal["failed", "skipped"], reason: str) -> None:
         self.started(cell)
         outcome = Outcome(status=status, reason=reason, wall_seconds=0.0)
-        self.put(cell, outcome, self.machine, datetime.now(UTC), None, 0)
+        now = datetime.now(UTC)
+        self.ended(cell, Ended(outcome=outcome, started=now, environment=self.machine, machine=None, attempts=0))
 
-    def put(
-        self,
-        cell: Cell,
-        outcome: Outcome,
-        where: Environment,
-        started: datetime,
-        machine: MachineState | None,
-        attempts: int,
-    ) -> None:
-        splits, answer = self.sweep.splits, self.located[cell.id]
+    def ended(self, cell: Cell, end: Ended) -> None:
+        splits, answer, outcome = self.sweep.splits, self.located[cell.id], end.outcome
+        if outcome.status == "oom":
+            key = cell.key("seed", "batch_size")
+            self.ran_out[key] = min(cell.config.batch_size, self.ran_out.get(key, cell.config.batch_size))
         result, allocator = outcome.value if outcome.status == "done" else (None, "")
         record = Record(
             cell_id=cell.id,
@@ -223,14 +229,14 @@ class _Events:
             status=outcome.status,
             reason=outcome.reason,
             traceback=outcome.traceback,
-            started=started,
+            started=end.started,
             block=self.blocks.index(cell.config.seed),
             order=self.orders[cell.id],
-            attempts=attempts,
+            attempts=end.attempts,
             wall_seconds=outcome.wall_seconds,
             allocator=allocator,
-            environment=where,
-            machine=machine,
+            environment=end.environment,
+            machine=end.machine,
             result=result,
         )
         self.records[cell.id] = record
@@ -241,16 +247,11 @@ class _Events:
 
 
 def _work(sweep: Sweep, options: Options, missing: dict[str, Cell], events: _Events) -> Iterator[Work]:
-    """What is to be run, one after the other; what can't be is recorded instead, with the reason."""
+    """What is to be run, one after the other."""
     sweep.run.logs.mkdir(exist_ok=True)
     for cell_id, cell in missing.items():
         answer = events.located[cell_id]
-        if isinstance(answer, str):
-            events.without_running(cell, "failed", answer)
-            continue
-        if options.skip_larger_after_oom and (smaller := _ran_out(cell, events.records.values())):
-            reason = f"not tried: batch {smaller} ran out of memory (--skip-larger-after-oom)"
-            events.without_running(cell, "skipped", reason)
+        if events.declined(cell) or isinstance(answer, str):
             continue
         yield Work(
             cell=cell,
@@ -260,17 +261,6 @@ def _work(sweep: Sweep, options: Options, missing: dict[str, Cell], events: _Eve
             timeout_seconds=None if options.timeout is None else options.timeout * cell.config.trainings,
             memory_bytes=options.memory_bytes,
         )
-
-
-def _ran_out(cell: Cell, records: Iterable[Record]) -> int:
-    """The smallest batch, smaller than the cell's, with which the same work ran out of memory; 0 where none did."""
-    same = cell.but(batch_size=1, seed=0).id
-    sizes = (
-        record.cell.config.batch_size
-        for record in records
-        if record.status == "oom" and record.cell.but(batch_size=1, seed=0).id == same
-    )
-    return min((size for size in sizes if size < cell.config.batch_size), default=0)
 
 
 def _knows_claims(sweep: Sweep, grid: Grid) -> bool:
@@ -311,7 +301,8 @@ def executor_for(options: Options) -> Executor:
         limits = {"--timeout": options.timeout, "--memory-limit": options.memory_bytes}
         for option, value in limits.items():
             if value is not None:
-                raise ConfigError(f"{option} {value:g}: executor {options.executor!r} can't end a cell; leave it out")
+                shown = f"{value:g}" if isinstance(value, float) else readable(value)
+                raise ConfigError(f"{option} {shown}: executor {options.executor!r} can't end a cell; leave it out")
     if options.memory_bytes is not None and sys.platform != "linux":
         raise ConfigError("--memory-limit: only Linux holds a process to one; leave it out")
     return executor
@@ -383,9 +374,11 @@ def in_turn(options: Options, console: Console) -> Iterator[None]:
     """With `--wait`: hold the run's folder from here on, so that what is planned is what there is then."""
     check_name("--name", options.name)
     folder = options.results / options.name
-    if not options.wait or options.dry_run or options.fresh or not folder.is_dir():
+    if not options.wait or options.dry_run or options.fresh:
         yield
         return
+    check_output(folder)
+    folder.mkdir(parents=True, exist_ok=True)  # two that start at once: one waits for the other here too
     with turn(folder, options.command, wait=_waiter(options, console)):
         yield
 
@@ -395,15 +388,16 @@ def _waiter(options: Options, console: Console) -> Callable[[str], None] | None:
     return (lambda text: say(console, text, style="yellow")) if options.wait else None
 
 
-def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, console: Console) -> None:
-    """Write the manifest: what was planned before, and what this command adds."""
+def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, console: Console, *, here: bool) -> None:
+    """Write the manifest: what was planned before, and what this command adds. `here`: cells run on this machine."""
     splits, previous = sweep.splits, sweep.previous
     for path, reason in sweep.damaged.items():
         if path.exists():
             kept = sweep.run.set_aside(path)
-            say(console, f"WARNING: {reason}; kept as {kept}, and its cell runs again", style="yellow")
+            again = ", and its cell runs again" if path.stem in sweep.cells else ""
+            say(console, f"WARNING: {reason}; kept as {kept}{again}", style="yellow")
     changed = {name for record in sweep.done.values() for name in machine.differences(record.environment)}
-    if changed:
+    if changed and here:
         text = f"note: other {', '.join(sorted(changed))} than for the cells done before: their times don't compare"
         say(console, text, style="yellow")
     planned = {**(previous.cells if previous else {}), **sweep.cells}

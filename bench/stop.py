@@ -21,7 +21,8 @@ def gentle(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        tell()
+        with contextlib.suppress(Exception):  # the signal may have come in the middle of another line
+            tell()
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -55,7 +55,8 @@ def turn(folder: Path, command: str, *, wait: Callable[[str], None] | None = Non
         yield
     finally:
         if lock.lock_counter == 1:
-            (folder / _HOLDER).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (folder / _HOLDER).unlink(missing_ok=True)
         lock.release()
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+LIGHT = (sys.executable, "-c", "from tests.light import main; main()")
+"""The command line with cells that take a moment, see `tests.light`."""
 ONE_CELL = (
     'dataset = "synthetic-mini"\n[matrix]\nbackbones = ["timm:test_resnet"]\nregimes = ["frozen"]\ndevices = ["cpu"]\n'
 )
@@ -20,3 +23,10 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def light_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Has a cache below the working folder: names of backbones are not the real ones."""
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": str(root), "TL_CACHE": str(Path.cwd() / "cache")}
+    return subprocess.run([*LIGHT, *arguments], capture_output=True, text=True, check=False, env=env)

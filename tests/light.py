@@ -24,7 +24,7 @@ from tl.results import TrainResult
 from tl.weights import Weights
 
 QUICK = tuple(f"timm:quick{number}" for number in range(12))
-SLOW, HANGS, CRASHES, LEAVES, UNTELLABLE, LOUD, GREEDY, HUNGRY, FILLS, NODE_KILLER = ODD = (
+SLOW, HANGS, CRASHES, LEAVES, UNTELLABLE, LOUD, GREEDY, HUNGRY, FILLS, NODE_KILLER, WAITS, NIBBLES = ODD = (
     "timm:slow",
     "timm:hangs",
     "timm:crashes",
@@ -35,6 +35,8 @@ SLOW, HANGS, CRASHES, LEAVES, UNTELLABLE, LOUD, GREEDY, HUNGRY, FILLS, NODE_KILL
     "timm:hungry",
     "timm:fills",
     "timm:node-killer",
+    "timm:waits",
+    "timm:nibbles",
 )
 SPECS = (*QUICK, *ODD)
 LOUD_BYTES = 5 << 20
@@ -106,6 +108,13 @@ def run_cell(cell: Any, splits: Splits, weights: Weights, threads: int, emit: Em
         with contextlib.suppress(OSError), Path(os.environ["LIGHT_FILLS"]).open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
+    elif backbone == WAITS:
+        while not Path(os.environ["LIGHT_GO"]).exists():
+            time.sleep(0.05)
+    elif backbone == NIBBLES:
+        held = []
+        while True:
+            held.append(bytearray(4096))
     elif backbone == NODE_KILLER:  # the process that stands for a node, whose child's child this is
         (worker,) = [one for one in psutil.Process().parents() if one.name().startswith("ray::")][:1]
         worker.kill()

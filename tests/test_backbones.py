@@ -165,6 +165,7 @@ def test_the_users_own_folder_beats_an_installed_package(tmp_path: Path) -> None
 def test_a_cache_beats_a_download_and_a_package_beats_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The order that the README gives."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("tl.weights.file_digest", lambda path: f"f707e7126e{0:054}")  # what the file's name says
     place = tmp_path / "hub" / "checkpoints"
     place.mkdir(parents=True)
     for spec, file, source in (

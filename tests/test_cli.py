@@ -16,7 +16,6 @@ import bench
 from bench.records import SCHEMA_VERSION, Run
 from tests.commands import ONE, ONE_CELL, command
 from tests.images import write_folder
-from tests.test_executors import wait_until
 from tests.weights import published
 from tl.errors import UserError
 
@@ -193,7 +192,7 @@ def test_a_cell_that_makes_no_sense_is_skipped_and_no_failure(tmp_path: Path) ->
 
 
 def test_a_timed_out_cell_is_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    """Exit status 1; the reason is in the record, in the report and on the terminal; a later run tries again."""
+    """Exit status 1; the reason is in the record, in the report and on the terminal."""
     grid = tmp_path / "two.toml"
     grid.write_text(ONE_CELL + '[train]\nepochs = 2\n[[include]]\nbackbone = "timm:test_resnet"\nepochs = 100000\n')
     arguments = ("run", "--grid", str(grid), "--weights", "random", "--timeout", "8")
@@ -207,9 +206,6 @@ def test_a_timed_out_cell_is_a_record_and_the_sweep_goes_on(tmp_path: Path) -> N
     assert "took longer" in Path("reports/two-random.md").read_text()
     table = bench.load_results("two-random")
     assert set(table["status"]) == {"done", "timeout"} and table["reason"].notna().sum() == 1
-    again = command(*arguments, "--no-report")
-    assert again.returncode == 1 and "[1/1]" in again.stdout
-    assert len(list((run.folder / "superseded").iterdir())) == 1, "the first attempt is kept"
 
 
 def test_a_failing_cell_has_its_traceback(tmp_path: Path) -> None:
@@ -292,53 +288,11 @@ def test_a_batch_that_memory_does_not_allow_is_a_failed_cell(tmp_path: Path) -> 
     assert statuses["timm:resnet18"] == "oom", statuses
 
 
-def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
-    """Twice: exit status 130 within five seconds; finished records stay, and the next run goes on from there."""
-    import signal
-    import time
-
-    grid = tmp_path / "long.toml"
-    grid.write_text(ONE_CELL + '[train]\nepochs = 1\n[[include]]\nbackbone = "timm:test_resnet"\nepochs = 100000\n')
-    arguments = [sys.executable, "-m", "bench", "run", "--grid", str(grid), "--weights", "random"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-    cells = tmp_path / "results" / "long-random" / "cells"
-    try:
-        assert wait_until(lambda: cells.is_dir() and len(list(cells.glob("*.json"))) == 1, 60)
-        time.sleep(1)
-        started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=10)
-    finally:
-        process.kill()  # else the cell would run on where an assertion failed
-    assert process.returncode == 130 and time.monotonic() - started < 5
-    assert "interrupted: 1 of 2 cells are done" in said
-    assert len(Run(cells.parent).records()) == 1
-    report = command("report", "long-random")
-    assert report.returncode == 0 and "not run yet" in Path("reports/long-random.md").read_text()
-
-
 def test_the_version_is_that_of_the_package() -> None:
     """For a bug report."""
     from importlib.metadata import version
 
     assert command("--version").stdout == f"tl-bench {version('tl-bench')}\n"
-
-
-def test_two_commands_do_not_work_in_one_folder(tmp_path: Path) -> None:
-    """The second is told; they would take each other's time."""
-    grid = tmp_path / "long.toml"
-    grid.write_text(ONE_CELL + "[train]\nepochs = 100000\n")
-    arguments = ["run", "--grid", str(grid), "--weights", "random"]
-    first = subprocess.Popen([sys.executable, "-m", "bench", *arguments], stdout=subprocess.DEVNULL)
-    try:
-        assert wait_until((tmp_path / "results" / "long-random" / "manifest.json").is_file, 60)
-        second = command(*arguments)
-        assert second.returncode == 2 and f"process {first.pid} on" in second.stderr, second.stdout
-    finally:
-        first.terminate()
-        assert first.wait(timeout=5) == 130
 
 
 def test_weights_given_later_are_not_ignored(in_smoke: Path) -> None:

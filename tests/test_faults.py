@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,13 +28,13 @@ from bench.grid import load_grid
 from bench.options import Options
 from bench.records import SCHEMA_VERSION, Run
 from tests import light
+from tests.commands import LIGHT
 from tests.test_executors import wait_until
 from tl.cache import write_atomic
 from tl.errors import UserError
 
 KILLS = 50
 """Seeded tries of `kill -9` at random moments."""
-LIGHT = [sys.executable, "-c", "from tests.light import main; main()"]
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +109,24 @@ def test_ends_of_a_cell() -> None:
     assert len(said) < 1.1 * attempt.LOG_BYTES < light.LOUD_BYTES
 
 
+def test_memory_that_runs_out_bit_by_bit() -> None:
+    """Where nothing is left to tell of it, it is told all the same."""
+    write_grid(light.NIBBLES)
+    assert run("--memory-limit", "64MiB").returncode == 1
+    assert statuses() == {f"{light.NIBBLES} 4": "oom"}
+
+
+def test_ctrl_c_in_the_last_cell_and_between_seeds() -> None:
+    """Exit status 130 there too: what follows is not begun."""
+    write_grid(light.SLOW, regimes='"finetune", "frozen"', more="[train]\nepochs = 2\n")
+    for more in ([], ["--until-decided", "--max-seeds", "3", "--name", "until"]):
+        process = begin(*more)
+        _line(process, "[2/2]")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert process.returncode == 130 and "going on" not in out and err == "", out + err
+
+
 def test_larger_batches_after_running_out_of_memory() -> None:
     """They are tried, unless one says not to; a smaller one is tried in any case."""
     sizes = "".join(f'[[include]]\nbackbone = "{light.HUNGRY}"\nbatch_size = {size}\n' for size in (2, 8, 16))
@@ -153,6 +171,8 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     draw = random.Random(7)
     ledger = tmp_path / "ledger"
     monkeypatch.setenv("LIGHT_LEDGER", str(ledger))
+    temporary = Path(tempfile.mkdtemp(prefix="kills-"))  # a short path, for sockets
+    monkeypatch.setenv("TMPDIR", str(temporary))
     regimes = '"finetune", "frozen", "cached", "frozen-tutorial"'
     write_grid(*light.QUICK, regimes=regimes, seeds=8)
     assert run("--dry-run").returncode == 0, "draws the images"
@@ -164,10 +184,13 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         tries[victim] += 1
         process = begin()
         family = psutil.Process(process.pid)
-        time.sleep(draw.uniform(0.4, 1.6))
+        if draw.random() < 0.8:  # else in its beginnings
+            _line(process, "[1/")
+        time.sleep(draw.uniform(0.0, 0.8))
         everyone = family.children(recursive=True)
         if victim == "cell":
             killed_cells += _kill_a_cell(family)
+            time.sleep(0.2)
             process.send_signal(signal.SIGTERM)
         elif victim == "command":
             process.kill()
@@ -195,6 +218,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(statuses().values()) == {"done"} and len(the_run().records()) == len(the_run().manifest().cells)
     left = [path.name for path in the_run().folder.rglob("*") if path.is_file() and path.suffix != ".json"]
     assert left == [".lock"], "no temporary file, nothing held back"
+    assert list(temporary.iterdir()) == [], "nor elsewhere"
 
 
 def _bytes(cell_id: str) -> bytes:
@@ -301,6 +325,19 @@ def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(the_run().records()) == 6
 
 
+def test_a_folder_that_turns_unwritable() -> None:
+    """Whatever else can't be written then, what is told is the cell that is not kept."""
+    write_grid(light.SLOW)
+    process = begin()
+    assert _asks_slowly(process)
+    frozen = subprocess.run(["chattr", "+i", "results/grid", "results/grid/cells", "results/grid/logs"], check=False)
+    out, err = process.communicate(timeout=20)
+    subprocess.run(["chattr", "-i", "results/grid", "results/grid/cells", "results/grid/logs"], check=False)
+    if frozen.returncode:
+        pytest.skip("a folder can't be made immutable here")
+    assert process.returncode == 2 and err.count("\n") == 1 and "is NOT kept" in err, out + err
+
+
 def test_a_disk_that_is_read_only(small_disk: Path) -> None:
     """It is told before anything runs, and what is there can be read."""
     write_grid(light.QUICK[0])
@@ -387,17 +424,20 @@ def test_a_checkout_that_rewrites_line_ends() -> None:
 # Folders
 
 
-def test_two_commands_take_turns(tmp_path: Path) -> None:
+def test_two_commands_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is told who is at work, or waits for it; what a killed one held is free."""
-    write_grid(light.SLOW, seeds=5)
+    write_grid(light.WAITS)
+    monkeypatch.setenv("LIGHT_GO", str(tmp_path / "go"))
     first = begin()
-    assert _asks_slowly(first)
+    assert _line(first, "[1/1]")
     second = run()
     assert second.returncode == 2 and len(second.stderr.splitlines()) == 1
     assert f"process {first.pid} on" in second.stderr and "--grid grid.toml" in second.stderr
-    third = run("--wait", "--backbone", light.SLOW, "--backbone", light.QUICK[0], "--seeds", "5")
-    assert third.returncode == 0 and "waiting for it to end" in third.stdout, third.stdout + third.stderr
-    assert "5 of them done before, 5 new" in third.stdout, "planned after the wait"
+    third = begin("--wait", "--backbone", light.WAITS, "--backbone", light.QUICK[0])
+    assert f"process {first.pid} on" in _line(third, "waiting for it to end")
+    (tmp_path / "go").touch()
+    assert _line(third, "1 of them done before, 1 new"), "planned after the wait"
+    assert third.communicate(timeout=20) and third.returncode == 0
     assert first.communicate(timeout=20) and first.returncode == 0
     write_grid(light.HANGS)
     killed = begin("--name", "killed")

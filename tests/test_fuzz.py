@@ -207,7 +207,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_records(damage: Any, sealed: bool, small: Run, tmp_path: Path) -> None:
     """Read as it was written, or told to be damaged; nothing that was changed passes for a result.
 
-    Without a digest, as older versions wrote them, a changed figure can't be told; what no figure can be, is.
+    Without a digest, as older versions wrote them, a changed figure can't be told; what no record can be, is.
     """
     folder = tmp_path / "run"
     shutil.rmtree(folder, ignore_errors=True)

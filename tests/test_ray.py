@@ -43,12 +43,16 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = tmp_path_factory.mktemp("cluster")
+        patch.setenv("TL_CACHE", str(folder / "cache"))
+        patch.setenv("LIGHT_LEDGER", str(folder / "ledger"))
+        patch.setenv("LIGHT_GO", str(folder / "go"))
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_health_check_period_ms", "500")
         patch.setenv("RAY_health_check_initial_delay_ms", "0")
         found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        found.ledger, found.go = folder / "ledger", folder / "go"
         found.workers = [found.add_node(num_cpus=1) for _ in range(2)]
         yield found
         ray.shutdown()
@@ -77,9 +81,8 @@ def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **
 def test_cells_are_shared_out_and_their_records_are_as_at_home(executor: RayExecutor) -> None:
     """Each on one node at a time, with its machine, its log and the count of its attempts; odd ends stay their own."""
     odd = (light.LOUD, light.CRASHES, light.HANGS, *light.QUICK[:4])
-    began = time.monotonic()
     found = sweep(executor, light.SLOW, *odd, seeds=2, timeout=3.0)
-    assert len(found) == 16 and time.monotonic() - began < 120
+    assert len(found) == 16
     statuses = {name.partition(" ")[0]: record.status for name, record in found.items()}
     assert statuses == dict.fromkeys((light.SLOW, light.LOUD, *light.QUICK[:4]), "done") | {
         light.CRASHES: "failed",
@@ -105,18 +108,21 @@ def test_a_node_that_is_lost_takes_its_cells_in_flight_alone(nodes: Any, executo
 
     spare = nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
+    nodes.ledger.unlink(missing_ok=True)
 
     def lose() -> None:
-        assert wait_until(lambda: len(list(Path.cwd().glob("results/grid/cells/*.json"))) > 3, 60)
+        assert wait_until(lambda: nodes.ledger.exists() and len(nodes.ledger.read_text().split()) == 3, 60)
         nodes.remove_node(spare, allow_graceful=False)
+        time.sleep(1)
+        nodes.go.touch()
 
     thread = threading.Thread(target=lose)
     thread.start()
-    found = sweep(executor, light.SLOW, seeds=14)
+    found = sweep(executor, light.WAITS, seeds=6)
     thread.join()
-    assert {record.status for record in found.values()} == {"done"} and len(found) == 14
+    assert {record.status for record in found.values()} == {"done"} and len(found) == 6
     attempts = sorted(record.attempts for record in found.values())
-    assert attempts == [1] * 13 + [2], "only the cell that ran there"
+    assert attempts == [1] * 5 + [2], "only the cell that ran there"
 
 
 def test_a_cell_whose_nodes_are_always_lost_is_given_up(executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,18 +197,22 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
     there = tmp_path / "driver"
     shutil.copytree(mini.root, there)
     splits = node.replace(mini, root=there)
-    images = node.pack(there, [*mini.train.files, *mini.val.files], lambda part: part)
+    names = [*mini.train.files, *mini.val.files]
+    images = node.pack({name: there / name for name in names}, lambda part: part)
     assert len(images.parts) > 1
     path = there / "some.pth"
     path.write_bytes(b"weights")
     weights = Weights(kind="pretrained", source="package x", digest=file_digest(path), path=path)
-    parcel = node.pack(there, ["some.pth"], lambda part: part)
+    parcel = node.pack({node.sent_name(path): path}, lambda part: part)
 
     monkeypatch.setattr(node, "_KNOWN", {})
-    assert node.find_images(splits, images).root == there and node.find_file(weights, parcel).path == path
+    assert node.find_images(splits, None).root == there and node.find_file(weights, None).path == path
     assert fetched == []
     shutil.rmtree(there)
     monkeypatch.setattr(node, "_KNOWN", {})
+    for find in (lambda: node.find_images(splits, None), lambda: node.find_file(weights, None)):
+        with pytest.raises(node._Missing):
+            find()
     for _ in range(2):
         found = node.find_images(splits, images)
         assert found.root.is_relative_to(tmp_path / "cache") and found == node.replace(splits, root=found.root)
@@ -211,7 +221,7 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
     next((tmp_path / "cache" / "sent" / weights.digest).iterdir()).write_bytes(b"damaged")
     with pytest.raises(UserError, match="not the weights that were sent"):
         node.find_file(weights, parcel)
-    evil = node.pack(tmp_path, [], lambda part: part).__class__(parts=({"../../evil": b""},))
+    evil = node.Parcel(parts=({"../../evil": b""},))
     with pytest.raises(UserError, match="outside its folder"):
         node.find_file(weights.replace(digest="0" * 64), evil)
 

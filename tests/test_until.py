@@ -19,7 +19,7 @@ from bench.records import Record
 from bench.runner import Sweep
 from bench.stats import MIN_SAMPLES, ratio
 from bench.until import Goal, _why_stop, make_goal, seconds
-from tests.commands import ONE_CELL, command
+from tests.commands import ONE_CELL, command, light_command
 from tests.runs import TRUTH, record
 from tl.errors import ConfigError
 
@@ -173,21 +173,24 @@ def test_stopping_when_it_looks_narrow_costs_little_coverage(seeds: int) -> None
     assert held / 2_000 >= 0.92
 
 
+LIGHT_PAIR = PAIR.replace("timm:test_resnet", "timm:quick0")
+
+
 def test_with_fresh_all_seeds_are_in_one_folder(tmp_path: Path) -> None:
     """The one that was made for this command."""
-    Path("pair.toml").write_text(PAIR)
+    Path("pair.toml").write_text(LIGHT_PAIR)
     for _ in range(2):
-        assert command(*RUN, "--fresh", "--within", "0.01", "--max-seeds", "3").returncode == 0
+        assert light_command(*RUN, "--fresh", "--within", "0.01", "--max-seeds", "3").returncode == 0
     assert sorted(path.name for path in Path("results").iterdir()) == ["pair", "pair-2"]
     assert len(bench.load_results("results/pair-2")) == 6
 
 
 def test_done_seeds_count_and_are_not_run_again(tmp_path: Path) -> None:
     """The same command with more seeds allowed goes on where it stopped."""
-    Path("pair.toml").write_text(PAIR)
-    assert command(*RUN, "--within", "0.01", "--max-seeds", "3").returncode == 0
+    Path("pair.toml").write_text(LIGHT_PAIR)
+    assert light_command(*RUN, "--within", "0.01", "--max-seeds", "3").returncode == 0
     before = {path.name: path.read_text() for path in Path("results/pair/cells").iterdir()}
-    assert command(*RUN, "--within", "0.01", "--max-seeds", "4").returncode == 0
+    assert light_command(*RUN, "--within", "0.01", "--max-seeds", "4").returncode == 0
     after = {path.name: path.read_text() for path in Path("results/pair/cells").iterdir()}
     assert len(after) == 8 and before.items() <= after.items()
 

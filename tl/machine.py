@@ -66,7 +66,17 @@ def limit_memory(size: int) -> None:
     except OSError as error:
         raise UserError("a limit on memory needs Linux") from error
     kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:"))
-    resource.setrlimit(resource.RLIMIT_DATA, (1024 * kib + size, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = 1024 * kib + size
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def lift_memory_limit() -> None:
+    """As if `limit_memory` had not been called."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def pick(device: str, have: dict[str, str]) -> str:

@@ -22,7 +22,7 @@ else:
 class _OneLine(ModelMetaclass):
     """What a call of the class does. Not a validator of the model: those run for every part of every record."""
 
-    def __call__(self, **given: Any) -> Any:
+    def __call__(self, /, **given: Any) -> Any:
         model: Any = self
         for name, annotation in _numbers(model).items():
             value = given.get(name)

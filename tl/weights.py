@@ -129,9 +129,13 @@ def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool
 def _at(path: Path, source: str, label: str) -> Weights:
     """Weights in a file. Raises `WeightsError` where it was downloaded and is not what was published."""
     digest = file_digest(path)
-    if source != "weights-dir" and not digest.startswith(_published(path)):
+    if source in _DOWNLOADED and not digest.startswith(_published(path)):
         raise WeightsError(f"{path} is damaged: its SHA-256 begins with {digest[:12]}; remove it")
     return Weights(kind="pretrained", source=source, label=label, digest=digest, path=path)
+
+
+_DOWNLOADED = ("torch hub cache", "Hugging Face cache", "download")
+"""Sources whose files' names tell what is in them."""
 
 
 def _published(path: Path) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -44,12 +45,16 @@ class Ended:
     outcome: Outcome
     started: datetime
     environment: Environment
-    machine: MachineState
+    machine: MachineState | None
+    """None where the cell was not begun."""
     attempts: int = 1
 
 
 class Events(Protocol):
     """What is told while cells run; calls come one at a time."""
+
+    def declined(self, cell: Cell) -> bool:
+        """Whether a cell is not to be begun after all; then it needs no more. Asked as late as can be."""
 
     def started(self, cell: Cell) -> None:
         """A cell begins."""
@@ -66,25 +71,13 @@ class Events(Protocol):
 
 def one_by_one(executor: Executor, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
     """`Executor.run_cells` on this machine."""
-    here = _Here()
+    here = cache(environment)  # git and the versions of packages take a moment
     for one in work:
         if stop():
             return
         events.started(one.cell)
         end = attempt(executor, one, partial(events.told, one.cell), events.warned, here)
         events.ended(one.cell, end)
-
-
-@dataclass
-class _Here:
-    """This machine's environment, looked up once: git and package versions take a moment."""
-
-    known: list[Environment] = field(default_factory=list)
-
-    def __call__(self) -> Environment:
-        if not self.known:
-            self.known.append(environment())
-        return self.known[0]
 
 
 def attempt(
@@ -109,7 +102,8 @@ def attempt(
     before = work.log.stat().st_size if work.log.exists() else 0
     outcome = executor.call(RUN_CELL, *arguments, limits=limits, on_event=on_event)
     machine = watch.end()
-    shorten(work.log, before)
+    with contextlib.suppress(OSError):  # on a disk that fails, the result is worth more than its log
+        shorten(work.log, before)
     return Ended(outcome=outcome, started=started, environment=where, machine=machine)
 
 

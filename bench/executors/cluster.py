@@ -10,13 +10,14 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from bench.environment import environment
@@ -78,7 +79,11 @@ class RayExecutor:
         """By node, of those that are there and have said what they have."""
         self._asked: dict[str, Any] = {}
         """By node, of those that have yet to say it."""
+        self.unusable: dict[str, str] = {}
+        """Nodes that can't say it, and why: most likely the suite isn't installed there."""
         self._here = make()
+        self._devices: dict[str, str] = {}
+        self._tasks: dict[tuple[Any, ...], Any] = {}
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
         """On this machine, the driver's: names are the same everywhere, and weights are sent from here."""
@@ -87,21 +92,33 @@ class RayExecutor:
         return self._here.call(function, *arguments, limits=limits, on_event=on_event)
 
     def devices(self) -> dict[str, str]:
-        """Kinds of devices of all nodes, GPUs first. Raises `UserError` where a node can't be asked."""
+        """Kinds of devices of all nodes, GPUs first, as they were when this was asked first: a sweep that plans more
+        than once means the same by `all`. Raises `UserError` where a node can't be asked.
+        """
+        if self._devices:
+            return self._devices
         self.look(wait_seconds=ASK_SECONDS)
+        for reason in self.unusable.values():
+            raise UserError(reason)
         if self._asked:
-            raise UserError(
-                f"{len(self._asked)} nodes of the cluster didn't say within {ASK_SECONDS:g} s what they have"
-            )
+            raise UserError(f"{len(self._asked)} nodes of the cluster didn't say in {ASK_SECONDS:g} s what they have")
+        if not self.slots:
+            raise UserError("no node of the cluster has CPUs to run cells on")
         found = {slot.device: slot.model for slots in self.slots.values() for slot in slots}
-        return dict(sorted(found.items(), key=lambda item: (item[0].startswith("cpu"), item[0])))
+        self._devices = dict(sorted(found.items(), key=lambda item: (item[0].startswith("cpu"), item[0])))
+        return self._devices
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a node has yet to say what it has."""
+        return bool(self._asked)
 
     def look(self, wait_seconds: float = 0.0) -> None:
         """Learn of nodes that have come, and forget those that have gone."""
         alive = {each["NodeID"]: each for each in self.ray.nodes() if each["Alive"] and each["Resources"].get("CPU")}
         self.slots = {name: slots for name, slots in self.slots.items() if name in alive}
         self._asked = {name: answer for name, answer in self._asked.items() if name in alive}
-        for name in alive.keys() - self.slots.keys() - self._asked.keys():
+        for name in alive.keys() - self.slots.keys() - self._asked.keys() - self.unusable.keys():
             # A part of a GPU, so that the task sees it; the node's other tasks needn't make room for it.
             gpus = 0.01 if alive[name]["Resources"].get("GPU") else 0
             self._asked[name] = self.task(name, node.describe_node, cpus=0, gpus=gpus).remote()
@@ -113,12 +130,12 @@ class RayExecutor:
                 continue
             except self.ray.exceptions.RayTaskError as error:
                 host = alive[name]["NodeManagerHostname"]
-                raise UserError(f"node {host}: can't say what it has: {_first_line(error)}") from error
+                self.unusable[name] = f"node {host}: can't say what it has: {_first_line(error)}"
             except self.ray.exceptions.RayError:  # it has gone again
-                del self._asked[name]
-                continue
+                pass
+            else:
+                self.slots[name] = tuple(_slots(name, alive[name]["Resources"], devices, cores))
             del self._asked[name]
-            self.slots[name] = tuple(_slots(name, alive[name]["Resources"], devices, cores))
 
     def doubt(self, name: str) -> None:
         """A node has failed: it gets no cell until it has said anew what it has, if it is there at all."""
@@ -128,9 +145,12 @@ class RayExecutor:
         """A function as a task of that node. Ray is not to begin it anew: that is decided here."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        where = NodeAffinitySchedulingStrategy(name, soft=False)
-        make = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy=where, **options)
-        return make(function)
+        key = (name, function, cpus, gpus)
+        if key not in self._tasks:  # each is sent to the cluster
+            where = NodeAffinitySchedulingStrategy(name, soft=False)
+            make = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy=where, **options)
+            self._tasks[key] = make(function)
+        return self._tasks[key]
 
     def run_cells(self, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
         """Each on a free node of the kind that it needs. One whose node is lost begins again, a few times."""
@@ -153,14 +173,18 @@ class _Flights:
         self._running: dict[Any, _Flight] = {}
         """By Ray's generator of references to `node.Message`."""
         self._parcels: dict[str, Parcel] = {}
-        """By digest of what is in them: sent once, and kept by each node."""
+        """By digest of what is in them: packed when the first node says that it hasn't got it."""
+        self._begun: set[str] = set()
         self._looked, self._idle_since = -LOOK_SECONDS, time.monotonic()
 
     def go_on(self) -> bool:
         """Begin what can begin, and hear what is told; false when nothing is left to do."""
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
+            known = set(self._executor.unusable)
             self._executor.look()
+            for name in self._executor.unusable.keys() - known:  # it came while others are at work: they go on
+                self._events.warned(f"{self._executor.unusable[name]}; it gets no cell")
             self._looked = now
         if not self._stop():
             self._begin()
@@ -172,7 +196,7 @@ class _Flights:
             return True
         if self._stop() or not (self._waiting or self._take()):
             return False
-        if now - self._idle_since > WAIT_FOR_NODE_SECONDS:
+        if now - self._idle_since > WAIT_FOR_NODE_SECONDS and not self._executor.is_asking:
             for work, attempt in self._waiting:
                 reason = f"no node has {work.cell.device}, and none came within {WAIT_FOR_NODE_SECONDS:g} s"
                 self._end_without(work, attempt - 1, "failed", reason)
@@ -190,7 +214,9 @@ class _Flights:
         for slots in self._executor.slots.values():
             for slot in slots:
                 while self._has_room(slot) and (taken := self._next(slot.device)):
-                    self._launch(*taken, slot)
+                    work, attempt = taken
+                    if attempt > 1 or not self._events.declined(work.cell):
+                        self._launch(work, attempt, slot)
 
     def _has_room(self, slot: Slot) -> bool:
         """What asks for all cores of a node waits for all that runs there, and the other way round."""
@@ -215,20 +241,25 @@ class _Flights:
         return False
 
     def _launch(self, work: Work, attempt: int, slot: Slot) -> None:
-        splits, path = work.splits, work.weights.path
-        images = self._parcel(splits.digest, splits.root, [*splits.train.files, *splits.val.files])
-        weights = self._parcel(work.weights.digest, path.parent, [path.name]) if path else None
-        if attempt == 1:
+        images, weights = self._parcels.get(work.splits.digest), self._parcels.get(work.weights.digest)
+        if attempt == 1 and work.cell.id not in self._begun:
+            self._begun.add(work.cell.id)
             self._events.started(work.cell)
         threads = max(1, int(slot.cpus))
         task = self._executor.task(slot.node, node.run_cell, cpus=slot.cpus, gpus=slot.gpus, num_returns="streaming")
         messages = task.remote(replace(work, threads=threads), images, weights, self._executor.make)
         self._running[messages] = _Flight(work=work, slot=slot, attempt=attempt)
 
-    def _parcel(self, digest: str, root: Path, names: list[str]) -> Parcel:
-        if digest not in self._parcels:
-            self._parcels[digest] = node.pack(root, names, self._ray.put)
-        return self._parcels[digest]
+    def _pack(self, work: Work) -> None:
+        """For all nodes that don't have them: the cell's images and weights. Raises `UserError`."""
+        splits, path = work.splits, work.weights.path
+        files = {splits.digest: {name: splits.root / name for name in (*splits.train.files, *splits.val.files)}}
+        files |= {work.weights.digest: {node.sent_name(path): path}} if path else {}
+        try:
+            for digest in files.keys() - self._parcels.keys():
+                self._parcels[digest] = node.pack(files[digest], self._ray.put)
+        except self._ray.exceptions.RayError as error:
+            raise UserError(f"images or weights can't be sent to the cluster's nodes: {error}") from error
 
     def _hear(self, messages: Any) -> None:
         """Take the next message of a cell, or learn that none will come."""
@@ -250,13 +281,17 @@ class _Flights:
                 self._events.told(work.cell, told[0])
             elif kind == "warned":
                 self._events.warned(f"{work.cell}: {told[0]}")
+            elif kind == "missing":
+                del self._running[messages]
+                self._pack(work)
+                self._waiting.insert(0, (work, attempt))
             else:
                 del self._running[messages]
                 end, log = told
-                if log:
-                    with work.log.open("ab") as file:
-                        file.write(log)
                 self._events.ended(work.cell, replace(end, attempts=attempt))
+                if log:
+                    with contextlib.suppress(OSError), work.log.open("ab") as file:  # the result is on disk by now
+                        file.write(log)
 
     def _lost(self, flight: _Flight, how: str) -> None:
         cell, attempt = flight.work.cell, flight.attempt
@@ -302,8 +337,11 @@ def _connected(address: str | None) -> Any:
     if address and (problem := _unreachable(address)):
         raise UserError(f"--ray-address {address}: no Ray cluster there: {problem}")
     start: dict[str, Any] = {"num_cpus": usable_cores(), "include_dashboard": False} if address is None else {}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **start)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray takes it for itself
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UserError(f"--ray-address {address or 'local'}: no Ray cluster there: {error}") from error
     return ray
@@ -326,7 +364,7 @@ def _slots(name: str, resources: dict[str, float], devices: dict[str, str], core
     model = next((model for device, model in devices.items() if device.startswith("cuda")), "")
     if gpus and model:
         device = f"cuda:0@{_slug(model)}"
-        yield Slot(node=name, device=device, model=model, cpus=cpus / gpus, gpus=1, count=gpus)
+        yield Slot(node=name, device=device, model=model, cpus=max(1, cpus // gpus), gpus=1, count=gpus)
     threads, model = int(min(cpus, cores)), devices["cpu"]
     device = f"cpu@{_slug(model)}-{threads}"
     yield Slot(node=name, device=device, model=f"{model}, {threads} cores", cpus=cpus, gpus=0, count=1)

@@ -5,9 +5,10 @@ Nothing here imports Ray but to fetch what was sent.
 
 from __future__ import annotations
 
+import os
 import queue
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,11 +17,12 @@ from typing import Any, Literal
 
 from bench.executors import Executor
 from bench.executors.attempt import Ended, Work, attempt
-from bench.executors.process import ProcessExecutor
+from bench.executors.process import SCRATCH, ProcessExecutor, clear_dead
 from tl.cache import cache_dir
 from tl.datasets import Splits, scan
 from tl.digest import file_digest
 from tl.errors import UserError
+from tl.images import open_store
 from tl.machine import usable_cores
 from tl.weights import Weights
 
@@ -37,8 +39,17 @@ class Parcel:
     """Ray references, each to a dictionary of names and contents."""
 
 
-Message = tuple[Literal["told"], Any] | tuple[Literal["warned"], str] | tuple[Literal["ended"], Ended, bytes]
-"""The last one has what the cell wrote."""
+Message = (
+    tuple[Literal["told"], Any]
+    | tuple[Literal["warned"], str]
+    | tuple[Literal["missing"]]
+    | tuple[Literal["ended"], Ended, bytes]
+)
+"""`missing`: images or weights are not here, and were not sent. `ended` has what the cell wrote."""
+
+
+class _Missing(Exception):
+    """Files that are not on this node, and no parcel came with the task."""
 
 
 def describe_node() -> tuple[dict[str, str], int]:
@@ -48,13 +59,14 @@ def describe_node() -> tuple[dict[str, str], int]:
     return catalog.devices(_executor(ProcessExecutor)), usable_cores()
 
 
-def run_cell(work: Work, images: Parcel, weights: Parcel | None, make: MakeExecutor) -> Iterator[Message]:
+def run_cell(work: Work, images: Parcel | None, weights: Parcel | None, make: MakeExecutor) -> Iterator[Message]:
     """Run a cell on this node, and tell how it goes. Its log is sent back, not left here."""
     told: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix="tl-bench-") as scratch:
+            clear_dead(Path(tempfile.gettempdir()), SCRATCH)
+            with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
                 log = Path(scratch) / work.log.name
                 splits, file = find_images(work.splits, images), find_file(work.weights, weights)
                 here, executor = replace(work, log=log, splits=splits, weights=file), _executor(make)
@@ -63,6 +75,8 @@ def run_cell(work: Work, images: Parcel, weights: Parcel | None, make: MakeExecu
                     executor, here, lambda event: told.put(("told", event)), lambda text: told.put(("warned", text))
                 )
                 told.put(("ended", end, log.read_bytes() if log.exists() else b""))
+        except _Missing:
+            told.put(("missing",))
         finally:
             told.put(None)
 
@@ -84,17 +98,23 @@ _KNOWN: dict[str, Splits] = {}
 """By digest: images that this process has found."""
 
 
-def find_images(splits: Splits, parcel: Parcel) -> Splits:
-    """The same images on this node: where they are on the driver's, or unpacked into the cache."""
+def find_images(splits: Splits, parcel: Parcel | None) -> Splits:
+    """The same images on this node: where they are on the driver's, or unpacked into the cache.
+
+    They are decoded here and now, as before a sweep at home: not in the first cell's time and memory.
+    """
     if splits.digest not in _KNOWN:
         unpacked = cache_dir() / "sent" / splits.digest
         found = next((root for root in (splits.root, unpacked) if _digest(root) == splits.digest), None)
         if found is None:
+            if parcel is None:
+                raise _Missing
             _unpack(parcel, unpacked)
             found = unpacked
             if _digest(found) != splits.digest:
                 raise UserError(f"{found}: not the images that were sent; remove that folder")
         _KNOWN[splits.digest] = replace(splits, root=found)
+        open_store(_KNOWN[splits.digest])
     return _KNOWN[splits.digest]
 
 
@@ -108,13 +128,15 @@ def _digest(root: Path) -> str:
 
 def find_file(weights: Weights, parcel: Parcel | None) -> Weights:
     """The same weights on this node: where they are on the driver's, or unpacked into the cache."""
-    if weights.path is None or parcel is None:
+    if weights.path is None:
         return weights
     if weights.path.is_file() and file_digest(weights.path) == weights.digest:
         return weights
     folder = cache_dir() / "sent" / weights.digest
-    path = folder / weights.path.name
+    path = folder / sent_name(weights.path)
     if not path.is_file():
+        if parcel is None:
+            raise _Missing
         _unpack(parcel, folder)
     if file_digest(path) != weights.digest:
         raise UserError(f"{path}: not the weights that were sent; remove that file")
@@ -126,7 +148,8 @@ def _unpack(parcel: Parcel, folder: Path) -> None:
     import ray
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".sent-") as scratch:
+    clear_dead(folder.parent, ".sent-")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".sent-{os.getpid()}-") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
         for part in parcel.parts:
@@ -143,11 +166,16 @@ def _unpack(parcel: Parcel, folder: Path) -> None:
                 raise
 
 
-def pack(root: Path, names: list[str], put: Callable[[dict[str, bytes]], Any]) -> Parcel:
-    """Files below a folder, in parts of about `PART_BYTES`, each handed to `put`, which returns a reference."""
+def sent_name(path: Path) -> str:
+    """What a weights file is called on a node: its own name is no part of what it is, but its kind is."""
+    return f"weights{path.suffix}"
+
+
+def pack(files: Mapping[str, Path], put: Callable[[dict[str, bytes]], Any]) -> Parcel:
+    """Files under their names, in parts of about `PART_BYTES`, each handed to `put`, which returns a reference."""
     parts, part, size = [], {}, 0
-    for name in names:
-        part[name] = (root / name).read_bytes()
+    for name, path in files.items():
+        part[name] = path.read_bytes()
         size += len(part[name])
         if size >= PART_BYTES:
             parts.append(put(part))

@@ -11,19 +11,23 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from bench.executors import NO_LIMITS, Emit, Limits, Outcome, load
 from bench.executors.failure import describe, readable
-from tl.machine import limit_memory
+from tl.machine import lift_memory_limit, limit_memory
 
 if TYPE_CHECKING:
     from bench.executors.attempt import Events, Work
@@ -44,6 +48,7 @@ class ProcessExecutor:
         """`preload` is the module that the server loads before it forks."""
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context: Any = multiprocessing.get_context(method)
+        _own_sockets()
         if method == "forkserver":
             self._context.set_forkserver_preload([preload])
 
@@ -82,6 +87,29 @@ class ProcessExecutor:
         if end.status == "oom" and limits.memory_bytes:
             reason = f"{reason} (it may allocate {readable(limits.memory_bytes)})"
         return replace(end, reason=reason, wall_seconds=wall)
+
+
+SCRATCH = f"tl-bench-{os.getuid()}-"
+"""Begins the names of temporary folders, followed by the number of the process that they are of."""
+
+
+def _own_sockets() -> None:
+    """The server's socket goes into a folder that tells whose it is, so that one that `kill -9` left can go."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # as multiprocessing.util does
+    if "tempdir" in config:
+        return
+    clear_dead(Path(tempfile.gettempdir()), SCRATCH)
+    folder = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
+    config["tempdir"] = folder
+    util.Finalize(None, shutil.rmtree, args=[folder, True], exitpriority=-100)
+
+
+def clear_dead(place: Path, prefix: str) -> None:
+    """Remove folders of processes that are no more, named PREFIX, the process's number, and more."""
+    for folder in place.glob(f"{prefix}*-*"):
+        number = folder.name.removeprefix(prefix).partition("-")[0]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _listen(connection: Connection, deadline: float | None, on_event: Emit | None) -> Outcome | str:
@@ -153,6 +181,7 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...], lim
         value = load(function)(*arguments, emit)
         connection.send(("end", Outcome(status="done", value=value, wall_seconds=0.0)))
     except BaseException as error:  # what can't be pickled, too
+        lift_memory_limit()  # to tell of it takes some memory, too
         status, reason, trace = describe(error)
         connection.send(("end", Outcome(status=status, reason=reason, traceback=trace, wall_seconds=0.0)))
     connection.close()

@@ -134,7 +134,7 @@ class Summary:
         """What the figures were measured on, each machine and set of libraries once."""
         names: dict[str, None] = {}
         for _, record in self.records:
-            gpu = record.result.device_name if record.result and record.cell.device != "cpu" else ""
+            gpu = record.result.device_name if record.result and record.cell.device.partition("@")[0] != "cpu" else ""
             names[f"{gpu}; {record.environment}" if gpu else str(record.environment)] = None
         return list(names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Literal
@@ -27,7 +28,8 @@ METHODS: dict[How, str] = {
     "times of one of two benchmarks multiplied. The gates share the recorded rounds, so they are not independent: the "
     "intervals are narrower than they ought to be.",
     "live": "Whole gates: a commit against itself, with code planted in the training step of a backbone that trains; "
-    "two benchmarks, at most 20 rounds.",
+    "two benchmarks, at most 20 rounds. In commit 57c628efe76e what was planted was a wait, which lets torch's threads "
+    "fall asleep and so costs more than it lasts: see how large it was measured. Later it is work on all cores.",
     "runs": "One cell a seed on the real images, against a first run of the unchanged commit, as `bench gate` does; "
     "seconds are those of the new run.",
     "exact": "Counters of a training step of each regime on two networks, against the committed baseline. `a counter "
@@ -100,6 +102,21 @@ def _verdict(rate: Interval, word: str, bound: float) -> str:
     return ("met" if met else "missed") + ("" if certain else ", not certain")
 
 
+def _measured(some: Sequence[Outcome]) -> dict[str, str]:
+    """How large live gates measured what was planted: it needn't be what was meant."""
+    ratios: dict[str, list[float]] = {}
+    for outcome in some:
+        match = (
+            re.search(r"time (\d+\.\d+)×", outcome.reasons[0]) if outcome.how == "live" and outcome.reasons else None
+        )
+        if match and outcome.found:
+            ratios.setdefault(outcome.planted, []).append(float(match[1]))
+    return {
+        f"{name}, as measured": f"median {statistics.median(all_):.2f}× ({min(all_):.2f}–{max(all_):.2f})"
+        for name, all_ in ratios.items()
+    }
+
+
 def render(all_power: Sequence[Power]) -> str:
     """Markdown: a table for each kind of gate, then what was told, and commands with their machines."""
     parts = [
@@ -122,7 +139,7 @@ def render(all_power: Sequence[Power]) -> str:
         rows = [{key: value for key, value in row.items() if any(other[key] for other in rows)} for row in rows]
         table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
         parts += [f"## {heading}", METHODS[how], table]
-        told = {o.planted: o.reasons[0] for o in here if how == "runs" and o.reasons}
+        told = {o.planted: o.reasons[0] for o in here if how == "runs" and o.reasons} | _measured(here)
         parts += ["\n".join(f"- {name}: {reason}" for name, reason in told.items())] if told else []
     lines = [f"- `{power.command}`: {len(power.outcomes)} gates; {power.environment}" for power in all_power]
     return "\n\n".join([*parts, "## Commands", "\n".join(lines)]) + "\n"

@@ -5,7 +5,6 @@ python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import tl
 from bench import runner
 from bench.grid import load_grid
 from bench.options import Options
-from bench.records import Run
+from bench.records import Run, seal
 from bench.report.summary import summarise
 from bench.report.write import write_report
 from tests.benchmarks.steps import NETWORKS, TRAINING, make_step
@@ -28,6 +27,7 @@ from tests.runs import record, write_run
 from tests.weights import policy, published
 from tl.backbones import make_backbone
 from tl.batches import Batches
+from tl.cache import to_json
 from tl.clock import Clock
 from tl.features import Extraction
 from tl.images import batch_bounds, crops, open_store
@@ -139,18 +139,15 @@ def test_planning(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
 def many_records(folder: Path, count: int) -> Run:
     """A run of finished cells that differ in their backbones' names; written without waiting for the disk."""
     one = record("timm:BACKBONE", "frozen")
-    run = write_run(folder, [one])
-    template = (folder / "cells" / f"{one.cell_id}.json").read_text()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (cell,) = manifest["cells"].values()
-    cells = {}
+    run = write_run(folder, [])
+    (folder / "cells").mkdir()
+    template, cells = to_json(one.model_dump(mode="json")), {}
     for number in range(count):
-        identity = f"{number:012x}"
-        text = template.replace("timm:BACKBONE", f"timm:b{number}").replace(one.cell_id, identity)
-        (folder / "cells" / f"{identity}.json").write_text(text)
-        cells[identity] = {**cell, "config": {**cell["config"], "backbone": f"timm:b{number}"}}
-    (folder / "cells" / f"{one.cell_id}.json").unlink()
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "cells": cells}))
+        cell = one.cell.but(backbone=f"timm:b{number}")
+        text = template.replace("timm:BACKBONE", f"timm:b{number}").replace(one.cell_id, cell.id)
+        (folder / "cells" / f"{cell.id}.json").write_bytes(seal(text.encode()))
+        cells[cell.id] = cell
+    run.write_manifest(run.manifest().replace(cells=cells))
     return run
 
 
