@@ -330,9 +330,9 @@ def test_a_folder_that_turns_unwritable() -> None:
     write_grid(light.SLOW)
     process = begin()
     assert _asks_slowly(process)
-    frozen = subprocess.run(["chattr", "+i", "results/grid", "results/grid/cells", "results/grid/logs"], check=False)
+    frozen = subprocess.run(["chattr", "+i", "results/grid", "results/grid/logs"], check=False)
     out, err = process.communicate(timeout=20)
-    subprocess.run(["chattr", "-i", "results/grid", "results/grid/cells", "results/grid/logs"], check=False)
+    subprocess.run(["chattr", "-i", "results/grid", "results/grid/logs"], check=False)
     if frozen.returncode:
         pytest.skip("a folder can't be made immutable here")
     assert process.returncode == 2 and err.count("\n") == 1 and "is NOT kept" in err, out + err
