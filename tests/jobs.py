@@ -38,6 +38,12 @@ def run_out_of_memory(emit: Any) -> None:
     torch.empty(1 << 60)
 
 
+def run_out_of_gpu_memory(emit: Any) -> None:
+    import torch
+
+    torch.empty(2 * torch.cuda.mem_get_info()[1], dtype=torch.uint8, device="cuda")
+
+
 def be_killed(emit: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tl
+from bench.executors import make_executor
 from tests.conftest import TINY
 from tl.backbones import make_backbone
 from tl.batches import Batches, resident_pixels
@@ -202,3 +203,11 @@ def test_single_precision_is_not_rounded_to_tf32(mini: tl.Splits) -> None:
     with single_precision("fp32"):
         error = float(((one @ one).double() - exact).abs().max())
     assert error < 1e-3
+
+
+def test_more_memory_than_the_gpu_has() -> None:
+    """Status `oom`, with the size that was asked for; the next cell is not affected."""
+    executor = make_executor("process")
+    outcome = executor.call("tests.jobs:run_out_of_gpu_memory")
+    assert outcome.status == "oom" and outcome.reason.startswith("out of memory: asked for "), outcome.reason
+    assert executor.call("tests.jobs:double", 1).value == 2
