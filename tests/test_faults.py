@@ -216,7 +216,8 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     begun = Counter(ledger.read_text().split())
     assert all(begun[cell_id] == before[cell_id] for cell_id in kept), "none that was done ran again"
     assert set(statuses().values()) == {"done"} and len(the_run().records()) == len(the_run().manifest().cells)
-    left = [path.name for path in the_run().folder.rglob("*") if path.is_file() and path.suffix != ".json"]
+    files = [path for path in the_run().folder.rglob("*") if path.is_file() and path.suffix != ".json"]
+    left = [path.name for path in files if path.suffix != ".log" or not path.stat().st_size]
     assert left == [".lock"], "no temporary file, nothing held back"
     assert list(temporary.iterdir()) == [], "nor elsewhere"
 

@@ -89,8 +89,10 @@ class ProcessExecutor:
         return replace(end, reason=reason, wall_seconds=wall)
 
 
-SCRATCH = f"tl-bench-{os.getuid()}-"
+SCRATCH = "tl-bench-"
 """Begins the names of temporary folders, followed by the number of the process that they are of."""
+_LONGEST_SOCKET = 107 - len("/listener-12345678")
+"""Bytes of a socket's folder, unix(7)."""
 
 
 def _own_sockets() -> None:
@@ -99,14 +101,18 @@ def _own_sockets() -> None:
     if "tempdir" in config:
         return
     clear_dead(Path(tempfile.gettempdir()), SCRATCH)
-    folder = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
-    config["tempdir"] = folder
-    util.Finalize(None, shutil.rmtree, args=[folder, True], exitpriority=-100)
+    folder = Path(tempfile.gettempdir()) / f"{SCRATCH}{os.getpid()}"
+    if len(os.fsencode(folder)) > _LONGEST_SOCKET:
+        return  # then it is where Python puts it
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        config["tempdir"] = os.fspath(folder)
+        util.Finalize(None, shutil.rmtree, args=[folder, True], exitpriority=-100)
 
 
 def clear_dead(place: Path, prefix: str) -> None:
-    """Remove folders of processes that are no more, named PREFIX, the process's number, and more."""
-    for folder in place.glob(f"{prefix}*-*"):
+    """Remove folders of processes that are no more, named PREFIX, the process's number, and perhaps more."""
+    for folder in place.glob(f"{prefix}*"):
         number = folder.name.removeprefix(prefix).partition("-")[0]
         if number.isdigit() and not psutil.pid_exists(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -183,7 +189,8 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...], lim
     except BaseException as error:  # what can't be pickled, too
         lift_memory_limit()  # to tell of it takes some memory, too
         status, reason, trace = describe(error)
-        connection.send(("end", Outcome(status=status, reason=reason, traceback=trace, wall_seconds=0.0)))
+        with contextlib.suppress(OSError):  # the parent may be gone
+            connection.send(("end", Outcome(status=status, reason=reason, traceback=trace, wall_seconds=0.0)))
     connection.close()
 
 
