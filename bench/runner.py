@@ -142,10 +142,11 @@ def execute(
     with _alone(sweep.run, options, console):
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
-        if left and executor.devices() is None and (busy := look()):
+        here = executor.devices() is None
+        if left and here and (busy := look()):
             say(console, f"WARNING: {busy}", style="yellow")
         machine = environment()
-        _begin(sweep, grid, options, machine, console, here=executor.devices() is None)
+        _begin(sweep, grid, options, machine, console, here=here)
         records = _done(sweep.run, sweep.cells)[0]
         missing = {cell_id: cell for cell_id, cell in left.items() if cell_id not in records}
         passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())

@@ -14,7 +14,6 @@ import signal
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from typing import Any, Literal
 from bench.environment import environment
 from bench.executors import NO_LIMITS, Emit, Limits, Outcome, node
 from bench.executors.attempt import Ended, Events, Work
+from bench.executors.failure import describe
 from bench.executors.node import MakeExecutor, Parcel
 from bench.executors.process import ProcessExecutor
 from bench.watch import MachineState
@@ -130,7 +130,7 @@ class RayExecutor:
                 continue
             except self.ray.exceptions.RayTaskError as error:
                 host = alive[name]["NodeManagerHostname"]
-                self.unusable[name] = f"node {host}: can't say what it has: {_first_line(error)}"
+                self.unusable[name] = f"node {host}: can't say what it has: {_reason(error)}"
             except self.ray.exceptions.RayError:  # it has gone again
                 pass
             else:
@@ -215,7 +215,7 @@ class _Flights:
             for slot in slots:
                 while self._has_room(slot) and (taken := self._next(slot.device)):
                     work, attempt = taken
-                    if attempt > 1 or not self._events.declined(work.cell):
+                    if work.cell.id in self._begun or not self._events.declined(work.cell):
                         self._launch(work, attempt, slot)
 
     def _has_room(self, slot: Slot) -> bool:
@@ -242,13 +242,17 @@ class _Flights:
 
     def _launch(self, work: Work, attempt: int, slot: Slot) -> None:
         images, weights = self._parcels.get(work.splits.digest), self._parcels.get(work.weights.digest)
-        if attempt == 1 and work.cell.id not in self._begun:
-            self._begun.add(work.cell.id)
-            self._events.started(work.cell)
+        self._start(work)
         threads = max(1, int(slot.cpus))
         task = self._executor.task(slot.node, node.run_cell, cpus=slot.cpus, gpus=slot.gpus, num_returns="streaming")
         messages = task.remote(replace(work, threads=threads), images, weights, self._executor.make)
         self._running[messages] = _Flight(work=work, slot=slot, attempt=attempt)
+
+    def _start(self, work: Work) -> None:
+        """Tell that a cell begins; it may be sent to a node more than once."""
+        if work.cell.id not in self._begun:
+            self._begun.add(work.cell.id)
+            self._events.started(work.cell)
 
     def _pack(self, work: Work) -> None:
         """For all nodes that don't have them: the cell's images and weights. Raises `UserError`."""
@@ -269,7 +273,7 @@ class _Flights:
             kind, *told = self._ray.get(next(messages))
         except errors.RayTaskError as error:  # of the suite's own code on the node
             del self._running[messages]
-            self._end_without(work, attempt, "failed", f"on its node: {_first_line(error)}", error)
+            self._end_without(work, attempt, "failed", f"on its node: {_reason(error)}", error)
         except errors.OutOfMemoryError as error:
             del self._running[messages]
             self._end_without(work, attempt, "oom", "ended by Ray, because its node's memory ran out", error)
@@ -311,9 +315,8 @@ class _Flights:
         error: BaseException | None = None,
     ) -> None:
         """A cell that ended and couldn't say how."""
-        if attempts == 0:
-            self._events.started(work.cell)
-        trace = "".join(traceback.format_exception(error)) if error else ""
+        self._start(work)
+        trace = describe(error)[2] if error else ""
         outcome = Outcome(status=status, reason=reason, traceback=trace, wall_seconds=0.0)
         end = Ended(
             outcome=outcome,
@@ -375,6 +378,6 @@ def _slug(model: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
 
 
-def _first_line(error: Any) -> str:
-    cause = error.cause or error
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}".rstrip(": ")
+def _reason(error: Any) -> str:
+    """Of what was raised in a task, which Ray puts into an error of its own."""
+    return describe(error.cause or error)[1]
