@@ -94,7 +94,8 @@ def test_planted_changes_of_counters(what: str, counter: str, plant: Any) -> Non
 
 
 def test_planted_slowness(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that trains the backbone takes half as long again; one that doesn't is as it was.
+    """A step that trains the backbone takes half as long again; one that doesn't is as it was, and counters are: they
+    would be found in place of the time.
 
     Each step is held against itself, whatever else the machine does meanwhile.
     """
@@ -107,7 +108,9 @@ def test_planted_slowness(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         inner.append(time.perf_counter() - begun)
 
     monkeypatch.setattr(TrainStep, "run", timed)
+    counters = {regime: make_step(NETWORK, regime).counted() for regime in ("finetune", "frozen")}
     plant("50% slower")
+    assert counters == {regime: make_step(NETWORK, regime).counted() for regime in counters}
 
     def slower(regime: str) -> float:
         step, ratios = make_step(NETWORK, regime), []

@@ -36,14 +36,12 @@ from bench.environment import environment
 from bench.watch import Watch, look
 from tests.benchmarks import counters
 from tests.benchmarks.gate import BASE, MOST, NEW, ROOT, Runner, Tree, checked_out, commit_of, rounds, run_round
-from tests.benchmarks.power_report import MOVED, NOTHING, How, Outcome, Power, render
+from tests.benchmarks.power_report import MOVED, NOTHING, VICTIM, How, Outcome, Power, render, says_slower
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
 
 SELECT = "test_step and shufflenet and (finetune or frozen) and not tutorial"
 """Two benchmarks: steps of a backbone that trains and of one that doesn't."""
-VICTIM = "finetune"
-"""What the slow benchmark's name has in it."""
 FACTORS = {NOTHING: 1.0, "5% slower": 1.05, "10% slower": 1.1, "20% slower": 1.2, "50% slower": 1.5}
 REPLAYED = 200
 """Gates from the recorded rounds, of each factor."""
@@ -65,13 +63,16 @@ TrainStep.run = _planted
 # twice as long. No dispatch mode sees it, so that counters stay as they are.
 _SLOW = """    import time
     from torch.utils._python_dispatch import _disable_current_modes
-    ones, begun = torch.ones(128, 128), time.perf_counter()
+    begun = time.perf_counter()
     _planted_run(self, *given, **named)
     if self._trains_body:
         end = begun + (time.perf_counter() - begun) * {factor}
         with _disable_current_modes():
             while time.perf_counter() < end:
-                ones @ ones"""
+                _ones @ _ones
+
+
+_ones = torch.ones(128, 128)"""
 _LEAK = """    _planted_run(self, *given, **named)
     _leaked.append(torch.ones(1 << 18))
 
@@ -164,7 +165,7 @@ def _replayed(
 
 def _outcome(planted: str, how: How, decision: Decision, count: int, **measured: float | None) -> Outcome:
     """Found is what the gate says of the benchmark that was slowed, not of another; of nothing planted, any failure."""
-    named = any(VICTIM in reason and reason.endswith(": worse") for reason in decision.reasons)
+    named = any(says_slower(reason) for reason in decision.reasons)
     return Outcome(
         planted=planted,
         how=how,
