@@ -40,11 +40,11 @@ def share(outcomes: list[Outcome], planted: str, status: int = REGRESSED) -> flo
 
 def test_replayed_gates() -> None:
     """Little scatter: nothing fails where nothing is planted, all large slowdowns are found, rounds are told."""
-    outcomes = power.replay(recorded(0.02), gates=10)
+    outcomes = list(power.replay(recorded(0.02), gates=10))
     assert share(outcomes, NOTHING) == 0 and share(outcomes, "20% slower") == share(outcomes, "50% slower") == 1
     assert {outcome.how for outcome in outcomes} == {"replayed"}
     assert all(5 <= outcome.rounds <= 20 and outcome.seconds is None for outcome in outcomes)
-    noisy = power.replay(recorded(0.5), gates=10)
+    noisy = list(power.replay(recorded(0.5), gates=10))
     assert share(noisy, "10% slower", INCOMPLETE) > 0.5
 
 
@@ -56,7 +56,7 @@ def test_only_what_was_planted_counts_as_found() -> None:
     slow_other = [{side: dict(times) for side, times in one.items()} for one in rounds]
     for turn, one in enumerate(slow_other):
         one["new" if turn % 2 else "base"]["t::step[frozen]"] *= 1 + turn / 1e6
-    outcomes = power.replay(slow_other, gates=2)
+    outcomes = list(power.replay(slow_other, gates=2))
     assert share(outcomes, "50% slower") == 1 and share(outcomes, NOTHING) == 0
     reasons = ("t::step[frozen]: time 1.300× (1.2–1.4): worse",)
     decision = Decision(status=REGRESSED, headline="", reasons=reasons)

@@ -34,6 +34,7 @@ from bench.compare.gate import GATE_LEVEL, REGRESSED, Decision, decide, read_rul
 from bench.compare.judge import Comparison, Rule, compare
 from bench.compare.show import show
 from bench.compare.sides import read_sides
+from bench.stop import ended_by_signals
 from bench.until import seconds
 from bench.watch import look
 from tests.benchmarks.turns import VARIABLE
@@ -253,7 +254,8 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
 def main() -> None:
     """The command line; a mistake ends in one line and exit status 2."""
     try:
-        sys.exit(gate(sys.argv[1:]))
+        with ended_by_signals():
+            sys.exit(gate(sys.argv[1:]))
     except (UserError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -33,6 +33,7 @@ from bench.compare.gate import GATE_LEVEL, PASSED, REGRESSED, Decision, decide
 from bench.compare.judge import compare
 from bench.compare.sides import read_sides
 from bench.environment import environment
+from bench.stop import ended_by_signals
 from bench.watch import Watch, look
 from tests.benchmarks import counters
 from tests.benchmarks.gate import BASE, MOST, NEW, ROOT, Runner, Tree, checked_out, commit_of, rounds, run_round
@@ -128,10 +129,10 @@ def record(count: int, commit: str) -> list[dict[str, dict[str, float]]]:
     return found
 
 
-def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int, seed: int = 0) -> list[Outcome]:
+def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int, seed: int = 0) -> Iterator[Outcome]:
     """Gates from recorded rounds: as many as a gate may run, drawn without replacement and kept in order, with the
     sides of each swapped or not by a coin, since they ran the same code; then one benchmark's times are multiplied."""
-    draws, outcomes = np.random.default_rng(seed), []
+    draws = np.random.default_rng(seed)
     for _ in range(gates):
         chosen = np.sort(draws.choice(len(recorded), MOST, replace=False))
         swapped = draws.integers(0, 2, MOST).astype(bool)
@@ -141,8 +142,7 @@ def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int, seed: in
                 trees = {side: Tree(folder=Path(side), python="") for side in (BASE, NEW)}
                 with contextlib.redirect_stdout(None):
                     _, decision, count = rounds(trees, Path(scratch), runner, rules=[], most=MOST, budget=None)
-            outcomes.append(_outcome(name, "replayed", decision, count))
-    return outcomes
+            yield _outcome(name, "replayed", decision, count)
 
 
 def _replayed(
@@ -177,9 +177,8 @@ def _outcome(planted: str, how: How, decision: Decision, count: int, **measured:
     )
 
 
-def live(what: str, gates: int, commit: str) -> list[Outcome]:
+def live(what: str, gates: int, commit: str) -> Iterator[Outcome]:
     """Whole gates: this commit against itself with something planted."""
-    outcomes = []
     with checked_out(commit, ROOT) as base, planted(what, commit) as new:
         trees = {BASE: Tree(folder=base, python=sys.executable), NEW: Tree(folder=new, python=sys.executable)}
         for number in range(gates):
@@ -193,15 +192,11 @@ def live(what: str, gates: int, commit: str) -> list[Outcome]:
                 )
             seconds, state = time.perf_counter() - begun, watch.end()
             print(f"gate {number + 1} of {gates}, {what}: {decision.headline}", flush=True)
-            outcomes.append(
-                _outcome(what, "live", decision, count, seconds=seconds, other_cpu_share=state.other_cpu_share)
-            )
-    return outcomes
+            yield _outcome(what, "live", decision, count, seconds=seconds, other_cpu_share=state.other_cpu_share)
 
 
-def runs(data: str, commit: str) -> list[Outcome]:
+def runs(data: str, commit: str) -> Iterator[Outcome]:
     """Runs of the suite, each against a first one: of the same code, of code that leaks, of code that doesn't train."""
-    outcomes = []
     grid = ["--backbone", "timm:tf_efficientnet_lite0", "--regime", "frozen", "--epochs", "2", "--seeds", str(SEEDS)]
     data = str(Path(data).resolve()) if Path(data).is_dir() else data  # the runs stand elsewhere
     with tempfile.TemporaryDirectory() as scratch:
@@ -217,13 +212,11 @@ def runs(data: str, commit: str) -> list[Outcome]:
                 sides = read_sides([str(out / "first"), str(out / name)])
                 decision = decide(compare(sides, level=GATE_LEVEL))
                 print(f"{what}: {decision.headline}", flush=True)
-                outcomes.append(_outcome(what, "runs", decision, SEEDS, seconds=time.perf_counter() - begun))
-    return outcomes
+                yield _outcome(what, "runs", decision, SEEDS, seconds=time.perf_counter() - begun)
 
 
-def exact(commit: str) -> list[Outcome]:
+def exact(commit: str) -> Iterator[Outcome]:
     """The exact gate on this commit as it is and with changes planted, and on each counter moved by one."""
-    outcomes = []
     kinds = ("one more operation a step", "gradients of what doesn't train", "a gradient of the images")
     for what in (NOTHING, *kinds):
         with planted(what, commit) as folder:
@@ -232,7 +225,7 @@ def exact(commit: str) -> list[Outcome]:
         seconds = time.perf_counter() - begun
         print(f"exact, {what}: exit status {status}", flush=True)
         found = status == REGRESSED
-        outcomes.append(Outcome(planted=what, how="exact", status=status, found=found, rounds=1, seconds=seconds))
+        yield Outcome(planted=what, how="exact", status=status, found=found, rounds=1, seconds=seconds)
     _, base = counters.baseline()
     for step, counted in base.items():
         for name, value in counted.items():
@@ -240,8 +233,7 @@ def exact(commit: str) -> list[Outcome]:
                 lines = list(counters.changes(base, {**base, step: {**counted, name: moved}}))
                 found = len(lines) == 1
                 status = REGRESSED if found else PASSED
-                outcomes.append(Outcome(planted=MOVED, how="exact", status=status, found=found, rounds=1))
-    return outcomes
+                yield Outcome(planted=MOVED, how="exact", status=status, found=found, rounds=1)
 
 
 def _run(argv: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) -> int:
@@ -270,6 +262,11 @@ def _options() -> argparse.ArgumentParser:
 def main() -> None:
     """The command line; a mistake ends in one line and exit status 2."""
     given = _options().parse_args()
+    with ended_by_signals():
+        _main(given)
+
+
+def _main(given: argparse.Namespace) -> None:
     try:
         if given.render:
             texts = [path.read_text(encoding="utf-8") for path in sorted(given.render)]
@@ -285,22 +282,28 @@ def main() -> None:
             print(f"WARNING: {warning}", file=sys.stderr)
         if given.what == "record" and given.rounds < MOST:
             raise UserError(f"--rounds {given.rounds}: must be at least {MOST}, the most that a gate may run")
-        commit, where, recorded = commit_of("HEAD", ROOT), environment(), []  # a checkout may move on meanwhile
-        if given.what == "record":
-            recorded = record(given.rounds, commit)
-            outcomes = replay(recorded, REPLAYED)
-        elif given.what == "live":
-            outcomes = live(given.planted, given.gates, commit)
-        else:
-            outcomes = runs(given.data, commit) if given.what == "runs" else exact(commit)
-        power = Power(
-            command=shlex.join(["python", "-m", "tests.benchmarks.power", *sys.argv[1:]]),
-            environment=where,
-            recorded=tuple(recorded),
-            outcomes=tuple(outcomes),
-        )
-        write_atomic(path, to_json(power.model_dump(mode="json")))
-        print(f"{path}\n\n{render([power])}", end="")
+        commit, where = commit_of("HEAD", ROOT), environment()  # a checkout may move on meanwhile
+        recorded = record(given.rounds, commit) if given.what == "record" else []
+        tried = {
+            "record": lambda: replay(recorded, REPLAYED),
+            "live": lambda: live(given.planted, given.gates, commit),
+            "runs": lambda: runs(given.data, commit),
+            "exact": lambda: exact(commit),
+        }
+        outcomes: list[Outcome] = []
+        try:
+            for outcome in tried[given.what]():
+                outcomes.append(outcome)
+        finally:  # gates take hours: those that have ended are kept, however it ends
+            if outcomes:
+                power = Power(
+                    command=shlex.join(["python", "-m", "tests.benchmarks.power", *sys.argv[1:]]),
+                    environment=where,
+                    recorded=tuple(recorded),
+                    outcomes=tuple(outcomes),
+                )
+                write_atomic(path, to_json(power.model_dump(mode="json")))
+                print(f"{path}\n\n{render([power])}", end="")
     except (UserError, OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
