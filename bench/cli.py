@@ -212,7 +212,7 @@ def run(
                 page.end(sweep.run)
             if not isinstance(error, KeyboardInterrupt):
                 raise
-            ended = sweep.run.records() if sweep.run.exists() else {}
+            ended = sweep.run.survey()[0] if sweep.run.exists() else {}
             cells = sweep.run.manifest().cells if sweep.run.exists() else sweep.cells
             done = sum(record.status == "done" for record in ended.values())
             on = f"`--name {sweep.run.folder.name}` without --fresh goes" if fresh else "the same command goes"
@@ -232,8 +232,12 @@ def run(
         from bench.report.summary import summarise
         from bench.report.write import write_report
 
-        summary = summarise([sweep.run], sweep.run.folder.name)
-        paths = write_report(summary, reports, sweep.splits if images else LEFT_OUT)
+        try:
+            summary = summarise([sweep.run], sweep.run.folder.name)
+            paths = write_report(summary, reports, sweep.splits if images else LEFT_OUT)
+        except BaseException:
+            page.end(sweep.run)
+            raise
         for answer in answers(summary):
             say(console, answer, style="bold")
         for path in paths:

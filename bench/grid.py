@@ -208,7 +208,7 @@ def _among(value: Any, wanted: Any) -> bool:
             or one == other.partition("@")[0]
             or one.endswith(f":{other}")
             or other.endswith(f":{one}")
-            or f"{one}:0" == other
+            or f"{one}:0" == other.partition("@")[0]
         )
 
     return any(same(str(value), str(one)) or same(str(one), str(value)) for one in wanted)

@@ -29,7 +29,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import cached_property
@@ -282,15 +281,22 @@ class Run:
         room for one, see `reserved`.
         """
         path, text, kept = self._record(record.cell_id), _sealed(record), False
-        try:
-            if path.exists():
+        earlier = path.exists()
+
+        def put() -> None:
+            nonlocal earlier
+            if earlier:
                 self._keep(path, "superseded")
+                earlier = False
             write_atomic(path, text)
+
+        try:
+            put()
         except OSError as error:
             if (self.folder / _RESERVE).exists():
                 with contextlib.suppress(OSError):
                     (self.folder / _RESERVE).unlink()
-                    write_atomic(path, text)
+                    put()
                     kept = True
             left = "is kept, in the room that was held back for it" if kept else "is NOT kept"
             raise UserError(
@@ -357,7 +363,7 @@ class Run:
         try:
             os.link(path, kept)
         except OSError:  # a file system without hard links
-            shutil.copy2(path, kept)
+            write_atomic(kept, path.read_bytes())
         return kept
 
 

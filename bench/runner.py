@@ -26,7 +26,7 @@ from bench.order import arrange
 from bench.progress import Reporter, make_reporter
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
 from bench.settle import KEPT, Answer, locate, settle, settle_key
-from bench.stop import gentle
+from bench.stop import gentle, held_back
 from bench.terminal import say
 from bench.turn import turn
 from bench.watch import look
@@ -134,12 +134,14 @@ def execute(
     record can't be written, with those before it kept.
     """
     left = sweep.missing
-    if not left and not sweep.damaged and not sweep.run.leftovers() and _knows_claims(sweep, grid):
+    if not left and not sweep.damaged and _knows_claims(sweep, grid):
+        with contextlib.suppress(UserError, OSError):  # another command may be at work there, on other cells
+            _tidy(sweep.run, options)
         return dict(sweep.done)
     located = locate({cell_id: sweep.weights[cell_id] for cell_id in left}, left, options, executor)
     if left:
         executor.call("bench.job:get_ready")
-    with _alone(sweep.run, options, console):
+    with alone(sweep.run, options, console):
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
         here = executor.devices() is None
@@ -182,6 +184,13 @@ class _Events:
         self.orders: dict[str, int] = {}
         self.ran_out: dict[str, int] = {}
         """What cells have in common but for seed and batch → the smallest batch that ran out of memory."""
+        for record in self.sweep.done.values():  # of seeds that this command ran before
+            self._learn(record.cell, record.status)
+
+    def _learn(self, cell: Cell, status: str) -> None:
+        if status == "oom":
+            key = cell.key("seed", "batch_size")
+            self.ran_out[key] = min(cell.config.batch_size, self.ran_out.get(key, cell.config.batch_size))
 
     def started(self, cell: Cell) -> None:
         self.orders[cell.id] = self.order
@@ -215,10 +224,14 @@ class _Events:
         self.ended(cell, Ended(outcome=outcome, started=now, environment=self.machine, machine=None, attempts=0))
 
     def ended(self, cell: Cell, end: Ended) -> None:
+        with held_back():
+            self._keep(cell, end)
+        if self.options.on_record:
+            self.options.on_record(self.sweep.run)
+
+    def _keep(self, cell: Cell, end: Ended) -> None:
         splits, answer, outcome = self.sweep.splits, self.located[cell.id], end.outcome
-        if outcome.status == "oom":
-            key = cell.key("seed", "batch_size")
-            self.ran_out[key] = min(cell.config.batch_size, self.ran_out.get(key, cell.config.batch_size))
+        self._learn(cell, outcome.status)
         result, allocator = outcome.value if outcome.status == "done" else (None, "")
         record = Record(
             cell_id=cell.id,
@@ -243,14 +256,15 @@ class _Events:
         self.records[cell.id] = record
         self.sweep.run.write_record(record)
         self.reporter.ended(record)
-        if self.options.on_record:
-            self.options.on_record(self.sweep.run)
 
 
 def _work(sweep: Sweep, options: Options, missing: dict[str, Cell], events: _Events) -> Iterator[Work]:
     """What is to be run, one after the other."""
-    sweep.run.logs.mkdir(exist_ok=True)
     for cell_id, cell in missing.items():
+        try:
+            sweep.run.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{sweep.run.folder}: can't be written: {error.strerror or error}") from error
         answer = events.located[cell_id]
         if events.declined(cell) or isinstance(answer, str):
             continue
@@ -359,8 +373,16 @@ def _done(run: Run, cells: dict[str, Cell]) -> tuple[dict[str, Record], dict[Pat
     return done, damaged
 
 
+def _tidy(run: Run, options: Options) -> None:
+    """Remove what commands that were killed left behind. Raises `UserError` while another is at work, and `OSError`."""
+    if run.leftovers():
+        with turn(run.folder, options.command):
+            for path in run.leftovers():
+                path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def _alone(run: Run, options: Options, console: Console) -> Iterator[None]:
+def alone(run: Run, options: Options, console: Console) -> Iterator[None]:
     """Keep others out of a run's folder, which is made if need be. Raises `UserError`."""
     try:
         run.folder.mkdir(parents=True, exist_ok=not options.fresh)

@@ -35,6 +35,28 @@ def gentle(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """What would end the command waits for the end of this block: a cell that has ended is kept.
+
+    In any thread but the main one, which alone hears signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda heard, _: came.append(heard)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for heard in came:
+            signal.raise_signal(heard)
+
+
+@contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """SIGTERM ends a command as a second Ctrl-C does: children are ended, what is done is kept."""
 

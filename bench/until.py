@@ -77,8 +77,14 @@ def run_until_decided(
     """
     if not planned(HALF_THE_TIME, whole.cells.values()):
         raise ConfigError("--until-decided: no backbone has both finetune and a regime that trains only the head")
-    # --fresh has chosen its folder: later seeds join it.
-    options = replace(options, fresh=False, name=whole.run.folder.name)
+    here = replace(options, fresh=False, name=whole.run.folder.name)  # --fresh has chosen its folder: all seeds join it
+    with runner.alone(whole.run, options, console):  # between two seeds, too
+        return _until_decided(whole, grid, here, executor, console, goal)
+
+
+def _until_decided(
+    whole: runner.Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
+) -> dict[str, Record]:
     begun, seeds, ran, settled_before = time.monotonic(), 0, 0, False
     records: dict[str, Record] = {}
     while True:

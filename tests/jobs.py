@@ -62,6 +62,19 @@ def leave_a_child_and_crash(file: Path, emit: Any) -> None:
     os._exit(7)
 
 
+def fork_and_crash(emit: Any) -> None:
+    """The fork keeps this process's end of the pipe open."""
+    if os.fork() == 0:
+        time.sleep(1000)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def say_and_crash(words: str, emit: Any) -> None:
+    sys.stderr.write(words)
+    sys.stderr.flush()
+    os.abort()
+
+
 def hang(file: Path, emit: Any) -> None:
     """Writes its own id and that of a child of its own, then never ends."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])

@@ -89,6 +89,29 @@ def test_what_work_leaves_behind_is_ended(tmp_path: Path, end: str) -> None:
     assert wait_until(lambda: not _alive(child))
 
 
+def test_a_crash_is_heard_of_though_a_child_holds_the_pipe() -> None:
+    """At once, not at the timeout."""
+    outcome = make_executor("process").call("tests.jobs:fork_and_crash", limits=Limits(seconds=60))
+    assert outcome.status == "failed" and "SIGSEGV" in outcome.reason
+
+
+def test_last_words_are_of_this_attempt(tmp_path: Path) -> None:
+    """What an earlier one wrote to the same log says nothing of this one."""
+    process, limits = make_executor("process"), Limits(log=tmp_path / "cell.log", memory_bytes=1 << 30)
+    first = process.call("tests.jobs:say_and_crash", "std::bad_alloc\n", limits=limits)
+    second = process.call("tests.jobs:say_and_crash", "others\n", limits=limits)
+    assert first.status == "oom" and "std::bad_alloc" in first.traceback
+    assert second.status == "failed" and second.traceback.startswith("others")
+    assert (tmp_path / "cell.log").read_text().startswith("std::bad_alloc"), "which is kept"
+
+
+def test_a_log_that_can_t_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Is the reason, and no traceback on the terminal."""
+    outcome = make_executor("process").call("tests.jobs:double", 1, limits=Limits(log=tmp_path / "none" / "cell.log"))
+    assert outcome.status == "failed" and "cell.log" in outcome.reason
+    assert capfd.readouterr().err == ""
+
+
 def test_an_interrupt_while_the_server_starts_is_heard(tmp_path: Path) -> None:
     """Importing torch takes seconds: Ctrl-C in the middle ends the parent at once, and the server with it."""
     code = (

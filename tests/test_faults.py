@@ -24,15 +24,19 @@ from rich.console import Console
 from bench import records, runner
 from bench.executors import attempt
 from bench.executors.failure import describe, readable
+from bench.executors.log import LOG_BYTES
 from bench.grid import load_grid
 from bench.options import Options
 from bench.records import SCHEMA_VERSION, Run
+from bench.stop import gentle, held_back
 from tests import light
 from tests.commands import LIGHT
 from tests.test_executors import wait_until
 from tl.cache import write_atomic
 from tl.errors import UserError
 
+FAMILY = "TEST_FAMILY"
+"""A variable in the environment of all that a test starts."""
 KILLS = 50
 """Seeded tries of `kill -9` at random moments."""
 
@@ -106,7 +110,7 @@ def test_ends_of_a_cell() -> None:
     assert set(logs) == {found[light.CRASHES].cell_id, found[light.LOUD].cell_id}, "what wrote nothing has no log"
     said = logs[found[light.LOUD].cell_id]
     assert said.startswith("first words") and said.endswith("last words\n") and "bytes left out" in said
-    assert len(said) < 1.1 * attempt.LOG_BYTES < light.LOUD_BYTES
+    assert len(said) < 1.1 * LOG_BYTES < light.LOUD_BYTES
 
 
 def test_memory_that_runs_out_bit_by_bit() -> None:
@@ -171,6 +175,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     draw = random.Random(7)
     ledger = tmp_path / "ledger"
     monkeypatch.setenv("LIGHT_LEDGER", str(ledger))
+    monkeypatch.setenv(FAMILY, str(tmp_path))
     temporary = Path(tempfile.mkdtemp(prefix="kills-"))  # a short path, for sockets
     monkeypatch.setenv("TMPDIR", str(temporary))
     regimes = '"finetune", "frozen", "cached", "frozen-tutorial"'
@@ -187,7 +192,6 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if draw.random() < 0.8:  # else in its beginnings
             _line(process, "[1/")
         time.sleep(draw.uniform(0.0, 0.8))
-        everyone = family.children(recursive=True)
         if victim == "cell":
             killed_cells += _kill_a_cell(family)
             time.sleep(0.2)
@@ -198,7 +202,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=20)
         cut_short += process.returncode != 0
-        assert wait_until(lambda family=everyone: not any(_runs(one) for one in family)), "no orphan"
+        assert wait_until(lambda: not _family()), f"no orphan: {_family()}"
         if not the_run().exists():
             continue
         now = {cell_id: _bytes(cell_id) for cell_id, one in the_run().records().items() if one.status == "done"}
@@ -238,10 +242,16 @@ def _kill_a_cell(family: psutil.Process) -> int:
     return 0
 
 
-def _runs(process: psutil.Process) -> bool:
+def _family() -> list[psutil.Process]:
+    """All processes that a command of this test has started, whoever they belong to now."""
+    return [one for one in psutil.process_iter() if one.pid != os.getpid() and _is_of_the_family(one)]
+
+
+def _is_of_the_family(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        mine = process.environ().get(FAMILY) == os.environ[FAMILY]
+        return mine and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:  # it has ended, or is somebody else's
         return False
 
 
@@ -289,6 +299,20 @@ def _line(process: subprocess.Popen[str], wanted: str) -> str:
 
 def _asks_slowly(process: subprocess.Popen[str]) -> bool:
     return bool(_line(process, "slowly"))
+
+
+def test_ctrl_c_while_a_cell_is_kept() -> None:
+    """Waits until it is, then does what it would have done."""
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt), gentle(lambda: told.append("stopping")) as asked:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            told.append("kept")
+        assert told == ["kept", "stopping"] and asked()
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            told.append("kept again")
+    assert told[-1] == "kept again"
 
 
 # Disks
@@ -367,6 +391,31 @@ def test_a_disk_that_fails_for_good(number: int, monkeypatch: pytest.MonkeyPatch
         runner.execute(sweep, grid, options, light.LightExecutor(), console)
     assert statuses() == {f"{light.QUICK[0]} 4": "done"}
     assert not list(the_run().folder.rglob(".*.tmp")) and not (the_run().folder / ".reserve").exists()
+
+
+def test_an_earlier_record_is_kept_on_a_full_disk_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The room that is held back serves for it as well, on a disk without a second name for a file."""
+    write_grid(light.LEAVES)
+    assert run().returncode == 1
+    (record,) = the_run().records().values()
+    earlier = _bytes(record.cell_id)
+    reserve = the_run().folder / ".reserve"
+
+    def full(path: Path, content: str | bytes) -> None:
+        if reserve.exists() and path != reserve:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_atomic(path, content)
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(records, "write_atomic", full)
+    monkeypatch.setattr(records.os, "link", no_links)
+    with the_run().reserved(0), pytest.raises(UserError, match="is kept, in the room that was held back"):
+        the_run().write_record(record.replace(reason="a later attempt"))
+    assert the_run().records()[record.cell_id].reason == "a later attempt"
+    (kept,) = (the_run().folder / "superseded").iterdir()
+    assert kept.read_bytes() == earlier
 
 
 # Records

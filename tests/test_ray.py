@@ -81,7 +81,7 @@ def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **
 def test_cells_are_shared_out_and_their_records_are_as_at_home(executor: RayExecutor) -> None:
     """Each on one node at a time, with its machine, its log and the count of its attempts; odd ends stay their own."""
     odd = (light.LOUD, light.CRASHES, light.HANGS, *light.QUICK[:4])
-    found = sweep(executor, light.SLOW, *odd, seeds=2, timeout=3.0)
+    found = sweep(executor, light.SLOW, *odd, seeds=2, timeout=10.0)
     assert len(found) == 16
     statuses = {name.partition(" ")[0]: record.status for name, record in found.items()}
     assert statuses == dict.fromkeys((light.SLOW, light.LOUD, *light.QUICK[:4]), "done") | {
@@ -109,17 +109,23 @@ def test_a_node_that_is_lost_takes_its_cells_in_flight_alone(nodes: Any, executo
     spare = nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
     nodes.ledger.unlink(missing_ok=True)
+    all_began: list[bool] = []
 
     def lose() -> None:
-        assert wait_until(lambda: nodes.ledger.exists() and len(nodes.ledger.read_text().split()) == 3, 60)
-        nodes.remove_node(spare, allow_graceful=False)
-        time.sleep(1)
-        nodes.go.touch()
+        try:
+            all_began.append(
+                wait_until(lambda: nodes.ledger.exists() and len(nodes.ledger.read_text().split()) == 3, 60)
+            )
+            nodes.remove_node(spare, allow_graceful=False)
+            time.sleep(1)
+        finally:
+            nodes.go.touch()
 
     thread = threading.Thread(target=lose)
     thread.start()
     found = sweep(executor, light.WAITS, seeds=6)
     thread.join()
+    assert all_began == [True]
     assert {record.status for record in found.values()} == {"done"} and len(found) == 6
     attempts = sorted(record.attempts for record in found.values())
     assert attempts == [1] * 5 + [2], "only the cell that ran there"
@@ -219,8 +225,19 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
         assert node.find_file(weights, parcel).path.read_bytes() == b"weights"
     assert len(fetched) == len(mini.train) + len(mini.val) + 1, "once"
     next((tmp_path / "cache" / "sent" / weights.digest).iterdir()).write_bytes(b"damaged")
-    with pytest.raises(UserError, match="not the weights that were sent"):
+    with pytest.raises(UserError, match="doesn't hold the weights that were sent; remove that folder"):
         node.find_file(weights, parcel)
+    shutil.rmtree(tmp_path / "cache" / "sent" / weights.digest)
+
+    def barred(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:  # a home that isn't for the eyes of who runs the node
+        patch.setattr(Path, "is_file", barred)
+        patch.setattr(Path, "is_dir", barred)
+        with pytest.raises(node._Missing):
+            node.find_file(weights, None)
+        assert node._digest(there) == ""
     evil = node.Parcel(parts=({"../../evil": b""},))
     with pytest.raises(UserError, match="outside its folder"):
         node.find_file(weights.replace(digest="0" * 64), evil)
@@ -247,6 +264,8 @@ def test_mistakes() -> None:
     """One line each."""
     with pytest.raises(UserError, match=r"--ray-address 127\.0\.0\.1:1: no Ray cluster there"):
         RayExecutor("127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"--ray-address 'ray://h:10001': Ray's client can't"):
+        RayExecutor("ray://h:10001")
     with pytest.raises(ConfigError, match="is for --executor ray"):
         runner.executor_for(Options(name="x", executor="process", address="auto"))
     bare = subprocess.run(

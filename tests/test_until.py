@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +80,8 @@ class Fake:
         self.times, self.failed = times, failed
         self.disk: dict[str, Record] = {}
         self.ran: list[str] = []
+        self.free: list[bool] = []
+        """Whether another command could have begun in the folder whenever seeds were planned."""
         self.console = Console(record=True, width=300, file=io.StringIO())
         monkeypatch.setattr(until.runner, "plan", self.plan)
         monkeypatch.setattr(until.runner, "execute", self.execute)
@@ -89,6 +93,7 @@ class Fake:
         return self.console.export_text().strip().splitlines()[-1]
 
     def plan(self, grid: Grid, *_: object) -> Sweep:
+        self.free.append(not Path("r/.lock").exists() or _is_free(Path("r")))
         manifest = SimpleNamespace(dataset=SimpleNamespace(val_labels=TRUTH))
         run: Any = SimpleNamespace(name="r", folder=Path("r"), manifest=lambda: manifest)
         cells = {one.cell_id: one.cell for one in self.records(grid)}
@@ -111,6 +116,23 @@ class Fake:
         self.ran += [f"{one.cell.config.regime} {one.cell.config.seed}" for one in new.values()]
         self.disk |= new
         return {**sweep.done, **new}
+
+
+def _is_free(folder: Path) -> bool:
+    """As another process finds it."""
+    code = (
+        "import sys; from pathlib import Path; from bench.turn import turn\nwith turn(Path(sys.argv[1]), 'other'): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or "is at work there" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+def test_no_other_command_begins_between_two_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end this one, after hours perhaps."""
+    fake = Fake(monkeypatch, TIMES)
+    fake.run(Goal(within=1.0, max_seeds=3))
+    assert fake.free == [True, False, False] and _is_free(Path("r"))
 
 
 TIMES = {"finetune": [20.0, 20.4, 19.2, 20.0, 20.1, 20.0], "frozen": [10.0, 9.8, 10.4, 10.0, 10.0, 10.0]}

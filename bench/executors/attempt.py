@@ -12,7 +12,9 @@ from typing import Protocol
 
 from bench.environment import Environment, environment
 from bench.executors import Executor, Limits, Outcome
+from bench.executors.log import log_size, shorten
 from bench.records import Cell
+from bench.stop import held_back
 from bench.watch import MachineState, Watch
 from tl.datasets import Splits
 from tl.machine import usable_cores
@@ -20,8 +22,6 @@ from tl.results import EpochResult
 from tl.weights import Weights
 
 RUN_CELL = "bench.job:run_cell"
-LOG_BYTES = 1 << 20
-"""That are kept of what a cell wrote: the first half and the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,26 +99,10 @@ def attempt(
     threads = min(work.threads or usable_cores(), usable_cores())
     arguments = (work.cell, work.splits, work.weights, threads)
     limits = Limits(seconds=work.timeout_seconds, memory_bytes=work.memory_bytes, log=work.log)
-    before = work.log.stat().st_size if work.log.exists() else 0
+    before = log_size(work.log)
     outcome = executor.call(RUN_CELL, *arguments, limits=limits, on_event=on_event)
-    machine = watch.end()
-    with contextlib.suppress(OSError):  # on a disk that fails, the result is worth more than its log
-        shorten(work.log, before)
+    with held_back():
+        machine = watch.end()
+        with contextlib.suppress(OSError):  # on a disk that fails, the result is worth more than its log
+            shorten(work.log, before)
     return Ended(outcome=outcome, started=started, environment=where, machine=machine)
-
-
-def shorten(log: Path, before: int = 0) -> None:
-    """Leave at most `LOG_BYTES` of what was added to a log of `before` bytes; an empty log goes."""
-    if not log.exists():
-        return
-    size = log.stat().st_size
-    if size == 0:
-        log.unlink()
-    elif size - before > LOG_BYTES:
-        half = LOG_BYTES // 2
-        with log.open("r+b") as file:
-            file.seek(size - half)
-            last = file.read()
-            file.seek(before + half)
-            file.write(f"\n… {size - before - 2 * half} bytes left out …\n".encode() + last)
-            file.truncate()

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Literal
 
 from bench.environment import environment
@@ -35,6 +36,7 @@ WAIT_FOR_NODE_SECONDS = 60.0
 """For a node of the right kind to come (back), before the cells that need one are given up."""
 LOOK_SECONDS = 1.0
 """Between two looks at which nodes there are."""
+_INSTEAD = "run on a machine of the cluster, with --ray-address auto or its head's HOST:6379"
 ASK_SECONDS = 120.0
 """That a node has for saying what it is: it may have to import torch for that."""
 
@@ -77,8 +79,8 @@ class RayExecutor:
         self.ray, self.make = _connected(address), make
         self.slots: dict[str, tuple[Slot, ...]] = {}
         """By node, of those that are there and have said what they have."""
-        self._asked: dict[str, Any] = {}
-        """By node, of those that have yet to say it."""
+        self._asked: dict[str, tuple[Any, float]] = {}
+        """By node, of those that have yet to say it: the task that asks, and since when it does."""
         self.unusable: dict[str, str] = {}
         """Nodes that can't say it, and why: most likely the suite isn't installed there."""
         self._here = make()
@@ -100,8 +102,6 @@ class RayExecutor:
         self.look(wait_seconds=ASK_SECONDS)
         for reason in self.unusable.values():
             raise UserError(reason)
-        if self._asked:
-            raise UserError(f"{len(self._asked)} nodes of the cluster didn't say in {ASK_SECONDS:g} s what they have")
         if not self.slots:
             raise UserError("no node of the cluster has CPUs to run cells on")
         found = {slot.device: slot.model for slots in self.slots.values() for slot in slots}
@@ -119,17 +119,23 @@ class RayExecutor:
         self.slots = {name: slots for name, slots in self.slots.items() if name in alive}
         self._asked = {name: answer for name, answer in self._asked.items() if name in alive}
         for name in alive.keys() - self.slots.keys() - self._asked.keys() - self.unusable.keys():
-            # A part of a GPU, so that the task sees it; the node's other tasks needn't make room for it.
+            # A part of a GPU, so that the task sees it: it waits while all are another job's.
             gpus = 0.01 if alive[name]["Resources"].get("GPU") else 0
-            self._asked[name] = self.task(name, node.describe_node, cpus=0, gpus=gpus).remote()
+            self._asked[name] = self.task(name, node.describe_node, cpus=0, gpus=gpus).remote(), time.monotonic()
         deadline = time.monotonic() + wait_seconds
-        for name, answer in list(self._asked.items()):
+        for name, (answer, since) in list(self._asked.items()):
+            host = alive[name]["NodeManagerHostname"]
             try:
                 devices, cores = self.ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
             except self.ray.exceptions.GetTimeoutError:
-                continue
+                if time.monotonic() - since < ASK_SECONDS:
+                    continue
+                with contextlib.suppress(Exception):
+                    self.ray.cancel(answer, force=True)
+                self.unusable[name] = (
+                    f"node {host}: didn't say in {ASK_SECONDS:g} s what it has; are its GPUs another job's?"
+                )
             except self.ray.exceptions.RayTaskError as error:
-                host = alive[name]["NodeManagerHostname"]
                 self.unusable[name] = f"node {host}: can't say what it has: {_reason(error)}"
             except self.ray.exceptions.RayError:  # it has gone again
                 pass
@@ -175,6 +181,7 @@ class _Flights:
         self._parcels: dict[str, Parcel] = {}
         """By digest of what is in them: packed when the first node says that it hasn't got it."""
         self._begun: set[str] = set()
+        self._here = cache(environment)
         self._looked, self._idle_since = -LOOK_SECONDS, time.monotonic()
 
     def go_on(self) -> bool:
@@ -197,6 +204,8 @@ class _Flights:
         if self._stop() or not (self._waiting or self._take()):
             return False
         if now - self._idle_since > WAIT_FOR_NODE_SECONDS and not self._executor.is_asking:
+            while self._take():
+                pass
             for work, attempt in self._waiting:
                 reason = f"no node has {work.cell.device}, and none came within {WAIT_FOR_NODE_SECONDS:g} s"
                 self._end_without(work, attempt - 1, "failed", reason)
@@ -301,10 +310,13 @@ class _Flights:
         cell, attempt = flight.work.cell, flight.attempt
         self._executor.doubt(flight.slot.node)
         if attempt == MOST_ATTEMPTS:
-            self._end_without(flight.work, attempt, "failed", f"its node was lost, {attempt} times in a row ({how})")
+            reason = f"its node, or its worker there, was lost, {attempt} times in a row ({how})"
+            self._end_without(flight.work, attempt, "failed", reason)
             return
         self._waiting.insert(0, (flight.work, attempt + 1))
-        self._events.warned(f"{cell}: its node was lost ({how}); attempt {attempt + 1} of {MOST_ATTEMPTS} follows")
+        self._events.warned(
+            f"{cell}: its node, or its worker there, was lost ({how}); attempt {attempt + 1} of {MOST_ATTEMPTS} follows"
+        )
 
     def _end_without(
         self,
@@ -314,15 +326,15 @@ class _Flights:
         reason: str,
         error: BaseException | None = None,
     ) -> None:
-        """A cell that ended and couldn't say how."""
+        """A cell that ended and couldn't say how, nor where: the environment is the driver's."""
         self._start(work)
         trace = describe(error)[2] if error else ""
         outcome = Outcome(status=status, reason=reason, traceback=trace, wall_seconds=0.0)
         end = Ended(
             outcome=outcome,
             started=datetime.now(UTC),
-            environment=environment(),
-            machine=MachineState(),
+            environment=self._here(),
+            machine=MachineState() if attempts else None,
             attempts=attempts,
         )
         self._events.ended(work.cell, end)
@@ -337,6 +349,8 @@ def _connected(address: str | None) -> Any:
         raise ConfigError('--executor ray: Ray isn\'t installed: pip install "tl-bench[ray]"') from error
     if ray.is_initialized():
         return ray
+    if address and address.startswith("ray://"):
+        raise ConfigError(f"--ray-address {address!r}: Ray's client can't run a sweep: {_INSTEAD}")
     if address and (problem := _unreachable(address)):
         raise UserError(f"--ray-address {address}: no Ray cluster there: {problem}")
     start: dict[str, Any] = {"num_cpus": usable_cores(), "include_dashboard": False} if address is None else {}
@@ -345,7 +359,7 @@ def _connected(address: str | None) -> Any:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **start)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray takes it for itself
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         raise UserError(f"--ray-address {address or 'local'}: no Ray cluster there: {error}") from error
     return ray
 

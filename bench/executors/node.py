@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from bench.executors import Executor
 from bench.executors.attempt import Ended, Work, attempt
-from bench.executors.process import SCRATCH, ProcessExecutor, clear_dead
+from bench.executors.process import HERE, SCRATCH, ProcessExecutor, clear_dead
 from tl.cache import cache_dir
 from tl.datasets import Splits, scan
 from tl.digest import file_digest
@@ -122,7 +122,7 @@ def _digest(root: Path) -> str:
     """Of the images below a folder; empty where it is none."""
     try:
         return scan(root).digest if root.is_dir() else ""
-    except UserError:
+    except (UserError, OSError):  # a folder that may not be looked at, too
         return ""
 
 
@@ -130,17 +130,25 @@ def find_file(weights: Weights, parcel: Parcel | None) -> Weights:
     """The same weights on this node: where they are on the driver's, or unpacked into the cache."""
     if weights.path is None:
         return weights
-    if weights.path.is_file() and file_digest(weights.path) == weights.digest:
+    if _has(weights.path, weights.digest):
         return weights
     folder = cache_dir() / "sent" / weights.digest
     path = folder / sent_name(weights.path)
-    if not path.is_file():
+    if not _has(path, weights.digest):
         if parcel is None:
             raise _Missing
         _unpack(parcel, folder)
-    if file_digest(path) != weights.digest:
-        raise UserError(f"{path}: not the weights that were sent; remove that file")
+        if not _has(path, weights.digest):
+            raise UserError(f"{folder}: doesn't hold the weights that were sent; remove that folder")
     return weights.replace(path=path)
+
+
+def _has(path: Path, digest: str) -> bool:
+    """Whether a file is there, may be read, and has that content."""
+    try:
+        return path.is_file() and file_digest(path) == digest
+    except OSError:
+        return False
 
 
 def _unpack(parcel: Parcel, folder: Path) -> None:
@@ -148,8 +156,9 @@ def _unpack(parcel: Parcel, folder: Path) -> None:
     import ray
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    clear_dead(folder.parent, ".sent-")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".sent-{os.getpid()}-") as scratch:
+    begins = f".sent-{HERE}-"
+    clear_dead(folder.parent, begins)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{begins}{os.getpid()}-") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
         for part in parcel.parts:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import hashlib
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import tempfile
@@ -27,6 +29,7 @@ import psutil
 
 from bench.executors import NO_LIMITS, Emit, Limits, Outcome, load
 from bench.executors.failure import describe, readable
+from bench.executors.log import last_words, log_size
 from tl.machine import lift_memory_limit, limit_memory
 
 if TYPE_CHECKING:
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
 PRELOAD = "bench.job"
 _LONGEST_WAIT_SECONDS = 86_400.0
 """The operating system's own limit is a few weeks."""
-_TAIL_BYTES = 4_000
-"""Of what a cell wrote, where its process died: its last words."""
 
 
 class ProcessExecutor:
@@ -68,12 +69,13 @@ class ProcessExecutor:
         if self._context.get_start_method() == "forkserver":
             with _interrupts_ignored():
                 forkserver.ensure_running()
+        before = log_size(limits.log)
         started = time.perf_counter()
         deadline = None if limits.seconds is None else started + limits.seconds
         try:
             process.start()
             theirs.close()
-            end = _listen(ours, deadline, on_event)
+            end = _listen(ours, process.sentinel, deadline, on_event)
         finally:
             _kill_group(process)
             ours.close()
@@ -82,14 +84,16 @@ class ProcessExecutor:
             reason = f"took longer than the timeout of {limits.seconds:g} s"
             return Outcome(status="timeout", reason=reason, wall_seconds=wall)
         if isinstance(end, str):
-            return _died(process.exitcode, wall, limits)
+            return _died(process.exitcode, wall, limits, last_words(limits.log, before))
         reason = end.reason
         if end.status == "oom" and limits.memory_bytes:
             reason = f"{reason} (it may allocate {readable(limits.memory_bytes)})"
         return replace(end, reason=reason, wall_seconds=wall)
 
 
-SCRATCH = "tl-bench-"
+HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+"""This machine in the names of folders: others, whose processes have the same numbers, may write beside it."""
+SCRATCH = f"tl-bench-{HERE}-"
 """Begins the names of temporary folders, followed by the number of the process that they are of."""
 _LONGEST_SOCKET = 107 - len("/listener-12345678")
 """Bytes of a socket's folder, unix(7)."""
@@ -118,14 +122,20 @@ def clear_dead(place: Path, prefix: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen(connection: Connection, deadline: float | None, on_event: Emit | None) -> Outcome | str:
-    """Pass events on until the work is over: its outcome, or `timeout`, or `gone`."""
+def _listen(connection: Connection, sentinel: int, deadline: float | None, on_event: Emit | None) -> Outcome | str:
+    """Pass events on until the work is over: its outcome, or `timeout`, or `gone`.
+
+    `sentinel` is ready once the process has ended: what it had started may hold its end of the connection open.
+    """
     while True:
         left = None if deadline is None else max(0.0, deadline - time.perf_counter())
-        if not wait([connection], None if left is None else min(left, _LONGEST_WAIT_SECONDS)):
+        ready = wait([connection, sentinel], None if left is None else min(left, _LONGEST_WAIT_SECONDS))
+        if not ready:
             if left is not None and left <= _LONGEST_WAIT_SECONDS:
                 return "timeout"
             continue
+        if connection not in ready:
+            return "gone"
         try:
             kind, value = connection.recv()
         except (EOFError, OSError):
@@ -137,8 +147,7 @@ def _listen(connection: Connection, deadline: float | None, on_event: Emit | Non
             on_event(value)
 
 
-def _died(exit_code: int | None, wall: float, limits: Limits) -> Outcome:
-    said = _last_words(limits.log)
+def _died(exit_code: int | None, wall: float, limits: Limits, said: str) -> Outcome:
     if exit_code == -signal.SIGKILL:
         reason = "killed by the system, most likely because memory ran out; a smaller batch size needs less"
         return Outcome(status="oom", reason=reason, traceback=said, wall_seconds=wall)
@@ -148,14 +157,6 @@ def _died(exit_code: int | None, wall: float, limits: Limits) -> Outcome:
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"exit status {exit_code}"
     reason = f"the cell's process ended without a result ({how})"
     return Outcome(status="failed", reason=reason, traceback=said, wall_seconds=wall)
-
-
-def _last_words(log: Path | None) -> str:
-    if log is None or not log.exists():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        return file.read().decode(errors="replace")
 
 
 def _kill_group(process: Any) -> None:
@@ -172,8 +173,6 @@ def _kill_group(process: Any) -> None:
 def _work(connection: Connection, function: str, arguments: tuple[Any, ...], limits: Limits) -> None:
     """The child's side."""
     os.setsid()  # Ctrl-C in the terminal goes to the parent alone, which ends this group
-    if limits.log:
-        _write_to(limits.log)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes, not the parent
@@ -182,6 +181,8 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...], lim
         connection.send(("event", event))
 
     try:
+        if limits.log:
+            _write_to(limits.log)
         if limits.memory_bytes is not None:
             limit_memory(limits.memory_bytes)
         value = load(function)(*arguments, emit)
