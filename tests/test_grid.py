@@ -110,6 +110,8 @@ def test_the_command_line_rules_included_cells_too(tmp_path: Path) -> None:
         ('device = "all"', {"devices": ["cpu"]}, True),
         ('device = "cuda"', {"devices": ["cuda:0"]}, True),
         ('device = "cuda:1"', {"devices": ["cpu"]}, False),
+        ('device = "cuda"', {"devices": ["cuda:0@nvidia-h100"]}, True),
+        ('device = "cpu"', {"devices": ["cuda:0@nvidia-h100"]}, False),
         ('device = "cpu"', {"devices": ["all"]}, True),
         ('backbone = "c"', {"backbones": ["timm:c"]}, True),
         ('backbone = "timm:c"', {"backbones": ["c"]}, True),

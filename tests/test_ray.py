@@ -81,7 +81,7 @@ def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **
 def test_cells_are_shared_out_and_their_records_are_as_at_home(executor: RayExecutor) -> None:
     """Each on one node at a time, with its machine, its log and the count of its attempts; odd ends stay their own."""
     odd = (light.LOUD, light.CRASHES, light.HANGS, *light.QUICK[:4])
-    found = sweep(executor, light.SLOW, *odd, seeds=2, timeout=10.0)
+    found = sweep(executor, light.SLOW, *odd, seeds=2, timeout=6.0)
     assert len(found) == 16
     statuses = {name.partition(" ")[0]: record.status for name, record in found.items()}
     assert statuses == dict.fromkeys((light.SLOW, light.LOUD, *light.QUICK[:4]), "done") | {
