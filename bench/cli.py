@@ -370,8 +370,8 @@ def report(
     ] = False,
 ) -> None:
     """Write reports/NAME.md and one self-contained reports/NAME.html; of a run that isn't complete, what there is."""
-    from bench.records import all_runs, find_runs
     from bench.runner import check_name, check_output
+    from bench.runs import all_runs, find_runs
 
     if index:
         if collect or name is not None:
@@ -420,9 +420,9 @@ def show(runs: RunArgument) -> None:
     """Print the answer, the claim and the table."""
     from rich.console import Console
 
-    from bench.records import find_runs
     from bench.report.summary import summarise
     from bench.report.terminal import print_summary
+    from bench.runs import find_runs
 
     print_summary(summarise(find_runs(runs), "show"), Console())
 
@@ -433,8 +433,8 @@ def claims(
     format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Print what runs say of each claim: measured, predicted, verdict."""
-    from bench.records import find_runs
     from bench.report.summary import summarise
+    from bench.runs import find_runs
     from bench.verdicts import print_claims
 
     print_claims(summarise(find_runs(runs), "claims"), format)
@@ -554,7 +554,7 @@ def export(
 ) -> None:
     """Print one row a cell; the columns are described in results/README.md."""
     if to:
-        from bench.records import find_runs
+        from bench.runs import find_runs
         from bench.trackers import export_to
 
         if format or raw:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench.records import find_runs
+from bench.runs import find_runs
 from bench.table import epoch_rows, load_results
 from tl.cache import write_atomic
 from tl.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records import Run
+from bench.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ from bench.grid import Grid, expand
 from bench.options import Options
 from bench.order import arrange
 from bench.progress import Reporter, make_reporter
-from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
+from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record
+from bench.runs import Run
 from bench.settle import KEPT, Answer, locate, settle, settle_key
 from bench.stop import gentle, held_back
 from bench.terminal import say

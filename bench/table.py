@@ -9,7 +9,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from bench.metrics import METRICS
-from bench.records import Record, Run, find_runs
+from bench.records import Record
+from bench.runs import Run, find_runs
 from bench.watch import MachineState
 from tl.gpu import GpuState
 from tl.regimes import REGIMES

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.metrics import METRICS
-from bench.records import Record, Run
+from bench.records import Record
+from bench.runs import Run
 from tl.errors import UserError
 
 EPOCH_FIGURES = (

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.environment import environment
-from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record, Run
+from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record
+from bench.runs import Run
 from tl.config import TrainConfig
 from tl.results import EpochResult, Predictions, TrainResult
 from tl.weights import Weights

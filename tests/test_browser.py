@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from bench.records import Run
 from bench.report import write
 from bench.report.summary import summarise
 from bench.report.write import write_report
+from bench.runs import Run
 from tests.runs import RANDOM, record, write_run
 from tests.test_executors import wait_until
 

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 import bench
-from bench.records import SCHEMA_VERSION, Run
+from bench.records import SCHEMA_VERSION
+from bench.runs import Run
 from tests.commands import ONE, ONE_CELL, command
 from tests.images import write_folder
 from tests.weights import published

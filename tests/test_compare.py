@@ -16,7 +16,8 @@ from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED, de
 from bench.compare.judge import Comparison, Rule, compare
 from bench.compare.show import show
 from bench.compare.sides import QUANTITIES, SECONDS, Entry, Quantity, Side, read_sides
-from bench.records import Record, Run
+from bench.records import Record
+from bench.runs import Run
 from bench.stats import ratio_of_means
 from tests.commands import command
 from tests.runs import RANDOM, record, write_run

@@ -15,10 +15,11 @@ from bench.claims import CLAIMS
 from bench.findings import show_estimate
 from bench.grid import shipped
 from bench.metrics import METRICS
-from bench.records import STATUSES, find_runs
+from bench.records import STATUSES
 from bench.report.summary import summarise
 from bench.report.tables import accuracy, show
 from bench.report.write import write_report
+from bench.runs import find_runs
 from bench.table import COLUMNS
 from tl.config import PRECISIONS, PROTOCOLS
 from tl.datasets import DATASETS

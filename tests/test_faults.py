@@ -21,13 +21,14 @@ import psutil
 import pytest
 from rich.console import Console
 
-from bench import records, runner
+from bench import runner, runs
 from bench.executors import attempt
 from bench.executors.failure import describe, readable
 from bench.executors.log import LOG_BYTES
 from bench.grid import load_grid
 from bench.options import Options
-from bench.records import SCHEMA_VERSION, Run
+from bench.records import SCHEMA_VERSION
+from bench.runs import Run
 from bench.stop import gentle, held_back
 from tests import light
 from tests.commands import LIGHT
@@ -384,7 +385,7 @@ def test_a_disk_that_fails_for_good(number: int, monkeypatch: pytest.MonkeyPatch
             raise OSError(number, os.strerror(number), str(path))
         write_atomic(path, content)
 
-    monkeypatch.setattr(records, "write_atomic", fail)
+    monkeypatch.setattr(runs, "write_atomic", fail)
     grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
     sweep = runner.plan(grid, options, light.LightExecutor(), console)
     with pytest.raises(UserError, match=f"{os.strerror(number)}.*is NOT kept"):
@@ -409,8 +410,8 @@ def test_an_earlier_record_is_kept_on_a_full_disk_too(monkeypatch: pytest.Monkey
     def no_links(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(records, "write_atomic", full)
-    monkeypatch.setattr(records.os, "link", no_links)
+    monkeypatch.setattr(runs, "write_atomic", full)
+    monkeypatch.setattr(runs.os, "link", no_links)
     with the_run().reserved(0), pytest.raises(UserError, match="is kept, in the room that was held back"):
         the_run().write_record(record.replace(reason="a later attempt"))
     assert the_run().records()[record.cell_id].reason == "a later attempt"

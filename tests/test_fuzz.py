@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from bench import cli, executors
 from bench.compare.gate import TABLE, read_rules
 from bench.grid import Grid, expand, load_grid
-from bench.records import SCHEMA_VERSION, Record, Run
+from bench.records import SCHEMA_VERSION, Record
+from bench.runs import Run
 from tests import light
 from tests.runs import record, write_run
 from tl.errors import UserError

@@ -21,7 +21,7 @@ from bench.executors import cluster, node
 from bench.executors.cluster import RayExecutor
 from bench.grid import load_grid
 from bench.options import Options
-from bench.records import Run
+from bench.runs import Run
 from tests import light
 from tests.test_executors import wait_until
 from tl.datasets import Splits

@@ -16,8 +16,9 @@ from rich.console import Console
 from bench import watch
 from bench.executors import make_executor
 from bench.progress import make_reporter
-from bench.records import Record, Run, find_runs
+from bench.records import Record
 from bench.report.summary import summarise
+from bench.runs import Run, find_runs
 from bench.table import frame, row
 from bench.watch import Counters, MachineState, Watch, parse_stat, read_counters, shares
 from tests.commands import ONE, command

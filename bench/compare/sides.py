@@ -12,7 +12,8 @@ from typing import Literal
 from bench.compare import benchmark_files
 from bench.groups import varying_settings
 from bench.metrics import METRICS
-from bench.records import Cell, Manifest, Record, Run, each_once, find_run, find_runs
+from bench.records import Cell, Manifest, Record
+from bench.runs import Run, each_once, find_run, find_runs
 from tl.errors import UserError, not_one_of
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]

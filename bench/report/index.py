@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from bench.records import Run
 from bench.report.answers import Headline, answers, headlines
 from bench.report.pages import environment_for, style
 from bench.report.summary import summarise
+from bench.runs import Run
 from tl.cache import write_atomic
 from tl.errors import UserError
 

@@ -12,7 +12,8 @@ from bench.claims import HALF_THE_TIME, Claim
 from bench.findings import Finding, claims_of, judge, without_result
 from bench.groups import Group, make_groups, most_accurate, varying_settings
 from bench.prediction import explain, predicted
-from bench.records import Cell, Manifest, Record, Run
+from bench.records import Cell, Manifest, Record
+from bench.runs import Run
 from bench.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio
 from tl.regimes import REGIMES
 

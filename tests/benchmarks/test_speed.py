@@ -17,9 +17,9 @@ import tl
 from bench import runner
 from bench.grid import load_grid
 from bench.options import Options
-from bench.records import Run, seal
 from bench.report.summary import summarise
 from bench.report.write import write_report
+from bench.runs import Run, seal
 from tests.benchmarks.steps import NETWORKS, TRAINING, make_step
 from tests.benchmarks.turns import timed
 from tests.conftest import TINY
