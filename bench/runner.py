@@ -27,7 +27,7 @@ from bench.progress import Reporter, make_reporter
 from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record
 from bench.runs import Run
 from bench.settle import KEPT, Answer, locate, settle, settle_key
-from bench.stop import gentle, held_back
+from bench.stop import gentle, held_back, let_through
 from bench.terminal import say
 from bench.turn import turn
 from bench.watch import look
@@ -159,7 +159,8 @@ def execute(
             gentle(lambda: say(console, STOPPING, style="yellow")) as asked,
         ):
             events = _Events(sweep, options, reporter, records, located, machine, first_order)
-            executor.run_cells(_work(sweep, options, missing, events), events, asked)
+            with held_back():
+                executor.run_cells(_work(sweep, options, missing, events), events, asked)
     if asked():
         raise KeyboardInterrupt
     return records
@@ -196,16 +197,19 @@ class _Events:
     def started(self, cell: Cell) -> None:
         self.orders[cell.id] = self.order
         self.order += 1
-        self.reporter.started(cell)
+        with let_through():  # a terminal may be stopped
+            self.reporter.started(cell)
 
     def told(self, cell: Cell, event: EpochResult | str) -> None:
-        if isinstance(event, str):
-            self.reporter.stage(cell, event)
-        else:
-            self.reporter.epoch(cell, event)
+        with let_through():
+            if isinstance(event, str):
+                self.reporter.stage(cell, event)
+            else:
+                self.reporter.epoch(cell, event)
 
     def warned(self, text: str) -> None:
-        self.reporter.warned(text)
+        with let_through():
+            self.reporter.warned(text)
 
     def declined(self, cell: Cell) -> bool:
         answer, smallest = self.located[cell.id], self.ran_out.get(cell.key("seed", "batch_size"), math.inf)
@@ -225,12 +229,6 @@ class _Events:
         self.ended(cell, Ended(outcome=outcome, started=now, environment=self.machine, machine=None, attempts=0))
 
     def ended(self, cell: Cell, end: Ended) -> None:
-        with held_back():
-            self._keep(cell, end)
-        if self.options.on_record:
-            self.options.on_record(self.sweep.run)
-
-    def _keep(self, cell: Cell, end: Ended) -> None:
         splits, answer, outcome = self.sweep.splits, self.located[cell.id], end.outcome
         self._learn(cell, outcome.status)
         result, allocator = outcome.value if outcome.status == "done" else (None, "")
@@ -256,7 +254,10 @@ class _Events:
         )
         self.records[cell.id] = record
         self.sweep.run.write_record(record)
-        self.reporter.ended(record)
+        with let_through():
+            self.reporter.ended(record)
+            if self.options.on_record:
+                self.options.on_record(self.sweep.run)
 
 
 def _work(sweep: Sweep, options: Options, missing: dict[str, Cell], events: _Events) -> Iterator[Work]:

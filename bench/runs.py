@@ -79,9 +79,7 @@ class Run:
         for path in sorted((self.folder / "cells").glob("*.json")):
             try:
                 record = _parse(path, Record)
-                # A file with a digest is as it was written, with the id that its cell has.
-                as_written = record.schema_version >= SEALED_SINCE or record.cell.was_called(record.cell_id)
-                if path.stem != record.cell_id or not as_written:
+                if path.stem != record.cell_id or not record.cell.was_called(record.cell_id):
                     raise Damaged(f"{path}: damaged: its content is that of cell {record.cell.id}")
             except Damaged as error:
                 yield path, error

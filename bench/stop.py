@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -34,26 +35,56 @@ def gentle(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_held: list[dict[signal.Signals, Any]] = []
+"""Of each `held_back` that is under way: what the signals would have done."""
+_came: list[int] = []
+"""Signals that wait."""
+
+
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """What would end the command waits for the end of this block: a cell that has ended is kept.
+    """What would end the command waits for the next `let_through`, or for the end of this block: between the two,
+    what was begun is ended, and a cell that has ended is kept. An error in the block goes before it.
 
     In any thread but the main one, which alone hears signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda heard, _: came.append(heard)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    _held.append(_set(dict.fromkeys(_SIGNALS, lambda number, _: _came.append(number))))
     try:
         yield
+    except BaseException:
+        _set(_held.pop())
+        _came.clear()
+        raise
+    _set(_held.pop())
+    _deliver()
+
+
+@contextlib.contextmanager
+def let_through() -> Iterator[None]:
+    """In a block of `held_back`: what came since is heard now, and what comes until the end of this one at once."""
+    if not _held or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = _set(_held[-1])
+    try:
+        _deliver()
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for heard in came:
-            signal.raise_signal(heard)
+        _set(before)
+
+
+def _set(handlers: dict[signal.Signals, Any]) -> dict[signal.Signals, Any]:
+    """Returns those that there were."""
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+
+def _deliver() -> None:
+    while _came:
+        signal.raise_signal(_came.pop(0))
 
 
 @contextlib.contextmanager

@@ -83,6 +83,10 @@ def hang(file: Path, emit: Any) -> None:
     time.sleep(1000)
 
 
+def nap(seconds: float, emit: Any) -> None:
+    time.sleep(seconds)
+
+
 def burn(seconds: float, emit: Any) -> None:
     """Use that much CPU time."""
     end = time.process_time() + seconds

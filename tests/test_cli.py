@@ -16,7 +16,8 @@ import pytest
 import bench
 from bench.records import SCHEMA_VERSION
 from bench.runs import Run
-from tests.commands import ONE, ONE_CELL, command
+from tests import light
+from tests.commands import ONE, ONE_CELL, command, light_command
 from tests.images import write_folder
 from tests.weights import published
 from tl.errors import UserError
@@ -196,17 +197,17 @@ def test_a_cell_that_makes_no_sense_is_skipped_and_no_failure(tmp_path: Path) ->
 def test_a_timed_out_cell_is_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
     """Exit status 1; the reason is in the record, in the report and on the terminal."""
     grid = tmp_path / "two.toml"
-    grid.write_text(ONE_CELL + '[train]\nepochs = 2\n[[include]]\nbackbone = "timm:test_resnet"\nepochs = 100000\n')
-    arguments = ("run", "--grid", str(grid), "--weights", "random", "--timeout", "8")
-    done = command(*arguments)
+    grid.write_text(ONE_CELL.replace('"timm:test_resnet"', f'"{light.HANGS}", "{light.QUICK[0]}"'))
+    done = light_command("run", "--grid", str(grid), "--timeout", "3")
     assert done.returncode == 1, done.stdout + done.stderr
-    run = Run(tmp_path / "results" / "two-random")
-    records = {record.cell.config.epochs: record for record in run.records().values()}
-    assert records[2].status == "done"
-    assert records[100000].status == "timeout" and "8 s" in records[100000].reason and records[100000].result is None
+    run = Run(tmp_path / "results" / "two")
+    records = {record.cell.config.backbone: record for record in run.records().values()}
+    slow = records[light.HANGS]
+    assert records[light.QUICK[0]].status == "done"
+    assert slow.status == "timeout" and "3 s" in slow.reason and slow.result is None
     assert "timeout: " in done.stdout
-    assert "took longer" in Path("reports/two-random.md").read_text()
-    table = bench.load_results("two-random")
+    assert "took longer" in Path("reports/two.md").read_text()
+    table = bench.load_results("two")
     assert set(table["status"]) == {"done", "timeout"} and table["reason"].notna().sum() == 1
 
 

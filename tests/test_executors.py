@@ -105,11 +105,33 @@ def test_last_words_are_of_this_attempt(tmp_path: Path) -> None:
     assert (tmp_path / "cell.log").read_text().startswith("std::bad_alloc"), "which is kept"
 
 
-def test_a_log_that_can_t_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Is the reason, and no traceback on the terminal."""
-    outcome = make_executor("process").call("tests.jobs:double", 1, limits=Limits(log=tmp_path / "none" / "cell.log"))
-    assert outcome.status == "failed" and "cell.log" in outcome.reason
-    assert capfd.readouterr().err == ""
+def test_a_log_that_can_t_be_written(tmp_path: Path) -> None:
+    """Is the reason, and no traceback on the terminal, which the fork server of this process doesn't have."""
+    code = (
+        "import sys; from pathlib import Path; from bench.executors import Limits, make_executor\n"
+        "outcome = make_executor('process').call('tests.jobs:double', 1, limits=Limits(log=Path(sys.argv[1])))\n"
+        "print(outcome.status, outcome.reason)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "none" / "cell.log")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith("failed ") and "cell.log" in done.stdout and done.stderr == ""
+
+
+def test_work_goes_on_where_the_fork_server_ends(tmp_path: Path) -> None:
+    """Its result is kept: only the server tells when a process has ended, and it tells that of all when it ends."""
+    code = (
+        "import os, signal, sys, threading\nfrom multiprocessing import forkserver\n"
+        "from bench.executors import make_executor\n"
+        "process = make_executor('process')\n"
+        "process.call('tests.jobs:double', 1)\n"
+        "server = forkserver._forkserver._forkserver_pid\n"
+        "threading.Timer(0.7, os.kill, [server, signal.SIGKILL]).start()\n"
+        "print(process.call('tests.jobs:nap', 2.0).status)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "done\n", done.stdout + done.stderr
 
 
 def test_an_interrupt_while_the_server_starts_is_heard(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,13 +24,14 @@ from rich.console import Console
 
 from bench import runner, runs
 from bench.executors import attempt
+from bench.executors import process as process_executor
 from bench.executors.failure import describe, readable
 from bench.executors.log import LOG_BYTES
 from bench.grid import load_grid
 from bench.options import Options
 from bench.records import SCHEMA_VERSION
 from bench.runs import Run
-from bench.stop import gentle, held_back
+from bench.stop import ended_by_signals, gentle, held_back, let_through
 from tests import light
 from tests.commands import LIGHT
 from tests.test_executors import wait_until
@@ -302,18 +304,48 @@ def _asks_slowly(process: subprocess.Popen[str]) -> bool:
     return bool(_line(process, "slowly"))
 
 
-def test_ctrl_c_while_a_cell_is_kept() -> None:
-    """Waits until it is, then does what it would have done."""
+@pytest.mark.parametrize("moment", ["_kill_group", "shorten", "write_atomic", "end"])
+def test_a_signal_while_a_cell_is_kept(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM between the end of a cell and its record, wherever: the record is written, and then all ends."""
+    write_grid(*light.QUICK[:2])
+    place = {"_kill_group": process_executor, "shorten": attempt, "write_atomic": runs, "end": attempt.Watch}[moment]
+    real = getattr(place, moment)
+    sent: list[bool] = []
+
+    def disturbed(*given: Any) -> Any:
+        is_record = moment != "write_atomic" or given[0].parent.name == "cells"
+        if the_run().exists() and is_record and not sent:
+            sent.append(True)
+            signal.raise_signal(signal.SIGTERM)
+        return real(*given)
+
+    monkeypatch.setattr(place, moment, disturbed)
+    grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
+    sweep = runner.plan(grid, options, light.LightExecutor(), console)
+    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        runner.execute(sweep, grid, options, light.LightExecutor(), console)
+    assert sent and list(statuses().values()) == ["done"]
+
+
+def test_a_signal_that_is_held_back() -> None:
+    """Is heard where it is let through, or at the end, as it would have been; an error goes before it."""
     told: list[str] = []
-    with pytest.raises(KeyboardInterrupt), gentle(lambda: told.append("stopping")) as asked:
+    with gentle(lambda: told.append("heard")) as asked:
         with held_back():
             signal.raise_signal(signal.SIGINT)
-            told.append("kept")
-        assert told == ["kept", "stopping"] and asked()
-        with held_back():
+            assert not asked()
+            with let_through():
+                assert asked() and told == ["heard"]
+            with pytest.raises(KeyboardInterrupt), let_through():
+                signal.raise_signal(signal.SIGINT)
+            told.append("went on")
+        with pytest.raises(UserError, match="disk"), held_back():
             signal.raise_signal(signal.SIGINT)
-            told.append("kept again")
-    assert told[-1] == "kept again"
+            raise UserError("disk")
+        with pytest.raises(KeyboardInterrupt), held_back():
+            signal.raise_signal(signal.SIGINT)
+            told.append("ended")
+    assert told == ["heard", "went on", "ended"]
 
 
 # Disks

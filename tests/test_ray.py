@@ -150,6 +150,30 @@ def test_cells_for_which_no_node_is_left(nodes: Any, executor: RayExecutor, monk
     assert "no node has cpu@x-1" in found[f"{light.QUICK[0]} 0"].reason
 
 
+def test_a_node_that_doesn_t_answer(executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gets no cell, with the reason; it is asked again later, and until then no sweep waits for it."""
+
+    def silent(*_: object, timeout: float) -> None:
+        raise ray.exceptions.GetTimeoutError
+
+    executor.slots = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(executor.ray, "get", silent)
+        executor.look()
+        assert executor.is_asking and not executor.unusable
+        with pytest.raises(UserError, match=r"nodes of the cluster didn't say in 120 s"):
+            executor.devices()
+        patch.setattr(cluster, "ASK_SECONDS", 0.0)
+        executor.look()
+        assert not executor.is_asking and len(executor.unusable) == 2
+        with pytest.raises(UserError, match="what it has; are its GPUs another job's"):
+            executor.devices()
+        patch.setattr(cluster, "ASK_AGAIN_SECONDS", 0.0)
+    executor._ask_again = dict.fromkeys(executor.unusable, 0.0)
+    executor.look(wait_seconds=60)
+    assert not executor.unusable and len(executor.slots) == 2
+
+
 def test_the_driver_is_killed_and_started_again(nodes: Any, tmp_path: Path) -> None:
     """What was finished is kept; cells of the dead driver end with it."""
     code = (

@@ -14,7 +14,6 @@ from bench.environment import Environment, environment
 from bench.executors import Executor, Limits, Outcome
 from bench.executors.log import log_size, shorten
 from bench.records import Cell
-from bench.stop import held_back
 from bench.watch import MachineState, Watch
 from tl.datasets import Splits
 from tl.machine import usable_cores
@@ -101,8 +100,7 @@ def attempt(
     limits = Limits(seconds=work.timeout_seconds, memory_bytes=work.memory_bytes, log=work.log)
     before = log_size(work.log)
     outcome = executor.call(RUN_CELL, *arguments, limits=limits, on_event=on_event)
-    with held_back():
-        machine = watch.end()
-        with contextlib.suppress(OSError):  # on a disk that fails, the result is worth more than its log
-            shorten(work.log, before)
+    machine = watch.end()
+    with contextlib.suppress(OSError):  # on a disk that fails, the result is worth more than its log
+        shorten(work.log, before)
     return Ended(outcome=outcome, started=started, environment=where, machine=machine)

@@ -26,6 +26,7 @@ from bench.executors.attempt import Ended, Events, Work
 from bench.executors.failure import describe
 from bench.executors.node import MakeExecutor, Parcel
 from bench.executors.process import ProcessExecutor
+from bench.stop import let_through
 from bench.watch import MachineState
 from tl.errors import ConfigError, UserError
 from tl.machine import usable_cores
@@ -36,9 +37,11 @@ WAIT_FOR_NODE_SECONDS = 60.0
 """For a node of the right kind to come (back), before the cells that need one are given up."""
 LOOK_SECONDS = 1.0
 """Between two looks at which nodes there are."""
-_INSTEAD = "run on a machine of the cluster, with --ray-address auto or its head's HOST:6379"
 ASK_SECONDS = 120.0
 """That a node has for saying what it is: it may have to import torch for that."""
+ASK_AGAIN_SECONDS = 300.0
+"""After which a node that didn't answer is asked again."""
+_INSTEAD = "run on a machine of the cluster, with --ray-address auto or its head's HOST:6379"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,9 @@ class RayExecutor:
         self._asked: dict[str, tuple[Any, float]] = {}
         """By node, of those that have yet to say it: the task that asks, and since when it does."""
         self.unusable: dict[str, str] = {}
-        """Nodes that can't say it, and why: most likely the suite isn't installed there."""
+        """Nodes that can't say it, and why: the suite isn't installed there, or their GPUs are another job's."""
+        self._ask_again: dict[str, float] = {}
+        """When, of those that didn't answer."""
         self._here = make()
         self._devices: dict[str, str] = {}
         self._tasks: dict[tuple[Any, ...], Any] = {}
@@ -102,6 +107,8 @@ class RayExecutor:
         self.look(wait_seconds=ASK_SECONDS)
         for reason in self.unusable.values():
             raise UserError(reason)
+        if self._asked:
+            raise UserError(f"{len(self._asked)} nodes of the cluster didn't say in {ASK_SECONDS:g} s what they have")
         if not self.slots:
             raise UserError("no node of the cluster has CPUs to run cells on")
         found = {slot.device: slot.model for slots in self.slots.values() for slot in slots}
@@ -118,6 +125,9 @@ class RayExecutor:
         alive = {each["NodeID"]: each for each in self.ray.nodes() if each["Alive"] and each["Resources"].get("CPU")}
         self.slots = {name: slots for name, slots in self.slots.items() if name in alive}
         self._asked = {name: answer for name, answer in self._asked.items() if name in alive}
+        for name in [name for name, when in self._ask_again.items() if when <= time.monotonic()]:
+            del self._ask_again[name]
+            self.unusable.pop(name, None)
         for name in alive.keys() - self.slots.keys() - self._asked.keys() - self.unusable.keys():
             # A part of a GPU, so that the task sees it: it waits while all are another job's.
             gpus = 0.01 if alive[name]["Resources"].get("GPU") else 0
@@ -135,6 +145,7 @@ class RayExecutor:
                 self.unusable[name] = (
                     f"node {host}: didn't say in {ASK_SECONDS:g} s what it has; are its GPUs another job's?"
                 )
+                self._ask_again[name] = time.monotonic() + ASK_AGAIN_SECONDS
             except self.ray.exceptions.RayTaskError as error:
                 self.unusable[name] = f"node {host}: can't say what it has: {_reason(error)}"
             except self.ray.exceptions.RayError:  # it has gone again
@@ -189,14 +200,16 @@ class _Flights:
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             known = set(self._executor.unusable)
-            self._executor.look()
+            with let_through():
+                self._executor.look()
             for name in self._executor.unusable.keys() - known:  # it came while others are at work: they go on
                 self._events.warned(f"{self._executor.unusable[name]}; it gets no cell")
             self._looked = now
         if not self._stop():
             self._begin()
         if self._running:
-            ready, _ = self._ray.wait(list(self._running), timeout=LOOK_SECONDS, fetch_local=False)
+            with let_through():
+                ready, _ = self._ray.wait(list(self._running), timeout=LOOK_SECONDS, fetch_local=False)
             for messages in ready:
                 self._hear(messages)
             self._idle_since = time.monotonic()
@@ -208,9 +221,11 @@ class _Flights:
                 pass
             for work, attempt in self._waiting:
                 reason = f"no node has {work.cell.device}, and none came within {WAIT_FOR_NODE_SECONDS:g} s"
+                reason = "; ".join([reason, *self._executor.unusable.values()])
                 self._end_without(work, attempt - 1, "failed", reason)
             self._waiting = []
-        time.sleep(LOOK_SECONDS / 10)
+        with let_through():
+            time.sleep(LOOK_SECONDS / 10)
         return True
 
     def cancel(self) -> None:
@@ -270,7 +285,8 @@ class _Flights:
         files |= {work.weights.digest: {node.sent_name(path): path}} if path else {}
         try:
             for digest in files.keys() - self._parcels.keys():
-                self._parcels[digest] = node.pack(files[digest], self._ray.put)
+                with let_through():
+                    self._parcels[digest] = node.pack(files[digest], self._ray.put)
         except self._ray.exceptions.RayError as error:
             raise UserError(f"images or weights can't be sent to the cluster's nodes: {error}") from error
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.executors import NO_LIMITS, Emit, Limits, Outcome, load
 from bench.executors.failure import describe
+from bench.stop import let_through
 
 if TYPE_CHECKING:
     from bench.executors.attempt import Events, Work
@@ -22,7 +23,8 @@ class InlineExecutor:
         """See `bench.executors.Executor`; what the work writes goes where this process writes."""
         started = time.perf_counter()
         try:
-            value = load(function)(*arguments, on_event or (lambda event: None))
+            with let_through():
+                value = load(function)(*arguments, on_event or (lambda event: None))
         except Exception as error:
             status, reason, trace = describe(error)
             wall = time.perf_counter() - started

@@ -30,6 +30,7 @@ import psutil
 from bench.executors import NO_LIMITS, Emit, Limits, Outcome, load
 from bench.executors.failure import describe, readable
 from bench.executors.log import last_words, log_size
+from bench.stop import let_through
 from tl.machine import lift_memory_limit, limit_memory
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class ProcessExecutor:
         try:
             process.start()
             theirs.close()
-            end = _listen(ours, process.sentinel, deadline, on_event)
+            end = _listen(ours, process, deadline, on_event)
         finally:
             _kill_group(process)
             ours.close()
@@ -122,20 +123,25 @@ def clear_dead(place: Path, prefix: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen(connection: Connection, sentinel: int, deadline: float | None, on_event: Emit | None) -> Outcome | str:
+def _listen(connection: Connection, process: Any, deadline: float | None, on_event: Emit | None) -> Outcome | str:
     """Pass events on until the work is over: its outcome, or `timeout`, or `gone`.
 
-    `sentinel` is ready once the process has ended: what it had started may hold its end of the connection open.
+    Where a process has ended without a word, what it had started may hold its end of the connection open.
     """
+    sources: list[Any] = [connection, process.sentinel]
     while True:
         left = None if deadline is None else max(0.0, deadline - time.perf_counter())
-        ready = wait([connection, sentinel], None if left is None else min(left, _LONGEST_WAIT_SECONDS))
+        with let_through():
+            ready = wait(sources, None if left is None else min(left, _LONGEST_WAIT_SECONDS))
         if not ready:
             if left is not None and left <= _LONGEST_WAIT_SECONDS:
                 return "timeout"
             continue
-        if connection not in ready:
-            return "gone"
+        if connection not in ready and not connection.poll():
+            if not _lives(process.pid):
+                return "gone"
+            sources = [connection]  # it is the fork server that has ended, and the work goes on without it
+            continue
         try:
             kind, value = connection.recv()
         except (EOFError, OSError):
@@ -145,6 +151,13 @@ def _listen(connection: Connection, sentinel: int, deadline: float | None, on_ev
             return value
         if on_event:
             on_event(value)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _died(exit_code: int | None, wall: float, limits: Limits, said: str) -> Outcome:

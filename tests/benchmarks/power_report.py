@@ -109,17 +109,17 @@ def _verdict(rate: Interval, word: str, bound: float) -> str:
     return ("met" if met else "missed") + ("" if certain else ", not certain")
 
 
-def _measured(some: Sequence[Outcome]) -> dict[str, str]:
-    """How large live gates measured what was planted: it needn't be what was meant."""
-    ratios: dict[str, list[float]] = {}
-    for outcome in some:
+def _measured(some: Sequence[tuple[str, Outcome]]) -> dict[str, str]:
+    """How large live gates measured what was planted, by commit: it needn't be what was meant."""
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for suite, outcome in some:
         times = [re.search(r"time (\d+\.\d+)×", reason) for reason in outcome.reasons if says_slower(reason)]
         found = [float(time[1]) for time in times if time]
         if outcome.how == "live" and outcome.found and found:
-            ratios.setdefault(outcome.planted, []).extend(found)
+            ratios.setdefault((suite, outcome.planted), []).extend(found)
     return {
-        f"{name}, as measured": f"median {statistics.median(all_):.2f}× ({min(all_):.2f}–{max(all_):.2f})"
-        for name, all_ in ratios.items()
+        f"{name}, as measured at {suite}": f"median {statistics.median(all_):.2f}× ({min(all_):.2f}–{max(all_):.2f})"
+        for (suite, name), all_ in ratios.items()
     }
 
 
@@ -134,18 +134,17 @@ def render(all_power: Sequence[Power]) -> str:
     outcomes = [(power.environment.suite, outcome) for power in all_power for outcome in power.outcomes]
     several = len({suite for suite, _ in outcomes}) > 1
     for how, heading in HEADINGS.items():
-        here = [outcome for _, outcome in outcomes if outcome.how == how]
+        here = [(suite, outcome) for suite, outcome in outcomes if outcome.how == how]
         if not here:
             continue
         kinds: dict[tuple[str, str], list[Outcome]] = {}
-        for suite, outcome in outcomes:
-            if outcome.how == how:
-                kinds.setdefault((suite, outcome.planted), []).append(outcome)
+        for suite, outcome in here:
+            kinds.setdefault((suite, outcome.planted), []).append(outcome)
         rows = [({"commit": suite} if several else {}) | _row(name, some, how) for (suite, name), some in kinds.items()]
         rows = [{key: value for key, value in row.items() if any(other[key] for other in rows)} for row in rows]
         table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
         parts += [f"## {heading}", METHODS[how], table]
-        told = {o.planted: o.reasons[0] for o in here if how == "runs" and o.reasons} | _measured(here)
+        told = {o.planted: o.reasons[0] for _, o in here if how == "runs" and o.reasons} | _measured(here)
         parts += ["\n".join(f"- {name}: {reason}" for name, reason in told.items())] if told else []
     lines = [f"- `{power.command}`: {len(power.outcomes)} gates; {power.environment}" for power in all_power]
     return "\n\n".join([*parts, "## Commands", "\n".join(lines)]) + "\n"
