@@ -274,15 +274,15 @@ def test_a_cell_that_diverges_is_a_result_and_the_sweep_goes_on(tmp_path: Path) 
 
 def test_a_batch_that_memory_does_not_allow_is_a_failed_cell(tmp_path: Path) -> None:
     """torch's own allocation error becomes status `oom`, with the size; other cells go on."""
-    options = ("--backbone", "timm:resnet18", "--regime", "finetune", "--memory-limit", "100MiB", "--no-report")
+    options = ("--backbone", "torchvision:vgg16", "--regime", "finetune", "--memory-limit", "400MiB", "--no-report")
     done = command(*ONE, *options)
     assert done.returncode == 1, done.stdout + done.stderr
     run = next((tmp_path / "results").iterdir())
     records = {r.cell.config.backbone: r for r in Run(run).records().values()}
     assert records["timm:test_resnet"].status == "done"
-    assert records["timm:resnet18"].status == "oom"
+    assert records["torchvision:vgg16"].status == "oom"
     assert re.fullmatch(
-        r"out of memory: asked for [\d.]+ \w+ \(it may allocate 100 MiB\)", records["timm:resnet18"].reason
+        r"out of memory: asked for [\d.]+ \w+ \(it may allocate 400 MiB\)", records["torchvision:vgg16"].reason
     )
 
 
