@@ -197,6 +197,8 @@ def main() -> None:
         path = given.out / f"scale-{environment().git_commit[:12]}.json"
         if path.exists():
             raise UserError(f"{path} is there already, and nothing is overwritten: give another --out")
+        if len(set(given.cells)) < 2:
+            raise UserError(f"--cells {given.cells[0]}: give two sizes at least, to see how time grows")
         if warning := look():
             print(f"WARNING: {warning}", file=sys.stderr)
         samples = [s for _ in range(given.rounds) for cells in given.cells for s in measure(cells, given.steps)]
