@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import json
 import os
+import platform
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED
 from tests.benchmarks import gate, steps, test_speed
 from tests.benchmarks.conftest import source_digest
 from tests.benchmarks.gate import BASE, NEW, Tree
+from tests.benchmarks.turns import settle
 from tl.errors import UserError
 
 TREES = {name: Tree(folder=Path(name), python=sys.executable) for name in (BASE, NEW)}
@@ -122,12 +127,15 @@ def test_a_slower_working_tree(repository: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_turns() -> None:
-    """Two processes' rounds alternate strictly, whoever begins; when one ends, the other goes on alone."""
+    """Each sets up in its turn, rounds alternate strictly, whoever begins; when one ends, the other goes on alone."""
     to_first, to_second = os.pipe(), os.pipe()
     log = os.pipe()
     code = (
         "import os, sys; from tests.benchmarks.turns import Turns; turns = Turns.given()\n"
-        "for _ in range(int(sys.argv[2])):\n    turns.next(); os.write(int(sys.argv[3]), sys.argv[1].encode())"
+        "name, count, log = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
+        "turns.take(); os.write(log, name.upper().encode())\n"
+        "for _ in range(count):\n    turns.next(); os.write(log, name.encode())\n"
+        "turns.end(); os.write(log, b'.')"
     )
     processes = []
     for name, count, read, write in (("a", 3, to_first[0], to_second[1]), ("b", 5, to_second[0], to_first[1])):
@@ -142,8 +150,41 @@ def test_turns() -> None:
     for end in (*to_first, *to_second, log[1]):
         os.close(end)
     assert [process.wait() for process in processes] == [0, 0]
-    assert os.read(log[0], 100) == b"babababb"
+    said = os.read(log[0], 100).decode()
+    assert said.replace(".", "") == "BAbabababb"
+    assert said.index(".") >= len("BAbababab")  # the first to end waits for the other's round
     os.close(log[0])
+
+
+def test_a_turn_ends_when_no_thread_is_busy() -> None:
+    """A thread that goes on computing is waited for; one that sleeps isn't."""
+    stop, done = time.perf_counter() + 0.03, threading.Event()
+
+    def compute() -> None:
+        while time.perf_counter() < stop:
+            hashlib.sha256(bytes(1 << 16))
+        done.set()
+
+    threading.Thread(target=compute).start()
+    settle()
+    assert done.is_set()
+    sleeper = threading.Event()
+    threading.Thread(target=sleeper.wait).start()
+    settle()  # or the test would not end
+    sleeper.set()
+
+
+def test_benchmarks_run_as_cells_do(tmp_path: Path) -> None:
+    """Where they are timed: the allocator keeps freed pages. Its file has all that times depend on."""
+    file = tmp_path / "one.json"
+    argv = [sys.executable, "-m", "pytest", "tests/benchmarks/test_speed.py", "-k", "crop_table", "--benchmark-enable"]
+    argv += ["-p", "no:cacheprovider", "--benchmark-max-time=0.01", f"--benchmark-json={file}"]
+    done = subprocess.run(argv, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    packages = json.loads(file.read_text())["machine_info"]["packages"]
+    kept = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    assert packages["allocator"] == ("glibc, freed pages kept" if kept else "default")
+    assert {"threads", "torch", "torchvision", "timm", "numpy"} <= packages.keys()
 
 
 def test_a_benchmark_that_fails(repository: Path) -> None:

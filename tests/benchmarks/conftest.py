@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -15,11 +15,33 @@ import pytest
 import torch
 
 from bench.environment import environment
+from tests.benchmarks.turns import TURNS
+from tl.machine import keep_freed_pages
+
+ALLOCATOR = pytest.StashKey[str]()
+"""As `Record.allocator` has it."""
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Libraries and threads, beside the processor that pytest-benchmark tells itself."""
-    machine_info["packages"] = {**environment().packages, "threads": str(torch.get_num_threads())}
+    """Libraries, threads and allocator, beside the processor that pytest-benchmark tells itself."""
+    own = {"threads": str(torch.get_num_threads()), "allocator": config.stash.get(ALLOCATOR, "default")}
+    machine_info["packages"] = {**environment().packages, **own}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """All that benchmarks do is done in this process's turn; loading modules before them and writing after needn't.
+
+    Where they are timed the allocator is that of a cell's process. With glibc's own settings it depends on what ran
+    before whether a step has page faults: some processes took a fifth longer for a frozen one.
+    """
+    if session.config.getoption("benchmark_enable") and keep_freed_pages():
+        session.config.stash[ALLOCATOR] = "glibc, freed pages kept"
+    TURNS.take()
+    try:
+        return (yield)
+    finally:
+        TURNS.end()
 
 
 @pytest.fixture(autouse=True)

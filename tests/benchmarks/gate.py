@@ -105,6 +105,11 @@ def python_for(folder: Path, root: Path) -> str:
     return str(python)
 
 
+def variables(folder: Path) -> dict[str, str]:
+    """An environment in which that folder's modules are the ones used, and nothing is written beside them."""
+    return {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def run_round(trees: dict[str, Tree], files: dict[str, Path], first: str, select: str) -> None:
     """All benchmarks of each side in a process of its own, in turn. Raises `UserError` with the last words of one."""
     pipes = {side: os.pipe() for side in trees}
@@ -130,9 +135,8 @@ def _start(
 ) -> subprocess.Popen[str]:
     argv = [tree.python, "-m", "pytest", "tests/benchmarks", "--benchmark-enable", "--benchmark-only", "-q"]
     argv += [f"--benchmark-json={file}", "--benchmark-min-rounds=3", "--benchmark-max-time=0.3"]
-    argv += ["-p", "no:cacheprovider", *(["-k", select] if select else [])]
-    env = {**os.environ, "PYTHONPATH": str(tree.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    env[VARIABLE] = f"{ends[0]},{ends[1]},{int(begins)}"
+    argv += ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", *(["-k", select] if select else [])]
+    env = {**variables(tree.folder), VARIABLE: f"{ends[0]},{ends[1]},{int(begins)}"}
     return subprocess.Popen(
         argv,
         cwd=tree.folder,

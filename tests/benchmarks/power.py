@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -36,7 +35,19 @@ from bench.environment import environment
 from bench.stop import ended_by_signals
 from bench.watch import Watch, look
 from tests.benchmarks import counters
-from tests.benchmarks.gate import BASE, MOST, NEW, ROOT, Runner, Tree, checked_out, commit_of, rounds, run_round
+from tests.benchmarks.gate import (
+    BASE,
+    MOST,
+    NEW,
+    ROOT,
+    Runner,
+    Tree,
+    checked_out,
+    commit_of,
+    rounds,
+    run_round,
+    variables,
+)
 from tests.benchmarks.power_report import MOVED, NOTHING, VICTIM, How, Outcome, Power, render, says_slower
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
@@ -237,8 +248,9 @@ def exact(commit: str) -> Iterator[Outcome]:
 
 
 def _run(argv: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) -> int:
-    env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        argv, cwd=folder, env=variables(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     if done.returncode not in allowed:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         raise UserError(f"{shlex.join(argv[1:4])}: exit status {done.returncode}: {' '.join(last)}")

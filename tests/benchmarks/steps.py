@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tl
 from tl.backbones import Classifier, make_backbone
@@ -61,7 +62,7 @@ def make_step(backbone: str, regime: str) -> Step:
     labels = torch.arange(BATCH) % 2
 
     def counted() -> dict[str, int]:
-        work, dispatches = StepWork(), _Dispatches()
+        work, dispatches = StepWork(), Dispatches()
         step.run(images, labels, _no_mark, work)
         with dispatches:
             step.run(images, labels, _no_mark)
@@ -70,6 +71,8 @@ def make_step(backbone: str, regime: str) -> Step:
             "backward_flops": work.backward_flops,
             "saved_bytes": work.saved_bytes,
             "operations": dispatches.count,
+            "allocations": dispatches.allocations,
+            "allocated_bytes": dispatches.allocated_bytes,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "trained_parameters": sum(parameter.numel() for parameter in trained),
             "gradient_bytes": tensor_bytes(p.grad for p in model.parameters() if p.grad is not None),
@@ -83,13 +86,28 @@ def _no_mark(_: str | None) -> None:
     pass
 
 
-class _Dispatches(TorchDispatchMode):
-    """Counts the operations that reach a device's kernels, backward pass and update included."""
+class Dispatches(TorchDispatchMode):
+    """Counts the operations that reach a device's kernels, backward pass and update included, and what they allocate.
+
+    An allocation is memory that an operation gives back and wasn't given. What a kernel takes for itself meanwhile
+    isn't in it: that depends on the processor.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.count = self.allocations = self.allocated_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
         self.count += 1
-        return func(*args, **(kwargs or {}))
+        given, back = _storages((args, kwargs)), _storages(made)
+        new = [size for place, size in back.items() if place not in given]
+        self.allocations += len(new)
+        self.allocated_bytes += sum(new)
+        return made
+
+
+def _storages(tree: Any) -> dict[int, int]:
+    """Address → bytes of the memory of all tensors in there; empty ones have none."""
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}

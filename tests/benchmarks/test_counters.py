@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.benchmarks import counters
+from tests.benchmarks.steps import Dispatches
 
 BASE = {"net frozen": {"flops": 10, "operations": 3}}
 
@@ -34,6 +37,27 @@ def test_counters_are_those_of_the_baseline() -> None:
 def test_any_change_is_found(new: dict[str, int], lines: list[str]) -> None:
     """Up, down, gone and new."""
     assert list(counters.changes(BASE, {"net frozen": new})) == lines
+
+
+def test_allocations_are_what_operations_make_anew() -> None:
+    """Not views, nor what is changed in place; of an operation with two results both. All are seen by torch's profiler
+    too, which also has what kernels take for themselves."""
+
+    def work() -> None:
+        ones = torch.ones(1000)
+        table = (ones + 1).view(10, 100)
+        table.mul_(2)
+        table.t().contiguous().max(dim=0)
+
+    with Dispatches() as counted:
+        work()
+    expected = [4000, 4000, 4000, 10 * 4, 10 * 8]
+    assert (counted.count, counted.allocations, counted.allocated_bytes) == (7, len(expected), sum(expected))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    events = profiled.profiler.kineto_results.events()
+    sizes = Counter(event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0)
+    assert sizes >= Counter(expected)
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
