@@ -505,10 +505,11 @@ def gate(
     from bench.compare.judge import compare as judged
     from bench.compare.sides import read_sides
 
-    rules = read_rules(config, rule or [])
     if len(sides) != 2:
         raise ConfigError(f"{' '.join(sides)}: a gate has two sides, BASE and NEW, and here are {len(sides)}")
     found = read_sides(sides)
+    kinds = {entry.repeats for side in found for entry in side.entries.values()}
+    rules = read_rules(config, rule or [], kinds=kinds, metrics=metric or ())
     comparison = judged(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)
     decision = decide(comparison)
     from bench.compare.show import show

@@ -317,12 +317,111 @@ def test_rules_are_checked_against_what_they_would_hold(tmp_path: Path) -> None:
         benchmark_file(tmp_path / f"{name}.json", {"t::a[x]": [1, 1, 1]})
         names.append(f"{tmp_path / name},{tmp_path / name}.json")
     sides = read_sides(names)
-    with pytest.raises(UserError, match="no cell that fits is on both sides and has that metric"):
+    with pytest.raises(UserError, match="no cell that fits has that metric"):
         compare(sides, rules=[Rule(metric="epoch_seconds", cells="t::*", factor=2.0)])
     (change,) = (c for c in compare(sides, rules=[Rule(cells="t::a[x]", factor=2.0)]).changes if c.cell == "t::a[x]")
     assert change.allowed == 2.0, "brackets stand for themselves"
     (change,) = (c for c in compare(sides, rules=[Rule(cells="*[x]", factor=2.0)]).changes if c.cell == "t::a[x]")
     assert change.allowed == 2.0
+
+
+def test_a_rule_for_a_cell_that_is_lost(tmp_path: Path) -> None:
+    """Is no mistake: that the cell fails, or is missing, is what there is to tell."""
+    a, b = seeds("timm:a", (10, 10.1, 9.9)), seeds("timm:b", (5, 5.1, 4.9))
+    write_run(tmp_path / "old", [*a, *b]), write_run(tmp_path / "gone", b)
+    write_run(tmp_path / "oom", [*(one.replace(status="oom", result=None, reason="8 GiB") for one in a), *b])
+    for name, status in (("oom", REGRESSED), ("gone", INCOMPLETE)):
+        sides = read_sides([str(tmp_path / "old"), str(tmp_path / name)])
+        for rule in (Rule(metric="epoch_seconds", cells="timm:a*", max=30), Rule(cells="timm:a*", factor=1.2)):
+            assert decide(compare(sides, rules=[rule])).status == status
+
+
+def test_the_same_images_right(tmp_path: Path) -> None:
+    """With each of three seeds: the same, though a hundred images could not show that two networks are equally good.
+    One image apart is not the same."""
+    for name, right in (("old", 95), ("new", 95), ("other", 94)):
+        write_run(tmp_path / name, seeds("timm:a", (10, 10.01, 9.99), right=right))
+    for name, verdict in (("new", "same"), ("other", "inconclusive")):
+        sides = read_sides([str(tmp_path / "old"), str(tmp_path / name)])
+        assert verdicts(compare(sides, metrics=["val_accuracy_last"])) == [verdict]
+    few = [write_run(tmp_path / f"few {name}", seeds("timm:a", (10, 10))) for name in ("old", "new")]
+    sides = read_sides([str(run.folder) for run in few])
+    assert verdicts(compare(sides, metrics=["val_accuracy_last"])) == ["too few samples"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("system", "Darwin arm64", "system: Linux x86_64 → Darwin arm64"),
+        ("python", "3.13.0", "python: 3.11.0 → 3.13.0"),
+        ("memory_bytes", 2**40, "memory: 24 GiB → 1024 GiB"),
+        ("packages", {"torch": "2", "pillow": "1"}, "pillow: none → 1"),
+    ],
+)
+def test_other_machines_do_not_compare(field: str, value: Any, words: str, tmp_path: Path) -> None:
+    """Times and memory, with what differs; accuracies do."""
+    here: dict[str, Any] = {"system": "Linux x86_64", "python": "3.11.0", "memory_bytes": 24 * 2**30}
+    here["packages"] = {"torch": "2"}
+    for name, own in (("old", here), ("new", here | {field: value})):
+        records = seeds("timm:a", (10, 10.01, 9.99))
+        write_run(tmp_path / name, [one.replace(environment=one.environment.replace(**own)) for one in records])
+    found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]))
+    told = {change.quantity.name: (change.verdict, change.differs) for change in found.changes}
+    assert told["epoch_seconds"] == told["peak_memory_bytes"] == ("not comparable", (words,))
+    assert told["val_accuracy_last"][0] == "same"
+
+
+def test_memory_that_was_measured_otherwise_does_not_compare(tmp_path: Path) -> None:
+    """Times do."""
+    for name, method in (("old", "VmHWM"), ("new", "torch.cuda")):
+        records = seeds("timm:a", (10, 10.01, 9.99))
+        results = [one.result.replace(memory_method=method) for one in records if one.result]
+        write_run(tmp_path / name, [one.replace(result=two) for one, two in zip(records, results, strict=True)])
+    found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]))
+    told = {change.quantity.name: change for change in found.changes}
+    assert told["epoch_seconds"].verdict == "same"
+    assert told["peak_memory_bytes"].differs == ("memory method: VmHWM → torch.cuda",)
+
+
+def test_a_time_that_is_known_of_no_cell_passes_nothing(tmp_path: Path) -> None:
+    """One epoch is warm-up: a gate that has seen no time says so."""
+    for name in ("old", "new"):
+        records = seeds("timm:a", (10, 10.01, 9.99))
+        results = [one.result.replace(epochs=one.result.epochs[:1]) for one in records if one.result]
+        write_run(tmp_path / name, [one.replace(result=two) for one, two in zip(records, results, strict=True)])
+    decision = decide(compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")])))
+    assert decision.status == INCOMPLETE and decision.lost
+    assert decision.reasons == ("epoch: unknown in old and new: timm:a frozen cpu",)
+
+
+def test_what_is_lost_is_told_from_noise(tmp_path: Path) -> None:
+    """More rounds would decide the one, nothing the other."""
+    noisy = {"a": [1.0, 1.3, 0.8, 1.1]}
+    decision = decide(compare([side("o", noisy), side("n", {"a": noisy["a"][::-1]})]))
+    assert decision.status == INCOMPLETE and decision.is_noise
+    decision = decide(compare([side("o", noisy | {"b": STEADY}), side("n", {"a": noisy["a"][::-1]})]))
+    assert decision.status == INCOMPLETE and not decision.is_noise
+    for new in (1.0, 1.2):
+        decision = decide(compare([side("o", {"a": STEADY}), side("n", {"a": [new * value for value in STEADY]})]))
+        assert decision.status in (PASSED, REGRESSED) and not decision.is_noise
+
+
+def test_rules_of_a_project_serve_runs_and_benchmarks(tmp_path: Path) -> None:
+    """Those of the other kind are left out, and of metrics that aren't compared; a misspelt one never is."""
+    file = tmp_path / "rules.toml"
+    metrics = ("epoch_seconds", "seconds", "*")
+    file.write_text("".join(f'[[tool.bench.gate.rule]]\nmetric = "{name}"\nfactor = 1.2\n' for name in metrics))
+
+    def left(**given: Any) -> list[str]:
+        return [rule.metric for rule in read_rules(file, [], **given)]
+
+    assert left() == ["epoch_seconds", "seconds", "*"]
+    assert left(kinds=["round"]) == ["seconds", "*"] and left(kinds=["seed"]) == ["epoch_seconds", "*"]
+    assert left(metrics=["peak_memory_bytes"]) == ["*"]
+    (rule,) = read_rules(None, ["epoch_seconds: factor=2"], tmp_path, kinds=["round"])
+    assert rule.metric == "epoch_seconds", "an option's rule is meant"
+    file.write_text('[[tool.bench.gate.rule]]\nmetric = "epoch_secnds"\nfactor = 1.2\n')
+    assert left(kinds=["seed"]) == ["epoch_secnds"]
 
 
 def test_rounds_that_share_some_names_are_pairs(tmp_path: Path) -> None:
@@ -461,6 +560,7 @@ def benchmark_file(path: Path, times: dict[str, list[float]], cpu: str = "A", **
     """As pytest-benchmark writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cpu": {"brand_raw": cpu, "count": 2}, "python_version": "3.11", "packages": {"torch": "2"}}
+    machine |= {"system": "Linux", "machine": "x86_64"}
     rows = [{"fullname": name, "stats": {"data": data}, "extra_info": extra} for name, data in times.items()]
     path.write_text(json.dumps({"machine_info": machine, "commit_info": {"id": "c" * 40}, "benchmarks": rows}))
     return path

@@ -28,7 +28,7 @@ NETWORK = "timm:mobilenetv3_small_050"
 def recorded(scatter: float, rounds: int = 40) -> list[dict[str, dict[str, float]]]:
     """Rounds of two benchmarks on both sides."""
     draws = np.random.default_rng(0)
-    names = ("t::step[finetune]", "t::step[frozen]")
+    names = ("t::step[finetune-torchvision]", "t::step[frozen]")
     sides = ("base", "new")
     return [{side: {n: float(draws.lognormal(0, scatter)) for n in names} for side in sides} for _ in range(rounds)]
 
@@ -59,9 +59,13 @@ def test_only_what_was_planted_counts_as_found() -> None:
     outcomes = list(power.replay(slow_other, gates=2))
     assert share(outcomes, "50% slower") == 1 and share(outcomes, NOTHING) == 0
     reasons = ("t::step[frozen]: time 1.300× (1.2–1.4): worse",)
-    decision = Decision(status=REGRESSED, headline="", reasons=reasons)
+    decision = Decision(status=REGRESSED, headline="", reasons=reasons, lost=False)
     assert not power._outcome("10% slower", "live", decision, 5).found
     assert power._outcome(NOTHING, "live", decision, 5).found
+    for what, label in power.SHOWS.items():
+        for metric in ("epoch", label):
+            told = Decision(status=REGRESSED, headline="", reasons=(f"a cpu: {metric} 2×: worse",), lost=False)
+            assert power._outcome(what, "runs", told, 5).found == (metric == label)
 
 
 @pytest.fixture

@@ -44,19 +44,25 @@ class Machine(BaseModel):
 
     cpu: Processor = Processor()
     python_version: str = ""
+    system: str = ""
+    machine: str = ""
+    """Architecture."""
     packages: dict[str, str] = {}
 
     @property
     def conditions(self) -> dict[str, str]:
         """What times depend on; empty text where it isn't known."""
         count = "" if self.cpu.count is None else str(self.cpu.count)
-        return {**self.packages, "cpu": self.cpu.brand_raw, "cores": count, "python": self.python_version}
+        system = f"{self.system} {self.machine}".strip()
+        own = {"cpu": self.cpu.brand_raw, "cores": count, "system": system, "python": self.python_version}
+        return {**self.packages, **own}
 
 
 class Commit(BaseModel):
     """What was measured."""
 
     id: str = ""
+    dirty: bool = False
 
 
 class BenchmarkFile(BaseModel):
@@ -77,7 +83,13 @@ class BenchmarkFile(BaseModel):
         packages = ", ".join(f"{name} {version}" for name, version in self.machine_info.packages.items())
         parts = [self.machine_info.cpu.brand_raw or "unknown processor"]
         parts += [f"Python {self.machine_info.python_version or 'unknown'}", *([packages] if packages else [])]
-        return "; ".join(parts) + (f", commit {self.commit_info.id[:12]}" if self.commit_info.id else "")
+        return "; ".join(parts) + self._commit
+
+    @property
+    def _commit(self) -> str:
+        if not self.commit_info.id:
+            return ""
+        return f", commit {self.commit_info.id[:12]}" + (" with uncommitted changes" if self.commit_info.dirty else "")
 
 
 def read(path: Path) -> BenchmarkFile:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.compare.judge import Comparison, Rule
 from bench.compare.show import change_text, unknown_lines
+from bench.compare.sides import Repeats
 from tl.errors import ConfigError, UserError, not_one_of
 
 PASSED, REGRESSED, INCOMPLETE, NOT_COMPARABLE = 0, 1, 3, 4
@@ -25,18 +26,25 @@ class Decision:
     status: int
     headline: str
     reasons: tuple[str, ...]
+    lost: bool
+    """Something that base has is missing, failed or unknown: more samples would not decide it."""
+
+    @property
+    def is_noise(self) -> bool:
+        """Undecided, but only since times are too noisy or don't compare."""
+        return self.status in (INCOMPLETE, NOT_COMPARABLE) and not self.lost
 
 
 def decide(comparison: Comparison) -> Decision:
     """Regressed before not comparable before incomplete: the first that holds is the status, all are told.
 
     A time that is not shown to be the same leaves the gate undecided unless it is shown to be no worse. What only one
-    side knows leaves it undecided; what neither knows is told.
+    side knows leaves it undecided, and so does a time or a size that is known of no cell; what neither side knows of
+    some cells is told.
     """
     regressed = [f"{cell}: newly failing: {words}" for cell, words in comparison.newly_failing]
     regressed += [f"{cell}: {words}" for cell, words in comparison.beyond_limits]
-    incomparable = []
-    incomplete = [f"{cell}: {words}" for cell, words in (*comparison.incomplete, *comparison.unchecked)]
+    incomparable, noisy = [], []
     for change in comparison.changes:
         what = f"{change.cell}: {change.quantity.label} {change_text(change)}"
         exact = change.quantity.kind == "exact"
@@ -45,30 +53,49 @@ def decide(comparison: Comparison) -> Decision:
         elif change.verdict == "not comparable":
             incomparable.append(f"{what}: {', '.join(change.differs)}")
         elif change.is_open:
-            incomplete.append(f"{what}: {change.verdict}")
+            noisy.append(f"{what}: {change.verdict}")
     faster = [
         f"{change.cell}: {change.quantity.label} {change_text(change)}: better"
         for change in comparison.having("better")
         if change.quantity.kind != "exact"
     ]
     unknown = comparison.having("unknown")
-    incomplete += unknown_lines(comparison, [change for change in unknown if change.base or change.new])
-    neither = unknown_lines(comparison, [change for change in unknown if not change.base and not change.new])
+    known = {change.quantity.name for change in comparison.changes if change.base or change.new}
+    never = [change for change in unknown if change.quantity.kind == "ratio" and change.quantity.name not in known]
+    lost = [f"{cell}: {words}" for cell, words in (*comparison.incomplete, *comparison.unchecked)]
+    lost += unknown_lines(comparison, [change for change in unknown if change.base or change.new])
+    lost += unknown_lines(comparison, never)
+    rest = [change for change in unknown if not change.base and not change.new and change not in never]
     status, word = PASSED, "passed"
     if regressed:
         status, word = REGRESSED, "failed: regressed"
     elif incomparable:
         status, word = NOT_COMPARABLE, "undecided: not comparable"
-    elif incomplete:
+    elif lost or noisy:
         status, word = INCOMPLETE, "undecided: incomplete"
-    told = (*regressed, *incomparable, *incomplete, *faster, *neither)
-    return Decision(status=status, headline=f"Gate {word}.", reasons=told)
+    told = (*regressed, *incomparable, *lost, *noisy, *faster, *unknown_lines(comparison, rest))
+    return Decision(status=status, headline=f"Gate {word}.", reasons=told, lost=bool(lost))
 
 
-def read_rules(file: Path | None, given: Sequence[str], folder: Path = Path()) -> list[Rule]:
+def read_rules(
+    file: Path | None,
+    given: Sequence[str],
+    folder: Path = Path(),
+    *,
+    kinds: Collection[Repeats] = ("seed", "round"),
+    metrics: Collection[str] = (),
+) -> list[Rule]:
     """Rules of `[tool.bench.gate]` in a TOML file, then those of options. Raises `ConfigError`.
 
-    `file` None means `pyproject.toml` in `folder`, if there is one; a file that is named must have rules.
+    A project's file serves gates of runs and of benchmarks: of its rules those are left out that name a metric which
+    the sides can't have. An option's rule for such a metric is a mistake.
+
+    Args:
+        file: None means `pyproject.toml` in `folder`, if there is one; a file that is named must have rules.
+        given: rules as options have them.
+        folder: see `file`.
+        kinds: what the sides have samples of, see `Entry.repeats`.
+        metrics: those that are compared, if not all are.
     """
     place = folder / "pyproject.toml" if file is None else file
     rules: list[Rule] = []
@@ -82,6 +109,7 @@ def read_rules(file: Path | None, given: Sequence[str], folder: Path = Path()) -
             raise ConfigError(f"{place}: has no rules: they are tables [[{TABLE}.rule]]")
     elif file is not None:
         raise UserError(f"{file}: no such file")
+    rules = [rule for rule in rules if not rule.is_elsewhere(kinds, metrics)]
     return rules + [_rule(f"--rule {text!r}", _parsed(text)) for text in given]
 
 

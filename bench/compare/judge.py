@@ -11,8 +11,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bench.compare.sides import COMPARED, QUANTITIES, Entry, Figure, Quantity, Sample, Side
-from bench.stats import LEVEL, Estimate, accuracy_difference, difference, holm, ratio, ratio_of_means
+from bench.compare.sides import (
+    COMPARED,
+    MEMORY_METHOD,
+    QUANTITIES,
+    SECONDS,
+    Entry,
+    Figure,
+    Quantity,
+    Repeats,
+    Sample,
+    Side,
+)
+from bench.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio, ratio_of_means
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.strict import Strict
 
@@ -44,6 +55,14 @@ class Rule(Strict):
     def fits(self, metric: str, cell: str) -> bool:
         """Whether it says something of that metric in the cell of that label."""
         return _like(metric, self.metric) and _like(cell, self.cells)
+
+    def is_elsewhere(self, kinds: Collection[Repeats], metrics: Collection[str]) -> bool:
+        """Whether its metric is of benchmarks where there are but runs, the other way round, or not compared."""
+        if metrics and not any(_like(name, self.metric) for name in metrics):
+            return True
+        if self.metric in QUANTITIES:
+            return "seed" not in kinds
+        return self.metric == SECONDS.name and "round" not in kinds
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.model_dump().items() if value not in (None, "*"))
@@ -77,16 +96,30 @@ class Change:
     """That there is no difference, adjusted (Holm) over the whole comparison; None where there was no test."""
     differs: tuple[str, ...] = ()
     """Conditions that forbid a comparison, with what they are on either side."""
+    alike: bool = False
+    """Of accuracies: with each seed both sides were right on the very same images."""
+    looks: int = 1
+    """How many times such a comparison may be made before it is over."""
 
     @property
     def no_worse(self) -> bool:
-        """Shown not to be worse by as much as counts: the 95% interval's bad end lies within it."""
-        if self.estimate is None or self.allowed is None or self.estimate.low is None or self.estimate.high is None:
+        """Shown not to be worse by as much as counts: with one look, the 95% interval's bad end lies within it."""
+        return self._within(worse_is_more=self.quantity.better == "lower")
+
+    @property
+    def shown_same(self) -> bool:
+        """Shown to be neither worse nor better by as much as counts."""
+        return self.alike or (self._within(worse_is_more=True) and self._within(worse_is_more=False))
+
+    def _within(self, *, worse_is_more: bool) -> bool:
+        """Shown to lie on this side of what counts, above or below, with one error rate for all looks."""
+        if self.estimate is None or self.allowed is None:
             return False
-        ratio_like = self.estimate.scale == "ratio"
-        if self.quantity.better == "lower":
-            return self.estimate.high < self.allowed
-        return self.estimate.low > (1 / self.allowed if ratio_like else -self.allowed)
+        if worse_is_more:
+            p = self.estimate.p_not_below(self.allowed)
+        else:
+            p = self.estimate.p_not_above(1 / self.allowed if self.estimate.scale == "ratio" else -self.allowed)
+        return p < LEVEL / 2 / self.looks
 
     @property
     def is_open(self) -> bool:
@@ -129,22 +162,29 @@ class Comparison:
 
 
 def compare(
-    sides: Sequence[Side], *, metrics: Sequence[str] = (), rules: Sequence[Rule] = (), level: float = LEVEL
+    sides: Sequence[Side],
+    *,
+    metrics: Sequence[str] = (),
+    rules: Sequence[Rule] = (),
+    level: float = LEVEL,
+    looks: int = 1,
 ) -> Comparison:
     """Hold every side against the first.
 
     A change counts, as better or worse, when its estimate is at least as large as the rules allow, and a test that
     there is none fails at `level` over the whole comparison (Holm 1979). `same` is shown, not assumed: the 95% interval
-    lies within what is allowed. Times and memory of runs are compared as independent samples (Welch 1947, on
-    logarithms); of rounds that have names in common as pairs; accuracies seed by seed over the same images; exact
-    counters sample by sample.
+    lies within what is allowed, or both sides were right on the very same images with each of three seeds or more.
+    Times and memory of runs are compared as independent samples (Welch 1947, on logarithms); of rounds that have names
+    in common as pairs; accuracies seed by seed over the same images; exact counters sample by sample.
 
     Args:
         sides: see `read_sides`.
         metrics: names to compare; by default `COMPARED`, those that a rule names, all exact counters, and all of
             benchmarks.
         rules: beyond `DEFAULTS`.
-        level: error rate of all changes together.
+        level: error rate of all changes together, over all looks.
+        looks: how many times the same comparison may be made, with more samples each time; each has its share of the
+            error rates (Bonferroni).
 
     Raises `UserError` where the sides have nothing in common, and for rules and metrics that fit nothing.
     """
@@ -171,7 +211,7 @@ def compare(
         if not any(change.quantity.name == name and (change.base or change.new) for change in drafts):
             raise UserError(f"nothing to compare: no cell has {name} on either side")
     for rule in rules:
-        _check(rule, wanted, drafts, held)
+        _check(rule, wanted, sides)
     beyond, unchecked = _limits(held, rules)
     failing, incomplete, only_new = _lost(base, others, shared, wanted)
     if not any(change.base or change.new for change in drafts) and not failing and not incomplete:
@@ -184,11 +224,11 @@ def compare(
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return Comparison(
         base=base,
-        level=level,
+        level=level / looks,
         others=tuple(others),
         changes=tuple(
-            replace(change, p=adjusted.get(place), verdict=_verdict(change, adjusted.get(place), level))
-            for place, change in enumerate(drafts)
+            replace(change, p=adjusted.get(place), verdict=_verdict(change, adjusted.get(place), level / looks))
+            for place, change in enumerate(replace(draft, looks=looks) for draft in drafts)
         ),
         beyond_limits=beyond,
         unchecked=unchecked,
@@ -234,23 +274,29 @@ Held = tuple[Side, Entry, Quantity, Entry | None]
 """A cell of a new side, what is measured of such cells, and the cell of base."""
 
 
-def _check(rule: Rule, wanted: Mapping[str, Quantity], drafts: Sequence[Change], held: Sequence[Held]) -> None:
-    """Raises `ConfigError` for a rule that fits nothing: it would be taken for one that holds."""
+def _check(rule: Rule, wanted: Mapping[str, Quantity], sides: Sequence[Side]) -> None:
+    """Raises `ConfigError` for a rule that fits nothing: it would be taken for one that holds.
+
+    A cell without a result fits: that it has none is told in its place.
+    """
     if not any(_like(name, rule.metric) for name in wanted):
         raise ConfigError(f"rule {rule}: {not_one_of('metric', rule.metric, wanted)}")
-    labels = dict.fromkeys([change.cell for change in drafts] + [entry.label for _, entry, _, _ in held])
-    if not any(_like(label, rule.cells) for label in labels):
-        raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {next(iter(labels))!r}, for one")
-    fitting = [c.quantity for c in drafts if (c.base or c.new) and rule.fits(c.quantity.name, c.cell)]
-    limited = [q for _, entry, q, _ in held if q.name in entry.samples and rule.fits(q.name, entry.label)]
-    for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
-        if said is not None and not any(quantity.kind == kind for quantity in fitting):
-            if not fitting:
-                raise ConfigError(f"rule {rule}: no cell that fits is on both sides and has that metric")
-            what = "times and memory have a factor, accuracies have points, exact counters have neither"
-            raise ConfigError(f"rule {rule}: {fitting[0].name} is none of that kind: {what}")
-    if (rule.max is not None or rule.min is not None) and not limited:
+    entries = [entry for side in sides for entry in side.entries.values()]
+    fitting = [entry for entry in entries if _like(entry.label, rule.cells)]
+    if not fitting:
+        raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {entries[0].label!r}, for one")
+    known = [q for q in wanted.values() if _like(q.name, rule.metric) and any(q.name in e.samples for e in fitting)]
+    if not known:
+        if any(entry.lost for entry in fitting):
+            return
         raise ConfigError(f"rule {rule}: no cell that fits has that metric")
+    for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
+        if said is not None and not any(quantity.kind == kind for quantity in known):
+            what = "times and memory have a factor, accuracies have points, exact counters have neither"
+            raise ConfigError(f"rule {rule}: {known[0].name} is none of that kind: {what}")
+    limits = rule.max is not None or rule.min is not None
+    if not limits and not any(_like(entry.label, rule.cells) for entry in sides[0].entries.values()):
+        raise ConfigError(f"rule {rule}: no cell that fits is in {sides[0].name}: nothing to compare with")
 
 
 def _limits(held: Sequence[Held], rules: Sequence[Rule]) -> tuple[Told, Told]:
@@ -306,8 +352,15 @@ def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Seque
         estimate=_estimate(base, new, quantity),
         allowed=allowed,
         verdict="unknown",
-        differs=tuple(_differences(base, new)) if quantity.kind == "ratio" else (),
+        differs=tuple(_differences(base, new, quantity)) if quantity.kind == "ratio" else (),
+        alike=_alike(base.right.get(quantity.name, {}), new.right.get(quantity.name, {})),
     )
+
+
+def _alike(base: Mapping[int, Sequence[bool]], new: Mapping[int, Sequence[bool]]) -> bool:
+    """Enough seeds in common, and the same images right with each of them."""
+    common = base.keys() & new.keys()
+    return len(common) >= MIN_SAMPLES and all(base[seed] == new[seed] for seed in common)
 
 
 def _estimate(base: Entry, new: Entry, quantity: Quantity) -> Estimate | None:
@@ -324,11 +377,13 @@ def _estimate(base: Entry, new: Entry, quantity: Quantity) -> Estimate | None:
     return ratio_of_means(list(ours.values()), list(theirs.values()))
 
 
-def _differences(base: Entry, new: Entry) -> Iterator[str]:
+def _differences(base: Entry, new: Entry, quantity: Quantity) -> Iterator[str]:
     """Conditions that are not known to be one and the same on both sides; nothing where a side has no result."""
     if not base.done or not new.done:
         return
     for name in dict.fromkeys([*base.conditions, *new.conditions]):
+        if name == MEMORY_METHOD and not quantity.in_bytes:
+            continue
         there, here = (
             {entry.conditions.get(name, {}).get(sample, "") for sample in entry.done} for entry in (base, new)
         )
@@ -363,7 +418,7 @@ def _verdict(change: Change, p: float | None, level: float) -> Verdict:
     low, high = (1 / allowed, allowed) if estimate.scale == "ratio" else (-allowed, allowed)
     if p < level and not low < estimate.value < high:
         return _direction(change, estimate.value >= high)
-    return "same" if low < estimate.low and estimate.high < high else "inconclusive"
+    return "same" if change.shown_same else "inconclusive"
 
 
 def _exact_verdict(change: Change) -> Verdict:

@@ -18,6 +18,8 @@ from tl.errors import UserError, not_one_of
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
 Kind = Literal["ratio", "difference", "exact"]
+Repeats = Literal["seed", "round"]
+"""What a sample is: a seed of a run, or a round of a benchmark."""
 Figure = int | float
 
 
@@ -29,6 +31,11 @@ class Quantity:
     label: str
     kind: Kind
     better: Literal["lower", "higher"]
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether it is memory."""
+        return self.name in METRICS and METRICS[self.name].unit == "B"
 
     def show(self, value: Figure) -> str:
         """For people, with its unit."""
@@ -65,6 +72,8 @@ def quantity_of(metric: str) -> Quantity | None:
 QUANTITIES: dict[str, Quantity] = {name: found for name in METRICS if (found := quantity_of(name))}
 COMPARED = ("epoch_seconds", "peak_memory_bytes", "val_accuracy_last")
 """Metrics of a run that are compared when none are named, and with them every exact one."""
+MEMORY_METHOD = "memory method"
+"""A condition of memory alone."""
 Sample = int | str
 """A seed, or the name of a round of benchmarks."""
 
@@ -74,8 +83,7 @@ class Entry:
     """A cell on one side; its samples are those of its seeds, or of a benchmark's rounds."""
 
     label: str
-    repeats: Literal["seed", "round"]
-    """What a sample is."""
+    repeats: Repeats
     done: set[Sample] = field(default_factory=set)
     """Samples with a result."""
     samples: dict[str, dict[Sample, Figure]] = field(default_factory=dict)
@@ -266,10 +274,14 @@ def _add(entry: Entry, record: Record, seed: int, truth: Sequence[int], by: Axis
     told = {
         "cpu": machine.cpu,
         "cores": str(machine.cores),
+        "memory": f"{machine.memory_bytes / 2**30:.0f} GiB",
+        "system": machine.system,
+        "python": machine.python,
         "threads": str(result.threads),
         **({} if by == "device" else {"device": result.device_name}),
         "allocator": record.allocator or "as the C library sets it",
-        **{name: machine.packages.get(name, "none") for name in ("torch", "torchvision", "timm", "numpy")},
+        MEMORY_METHOD: result.memory_method,
+        **{name: machine.packages.get(name, "none") for name in ("torch", "torchvision", "timm", "numpy", "pillow")},
     }
     for name, text in told.items():
         entry.conditions.setdefault(name, {})[seed] = text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator
+import textwrap
+from collections.abc import Callable, Collection, Generator, Iterator
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -48,20 +50,34 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 def _source(request: pytest.FixtureRequest) -> None:
     """The benchmark's own code: times of a benchmark that was changed are those of something else."""
     if "benchmark" in request.fixturenames:
-        digest = source_digest(request.function)
+        digest = source_digest(request.function, request.fixturenames)
         request.getfixturevalue("benchmark").extra_info["source"] = digest
 
 
-def source_digest(function: Callable[..., object]) -> str:
-    """Of a benchmark's code, with what it uses of its own module, and the other modules of tests that it uses."""
+def source_digest(function: Callable[..., object], fixtures: Collection[str] = ()) -> str:
+    """Of a benchmark's code, with what it uses of its own module, other modules of tests that it uses, and fixtures.
+
+    Comments and docstrings are no part of it.
+    """
     seen: set[Any] = set()
-    texts = {*_sources(function, seen), *_modules("tests.conftest", seen)}  # fixtures are there
+    shared = ast.parse(inspect.getsource(sys.modules["tests.conftest"])).body
+    used = [node for node in shared if isinstance(node, ast.FunctionDef) and node.name in fixtures]
+    texts = {*_sources(function, seen), *(_code(ast.unparse(node)) for node in used)}
     return hashlib.sha256("\0".join(sorted(texts)).encode()).hexdigest()[:12]
+
+
+def _code(source: str) -> str:
+    """The code alone, however it is laid out."""
+    tree = ast.parse(textwrap.dedent(source))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def _sources(function: Any, seen: set[Any]) -> Iterator[str]:
     seen.add(function)
-    yield inspect.getsource(function)
+    yield _code(inspect.getsource(function))
     function = inspect.unwrap(function)
     for name in _names(function.__code__):
         value = function.__globals__.get(name)
@@ -85,7 +101,7 @@ def _modules(name: str, seen: set[Any]) -> Iterator[str]:
         return
     seen.add(name)
     module = sys.modules[name]
-    yield inspect.getsource(module)
+    yield _code(inspect.getsource(module))
     for value in vars(module).values():
         home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
         if isinstance(home, str) and home.startswith("tests") and home in sys.modules:

@@ -18,8 +18,11 @@ from bench.compare.gate import NOT_COMPARABLE, PASSED, REGRESSED
 from bench.environment import package_version
 from tests.benchmarks.steps import NETWORKS, TRAINING, make_step
 from tl.cache import to_json, write_atomic
+from tl.errors import UserError
 
 BASELINE = Path(__file__).parent.parent.parent / "results" / "baseline" / "counters.json"
+CONSTRAINTS = "constraints.txt"
+"""Beside it: the same versions for pip, so that CI counts with them."""
 PACKAGES = ("torch", "torchvision", "timm")
 """Counts belong to their versions."""
 Counters = dict[str, dict[str, int]]
@@ -52,9 +55,19 @@ def _shown(value: int | None) -> str:
 
 
 def baseline() -> tuple[dict[str, str], Counters]:
-    """Libraries and counters of the committed file."""
-    data: Any = json.loads(BASELINE.read_text(encoding="utf-8"))
-    return data["libraries"], data["counters"]
+    """Libraries and counters of the committed file. Raises `UserError`."""
+    try:
+        data: Any = json.loads(BASELINE.read_text(encoding="utf-8"))
+        return data["libraries"], data["counters"]
+    except FileNotFoundError:
+        raise UserError(f"{BASELINE}: is not there: write it with --update") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{BASELINE}: is no baseline ({error}): write it anew with --update") from error
+
+
+def constraints(libraries: dict[str, str]) -> str:
+    """Versions as pip has them, a line each."""
+    return "".join(f"{name}=={version}\n" for name, version in libraries.items())
 
 
 def main() -> int:
@@ -62,15 +75,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the baseline anew")
     given, here = parser.parse_args(), libraries()
-    counted = count()
     try:
         there, before = baseline()
-    except FileNotFoundError:
+    except UserError:
+        if not given.update:
+            raise
         there, before = {}, {}
+    counted = count()
     lines = list(changes(before, counted))
     print("\n".join([*lines, f"{sum(map(len, counted.values()))} counters, {len(lines)} changed"]))
     if given.update:
         write_atomic(BASELINE, to_json({"libraries": here, "counters": counted}))
+        write_atomic(BASELINE.parent / CONSTRAINTS, constraints(here))
         return PASSED
     if there != here:
         print(f"not comparable: the baseline is of {there}, here is {here}; write it anew with --update")
@@ -81,6 +97,9 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except Exception:  # Python's own status is 1, which says that a counter changed
         traceback.print_exc()
         sys.exit(2)

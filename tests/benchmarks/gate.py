@@ -20,6 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import tomllib
@@ -30,10 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bench.compare.gate import GATE_LEVEL, REGRESSED, Decision, decide, read_rules
+import pytest
+
+from bench.compare.gate import GATE_LEVEL, PASSED, REGRESSED, Decision, decide, read_rules
 from bench.compare.judge import Comparison, Rule, compare
 from bench.compare.show import show
-from bench.compare.sides import read_sides
+from bench.compare.sides import QUANTITIES, SECONDS, read_sides
 from bench.stop import ended_by_signals
 from bench.until import seconds
 from bench.watch import look
@@ -45,6 +48,14 @@ ROOT = Path(__file__).parent.parent.parent
 BASE, NEW = "base", "new"
 FEWEST, STEP, MOST = 5, 5, 20
 """Rounds before the first look, from one look to the next, and at most."""
+SELECTED = "test_step or test_image_path"
+"""Benchmarks that take turns: `timed` of `turns`."""
+ROUND_SECONDS = 3600.0
+"""A round that takes longer hangs: a benchmark alone has its limit from pytest."""
+
+
+class NewlyFailing(UserError):
+    """Benchmarks fail in the new tree, and don't in the base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +88,10 @@ def checked_out(commit: str, root: Path) -> Iterator[Path]:
     """A work tree of that commit, gone at the end. Needs no network."""
     with tempfile.TemporaryDirectory(prefix="gate-") as place:
         folder = Path(place) / "base"
-        subprocess.run(
-            ["git", "-C", str(root), "worktree", "add", "--detach", "--quiet", str(folder), commit], check=True
-        )
+        add = ["git", "-C", str(root), "worktree", "add", "--detach", "--quiet", str(folder), commit]
+        added = subprocess.run(add, capture_output=True, text=True, check=False)
+        if added.returncode != 0:
+            raise UserError(f"{commit[:12]} can't be checked out beside {root}: {' '.join(added.stderr.split())}")
         try:
             yield folder
         finally:
@@ -88,20 +100,29 @@ def checked_out(commit: str, root: Path) -> Iterator[Path]:
 
 def needs(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The packages that a tree's tests ask for; where they are the same, one environment serves both."""
-    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
     extra = project.get("optional-dependencies", {}).get("test", [])
-    return tuple(sorted(project["dependencies"])), tuple(sorted(extra))
+    return tuple(sorted(project.get("dependencies", []))), tuple(sorted(extra))
 
 
 def python_for(folder: Path, root: Path) -> str:
-    """This Python, or that of an environment made for a base that asks for other packages."""
+    """This Python, or that of an environment made for a base that asks for other packages.
+
+    It has all packages of this one and, before them, what the base asks for and they don't satisfy: torch is not
+    installed twice.
+    """
     if needs(folder) == needs(root):
         return sys.executable
     print("the base asks for other packages: an environment is made for it", flush=True)
     place = folder.parent / "environment"
     venv.create(place, with_pip=True)
     python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", f"{folder}[test]"], check=True)
+    names = {"base": str(place), "platbase": str(place)}
+    packages = Path(sysconfig.get_path("purelib", vars=names))
+    parent = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    (packages / "parent.pth").write_text(parent, encoding="utf-8")
+    asked = [one for some in needs(folder) for one in some]
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *asked], check=True)
     return str(python)
 
 
@@ -111,7 +132,11 @@ def variables(folder: Path) -> dict[str, str]:
 
 
 def run_round(trees: dict[str, Tree], files: dict[str, Path], first: str, select: str) -> None:
-    """All benchmarks of each side in a process of its own, in turn. Raises `UserError` with the last words of one."""
+    """All benchmarks of each side in a process of its own, in turn.
+
+    Raises `UserError` with the last words of one that fails, `NewlyFailing` where only tests of the new tree do.
+    """
+    until = time.monotonic() + ROUND_SECONDS
     pipes = {side: os.pipe() for side in trees}
     other = dict(zip(trees, reversed(trees), strict=True))
     with contextlib.ExitStack() as stack:
@@ -125,9 +150,17 @@ def run_round(trees: dict[str, Tree], files: dict[str, Path], first: str, select
         for ends in pipes.values():  # only then does the other see that a process has ended
             for end in ends:
                 os.close(end)
+        statuses = {}
+        for side, (process, _) in running.items():
+            try:
+                statuses[side] = process.wait(timeout=max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise UserError(f"{side}: a round of benchmarks has not ended after {ROUND_SECONDS:.0f} s") from None
         for side, (process, said) in running.items():
-            if process.wait() != 0:
-                raise UserError(f"{side}: the benchmarks fail: {_last_words(said, process.returncode)}")
+            if statuses[side] != 0:
+                newly = side == NEW and statuses[side] == pytest.ExitCode.TESTS_FAILED
+                error = NewlyFailing if newly else UserError  # those of the base come first
+                raise error(f"{side}: the benchmarks fail: {_last_words(said, process.returncode)}")
 
 
 def _start(
@@ -173,8 +206,7 @@ def rounds(
 ) -> tuple[Comparison, Decision, int]:
     """Run rounds until all is decided, `most` are run, or one more would overrun the budget of seconds.
 
-    The error rate of a failure is shared among all looks that there may be (Bonferroni). That a time is no worse is
-    asked at each look anew, at 2.5%: a real slowdown of just what counts may pass at one of them.
+    All looks that there may be share the error rates, of a failure and of a pass.
     """
     looks = 1 + math.ceil((most - FEWEST) / STEP)
     begun, count = time.perf_counter(), 0
@@ -183,9 +215,8 @@ def rounds(
         for turn in range(before, count):
             files = {side: out / side / f"round-{turn:02}.json" for side in trees}
             run(trees, files, list(trees)[turn % len(trees)])
-        comparison = compare(
-            read_sides([str(out / side) for side in (BASE, NEW)]), rules=rules, level=GATE_LEVEL / looks
-        )
+        sides = read_sides([str(out / side) for side in (BASE, NEW)])
+        comparison = compare(sides, rules=rules, level=GATE_LEVEL, looks=looks)
         decision = decide(comparison)
         spent = time.perf_counter() - begun
         print(f"{count} rounds, {spent:.0f} s: {decision.headline}", flush=True)
@@ -200,11 +231,14 @@ def _options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--base", required=True, metavar="REF", help="the commit to compare with")
     parser.add_argument(
-        "--select", default="test_step or test_image_path", help="benchmarks, as pytest's -k; '' for all"
+        "--select", default=SELECTED, help="benchmarks, as pytest's -k; '' for all, though not all of them take turns"
     )
     parser.add_argument("--rounds", type=int, default=MOST, help=f"at most, of each side; at least {FEWEST}")
     parser.add_argument("--budget", metavar="TIME", help="90s, 10m, 2h: no further rounds are begun beyond")
     parser.add_argument("--rule", action="append", default=[], help="as `bench gate`; after those of pyproject.toml")
+    parser.add_argument(
+        "--pass-noise", action="store_true", help="exit status 0 where nothing is lost, but times are undecided"
+    )
     parser.add_argument("--out", type=Path, help="keep the raw samples in this folder")
     parser.add_argument("--output", type=Path, help="Markdown of the whole comparison")
     return parser
@@ -216,15 +250,14 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
     if given.rounds < FEWEST:
         raise UserError(f"--rounds {given.rounds}: must be at least {FEWEST}")
     budget = seconds("--budget", given.budget) if given.budget else None
-    rules = read_rules(None, given.rule, root)
+    rules = read_rules(None, given.rule, root, kinds=["round"])
+    if wrong := next((rule for rule in rules if rule.metric in QUANTITIES), None):
+        raise UserError(f"--rule {wrong}: {wrong.metric} is of runs; benchmarks have {SECONDS.name} and exact counters")
     if given.out and given.out.exists() and any(given.out.iterdir()):
         raise UserError(f"{given.out} is not empty, and nothing is overwritten: give another --out")
     commit = commit_of(given.base, root)
-    status = ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"]
-    dirty = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
-    print(
-        f"base: {given.base} ({commit[:12]}); new: this tree{', with uncommitted changes' if dirty else ''}", flush=True
-    )
+    new = f"this tree, {state_of(root)}"
+    print(f"base: {given.base} ({commit[:12]}); new: {new}", flush=True)
     if warning := look():
         print(f"WARNING: {warning}", file=sys.stderr)
     with checked_out(commit, root) as folder, tempfile.TemporaryDirectory() as scratch:
@@ -241,18 +274,31 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
         def run(trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
             run_round(trees, {side: file.resolve() for side, file in files.items()}, first, given.select)
 
-        comparison, decision, count = rounds(trees, out, run, rules=rules, most=given.rounds, budget=budget)
-    page = show(
-        comparison,
-        "md",
-        title=f"This tree against {given.base}",
-        headline=decision.headline,
-        findings=[*decision.reasons, f"{count} rounds of each side, in turn"],
-    )
+        title = f"This tree against {given.base}"
+        sides = [f"base: {commit[:12]}; new: {new}"]
+        try:
+            comparison, decision, count = rounds(trees, out, run, rules=rules, most=given.rounds, budget=budget)
+        except NewlyFailing as failing:
+            page = f"# {title}\n\n**Gate failed: regressed.** {failing}\n\n- {sides[0]}\n"
+            status = REGRESSED
+        else:
+            findings = [*decision.reasons, f"{count} rounds of each side, in turn", *sides]
+            page = show(comparison, "md", title=title, headline=decision.headline, findings=findings)
+            status = decision.status
+            if given.pass_noise and decision.is_noise:
+                page += "\nTimes are undecided, and nothing is lost: let through (--pass-noise).\n"
+                status = PASSED
     print(page, end="")
     if given.output:
         write_atomic(given.output, page)
-    return decision.status
+    return status
+
+
+def state_of(root: Path) -> str:
+    """The commit of a work tree, and whether it has changes, files that git doesn't know included."""
+    status = ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=normal"]
+    dirty = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
+    return f"{commit_of('HEAD', root)[:12]}{' with uncommitted changes' if dirty else ''}"
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from tl.strict import Strict
 
 How = Literal["replayed", "live", "runs", "exact"]
 NOTHING, MOVED = "nothing", "a counter moved by one"
-VICTIM = "finetune"
+VICTIM = "finetune-torchvision"
 """What the benchmark that is slowed has in its name."""
 HEADINGS: dict[How, str] = {
     "replayed": "The timed gate, replayed",
@@ -27,8 +28,9 @@ HEADINGS: dict[How, str] = {
 METHODS: dict[How, str] = {
     "replayed": "Rounds of one commit on both sides were recorded. For each gate as many as it may run were drawn "
     "without replacement and kept in order; in each the two sides were swapped or not by a coin, and the new side's "
-    "times of one of two benchmarks multiplied. The gates share the recorded rounds, so they are not independent: the "
-    "intervals are narrower than they ought to be.",
+    "times of one benchmark multiplied. The gates share the recorded rounds, so they are not independent: the "
+    "intervals are narrower than they ought to be. A round's ratio is that of its two sides, which ran the same code; "
+    "its scatter is the standard deviation of its logarithm.",
     "live": "Whole gates: a commit against itself, with code planted in the training step of a backbone that trains; "
     "two benchmarks, at most 20 rounds. In commit 57c628efe76e what was planted was a wait, which lets torch's threads "
     "fall asleep and so costs more than it lasts: see how large it was measured. Later it is work on all cores.",
@@ -123,6 +125,18 @@ def _measured(some: Sequence[tuple[str, Outcome]]) -> dict[str, str]:
     }
 
 
+def _scatter(power: Power) -> dict[str, str]:
+    """How far apart the two sides of a recorded round are, by benchmark: what a gate has to see a change through."""
+    told = {}
+    for name in power.recorded[0]["base"] if len(power.recorded) > 1 else ():
+        logs = [math.log(one["new"][name] / one["base"][name]) for one in power.recorded]
+        short = name.rpartition("::")[2]
+        told[f"{short} at {power.environment.suite}"] = (
+            f"a round's ratio scatters by {statistics.stdev(logs):.1%}, {len(logs)} rounds"
+        )
+    return told
+
+
 def render(all_power: Sequence[Power]) -> str:
     """Markdown: a table for each kind of gate, then what was told, and commands with their machines."""
     parts = [
@@ -145,6 +159,8 @@ def render(all_power: Sequence[Power]) -> str:
         table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
         parts += [f"## {heading}", METHODS[how], table]
         told = {o.planted: o.reasons[0] for _, o in here if how == "runs" and o.reasons} | _measured(here)
+        if how == "replayed":
+            told |= {name: words for power in all_power for name, words in _scatter(power).items()}
         parts += ["\n".join(f"- {name}: {reason}" for name, reason in told.items())] if told else []
     lines = [f"- `{power.command}`: {len(power.outcomes)} gates; {power.environment}" for power in all_power]
     return "\n\n".join([*parts, "## Commands", "\n".join(lines)]) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,14 +13,17 @@ import torch
 
 from tests.benchmarks import counters
 from tests.benchmarks.steps import Dispatches
+from tl.errors import UserError
 
 BASE = {"net frozen": {"flops": 10, "operations": 3}}
 
 
 def test_counters_are_those_of_the_baseline() -> None:
-    """Where a change is meant: `python -m tests.benchmarks.counters --update`."""
+    """Where a change is meant: `python -m tests.benchmarks.counters --update`. CI has the baseline's libraries."""
     there, base = counters.baseline()
+    assert (counters.BASELINE.parent / counters.CONSTRAINTS).read_text() == counters.constraints(there)
     if there != counters.libraries():
+        assert not os.environ.get("CI"), "install with PIP_CONSTRAINT=results/baseline/constraints.txt"
         pytest.skip(f"the baseline is of {there}, here is {counters.libraries()}: write it anew")
     assert list(counters.changes(base, counters.count())) == []
 
@@ -64,8 +68,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     """Exit statuses; an update writes what was counted, and says what changed."""
     monkeypatch.setattr(counters, "BASELINE", tmp_path / "baseline" / "counters.json")
     monkeypatch.setattr(counters, "count", lambda: BASE)
+    monkeypatch.setattr(sys, "argv", ["counters"])
+    with pytest.raises(UserError, match="is not there: write it with --update"):
+        counters.main()
     for arguments, status, words in (
-        ([], counters.NOT_COMPARABLE, "not comparable"),
         (["--update"], counters.PASSED, "2 counters, 2 changed"),
         ([], counters.PASSED, "2 counters, 0 changed"),
     ):
@@ -73,6 +79,11 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         assert counters.main() == status and words in capsys.readouterr().out
     monkeypatch.setattr(counters, "count", lambda: {"net frozen": {"flops": 11, "operations": 3}})
     assert counters.main() == counters.REGRESSED and "10 → 11 (+1)" in capsys.readouterr().out
+    assert (tmp_path / "baseline" / "constraints.txt").read_text() == counters.constraints(counters.libraries())
     data = json.loads(counters.BASELINE.read_text())
     counters.BASELINE.write_text(json.dumps({**data, "libraries": {"torch": "0"}}))
     assert counters.main() == counters.NOT_COMPARABLE
+    for text in ("{", "[]", "{}"):
+        counters.BASELINE.write_text(text)
+        with pytest.raises(UserError, match="is no baseline"):
+            counters.main()

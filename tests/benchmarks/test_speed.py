@@ -17,9 +17,11 @@ import tl
 from bench import runner
 from bench.grid import load_grid
 from bench.options import Options
+from bench.records import Record
 from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.runs import Run, seal
+from tests.benchmarks.instant import InstantExecutor
 from tests.benchmarks.steps import NETWORKS, TRAINING, make_step
 from tests.benchmarks.turns import timed
 from tests.conftest import TINY
@@ -90,6 +92,8 @@ def test_image_path(benchmark: BenchmarkFixture, mini: tl.Splits, kind: str) -> 
 
     timed(benchmark, epoch)
     assert epoch() == 24
+    if benchmark.stats is not None:
+        benchmark.extra_info["images_per_second"] = 24 / benchmark.stats.stats.median
 
 
 def test_crop_table(benchmark: BenchmarkFixture) -> None:
@@ -134,6 +138,21 @@ def test_planning(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     worker = runner.executor_for(options)
     sweep = benchmark(runner.plan, grid, options, worker, Console(quiet=True))
     assert len(sweep.cells) == 1000
+
+
+def test_resuming(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """A grid of 1,000 cells that are all done; forty in the normal test run."""
+    seeds = 10 if benchmark.disabled else 250
+    matrix = {"backbones": ["b00000", "b00001"], "regimes": ["finetune", "frozen"], "seeds": seeds}
+    grid, options, worker = load_grid("smoke").override(matrix, {}), _options(tmp_path), InstantExecutor()
+
+    def run() -> dict[str, Record]:
+        quiet = Console(quiet=True)
+        return runner.execute(runner.plan(grid, options, worker, quiet), grid, options, worker, quiet)
+
+    first = run()
+    assert len(first) == 4 * seeds
+    assert benchmark.pedantic(run, rounds=1 if benchmark.disabled else 3) == first
 
 
 def many_records(folder: Path, count: int) -> Run:

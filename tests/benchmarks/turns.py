@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -33,6 +33,8 @@ class Turns:
     read: int | None = None
     write: int | None = None
     ours: bool = True
+    met: bool = field(default=False, init=False)
+    """Both have loaded their modules, and the first turn has begun."""
 
     @classmethod
     def given(cls, environment: Mapping[str, str] = os.environ) -> Turns:
@@ -43,25 +45,36 @@ class Turns:
         return cls(int(read), int(write), first == "1")
 
     def take(self) -> None:
-        """Return when it is this process's turn; at once where it is already."""
-        if self.read is not None and not self.ours:
+        """Return when it is this process's turn; at once where it is already. At first both wait for each other."""
+        if not self.met:
+            self.met = True
+            self._send()
+            self._receive()
+        if not self.ours:
+            self._receive()
             self.ours = True
-            if os.read(self.read, 1) == b"":  # the other process has ended
-                self._close()
 
     def next(self) -> None:
         """Hand the turn over and return when it comes back; without it, when it comes."""
-        if self.write is not None and self.ours:
+        if self.write is not None and self.ours and self.met:
             settle()
             self.ours = False
-            with contextlib.suppress(BrokenPipeError):  # has ended: reading tells
-                os.write(self.write, b".")
+            self._send()
         self.take()
 
     def end(self) -> None:
         """Take part no more. The other's last round is waited for: what follows would disturb it."""
         self.next()
         self._close()
+
+    def _send(self) -> None:
+        if self.write is not None:
+            with contextlib.suppress(BrokenPipeError):  # the other process has ended: reading tells
+                os.write(self.write, b".")
+
+    def _receive(self) -> None:
+        if self.read is not None and os.read(self.read, 1) == b"":  # has ended
+            self._close()
 
     def _close(self) -> None:
         for end in (self.read, self.write):
