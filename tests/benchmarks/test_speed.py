@@ -140,8 +140,9 @@ def test_planning(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     assert len(sweep.cells) == 1000
 
 
-def test_resuming(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+def test_resuming(benchmark: BenchmarkFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grid of 1,000 cells that are all done; forty in the normal test run."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))  # names of networks are kept there, and these are made up
     seeds = 10 if benchmark.disabled else 250
     matrix = {"backbones": ["b00000", "b00001"], "regimes": ["finetune", "frozen"], "seeds": seeds}
     grid, options, worker = load_grid("smoke").override(matrix, {}), _options(tmp_path), InstantExecutor()
