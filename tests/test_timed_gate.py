@@ -186,7 +186,7 @@ def test_a_turn_ends_when_no_thread_is_busy(monkeypatch: pytest.MonkeyPatch) -> 
     assert done.is_set()
     sleeper, waits = threading.Event(), []
     threading.Thread(target=sleeper.wait).start()
-    monkeypatch.setattr(turns.time, "sleep", waits.append)
+    monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=waits.append))
     turns.settle()
     sleeper.set()
     assert len(waits) < 100, "it gave up"
@@ -215,6 +215,11 @@ def test_benchmarks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StopIteration):
         loop.send(True)
     assert said == ["take", "next", "round", "next", "round", "end"]
+    loop = conftest.pytest_runtestloop(session)
+    next(loop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.throw(KeyboardInterrupt)
+    assert said[-1] == "end", "or the other would wait"
 
 
 def test_benchmarks_run_as_cells_do(tmp_path: Path) -> None:
@@ -236,9 +241,11 @@ def test_a_benchmark_that_fails(repository: Path, tmp_path: Path, capsys: pytest
     (repository / "speed.py").write_text(broken)
     page = tmp_path / "g.md"
     assert gate.gate(["--base", "HEAD", "--select", "test_it", "--output", str(page)], repository) == REGRESSED
-    assert re.search(r"Gate failed: regressed.* new: the benchmarks fail: .*1 failed", page.read_text())
+    assert re.search(
+        r"Gate failed: regressed.* new: the benchmarks fail: FAILED .*test_it\.py::test_it", page.read_text()
+    )
     commit(repository, "broken")
-    with pytest.raises(UserError, match=r"base: the benchmarks fail: .*1 failed"):
+    with pytest.raises(UserError, match=r"base: the benchmarks fail: FAILED .*test_it"):
         gate.gate(["--base", "HEAD", "--select", "test_it"], repository)
     (repository / "tests" / "benchmarks" / "conftest.py").write_text("import nothing_of_that_name\n")
     with pytest.raises(UserError, match=r"nothing_of_that_name"):
@@ -333,3 +340,16 @@ def test_one_environment_where_needs_are_the_same(repository: Path, tmp_path: Pa
         assert (gate.needs(other) == gate.needs(repository)) is same
     (other / "pyproject.toml").write_text('[project]\ndependencies = ["b", "a"]\n')
     assert gate.python_for(other, repository) == sys.executable
+
+
+def test_an_environment_for_other_needs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has what this one has, and nothing of that twice; no network is asked."""
+    base = tmp_path / "place" / "base"
+    base.mkdir(parents=True)
+    (base / "pyproject.toml").write_text('[project]\ndependencies = ["numpy>=1"]\n')
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONSTRAINT", str(tmp_path / "missing.txt"))
+    python = gate.python_for(base, repository)
+    assert python != sys.executable
+    told = subprocess.run([python, "-c", "import numpy; print(numpy.__file__)"], capture_output=True, text=True)
+    assert Path(told.stdout.strip()) == Path(np.__file__), told.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.compare.judge import Comparison, Rule
 from bench.compare.show import change_text, unknown_lines
-from bench.compare.sides import Repeats
+from bench.compare.sides import SOURCE, Repeats
 from tl.errors import ConfigError, UserError, not_one_of
 
 PASSED, REGRESSED, INCOMPLETE, NOT_COMPARABLE = 0, 1, 3, 4
@@ -27,11 +27,12 @@ class Decision:
     headline: str
     reasons: tuple[str, ...]
     lost: bool
-    """Something that base has is missing, failed or unknown: more samples would not decide it."""
+    """Something that base has is missing, failed or unknown in new, or other conditions than a benchmark's own code
+    differ: more samples would not decide it."""
 
     @property
     def is_noise(self) -> bool:
-        """Undecided, but only since times are too noisy or don't compare."""
+        """Undecided, but only since times are too noisy, or of benchmarks whose code changed."""
         return self.status in (INCOMPLETE, NOT_COMPARABLE) and not self.lost
 
 
@@ -44,7 +45,7 @@ def decide(comparison: Comparison) -> Decision:
     """
     regressed = [f"{cell}: newly failing: {words}" for cell, words in comparison.newly_failing]
     regressed += [f"{cell}: {words}" for cell, words in comparison.beyond_limits]
-    incomparable, noisy = [], []
+    incomparable, noisy, other_machine = [], [], False
     for change in comparison.changes:
         what = f"{change.cell}: {change.quantity.label} {change_text(change)}"
         exact = change.quantity.kind == "exact"
@@ -52,6 +53,7 @@ def decide(comparison: Comparison) -> Decision:
             regressed.append(f"{what}: " + ("changed" if exact else change.verdict))
         elif change.verdict == "not comparable":
             incomparable.append(f"{what}: {', '.join(change.differs)}")
+            other_machine |= any(not text.startswith(f"{SOURCE}: ") for text in change.differs)
         elif change.is_open:
             noisy.append(f"{what}: {change.verdict}")
     faster = [
@@ -63,8 +65,8 @@ def decide(comparison: Comparison) -> Decision:
     known = {change.quantity.name for change in comparison.changes if change.base or change.new}
     never = [change for change in unknown if change.quantity.kind == "ratio" and change.quantity.name not in known]
     lost = [f"{cell}: {words}" for cell, words in (*comparison.incomplete, *comparison.unchecked)]
-    lost += unknown_lines(comparison, [change for change in unknown if change.base or change.new])
-    lost += unknown_lines(comparison, never)
+    lost += unknown_lines(comparison, [change for change in unknown if change.base] + never)
+    noisy += unknown_lines(comparison, [change for change in unknown if change.new and not change.base])
     rest = [change for change in unknown if not change.base and not change.new and change not in never]
     status, word = PASSED, "passed"
     if regressed:
@@ -74,7 +76,7 @@ def decide(comparison: Comparison) -> Decision:
     elif lost or noisy:
         status, word = INCOMPLETE, "undecided: incomplete"
     told = (*regressed, *incomparable, *lost, *noisy, *faster, *unknown_lines(comparison, rest))
-    return Decision(status=status, headline=f"Gate {word}.", reasons=told, lost=bool(lost))
+    return Decision(status=status, headline=f"Gate {word}.", reasons=told, lost=bool(lost) or other_machine)
 
 
 def read_rules(
@@ -87,8 +89,9 @@ def read_rules(
 ) -> list[Rule]:
     """Rules of `[tool.bench.gate]` in a TOML file, then those of options. Raises `ConfigError`.
 
-    A project's file serves gates of runs and of benchmarks: of its rules those are left out that name a metric which
-    the sides can't have. An option's rule for such a metric is a mistake.
+    A project's file serves gates of runs and of benchmarks: its rules for times, memory and accuracies of runs are left
+    out where there are but benchmarks, those for `seconds` where there are but runs, and those for metrics that are not
+    compared. An option's rule for such a metric is a mistake.
 
     Args:
         file: None means `pyproject.toml` in `folder`, if there is one; a file that is named must have rules.

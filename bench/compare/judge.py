@@ -57,12 +57,17 @@ class Rule(Strict):
         return _like(metric, self.metric) and _like(cell, self.cells)
 
     def is_elsewhere(self, kinds: Collection[Repeats], metrics: Collection[str]) -> bool:
-        """Whether its metric is of benchmarks where there are but runs, the other way round, or not compared."""
+        """Whether its metric is of runs alone where there are none, of benchmarks alone, or known and not compared."""
         if metrics and not any(_like(name, self.metric) for name in metrics):
-            return True
-        if self.metric in QUANTITIES:
+            return any(_like(name, self.metric) for name in (*QUANTITIES, SECONDS.name))
+        if self.is_of_runs:
             return "seed" not in kinds
         return self.metric == SECONDS.name and "round" not in kinds
+
+    @property
+    def is_of_runs(self) -> bool:
+        """Whether no benchmark can have its metric: exact counters have the same names everywhere."""
+        return self.metric in QUANTITIES and QUANTITIES[self.metric].kind != "exact"
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.model_dump().items() if value not in (None, "*"))
@@ -97,7 +102,8 @@ class Change:
     differs: tuple[str, ...] = ()
     """Conditions that forbid a comparison, with what they are on either side."""
     alike: bool = False
-    """Of accuracies: with each seed both sides were right on the very same images."""
+    """Of accuracies of one cell in two runs: with each seed both were right on the very same images. Of two regimes or
+    backbones that would not show that they are equally good."""
     looks: int = 1
     """How many times such a comparison may be made before it is over."""
 
@@ -154,7 +160,9 @@ class Comparison:
     only_new: Told
     """Cells and samples that only another side has → its name."""
     level: float
-    """Error rate of all changes together."""
+    """Error rate of all changes together, at this look."""
+    looks: int = 1
+    """How many there may be."""
 
     def having(self, *verdicts: Verdict) -> list[Change]:
         """Changes with one of these verdicts."""
@@ -173,7 +181,7 @@ def compare(
 
     A change counts, as better or worse, when its estimate is at least as large as the rules allow, and a test that
     there is none fails at `level` over the whole comparison (Holm 1979). `same` is shown, not assumed: the 95% interval
-    lies within what is allowed, or both sides were right on the very same images with each of three seeds or more.
+    lies within what is allowed, or both runs were right on the very same images with each of three seeds or more.
     Times and memory of runs are compared as independent samples (Welch 1947, on logarithms); of rounds that have names
     in common as pairs; accuracies seed by seed over the same images; exact counters sample by sample.
 
@@ -225,6 +233,7 @@ def compare(
     return Comparison(
         base=base,
         level=level / looks,
+        looks=looks,
         others=tuple(others),
         changes=tuple(
             replace(change, p=adjusted.get(place), verdict=_verdict(change, adjusted.get(place), level / looks))
@@ -353,7 +362,7 @@ def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Seque
         allowed=allowed,
         verdict="unknown",
         differs=tuple(_differences(base, new, quantity)) if quantity.kind == "ratio" else (),
-        alike=_alike(base.right.get(quantity.name, {}), new.right.get(quantity.name, {})),
+        alike=side.by == "run" and _alike(base.right.get(quantity.name, {}), new.right.get(quantity.name, {})),
     )
 
 

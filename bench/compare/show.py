@@ -25,9 +25,10 @@ ORDER: tuple[Verdict, ...] = (
 NOTE = (
     "Change: the new side over {base}, of accuracies less it, with a 95% interval from {fewest} samples on; samples "
     "are seeds, or rounds of a benchmark, of which each process is one. It counts as worse or better where it is at "
-    "least as large as said and a test of no change fails, at {percent}% over this whole comparison (Holm). Same: the "
-    "interval lies within that. Times and memory are compared as independent samples (Welch, on logarithms), rounds "
-    "with a name on both sides as pairs, accuracies over seeds and images, counters sample by sample."
+    "least as large as said and a test of no change fails, at {percent}% over this whole comparison (Holm). Same: "
+    "shown to lie within that, at 95%{looks}, or of accuracies the very same images right with each seed. Times and "
+    "memory are compared as independent samples (Welch, on logarithms), rounds with a name on both sides as pairs, "
+    "accuracies over seeds and images, counters sample by sample."
 )
 
 
@@ -65,7 +66,12 @@ def show(
         "unknown": unknown_lines(comparison, comparison.having("unknown")),
         "differs": list(dict.fromkeys(text for change in comparison.changes for text in change.differs)),
         "machines": _machines(comparison),
-        "note": NOTE.format(base=comparison.base.name, fewest=MIN_SAMPLES, percent=f"{100 * comparison.level:.2g}"),
+        "note": NOTE.format(
+            base=comparison.base.name,
+            fewest=MIN_SAMPLES,
+            percent=f"{100 * comparison.level:.2g}",
+            looks=f" shared among {comparison.looks} looks" if comparison.looks > 1 else "",
+        ),
         "style": style(),
     }
     return environment_for(kind).get_template(f"compare.{kind}.j2").render(**content)

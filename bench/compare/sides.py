@@ -74,6 +74,8 @@ COMPARED = ("epoch_seconds", "peak_memory_bytes", "val_accuracy_last")
 """Metrics of a run that are compared when none are named, and with them every exact one."""
 MEMORY_METHOD = "memory method"
 """A condition of memory alone."""
+SOURCE = "source"
+"""The condition that is a benchmark's own code, where it says so in `extra_info`."""
 Sample = int | str
 """A seed, or the name of a round of benchmarks."""
 
@@ -104,6 +106,7 @@ class Side:
     entries: dict[str, Entry]
     """By what must be equal on both sides."""
     quantities: dict[str, Quantity]
+    by: Axis = "run"
     told: tuple[str, ...] = ()
     """Of the machine and libraries, each once."""
 
@@ -249,7 +252,7 @@ def _side(
         data = benchmark_files.read(path)
         _add_benchmarks(entries, quantities, path, data)
         machines[str(data)] = None
-    return Side(name=name, entries=entries, quantities=quantities, told=tuple(machines))
+    return Side(name=name, entries=entries, quantities=quantities, by=by, told=tuple(machines))
 
 
 def _add(entry: Entry, record: Record, seed: int, truth: Sequence[int], by: Axis) -> None:
@@ -274,7 +277,6 @@ def _add(entry: Entry, record: Record, seed: int, truth: Sequence[int], by: Axis
     told = {
         "cpu": machine.cpu,
         "cores": str(machine.cores),
-        "memory": f"{machine.memory_bytes / 2**30:.0f} GiB",
         "system": machine.system,
         "python": machine.python,
         "threads": str(result.threads),

@@ -36,7 +36,7 @@ import pytest
 from bench.compare.gate import GATE_LEVEL, PASSED, REGRESSED, Decision, decide, read_rules
 from bench.compare.judge import Comparison, Rule, compare
 from bench.compare.show import show
-from bench.compare.sides import QUANTITIES, SECONDS, read_sides
+from bench.compare.sides import SECONDS, read_sides
 from bench.stop import ended_by_signals
 from bench.until import seconds
 from bench.watch import look
@@ -50,6 +50,8 @@ FEWEST, STEP, MOST = 5, 5, 20
 """Rounds before the first look, from one look to the next, and at most."""
 SELECTED = "test_step or test_image_path"
 """Benchmarks that take turns: `timed` of `turns`."""
+MISTAKES = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
+"""Of options, not of code."""
 ROUND_SECONDS = 3600.0
 """A round that takes longer hangs: a benchmark alone has its limit from pytest."""
 
@@ -118,11 +120,12 @@ def python_for(folder: Path, root: Path) -> str:
     venv.create(place, with_pip=True)
     python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     names = {"base": str(place), "platbase": str(place)}
-    packages = Path(sysconfig.get_path("purelib", vars=names))
+    packages = Path(sysconfig.get_path("purelib", "venv", vars=names))
     parent = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     (packages / "parent.pth").write_text(parent, encoding="utf-8")
-    asked = [one for some in needs(folder) for one in some]
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *asked], check=True)
+    if asked := [one for some in needs(folder) for one in some]:
+        own = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}  # of the new tree
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *asked], env=own, check=True)
     return str(python)
 
 
@@ -158,7 +161,7 @@ def run_round(trees: dict[str, Tree], files: dict[str, Path], first: str, select
                 raise UserError(f"{side}: a round of benchmarks has not ended after {ROUND_SECONDS:.0f} s") from None
         for side, (process, said) in running.items():
             if statuses[side] != 0:
-                newly = side == NEW and statuses[side] == pytest.ExitCode.TESTS_FAILED
+                newly = side == NEW and statuses[side] not in MISTAKES
                 error = NewlyFailing if newly else UserError  # those of the base come first
                 raise error(f"{side}: the benchmarks fail: {_last_words(said, process.returncode)}")
 
@@ -188,11 +191,11 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _last_words(said: Sequence[IO[str]], status: int) -> str:
-    """pytest sums up on standard output; what it can't even begin with is told on the other."""
+    """What fails first, by pytest's summary; else the last line: what it can't begin with is on standard error."""
     for stream in said:
         stream.seek(0)
         if lines := [line for line in stream.read().splitlines() if line.strip()]:
-            return lines[-1]
+            return next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), lines[-1])
     return f"exit status {status}"
 
 
@@ -251,7 +254,7 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
         raise UserError(f"--rounds {given.rounds}: must be at least {FEWEST}")
     budget = seconds("--budget", given.budget) if given.budget else None
     rules = read_rules(None, given.rule, root, kinds=["round"])
-    if wrong := next((rule for rule in rules if rule.metric in QUANTITIES), None):
+    if wrong := next((rule for rule in rules if rule.is_of_runs), None):
         raise UserError(f"--rule {wrong}: {wrong.metric} is of runs; benchmarks have {SECONDS.name} and exact counters")
     if given.out and given.out.exists() and any(given.out.iterdir()):
         raise UserError(f"{given.out} is not empty, and nothing is overwritten: give another --out")
