@@ -22,6 +22,7 @@ import pytest
 from scipy.stats import binom
 
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED
+from bench.environment import environment
 from tests.benchmarks import conftest, gate, steps, test_speed, turns
 from tests.benchmarks.conftest import source_digest
 from tests.benchmarks.gate import BASE, NEW, Tree
@@ -229,7 +230,10 @@ def test_benchmarks_run_as_cells_do(tmp_path: Path) -> None:
     argv += ["-p", "no:cacheprovider", "--benchmark-max-time=0.01", f"--benchmark-json={file}"]
     done = subprocess.run(argv, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    packages = json.loads(file.read_text())["machine_info"]["packages"]
+    machine, here = json.loads(file.read_text())["machine_info"], environment()
+    assert machine["cpu"] == {"brand_raw": here.cpu, "count": here.cores}
+    assert (f"{machine['system']} {machine['machine']}", machine["python_version"]) == (here.system, here.python)
+    packages = machine["packages"]
     kept = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
     assert packages["allocator"] == ("glibc, freed pages kept" if kept else "default")
     assert {"threads", "torch", "torchvision", "timm", "numpy"} <= packages.keys()
@@ -248,8 +252,18 @@ def test_a_benchmark_that_fails(repository: Path, tmp_path: Path, capsys: pytest
     with pytest.raises(UserError, match=r"base: the benchmarks fail: FAILED .*test_it"):
         gate.gate(["--base", "HEAD", "--select", "test_it"], repository)
     (repository / "tests" / "benchmarks" / "conftest.py").write_text("import nothing_of_that_name\n")
-    with pytest.raises(UserError, match=r"nothing_of_that_name"):
+    with pytest.raises(UserError, match=r"new: the benchmarks fail: exit status 4: .*nothing_of_that_name"):
         gate.gate(["--base", "HEAD~1", "--select", "test_it"], repository)
+
+
+def test_a_process_that_is_killed(repository: Path) -> None:
+    """Is told as such: of its output there is nothing that says why."""
+    (repository / "tests" / "benchmarks" / "conftest.py").write_text(
+        "import os, signal\ndef pytest_sessionfinish():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    commit(repository, "killed")
+    with pytest.raises(UserError, match=r"base: the benchmarks fail: signal 9"):
+        gate.gate(["--base", "HEAD", "--select", "test_it"], repository)
 
 
 def test_noise_may_be_let_through(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Processor(BaseModel):
 
 
 class Machine(BaseModel):
-    """Where it ran; `packages` is no field of pytest-benchmark's own, see `pytest_benchmark_update_machine_info`."""
+    """Where it ran; `packages` is no field of pytest-benchmark's own: a hook of a project's conftest can tell them."""
 
     cpu: Processor = Processor()
     python_version: str = ""

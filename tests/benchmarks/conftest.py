@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import platform
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Generator, Iterator
@@ -24,10 +25,21 @@ ALLOCATOR = pytest.StashKey[str]()
 """As `Record.allocator` has it."""
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Libraries, threads and allocator, beside the processor that pytest-benchmark tells itself."""
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
+    """All that times depend on: processor, system, libraries, threads and allocator.
+
+    In place of pytest-benchmark's own, which asks py-cpuinfo: that takes a second a process and can fail.
+    """
+    here = environment()
     own = {"threads": str(torch.get_num_threads()), "allocator": config.stash.get(ALLOCATOR, "default")}
-    machine_info["packages"] = {**environment().packages, **own}
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "release": platform.release(),
+        "python_version": here.python,
+        "cpu": {"brand_raw": here.cpu, "count": here.cores},
+        "packages": {**here.packages, **own},
+    }
 
 
 @pytest.hookimpl(wrapper=True)

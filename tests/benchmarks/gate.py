@@ -191,12 +191,15 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _last_words(said: Sequence[IO[str]], status: int) -> str:
-    """What fails first, by pytest's summary; else the last line: what it can't begin with is on standard error."""
+    """What fails first, by pytest's summary; else how it ended, with the last line of standard error or output."""
+    lines = []
     for stream in said:
         stream.seek(0)
-        if lines := [line for line in stream.read().splitlines() if line.strip()]:
-            return next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), lines[-1])
-    return f"exit status {status}"
+        lines += [line for line in stream.read().splitlines() if line.strip()]
+    if failed := next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), None):
+        return failed
+    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    return ": ".join([how, *lines[-1:]])
 
 
 def decided(comparison: Comparison, decision: Decision) -> bool:
