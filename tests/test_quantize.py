@@ -29,7 +29,12 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_near_those_in_single_precision(name: str) -> None:
-    """Of batches of any size, every time the same; and the network that was quantised is as it was."""
+    """Of batches of any size, every time the same; and the network that was quantised is as it was.
+
+    Of one and the same batch: processors have other kernels for other sizes, which may round otherwise. Of one image
+    alone an Intel processor with AMX gave EfficientNet-Lite0's features a few steps of their scale apart, as near as
+    the integers are to single precision.
+    """
     module, images = network(name)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with torch.no_grad():
@@ -39,7 +44,9 @@ def test_features_are_near_those_in_single_precision(name: str) -> None:
         assert got.dtype == torch.float32 and got.shape == expected.shape
         assert nn.functional.cosine_similarity(got.double(), expected.double()).min() > 0.98
         assert not torch.equal(got, expected)
-        assert torch.equal(made(images), got) and torch.equal(made(images[:1]), got[:1])
+        assert torch.equal(made(images), got)
+        for size in (1, 4):
+            assert nn.functional.cosine_similarity(made(images[:size]).double(), got[:size].double()).min() > 0.999
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     layers = sum(isinstance(part, nn.Conv2d | nn.Linear) for part in module.modules())
     weights = [weight for _, weight in quantized_weights(made)]
