@@ -202,7 +202,7 @@ def compare(
     if not shared:
         raise UserError(_nothing_in_common(base, others))
     drafts = [
-        _draft(base.entries[key], side.entries[key], quantity, side, [*DEFAULTS, *rules])
+        _draft(base.entries[key], side.entries[key], quantity, side, [*DEFAULTS, *rules], looks)
         for side, key in shared
         for name, quantity in wanted.items()
         if _is_due(name, base.entries[key], side.entries[key], asked)
@@ -237,7 +237,7 @@ def compare(
         others=tuple(others),
         changes=tuple(
             replace(change, p=adjusted.get(place), verdict=_verdict(change, adjusted.get(place), level / looks))
-            for place, change in enumerate(replace(draft, looks=looks) for draft in drafts)
+            for place, change in enumerate(drafts)
         ),
         beyond_limits=beyond,
         unchecked=unchecked,
@@ -341,7 +341,7 @@ def _limits(held: Sequence[Held], rules: Sequence[Rule]) -> tuple[Told, Told]:
     return tuple(broken), tuple(unchecked)
 
 
-def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Sequence[Rule]) -> Change:
+def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Sequence[Rule], looks: int) -> Change:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     common = [sample for sample in theirs if sample in ours]
     if common and (quantity.kind == "difference" or (base.repeats == "round" and quantity.kind == "ratio")):
@@ -362,6 +362,7 @@ def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Seque
         allowed=allowed,
         verdict="unknown",
         differs=tuple(_differences(base, new, quantity)) if quantity.kind == "ratio" else (),
+        looks=looks,
         alike=side.by == "run" and _alike(base.right.get(quantity.name, {}), new.right.get(quantity.name, {})),
     )
 

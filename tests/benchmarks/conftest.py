@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.compare.sides import SOURCE
 from bench.environment import environment
 from tests.benchmarks.turns import TURNS
 from tl.machine import keep_freed_pages
@@ -63,7 +64,7 @@ def _source(request: pytest.FixtureRequest) -> None:
     """The benchmark's own code: times of a benchmark that was changed are those of something else."""
     if "benchmark" in request.fixturenames:
         digest = source_digest(request.function, request.fixturenames)
-        request.getfixturevalue("benchmark").extra_info["source"] = digest
+        request.getfixturevalue("benchmark").extra_info[SOURCE] = digest
 
 
 def source_digest(function: Callable[..., object], fixtures: Collection[str] = ()) -> str:

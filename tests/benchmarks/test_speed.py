@@ -15,6 +15,7 @@ from rich.console import Console
 
 import tl
 from bench import runner
+from bench.compare.sides import SOURCE
 from bench.grid import load_grid
 from bench.options import Options
 from bench.records import Record
@@ -46,7 +47,7 @@ def test_step(benchmark: BenchmarkFixture, network: str, regime: str) -> None:
     step = make_step(network, regime)
     benchmark.extra_info.update(step.counted())
     timed(benchmark, step.run, repeats=50 if REGIMES[regime].features == "once" else 1)
-    assert step.counted() == {name: v for name, v in benchmark.extra_info.items() if name != "source"}
+    assert step.counted() == {name: v for name, v in benchmark.extra_info.items() if name != SOURCE}
 
 
 @pytest.mark.parametrize("regime", REGIMES)
