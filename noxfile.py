@@ -31,13 +31,13 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def counters(session: nox.Session) -> None:
     """The exact gate: counters of training steps against the committed baseline; `-- --update` writes it anew."""
-    _exit_as(session, "-m", "tests.benchmarks.counters", *session.posargs)
+    _exit_as(session, "-m", "bench.devtools.counters", *session.posargs)
 
 
 @nox.session
 def gate(session: nox.Session) -> None:
     """The timed gate: this tree against another commit, `nox -s gate -- --base main`."""
-    _exit_as(session, "-m", "tests.benchmarks.gate", *session.posargs)
+    _exit_as(session, "-m", "bench.devtools.gate", *session.posargs)
 
 
 def _exit_as(session: nox.Session, *arguments: str) -> None:
@@ -50,7 +50,7 @@ def _exit_as(session: nox.Session, *arguments: str) -> None:
 @nox.session
 def gate_power(session: nox.Session) -> None:
     """How often the gates find what is planted, and cry wolf; takes hours: `nox -s gate_power -- --data FOLDER`."""
-    power = [sys.executable, "-m", "tests.benchmarks.power"]
+    power = [sys.executable, "-m", "bench.devtools.power"]
     out = f"--out=results/gate-power-{datetime.now(UTC):%Y%m%d}"
     session.run(*power, "exact", out)
     session.run(*power, "runs", out, *session.posargs)
@@ -73,14 +73,14 @@ def peers(session: nox.Session) -> None:
     cell = "--data {data} --regime {regime} --backbone {backbone} --epochs {epochs} --device {device} --seed {seed}"
     sides = [f"--peer={name}={python} -m tests.benchmarks.{name}_loop {cell}" for name in ("lightning", "fastai")]
     out = f"results/peers-{datetime.now(UTC):%Y%m%d}"
-    measure = [sys.executable, "-m", "tests.benchmarks.peers", *sides, "--out", out, *session.posargs]
+    measure = [sys.executable, "-m", "bench.devtools.peers", *sides, "--out", out, *session.posargs]
     for figure in ([], ["--memory"], ["--accuracy"]):
         for backbone in ("torchvision:resnet18", "timm:tf_efficientnet_lite0"):
             for regime in ("finetune", "frozen"):
                 session.run(*measure, "--backbone", backbone, "--regime", regime, *figure, external=True)
     samples = sorted(map(str, Path("results").glob("peers-*/*.json")))
     with Path("reports/peers.md").open("w", encoding="utf-8") as report:
-        session.run(sys.executable, "-m", "tests.benchmarks.peers", "--render", *samples, stdout=report, external=True)
+        session.run(sys.executable, "-m", "bench.devtools.peers", "--render", *samples, stdout=report, external=True)
 
 
 @nox.session

@@ -22,6 +22,6 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     Unknown values are missing (`NA`), never 0. Raises `tl.UserError` for a path that is not a run.
     """
-    from bench.table import load_results
+    from bench.export.frame import load_results
 
     return load_results(paths)

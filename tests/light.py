@@ -1,6 +1,7 @@
 """An executor whose cells take a moment and no torch, all else being as it is: for tests of what can go wrong.
 
-The module stands in for `bench.job` in a cell's process. What a cell does, its backbone's name says (`SPECS`).
+In a cell's process this module takes the place of `bench.execution.worker`. The backbone's name says what a cell does
+(`SPECS`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-import bench.executors.process as process
-from bench.executors import NO_LIMITS, Emit, Limits, Outcome
+import bench.execution.process as process
+from bench.execution.base import NO_LIMITS, Emit, Limits, Outcome
 from tests.runs import record
 from tl.datasets import Splits
 from tl.results import TrainResult
@@ -82,7 +83,7 @@ class _Untellable(Exception):
 
 
 def run_cell(cell: Any, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
-    """What `bench.job:run_cell` returns, at once."""
+    """What `bench.execution.worker:run_cell` returns, at once."""
     backbone = cell.config.backbone
     if ledger := os.environ.get("LIGHT_LEDGER"):
         with Path(ledger).open("a", encoding="ascii") as file:
@@ -130,7 +131,8 @@ def run_cell(cell: Any, splits: Splits, weights: Weights, threads: int, emit: Em
 
 def main() -> None:
     """The command line, with cells that are this module's."""
-    from bench import cli, executors
+    from bench import cli
+    from bench.execution import base as executors
 
     executors.EXECUTORS["process"] = lambda address: LightExecutor()
     cli.main()

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.environment import environment
-from bench.records import Cell, DatasetIdentity, Invocation, Manifest, Record
-from bench.runs import Run
+from bench.store.environment import environment
+from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record
+from bench.store.runs import Run
 from tl.config import TrainConfig
 from tl.results import EpochResult, Predictions, TrainResult
 from tl.weights import Weights

@@ -14,7 +14,7 @@ import pytest
 from bench.report import write
 from bench.report.summary import summarise
 from bench.report.write import write_report
-from bench.runs import Run
+from bench.store.runs import Run
 from tests.runs import RANDOM, record, write_run
 from tests.test_executors import wait_until
 

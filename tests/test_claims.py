@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.claims import CLAIMS, HALF_THE_TIME, Claim
-from bench.findings import _likeliest, judge, overall
-from bench.grid import load_grid
-from bench.groups import make_groups
-from bench.records import Record
+from bench.analysis.claims import CLAIMS, HALF_THE_TIME, Claim
+from bench.analysis.groups import make_groups
+from bench.analysis.stats import LEVEL, ratio
+from bench.analysis.verdicts import _likeliest, judge, overall
 from bench.report.answers import answers
 from bench.report.summary import summarise
-from bench.stats import LEVEL, ratio
+from bench.store.records import Record
+from bench.sweep.grid import load_grid
 from tests.commands import ONE_CELL, command
 from tests.runs import RANDOM, TRUTH, record, write_run
 from tl.errors import ConfigError

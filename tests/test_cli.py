@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 import bench
-from bench.records import SCHEMA_VERSION
-from bench.runs import Run
+from bench.store.records import SCHEMA_VERSION
+from bench.store.runs import Run
 from tests import light
 from tests.commands import ONE, ONE_CELL, command, light_command
 from tests.images import write_folder
@@ -321,9 +321,9 @@ def test_a_run_that_changed_meanwhile_is_left_alone(in_smoke: Path, monkeypatch:
     """What another command wrote between planning and the lock is not overwritten."""
     from rich.console import Console
 
-    from bench import runner
-    from bench.grid import load_grid
-    from bench.options import Options
+    from bench.sweep import run as runner
+    from bench.sweep.grid import load_grid
+    from bench.sweep.options import Options
 
     grid = load_grid("smoke").override({"seeds": 2, "devices": ["cpu"]}, {})
     options = Options(name="smoke", executor="inline")

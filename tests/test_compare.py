@@ -12,13 +12,13 @@ import pytest
 from scipy.stats import gmean, ttest_ind, ttest_rel
 
 from bench import cli
+from bench.analysis.stats import ratio_of_means
+from bench.compare.changes import Comparison, Rule, compare
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED, decide, read_rules
-from bench.compare.judge import Comparison, Rule, compare
-from bench.compare.show import show
+from bench.compare.render import show
 from bench.compare.sides import QUANTITIES, SECONDS, Entry, Quantity, Side, read_sides
-from bench.records import Record
-from bench.runs import Run
-from bench.stats import ratio_of_means
+from bench.store.records import Record
+from bench.store.runs import Run
 from tests.commands import command
 from tests.runs import RANDOM, record, write_run
 from tl.errors import UserError

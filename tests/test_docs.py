@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.claims import CLAIMS
-from bench.findings import show_estimate
-from bench.grid import shipped
-from bench.metrics import METRICS
-from bench.records import STATUSES
+from bench.analysis.claims import CLAIMS
+from bench.analysis.metrics import METRICS
+from bench.analysis.verdicts import show_estimate
+from bench.export.frame import COLUMNS
 from bench.report.summary import summarise
 from bench.report.tables import accuracy, show
 from bench.report.write import write_report
-from bench.runs import find_runs
-from bench.table import COLUMNS
+from bench.store.records import STATUSES
+from bench.store.runs import find_runs
+from bench.sweep.grid import shipped
 from tl.config import PRECISIONS, PROTOCOLS
 from tl.datasets import DATASETS
 from tl.regimes import REGIMES

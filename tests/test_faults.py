@@ -22,16 +22,17 @@ import psutil
 import pytest
 from rich.console import Console
 
-from bench import runner, runs
-from bench.executors import attempt
-from bench.executors import process as process_executor
-from bench.executors.failure import describe, readable
-from bench.executors.log import LOG_BYTES
-from bench.grid import load_grid
-from bench.options import Options
-from bench.records import SCHEMA_VERSION
-from bench.runs import Run
-from bench.stop import ended_by_signals, gentle, held_back, let_through
+from bench.execution import attempt
+from bench.execution import process as process_executor
+from bench.execution.failure import describe, readable
+from bench.execution.log import LOG_BYTES
+from bench.execution.signals import ended_by_signals, gentle, held_back, let_through
+from bench.store import runs
+from bench.store.records import SCHEMA_VERSION
+from bench.store.runs import Run
+from bench.sweep import run as runner
+from bench.sweep.grid import load_grid
+from bench.sweep.options import Options
 from tests import light
 from tests.commands import LIGHT
 from tests.test_executors import wait_until

@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 
 import bench
-from bench import runner
-from bench.grid import load_grid
-from bench.options import Options
 from bench.report.summary import summarise
 from bench.report.write import write_report
+from bench.sweep import run as runner
+from bench.sweep.grid import load_grid
+from bench.sweep.options import Options
 from tests.commands import ONE_CELL
 from tl import train
 from tl.regimes import REGIMES, Regime

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench import cli, executors
+from bench import cli
 from bench.compare.gate import TABLE, read_rules
-from bench.grid import Grid, expand, load_grid
-from bench.records import SCHEMA_VERSION, Record
-from bench.runs import Run
+from bench.execution import base as executors
+from bench.store.records import SCHEMA_VERSION, Record
+from bench.store.runs import Run
+from bench.sweep.grid import Grid, expand, load_grid
 from tests import light
 from tests.runs import record, write_run
 from tl.errors import UserError

@@ -12,14 +12,15 @@ import pytest
 from tests.runs import record, write_run
 
 ROOT = Path(__file__).parent.parent
-TORCH_SIDE = {"bench.job"}
+TORCH_SIDE = {"bench.execution.worker"}
 """Modules of `bench` that run in a cell's process."""
 
 
 def modules(package: str) -> list[str]:
+    """All that users load: what measures the suite itself is no part of it."""
     paths = sorted((ROOT / package).rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
-    return [name for name in names if not name.endswith("__main__")]
+    return [name for name in names if not name.endswith("__main__") and not name.startswith("bench.devtools")]
 
 
 @pytest.mark.parametrize("heavy", ["torch", "timm"])

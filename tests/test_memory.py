@@ -15,7 +15,7 @@ import torch
 
 import tl
 import tl.train
-from bench.metrics import METRICS
+from bench.analysis.metrics import METRICS
 from tests.conftest import TINY
 from tests.nvml import UUID, FakeNvml
 from tests.runs import record

@@ -17,11 +17,12 @@ import pytest
 from rich.console import Console
 from scipy.stats import ttest_1samp
 
-from bench import noise as module
-from bench.executors import NO_LIMITS, Limits, Outcome
-from bench.noise import measure, noise
-from bench.records import Cell
-from bench.watch import MachineState, Watch
+from bench.cli import noise as module
+from bench.cli.noise import measure, noise
+from bench.execution.base import NO_LIMITS, Limits, Outcome
+from bench.execution.monitor import Watch
+from bench.store.environment import MachineState
+from bench.store.records import Cell
 from tests.conftest import TINY
 from tests.runs import record
 from tl.datasets import Splits
@@ -61,7 +62,7 @@ class FakeExecutor:
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Any = None) -> Outcome:
         timeout = limits.seconds
-        assert function == "bench.job:run_cell" and timeout is not None
+        assert function == "bench.execution.worker:run_cell" and timeout is not None
         self.calls.append(arguments)
         self.now += min(self.wall, timeout)
         if timeout < self.wall:

@@ -8,8 +8,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.order import arrange
-from bench.records import Cell
+from bench.store.records import Cell
+from bench.sweep.order import arrange
 from tl.config import TrainConfig
 
 REGIMES = ("finetune", "frozen")

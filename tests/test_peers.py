@@ -19,10 +19,9 @@ from scipy.stats import gmean, ttest_1samp
 from torch import nn
 
 import tl
-from bench.environment import environment
-from bench.watch import MachineState
-from tests.benchmarks import our_loop, peers, plain_loop
-from tests.benchmarks.samples import Samples, SideRun, render
+from bench.devtools import our_loop, peers, plain_loop
+from bench.devtools.samples import Samples, SideRun, render
+from bench.store.environment import MachineState, environment
 from tests.conftest import TINY
 from tests.images import write_folder
 from tl.errors import UserError
@@ -62,7 +61,7 @@ def samples(ours: list[float], theirs: list[float], side: str = "plain", **field
     ]
     settings = {"what": "epoch", "regime": "finetune", "against": "finetune", "device": "cpu", "epochs": 3} | fields
     return Samples(
-        command="python -m tests.benchmarks.peers --rounds 3",
+        command="python -m bench.devtools.peers --rounds 3",
         sides={"ours": "ours", side: f"{side} {{data}}"},
         dataset="drawn",
         dataset_digest="0" * 64,
@@ -201,7 +200,7 @@ def test_the_command_from_start_to_end(sides: Path, capsys: pytest.CaptureFixtur
     line, last = kept.runs[1].printed[0], kept.runs[1].printed[-1]
     assert line["--data"] == str(sides) and line["--regime"] == "frozen" and line["--device"] == "cpu"
     assert last["at"] == str(peers.ROOT) and last["cache"] == os.environ["TL_CACHE"]
-    assert kept.command.startswith("python -m tests.benchmarks.peers --data ") and kept.images == 10
+    assert kept.command.startswith("python -m bench.devtools.peers --data ") and kept.images == 10
     assert all(run.started and run.peak_pss_bytes is None for run in kept.runs)
     capsys.readouterr()
     peers.run(["--render", str(path)])

@@ -13,11 +13,11 @@ import torch
 
 import tl
 from bench.compare.gate import INCOMPLETE, PASSED, REGRESSED, Decision
-from bench.environment import environment
-from tests.benchmarks import power
-from tests.benchmarks.power import NOTHING, PLANTS
-from tests.benchmarks.power_report import Outcome, Power, render
-from tests.benchmarks.steps import make_step
+from bench.devtools import power
+from bench.devtools.power import NOTHING, PLANTS
+from bench.devtools.power_report import Outcome, Power, render
+from bench.devtools.steps import make_step
+from bench.store.environment import environment
 from tests.conftest import TINY
 from tl.step import TrainStep
 

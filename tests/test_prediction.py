@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.groups import Group, make_groups
-from bench.prediction import explain, predicted
+from bench.analysis.groups import Group, make_groups
+from bench.analysis.prediction import explain, predicted
 from tests.runs import TRUTH, record
 from tl.results import Phases, Work
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from bench.progress import LiveReporter, PlainReporter, make_reporter
+from bench.sweep.progress import LiveReporter, PlainReporter, make_reporter
 from tests.runs import RANDOM, record, untrained
 
 

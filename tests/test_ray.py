@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench import runner
-from bench.executors import cluster, node
-from bench.executors.cluster import RayExecutor
-from bench.grid import load_grid
-from bench.options import Options
-from bench.runs import Run
+from bench.execution import ray as cluster
+from bench.execution import ray_node
+from bench.execution.ray import RayExecutor
+from bench.store.runs import Run
+from bench.sweep import run as runner
+from bench.sweep.grid import load_grid
+from bench.sweep.options import Options
 from tests import light
 from tests.test_executors import wait_until
 from tl.datasets import Splits
@@ -177,8 +178,8 @@ def test_a_node_that_doesn_t_answer(executor: RayExecutor, monkeypatch: pytest.M
 def test_the_driver_is_killed_and_started_again(nodes: Any, tmp_path: Path) -> None:
     """What was finished is kept; cells of the dead driver end with it."""
     code = (
-        "import sys; from tests import light; from bench import cli, executors\n"
-        "from bench.executors.cluster import RayExecutor\n"
+        "import sys; from tests import light; from bench import cli; from bench.execution import base as executors\n"
+        "from bench.execution.ray import RayExecutor\n"
         "executors.EXECUTORS['ray'] = lambda address: RayExecutor(address, light.LightExecutor)\n"
         "cli.main()"
     )
@@ -223,34 +224,34 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
 
     monkeypatch.setitem(sys.modules, "ray", Fake)
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(node, "PART_BYTES", 20_000)
+    monkeypatch.setattr(ray_node, "PART_BYTES", 20_000)
     there = tmp_path / "driver"
     shutil.copytree(mini.root, there)
-    splits = node.replace(mini, root=there)
+    splits = ray_node.replace(mini, root=there)
     names = [*mini.train.files, *mini.val.files]
-    images = node.pack({name: there / name for name in names}, lambda part: part)
+    images = ray_node.pack({name: there / name for name in names}, lambda part: part)
     assert len(images.parts) > 1
     path = there / "some.pth"
     path.write_bytes(b"weights")
     weights = Weights(kind="pretrained", source="package x", digest=file_digest(path), path=path)
-    parcel = node.pack({node.sent_name(path): path}, lambda part: part)
+    parcel = ray_node.pack({ray_node.sent_name(path): path}, lambda part: part)
 
-    monkeypatch.setattr(node, "_KNOWN", {})
-    assert node.find_images(splits, None).root == there and node.find_file(weights, None).path == path
+    monkeypatch.setattr(ray_node, "_KNOWN", {})
+    assert ray_node.find_images(splits, None).root == there and ray_node.find_file(weights, None).path == path
     assert fetched == []
     shutil.rmtree(there)
-    monkeypatch.setattr(node, "_KNOWN", {})
-    for find in (lambda: node.find_images(splits, None), lambda: node.find_file(weights, None)):
-        with pytest.raises(node._Missing):
+    monkeypatch.setattr(ray_node, "_KNOWN", {})
+    for find in (lambda: ray_node.find_images(splits, None), lambda: ray_node.find_file(weights, None)):
+        with pytest.raises(ray_node._Missing):
             find()
     for _ in range(2):
-        found = node.find_images(splits, images)
-        assert found.root.is_relative_to(tmp_path / "cache") and found == node.replace(splits, root=found.root)
-        assert node.find_file(weights, parcel).path.read_bytes() == b"weights"
+        found = ray_node.find_images(splits, images)
+        assert found.root.is_relative_to(tmp_path / "cache") and found == ray_node.replace(splits, root=found.root)
+        assert ray_node.find_file(weights, parcel).path.read_bytes() == b"weights"
     assert len(fetched) == len(mini.train) + len(mini.val) + 1, "once"
     next((tmp_path / "cache" / "sent" / weights.digest).iterdir()).write_bytes(b"damaged")
     with pytest.raises(UserError, match="doesn't hold the weights that were sent; remove that folder"):
-        node.find_file(weights, parcel)
+        ray_node.find_file(weights, parcel)
     shutil.rmtree(tmp_path / "cache" / "sent" / weights.digest)
 
     def barred(path: Path) -> bool:
@@ -259,12 +260,12 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:  # a home that isn't for the eyes of who runs the node
         patch.setattr(Path, "is_file", barred)
         patch.setattr(Path, "is_dir", barred)
-        with pytest.raises(node._Missing):
-            node.find_file(weights, None)
-        assert node._digest(there) == ""
-    evil = node.Parcel(parts=({"../../evil": b""},))
+        with pytest.raises(ray_node._Missing):
+            ray_node.find_file(weights, None)
+        assert ray_node._digest(there) == ""
+    evil = ray_node.Parcel(parts=({"../../evil": b""},))
     with pytest.raises(UserError, match="outside its folder"):
-        node.find_file(weights.replace(digest="0" * 64), evil)
+        ray_node.find_file(weights.replace(digest="0" * 64), evil)
 
 
 def test_kinds_of_nodes_are_told_apart() -> None:

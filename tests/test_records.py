@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import AS_BEFORE, Cell
-from bench.runs import Run
+from bench.store.records import AS_BEFORE, Cell
+from bench.store.runs import Run
 from tl.config import TrainConfig
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference-cpu-2core"

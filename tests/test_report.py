@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.metrics import METRICS
+from bench.analysis.metrics import METRICS
 from bench.report.pages import with_code
 from bench.report.summary import summarise
 from bench.report.write import write_report
-from bench.runs import Run, find_runs
+from bench.store.runs import Run, find_runs
 from tests.runs import RANDOM, record, untrained, write_run
 from tl.errors import UserError
 from tl.regimes import REGIMES

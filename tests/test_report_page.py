@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 import tl
+from bench.export.trackers import TAG, export_to
 from bench.report.answers import headlines
 from bench.report.data import page_data
 from bench.report.index import write_index
@@ -24,8 +25,7 @@ from bench.report.pictures import find_images, galleries
 from bench.report.summary import summarise
 from bench.report.terminal import print_summary
 from bench.report.write import write_live, write_report
-from bench.runs import Run
-from bench.trackers import TAG, export_to
+from bench.store.runs import Run
 from tests.commands import ONE, command
 from tests.runs import RANDOM, record, write_run
 from tl.errors import UserError

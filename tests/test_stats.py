@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from bench.stats import (
+from bench.analysis.stats import (
     LEVEL,
     MIN_SAMPLES,
     Estimate,

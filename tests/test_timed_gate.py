@@ -22,10 +22,11 @@ import pytest
 from scipy.stats import binom
 
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED
-from bench.environment import environment
-from tests.benchmarks import conftest, gate, steps, test_speed, turns
+from bench.devtools import gate, steps, turns
+from bench.devtools.gate import BASE, NEW, Tree
+from bench.store.environment import environment
+from tests.benchmarks import conftest, test_speed
 from tests.benchmarks.conftest import source_digest
-from tests.benchmarks.gate import BASE, NEW, Tree
 from tl.errors import UserError
 
 TREES = {name: Tree(folder=Path(name), python=sys.executable) for name in (BASE, NEW)}
@@ -147,7 +148,7 @@ def test_turns() -> None:
     to_first, to_second = os.pipe(), os.pipe()
     log = os.pipe()
     code = (
-        "import os, sys; from tests.benchmarks.turns import Turns; turns = Turns.given()\n"
+        "import os, sys; from bench.devtools.turns import Turns; turns = Turns.given()\n"
         "name, count, log = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
         "turns.take(); os.write(log, name.upper().encode())\n"
         "for _ in range(count):\n    turns.next(); os.write(log, name.encode())\n"

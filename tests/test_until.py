@@ -14,13 +14,13 @@ import pytest
 from rich.console import Console
 
 import bench
-from bench import until
-from bench.grid import Grid, Matrix
-from bench.options import Options
-from bench.records import Record
-from bench.runner import Sweep
-from bench.stats import MIN_SAMPLES, ratio
-from bench.until import Goal, _why_stop, make_goal, seconds
+from bench.analysis.stats import MIN_SAMPLES, ratio
+from bench.store.records import Record
+from bench.sweep import adaptive as until
+from bench.sweep.adaptive import Goal, _why_stop, make_goal, seconds
+from bench.sweep.grid import Grid, Matrix
+from bench.sweep.options import Options
+from bench.sweep.run import Sweep
 from tests.commands import ONE_CELL, command, light_command
 from tests.runs import TRUTH, record
 from tl.errors import ConfigError
@@ -121,7 +121,8 @@ class Fake:
 def _is_free(folder: Path) -> bool:
     """As another process finds it."""
     code = (
-        "import sys; from pathlib import Path; from bench.turn import turn\nwith turn(Path(sys.argv[1]), 'other'): pass"
+        "import sys; from pathlib import Path; from bench.store.lock import turn\n"
+        "with turn(Path(sys.argv[1]), 'other'): pass"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0 or "is at work there" in done.stderr, done.stderr

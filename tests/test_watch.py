@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import watch
-from bench.executors import make_executor
-from bench.progress import make_reporter
-from bench.records import Record
+from bench.execution import monitor as watch
+from bench.execution.base import make_executor
+from bench.execution.monitor import Counters, Watch, parse_stat, read_counters, shares
+from bench.export.frame import frame, row
 from bench.report.summary import summarise
-from bench.runs import Run, find_runs
-from bench.table import frame, row
-from bench.watch import Counters, MachineState, Watch, parse_stat, read_counters, shares
+from bench.store.environment import MachineState
+from bench.store.records import Record
+from bench.store.runs import Run, find_runs
+from bench.sweep.progress import make_reporter
 from tests.commands import ONE, command
 from tests.nvml import UUID, FakeNvml
 from tests.runs import record, write_run

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.compare.judge import Comparison, Rule
-from bench.compare.show import change_text, unknown_lines
+from bench.compare.changes import Comparison, Rule
+from bench.compare.render import change_text, unknown_lines
 from bench.compare.sides import SOURCE, Repeats
 from tl.errors import ConfigError, UserError, not_one_of
 

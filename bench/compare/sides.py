@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bench.compare import benchmark_files
-from bench.groups import varying_settings
-from bench.metrics import METRICS
-from bench.records import Cell, Manifest, Record
-from bench.runs import Run, each_once, find_run, find_runs
+from bench.analysis.groups import varying_settings
+from bench.analysis.metrics import METRICS
+from bench.compare import pytest_benchmark
+from bench.store.records import Cell, Manifest, Record
+from bench.store.runs import Run, each_once, find_run, find_runs
 from tl.errors import UserError, not_one_of
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
@@ -61,7 +61,7 @@ SECONDS = Quantity(name="seconds", label="time", kind="ratio", better="lower")
 
 
 def quantity_of(metric: str) -> Quantity | None:
-    """A metric of `bench.metrics` as something to compare; None where neither direction is the better one."""
+    """A metric of `bench.analysis.metrics` as something to compare; None where neither direction is the better one."""
     found = METRICS[metric]
     if found.better is None:
         return None
@@ -249,7 +249,7 @@ def _side(
                 entry.lost[sample] = "not run" if record is None else f"{record.status}: {record.reason}"
     quantities = dict(QUANTITIES) if runs else {}
     for path in files:
-        data = benchmark_files.read(path)
+        data = pytest_benchmark.read(path)
         _add_benchmarks(entries, quantities, path, data)
         machines[str(data)] = None
     return Side(name=name, entries=entries, quantities=quantities, by=by, told=tuple(machines))
@@ -290,7 +290,7 @@ def _add(entry: Entry, record: Record, seed: int, truth: Sequence[int], by: Axis
 
 
 def _add_benchmarks(
-    entries: dict[str, Entry], quantities: dict[str, Quantity], path: Path, data: benchmark_files.BenchmarkFile
+    entries: dict[str, Entry], quantities: dict[str, Quantity], path: Path, data: pytest_benchmark.BenchmarkFile
 ) -> None:
     """One process's benchmarks: each a sample, its median, since what a process is given all its rounds share."""
     for one in data.benchmarks:

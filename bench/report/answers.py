@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.claims import HALF_THE_TIME, Claim
-from bench.findings import Finding, overall, tally
-from bench.groups import Group
+from bench.analysis.claims import HALF_THE_TIME, Claim
+from bench.analysis.groups import Group
+from bench.analysis.stats import MIN_SAMPLES
+from bench.analysis.verdicts import Finding, overall, tally
 from bench.report.protocol import accuracy_name
 from bench.report.summary import Choice, Summary
 from bench.report.tables import ONCE, accuracy, show
-from bench.stats import MIN_SAMPLES
 
 
 def answers(summary: Summary) -> list[str]:

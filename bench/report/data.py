@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib.colors import to_hex
 
-from bench.groups import Group
-from bench.metrics import METRICS
+from bench.analysis.groups import Group
+from bench.analysis.metrics import METRICS
+from bench.analysis.stats import wilson
 from bench.report.figures import colours
 from bench.report.summary import Summary
-from bench.stats import wilson
 
 
 def page_data(summary: Summary) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from bench.claims import HALF_THE_TIME
-from bench.groups import Group, most_accurate
-from bench.metrics import METRICS
+from bench.analysis.claims import HALF_THE_TIME
+from bench.analysis.groups import Group, most_accurate
+from bench.analysis.metrics import METRICS
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from bench.report.answers import Headline, answers, headlines
 from bench.report.pages import environment_for, style
 from bench.report.summary import summarise
-from bench.runs import Run
+from bench.store.runs import Run
 from tl.cache import write_atomic
 from tl.errors import UserError
 

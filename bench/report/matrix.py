@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bench.groups import Group
-from bench.metrics import METRICS
-from bench.records import Cell
+from bench.analysis.groups import Group
+from bench.analysis.metrics import METRICS
 from bench.report.summary import Summary
 from bench.report.tables import show
+from bench.store.records import Cell
 from tl.regimes import REGIMES
 
 LEAST = {True: 0.1, False: math.log(2)}

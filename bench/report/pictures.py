@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bench.groups import Group, most_accurate
+from bench.analysis.groups import Group, most_accurate
 from bench.report.summary import Summary
 from tl.datasets import Splits, load_splits
 from tl.errors import StandInWarning, UserError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bench.groups import Group
-from bench.records import Manifest
+from bench.analysis.groups import Group
 from bench.report.summary import Summary
+from bench.store.records import Manifest
 from tl.config import TrainConfig
 from tl.folds import HELD_OUT
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from bench.claims import HALF_THE_TIME, Claim
-from bench.findings import Finding, claims_of, judge, without_result
-from bench.groups import Group, make_groups, most_accurate, varying_settings
-from bench.prediction import explain, predicted
-from bench.records import Cell, Manifest, Record
-from bench.runs import Run
-from bench.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio
+from bench.analysis.claims import HALF_THE_TIME, Claim
+from bench.analysis.groups import Group, make_groups, most_accurate, varying_settings
+from bench.analysis.prediction import explain, predicted
+from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio
+from bench.analysis.verdicts import Finding, claims_of, judge, without_result
+from bench.store.records import Cell, Manifest, Record
+from bench.store.runs import Run
 from tl.regimes import REGIMES
 
 

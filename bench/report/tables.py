@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bench.claims import CLAIMS
-from bench.findings import Finding, show_estimate
-from bench.groups import Group
-from bench.metrics import METRICS
+from bench.analysis.claims import CLAIMS
+from bench.analysis.groups import Group
+from bench.analysis.metrics import METRICS
+from bench.analysis.verdicts import Finding, show_estimate
 from bench.report.protocol import chosen_rates
 from bench.report.summary import HeadOnly, Summary
 from tl.regimes import REGIMES

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.findings import show_estimate
+from bench.analysis.verdicts import show_estimate
+from bench.console import say
 from bench.report.answers import answers
 from bench.report.summary import Summary
 from bench.report.tables import Column, columns
-from bench.terminal import say
 
 COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
 FIRST = ("val_accuracy_best", "epoch_seconds", "peak_memory_bytes")

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from bench.analysis.stats import MIN_SAMPLES
 from bench.report import figures, protocol
 from bench.report.answers import answers, headlines, overalls
 from bench.report.data import group_id, page_data
@@ -20,8 +21,7 @@ from bench.report.pages import environment_for, html_table, markdown_table, scri
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
 from bench.report.summary import TIE, Summary, summarise
 from bench.report.tables import cells_table, claims_table, columns, comparison_table, priorities_table
-from bench.runs import Run
-from bench.stats import MIN_SAMPLES
+from bench.store.runs import Run
 from tl.cache import write_atomic
 from tl.datasets import Splits
 from tl.errors import UserError

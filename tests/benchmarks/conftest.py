@@ -18,12 +18,14 @@ import pytest
 import torch
 
 from bench.compare.sides import SOURCE
-from bench.environment import environment
-from tests.benchmarks.turns import TURNS
+from bench.devtools.turns import TURNS
+from bench.store.environment import environment
 from tl.machine import keep_freed_pages
 
 ALLOCATOR = pytest.StashKey[str]()
 """As `Record.allocator` has it."""
+HOMES = ("tests.", "bench.devtools.")
+"""Where a benchmark may have code of its own; what it measures lies elsewhere."""
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def _sources(function: Any, seen: set[Any]) -> Iterator[str]:
             continue
         if home == function.__module__ and inspect.isfunction(value):
             yield from _sources(value, seen) if value not in seen else ()
-        elif home.startswith("tests"):
+        elif home.startswith(HOMES):
             yield from _modules(home, seen)
 
 
@@ -117,7 +119,7 @@ def _modules(name: str, seen: set[Any]) -> Iterator[str]:
     yield _code(inspect.getsource(module))
     for value in vars(module).values():
         home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        if isinstance(home, str) and home.startswith("tests") and home in sys.modules:
+        if isinstance(home, str) and home.startswith(HOMES) and home in sys.modules:
             yield from _modules(home, seen)
 
 

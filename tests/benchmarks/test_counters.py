@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import counters
-from tests.benchmarks.steps import Dispatches
+from bench.devtools import counters
+from bench.devtools.steps import Dispatches
 from tl.errors import UserError
 
 BASE = {"net frozen": {"flops": 10, "operations": 3}}
 
 
 def test_counters_are_those_of_the_baseline() -> None:
-    """Where a change is meant: `python -m tests.benchmarks.counters --update`. CI has the baseline's libraries."""
+    """Where a change is meant: `python -m bench.devtools.counters --update`. CI has the baseline's libraries."""
     there, base = counters.baseline()
     assert (counters.BASELINE.parent / counters.CONSTRAINTS).read_text() == counters.constraints(there)
     if there != counters.libraries():

@@ -14,17 +14,17 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 
 import tl
-from bench import runner
 from bench.compare.sides import SOURCE
-from bench.grid import load_grid
-from bench.options import Options
-from bench.records import Record
+from bench.devtools.instant import InstantExecutor
+from bench.devtools.steps import NETWORKS, TRAINING, make_step
+from bench.devtools.turns import timed
 from bench.report.summary import summarise
 from bench.report.write import write_report
-from bench.runs import Run, seal
-from tests.benchmarks.instant import InstantExecutor
-from tests.benchmarks.steps import NETWORKS, TRAINING, make_step
-from tests.benchmarks.turns import timed
+from bench.store.records import Record
+from bench.store.runs import Run, seal
+from bench.sweep import run as runner
+from bench.sweep.grid import load_grid
+from bench.sweep.options import Options
 from tests.conftest import TINY
 from tests.runs import record, write_run
 from tests.weights import policy, published

@@ -1,0 +1,157 @@
+"""What runs say of claims: every claim against every pair of groups that it is about, with one error rate for all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.analysis.claims import CLAIMS, Claim
+from bench.analysis.groups import Counterparts, Group, all_else
+from bench.analysis.metrics import METRICS
+from bench.analysis.prediction import predicted
+from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, holm, ratio
+from bench.store.records import Cell, Manifest
+
+Verdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
+DECIDED: tuple[Verdict, ...] = ("supported", "above", "below")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a run says of a claim for one backbone on one device."""
+
+    claim: Claim
+    group: Group
+    """With the claim's regime."""
+    against: Group
+    estimate: Estimate | None
+    """None where nothing can be compared: random weights, no seed in common, no warm epoch."""
+    predicted: float | None
+    """By the counted work; None where that predicts nothing."""
+    verdict: Verdict
+    p: float | None
+    """Of the verdict, adjusted (Holm) over all findings of the report; None where there was nothing to test."""
+
+    @property
+    def words(self) -> str:
+        """The verdict as the claim puts it."""
+        return {"above": self.claim.above, "below": self.claim.below}.get(self.verdict, self.verdict)
+
+
+def show_estimate(claim: Claim, estimate: Estimate | None) -> str:
+    """A ratio or difference with its interval, or with the number of seeds where that is too small for one."""
+    if estimate is None:
+        return "n/a"
+    if estimate.low is None or estimate.high is None:
+        return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} seeds)"
+    if claim.is_ratio:
+        return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f}, n = {estimate.n})"
+    return f"{claim.show(estimate.value)} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}, n = {estimate.n})"
+
+
+def claims_of(manifest: Manifest) -> list[Claim]:
+    """Those for everybody, and those of the grid that a run was last given."""
+    own = manifest.invocations[-1].grid.get("claims", ()) if manifest.invocations else ()
+    return [*CLAIMS.values(), *(Claim(**given) for given in own)]
+
+
+def planned(claim: Claim, cells: Collection[Cell]) -> int:
+    """How many comparisons some cells are planned for; seeds are repetitions of one."""
+    against = [cell for cell in cells if cell.config.regime == claim.against]
+    count = 0
+    for regime in {cell.config.regime for cell in cells if claim.is_about(cell.config.regime)}:
+        ours = {all_else(cell, claim.against) for cell in cells if cell.config.regime == regime}
+        count += len(ours & {all_else(cell, regime) for cell in against})
+    return count
+
+
+def without_result(claim: Claim, run: str, manifest: Manifest, findings: Iterable[Finding]) -> int:
+    """How many comparisons that a run has planned have no result on one side, or on both."""
+    found = sum(finding.claim == claim and finding.group.run == run for finding in findings)
+    return planned(claim, manifest.cells.values()) - found
+
+
+def judge(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]) -> list[Finding]:
+    """Hold every claim against every pair of groups that it is about. `claims` are by run.
+
+    A verdict stands where it would be wrong at most one time in twenty, over all the verdicts of one call
+    together (Holm 1979): its p-value is that of the interval which still lies inside, or outside, the region.
+    """
+    counterparts = Counterparts(groups)
+    pairs = [
+        (claim, group, against)
+        for claim in dict.fromkeys(claim for own in claims.values() for claim in own)
+        for group in groups
+        if claim in claims[group.run] and claim.is_about(group.config.regime)
+        if (against := counterparts.of(group, claim.against))
+    ]
+    estimates = [_estimate(claim, group, against) for claim, group, against in pairs]
+    tried = {
+        place: _likeliest(claim, estimate)
+        for place, ((claim, _, _), estimate) in enumerate(zip(pairs, estimates, strict=True))
+        if estimate is not None and estimate.error is not None
+    }
+    adjusted = dict(zip(tried, holm([p for _, p in tried.values()]), strict=True))
+    findings = []
+    for place, ((claim, group, against), estimate) in enumerate(zip(pairs, estimates, strict=True)):
+        verdict: Verdict = "unknown" if estimate is None else "too few samples"
+        if place in tried:
+            verdict = tried[place][0] if adjusted[place] < LEVEL else "inconclusive"
+        findings.append(
+            Finding(
+                claim=claim,
+                group=group,
+                against=against,
+                estimate=estimate,
+                predicted=predicted(claim.metric, against, group),
+                verdict=verdict,
+                p=adjusted.get(place),
+            )
+        )
+    return findings
+
+
+def tally(findings: Collection[Finding]) -> str:
+    """How many comparisons have which verdict, in words."""
+    given = [finding.words for finding in findings]
+    counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in dict.fromkeys(given))
+    return f"Of {len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
+
+
+def overall(findings: Iterable[Finding]) -> str:
+    """All backbones and devices together, in one word.
+
+    `mixed` where some support the claim and others refute it, else `open` where some are undecided, else
+    `supported` or `refuted`.
+    """
+    verdicts = {finding.verdict for finding in findings} - {"unknown"}
+    refuted = verdicts & {"above", "below"}
+    if "supported" in verdicts and refuted:
+        return "mixed"
+    if not verdicts or verdicts - set(DECIDED):
+        return "open"
+    return "refuted" if refuted else "supported"
+
+
+def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
+    metric = METRICS[claim.metric]
+    ours, theirs = group.values(claim.metric), against.values(claim.metric)
+    if claim.is_ratio:
+        return ratio(theirs, ours)
+    if not ours or not theirs or metric.predictions is None:
+        return None  # accuracies that say nothing
+    return accuracy_difference(group.right(metric.predictions), against.right(metric.predictions))
+
+
+def _likeliest(claim: Claim, estimate: Estimate) -> tuple[Verdict, float]:
+    """The verdict with the smallest p-value, two-sided."""
+    low, high = claim.bounds
+    inside = max(estimate.p_not_above(low), estimate.p_not_below(high))
+    choices: dict[Verdict, float] = {
+        "supported": inside,
+        "above": estimate.p_not_above(high),
+        "below": estimate.p_not_below(low),
+    }
+    verdict = min(choices, key=lambda name: choices[name])
+    return verdict, min(1.0, 2 * choices[verdict])

@@ -1,0 +1,61 @@
+"""`bench list`: what there is to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.execution import discovery
+from bench.execution.base import make_executor
+from bench.sweep.grid import load_grid, shipped
+from tl.datasets import DATASETS
+from tl.errors import UserError
+from tl.regimes import REGIMES
+from tl.weights import BUNDLED
+
+
+def print_list(what: str, text: str | None) -> None:
+    """Print one of the lists, cut to the names that contain `text`."""
+    lists: dict[str, Callable[[], dict[str, str]]] = {
+        "grids": shipped,
+        "regimes": lambda: {name: regime.summary for name, regime in REGIMES.items()},
+        "datasets": _datasets,
+        "devices": lambda: discovery.devices(make_executor("process")),
+        "backbones": lambda: _backbones(text),
+    }
+    rows = lists[what]()
+    rows = {name: meaning for name, meaning in rows.items() if not text or text in name}
+    if not rows:
+        raise UserError(f"list {what} {text!r}: no name contains that")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, meaning in rows.items():
+        table.add_row(name, meaning)
+    Console().print(table)
+
+
+def _datasets() -> dict[str, str]:
+    auto = {"auto": "hymenoptera where it can be had, else synthetic; the default"}
+    folder = {"PATH": "any folder with train/CLASS/*.jpg and val/CLASS/*.jpg"}
+    return auto | {name: dataset.summary for name, dataset in DATASETS.items()} | folder
+
+
+def _backbones(text: str | None) -> dict[str, str]:
+    used: dict[str, list[str]] = {}
+    for grid in shipped():
+        for spec in load_grid(grid).matrix.backbones:
+            used.setdefault(spec, []).append(grid)
+    names = discovery.backbone_names(make_executor("process"))
+    everything = [f"{source}:{name}" for source, some in names.items() for name in some]
+    chosen = (
+        [spec for spec in everything if text in spec] if text else [s for s in everything if s in used or s in BUNDLED]
+    )
+    rows = {}
+    for spec in chosen:
+        notes = [f"in grid {', '.join(used[spec])}"] if spec in used else []
+        notes += [f"weights from package {BUNDLED[spec].distribution}"] if spec in BUNDLED else []
+        rows[spec] = "; ".join(notes)
+    if not text:
+        rows["…"] = f"{len(everything)} names in all: `python -m bench list backbones TEXT` finds more"
+    return rows

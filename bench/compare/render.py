@@ -1,0 +1,198 @@
+"""A comparison in words: Markdown for a pull request, one HTML file, or JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+
+from bench.analysis.stats import MIN_SAMPLES
+from bench.compare.changes import Change, Comparison, Verdict
+from bench.compare.sides import Figure, Sample, exact_text
+from bench.report.pages import environment_for, html_table, markdown_table, style
+
+Format = Literal["md", "html", "json"]
+MANY = 20
+"""Rows that are the same beyond which they are folded away."""
+ORDER: tuple[Verdict, ...] = (
+    *("worse", "not comparable", "inconclusive", "too few samples", "unknown", "better", "same"),
+)
+
+
+NOTE = (
+    "Change: the new side over {base}, of accuracies less it, with a 95% interval from {fewest} samples on; samples "
+    "are seeds, or rounds of a benchmark, of which each process is one. It counts as worse or better where it is at "
+    "least as large as said and a test of no change fails, at {percent}% over this whole comparison (Holm). Same: "
+    "shown to lie within that, at 95%{looks}, or of accuracies the very same images right with each seed. Times and "
+    "memory are compared as independent samples (Welch, on logarithms), rounds with a name on both sides as pairs, "
+    "accuracies over seeds and images, counters sample by sample."
+)
+
+
+def show(
+    comparison: Comparison,
+    kind: Format,
+    *,
+    title: str,
+    headline: str = "",
+    findings: Sequence[str] = (),
+    status: int | None = None,
+) -> str:
+    """The whole comparison; `headline` and `findings` come first, such as what a gate decided and why.
+
+    `status` is the gate's; it is in JSON alone.
+    """
+    if kind == "json":
+        content = _as_json(comparison) | {"status": status, "headline": headline, "findings": list(findings)}
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    table = markdown_table if kind == "md" else html_table
+    changed = [change for change in comparison.changes if change.verdict not in ("same", "unknown")]
+    same = [change for change in comparison.changes if change.verdict == "same" and change.quantity.kind != "exact"]
+    exact = [change for change in comparison.changes if change.verdict == "same" and change.quantity.kind == "exact"]
+    changed.sort(key=lambda change: ORDER.index(change.verdict))
+    content = {
+        "title": title,
+        "headline": headline,
+        "findings": findings,
+        "tally": tally(comparison),
+        "comparison": comparison,
+        "changed": table(_frame(changed, comparison)) if changed else "",
+        "same": table(_frame(same, comparison)) if same else "",
+        "fold": len(same) > MANY,
+        "exact": len(exact),
+        "unknown": unknown_lines(comparison, comparison.having("unknown")),
+        "differs": list(dict.fromkeys(text for change in comparison.changes for text in change.differs)),
+        "machines": _machines(comparison),
+        "note": NOTE.format(
+            base=comparison.base.name,
+            fewest=MIN_SAMPLES,
+            percent=f"{100 * comparison.level:.2g}",
+            looks=f" shared among {comparison.looks} looks" if comparison.looks > 1 else "",
+        ),
+        "style": style(),
+    }
+    return environment_for(kind).get_template(f"compare.{kind}.j2").render(**content)
+
+
+def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str]:
+    """What can't be compared since a side doesn't know it, a line a metric and side."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        samples = {comparison.base.name: change.base, change.new_side: change.new}
+        without = " and ".join(name for name, some in samples.items() if not some)
+        apart = change.quantity.kind == "difference" and not change.base.keys() & change.new.keys()
+        why = f"unknown in {without}" if without else "no seed in common" if apart else "not above 0"
+        found.setdefault((change.quantity.label, why), []).append(change.cell)
+    return [
+        f"{label}: {what}: {cells[0]}" + (f" and {len(cells) - 1} more" if cells[1:] else "")
+        for (label, what), cells in found.items()
+    ]
+
+
+def _machines(comparison: Comparison) -> list[tuple[str, str]]:
+    """What each was measured on, with the sides that were."""
+    found: dict[str, list[str]] = {}
+    for side in (comparison.base, *comparison.others):
+        for machine in side.told:
+            found.setdefault(machine, []).append(side.name)
+    return [(", ".join(sides), machine) for machine, sides in found.items()]
+
+
+def tally(comparison: Comparison) -> str:
+    """How many comparisons have which verdict."""
+    given = [change.verdict for change in comparison.changes]
+    counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in ORDER if verdict in given)
+    return f"{len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
+
+
+def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
+    several = len(comparison.others) > 1
+    rows = []
+    for change in changes:
+        base, new = change.typical
+        row = {"verdict": change.verdict, "cell": change.cell} | ({"side": change.new_side} if several else {})
+        name = "new" if several else f"new: {comparison.others[0].name}"
+        rows.append(
+            row
+            | {
+                "metric": change.quantity.label,
+                f"base: {comparison.base.name}": _figure(change, base, change.base),
+                name: _figure(change, new, change.new),
+                "change (95%)": change_text(change),
+                "counts from": _allowed(change),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _figure(change: Change, value: Figure, samples: Mapping[Sample, Figure]) -> str:
+    if not samples:
+        return "n/a"
+    if change.quantity.kind == "exact":
+        return " and ".join(change.quantity.show(each) for each in sorted(set(samples.values())))
+    return f"{change.quantity.show(value)} (n = {len(samples)})"
+
+
+def change_text(change: Change) -> str:
+    """The estimate with its interval; of exact counters the difference."""
+    if change.quantity.kind == "exact":
+        base, new = set(change.base.values()), set(change.new.values())
+        one = len(base) == len(new) == 1
+        return exact_text(new.pop() - base.pop(), "+") if one else "several values" if base and new else "n/a"
+    if change.estimate is None:
+        return "n/a"
+    known = change.estimate.low is not None and change.estimate.high is not None
+    if change.estimate.scale == "ratio":
+        interval = f" ({change.estimate.low:.3f}–{change.estimate.high:.3f})" if known else ""
+        return f"{change.estimate.value:.3f}×{interval}"
+    low, high = (100 * (edge or 0.0) for edge in (change.estimate.low, change.estimate.high))
+    return f"{100 * change.estimate.value:+.1f} points" + (f" ({low:+.1f} to {high:+.1f})" if known else "")
+
+
+def _allowed(change: Change) -> str:
+    if change.allowed is None:
+        return "any change"
+    return f"{change.allowed:g}×" if change.quantity.kind == "ratio" else f"{100 * change.allowed:g} points"
+
+
+def _as_json(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "level": comparison.level,
+        "base": comparison.base.name,
+        "sides": [side.name for side in comparison.others],
+        "measured_on": {side.name: list(side.told) for side in (comparison.base, *comparison.others)},
+        "beyond_limits": [list(pair) for pair in comparison.beyond_limits],
+        "unchecked": [list(pair) for pair in comparison.unchecked],
+        "newly_failing": [list(pair) for pair in comparison.newly_failing],
+        "incomplete": [list(pair) for pair in comparison.incomplete],
+        "only_new": [list(pair) for pair in comparison.only_new],
+        "changes": [_change_as_json(change) for change in comparison.changes],
+    }
+
+
+def _change_as_json(change: Change) -> dict[str, Any]:
+    estimate = change.estimate
+    return {
+        "cell": change.cell,
+        "side": change.new_side,
+        "metric": change.quantity.name,
+        "kind": change.quantity.kind,
+        "better": change.quantity.better,
+        "base": change.base,
+        "new": change.new,
+        "value": _finite(estimate.value) if estimate else None,
+        "low": _finite(estimate.low) if estimate else None,
+        "high": _finite(estimate.high) if estimate else None,
+        "counts_from": change.allowed,
+        "p": change.p,
+        "verdict": change.verdict,
+        "differs": list(change.differs),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity; a ratio of times that lie that far apart is not known."""
+    return value if value is not None and math.isfinite(value) else None

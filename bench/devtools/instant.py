@@ -1,0 +1,60 @@
+"""The command line with cells that take no time, and backbones as many as one likes: what is left is the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+from bench.execution.attempt import RUN_CELL, Events, Work, one_by_one
+from bench.execution.base import NO_LIMITS, Emit, Limits, Outcome
+from tests.runs import RANDOM, record
+from tl.results import TrainResult
+
+MOST_BACKBONES = 12_500
+
+
+class InstantExecutor:
+    """Answers at once, in this process."""
+
+    has_limits = True
+
+    def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
+        """See `bench.execution.base.Executor`."""
+        value: Any = None
+        if function == RUN_CELL:
+            cell = arguments[0]
+            value = _result(cell.config.regime).replace(config=cell.config), "default"
+        elif function == "bench.execution.worker:list_names":
+            value = {"timm": [f"b{number:05}" for number in range(MOST_BACKBONES)], "torchvision": []}
+        elif function == "bench.execution.worker:resolve_weights":
+            value = dict.fromkeys(arguments[0], RANDOM)
+        return Outcome(status="done", value=value, wall_seconds=0.001)
+
+    def devices(self) -> dict[str, str]:
+        """One, whatever this machine has."""
+        return {"cpu": "instant"}
+
+    def run_cells(self, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
+        """One after the other."""
+        one_by_one(self, work, events, stop)
+
+
+@cache
+def _result(regime: str) -> TrainResult:
+    found = record("timm:any", regime, weights=RANDOM).result
+    assert found is not None
+    return found
+
+
+def main() -> None:
+    """`bench`, its arguments those of this process."""
+    from bench import cli
+    from bench.execution import base as executors
+
+    executors.EXECUTORS["process"] = lambda address: InstantExecutor()
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

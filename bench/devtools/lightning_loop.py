@@ -1,0 +1,99 @@
+"""The cell of `plain_loop`, written as a user of Lightning would write it: what this suite's speed is compared with.
+
+    python -m bench.devtools.lightning_loop --data FOLDER --regime frozen --epochs 3
+
+Network, weights, images, batches and optimiser are the plain loop's. Workers are as many as the machine has cores, up
+to the plain loop's number, and stay for all epochs. `nox -s peers` installs Lightning for itself.
+https://lightning.ai/docs/pytorch/stable/
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import lightning
+import torch
+from torch import nn
+
+from bench.devtools.plain_loop import REGIMES, WORKERS, loader, network
+from bench.devtools.side import options, tell_end, tell_epoch
+from tl.machine import usable_cores
+
+
+class Cell(lightning.LightningModule):
+    """Training and validation of a classifier, with the tutorial's optimiser and schedule."""
+
+    def __init__(self, model: nn.Module, trained: nn.Module) -> None:
+        super().__init__()
+        self.model, self.trained, self.marks = model, trained, [0.0]
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Mean cross-entropy of a batch."""
+        images, labels = batch
+        return nn.functional.cross_entropy(self.model(images), labels)
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Log the accuracy; Lightning averages it over images."""
+        images, labels = batch
+        right = (self.model(images).argmax(dim=1) == labels).float().mean()
+        self.log("val_accuracy", right, batch_size=len(labels))
+
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.StepLR]]:
+        """SGD with momentum on what trains."""
+        optimizer = torch.optim.SGD(self.trained.parameters(), lr=1e-3, momentum=0.9)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)]
+
+    def on_train_epoch_start(self) -> None:
+        """An epoch begins."""
+        self.marks = [time.perf_counter()]
+
+    def on_validation_epoch_start(self) -> None:
+        """Its training is over."""
+        self.marks.append(time.perf_counter())
+
+    def on_train_epoch_end(self) -> None:
+        """Lightning validates before it calls this."""
+        begun, trained = self.marks
+        accuracy = float(self.trainer.callback_metrics["val_accuracy"])
+        tell_epoch(self.current_epoch, trained - begun, time.perf_counter() - trained, accuracy)
+
+
+def main() -> None:
+    """Train, a line an epoch."""
+    given = options(__doc__, REGIMES)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    begun = time.perf_counter()
+    torch.manual_seed(given.seed)
+    model, preprocessing, trained = network(given)
+    workers = min(WORKERS, usable_cores())
+    train, val = (
+        loader(
+            Path(given.data) / split,
+            preprocessing,
+            augment=split == "train",
+            shuffle=split == "train",
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        for split in ("train", "val")
+    )
+    trainer = lightning.Trainer(
+        max_epochs=given.epochs,
+        accelerator=torch.device(given.device).type,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(Cell(model, trained), train, val)
+    tell_end(time.perf_counter() - begun, library=f"lightning {lightning.__version__}")
+
+
+if __name__ == "__main__":
+    main()

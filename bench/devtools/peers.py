@@ -1,0 +1,267 @@
+"""Times this suite's training beside other programs: a plain loop, and any that prints a JSON line an epoch.
+
+    python -m bench.devtools.peers --data FOLDER --regime frozen --rounds 5 --epochs 3
+    python -m bench.devtools.peers --data FOLDER --memory
+    python -m bench.devtools.peers --data FOLDER --accuracy --rounds 5 --epochs 5
+    python -m bench.devtools.peers --data FOLDER --whole --regime frozen --epochs 25 --against-epochs 3
+    python -m bench.devtools.peers --data FOLDER --peer "mine=python mine.py {data} {regime} {epochs}"
+    python -m bench.devtools.peers --render results/peers-*/*.json > reports/peers.md
+
+A peer's lines have `epoch_seconds`, of training and validation together; lines that are no JSON are passed over. In
+its command {data}, {regime}, {backbone}, {epochs}, {device} and {seed} are replaced; no shell sees it. The seed is the
+round's number with --accuracy, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from bench.devtools.samples import OURS, PLAIN, Samples, SideRun, What, render
+from bench.execution.monitor import Watch, look
+from bench.store.environment import environment
+from tl.cache import to_json, write_atomic
+from tl.datasets import load_splits
+from tl.errors import UserError
+from tl.images import open_store
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPTS = {OURS: "our_loop", PLAIN: "plain_loop"}
+PSS_INTERVAL_SECONDS = 0.25
+
+
+def order(sides: Sequence[str], rounds: int) -> list[tuple[int, str]]:
+    """Round and side of each process: A B, B A, A B …, so that a machine that drifts favours none."""
+    return [(turn, side) for turn in range(rounds) for side in (sides if turn % 2 == 0 else reversed(sides))]
+
+
+def words(command: str, values: Mapping[str, str]) -> list[str]:
+    """A command line's words. Placeholders are replaced in each word, so a path with blanks stays one word."""
+    pattern = re.compile("{(" + "|".join(values) + ")}")
+    return [pattern.sub(lambda found: values[found[1]], word) for word in shlex.split(command)]
+
+
+def run_side(
+    side: str, argv: Sequence[str], *, epochs: int, turn: int, sample_memory: bool, env: Mapping[str, str]
+) -> SideRun:
+    """Run one process to its end. Raises `UserError`, with its last words, unless it told of every epoch."""
+    watch = Watch(lambda text: print(f"WARNING: {side}: {text}", file=sys.stderr))
+    started, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    file = partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
+    with file() as said, file() as errors:
+        try:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=errors, env=env)
+        except OSError as error:
+            raise UserError(f"{side}: {argv[0]} can't be run: {error.strerror}") from error
+        try:
+            peak = _sampled(process) if sample_memory else None
+            status = process.wait()
+        finally:
+            if process.poll() is None:
+                _end(process)
+        wall = time.perf_counter() - begun
+        printed = _json_lines(said)
+        found = [line["epoch_seconds"] for line in printed if "epoch_seconds" in line]
+        if status != 0 or len(found) != epochs or not all(map(_is_time, found)):
+            errors.seek(0)
+            last = next((line for line in reversed(errors.read().splitlines()) if line.strip()), "nothing")
+            told = f"exit status {status}, told of {len(found)} epochs where {epochs} with seconds above 0 were due"
+            raise UserError(f"{side}: {told}; last on its stderr: {last}")
+    return SideRun(
+        side=side,
+        round=turn,
+        started=started,
+        wall_seconds=wall,
+        printed=tuple(printed),
+        peak_pss_bytes=peak,
+        machine=watch.end(),
+    )
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
+def _json_lines(said: IO[str]) -> list[dict[str, Any]]:
+    said.seek(0)
+    lines = []
+    for text in said:
+        with contextlib.suppress(ValueError):
+            line = json.loads(text, parse_constant=lambda name: None)  # NaN is no JSON, and no time
+            lines += [line] if isinstance(line, dict) else []
+    return lines
+
+
+def _sampled(process: subprocess.Popen[bytes]) -> int:
+    """Largest proportional set size, in bytes, of a process with all that descend from it, until it ends."""
+    peak, root = 0, psutil.Process(process.pid)
+    while process.poll() is None:
+        total = 0
+        with contextlib.suppress(psutil.Error):
+            for member in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    total += member.memory_full_info().pss
+        peak = max(peak, total)
+        time.sleep(PSS_INTERVAL_SECONDS)
+    return peak
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its descendants, as after Ctrl-C."""
+    root = psutil.Process(process.pid)
+    for member in (*root.children(recursive=True), root):
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    process.wait()
+
+
+def measure(given: argparse.Namespace, command: str) -> Samples:
+    """Run all sides, round after round, telling of each process as it ends."""
+    what = _what(given)
+    against, against_epochs = given.against or given.regime, given.against_epochs or given.epochs
+    splits = load_splits(given.data)
+    if what != "whole":
+        open_store(splits)  # else the first process would decode, and the others not
+    own = " --data {data} --regime {regime} --backbone {backbone} --epochs {epochs} --device {device} --seed {seed}"
+    own += f" --weights-file {shlex.quote(given.weights_file)}" if given.weights_file else ""
+    sides = {name: f"python -m tests.benchmarks.{module}{own}" for name, module in SCRIPTS.items()}
+    sides[OURS] += f" --precision {given.precision}" if given.precision != "fp32" else ""
+    sides |= _named(given.peer)
+    shared = {"data": str(splits.root), "backbone": given.backbone, "device": given.device}
+    runs = []
+    for turn, side in order(list(sides), given.rounds):
+        epochs = given.epochs if side == OURS else against_epochs
+        regime = given.regime if side == OURS else against
+        seed = turn if what == "accuracy" else 0
+        argv = words(sides[side], shared | {"regime": regime, "epochs": str(epochs), "seed": str(seed)})
+        env = dict(os.environ)
+        with tempfile.TemporaryDirectory() as empty:
+            if side in SCRIPTS:
+                argv[0] = sys.executable
+                env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
+            if side == OURS and what == "whole":
+                env["TL_CACHE"] = empty
+            run = run_side(side, argv, epochs=epochs, turn=turn, sample_memory=what == "memory", env=env)
+        seconds = ", ".join(f"{value:.3g}" for value in run.epoch_seconds)
+        memory = f", {run.peak_pss_bytes / 2**20:,.0f} MiB" if run.peak_pss_bytes else ""
+        print(f"round {turn + 1} of {given.rounds}, {side}: epochs of {seconds} s{memory}", flush=True)
+        runs.append(run)
+    return Samples(
+        what=what,
+        command=command,
+        sides=sides,
+        dataset=splits.name,
+        dataset_digest=splits.digest,
+        images=len(splits.train) + len(splits.val),
+        backbone=given.backbone,
+        regime=given.regime,
+        precision=given.precision,
+        against=against,
+        device=given.device,
+        epochs=given.epochs,
+        against_epochs=against_epochs,
+        environment=environment(),
+        runs=tuple(runs),
+    )
+
+
+def _named(peers: Sequence[str]) -> dict[str, str]:
+    """Peers as they were given, NAME=COMMAND."""
+    found: dict[str, str] = {}
+    for given in peers:
+        name, _, command = given.partition("=")
+        if not name or not command.strip() or name in (*SCRIPTS, *found):
+            raise UserError(f"--peer {given!r}: must be NAME=COMMAND, with a name of its own")
+        found[name] = command
+    return found
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.devtools.peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", default="auto", help="a folder with train/CLASS/* and val/CLASS/*, or a set's name")
+    parser.add_argument("--backbone", default="torchvision:resnet18", help="torchvision:NAME or timm:NAME")
+    parser.add_argument("--weights-file", help="a state dict for ours and plain")
+    parser.add_argument("--regime", default="finetune", help="ours")
+    parser.add_argument("--precision", default="fp32", help="ours; see tl.config.PRECISIONS")
+    parser.add_argument("--against", help="the others' regime, finetune or frozen; by default the same")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="processes of each side")
+    parser.add_argument("--epochs", type=int, default=3, help="of a process; the first is warm-up")
+    parser.add_argument("--against-epochs", type=int, help="with --whole: the others run so many, and are scaled up")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="another side")
+    parser.add_argument("--out", type=Path, default=Path("results/peers"), help="folder of the raw samples")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--memory", action="store_true", help="peak memory of the process tree, not times")
+    kind.add_argument("--accuracy", action="store_true", help="of the last epoch, a seed a round; not times")
+    kind.add_argument("--whole", action="store_true", help="seconds of all epochs together, not of one")
+    kind.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="only print Markdown of raw samples")
+    return parser
+
+
+def _what(given: argparse.Namespace) -> What:
+    return "memory" if given.memory else "whole" if given.whole else "accuracy" if given.accuracy else "epoch"
+
+
+def _place(given: argparse.Namespace) -> Path:
+    """Where the samples go. Raises `UserError` before anything runs, if that is taken or options make no sense."""
+    if given.rounds < 1 or min(given.epochs, given.against_epochs or given.epochs) < 2:
+        raise UserError("--rounds must be at least 1, and --epochs 2: the first epoch is warm-up and left out")
+    if given.against_epochs and not given.whole:
+        raise UserError("--against-epochs: goes with --whole alone")
+    if given.memory and not psutil.LINUX:
+        raise UserError("--memory: proportional set sizes are known on Linux alone")
+    if (against := given.against or given.regime) not in ("finetune", "frozen"):
+        raise UserError(f"the plain loop has no regime {against!r}: use --against finetune or --against frozen")
+    parts = [_what(given), given.backbone, *dict.fromkeys((given.regime, against)), given.device]
+    parts += [given.precision] if given.precision != "fp32" else []
+    path: Path = given.out / (re.sub(r"[^\w.-]+", "-", "-".join(parts)) + ".json")
+    if path.exists():
+        raise UserError(f"{path} is there already, and nothing is overwritten: give another --out")
+    return path
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Measure and write the raw samples, or render those of earlier runs."""
+    given = _options().parse_args(arguments)
+    if given.render:
+        files = [path.read_text(encoding="utf-8") for path in sorted(given.render)]
+        print(render([Samples.from_json(text) for text in files]), end="")
+        return
+    path = _place(given)
+    if warning := look():
+        print(f"WARNING: {warning}", file=sys.stderr)
+    samples = measure(given, shlex.join(["python", "-m", "bench.devtools.peers", *arguments]))
+    write_atomic(path, to_json(samples.model_dump(mode="json")))
+    print(f"{path}\n\n{render([samples])}", end="")
+
+
+def main() -> None:
+    """The command line; a user's mistake, or a side that fails, ends in one line and exit status 1."""
+    try:
+        run(sys.argv[1:])
+    except (UserError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Raw outcomes of `power`, and the Markdown that tells them: rates with intervals, rounds and seconds."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from tabulate import tabulate
+
+from bench.analysis.stats import Interval, wilson
+from bench.compare.gate import REGRESSED
+from bench.store.environment import Environment
+from tl.strict import Strict
+
+How = Literal["replayed", "live", "runs", "exact"]
+NOTHING, MOVED = "nothing", "a counter moved by one"
+VICTIM = "finetune-torchvision"
+"""What the benchmark that is slowed has in its name."""
+HEADINGS: dict[How, str] = {
+    "replayed": "The timed gate, replayed",
+    "live": "The timed gate, live",
+    "runs": "Runs of the suite",
+    "exact": "The exact gate",
+}
+METHODS: dict[How, str] = {
+    "replayed": "Rounds of one commit on both sides were recorded, at first of two benchmarks, later of all that the "
+    "gate runs. For each gate as many as it may run were drawn "
+    "without replacement and kept in order; in each the two sides were swapped or not by a coin, and the new side's "
+    "times of one benchmark multiplied. The gates share the recorded rounds, so they are not independent: the "
+    "intervals are narrower than they ought to be. A round's ratio is that of its two sides, which ran the same code; "
+    "its scatter is the standard deviation of its logarithm.",
+    "live": "Whole gates: a commit against itself, with code planted in the training step of a backbone that trains; "
+    "two benchmarks, at most 20 rounds. In commit 57c628efe76e what was planted was a wait, which lets torch's threads "
+    "fall asleep and so costs more than it lasts: see how large it was measured. Later it is work on all cores. From "
+    "commit 046dc6d06468 on set-up is in the turns, which end when no thread runs, and the allocator is a cell's. "
+    "Tests of this suite ran beside some gates: others' share of the cores tells.",
+    "runs": "One cell a seed on the real images, against a first run of the unchanged commit, as `bench gate` does; "
+    "seconds are those of the new run.",
+    "exact": "Counters of a training step of each regime on two networks, against the committed baseline. `a counter "
+    "moved by one` is each counter in turn, up and down, and tries the comparison alone.",
+}
+TARGETS: dict[tuple[How, str], tuple[str, float]] = {
+    ("replayed", NOTHING): ("at most", 0.02),
+    ("live", NOTHING): ("at most", 0.02),
+    ("exact", NOTHING): ("at most", 0.0),
+    ("replayed", "10% slower"): ("at least", 0.95),
+    ("live", "10% slower"): ("at least", 0.95),
+}
+"""Share of gates that may fail, or must find what was planted."""
+
+
+def says_slower(reason: str) -> bool:
+    """Whether it is of the benchmark that was slowed, and of its time."""
+    return VICTIM in reason and reason.endswith(": worse")
+
+
+class Outcome(Strict):
+    """One gate."""
+
+    planted: str
+    how: How
+    status: int
+    """As `bench gate`: 0 passed, 1 failed, 3 and 4 undecided."""
+    found: bool
+    """It failed, and for what was planted; of nothing planted, it failed."""
+    rounds: int
+    """Of each side; of a run its seeds."""
+    seconds: float | None = None
+    """None where times were replayed."""
+    other_cpu_share: float | None = None
+    """See `MachineState`: of other processes than the gate's own."""
+    reasons: tuple[str, ...] = ()
+
+
+class Power(Strict):
+    """All that one command did."""
+
+    command: str
+    environment: Environment
+    recorded: tuple[dict[str, dict[str, float]], ...] = ()
+    """Of each round side → benchmark → median, in seconds."""
+    outcomes: tuple[Outcome, ...]
+
+
+def _row(planted: str, some: Sequence[Outcome], how: How) -> dict[str, str]:
+    found = sum(outcome.found for outcome in some)
+    rate, seconds = wilson(found, len(some)), [o.seconds for o in some if o.seconds is not None]
+    shares = [outcome.other_cpu_share for outcome in some if outcome.other_cpu_share is not None]
+    word, bound = TARGETS.get((how, planted), ("", 0.0))
+    row = {
+        "planted": planted,
+        "gates": str(len(some)),
+        "found": str(found),
+        "failed otherwise": str(sum(outcome.status == REGRESSED and not outcome.found for outcome in some)),
+        "passed": str(sum(outcome.status == 0 for outcome in some)),
+        "undecided": str(sum(outcome.status > REGRESSED for outcome in some)),
+        "share found (95%)": f"{rate.value:.1%} ({rate.low:.1%}–{rate.high:.1%})",
+        "target": f"{word} {bound:.0%}" if word else "",
+        "": _verdict(rate, word, bound) if word else "",
+        "rounds, median (most)": f"{statistics.median(o.rounds for o in some):g} ({max(o.rounds for o in some)})",
+        "seconds, median (most)": f"{statistics.median(seconds):.0f} ({max(seconds):.0f})" if seconds else "",
+    }
+    others = f"{statistics.median(shares):.0%} ({max(shares):.0%})" if shares else ""
+    return row | {"others' share of the cores, median (most)": others}
+
+
+def _verdict(rate: Interval, word: str, bound: float) -> str:
+    """Certain where the whole interval is on one side of the bound."""
+    below = word == "at most"
+    met = rate.value <= bound if below else rate.value >= bound
+    certain = (rate.high <= bound or rate.low > bound) if below else (rate.low >= bound or rate.high < bound)
+    return ("met" if met else "missed") + ("" if certain else ", not certain")
+
+
+def _measured(some: Sequence[tuple[str, Outcome]]) -> dict[str, str]:
+    """How large live gates measured what was planted, by commit: it needn't be what was meant."""
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for suite, outcome in some:
+        times = [re.search(r"time (\d+\.\d+)×", reason) for reason in outcome.reasons if says_slower(reason)]
+        found = [float(time[1]) for time in times if time]
+        if outcome.how == "live" and outcome.found and found:
+            ratios.setdefault((suite, outcome.planted), []).extend(found)
+    return {
+        f"{name}, as measured at {suite}": f"median {statistics.median(all_):.2f}× ({min(all_):.2f}–{max(all_):.2f})"
+        for (suite, name), all_ in ratios.items()
+    }
+
+
+def _scatter(power: Power) -> dict[str, str]:
+    """How far apart the two sides of a recorded round are, by benchmark: what a gate has to see a change through."""
+    told = {}
+    for name in power.recorded[0]["base"] if len(power.recorded) > 1 else ():
+        logs = [math.log(one["new"][name] / one["base"][name]) for one in power.recorded]
+        short = name.rpartition("::")[2]
+        told[f"{short} at {power.environment.suite}"] = (
+            f"a round's ratio scatters by {statistics.stdev(logs):.1%}, {len(logs)} rounds"
+        )
+    return told
+
+
+def render(all_power: Sequence[Power]) -> str:
+    """Markdown: a table for each kind of gate, then what was told, and commands with their machines."""
+    parts = [
+        "# The gates as instruments",
+        "How often a gate finds what was planted: it fails, and names it. Of nothing planted, found is a false alarm. "
+        "Undecided: neither shown to be worse nor to be no worse, exit status 3. Intervals are Wilson's; a verdict is "
+        "not certain where the interval holds the target.",
+    ]
+    outcomes = [(power.environment.suite, outcome) for power in all_power for outcome in power.outcomes]
+    several = len({suite for suite, _ in outcomes}) > 1
+    for how, heading in HEADINGS.items():
+        here = [(suite, outcome) for suite, outcome in outcomes if outcome.how == how]
+        if not here:
+            continue
+        kinds: dict[tuple[str, str], list[Outcome]] = {}
+        for suite, outcome in here:
+            kinds.setdefault((suite, outcome.planted), []).append(outcome)
+        rows = [({"commit": suite} if several else {}) | _row(name, some, how) for (suite, name), some in kinds.items()]
+        rows = [{key: value for key, value in row.items() if any(other[key] for other in rows)} for row in rows]
+        table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+        parts += [f"## {heading}", METHODS[how], table]
+        told = {o.planted: o.reasons[0] for _, o in here if how == "runs" and o.reasons} | _measured(here)
+        if how == "replayed":
+            told |= {name: words for power in all_power for name, words in _scatter(power).items()}
+        parts += ["\n".join(f"- {name}: {reason}" for name, reason in told.items())] if told else []
+    lines = [f"- `{power.command}`: {len(power.outcomes)} gates; {power.environment}" for power in all_power]
+    return "\n\n".join([*parts, "## Commands", "\n".join(lines)]) + "\n"

@@ -1,0 +1,234 @@
+"""Raw samples of `peers`, the ratios that they give, and the Markdown that tells them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from tabulate import tabulate
+
+from bench.analysis.stats import Estimate, difference, ratio
+from bench.store.environment import Environment, MachineState
+from tl.errors import UserError
+from tl.strict import Strict
+
+OURS, PLAIN = "ours", "plain"
+What = Literal["epoch", "whole", "memory", "accuracy"]
+HEADINGS: dict[What, str] = {
+    "epoch": "Seconds an epoch",
+    "whole": "Seconds of a whole job",
+    "memory": "Peak memory",
+    "accuracy": "Accuracy",
+}
+METHODS: dict[What, str] = {
+    "epoch": "An epoch is training and validation; of each process the median of all epochs but the first, which is "
+    "warm-up.",
+    "whole": "Ours is all that the process did once its libraries were loaded, with an empty cache: images are decoded "
+    "in it. Theirs is their epochs alone, without what came before, between and after them; where they ran fewer "
+    "epochs, their median epoch, the first left out, times the job's.",
+    "memory": "MiB of a process and all that descend from it, its libraries included, each shared page once "
+    "(proportional set size), read four times a second from outside: shorter peaks are missed. Reading slows what is "
+    "read, so these runs gave no times. Memory of a GPU is not in it.",
+    "accuracy": "Percent of the validation images that were right after the last epoch, a seed a round, means over "
+    "seeds; the sides draw their batches and crops differently. Difference: ours less theirs, in points. The "
+    "target is the least difference that was aimed at. These runs gave no times.",
+}
+TARGETS: dict[tuple[What, str, str, str], float] = {
+    ("epoch", "cpu", "finetune", "torchvision:resnet18"): 0.85,
+    ("epoch", "cpu", "frozen", "torchvision:resnet18"): 0.65,
+    ("epoch", "cpu", "finetune", "timm:tf_efficientnet_lite0"): 0.70,
+    ("epoch", "cpu", "frozen", "timm:tf_efficientnet_lite0"): 0.60,
+    ("epoch", "cuda", "finetune", ""): 1 / 10,
+    ("epoch", "cuda", "frozen", ""): 1 / 10,
+    ("memory", "cpu", "finetune", ""): 0.7,
+    ("whole", "cpu", "cached against frozen, 25 epochs", ""): 1 / 30,
+}
+"""Largest ratio of ours to the plain loop's, by kind of device, job and backbone; no backbone means all."""
+MOST_LOST: dict[str, float] = {
+    "finetune": 1,
+    "frozen": 1,
+    "cached against frozen": 1.5,
+    "quantized against frozen": 2,
+}
+"""Points of accuracy that a job may lose against the plain loop."""
+
+
+class SideRun(Strict):
+    """One process of one side."""
+
+    side: str
+    round: int
+    started: str
+    wall_seconds: float
+    printed: tuple[dict[str, Any], ...]
+    """Its JSON lines, as they came."""
+    peak_pss_bytes: int | None
+    machine: MachineState
+
+    @property
+    def epoch_seconds(self) -> list[float]:
+        """Of every epoch."""
+        return [line["epoch_seconds"] for line in self.printed if "epoch_seconds" in line]
+
+
+class Samples(Strict):
+    """All that one command measured."""
+
+    what: What
+    command: str
+    sides: dict[str, str]
+    """Name → command line, with its placeholders."""
+    dataset: str
+    dataset_digest: str
+    images: int
+    backbone: str
+    regime: str
+    precision: str = "fp32"
+    """Ours; a plain loop on a GPU has torch's default, which is TF32 for convolutions."""
+    against: str
+    """The others' regime."""
+    device: str
+    epochs: int
+    against_epochs: int
+    """Epochs that the others ran."""
+    environment: Environment
+    runs: tuple[SideRun, ...]
+
+    @property
+    def job(self) -> str:
+        """Regimes, and where it matters the number of epochs."""
+        regimes = self.regime if self.regime == self.against else f"{self.regime} against {self.against}"
+        return f"{regimes}, {self.epochs} epochs" if self.what == "whole" else regimes
+
+    @property
+    def named(self) -> str:
+        """The job, and ours in another precision than fp32."""
+        return self.job if self.precision == "fp32" else f"{self.job}, ours in {self.precision}"
+
+    def figure(self, run: SideRun) -> float:
+        """What is compared of one process: seconds, bytes or percent."""
+        if self.what == "accuracy":
+            return 100 * float([line["val_accuracy"] for line in run.printed if "epoch_seconds" in line][-1])
+        if self.what == "memory":
+            assert run.peak_pss_bytes is not None
+            return run.peak_pss_bytes
+        warm = statistics.median(run.epoch_seconds[1:])
+        if self.what == "epoch":
+            return warm
+        if run.side == OURS:
+            return float(run.printed[-1]["total_seconds"])
+        return sum(run.epoch_seconds) if self.against_epochs == self.epochs else warm * self.epochs
+
+    def library(self, side: str) -> str:
+        """What a side was written with, for people; empty where it didn't say."""
+        told = {line["library"] for run in self.runs if run.side == side for line in run.printed if "library" in line}
+        return f" ({', '.join(sorted(told))})" if told else ""
+
+    def figures(self, side: str) -> dict[int, float]:
+        """Round → figure."""
+        return {run.round: self.figure(run) for run in self.runs if run.side == side}
+
+    def target(self, side: str) -> float | None:
+        """The largest ratio that was aimed at; None where there is no such aim."""
+        kind = self.device.partition(":")[0]
+        found = [TARGETS.get((self.what, kind, self.job, backbone)) for backbone in (self.backbone, "")]
+        return next((value for value in found if value is not None and side == PLAIN), None)
+
+
+def verdict(estimate: Estimate, target: float) -> str:
+    """Whether a ratio is at most the target, a difference at least; certain where its whole interval is there."""
+    most = estimate.scale == "ratio"
+    met = estimate.value <= target if most else estimate.value >= target
+    edge = estimate.high if met is most else estimate.low
+    certain = edge is not None and (edge <= target if most else edge >= target) is met
+    return ("met" if met else "missed") + ("" if certain else ", not certain")
+
+
+def _axes(samples: Samples, number: int, side: str) -> dict[str, str]:
+    """What was compared: the first columns of every table."""
+    return {
+        "run": str(number),
+        "backbone": samples.backbone,
+        "regime": samples.named,
+        "device": samples.device,
+        "against": side,
+    }
+
+
+def _accuracy_row(samples: Samples, number: int, side: str) -> dict[str, str]:
+    ours, theirs = samples.figures(OURS), samples.figures(side)
+    estimate = difference(ours, theirs)
+    if estimate is None:
+        raise UserError(f"{samples.command}: no round has both {OURS} and {side}")
+    differences = [ours[turn] - theirs[turn] for turn in ours if turn in theirs]
+    most_lost = MOST_LOST.get(samples.job) if side == PLAIN else None
+    known = estimate.low is not None and estimate.high is not None
+    return {
+        **_axes(samples, number, side),
+        "ours": f"{statistics.fmean(ours.values()):.1f}",
+        "theirs": f"{statistics.fmean(theirs.values()):.1f}",
+        "difference (min–max, n)": f"{estimate.value:+.2f} ({min(differences):+.2f} to {max(differences):+.2f}, "
+        f"n = {estimate.n})",
+        "95%": f"{estimate.low:+.2f} to {estimate.high:+.2f}" if known else "n/a",
+        "target": "" if most_lost is None else f"{-most_lost:g}",
+        "verdict": "" if most_lost is None else verdict(estimate, -most_lost),
+    }
+
+
+def _row(samples: Samples, number: int, side: str) -> dict[str, str]:
+    ours, theirs = samples.figures(OURS), samples.figures(side)
+    estimate = ratio(ours, theirs)
+    if estimate is None:
+        raise UserError(f"{samples.command}: no round has both {OURS} and {side}")
+    ratios = [ours[turn] / theirs[turn] for turn in ours if turn in theirs]
+    target, unit = samples.target(side), 2**20 if samples.what == "memory" else 1
+    style = ",.0f" if samples.what == "memory" else ".3g"
+    disturbed = [bool(run.machine.warnings) for run in samples.runs if run.side in (OURS, side)]
+    known = estimate.low is not None and estimate.high is not None
+    return {
+        **_axes(samples, number, side),
+        "ours": format(statistics.median(ours.values()) / unit, style),
+        "theirs": format(statistics.median(theirs.values()) / unit, style),
+        "ratio (min–max, n)": f"{estimate.value:.3f} ({min(ratios):.3f}–{max(ratios):.3f}, n = {estimate.n})",
+        "95%": f"{estimate.low:.3f}–{estimate.high:.3f}" if known else "n/a",
+        "target": "" if target is None else f"{target:.3g}",
+        "verdict": "" if target is None else verdict(estimate, target),
+        "disturbed": f"{sum(disturbed)} of {len(disturbed)}",
+    }
+
+
+def render(all_samples: Sequence[Samples]) -> str:
+    """Markdown: a table for each kind of figure, then the command, images and machine of each numbered run."""
+    parts = [
+        "# Beside other programs",
+        "Each side ran in processes of its own, one at a time, in alternating order (A B B A). Ratio: ours over "
+        "theirs, of the two processes of a round, geometric mean over n rounds; below 1 ours needs less. Ours and "
+        "theirs: medians over rounds. 95%: Student's t on the logarithms, from three rounds on. A verdict is not "
+        "certain where that interval holds the target or is missing. Disturbed: processes beside which something else "
+        "used the machine.",
+    ]
+    numbered = list(enumerate(all_samples, 1))
+    for what, heading in HEADINGS.items():
+        rows = [
+            (_accuracy_row if what == "accuracy" else _row)(samples, number, side)
+            for number, samples in numbered
+            if samples.what == what
+            for side in samples.sides
+            if side != OURS
+        ]
+        if rows:
+            table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+            parts += [f"## {heading}", METHODS[what], table]
+    parts.append("## Runs")
+    for number, samples in numbered:
+        others = [
+            f"`{name}`: `{line}`{samples.library(name)}"
+            for name, line in samples.sides.items()
+            if name not in (OURS, PLAIN)
+        ]
+        epochs = f"{samples.epochs} epochs of ours, {samples.against_epochs} of theirs"
+        images = f"{samples.dataset}, {samples.images} images, digest `{samples.dataset_digest[:12]}`"
+        told = [f"`{samples.command}`", f"{samples.runs[0].started}; {epochs}; {images}", *others]
+        parts.append(f"{number}. " + "\n   - ".join([*told, str(samples.environment)]))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,45 @@
+"""Which backbones and devices there are, without importing torch in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.execution.base import Executor
+from bench.store.environment import package_version
+from tl.cache import cache_dir, write_atomic
+from tl.errors import UserError
+from tl.machine import cpu_name
+
+
+def backbone_names(executor: Executor) -> dict[str, list[str]]:
+    """All names by source; remembered in the cache for each pair of library versions."""
+    versions = {name: package_version(name) for name in ("torchvision", "timm")}
+    path = cache_dir() / f"backbones-torchvision{versions['torchvision']}-timm{versions['timm']}.json"
+    try:
+        names: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        names = _ask(executor, "list_names")
+        with contextlib.suppress(OSError):  # a cache that can't be written costs a few seconds next time
+            write_atomic(path, json.dumps(names))
+    return names
+
+
+def devices(executor: Executor) -> dict[str, str]:
+    """Devices and their models, best first. Torch is asked only where there may be an accelerator."""
+    if (elsewhere := executor.devices()) is not None:
+        return elsewhere
+    if sys.platform == "linux" and not any(map(Path.exists, map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))):
+        return {"cpu": cpu_name()}
+    found: dict[str, str] = _ask(executor, "list_devices")
+    return found
+
+
+def _ask(executor: Executor, function: str) -> Any:
+    outcome = executor.call(f"bench.execution.worker:{function}")
+    if outcome.status != "done":
+        raise UserError(f"torch, torchvision and timm can't be loaded: {outcome.reason}")
+    return outcome.value

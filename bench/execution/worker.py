@@ -1,0 +1,92 @@
+"""The work that needs torch, run through an executor. Importing this module loads torch, torchvision and timm.
+
+The fork server preloads it, so every cell's process starts with the libraries in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.execution.base import Emit
+from bench.execution.monitor import gpu_before
+from bench.store.environment import MachineState
+from bench.store.records import Cell
+from tl import devices, gpu
+from tl.backbones import find_weights, known_names
+from tl.datasets import Splits
+from tl.errors import WeightsError
+from tl.machine import keep_freed_pages
+from tl.protocols import run_protocol
+from tl.results import TrainResult
+from tl.weights import Weights
+
+
+def get_ready(emit: Emit) -> None:
+    """Nothing: with it the libraries are loaded before the first cell's clock starts."""
+
+
+def list_names(emit: Emit) -> dict[str, list[str]]:
+    """All backbones by source."""
+    return known_names()
+
+
+def list_devices(emit: Emit) -> dict[str, str]:
+    """Devices of this machine and their names, best first."""
+    return devices.present()
+
+
+def resolve_weights(
+    specs: list[str], policy: str, weights_dir: Path | None, download: bool, emit: Emit
+) -> dict[str, Weights | str]:
+    """Weights of each backbone, downloading them if need be; a string says why there are none."""
+    found: dict[str, Weights | str] = {}
+    for spec in specs:
+        emit(spec)
+        try:
+            found[spec] = find_weights(spec, policy, weights_dir=weights_dir, download=download)
+        except WeightsError as error:
+            found[spec] = str(error)
+    return found
+
+
+def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
+    """Train one cell. Returns the result without its model, and the allocator's setting.
+
+    Emits each `EpochResult`; with a protocol of several trainings a few words before each; and before and after
+    training what only this process knows of the machine.
+    """
+    torch.set_num_threads(threads)
+    device, _, _ = cell.device.partition("@")  # in a cluster the kind of machine stands behind it
+    allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"
+    _touch_code()
+    uuid = devices.gpu_uuid(devices.resolve(device))
+    emit(_machine(uuid))
+
+    try:
+        result = run_protocol(cell.config, splits, device=device, weights=weights, on_epoch=emit, on_stage=emit)
+    finally:  # also where memory ran out: somebody else may have it
+        if uuid:
+            emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))
+    return result.model_copy(update={"model": None}), allocator
+
+
+def _machine(uuid: str | None) -> MachineState:
+    # Asking for cuDNN's version loads it: 50 MiB that a cell on the CPU has no use for.
+    cudnn = torch.backends.cudnn.version() if uuid else None
+    return MachineState(
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        cuda_version=torch.version.cuda or "",
+        cudnn_version=str(cudnn or ""),
+        gpu_before=gpu_before(uuid) if uuid else None,
+    )
+
+
+def _touch_code() -> None:
+    """One tiny training step, so that pages of library code aren't counted as the cell's memory."""
+    network: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    images = torch.zeros(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    nn.functional.cross_entropy(network(images), torch.tensor([0, 1])).backward()

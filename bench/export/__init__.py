@@ -1,0 +1,1 @@
+"""Runs for other programs: data frames, files, experiment trackers."""

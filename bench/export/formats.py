@@ -1,0 +1,57 @@
+"""`bench export`: one row a cell, for other tools."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bench.export.frame import epoch_rows, load_results
+from bench.store.runs import find_runs
+from tl.cache import write_atomic
+from tl.errors import UserError
+
+
+def export_runs(runs: list[str], format: str, output: Path | None, *, raw: bool) -> None:
+    """Write the rows, a cell or with `raw` an epoch each, to `output` or standard output. Raises `UserError`."""
+    if format == "latex":
+        if raw:
+            raise UserError("--format latex: is the report's table, a row a group of seeds; leave out --raw")
+        _put_latex(runs, output)
+        return
+    table = epoch_rows(find_runs(runs)) if raw else load_results(runs)
+    if format == "parquet" and output is None and sys.stdout.isatty():
+        raise UserError("--format parquet: is not text; name a file with --output, or pipe it")
+    try:
+        target = output or sys.stdout
+        if format == "csv":
+            table.to_csv(target, index=False)
+        elif format == "json":
+            table.to_json(target, orient="records", indent=1, force_ascii=False)
+            if output is None:
+                print()
+        else:
+            table.to_parquet(output or sys.stdout.buffer, index=False)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of the pipe has had enough; nothing is wrong
+    except OSError as error:
+        raise UserError(f"{output}: can't be written: {error.strerror or error}") from error
+
+
+def _put_latex(runs: list[str], output: Path | None) -> None:
+    """A `tabular` of the report's table of cells, for `booktabs`. Raises `UserError`."""
+    from bench.report.summary import summarise
+    from bench.report.tables import cells_table
+
+    table = cells_table(summarise(find_runs(runs), "table"))
+    if table.empty:
+        raise UserError("--format latex: no cell has a result")
+    text = (
+        table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(hrules=True)
+    )
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        write_atomic(output, text)
+    except OSError as error:
+        raise UserError(f"{output}: can't be written: {error.strerror or error}") from error

@@ -1,0 +1,163 @@
+"""Records as a table, one row a cell: what `bench export` prints and `bench.load_results` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from bench.analysis.metrics import METRICS
+from bench.store.environment import MachineState
+from bench.store.records import Record
+from bench.store.runs import Run, find_runs
+from tl.gpu import GpuState
+from tl.regimes import REGIMES
+from tl.results import EpochResult, Phases
+
+
+def _of_machine(value: Callable[[MachineState], Any]) -> Callable[[str, Record], Any]:
+    return lambda run, record: value(record.machine) if record.machine else None
+
+
+def _of_gpu(
+    value: Callable[[GpuState], Any], when: Literal["gpu_before", "gpu_after"] = "gpu_after"
+) -> Callable[[str, Record], Any]:
+    def read(machine: MachineState) -> Any:
+        state = getattr(machine, when)
+        return value(state) if state else None
+
+    return _of_machine(read)
+
+
+_FACTS: dict[str, Callable[[str, Record], Any]] = {
+    "run": lambda run, record: run,
+    "cell_id": lambda run, record: record.cell_id,
+    "status": lambda run, record: record.status,
+    "reason": lambda run, record: record.reason or None,
+    "dataset": lambda run, record: record.dataset,
+    "dataset_digest": lambda run, record: record.cell.dataset_digest,
+    "stand_in": lambda run, record: record.stand_in or None,
+    "backbone": lambda run, record: record.cell.config.backbone,
+    "weights": lambda run, record: record.cell.config.weights,
+    "weights_source": lambda run, record: record.weights.source if record.weights else None,
+    "weights_label": lambda run, record: (record.weights.label or None) if record.weights else None,
+    "regime": lambda run, record: record.cell.config.regime,
+    "device": lambda run, record: record.cell.device,
+    "device_name": lambda run, record: record.result.device_name if record.result else None,
+    "precision": lambda run, record: record.cell.config.precision,
+    "seed": lambda run, record: record.cell.config.seed,
+    "epochs": lambda run, record: record.cell.config.epochs,
+    "batch_size": lambda run, record: record.cell.config.batch_size,
+    "protocol": lambda run, record: record.cell.config.protocol,
+    "learning_rate": lambda run, record: _learning_rate(record),
+    "threads": lambda run, record: record.result.threads if record.result else None,
+    "memory_format": lambda run, record: record.result.memory_format if record.result else None,
+    "compile": lambda run, record: record.cell.config.compile,
+    "cuda_graph": lambda run, record: record.result.cuda_graph if record.result else None,
+    "views": lambda run, record: _views(record),
+    "features_reused": lambda run, record: record.result.features_reused if record.result else None,
+    "torch_version": lambda run, record: record.environment.packages.get("torch"),
+    "cpu_model": lambda run, record: record.environment.cpu,
+    "git_commit": lambda run, record: record.environment.git_commit or None,
+    "git_dirty": lambda run, record: record.environment.git_dirty,
+    "frozen_verified": lambda run, record: record.result.frozen_verified if record.result else None,
+    "started": lambda run, record: record.started.isoformat(),
+    "block": lambda run, record: record.block,
+    "order": lambda run, record: record.order,
+    "attempts": lambda run, record: record.attempts,
+    "governor": _of_machine(lambda machine: machine.governor or None),
+    "load_before": _of_machine(lambda machine: machine.load_before),
+    "load_after": _of_machine(lambda machine: machine.load_after),
+    "memory_available_bytes": _of_machine(lambda machine: machine.memory_available_bytes),
+    "other_cpu_share": _of_machine(lambda machine: machine.other_cpu_share),
+    "steal_share": _of_machine(lambda machine: machine.steal_share),
+    "cpu_capability": _of_machine(lambda machine: machine.cpu_capability or None),
+    "cuda_version": _of_machine(lambda machine: machine.cuda_version or None),
+    "cudnn_version": _of_machine(lambda machine: machine.cudnn_version or None),
+    "gpu_driver": _of_gpu(lambda state: state.driver),
+    "gpu_utilisation_before": _of_gpu(lambda state: state.utilisation_percent, "gpu_before"),
+    "gpu_other_processes": _of_gpu(lambda state: state.other_processes),
+    "gpu_sm_clock_mhz": _of_gpu(lambda state: state.sm_clock_mhz),
+    "gpu_memory_clock_mhz": _of_gpu(lambda state: state.memory_clock_mhz),
+    "gpu_temperature_celsius": _of_gpu(lambda state: state.temperature_celsius),
+    "gpu_throttle": _of_gpu(lambda state: ", ".join(state.throttle_reasons or ()) or None),
+    "machine_warnings": _of_machine(lambda machine: "; ".join(machine.warnings) or None),
+}
+COLUMNS = [*_FACTS, *METRICS]
+_AXES = ("run", "cell_id", "dataset", "backbone", "weights", "regime", "device", "precision", "seed", "batch_size")
+"""Columns of a cell that each of its epochs repeats."""
+_BOOLEANS = ("frozen_verified", "git_dirty", "compile", "cuda_graph", "features_reused")
+_INTEGERS = {
+    "seed",
+    "epochs",
+    "batch_size",
+    "threads",
+    "views",
+    "block",
+    "order",
+    "attempts",
+    "memory_available_bytes",
+    "gpu_utilisation_before",
+    "gpu_other_processes",
+    "gpu_sm_clock_mhz",
+    "gpu_memory_clock_mhz",
+    "gpu_temperature_celsius",
+    *(n for n, m in METRICS.items() if m.unit in ("B", "count", "index")),
+}
+_FLOATS = {"load_before", "load_after", "other_cpu_share", "steal_share", "learning_rate", *METRICS} - _INTEGERS
+
+
+def _views(record: Record) -> int | None:
+    """Of each training image; None where every epoch makes its own."""
+    config = record.cell.config
+    return config.views if REGIMES[config.regime].features == "once" else None
+
+
+def _learning_rate(record: Record) -> float | None:
+    """At the first epoch; None where nothing is trained, or it was to be chosen and the cell has no result."""
+    config = record.cell.config
+    if record.result:
+        return record.result.learning_rate
+    chosen_later = config.protocol == "tuned" or not REGIMES[config.regime].trains
+    return None if chosen_later else config.learning_rate
+
+
+def row(run: str, record: Record) -> dict[str, Any]:
+    """One record as a flat row with all `COLUMNS`; unknown is None."""
+    result = record.result
+    facts = {name: fact(run, record) for name, fact in _FACTS.items()}
+    return facts | {name: metric.value(record, result) if result else None for name, metric in METRICS.items()}
+
+
+def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a frame with nullable types, so that an unknown integer is missing and not a float."""
+    table = pd.DataFrame(list(rows), columns=COLUMNS)
+    kinds = dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_FLOATS, "Float64") | dict.fromkeys(_BOOLEANS, "boolean")
+    return table.astype({name: kinds.get(name, "string") for name in COLUMNS})
+
+
+def epoch_rows(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row an epoch of every finished cell: the raw figures, with the cell's axes before them."""
+    rows = []
+    for run in runs:
+        for record in run.records().values():
+            cell = {name: _FACTS[name](run.name, record) for name in _AXES}
+            for epoch in record.result.epochs if record.result else ():
+                phases = epoch.phases.model_dump() if epoch.phases else dict.fromkeys(Phases.model_fields)
+                figures = epoch.model_dump(exclude={"phases"})
+                rows.append(cell | figures | {f"{name}_seconds": value for name, value in phases.items()})
+    columns = [*_AXES, *(name for name in EpochResult.model_fields if name != "phases")]
+    return pd.DataFrame(rows, columns=[*columns, *(f"{name}_seconds" for name in Phases.model_fields)])
+
+
+def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """See `bench.load_results`."""
+    names = [paths] if isinstance(paths, str | Path) else list(paths)
+    return load_runs(find_runs(names))
+
+
+def load_runs(runs: Iterable[Run]) -> pd.DataFrame:
+    """All records of some runs, a run after the other, in the order in which cells were planned."""
+    return frame(row(run.name, record) for run in runs for record in run.records().values())

@@ -1,0 +1,73 @@
+"""`bench claims`: what runs say of each claim."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tabulate import tabulate
+
+from bench.analysis.claims import Claim
+from bench.analysis.stats import MIN_SAMPLES
+from bench.analysis.verdicts import Finding, overall
+from bench.report.answers import overalls
+from bench.report.summary import Summary
+from bench.report.tables import claims_table
+
+LEGEND = (
+    "Measured: of seconds and bytes the second regime's over the first's, of accuracies the first's less the second's, "
+    f"with a 95% interval over n seeds, from {MIN_SAMPLES} on. Verdicts are wrong one time in twenty at most, over all "
+    "of them together."
+)
+
+
+def print_claims(summary: Summary, format: str) -> None:
+    """Print every claim with its verdicts, as text or as JSON: a row a comparison, or a row with nulls without one."""
+    if format == "json":
+        print(json.dumps(_rows(summary), indent=1, ensure_ascii=False))
+        return
+    if summary.findings:
+        print(tabulate(claims_table(summary).to_dict("records"), headers="keys", disable_numparse=True))
+        print(f"\n{LEGEND}\n")
+    for claim, said in overalls(summary):
+        print(f"{claim.name}: {claim.statement}? {said}")
+    if len(summary.machines) > 1:
+        print(f"These are {len(summary.machines)} machines or sets of libraries: their times don't compare.")
+
+
+def _rows(summary: Summary) -> list[dict[str, Any]]:
+    rows = []
+    for claim in summary.claims:
+        about = [finding for finding in summary.findings if finding.claim == claim]
+        together = overall(about) if about else "not tested"
+        rows += [_row(claim, finding, together) for finding in about]
+        rows += [] if about else [_row(claim, None, together)]
+    return rows
+
+
+def _row(claim: Claim, finding: Finding | None, together: str) -> dict[str, Any]:
+    estimate = finding.estimate if finding else None
+    cell = finding.group.cell if finding else None
+    return {
+        "run": finding.group.run if finding else None,
+        "claim": claim.name,
+        "statement": claim.statement,
+        "source": claim.source,
+        "metric": claim.metric,
+        "is_ratio": claim.is_ratio,
+        "backbone": cell.config.backbone if cell else None,
+        "regime": cell.config.regime if cell else claim.regime,
+        "against": claim.against,
+        "device": cell.device if cell else None,
+        "config": cell.config.model_dump(mode="json", exclude={"backbone", "regime", "seed"}) if cell else None,
+        "measured": estimate.value if estimate else None,
+        "low": estimate.low if estimate else None,
+        "high": estimate.high if estimate else None,
+        "seeds": estimate.n if estimate else None,
+        "predicted": finding.predicted if finding else None,
+        "holds_from": claim.low,
+        "holds_to": claim.high,
+        "p": finding.p if finding else None,
+        "verdict": finding.words if finding else "not tested",
+        "overall": together,
+    }

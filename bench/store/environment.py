@@ -1,0 +1,107 @@
+"""What a result was measured with: processor, memory, versions, commit. Imports neither torch nor timm."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from pydantic import Field
+
+from tl.gpu import GpuState
+from tl.machine import cpu_name, usable_cores
+from tl.strict import Strict
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+class Environment(Strict):
+    """One machine with one set of libraries."""
+
+    python: str
+    system: str
+    cpu: str
+    cores: int = Field(description="logical cores that the process may run on")
+    memory_bytes: int = Field(description="of the machine")
+    packages: dict[str, str] = Field(description="versions; a package that is missing is left out")
+    git_commit: str = Field("", description="of this suite's checkout; empty where it is not one")
+    git_dirty: bool | None = Field(None, description="tracked files differ from that commit")
+
+    def differences(self, other: Environment) -> list[str]:
+        """Fields in which two environments differ so that times should not be mixed."""
+        return [name for name in ("cpu", "cores", "packages") if getattr(self, name) != getattr(other, name)]
+
+    @property
+    def suite(self) -> str:
+        """Which state of this suite it was; empty where that is unknown."""
+        return self.git_commit[:12] + ("+" if self.git_dirty else "")
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in self.packages.items())
+        commit = f", commit {self.git_commit[:12]}" if self.git_commit else ""
+        dirty = " with uncommitted changes" if self.git_dirty else ""
+        gib = self.memory_bytes / 2**30
+        machine = f"{self.cpu}, {self.cores} cores, {gib:.1f} GiB, {self.system}"
+        return f"{machine}; Python {self.python}, {versions}{commit}{dirty}"
+
+
+class MachineState(Strict):
+    """The machine around one cell. What is not known is None or empty, never 0."""
+
+    governor: str = Field("", description="of the first core's clock; empty where the system doesn't say")
+    load_before: float | None = Field(None, description="load average of one minute, before the cell")
+    load_after: float | None = None
+    memory_available_bytes: int | None = Field(None, description="before the cell, without swapping")
+    other_cpu_share: float | None = Field(
+        None, description="CPU time of processes that are not this suite's, over wall time × usable cores; Linux only"
+    )
+    steal_share: float | None = Field(
+        None, description="time that the hypervisor gave to others, over wall time × usable cores; Linux only"
+    )
+    cpu_capability: str = Field("", description="instruction set that torch's CPU kernels use")
+    cuda_version: str = Field("", description="that torch was built with")
+    cudnn_version: str = Field("", description="as torch numbers it; empty where the cell is not on CUDA")
+    gpu_before: GpuState | None = None
+    gpu_after: GpuState | None = Field(None, description="as training ended, before clocks fall")
+    warnings: tuple[str, ...] = Field((), description="what else used the device")
+
+
+def environment() -> Environment:
+    """The environment of this process."""
+    commit, dirty = _git()
+    return Environment(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=cpu_name(),
+        cores=usable_cores(),
+        memory_bytes=psutil.virtual_memory().total,
+        packages={name: version for name in PACKAGES if (version := package_version(name))},
+        git_commit=commit,
+        git_dirty=dirty,
+    )
+
+
+def package_version(name: str) -> str:
+    """The installed version, or an empty string; the package is not imported."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _git() -> tuple[str, bool | None]:
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return "", None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "", None

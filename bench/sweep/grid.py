@@ -1,0 +1,318 @@
+"""Grids: which cells to run, as a TOML file. To add one, add a file to `bench/sweep/grids/`.
+
+description = "…"
+dataset = "auto"                    # a name, a folder, or auto
+
+[matrix]                            # every combination is a cell
+backbones = ["torchvision:resnet18"]
+regimes = ["finetune", "frozen"]
+devices = ["all"]                   # cpu, cuda[:i], mps, auto (the best), all
+precision = ["fp32"]
+seeds = 3                           # 0, 1, 2; or a list
+
+[train]                             # the protocol: fields of tl.TrainConfig
+epochs = 5
+protocol = "fixed"                  # fixed, tuned (of learning_rates = […]), kfold (folds = 5); one a grid
+
+[[exclude]]                         # cells that match all keys given; * and ? as in file names
+regime = "scratch"
+backbone = "*vit*"
+
+[[include]]                         # more cells; an axis left out takes the matrix's values
+backbone = "timm:resnet26"
+epochs = 10                         # also fields of [train], for these cells only
+
+[[claims]]                          # to be tested beside those in bench/analysis/claims.py; fields of Claim there
+name = "a-third-of-the-memory"
+statement = "Training only the head needs a third of the memory"
+metric = "peak_memory_bytes"
+regime = "frozen"                   # against = "finetune" unless said otherwise
+low = 2.5                           # holds where finetune / frozen is at least that
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from bench.analysis.claims import CLAIMS, Claim
+from tl.config import TrainConfig
+from tl.errors import ConfigError, nearest, not_one_of
+from tl.machine import pick
+from tl.regimes import REGIMES
+from tl.strict import Strict
+
+AXES = {"backbone": "backbones", "regime": "regimes", "device": "devices", "precision": "precision", "seed": "seeds"}
+"""Axis of a cell → its key in `[matrix]`."""
+PROTOCOL = tuple(name for name in TrainConfig.model_fields if name not in {*AXES, "weights"})
+"""Fields of `[train]`."""
+
+
+class Matrix(Strict):
+    """The axes; each combination of their values is a cell."""
+
+    backbones: list[str] = Field(min_length=1)
+    regimes: list[str] = Field(["finetune", "frozen"], min_length=1)
+    devices: list[str] = Field(["all"], min_length=1)
+    precision: list[str] = Field(["fp32"], min_length=1)
+    seeds: int | list[int] = Field(1, description="how many, counted from 0, or which")
+
+
+class Grid(Strict):
+    """A matrix of cells and the protocol that they share."""
+
+    name: str
+    description: str = ""
+    dataset: str = "auto"
+    matrix: Matrix
+    train: dict[str, Any] = Field(default_factory=dict)
+    include: list[dict[str, Any]] = Field(default_factory=list)
+    exclude: list[dict[str, Any]] = Field(default_factory=list)
+    claims: list[Claim] = Field(default_factory=list)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """All training settings that are not axes, defaults included, as a manifest keeps them.
+
+        Raises `ConfigError` for one out of range.
+        """
+        # Of a regime that reads every setting: others have their own value of what they don't read.
+        settings = TrainConfig(backbone="any", regime="cached", **self.train).model_dump(mode="json")
+        return {name: settings[name] for name in PROTOCOL}
+
+    def override(self, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:
+        """The grid with some of its axes and settings replaced; they rule its `include` entries too.
+
+        `axes` has the keys of `[matrix]`. An entry that names another value of a replaced axis is left out.
+        """
+        kept = []
+        for given in self.include:
+            entry = dict(given)
+            # `all` and `auto` name no device of their own: with one on either side, the entry takes what is wanted.
+            if {"all", "auto"} & {entry.get("device"), *axes.get("devices", ())} and "devices" in axes:
+                entry.pop("device", None)
+            named = {AXES[axis]: value for axis, value in entry.items() if axis in AXES}
+            if all(_among(value, axes[key]) for key, value in named.items() if key in axes):
+                kept.append({key: value for key, value in entry.items() if key not in settings})
+        return self.replace(matrix=self.matrix.replace(**axes), train={**self.train, **settings}, include=kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A cell before it is known which weights its backbone gets."""
+
+    config: TrainConfig
+    device: str
+
+
+def shipped() -> dict[str, str]:
+    """Names of the grids that come with the suite, and their descriptions."""
+    files = sorted((f for f in resources.files("bench.sweep").joinpath("grids").iterdir()), key=lambda f: f.name)
+    names = [f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")]
+    return {name: load_grid(name).description for name in names}
+
+
+def load_grid(name: str) -> Grid:
+    """A shipped grid by name, or a TOML file by path.
+
+    Raises `ConfigError` naming the file, the key and the nearest valid one.
+    """
+    if name.endswith(".toml") or "/" in name:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"grid={name!r}: can't be read: {error}") from error
+    else:
+        found = resources.files("bench.sweep").joinpath("grids", f"{name}.toml")
+        if not found.is_file():
+            names = [f.name.removesuffix(".toml") for f in resources.files("bench.sweep").joinpath("grids").iterdir()]
+            raise ConfigError(f"{not_one_of('grid', name, sorted(names))} (or the path of a .toml file)")
+        text = found.read_text(encoding="utf-8")
+    try:
+        return _parse(text, Path(name).name.removesuffix(".toml"))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _parse(text: str, name: str) -> Grid:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}") from error
+    try:
+        grid = Grid(name=name, **_with_claims(_with_matrix(data)))
+    except TypeError as error:
+        raise ConfigError("name: unknown key; a grid's name is its file's name") from error
+    _check("train", grid.train, PROTOCOL, beside=grid.train)
+    for number, entry in enumerate(grid.include, 1):
+        if "protocol" in entry:
+            raise ConfigError(f"include[{number}].protocol: all cells of a grid have one protocol; set train.protocol")
+        _check(f"include[{number}]", entry, [*AXES, *PROTOCOL], beside=grid.train)
+    for number, entry in enumerate(grid.exclude, 1):
+        _check(f"exclude[{number}]", entry, AXES, patterns=True)
+    return grid
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "seed": ((int,), "one number"),
+    "learning_rates": ((list,), "a list of numbers"),
+    "compile": ((bool,), "true or false"),
+}
+"""Settings that are not one word or number: what TOML makes of them, and how to say so."""
+
+
+def _check(
+    where: str,
+    given: Mapping[str, Any],
+    valid: Collection[str],
+    *,
+    patterns: bool = False,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse unknown keys and values that are not valid, naming the place.
+
+    `beside` are settings of the grid that hold too: some are valid only with a certain protocol.
+    """
+    _known_keys(where, given, valid)
+    for key, value in given.items():
+        kinds, wanted = _KINDS.get(key, ((str, int, float), "one value"))
+        if type(value) not in kinds:  # not isinstance: true is an int to it
+            raise ConfigError(f"{where}.{key}={value!r}: must be {wanted}")
+        is_pattern = patterns and isinstance(value, str) and any(sign in value for sign in "*?[")
+        if key not in ("backbone", "device") and not is_pattern:
+            try:
+                TrainConfig(backbone="any", **{**(beside or {}), key: value})
+            except ConfigError as error:
+                raise ConfigError(f"{where}.{error}") from error
+
+
+def _among(value: Any, wanted: Any) -> bool:
+    """Whether an entry's value is one of an overridden axis.
+
+    A bare backbone, on either side, stands for any source's, and `cuda` for `cuda:0`.
+    """
+    if isinstance(wanted, int):
+        return bool(value in range(wanted))
+
+    def same(one: str, other: str) -> bool:
+        return (
+            one == other
+            or one == other.partition("@")[0]
+            or one.endswith(f":{other}")
+            or other.endswith(f":{one}")
+            or f"{one}:0" == other.partition("@")[0]
+        )
+
+    return any(same(str(value), str(one)) or same(str(one), str(value)) for one in wanted)
+
+
+def _with_matrix(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with its `[matrix]` parsed, so that a mistake in there is told with its path."""
+    given = data.get("matrix")
+    if not isinstance(given, dict):
+        return data
+    try:
+        return {**data, "matrix": Matrix(**given)}
+    except ConfigError as error:
+        raise ConfigError(f"matrix.{error}") from error
+
+
+def _with_claims(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with each of its `[[claims]]` parsed, likewise."""
+    given = data.get("claims")
+    if not isinstance(given, list):
+        return data
+    claims: list[Claim] = []
+    for number, entry in enumerate(given, 1):
+        try:
+            claims.append(Claim(**entry))
+        except ConfigError as error:
+            raise ConfigError(f"claims[{number}].{error}") from error
+        except TypeError as error:
+            raise ConfigError(f"claims[{number}]={entry!r}: must be a table, [[claims]]") from error
+        taken = [*CLAIMS, *(claim.name for claim in claims[:-1])]
+        if claims[-1].name in taken:
+            raise ConfigError(f"claims[{number}].name={claims[-1].name!r}: is taken; taken are {', '.join(taken)}")
+    return {**data, "claims": claims}
+
+
+def _known_keys(where: str, given: Mapping[str, Any], valid: Collection[str]) -> None:
+    for key in given:
+        if key not in valid:
+            close = nearest(key, valid)
+            known = f"nearest valid key: {close[0]!r}" if close else f"valid keys: {', '.join(valid)}"
+            raise ConfigError(f"{where}.{key}: unknown key; {known}")
+
+
+def expand(
+    grid: Grid, *, weights: str, spec: Callable[[str], str], devices: Callable[[], dict[str, str]]
+) -> list[Planned]:
+    """All cells of a grid, without duplicates: by seed, then device, backbone, precision and regime.
+
+    A regime that trains nothing has a cell for the first seed alone.
+
+    Args:
+        weights: the policy for all cells (`auto`, `pretrained`, `random`).
+        spec: completes a backbone's name and refuses an unknown one.
+        devices: what this machine has, best first.
+
+    Raises `ConfigError` for a value that is not valid, `DeviceError` for a device that isn't there.
+    """
+    matrix = grid.matrix
+    axes: dict[str, list[Any]] = {
+        "seed": list(range(matrix.seeds)) if isinstance(matrix.seeds, int) else matrix.seeds,
+        "device": matrix.devices,
+        "backbone": matrix.backbones,
+        "precision": matrix.precision,
+        "regime": matrix.regimes,
+    }
+    if not axes["seed"]:
+        raise ConfigError(f"seeds={matrix.seeds!r}: at least one is needed")
+    have = devices()
+    cells: dict[tuple[Any, ...], Planned] = {}
+    protocol = grid.protocol
+
+    def add(values: dict[str, list[Any]], settings: dict[str, Any]) -> None:
+        names = {
+            **values,
+            "backbone": [spec(b) for b in values["backbone"]],
+            "device": _present(values["device"], have),
+        }
+        for combination in product(*names.values()):
+            cell = dict(zip(names, combination, strict=True))
+            if any(_matches(cell, rule) for rule in grid.exclude):
+                continue
+            device = cell.pop("device")
+            config = TrainConfig(weights=weights, **cell, **{**protocol, **settings})
+            if not REGIMES[config.regime].trains:
+                config = config.replace(seed=axes["seed"][0])  # no seed can change it: one cell stands for all
+            cells.setdefault((device, config), Planned(config=config, device=device))
+
+    add(axes, {})
+    for entry in grid.include:
+        own = {axis: [entry[axis]] if axis in entry else values for axis, values in axes.items()}
+        add(own, {key: value for key, value in entry.items() if key not in AXES})
+    if not cells:
+        raise ConfigError(f"grid {grid.name!r}: every cell is excluded")
+    return list(cells.values())
+
+
+def _present(wanted: list[str], have: dict[str, str]) -> list[str]:
+    named = [one for name in wanted for one in (have if name == "all" else [pick(name, have)])]
+    return list(dict.fromkeys(named))
+
+
+def _matches(cell: dict[str, Any], rule: dict[str, Any]) -> bool:
+    """A device of a cluster also goes by its name without the kind of machine."""
+    values = {
+        axis: {str(cell[axis])} | ({cell[axis].partition("@")[0]} if axis == "device" else set()) for axis in rule
+    }
+    return all(any(fnmatchcase(v, str(pattern)) for v in values[axis]) for axis, pattern in rule.items())

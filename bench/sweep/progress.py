@@ -1,0 +1,235 @@
+"""Progress of a sweep: one live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from bench.analysis.metrics import METRICS
+from bench.console import say
+from bench.store.records import Cell, Record
+from tl.regimes import REGIMES
+from tl.results import EpochResult, accuracy_counts
+
+
+class Reporter(Protocol):
+    """What the runner tells while it works."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def started(self, cell: Cell) -> None:
+        """A cell begins."""
+
+    def stage(self, cell: Cell, text: str) -> None:
+        """One of its trainings begins, where the protocol has several; `text` is a few words on it."""
+
+    def epoch(self, cell: Cell, row: EpochResult) -> None:
+        """One of its epochs is over."""
+
+    def warned(self, text: str) -> None:
+        """Something disturbs the cell."""
+
+    def ended(self, record: Record) -> None:
+        """The cell is over, with or without a result."""
+
+
+def make_reporter(console: Console, cells: int, epochs: int) -> Reporter:
+    """A live display where `console` is a terminal, else plain lines. `epochs` is that of all trainings."""
+    return LiveReporter(console, cells, epochs) if console.is_terminal else PlainReporter(console, cells, epochs)
+
+
+class _Count:
+    """Cells and epochs done, and an estimate of the time left."""
+
+    def __init__(self, cells: int, epochs: int) -> None:
+        self.cells, self.epochs = cells, epochs
+        self.cells_done = self.epochs_done = 0
+        self.running: dict[str, int] = {}
+        """Cell → its epochs so far; in a cluster there may be several."""
+        self.begun = time.monotonic()
+
+    def left(self) -> str:
+        """Time left if the epochs to come take as long as those so far: they differ, so it is a rough guide."""
+        if not self.epochs_done:
+            return ""
+        seconds = (time.monotonic() - self.begun) / self.epochs_done * (self.epochs - self.epochs_done)
+        return f"about {_duration(seconds)} left"
+
+    def start(self, cell: Cell) -> int:
+        """Its number, counted from 1."""
+        self.running[cell.id] = 0
+        return self.cells_done + len(self.running)
+
+    def epoch(self, cell: Cell) -> None:
+        self.epochs_done += 1
+        self.running[cell.id] = self.running.get(cell.id, 0) + 1
+
+    def end(self, cell: Cell) -> None:
+        self.cells_done += 1
+        # A cell that failed early leaves epochs that will not come; one that began anew has had more.
+        self.epochs -= cell.config.passes * cell.config.trainings - self.running.pop(cell.id, 0)
+
+    def among(self, cell: Cell) -> str:
+        """Which cell a line is about, where that isn't clear."""
+        return f"{_short(cell)}: " if len(self.running) > 1 else ""
+
+
+class PlainReporter:
+    """A line a cell start, epoch and end."""
+
+    def __init__(self, console: Console, cells: int, epochs: int) -> None:
+        self._console, self._count = console, _Count(cells, epochs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
+        self._say(f"[{self._count.start(cell)}/{self._count.cells}] {cell}")
+
+    def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
+        self._say(f"    {self._count.among(cell)}{text}")
+
+    def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
+        self._count.epoch(cell)
+        left = self._count.left()
+        self._say(f"    {self._count.among(cell)}{_epoch_text(cell, row)}{', ' + left if left else ''}")
+
+    def warned(self, text: str) -> None:  # noqa: D102
+        self._say(f"    WARNING: {text}")
+
+    def ended(self, record: Record) -> None:  # noqa: D102
+        among = self._count.among(record.cell)
+        self._count.end(record.cell)
+        self._say(f"    {among}{_end_text(record)}")
+
+    def _say(self, text: str) -> None:
+        say(self._console, text)
+
+
+class LiveReporter:
+    """One line at the bottom that moves, and a line above it for each cell that ended."""
+
+    def __init__(self, console: Console, cells: int, epochs: int) -> None:
+        self._console, self._count = console, _Count(cells, epochs)
+        # Once a second: redrawing more often would take time from the measurement.
+        self._bar = Progress(
+            TextColumn("{task.fields[cells]}"),
+            BarColumn(bar_width=10),
+            _CellColumn(),
+            console=console,
+            refresh_per_second=1,
+            transient=True,
+        )
+        self._stages: dict[str, str] = {}
+        """By cell."""
+        self._task = self._bar.add_task("", total=epochs, cells=f"0/{cells} cells", cell="", left="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
+        self._stages.pop(cell.id, None)
+        self._count.start(cell)
+        self._update(cell=f"{_short(cell)}")
+
+    def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
+        self._stages[cell.id] = f"{text}, "
+        self._update(cell=f"{text} · {_short(cell)}")
+
+    def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
+        self._count.epoch(cell)
+        # What moves comes first: a narrow terminal cuts the rest off.
+        moving = f"{self._stages.get(cell.id, '')}{_pass_text(cell, row)}, {_accuracy_text(cell, row)}"
+        self._update(cell=f"{moving} · {_short(cell)}")
+
+    def warned(self, text: str) -> None:  # noqa: D102
+        self._bar.console.print(Text(f"! {text}", style="yellow"), soft_wrap=True)
+
+    def ended(self, record: Record) -> None:  # noqa: D102
+        self._count.end(record.cell)
+        mark, colour = {"done": ("✓", "green"), "skipped": ("–", "yellow")}.get(record.status, ("✗", "red"))
+        line = Text.assemble(
+            (f"{mark} ", colour), f"{record.cell}  ", (_end_text(record), "dim" if colour == "green" else colour)
+        )
+        self._bar.console.print(line, soft_wrap=True)
+        self._update(cell="")
+
+    def _update(self, *, cell: str) -> None:
+        count = self._count
+        cells = f"{count.cells_done}/{count.cells} cells"
+        self._bar.update(
+            self._task,
+            completed=count.epochs_done,
+            total=count.epochs,
+            cells=cells,
+            cell=cell,
+            left=count.left(),
+            refresh=True,
+        )
+
+
+class _CellColumn(ProgressColumn):
+    """What runs now and the time left, cut to the width that is there."""
+
+    def render(self, task: Task) -> Text:
+        parts = [part for part in (task.fields["left"], task.fields["cell"]) if part]
+        return Text(" · ".join(parts), overflow="ellipsis", no_wrap=True)
+
+
+def _short(cell: Cell) -> str:
+    return f"{cell.config.regime} {cell.config.backbone.partition(':')[2]} {cell.device}"
+
+
+def _pass_text(cell: Cell, row: EpochResult) -> str:
+    return "validation pass" if row.seconds is None else f"epoch {row.epoch + 1}/{cell.config.epochs}"
+
+
+def _epoch_text(cell: Cell, row: EpochResult) -> str:
+    said = f"{_pass_text(cell, row)}: {_accuracy_text(cell, row)}"
+    if row.seconds is None:
+        return f"{said}, {row.val_seconds:.1f} s"
+    loss = "not finite" if row.train_loss is None else f"{row.train_loss:.3f}"
+    return f"{said}, loss {loss}, {row.seconds:.1f} s"
+
+
+def _accuracy_text(cell: Cell, row: EpochResult) -> str:
+    counts = accuracy_counts(cell.config.regime, cell.config.weights)
+    return f"accuracy {row.val_accuracy:.1%}" if counts else "accuracy n/a"
+
+
+def _end_text(record: Record) -> str:
+    if record.result is None:
+        return f"{record.status}: {record.reason}"
+
+    def show(name: str) -> str:
+        metric = METRICS[name]
+        return metric.show(metric.value(record, record.result))  # type: ignore[arg-type]
+
+    frozen = "" if record.result.frozen_verified is not False else ", NOT FROZEN"
+    figures = f"accuracy {show('val_accuracy_best')}"
+    if REGIMES[record.cell.config.regime].trains:
+        figures = f"best {figures}, {show('epoch_seconds')} s an epoch"
+    return f"done in {_duration(record.wall_seconds)}: {figures}, {show('peak_memory_bytes')} MiB{frozen}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
