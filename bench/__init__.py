@@ -1,27 +1,27 @@
-"""The matrix runner: what to run, run it safely, compare, report. `python -m bench --help`.
+"""The sweep: which backbone, trained how, on which device, at what cost. `python -m bench --help`; in a notebook:
 
-import bench
+    import bench
 
-frame = bench.load_results(["results/default"])   # one row a cell
+    run = bench.run("default", data="photos", epochs=3)   # runs what is missing
+    run.frame()                                           # one row per cell
+    run.claims()                                          # one row per comparison, with its verdict
+    run.report()                                          # reports/NAME.md and reports/NAME.html
+
+`import bench` is cheap: what a name needs is loaded when it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from bench.api import Run, load_results, run
 
-__all__ = ["load_results"]
+__all__ = ["Run", "load_results", "run"]
 
 
-def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """Read runs into one frame, one row a cell; the columns are those of `bench export` (results/README.md).
-
-    Unknown values are missing (`NA`), never 0. Raises `tl.UserError` for a path that is not a run.
-    """
-    from bench.export.frame import load_results
-
-    return load_results(paths)
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("bench.api"), name)

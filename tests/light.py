@@ -132,7 +132,7 @@ def run_cell(cell: Any, splits: Splits, weights: Weights, threads: int, emit: Em
 def main() -> None:
     """The command line, with cells that are this module's."""
     from bench import cli
-    from bench.execution import base as executors
+    from bench.execution import executors
 
     executors.EXECUTORS["process"] = lambda address: LightExecutor()
     cli.main()

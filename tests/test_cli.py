@@ -321,20 +321,21 @@ def test_a_run_that_changed_meanwhile_is_left_alone(in_smoke: Path, monkeypatch:
     """What another command wrote between planning and the lock is not overwritten."""
     from rich.console import Console
 
-    from bench.sweep import run as runner
     from bench.sweep.grid import load_grid
     from bench.sweep.options import Options
+    from bench.sweep.plan import plan
+    from bench.sweep.run import execute, executor_for
 
     grid = load_grid("smoke").override({"seeds": 2, "devices": ["cpu"]}, {})
     options = Options(name="smoke", executor="inline")
-    worker = runner.executor_for(options)
-    sweep = runner.plan(grid, options, worker, Console(quiet=True))
+    worker = executor_for(options)
+    sweep = plan(grid, options, worker, Console(quiet=True))
     run = Run(in_smoke / "results" / "smoke")
     manifest = run.manifest()
     run.write_manifest(manifest.replace(invocations=(*manifest.invocations, manifest.invocations[0])))
     before = {path: path.read_bytes() for path in run.folder.rglob("*.json")}
     with pytest.raises(UserError, match="another command has changed this run meanwhile"):
-        runner.execute(sweep, grid, options, worker, Console(quiet=True))
+        execute(sweep, grid, options, worker, Console(quiet=True))
     assert {path: path.read_bytes() for path in run.folder.rglob("*.json")} == before
 
 

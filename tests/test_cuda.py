@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tl
-from bench.execution.base import make_executor
+from bench.execution.executors import make_executor
 from tests.conftest import TINY
 from tl.backbones import make_backbone
 from tl.batches import Batches, resident_pixels

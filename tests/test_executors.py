@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.execution.base import Executor, Limits, make_executor
+from bench.execution.base import Executor, Limits
+from bench.execution.executors import make_executor
 
 
 @pytest.fixture(params=["process", "inline"])
@@ -108,7 +109,8 @@ def test_last_words_are_of_this_attempt(tmp_path: Path) -> None:
 def test_a_log_that_can_t_be_written(tmp_path: Path) -> None:
     """Is the reason, and no traceback on the terminal, which the fork server of this process doesn't have."""
     code = (
-        "import sys; from pathlib import Path; from bench.execution.base import Limits, make_executor\n"
+        "import sys; from pathlib import Path; from bench.execution.base import Limits\n"
+        "from bench.execution.executors import make_executor\n"
         "outcome = make_executor('process').call('tests.jobs:double', 1, limits=Limits(log=Path(sys.argv[1])))\n"
         "print(outcome.status, outcome.reason)\n"
     )
@@ -122,7 +124,7 @@ def test_work_goes_on_where_the_fork_server_ends(tmp_path: Path) -> None:
     """Its result is kept: only the server tells when a process has ended, and it tells that of all when it ends."""
     code = (
         "import os, signal, sys, threading\nfrom multiprocessing import forkserver\n"
-        "from bench.execution.base import make_executor\n"
+        "from bench.execution.executors import make_executor\n"
         "process = make_executor('process')\n"
         "process.call('tests.jobs:double', 1)\n"
         "server = forkserver._forkserver._forkserver_pid\n"
@@ -137,7 +139,7 @@ def test_work_goes_on_where_the_fork_server_ends(tmp_path: Path) -> None:
 def test_an_interrupt_while_the_server_starts_is_heard(tmp_path: Path) -> None:
     """Importing torch takes seconds: Ctrl-C in the middle ends the parent at once, and the server with it."""
     code = (
-        "from bench.execution.base import make_executor\n"
+        "from bench.execution.executors import make_executor\n"
         "print('ready', flush=True)\n"
         "make_executor('process').call('bench.execution.worker:get_ready')\n"
         "print('too late', flush=True)\n"
@@ -163,9 +165,9 @@ def test_an_interrupt_while_the_server_starts_is_heard(tmp_path: Path) -> None:
 def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> None:
     """However the parent ends, the work ends too, with what it started, the fork server included."""
     code = (
-        "import sys; from pathlib import Path; from bench.execution.base import make_executor\n"
-        "from bench.execution.signals import ended_by_signals\n"
-        "with ended_by_signals():\n"
+        "import sys; from pathlib import Path; from bench.execution.executors import make_executor\n"
+        "from bench.execution.signals import sigterm_as_interrupt\n"
+        "with sigterm_as_interrupt():\n"
         "    make_executor('process').call('tests.jobs:hang', Path(sys.argv[1]))\n"
     )
     root = Path(__file__).parent.parent
@@ -193,7 +195,7 @@ def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> No
 def test_what_work_starts_dies_with_a_killed_parent(tmp_path: Path) -> None:
     """The work's own watch on the parent ends its whole group."""
     code = (
-        "import sys; from pathlib import Path; from bench.execution.base import make_executor\n"
+        "import sys; from pathlib import Path; from bench.execution.executors import make_executor\n"
         "make_executor('process').call('tests.jobs:hang', Path(sys.argv[1]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -26,13 +26,15 @@ from bench.execution import attempt
 from bench.execution import process as process_executor
 from bench.execution.failure import describe, readable
 from bench.execution.log import LOG_BYTES
-from bench.execution.signals import ended_by_signals, gentle, held_back, let_through
+from bench.execution.signals import signals_deferred, signals_delivered, sigterm_as_interrupt, stop_between_cells
 from bench.store import runs
 from bench.store.records import SCHEMA_VERSION
 from bench.store.runs import Run
-from bench.sweep import run as runner
+from bench.sweep import recorder
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
+from bench.sweep.plan import plan
+from bench.sweep.run import execute
 from tests import light
 from tests.commands import LIGHT
 from tests.test_executors import wait_until
@@ -309,7 +311,7 @@ def _asks_slowly(process: subprocess.Popen[str]) -> bool:
 def test_a_signal_while_a_cell_is_kept(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM between the end of a cell and its record, wherever: the record is written, and then all ends."""
     write_grid(*light.QUICK[:2])
-    place = {"_kill_group": process_executor, "shorten": attempt, "write_atomic": runs, "end": attempt.Watch}[moment]
+    place = {"_kill_group": process_executor, "shorten": attempt, "write_atomic": runs, "end": attempt.Monitor}[moment]
     real = getattr(place, moment)
     sent: list[bool] = []
 
@@ -322,28 +324,28 @@ def test_a_signal_while_a_cell_is_kept(moment: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(place, moment, disturbed)
     grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
-    sweep = runner.plan(grid, options, light.LightExecutor(), console)
-    with pytest.raises(KeyboardInterrupt), ended_by_signals():
-        runner.execute(sweep, grid, options, light.LightExecutor(), console)
+    sweep = plan(grid, options, light.LightExecutor(), console)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
+        execute(sweep, grid, options, light.LightExecutor(), console)
     assert sent and list(statuses().values()) == ["done"]
 
 
 def test_a_signal_that_is_held_back() -> None:
     """Is heard where it is let through, or at the end, as it would have been; an error goes before it."""
     told: list[str] = []
-    with gentle(lambda: told.append("heard")) as asked:
-        with held_back():
+    with stop_between_cells(lambda: told.append("heard")) as asked:
+        with signals_deferred():
             signal.raise_signal(signal.SIGINT)
             assert not asked()
-            with let_through():
+            with signals_delivered():
                 assert asked() and told == ["heard"]
-            with pytest.raises(KeyboardInterrupt), let_through():
+            with pytest.raises(KeyboardInterrupt), signals_delivered():
                 signal.raise_signal(signal.SIGINT)
             told.append("went on")
-        with pytest.raises(UserError, match="disk"), held_back():
+        with pytest.raises(UserError, match="disk"), signals_deferred():
             signal.raise_signal(signal.SIGINT)
             raise UserError("disk")
-        with pytest.raises(KeyboardInterrupt), held_back():
+        with pytest.raises(KeyboardInterrupt), signals_deferred():
             signal.raise_signal(signal.SIGINT)
             told.append("ended")
     assert told == ["heard", "went on", "ended"]
@@ -420,9 +422,9 @@ def test_a_disk_that_fails_for_good(number: int, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(runs, "write_atomic", fail)
     grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
-    sweep = runner.plan(grid, options, light.LightExecutor(), console)
+    sweep = plan(grid, options, light.LightExecutor(), console)
     with pytest.raises(UserError, match=f"{os.strerror(number)}.*is NOT kept"):
-        runner.execute(sweep, grid, options, light.LightExecutor(), console)
+        execute(sweep, grid, options, light.LightExecutor(), console)
     assert statuses() == {f"{light.QUICK[0]} 4": "done"}
     assert not list(the_run().folder.rglob(".*.tmp")) and not (the_run().folder / ".reserve").exists()
 
@@ -557,13 +559,13 @@ def test_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
             return datetime.now(UTC) - timedelta(days=cls.jumps)
 
     monkeypatch.setattr(attempt, "datetime", Jumping)
-    monkeypatch.setattr(runner, "datetime", Jumping)
+    monkeypatch.setattr(recorder, "datetime", Jumping)
     write_grid(*light.QUICK[:2], light.LEAVES)
     grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
     executor = light.LightExecutor()
     for expected in (3, 1):
-        sweep = runner.plan(grid, options, executor, console)
+        sweep = plan(grid, options, executor, console)
         assert len(sweep.missing) == expected
-        found = runner.execute(sweep, grid, options, executor, console)
+        found = execute(sweep, grid, options, executor, console)
         assert all(0 < record.wall_seconds < 60 for record in found.values())
     assert Jumping.jumps >= 4 and len(list((the_run().folder / "superseded").iterdir())) == 1

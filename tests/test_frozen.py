@@ -12,9 +12,10 @@ from rich.console import Console
 import bench
 from bench.report.summary import summarise
 from bench.report.write import write_report
-from bench.sweep import run as runner
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
+from bench.sweep.plan import plan
+from bench.sweep.run import execute, executor_for
 from tests.commands import ONE_CELL
 from tl import train
 from tl.regimes import REGIMES, Regime
@@ -35,9 +36,9 @@ def _sweep(folder: Path) -> tuple[str, tuple[str, str]]:
     (folder / "one.toml").write_text(ONE_CELL + "[train]\nepochs = 1\n")
     grid = load_grid(str(folder / "one.toml"))
     options = Options(name="x", weights="random", executor="inline", results=folder / "results")
-    worker, console = runner.executor_for(options), Console(record=True, width=200)
-    sweep = runner.plan(grid, options, worker, console)
-    runner.execute(sweep, grid, options, worker, console)
+    worker, console = executor_for(options), Console(record=True, width=200)
+    sweep = plan(grid, options, worker, console)
+    execute(sweep, grid, options, worker, console)
     markdown, page = write_report(summarise([sweep.run], "x"), folder / "reports")
     return console.export_text(), (markdown.read_text(), page.read_text())
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bench import cli
 from bench.compare.gate import TABLE, read_rules
-from bench.execution import base as executors
+from bench.execution import executors
 from bench.store.records import SCHEMA_VERSION, Record
 from bench.store.runs import Run
 from bench.sweep.grid import Grid, expand, load_grid

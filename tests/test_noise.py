@@ -17,12 +17,12 @@ import pytest
 from rich.console import Console
 from scipy.stats import ttest_1samp
 
-from bench.cli import noise as module
-from bench.cli.noise import measure, noise
 from bench.execution.base import NO_LIMITS, Limits, Outcome
-from bench.execution.monitor import Watch
+from bench.execution.monitor import Monitor
 from bench.store.environment import MachineState
 from bench.store.records import Cell
+from bench.sweep import noise as module
+from bench.sweep.noise import measure, noise
 from tests.conftest import TINY
 from tests.runs import record
 from tl.datasets import Splits
@@ -75,7 +75,7 @@ class FakeExecutor:
 def run_measure(executor: FakeExecutor, mini: Splits) -> tuple[list[tuple[float, float]], str]:
     text = io.StringIO()
     cell = Cell(config=module.CONFIG, weights_digest="", dataset_digest=mini.digest, device="cpu")
-    watch = Watch(lambda warning: None)
+    watch = Monitor(lambda warning: None)
     pairs = measure(cell, mini, executor, Console(file=text, width=200), watch)
     assert any("on the GPU" in warning for warning in watch.end().warnings), "what cells tell of the GPU is heard"
     return pairs, text.getvalue()

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench.execution import ray as cluster
-from bench.execution import ray_node
+from bench.execution import ray_cluster, ray_node, ray_schedule
 from bench.execution.ray import RayExecutor
 from bench.store.runs import Run
-from bench.sweep import run as runner
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
+from bench.sweep.plan import plan
+from bench.sweep.run import execute, executor_for
 from tests import light
 from tests.test_executors import wait_until
 from tl.datasets import Splits
@@ -73,8 +73,8 @@ def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **
         f"seeds = {seeds}\n"
     )
     grid, given, console = load_grid("grid.toml"), Options(name=name, **options), Console(quiet=True)
-    planned = runner.plan(grid, given, executor, console)
-    runner.execute(planned, grid, given, executor, console)
+    planned = plan(grid, given, executor, console)
+    execute(planned, grid, given, executor, console)
     found = Run(Path("results") / name).records().values()
     return {f"{record.cell.config.backbone} {record.cell.config.seed}": record for record in found}
 
@@ -136,16 +136,17 @@ def test_a_cell_whose_nodes_are_always_lost_is_given_up(executor: RayExecutor, m
     """After a bounded number of attempts, with the count."""
     found = sweep(executor, light.NODE_KILLER, light.QUICK[0])
     lost = found[f"{light.NODE_KILLER} 0"]
-    assert lost.status == "failed" and lost.attempts == cluster.MOST_ATTEMPTS
-    assert f"lost, {cluster.MOST_ATTEMPTS} times in a row" in lost.reason
+    assert lost.status == "failed" and lost.attempts == ray_schedule.MOST_ATTEMPTS
+    assert f"lost, {ray_schedule.MOST_ATTEMPTS} times in a row" in lost.reason
     assert found[f"{light.QUICK[0]} 0"].status == "done"
 
 
 def test_cells_for_which_no_node_is_left(nodes: Any, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are failed rows with the reason, and the sweep ends."""
-    monkeypatch.setattr(cluster, "WAIT_FOR_NODE_SECONDS", 1.0)
-    monkeypatch.setattr(RayExecutor, "look", lambda self, wait_seconds=0.0: None)
-    executor.slots = {"gone": (cluster.Slot(node="gone", device="cpu@x-1", model="x", cpus=1, gpus=0, count=0),)}
+    monkeypatch.setattr(ray_schedule, "WAIT_FOR_NODE_SECONDS", 1.0)
+    monkeypatch.setattr(ray_cluster.Cluster, "look", lambda self, wait_seconds=0.0: None)
+    gone = ray_cluster.Slot(node="gone", device="cpu@x-1", model="x", cpus=1, gpus=0, count=0)
+    executor.cluster.slots = {"gone": (gone,)}
     found = sweep(executor, light.QUICK[0])
     assert found[f"{light.QUICK[0]} 0"].status == "failed"
     assert "no node has cpu@x-1" in found[f"{light.QUICK[0]} 0"].reason
@@ -157,28 +158,28 @@ def test_a_node_that_doesn_t_answer(executor: RayExecutor, monkeypatch: pytest.M
     def silent(*_: object, timeout: float) -> None:
         raise ray.exceptions.GetTimeoutError
 
-    executor.slots = {}
+    executor.cluster.slots = {}
     with monkeypatch.context() as patch:
-        patch.setattr(executor.ray, "get", silent)
-        executor.look()
-        assert executor.is_asking and not executor.unusable
+        patch.setattr(executor.cluster.ray, "get", silent)
+        executor.cluster.look()
+        assert executor.cluster.is_asking and not executor.cluster.unusable
         with pytest.raises(UserError, match=r"nodes of the cluster didn't say in 120 s"):
             executor.devices()
-        patch.setattr(cluster, "ASK_SECONDS", 0.0)
-        executor.look()
-        assert not executor.is_asking and len(executor.unusable) == 2
+        patch.setattr(ray_cluster, "ASK_SECONDS", 0.0)
+        executor.cluster.look()
+        assert not executor.cluster.is_asking and len(executor.cluster.unusable) == 2
         with pytest.raises(UserError, match="what it has; are its GPUs another job's"):
             executor.devices()
-        patch.setattr(cluster, "ASK_AGAIN_SECONDS", 0.0)
-    executor._ask_again = dict.fromkeys(executor.unusable, 0.0)
-    executor.look(wait_seconds=60)
-    assert not executor.unusable and len(executor.slots) == 2
+        patch.setattr(ray_cluster, "ASK_AGAIN_SECONDS", 0.0)
+    executor.cluster._ask_again = dict.fromkeys(executor.cluster.unusable, 0.0)
+    executor.cluster.look(wait_seconds=60)
+    assert not executor.cluster.unusable and len(executor.cluster.slots) == 2
 
 
 def test_the_driver_is_killed_and_started_again(nodes: Any, tmp_path: Path) -> None:
     """What was finished is kept; cells of the dead driver end with it."""
     code = (
-        "import sys; from tests import light; from bench import cli; from bench.execution import base as executors\n"
+        "import sys; from tests import light; from bench import cli; from bench.execution import executors\n"
         "from bench.execution.ray import RayExecutor\n"
         "executors.EXECUTORS['ray'] = lambda address: RayExecutor(address, light.LightExecutor)\n"
         "cli.main()"
@@ -234,7 +235,7 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
     path = there / "some.pth"
     path.write_bytes(b"weights")
     weights = Weights(kind="pretrained", source="package x", digest=file_digest(path), path=path)
-    parcel = ray_node.pack({ray_node.sent_name(path): path}, lambda part: part)
+    payload = ray_node.pack({ray_node.sent_name(path): path}, lambda part: part)
 
     monkeypatch.setattr(ray_node, "_KNOWN", {})
     assert ray_node.find_images(splits, None).root == there and ray_node.find_file(weights, None).path == path
@@ -247,11 +248,11 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
     for _ in range(2):
         found = ray_node.find_images(splits, images)
         assert found.root.is_relative_to(tmp_path / "cache") and found == ray_node.replace(splits, root=found.root)
-        assert ray_node.find_file(weights, parcel).path.read_bytes() == b"weights"
+        assert ray_node.find_file(weights, payload).path.read_bytes() == b"weights"
     assert len(fetched) == len(mini.train) + len(mini.val) + 1, "once"
     next((tmp_path / "cache" / "sent" / weights.digest).iterdir()).write_bytes(b"damaged")
     with pytest.raises(UserError, match="doesn't hold the weights that were sent; remove that folder"):
-        ray_node.find_file(weights, parcel)
+        ray_node.find_file(weights, payload)
     shutil.rmtree(tmp_path / "cache" / "sent" / weights.digest)
 
     def barred(path: Path) -> bool:
@@ -263,15 +264,15 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
         with pytest.raises(ray_node._Missing):
             ray_node.find_file(weights, None)
         assert ray_node._digest(there) == ""
-    evil = ray_node.Parcel(parts=({"../../evil": b""},))
+    evil = ray_node.Payload(parts=({"../../evil": b""},))
     with pytest.raises(UserError, match="outside its folder"):
         ray_node.find_file(weights.replace(digest="0" * 64), evil)
 
 
 def test_kinds_of_nodes_are_told_apart() -> None:
     """By model and cores, and one that has a GPU offers it as often as it has one."""
-    small = cluster._slots("a", {"CPU": 2.0}, {"cpu": "AMD EPYC 7B13"}, 2)
-    large = cluster._slots("b", {"CPU": 8.0, "GPU": 2.0}, {"cuda:0": "NVIDIA H100", "cpu": "Xeon(R) @ 2 GHz"}, 8)
+    small = ray_cluster._slots("a", {"CPU": 2.0}, {"cpu": "AMD EPYC 7B13"}, 2)
+    large = ray_cluster._slots("b", {"CPU": 8.0, "GPU": 2.0}, {"cuda:0": "NVIDIA H100", "cpu": "Xeon(R) @ 2 GHz"}, 8)
     found = {slot.device: slot for slot in (*small, *large)}
     assert list(found) == ["cpu@amd-epyc-7b13-2", "cuda:0@nvidia-h100", "cpu@xeon-r-2-ghz-8"]
     gpu = found["cuda:0@nvidia-h100"]
@@ -292,7 +293,7 @@ def test_mistakes() -> None:
     with pytest.raises(ConfigError, match=r"--ray-address 'ray://h:10001': Ray's client can't"):
         RayExecutor("ray://h:10001")
     with pytest.raises(ConfigError, match="is for --executor ray"):
-        runner.executor_for(Options(name="x", executor="process", address="auto"))
+        executor_for(Options(name="x", executor="process", address="auto"))
     bare = subprocess.run(
         [sys.executable, "-c", WITHOUT_RAY, "run", "--executor", "ray"],
         capture_output=True,

@@ -83,8 +83,8 @@ class Fake:
         self.free: list[bool] = []
         """Whether another command could have begun in the folder whenever seeds were planned."""
         self.console = Console(record=True, width=300, file=io.StringIO())
-        monkeypatch.setattr(until.runner, "plan", self.plan)
-        monkeypatch.setattr(until.runner, "execute", self.execute)
+        monkeypatch.setattr(until, "plan", self.plan)
+        monkeypatch.setattr(until, "execute", self.execute)
 
     def run(self, goal: Goal, seeds: int = 1) -> str:
         """The last line that is said."""
@@ -121,8 +121,8 @@ class Fake:
 def _is_free(folder: Path) -> bool:
     """As another process finds it."""
     code = (
-        "import sys; from pathlib import Path; from bench.store.lock import turn\n"
-        "with turn(Path(sys.argv[1]), 'other'): pass"
+        "import sys; from pathlib import Path; from bench.store.lock import locked\n"
+        "with locked(Path(sys.argv[1]), 'other'): pass"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0 or "is at work there" in done.stderr, done.stderr

@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from bench.execution import monitor as watch
-from bench.execution.base import make_executor
-from bench.execution.monitor import Counters, Watch, parse_stat, read_counters, shares
+from bench.execution.executors import make_executor
+from bench.execution.monitor import Counters, Monitor, parse_stat, read_counters, shares
 from bench.export.frame import frame, row
 from bench.report.summary import summarise
 from bench.store.environment import MachineState
@@ -82,7 +82,7 @@ def test_more_than_a_tenth_of_a_core_is_a_warning(counters: list[Counters], afte
     """Told at once and kept in the state; less is kept as a figure alone."""
     told: list[str] = []
     counters += [reading(0), after]
-    state = Watch(told.append).end()
+    state = Monitor(told.append).end()
     assert list(state.warnings) == told and len(told) == len(words)
     assert all(word in text for word, text in zip(words, told, strict=True))
     assert state.other_cpu_share == pytest.approx((after.busy - after.own) / 20)
@@ -96,7 +96,7 @@ def test_a_large_machines_own_services_are_no_warning(
     monkeypatch.setattr(watch, "core_numbers", lambda: set(range(64)))
     for other, warned in ((10.0, False), (20.0, True)):
         counters += [reading(0), reading(10, other=other)]
-        assert bool(Watch(lambda text: None).end().warnings) is warned
+        assert bool(Monitor(lambda text: None).end().warnings) is warned
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_without_counters_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, tm
     if text:
         (tmp_path / "stat").write_text(text)
     monkeypatch.setattr(watch, "_STAT", tmp_path / "stat")
-    state = Watch(lambda text: None).end()
+    state = Monitor(lambda text: None).end()
     assert (state.other_cpu_share, state.steal_share, state.warnings) == (None, None, ())
     assert watch.look() == ""
 
@@ -167,9 +167,9 @@ def _runs(pid: int) -> bool:
 def test_what_the_cells_process_tells_is_taken_over(counters: list[Counters]) -> None:
     """Each part when it comes; later parts leave earlier ones alone."""
     counters += [reading(0), reading(1)]
-    seen = Watch(lambda text: None)
-    seen.hear(MachineState(cpu_capability="AVX2", cuda_version="13.0", gpu_before=GpuState(driver="1")))
-    seen.hear(MachineState(gpu_after=GpuState(sm_clock_mhz=1980)))
+    seen = Monitor(lambda text: None)
+    seen.receive(MachineState(cpu_capability="AVX2", cuda_version="13.0", gpu_before=GpuState(driver="1")))
+    seen.receive(MachineState(gpu_after=GpuState(sm_clock_mhz=1980)))
     state = seen.end()
     assert (state.cpu_capability, state.cuda_version) == ("AVX2", "13.0")
     assert state.gpu_before == GpuState(driver="1") and state.gpu_after == GpuState(sm_clock_mhz=1980)
@@ -195,8 +195,8 @@ def test_a_gpu_in_use_is_a_warning(counters: list[Counters], state: GpuState, wo
     """Other processes, work before the cell began, slowing down for heat; an idle or power-limited GPU is none."""
     told: list[str] = []
     counters += [reading(0), reading(1)]
-    seen = Watch(told.append)
-    seen.hear(MachineState(gpu_before=state))
+    seen = Monitor(told.append)
+    seen.receive(MachineState(gpu_before=state))
     assert len(told) == (words is not None) and (not words or words in told[0])
     assert list(seen.end().warnings) == told
 
@@ -205,9 +205,9 @@ def test_a_gpu_that_slows_down_or_is_shared_by_the_end_is_a_warning(counters: li
     """Idle and cool before says nothing of that; utilisation by then is the cell's own."""
     told: list[str] = []
     counters += [reading(0), reading(1)]
-    seen = Watch(told.append)
+    seen = Monitor(told.append)
     after = GpuState(other_processes=1, utilisation_percent=99, throttle_reasons=("HwThermalSlowdown",))
-    seen.hear(MachineState(gpu_before=GpuState(), gpu_after=after))
+    seen.receive(MachineState(gpu_before=GpuState(), gpu_after=after))
     assert list(seen.end().warnings) == told
     assert "1 other process on the GPU as training ended" in told[0]
     assert "slowed itself down as training ended (HwThermalSlowdown)" in told[1] and len(told) == 2
@@ -217,7 +217,7 @@ def test_a_cell_too_short_for_the_counters_is_no_warning(counters: list[Counters
     """They advance in steps of 10 ms."""
     told: list[str] = []
     counters += [reading(0), reading(0.1, other=0.03)]
-    state = Watch(told.append).end()
+    state = Monitor(told.append).end()
     assert told == [] and state.other_cpu_share == pytest.approx(0.15)
 
 

@@ -1,58 +1,33 @@
-"""`bench doctor`: what this machine has, and what is missing and why."""
+"""`bench doctor`: what this machine has, and how noisy it is."""
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import Annotated
 
-from bench.execution import discovery
-from bench.execution.base import make_executor
-from bench.store.environment import environment
-from bench.sweep.grid import load_grid
-from tl.cache import cache_dir
-from tl.datasets import load_splits
-from tl.errors import UserError
-from tl.images import open_store
-from tl.weights import BUNDLED, Weights
+import typer
+
+from bench.cli.app import INTERRUPTED, app
 
 
-def examine() -> None:
-    """Print the findings. Downloads nothing."""
-    console = Console()
+@app.command()
+def doctor(
+    noise: Annotated[
+        bool,
+        typer.Option("--noise", help="Measure instead how small a difference in epoch time shows here; one minute."),
+    ] = False,
+) -> None:
+    """Say what this machine has: devices, threads, images and weights, and what is missing and why."""
+    if not noise:
+        from bench.sweep.doctor import examine
 
-    def say(mark: str, topic: str, text: str) -> None:
-        colour = {"ok": "green", "no": "yellow", "!!": "red"}[mark]
-        console.print(f"[{colour}]{mark}[/] {topic}: ", end="", highlight=False)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    machine = environment()
-    gib = machine.memory_bytes / 2**30
-    say("ok", "machine", f"{machine.cpu}, {machine.cores} cores (threads a cell), {gib:.1f} GiB, {machine.system}")
-    say("ok", "software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.packages.items())]))
-    say("ok", "cache", str(cache_dir()))
-    executor = make_executor("process")
-    try:
-        found = discovery.devices(executor)
-    except UserError as error:
-        say("!!", "devices", str(error))
+        examine()
         return
-    for device, name in found.items():
-        say("ok", f"device {device}", name)
-    for device in ("cuda", "mps"):
-        if device not in {name.partition(":")[0] for name in found}:
-            say("no", f"device {device}", "not on this machine, or torch was built without it")
-    for name in ("hymenoptera", "synthetic"):
-        try:
-            splits = load_splits(name, download=False)
-            open_store(splits)
-            say("ok", f"images {name}", f"{len(splits.train)} + {len(splits.val)} in {splits.root}, all can be decoded")
-        except UserError as error:
-            say("no", f"images {name}", str(error))
-    specs = list(dict.fromkeys([*load_grid("default").matrix.backbones, *BUNDLED]))
-    outcome = executor.call("bench.execution.worker:resolve_weights", specs, "pretrained", None, False)
-    for spec, answer in outcome.value.items() if outcome.status == "done" else []:
-        if isinstance(answer, Weights):
-            say("ok", f"weights {spec}", f"{answer.source} ({answer.label})")
-        else:
-            say("no", f"weights {spec}", answer.removeprefix(f"{spec}: ").partition(";")[0])
-    if outcome.status != "done":
-        say("!!", "weights", outcome.reason)
+    from bench.execution.signals import sigterm_as_interrupt
+    from bench.sweep.noise import examine_noise
+
+    try:
+        with sigterm_as_interrupt():
+            examine_noise()
+    except KeyboardInterrupt:
+        print("interrupted: the measurement did not finish")
+        raise typer.Exit(INTERRUPTED) from None

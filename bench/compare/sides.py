@@ -118,26 +118,29 @@ class _Loaded:
     records: dict[str, Record]
 
 
-def read_sides(names: Sequence[str], *, by: Axis = "run", base: str | None = None) -> list[Side]:
+def read_sides(
+    names: Sequence[str], *, by: Axis = "run", base: str | None = None, results: Path = Path("results")
+) -> list[Side]:
     """The sides of a comparison, the first of which is what the others are held against.
 
     By run, each name is a side: a run's name or folder, a pytest-benchmark file (a round, named as the file is, its
     figure the median), a folder of such files, or several of these joined by commas. By another axis all names are
-    runs, put together, and the sides are the levels that they have of it. Raises `UserError`.
+    runs, put together, and the sides are the levels that they have of it. Runs are looked up below `results`.
+    Raises `UserError`.
     """
     if by == "run":
         if len(names) < 2:
             raise UserError(f"{names[0]}: is compared with what? name another run, or give --by regime, for one")
         if base is not None:
             raise UserError(f"--base {base}: goes with --by regime and the like; of runs the first is the base")
-        places = [_places(name) for name in names]
+        places = [_places(name, results) for name in names]
         each_once(part for runs, files in places for part in (*(run.folder for run in runs), *files))
         loaded = [([_load(run) for run in runs], files) for runs, files in places]
         settings = _settings([cell for runs, _ in loaded for run in runs for cell in run.manifest.cells.values()], by)
         return [
             _side(name, runs, files, by, settings) for name, (runs, files) in zip(_called(names), loaded, strict=True)
         ]
-    return _levels([_load(run) for run in find_runs(names)], by, base)
+    return _levels([_load(run) for run in find_runs(names, results)], by, base)
 
 
 def _called(names: Sequence[str]) -> list[str]:
@@ -146,7 +149,7 @@ def _called(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
-def _places(name: str) -> tuple[list[Run], list[Path]]:
+def _places(name: str, results: Path) -> tuple[list[Run], list[Path]]:
     """The runs and the benchmark files of one side."""
     runs, files = [], []
     for part in name.split(","):
@@ -158,7 +161,7 @@ def _places(name: str) -> tuple[list[Run], list[Path]]:
         elif place.is_dir() and not (place / "manifest.json").is_file() and (there := sorted(place.glob("*.json"))):
             files += there
         else:
-            runs.append(find_run(part))
+            runs.append(find_run(part, results))
     stems = [file.stem for file in files]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
         raise UserError(f"{name}: two files are called {twice}.json: each is a round, and needs a name of its own")

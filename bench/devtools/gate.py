@@ -38,8 +38,8 @@ from bench.compare.gate import GATE_LEVEL, PASSED, REGRESSED, Decision, decide, 
 from bench.compare.render import show
 from bench.compare.sides import SECONDS, read_sides
 from bench.devtools.turns import VARIABLE
-from bench.execution.monitor import look
-from bench.execution.signals import ended_by_signals
+from bench.execution.monitor import busy_warning
+from bench.execution.signals import sigterm_as_interrupt
 from bench.sweep.adaptive import seconds
 from tl.cache import write_atomic
 from tl.errors import UserError
@@ -264,7 +264,7 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
     commit = commit_of(given.base, root)
     new = f"this tree, {state_of(root)}"
     print(f"base: {given.base} ({commit[:12]}); new: {new}", flush=True)
-    if warning := look():
+    if warning := busy_warning():
         print(f"WARNING: {warning}", file=sys.stderr)
     with checked_out(commit, root) as folder, tempfile.TemporaryDirectory() as scratch:
         if not (folder / "tests" / "benchmarks" / "conftest.py").is_file():
@@ -310,7 +310,7 @@ def state_of(root: Path) -> str:
 def main() -> None:
     """The command line; a mistake ends in one line and exit status 2."""
     try:
-        with ended_by_signals():
+        with sigterm_as_interrupt():
             sys.exit(gate(sys.argv[1:]))
     except (UserError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

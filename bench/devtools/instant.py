@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
-from bench.execution.attempt import RUN_CELL, Events, Work, one_by_one
-from bench.execution.base import NO_LIMITS, Emit, Limits, Outcome
+from bench.execution.attempt import RUN_CELL, run_one_by_one
+from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome
 from tests.runs import RANDOM, record
 from tl.results import TrainResult
 
@@ -18,6 +18,10 @@ class InstantExecutor:
     """Answers at once, in this process."""
 
     has_limits = True
+    runs_here = False
+
+    def prepare(self) -> None:
+        """There are no libraries to load."""
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
         """See `bench.execution.base.Executor`."""
@@ -35,9 +39,9 @@ class InstantExecutor:
         """One, whatever this machine has."""
         return {"cpu": "instant"}
 
-    def run_cells(self, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
+    def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
         """One after the other."""
-        one_by_one(self, work, events, stop)
+        run_one_by_one(self, jobs, events, stop)
 
 
 @cache
@@ -50,7 +54,7 @@ def _result(regime: str) -> TrainResult:
 def main() -> None:
     """`bench`, its arguments those of this process."""
     from bench import cli
-    from bench.execution import base as executors
+    from bench.execution import executors
 
     executors.EXECUTORS["process"] = lambda address: InstantExecutor()
     cli.main()

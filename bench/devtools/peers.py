@@ -34,7 +34,7 @@ from typing import IO, Any
 import psutil
 
 from bench.devtools.samples import OURS, PLAIN, Samples, SideRun, What, render
-from bench.execution.monitor import Watch, look
+from bench.execution.monitor import Monitor, busy_warning
 from bench.store.environment import environment
 from tl.cache import to_json, write_atomic
 from tl.datasets import load_splits
@@ -61,7 +61,7 @@ def run_side(
     side: str, argv: Sequence[str], *, epochs: int, turn: int, sample_memory: bool, env: Mapping[str, str]
 ) -> SideRun:
     """Run one process to its end. Raises `UserError`, with its last words, unless it told of every epoch."""
-    watch = Watch(lambda text: print(f"WARNING: {side}: {text}", file=sys.stderr))
+    watch = Monitor(lambda text: print(f"WARNING: {side}: {text}", file=sys.stderr))
     started, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     file = partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
     with file() as said, file() as errors:
@@ -246,7 +246,7 @@ def run(arguments: Sequence[str]) -> None:
         print(render([Samples.from_json(text) for text in files]), end="")
         return
     path = _place(given)
-    if warning := look():
+    if warning := busy_warning():
         print(f"WARNING: {warning}", file=sys.stderr)
     samples = measure(given, shlex.join(["python", "-m", "bench.devtools.peers", *arguments]))
     write_atomic(path, to_json(samples.model_dump(mode="json")))

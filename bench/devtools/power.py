@@ -48,8 +48,8 @@ from bench.devtools.gate import (
     variables,
 )
 from bench.devtools.power_report import MOVED, NOTHING, VICTIM, How, Outcome, Power, render, says_slower
-from bench.execution.monitor import Watch, look
-from bench.execution.signals import ended_by_signals
+from bench.execution.monitor import Monitor, busy_warning
+from bench.execution.signals import sigterm_as_interrupt
 from bench.store.environment import environment
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
@@ -203,7 +203,7 @@ def live(what: str, gates: int, commit: str) -> Iterator[Outcome]:
                 out = Path(scratch)
                 for side in trees:
                     (out / side).mkdir()
-                watch, begun = Watch(lambda _: None), time.perf_counter()
+                watch, begun = Monitor(lambda _: None), time.perf_counter()
                 _, decision, count = rounds(
                     trees, out, partial(run_round, select=SELECT), rules=[], most=MOST, budget=None
                 )
@@ -280,7 +280,7 @@ def _options() -> argparse.ArgumentParser:
 def main() -> None:
     """The command line; a mistake ends in one line and exit status 2."""
     given = _options().parse_args()
-    with ended_by_signals():
+    with sigterm_as_interrupt():
         _main(given)
 
 
@@ -296,7 +296,7 @@ def _main(given: argparse.Namespace) -> None:
         path = given.out / f"{name.replace('% ', '-').replace(' ', '-')}.json"
         if path.exists():
             raise UserError(f"{path} is there already, and nothing is overwritten: give another --out")
-        if warning := look():
+        if warning := busy_warning():
             print(f"WARNING: {warning}", file=sys.stderr)
         if given.what == "record" and given.rounds < MOST:
             raise UserError(f"--rounds {given.rounds}: must be at least {MOST}, the most that a gate may run")

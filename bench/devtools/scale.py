@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench.execution.monitor import look
+from bench.execution.monitor import busy_warning
 from bench.store.environment import Environment, environment
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
@@ -199,7 +199,7 @@ def main() -> None:
             raise UserError(f"{path} is there already, and nothing is overwritten: give another --out")
         if len(set(given.cells)) < 2:
             raise UserError(f"--cells {given.cells[0]}: give two sizes at least, to see how time grows")
-        if warning := look():
+        if warning := busy_warning():
             print(f"WARNING: {warning}", file=sys.stderr)
         samples = [s for _ in range(given.rounds) for cells in given.cells for s in measure(cells, given.steps)]
         command = shlex.join(["python", "-m", "bench.devtools.scale", *sys.argv[1:]])

@@ -28,10 +28,11 @@ def backbone_names(executor: Executor) -> dict[str, list[str]]:
     return names
 
 
-def devices(executor: Executor) -> dict[str, str]:
-    """Devices and their models, best first. Torch is asked only where there may be an accelerator."""
-    if (elsewhere := executor.devices()) is not None:
-        return elsewhere
+def local_devices(executor: Executor) -> dict[str, str]:
+    """Devices of this machine and their models, best first. Torch is asked only if there may be an accelerator.
+
+    `executor` is one that makes its calls on this machine.
+    """
     if sys.platform == "linux" and not any(map(Path.exists, map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))):
         return {"cpu": cpu_name()}
     found: dict[str, str] = _ask(executor, "list_devices")

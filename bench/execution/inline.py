@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench.execution.base import NO_LIMITS, Emit, Limits, Outcome, load
+from bench.execution.attempt import GET_READY, run_one_by_one
+from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, load
+from bench.execution.discovery import local_devices
 from bench.execution.failure import describe
-from bench.execution.signals import let_through
-
-if TYPE_CHECKING:
-    from bench.execution.attempt import Events, Work
+from bench.execution.signals import signals_delivered
 
 
 class InlineExecutor:
     """See the module."""
 
     has_limits = False
+    runs_here = True
+
+    def prepare(self) -> None:
+        """Load torch, torchvision and timm."""
+        self.call(GET_READY)
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
         """See `bench.execution.base.Executor`; what the work writes goes where this process writes."""
         started = time.perf_counter()
         try:
-            with let_through():
+            with signals_delivered():
                 value = load(function)(*arguments, on_event or (lambda event: None))
         except Exception as error:
             status, reason, trace = describe(error)
@@ -31,11 +35,10 @@ class InlineExecutor:
             return Outcome(status=status, reason=reason, traceback=trace, wall_seconds=wall)
         return Outcome(status="done", value=value, wall_seconds=time.perf_counter() - started)
 
-    def devices(self) -> None:
-        """This machine's."""
+    def devices(self) -> dict[str, str]:
+        """Devices of this machine."""
+        return local_devices(self)
 
-    def run_cells(self, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
+    def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
         """One after the other."""
-        from bench.execution.attempt import one_by_one
-
-        one_by_one(self, work, events, stop)
+        run_one_by_one(self, jobs, events, stop)

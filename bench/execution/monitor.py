@@ -48,7 +48,7 @@ class Counters:
     """CPU time of this process and all that descend from it, ended ones included."""
 
 
-class Watch:
+class Monitor:
     """Looks at the machine from here to `end`; what disturbs a cell goes to `tell`, a line each."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -60,7 +60,7 @@ class Watch:
         )
         self._before = read_counters()
 
-    def hear(self, part: MachineState) -> None:
+    def receive(self, part: MachineState) -> None:
         """Take over what the cell's process knows."""
         self._add(**{name: getattr(part, name) for name in part.model_fields_set})
         if part.gpu_before:
@@ -93,7 +93,7 @@ class Watch:
             self._tell(text)
 
 
-def look() -> str:
+def busy_warning() -> str:
     """A short look at the CPU before anything is measured: a warning, or an empty text."""
     before = read_counters()
     if before is None:

@@ -23,18 +23,17 @@ from dataclasses import replace
 from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
-from bench.execution.base import NO_LIMITS, Emit, Limits, Outcome, load
+from bench.execution.attempt import GET_READY, run_one_by_one
+from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, load
+from bench.execution.discovery import local_devices
 from bench.execution.failure import describe, readable
 from bench.execution.log import last_words, log_size
-from bench.execution.signals import let_through
+from bench.execution.signals import signals_delivered
 from tl.machine import lift_memory_limit, limit_memory
-
-if TYPE_CHECKING:
-    from bench.execution.attempt import Events, Work
 
 PRELOAD = "bench.execution.worker"
 _LONGEST_WAIT_SECONDS = 86_400.0
@@ -45,6 +44,7 @@ class ProcessExecutor:
     """See the module."""
 
     has_limits = True
+    runs_here = True
 
     def __init__(self, preload: str = PRELOAD) -> None:
         """`preload` is the module that the server loads before it forks."""
@@ -54,14 +54,17 @@ class ProcessExecutor:
         if method == "forkserver":
             self._context.set_forkserver_preload([preload])
 
-    def devices(self) -> None:
-        """This machine's."""
+    def prepare(self) -> None:
+        """Load the libraries into the server that cells are forked from."""
+        self.call(GET_READY)
 
-    def run_cells(self, work: Iterable[Work], events: Events, stop: Callable[[], bool]) -> None:
+    def devices(self) -> dict[str, str]:
+        """Devices of this machine."""
+        return local_devices(self)
+
+    def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
         """One after the other, each in a process of its own."""
-        from bench.execution.attempt import one_by_one
-
-        one_by_one(self, work, events, stop)
+        run_one_by_one(self, jobs, events, stop)
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
         """See `bench.execution.base.Executor`."""
@@ -131,7 +134,7 @@ def _listen(connection: Connection, process: Any, deadline: float | None, on_eve
     sources: list[Any] = [connection, process.sentinel]
     while True:
         left = None if deadline is None else max(0.0, deadline - time.perf_counter())
-        with let_through():
+        with signals_delivered():
             ready = wait(sources, None if left is None else min(left, _LONGEST_WAIT_SECONDS))
         if not ready:
             if left is not None and left <= _LONGEST_WAIT_SECONDS:

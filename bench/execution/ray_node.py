@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.execution.attempt import Ended, Work, attempt
-from bench.execution.base import Executor
+from bench.execution.attempt import run_job
+from bench.execution.base import Attempt, Executor, Job
 from bench.execution.process import HERE, SCRATCH, ProcessExecutor, clear_dead
 from tl.cache import cache_dir
 from tl.datasets import Splits, scan
@@ -32,7 +32,7 @@ MakeExecutor = Callable[[], Executor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
+class Payload:
     """Files by name, for nodes that don't have them."""
 
     parts: tuple[Any, ...]
@@ -40,50 +40,51 @@ class Parcel:
 
 
 Message = (
-    tuple[Literal["told"], Any]
+    tuple[Literal["progressed"], Any]
     | tuple[Literal["warned"], str]
     | tuple[Literal["missing"]]
-    | tuple[Literal["ended"], Ended, bytes]
+    | tuple[Literal["ended"], Attempt, bytes]
 )
 """`missing`: images or weights are not here, and were not sent. `ended` has what the cell wrote."""
 
 
 class _Missing(Exception):
-    """Files that are not on this node, and no parcel came with the task."""
+    """Files that are not on this node, and no payload came with the task."""
 
 
 def describe_node() -> tuple[dict[str, str], int]:
     """Devices of this node, best first, with their models; and its logical cores."""
-    from bench.execution import discovery
-
-    return discovery.devices(_executor(ProcessExecutor)), usable_cores()
+    return _executor(ProcessExecutor).devices(), usable_cores()
 
 
-def run_cell(work: Work, images: Parcel | None, weights: Parcel | None, make: MakeExecutor) -> Iterator[Message]:
+def run_cell(job: Job, images: Payload | None, weights: Payload | None, make: MakeExecutor) -> Iterator[Message]:
     """Run a cell on this node, and tell how it goes. Its log is sent back, not left here."""
-    told: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    sent: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
 
     def run() -> None:
         try:
             clear_dead(Path(tempfile.gettempdir()), SCRATCH)
             with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
-                log = Path(scratch) / work.log.name
-                splits, file = find_images(work.splits, images), find_file(work.weights, weights)
-                here, executor = replace(work, log=log, splits=splits, weights=file), _executor(make)
-                executor.call("bench.execution.worker:get_ready")
-                end = attempt(
-                    executor, here, lambda event: told.put(("told", event)), lambda text: told.put(("warned", text))
+                log = Path(scratch) / job.log.name
+                splits, file = find_images(job.splits, images), find_file(job.weights, weights)
+                here, executor = replace(job, log=log, splits=splits, weights=file), _executor(make)
+                executor.prepare()
+                end = run_job(
+                    executor,
+                    here,
+                    progressed=lambda event: sent.put(("progressed", event)),
+                    warned=lambda text: sent.put(("warned", text)),
                 )
-                told.put(("ended", end, log.read_bytes() if log.exists() else b""))
+                sent.put(("ended", end, log.read_bytes() if log.exists() else b""))
         except _Missing:
-            told.put(("missing",))
+            sent.put(("missing",))
         finally:
-            told.put(None)
+            sent.put(None)
 
     # Events come by a callback, and are sent by a generator: one of the two needs a thread of its own.
     with ThreadPoolExecutor(1) as pool:
         over = pool.submit(run)
-        while (message := told.get()) is not None:
+        while (message := sent.get()) is not None:
             yield message
         over.result()
 
@@ -98,7 +99,7 @@ _KNOWN: dict[str, Splits] = {}
 """By digest: images that this process has found."""
 
 
-def find_images(splits: Splits, parcel: Parcel | None) -> Splits:
+def find_images(splits: Splits, payload: Payload | None) -> Splits:
     """The same images on this node: where they are on the driver's, or unpacked into the cache.
 
     They are decoded here and now, as before a sweep at home: not in the first cell's time and memory.
@@ -107,9 +108,9 @@ def find_images(splits: Splits, parcel: Parcel | None) -> Splits:
         unpacked = cache_dir() / "sent" / splits.digest
         found = next((root for root in (splits.root, unpacked) if _digest(root) == splits.digest), None)
         if found is None:
-            if parcel is None:
+            if payload is None:
                 raise _Missing
-            _unpack(parcel, unpacked)
+            _unpack(payload, unpacked)
             found = unpacked
             if _digest(found) != splits.digest:
                 raise UserError(f"{found}: not the images that were sent; remove that folder")
@@ -126,7 +127,7 @@ def _digest(root: Path) -> str:
         return ""
 
 
-def find_file(weights: Weights, parcel: Parcel | None) -> Weights:
+def find_file(weights: Weights, payload: Payload | None) -> Weights:
     """The same weights on this node: where they are on the driver's, or unpacked into the cache."""
     if weights.path is None:
         return weights
@@ -135,9 +136,9 @@ def find_file(weights: Weights, parcel: Parcel | None) -> Weights:
     folder = cache_dir() / "sent" / weights.digest
     path = folder / sent_name(weights.path)
     if not _has(path, weights.digest):
-        if parcel is None:
+        if payload is None:
             raise _Missing
-        _unpack(parcel, folder)
+        _unpack(payload, folder)
         if not _has(path, weights.digest):
             raise UserError(f"{folder}: doesn't hold the weights that were sent; remove that folder")
     return weights.replace(path=path)
@@ -151,7 +152,7 @@ def _has(path: Path, digest: str) -> bool:
         return False
 
 
-def _unpack(parcel: Parcel, folder: Path) -> None:
+def _unpack(payload: Payload, folder: Path) -> None:
     """Into its place in one step: another process of this node may do the same at this moment."""
     import ray
 
@@ -161,7 +162,7 @@ def _unpack(parcel: Parcel, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{begins}{os.getpid()}-") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
-        for part in parcel.parts:
+        for part in payload.parts:
             for name, content in ray.get(part).items():
                 place = new / name
                 if not place.resolve().is_relative_to(new.resolve()):
@@ -180,7 +181,7 @@ def sent_name(path: Path) -> str:
     return f"weights{path.suffix}"
 
 
-def pack(files: Mapping[str, Path], put: Callable[[dict[str, bytes]], Any]) -> Parcel:
+def pack(files: Mapping[str, Path], put: Callable[[dict[str, bytes]], Any]) -> Payload:
     """Files under their names, in parts of about `PART_BYTES`, each handed to `put`, which returns a reference."""
     parts, part, size = [], {}, 0
     for name, path in files.items():
@@ -189,4 +190,4 @@ def pack(files: Mapping[str, Path], put: Callable[[dict[str, bytes]], Any]) -> P
         if size >= PART_BYTES:
             parts.append(put(part))
             part, size = {}, 0
-    return Parcel(parts=(*parts, put(part)) if part else tuple(parts))
+    return Payload(parts=(*parts, put(part)) if part else tuple(parts))

@@ -10,25 +10,25 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def gentle(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; it calls `tell` the first time, and raises `KeyboardInterrupt` from then on.
+def stop_between_cells(announce: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; it calls `announce` the first time, and raises `KeyboardInterrupt` from then on.
 
     In any thread but the main one, which alone hears signals, nothing changes.
     """
     asked = False
 
-    def hear(*_: object) -> None:
+    def handle(*_: object) -> None:
         nonlocal asked
         if asked:
             raise KeyboardInterrupt
         asked = True
         with contextlib.suppress(Exception):  # the signal may have come in the middle of another line
-            tell()
+            announce()
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, hear)
+    before = signal.signal(signal.SIGINT, handle)
     try:
         yield lambda: asked
     finally:
@@ -37,14 +37,14 @@ def gentle(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _held: list[dict[signal.Signals, Any]] = []
-"""Of each `held_back` that is under way: what the signals would have done."""
+"""Of each `signals_deferred` that is under way: what the signals would have done."""
 _came: list[int] = []
 """Signals that wait."""
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """What would end the command waits for the next `let_through`, or for the end of this block: between the two,
+def signals_deferred() -> Iterator[None]:
+    """What would end the command waits for the next `signals_delivered`, or for the end of this block: between the two,
     what was begun is ended, and a cell that has ended is kept. An error in the block goes before it.
 
     In any thread but the main one, which alone hears signals, nothing changes.
@@ -64,8 +64,8 @@ def held_back() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def let_through() -> Iterator[None]:
-    """In a block of `held_back`: what came since is heard now, and what comes until the end of this one at once."""
+def signals_delivered() -> Iterator[None]:
+    """Inside `signals_deferred`: deliver the signals that have come since, and those of this block at once."""
     if not _held or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,12 +88,18 @@ def _deliver() -> None:
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends a command as a second Ctrl-C does: children are ended, what is done is kept."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a command as a second Ctrl-C does: children are ended, what is done is kept.
+
+    In any thread but the main one, which alone receives signals, nothing changes.
+    """
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield

@@ -1,26 +1,26 @@
-"""`bench export`: one row a cell, for other tools."""
+"""Runs as CSV, Parquet, JSON or LaTeX, one row per cell or per epoch."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from bench.export.frame import epoch_rows, load_results
-from bench.store.runs import find_runs
+from bench.export.frame import epoch_rows, load_runs
+from bench.store.runs import Run
 from tl.cache import write_atomic
 from tl.errors import UserError
 
 
-def export_runs(runs: list[str], format: str, output: Path | None, *, raw: bool) -> None:
-    """Write the rows, a cell or with `raw` an epoch each, to `output` or standard output. Raises `UserError`."""
+def export_runs(runs: list[Run], format: str, output: Path | None, *, raw: bool) -> None:
+    """Write one row per cell, or with `raw` per epoch, to `output` or standard output. Raises `UserError`."""
     if format == "latex":
         if raw:
-            raise UserError("--format latex: is the report's table, a row a group of seeds; leave out --raw")
+            raise UserError("--format latex is the report's table, one row per group of seeds; leave out --raw")
         _put_latex(runs, output)
         return
-    table = epoch_rows(find_runs(runs)) if raw else load_results(runs)
+    table = epoch_rows(runs) if raw else load_runs(runs)
     if format == "parquet" and output is None and sys.stdout.isatty():
-        raise UserError("--format parquet: is not text; name a file with --output, or pipe it")
+        raise UserError("--format parquet is not text: name a file with --output, or pipe it")
     try:
         target = output or sys.stdout
         if format == "csv":
@@ -37,12 +37,12 @@ def export_runs(runs: list[str], format: str, output: Path | None, *, raw: bool)
         raise UserError(f"{output}: can't be written: {error.strerror or error}") from error
 
 
-def _put_latex(runs: list[str], output: Path | None) -> None:
+def _put_latex(runs: list[Run], output: Path | None) -> None:
     """A `tabular` of the report's table of cells, for `booktabs`. Raises `UserError`."""
     from bench.report.summary import summarise
     from bench.report.tables import cells_table
 
-    table = cells_table(summarise(find_runs(runs), "table"))
+    table = cells_table(summarise(runs, "table"))
     if table.empty:
         raise UserError("--format latex: no cell has a result")
     text = (

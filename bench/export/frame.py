@@ -152,10 +152,10 @@ def epoch_rows(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, *(f"{name}_seconds" for name in Phases.model_fields)])
 
 
-def load_results(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+def load_results(paths: str | Path | Iterable[str | Path], results: Path) -> pd.DataFrame:
     """See `bench.load_results`."""
     names = [paths] if isinstance(paths, str | Path) else list(paths)
-    return load_runs(find_runs(names))
+    return load_runs(find_runs(names, results))
 
 
 def load_runs(runs: Iterable[Run]) -> pd.DataFrame:

@@ -41,14 +41,14 @@ class Tracker:
     """The command that shows it."""
 
 
-def export_to(name: str, runs: Iterable[Run], folder: Path | None) -> str:
+def export_to(name: str, runs: Iterable[Run], folder: Path | None, reports: Path = Path("reports")) -> str:
     """Write all finished cells that the folder hasn't got; returns what was done, in a line. Raises `UserError`."""
     tracker = TRACKERS[name]
     try:
         importlib.import_module(tracker.package)
     except ImportError as error:
         raise UserError(f"--to {name}: needs a package: pip install 'tl-bench[{name}]'") from error
-    place = folder or Path("reports") / tracker.folder
+    place = folder or reports / tracker.folder
     cells = [(run, record) for run in runs for record in run.records().values() if record.status == "done"]
     if not cells:
         raise UserError(f"--to {name}: no cell has a result")

@@ -24,7 +24,7 @@ LEGEND = (
 def print_claims(summary: Summary, format: str) -> None:
     """Print every claim with its verdicts, as text or as JSON: a row a comparison, or a row with nulls without one."""
     if format == "json":
-        print(json.dumps(_rows(summary), indent=1, ensure_ascii=False))
+        print(json.dumps(rows(summary), indent=1, ensure_ascii=False))
         return
     if summary.findings:
         print(tabulate(claims_table(summary).to_dict("records"), headers="keys", disable_numparse=True))
@@ -35,14 +35,15 @@ def print_claims(summary: Summary, format: str) -> None:
         print(f"These are {len(summary.machines)} machines or sets of libraries: their times don't compare.")
 
 
-def _rows(summary: Summary) -> list[dict[str, Any]]:
-    rows = []
+def rows(summary: Summary) -> list[dict[str, Any]]:
+    """One row per comparison of each claim; a claim that nothing tests has one row with None for what is measured."""
+    found = []
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
         together = overall(about) if about else "not tested"
-        rows += [_row(claim, finding, together) for finding in about]
-        rows += [] if about else [_row(claim, None, together)]
-    return rows
+        found += [_row(claim, finding, together) for finding in about]
+        found += [] if about else [_row(claim, None, together)]
+    return found
 
 
 def _row(claim: Claim, finding: Finding | None, together: str) -> dict[str, Any]:

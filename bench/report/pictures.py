@@ -88,6 +88,19 @@ def find_images(summary: Summary, data: str | None = None) -> Splits:
     raise UserError(f"the images of {manifest.dataset.name} ({manifest.dataset.digest[:8]}) aren't here; see --data")
 
 
+def images_or_reason(summary: Summary, data: str | None = None) -> Splits | str:
+    """The images of a report's first run, or a sentence that says why there are no pictures.
+
+    Raises `UserError` only if `data` was given and doesn't hold them.
+    """
+    try:
+        return find_images(summary, data)
+    except UserError as error:
+        if data is not None:
+            raise
+        return f"No pictures: {error}."
+
+
 def _named(commands: list[str]) -> list[str]:
     """What commands gave as `--data`."""
     found = []

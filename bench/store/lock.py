@@ -34,7 +34,7 @@ class Holder(Strict):
 
 
 @contextlib.contextmanager
-def turn(folder: Path, command: str, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def locked(folder: Path, command: str, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold a run's folder, which exists. Who holds it already may take it again.
 
     While another holds it: with `wait`, tell that who it is, and wait; else raise `UserError`, which names it.

@@ -15,9 +15,11 @@ from bench.analysis.verdicts import Finding, judge, planned
 from bench.console import say
 from bench.execution.base import Executor
 from bench.store.records import Record
-from bench.sweep import run as runner
+from bench.sweep.execute import execute
+from bench.sweep.folder import held
 from bench.sweep.grid import Grid
 from bench.sweep.options import Options
+from bench.sweep.plan import Sweep, plan
 from tl.errors import ConfigError
 
 MAX_SEEDS = 10
@@ -37,8 +39,19 @@ class Goal:
     budget_seconds: float | None = None
 
 
-def make_goal(grid: Grid, within_percent: float, max_seeds: int | None, budget: str | None) -> Goal:
-    """What the options say. Raises `ConfigError` for a value that can't be, or a grid with nothing to decide."""
+def make_goal(
+    grid: Grid, *, until_decided: bool, within: float | None, max_seeds: int | None, budget: str | None
+) -> Goal | None:
+    """What the options ask for; None without `--until-decided`.
+
+    `within` is in percent. Raises `ConfigError` for a value that can't be, or a grid with nothing to decide.
+    """
+    if not until_decided:
+        for option, value in {"--within": within, "--max-seeds": max_seeds, "--budget": budget}.items():
+            if value is not None:
+                raise ConfigError(f"{option} {value} needs --until-decided")
+        return None
+    within_percent = 5.0 if within is None else within
     if not 0 < within_percent < 100:
         raise ConfigError(f"--within {within_percent:g}: must be a percentage above 0 and below 100")
     seeds, epochs = grid.matrix.seeds, grid.protocol["epochs"]
@@ -65,7 +78,7 @@ def seconds(option: str, text: str) -> float:
 
 
 def run_until_decided(
-    whole: runner.Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
+    whole: Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
 ) -> dict[str, Record]:
     """Run the grid one seed at a time, at least as many as it has, until the goal is reached or the budget spent.
 
@@ -73,17 +86,17 @@ def run_until_decided(
     now and then, and to stop there would favour such chances. No seed is begun that would, taking as long as the
     longest before it, end beyond the budget. Says at the end which speed-ups stayed open. A cell that has failed in
     this command is not tried again by it. `whole` is the sweep of the grid. Returns the records of all
-    seeds; what it raises is as `runner.execute`. Raises `ConfigError` where the grid compares nothing.
+    seeds; what it raises is as `execute`. Raises `ConfigError` where the grid compares nothing.
     """
     if not planned(HALF_THE_TIME, whole.cells.values()):
         raise ConfigError("--until-decided: no backbone has both finetune and a regime that trains only the head")
     here = replace(options, fresh=False, name=whole.run.folder.name)  # --fresh has chosen its folder: all seeds join it
-    with runner.alone(whole.run, options, console):  # between two seeds, too
+    with held(whole.run, options, console):  # between two seeds, too
         return _until_decided(whole, grid, here, executor, console, goal)
 
 
 def _until_decided(
-    whole: runner.Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
+    whole: Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
 ) -> dict[str, Record]:
     begun, seeds, ran, settled_before = time.monotonic(), 0, 0, False
     records: dict[str, Record] = {}
@@ -91,11 +104,11 @@ def _until_decided(
         seeds += 1
         wider = grid.override({"seeds": seeds}, {})
         first = _first_seed(whole) if seeds == 1 else None
-        sweep = first if first and first.cells else runner.plan(wider, options, executor, console)
+        sweep = first if first and first.cells else plan(wider, options, executor, console)
         tried = {cell_id: record for cell_id, record in records.items() if record.status != "done"}
         sweep = replace(sweep, done={**sweep.done, **tried})
         missing = len(sweep.missing)
-        records |= runner.execute(sweep, wider, options, executor, console, first_order=ran)
+        records |= execute(sweep, wider, options, executor, console, first_order=ran)
         ran += missing
         found = _speed_ups(sweep, records)
         unsettled = [finding for finding in found if not _settled(finding, goal)]
@@ -111,14 +124,14 @@ def _until_decided(
         say(console, f"{said}; going on with seed {seeds}")
 
 
-def _first_seed(sweep: runner.Sweep) -> runner.Sweep:
+def _first_seed(sweep: Sweep) -> Sweep:
     """The part of a sweep that is its first seed's: what was planned needn't be looked up again."""
     cells = {cell_id: cell for cell_id, cell in sweep.cells.items() if cell.config.seed == 0}
     done = {cell_id: record for cell_id, record in sweep.done.items() if cell_id in cells}
     return replace(sweep, cells=cells, done=done)
 
 
-def _speed_ups(sweep: runner.Sweep, records: dict[str, Record]) -> list[Finding]:
+def _speed_ups(sweep: Sweep, records: dict[str, Record]) -> list[Finding]:
     run = sweep.run.name
     groups = make_groups(((run, record) for record in records.values()), {run: sweep.run.manifest().dataset.val_labels})
     return judge({run: [HALF_THE_TIME]}, groups)

@@ -1,38 +1,76 @@
-"""What a command line adds to a grid."""
+"""How to run a grid: everything that a command adds to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.store.runs import Run
+from tl.errors import ConfigError
+
+DEFAULT_TIMEOUT_SECONDS = 3600.0
+SMALLEST_LIMIT, LARGEST_LIMIT = 1 << 20, 1 << 60
+"""Bounds of `--memory-limit`, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to run a grid. Data and weights are in here too: cells know them by their digests, not by their places."""
+    """How to run a grid. Data and weights are here because cells know them by their digests, not by their places."""
 
     data: str | None = None
     weights: str = "auto"
     weights_dir: Path | None = None
     name: str
-    """Folder below `results`."""
+    """The run's folder below `results`."""
     results: Path = Path("results")
     timeout: float | None = None
-    """Seconds for each training of a cell, of which some protocols have several; None for no limit."""
+    """Time limit per training of a cell, in seconds; some protocols train several times. None for no limit."""
     memory_bytes: int | None = None
-    """That a cell may allocate; None for no limit."""
+    """Main memory that a cell may allocate; None for no limit."""
     skip_larger_after_oom: bool = False
-    """Skip a cell whose twin with a smaller batch ran out of memory."""
+    """Skip a cell if the same cell with a smaller batch ran out of memory."""
     executor: str = "process"
     address: str | None = None
-    """Of the cluster, for an executor that uses one; None for one that it starts."""
+    """The cluster's address, for an executor that uses one; None starts a cluster."""
     wait: bool = False
-    """Wait for a command that is at work in the run's folder, instead of refusing."""
+    """Wait for another command that is working in the run's folder, instead of refusing."""
     dry_run: bool = False
     fresh: bool = False
     command: str = ""
-    """As typed, for the manifest."""
+    """The command as typed, for the manifest."""
     on_record: Callable[[Run], None] | None = None
-    """Called with the run whenever a record was written, between two cells."""
+    """Called with the run between two cells, whenever a record was written."""
+
+
+def make_options(*, timeout: float | None, memory_limit: str | None, executor: str, **others: Any) -> Options:
+    """`Options` of what a person typed: a size in words, and a time limit that is there unless it can't be.
+
+    Args:
+        timeout: seconds; None means an hour, or no limit with the inline executor, which can't end a cell.
+        memory_limit: such as `2GiB`.
+        executor: its name.
+        others: the other fields of `Options`.
+
+    Raises `ConfigError`.
+    """
+    return Options(
+        timeout=DEFAULT_TIMEOUT_SECONDS if timeout is None and executor != "inline" else timeout,
+        memory_bytes=None if memory_limit is None else _bytes("--memory-limit", memory_limit),
+        executor=executor,
+        **others,
+    )
+
+
+def _bytes(option: str, text: str) -> int:
+    """`512MiB`, `2GB`, in bytes. Raises `ConfigError`."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        size = 0
+    if not SMALLEST_LIMIT <= size < LARGEST_LIMIT:
+        raise ConfigError(f"{option} {text!r}: must be a size of at least 1MiB, such as 512MiB or 2GiB")
+    return size

@@ -22,9 +22,10 @@ from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.store.records import Record
 from bench.store.runs import Run, seal
-from bench.sweep import run as runner
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
+from bench.sweep.plan import plan
+from bench.sweep.run import execute, executor_for
 from tests.conftest import TINY
 from tests.runs import record, write_run
 from tests.weights import policy, published
@@ -136,8 +137,8 @@ def test_planning(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     """A grid of 1,000 cells."""
     grid = load_grid("smoke").override({"backbones": list(TINY), "regimes": ["finetune", "frozen"], "seeds": 250}, {})
     options = _options(tmp_path)
-    worker = runner.executor_for(options)
-    sweep = benchmark(runner.plan, grid, options, worker, Console(quiet=True))
+    worker = executor_for(options)
+    sweep = benchmark(plan, grid, options, worker, Console(quiet=True))
     assert len(sweep.cells) == 1000
 
 
@@ -150,7 +151,7 @@ def test_resuming(benchmark: BenchmarkFixture, tmp_path: Path, monkeypatch: pyte
 
     def run() -> dict[str, Record]:
         quiet = Console(quiet=True)
-        return runner.execute(runner.plan(grid, options, worker, quiet), grid, options, worker, quiet)
+        return execute(plan(grid, options, worker, quiet), grid, options, worker, quiet)
 
     first = run()
     assert len(first) == 4 * seeds

@@ -1,14 +1,11 @@
-"""`bench list`: what there is to choose from."""
+"""What there is to choose from: grids, backbones, regimes, data sets, devices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.console import Console
-from rich.table import Table
-
 from bench.execution import discovery
-from bench.execution.base import make_executor
+from bench.execution.executors import make_executor
 from bench.sweep.grid import load_grid, shipped
 from tl.datasets import DATASETS
 from tl.errors import UserError
@@ -16,23 +13,23 @@ from tl.regimes import REGIMES
 from tl.weights import BUNDLED
 
 
-def print_list(what: str, text: str | None) -> None:
-    """Print one of the lists, cut to the names that contain `text`."""
+def choices(what: str, text: str | None = None) -> dict[str, str]:
+    """Names of one kind and what they mean; with `text` only names that contain it.
+
+    `what` is grids, backbones, regimes, datasets or devices. Raises `UserError` if no name contains `text`.
+    """
     lists: dict[str, Callable[[], dict[str, str]]] = {
         "grids": shipped,
         "regimes": lambda: {name: regime.summary for name, regime in REGIMES.items()},
         "datasets": _datasets,
-        "devices": lambda: discovery.devices(make_executor("process")),
+        "devices": lambda: make_executor("process").devices(),
         "backbones": lambda: _backbones(text),
     }
     rows = lists[what]()
     rows = {name: meaning for name, meaning in rows.items() if not text or text in name}
     if not rows:
         raise UserError(f"list {what} {text!r}: no name contains that")
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, meaning in rows.items():
-        table.add_row(name, meaning)
-    Console().print(table)
+    return rows
 
 
 def _datasets() -> dict[str, str]:

@@ -17,9 +17,9 @@ from rich.console import Console
 from scipy.special import stdtrit
 
 from bench.console import say
-from bench.execution import discovery
-from bench.execution.base import Executor, Limits, make_executor
-from bench.execution.monitor import Watch
+from bench.execution.base import Executor, Limits
+from bench.execution.executors import make_executor
+from bench.execution.monitor import Monitor
 from bench.store.environment import MachineState
 from bench.store.records import Cell
 from tl.config import TrainConfig
@@ -72,13 +72,13 @@ def noise(pairs: Sequence[tuple[float, float]]) -> Noise:
 def examine_noise() -> None:
     """Measure and print. Takes about a minute. Raises `UserError` where the cell can't be run."""
     console, executor = Console(), make_executor("process")
-    device = next(iter(discovery.devices(executor)))
+    device = next(iter(executor.devices()))
     splits = load_splits("synthetic-mini")
     open_store(splits)
     cell = Cell(config=CONFIG, weights_digest="", dataset_digest=splits.digest, device=device)
     say(console, f"the same cell again and again, {cell}, for about a minute:")
-    executor.call("bench.execution.worker:get_ready")
-    watch = Watch(lambda text: None)
+    executor.prepare()
+    watch = Monitor(lambda text: None)
     pairs = measure(cell, splits, executor, console, watch)
     state = watch.end()
     found = noise(pairs)
@@ -91,7 +91,7 @@ def examine_noise() -> None:
 
 
 def measure(
-    cell: Cell, splits: Splits, executor: Executor, console: Console, watch: Watch
+    cell: Cell, splits: Splits, executor: Executor, console: Console, watch: Monitor
 ) -> list[tuple[float, float]]:
     """Epoch seconds of the cell as A and as B, pair by pair, as many as fit into the time.
 
@@ -114,7 +114,7 @@ def measure(
     return pairs
 
 
-def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: float, watch: Watch) -> float | None:
+def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: float, watch: Monitor) -> float | None:
     """None where the time is up before it ends. Raises `UserError` where the cell failed."""
     left = deadline - time.monotonic()
     if left <= 0:
@@ -123,7 +123,7 @@ def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: flo
 
     def on_event(told: object) -> None:
         if isinstance(told, MachineState):
-            watch.hear(told)
+            watch.receive(told)
 
     arguments = (cell, splits, weights, usable_cores())
     outcome = executor.call(

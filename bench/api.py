@@ -1,0 +1,208 @@
+"""What a notebook uses: `bench.run` is the command `bench run` as a function, and a `Run` is what it left on disk."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.store import runs as folders
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bench.store.records import Record
+
+_RESULTS, _REPORTS = "results", "reports"
+
+
+class Run:
+    """A run on disk, whether it is complete or not."""
+
+    def __init__(self, name: str | Path, results: str | Path = _RESULTS) -> None:
+        """`name` is a folder, or the name of one below `results`. Raises `tl.UserError` if there is no such run."""
+        self._run = folders.find_run(name, Path(results))
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._run.folder
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self._run.folder.resolve().name
+
+    def records(self) -> dict[str, Record]:
+        """Cell id → what became of the cell, in the order in which cells were planned."""
+        return self._run.records()
+
+    def frame(self, *, per_epoch: bool = False) -> pd.DataFrame:
+        """One row per cell, or per epoch of each finished cell. results/README.md describes the columns.
+
+        Unknown values are missing (`NA`), never 0. Cells without a result have a row with their status and reason.
+        """
+        from bench.export.frame import epoch_rows, load_runs
+
+        return epoch_rows([self._run]) if per_epoch else load_runs([self._run])
+
+    def claims(self) -> pd.DataFrame:
+        """One row per comparison of each claim, with `measured`, `low`, `high`, `predicted`, `p` and `verdict`.
+
+        A claim that this run does not test has one row, whose verdict is `not tested`.
+        """
+        import pandas as pd
+
+        from bench.report.claims_text import rows
+
+        return pd.DataFrame(rows(self._summary()))
+
+    def answers(self) -> list[str]:
+        """What to use and what of the claims holds, in sentences."""
+        from bench.report.answers import answers
+
+        return answers(self._summary())
+
+    def report(
+        self, folder: str | Path = _REPORTS, *, images: bool = True, data: str | Path | None = None
+    ) -> tuple[Path, Path]:
+        """Write `folder/NAME.md` and `folder/NAME.html`, and return both paths. An older report is replaced.
+
+        Args:
+            folder: is made if need be.
+            images: embed images; without them the report is safe to share.
+            data: where the images are, if they moved since the run.
+
+        Raises `tl.UserError` if the folder can't be written.
+        """
+        from bench.report.pictures import LEFT_OUT, images_or_reason
+        from bench.report.write import write_report
+
+        summary = self._summary()
+        shown = images_or_reason(summary, None if data is None else os.fspath(data)) if images else LEFT_OUT
+        return write_report(summary, Path(folder), shown)
+
+    def _summary(self) -> Any:
+        from bench.report.summary import summarise
+
+        return summarise([self._run], self.name)
+
+    def __repr__(self) -> str:
+        sound, _ = self._run.survey()
+        done = sum(record.status == "done" for record in sound.values())
+        return f"Run({os.fspath(self.folder)!r}: {done} of {len(self._run.manifest().cells)} cells are done)"
+
+
+def run(
+    grid: str = "default",
+    *,
+    backbones: Sequence[str] | None = None,
+    regimes: Sequence[str] | None = None,
+    devices: Sequence[str] | None = None,
+    precision: Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    data: str | Path | None = None,
+    weights: str = "auto",
+    weights_dir: str | Path | None = None,
+    name: str | None = None,
+    results: str | Path = _RESULTS,
+    until_decided: bool = False,
+    within: float | None = None,
+    max_seeds: int | None = None,
+    budget: str | None = None,
+    timeout: float | None = None,
+    memory_limit: str | None = None,
+    skip_larger_after_oom: bool = False,
+    executor: str = "process",
+    ray_address: str | None = None,
+    wait: bool = False,
+    fresh: bool = False,
+    live: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Run the cells of a grid that have no result yet: the command `bench run` as a function.
+
+    Args:
+        grid: a shipped grid's name, or the path of a TOML file.
+        backbones: such as `timm:resnet26`, in place of the grid's; so with the other axes.
+        regimes: such as `finetune` and `frozen`.
+        devices: `cpu`, `cuda[:i]`, `mps`, `auto` (the best) or `all`.
+        precision: such as `fp32` and `bf16`.
+        seeds: how many, counted from 0, or which.
+        data: a folder with `train/` and `val/`, or a data set's name.
+        weights: `auto`, `pretrained` or `random`.
+        weights_dir: a folder of weight files to search first.
+        name: the run's folder below `results`; by default made from the grid's name.
+        results: where runs are kept.
+        until_decided: add seeds until every speed-up is known to within `within` percent (5 by default), at most
+            `max_seeds`, and start none that would overrun `budget`, such as `"10m"`.
+        timeout: time limit per training, in seconds; an hour by default.
+        memory_limit: main memory that a cell may allocate, such as `"2GiB"`; Linux only.
+        skip_larger_after_oom: skip larger batches of a cell that ran out of memory.
+        executor: `process`, `inline` or `ray`; `ray_address` is the cluster's.
+        wait: wait for another command that is working in the run's folder.
+        fresh: start over in a new folder; nothing is deleted.
+        live: a folder for reports, where the run's page is kept up to date while cells end.
+        progress: print what happens.
+        settings: fields of `tl.TrainConfig` that are no axes, such as `epochs=3` or `batch_size=16`.
+
+    Returns the run. Cells that failed have records that say why; nothing is raised for them.
+
+    Raises `tl.UserError` for what the caller can mend, and `KeyboardInterrupt`: what has ended by then is kept, and the
+    same call continues from there.
+    """
+    from rich.console import Console
+
+    from bench.report.live import LivePage
+    from bench.sweep.adaptive import make_goal
+    from bench.sweep.folder import check_output
+    from bench.sweep.options import make_options
+    from bench.sweep.plan import Sweep, choose_grid, run_name
+    from bench.sweep.run import run_sweep
+
+    axes = {"backbones": backbones, "regimes": regimes, "devices": devices, "precision": precision}
+    lists = {axis: None if values is None else list(values) for axis, values in axes.items()}
+    which = seeds if seeds is None or isinstance(seeds, int) else list(seeds)
+    chosen = choose_grid(grid, {**lists, "seeds": which}, settings)
+    images = None if data is None else os.fspath(data)
+    page = None if live is None else LivePage(Path(live), warnings.warn)
+    if live is not None:
+        check_output(Path(live))
+    options = make_options(
+        data=images,
+        weights=weights,
+        weights_dir=None if weights_dir is None else Path(weights_dir),
+        name=name or run_name(chosen, images, weights, settings.get("epochs"), settings.get("batch_size")),
+        results=Path(results),
+        timeout=timeout,
+        memory_limit=memory_limit,
+        skip_larger_after_oom=skip_larger_after_oom,
+        executor=executor,
+        address=ray_address,
+        wait=wait,
+        fresh=fresh,
+        command="bench.run(…)",
+        on_record=page.write if page else None,
+    )
+    goal = make_goal(chosen, until_decided=until_decided, within=within, max_seeds=max_seeds, budget=budget)
+    sweeps: list[Sweep] = []
+    try:
+        run_sweep(chosen, options, Console(quiet=not progress), goal=goal, on_plan=sweeps.append)
+    finally:
+        if page and sweeps:
+            page.end(sweeps[0].run)
+    return Run(sweeps[0].run.folder)
+
+
+def load_results(paths: str | Path | Iterable[str | Path], results: str | Path = _RESULTS) -> pd.DataFrame:
+    """Read runs into one frame, one row per cell; the columns are those of `bench export` (results/README.md).
+
+    `paths` are folders, or names of runs below `results`. Unknown values are missing (`NA`), never 0.
+    Raises `tl.UserError` for a path that is not a run.
+    """
+    from bench.export import frame
+
+    return frame.load_results(paths, Path(results))

@@ -1,0 +1,51 @@
+"""Options and arguments that several commands share, so that each means one thing everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+
+from tl.errors import ConfigError
+
+Value = TypeVar("Value")
+
+RunsArgument = Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs below --results, or folders.")]
+ResultsOption = Annotated[Path, typer.Option(help="The folder where runs are kept.")]
+ReportsOption = Annotated[Path, typer.Option(help="The folder where reports go.")]
+HiddenOut = Annotated[Path | None, typer.Option("--out", hidden=True)]
+"""What `--results` of `run` and `--reports` of `report` were called before."""
+ImagesOption = Annotated[
+    bool,
+    typer.Option("--images/--no-images", help="Embed images; --no-images makes the report safe to share."),
+]
+FormatOption = Annotated[
+    Literal["md", "html", "json"] | None,
+    typer.Option(help="md, html or json.", show_default="by --output's ending, else md"),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write to this file.", show_default="standard output")
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Compare only this metric (repeatable); results/README.md lists them."),
+]
+SidesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="BASE NEW…",
+        help="Runs, pytest-benchmark files, or folders of such files (one round each); join several with commas.",
+    ),
+]
+RESULTS, REPORTS = Path("results"), Path("reports")
+"""Defaults of `--results` and `--reports`."""
+
+
+def renamed(option: str, value: Path, default: Path, out: Path | None) -> Path:
+    """The value of an option that was once called `--out`. Raises `ConfigError` if both names are given."""
+    if out is None:
+        return value
+    if value != default:
+        raise ConfigError(f"--out {out}: is the old name of {option}, which is given too ({value}); leave out --out")
+    return out

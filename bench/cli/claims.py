@@ -1,0 +1,24 @@
+"""`bench claims`: what runs say of each claim."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from bench.cli.app import app
+from bench.cli.arguments import RESULTS, ResultsOption, RunsArgument
+
+
+@app.command()
+def claims(
+    runs: RunsArgument,
+    format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Print what runs say of each claim: measured, predicted, verdict."""
+    from bench.report.claims_text import print_claims
+    from bench.report.summary import summarise
+    from bench.store.runs import find_runs
+
+    print_claims(summarise(find_runs(runs, results), "claims"), format)

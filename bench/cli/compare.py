@@ -1,0 +1,59 @@
+"""`bench compare`: what changed between runs, or between the levels of one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bench.cli.app import app
+from bench.cli.arguments import RESULTS, FormatOption, MetricOption, OutputOption, ResultsOption, SidesArgument
+from tl.errors import ConfigError
+
+
+@app.command()
+def compare(
+    sides: SidesArgument,
+    by: Annotated[
+        Literal["run", "regime", "device", "backbone", "precision", "seed"],
+        typer.Option(help="What the sides are; by anything but run, one run is enough."),
+    ] = "run",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL", help="With --by regime and the like: compare with this one.", show_default="the first"
+        ),
+    ] = None,
+    metric: MetricOption = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Compare runs, or regimes, devices, … of one run: what is worse, better, the same or can't be decided."""
+    from bench.compare.changes import compare as compare_sides
+    from bench.compare.sides import read_sides
+
+    found = read_sides(sides, by=by, base=base, results=results)
+    comparison = compare_sides(found, metrics=metric or ())
+    from bench.compare.render import show
+
+    first, *others = (side.name for side in found)
+    title = f"{', '.join(others)} against {first}"
+    put(output, format, lambda kind: show(comparison, kind, title=title))
+
+
+def put(output: Path | None, format: str | None, make: Callable[[Literal["md", "html", "json"]], str]) -> None:
+    """Write text of the wanted format to a file or to standard output. Raises `ConfigError`."""
+    from tl.cache import write_atomic
+
+    ending = output.suffix[1:] if output else "md"
+    kind = format or ending
+    if kind not in ("md", "html", "json"):
+        raise ConfigError(f"--output {output}: must end in .md, .html or .json, or --format must say which it is")
+    text = make(kind)  # type: ignore[arg-type]  # as checked
+    if output is None:
+        print(text, end="")
+    else:
+        write_atomic(output, text)

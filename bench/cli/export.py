@@ -1,0 +1,42 @@
+"""`bench export`: results for other programs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from bench.cli.app import app
+from bench.cli.arguments import REPORTS, RESULTS, OutputOption, ReportsOption, ResultsOption, RunsArgument
+from tl.errors import ConfigError
+
+
+@app.command()
+def export(
+    runs: RunsArgument,
+    format: Annotated[
+        Literal["csv", "parquet", "json", "latex"] | None,
+        typer.Option(help="csv, parquet, json, or latex (the report's table).", show_default="csv"),
+    ] = None,
+    output: OutputOption = None,
+    raw: Annotated[bool, typer.Option("--raw", help="One row per epoch, with its raw figures.")] = False,
+    to: Annotated[
+        Literal["tensorboard", "mlflow"] | None,
+        typer.Option(help="Write all cells as files of an experiment tracker instead, to --output or below --reports."),
+    ] = None,
+    results: ResultsOption = RESULTS,
+    reports: ReportsOption = REPORTS,
+) -> None:
+    """Print one row per cell; results/README.md describes the columns."""
+    from bench.store.runs import find_runs
+
+    if to:
+        from bench.export.trackers import export_to
+
+        if format or raw:
+            raise ConfigError(f"--to {to} has a format of its own; leave out --{'format' if format else 'raw'}")
+        print(export_to(to, find_runs(runs, results), output, reports))
+        return
+    from bench.export.formats import export_runs
+
+    export_runs(find_runs(runs, results), format or "csv", output, raw=raw)

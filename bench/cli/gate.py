@@ -1,0 +1,55 @@
+"""`bench gate`: fail on a regression."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli.app import app
+from bench.cli.arguments import RESULTS, FormatOption, MetricOption, OutputOption, ResultsOption, SidesArgument
+from bench.cli.compare import put
+from tl.errors import ConfigError
+
+
+@app.command()
+def gate(
+    sides: SidesArgument,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Such as 'epoch_seconds: factor=1.1, cells=*frozen*' (repeatable); adds to --config.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file with [[tool.bench.gate.rule]].", show_default="pyproject.toml")
+    ] = None,
+    metric: MetricOption = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Fail on a regression. Exit status: 0 passed, 1 regressed, 2 usage error, 3 incomplete, 4 not comparable."""
+    from bench.compare.changes import compare as compare_sides
+    from bench.compare.gate import GATE_LEVEL, decide, read_rules
+    from bench.compare.sides import read_sides
+
+    if len(sides) != 2:
+        raise ConfigError(f"{' '.join(sides)}: a gate has two sides, BASE and NEW, and here are {len(sides)}")
+    found = read_sides(sides, results=results)
+    kinds = {entry.repeats for side in found for entry in side.entries.values()}
+    rules = read_rules(config, rule or [], kinds=kinds, metrics=metric or ())
+    comparison = compare_sides(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)
+    decision = decide(comparison)
+    from bench.compare.render import show
+
+    title = f"{found[1].name} against {found[0].name}"
+    outcome: Any = {"headline": decision.headline, "findings": decision.reasons, "status": decision.status}
+    put(output, format, lambda kind: show(comparison, kind, title=title, **outcome))
+    if output:
+        print(decision.headline)
+        for reason in decision.reasons:
+            print(f"  {reason}")
+    raise typer.Exit(decision.status)

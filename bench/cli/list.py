@@ -1,0 +1,28 @@
+"""`bench list`: what there is to choose from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from bench.cli.app import app
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[
+        Literal["grids", "backbones", "regimes", "datasets", "devices"], typer.Argument(help="What to list.")
+    ],
+    text: Annotated[str | None, typer.Argument(help="Only names that contain this text.")] = None,
+) -> None:
+    """List what there is: grids, backbones, regimes, data sets or devices."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench.sweep.choices import choices
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, meaning in choices(what, text).items():
+        table.add_row(name, meaning)
+    Console().print(table)

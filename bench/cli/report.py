@@ -1,0 +1,68 @@
+"""`bench report`: write the report of one run or of several."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bench.cli.app import app
+from bench.cli.arguments import REPORTS, RESULTS, HiddenOut, ImagesOption, ReportsOption, ResultsOption, renamed
+from tl.errors import ConfigError
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN…]", help="Names of runs below --results, or folders.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The report's name.", show_default="the runs' names")] = None,
+    results: ResultsOption = RESULTS,
+    reports: ReportsOption = REPORTS,
+    out: HiddenOut = None,
+    images: ImagesOption = True,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|NAME", help="Where the images are, for the pictures.", show_default="as recorded"),
+    ] = None,
+    index: Annotated[
+        bool, typer.Option("--index", help="Write index.html instead, a list of all runs (or of those named).")
+    ] = False,
+    collect: Annotated[
+        bool,
+        typer.Option("--collect", help="Write only the page of a run that goes on, without figures; this is quick."),
+    ] = False,
+) -> None:
+    """Write NAME.md and one self-contained NAME.html. A run that isn't complete is reported as far as it is."""
+    from bench.store.runs import all_runs, find_runs
+    from bench.sweep.folder import check_name, check_output
+
+    reports = renamed("--reports", reports, REPORTS, out)
+    if index:
+        if collect or name is not None:
+            raise ConfigError(f"--index lists runs and takes no {'--collect' if collect else '--name'}")
+        from bench.report.index import write_index
+
+        print(f"index: {write_index(find_runs(runs, results) if runs else all_runs(results), reports)}")
+        return
+    if not runs:
+        raise ConfigError(f"report needs a run: name one below {results}/, or a folder; --index lists all")
+    found = find_runs(runs, results)
+    if collect and (name is not None or len(found) > 1):
+        raise ConfigError("--collect shows one run under its own name; leave out --name and other runs")
+    name = name or "-".join(run.folder.resolve().name for run in found)
+    check_name("--name", name)
+    check_output(reports)
+    if collect:
+        from bench.report.write import write_live
+
+        print(f"report: {write_live(found[0], reports, ended=True)}")
+        return
+    # Only now: drawing takes seconds to load, and mistakes are reported at once.
+    from bench.report.pictures import LEFT_OUT, images_or_reason
+    from bench.report.summary import summarise
+    from bench.report.write import write_report
+
+    summary = summarise(found, name)
+    for path in write_report(summary, reports, images_or_reason(summary, data) if images else LEFT_OUT):
+        print(f"report: {path}")

@@ -1,0 +1,189 @@
+"""`bench run`: run a sweep, report on it, and say in the exit status how it ended."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.cli.app import FAILED, INTERRUPTED, app
+from bench.cli.arguments import REPORTS, RESULTS, HiddenOut, ImagesOption, ReportsOption, ResultsOption, renamed
+from bench.console import say
+from tl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.sweep.plan import Sweep
+
+
+@app.command()
+def run(
+    grid: Annotated[str, typer.Option(help="A shipped grid's name, or the path of a TOML file.")] = "default",
+    backbone: Annotated[list[str] | None, typer.Option(help="Only this backbone (repeatable).")] = None,
+    regime: Annotated[list[str] | None, typer.Option(help="Only this regime (repeatable).")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cpu, cuda[:i], mps, auto (the best) or all (repeatable).")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds: 0, 1, 2, …")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per training step.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="fixed, tuned or kfold, in place of the grid's.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="auto, pretrained or random.")] = "auto",
+    weights_dir: Annotated[Path | None, typer.Option(help="A folder of weight files to search first.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's folder below --results.", show_default="from the grid's name")
+    ] = None,
+    results: ResultsOption = RESULTS,
+    reports: ReportsOption = REPORTS,
+    out: HiddenOut = None,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Add seeds until every speed-up is known to within --within.")
+    ] = False,
+    within: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="Half-width of 95% intervals to reach.", show_default="5")
+    ] = None,
+    max_seeds: Annotated[
+        int | None, typer.Option(help="Most seeds for --until-decided.", show_default="10 without --budget")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="For --until-decided: 90s, 10m, 2h; start no seed that would overrun it."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Time limit per training, in seconds.", show_default="3600"),
+    ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Main memory that a cell may allocate, such as 2GiB (Linux only)."),
+    ] = None,
+    skip_larger_after_oom: Annotated[
+        bool, typer.Option("--skip-larger-after-oom", help="Skip larger batches of a cell that ran out of memory.")
+    ] = False,
+    executor: Annotated[
+        str, typer.Option(help="process, inline (for debuggers: no limits, no protection), or ray (a cluster).")
+    ] = "process",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="auto|ADDRESS", help="The cluster.", show_default="start one on this machine"),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for another command that is working in this run's folder.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; nothing is deleted.")] = False,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    live: Annotated[
+        bool, typer.Option("--live", help="Keep the report's page up to date while cells end; it reloads itself.")
+    ] = False,
+    images: ImagesOption = True,
+) -> None:
+    """Run the cells of a grid that have no result yet, and report.
+
+    Exit status: 0 all done, 1 some cell failed, 2 usage error, 130 interrupted.
+    """
+    from rich.console import Console
+
+    from bench.report.live import LivePage
+    from bench.sweep.adaptive import make_goal
+    from bench.sweep.folder import check_output
+    from bench.sweep.options import make_options
+    from bench.sweep.plan import choose_grid, run_name
+    from bench.sweep.run import run_sweep
+
+    console = Console()
+    if live and not report:
+        raise ConfigError("--live needs a report; leave out --no-report")
+    chosen = choose_grid(
+        grid,
+        {"backbones": backbone, "regimes": regime, "devices": device, "seeds": seeds},
+        {"epochs": epochs, "batch_size": batch_size, "protocol": protocol},
+    )
+    page = LivePage(reports, partial(print, file=sys.stderr))
+    options = make_options(
+        data=data,
+        weights=weights,
+        weights_dir=weights_dir,
+        name=name or run_name(chosen, data, weights, epochs, batch_size),
+        results=renamed("--results", results, RESULTS, out),
+        timeout=timeout,
+        memory_limit=memory_limit,
+        skip_larger_after_oom=skip_larger_after_oom,
+        executor=executor,
+        address=ray_address,
+        wait=wait,
+        dry_run=dry_run,
+        fresh=fresh,
+        command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        on_record=page.write if live else None,
+    )
+    goal = make_goal(chosen, until_decided=until_decided, within=within, max_seeds=max_seeds, budget=budget)
+    if report:
+        check_output(reports)
+    sweeps: list[Sweep] = []
+    try:
+        records = run_sweep(chosen, options, console, goal=goal, on_plan=sweeps.append)
+    except BaseException as error:
+        for sweep in sweeps:
+            page.end(sweep.run)
+        if not isinstance(error, KeyboardInterrupt) or not sweeps:
+            raise
+        _say_interrupted(sweeps[0], console, fresh=fresh)
+        raise typer.Exit(INTERRUPTED) from None
+    if dry_run:
+        return
+    failed = _say_without_result(records, console)
+    if report:
+        _report(sweeps[0], reports, page, console, images=images)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
+    """How far the sweep came, and how to continue it."""
+    exists = sweep.run.exists()
+    ended = sweep.run.survey()[0] if exists else {}
+    cells = sweep.run.manifest().cells if exists else sweep.cells
+    done = sum(record.status == "done" for record in ended.values())
+    again = f"`--name {sweep.run.folder.name}` without --fresh continues" if fresh else "the same command continues"
+    say(console, f"interrupted: {done} of {len(cells)} cells are done; {again} from there")
+
+
+def _say_without_result(records: Any, console: Console) -> bool:
+    """List the cells that were skipped or failed; true if any failed."""
+    for record in records.values():
+        if record.status == "skipped":
+            say(console, f"skipped: {record.cell}: {record.reason}", style="yellow")
+    failed = [record for record in records.values() if record.status not in ("done", "skipped")]
+    if failed:
+        say(console, f"{len(failed)} of {len(records)} cells have no result:", style="red")
+        for record in failed:
+            say(console, f"  {record.status}: {record.cell}: {record.reason}")
+    return bool(failed)
+
+
+def _report(sweep: Sweep, reports: Path, page: Any, console: Console, *, images: bool) -> None:
+    """Write the report and print the answers."""
+    from bench.report.answers import answers
+    from bench.report.pictures import LEFT_OUT
+    from bench.report.summary import summarise
+    from bench.report.write import write_report
+
+    try:
+        summary = summarise([sweep.run], sweep.run.folder.name)
+        paths = write_report(summary, reports, sweep.splits if images else LEFT_OUT)
+    except BaseException:
+        page.end(sweep.run)
+        raise
+    for answer in answers(summary):
+        say(console, answer, style="bold")
+    for path in paths:
+        say(console, f"report: {path}")

@@ -1,0 +1,18 @@
+"""`bench show`: the answer on the terminal."""
+
+from __future__ import annotations
+
+from bench.cli.app import app
+from bench.cli.arguments import RESULTS, ResultsOption, RunsArgument
+
+
+@app.command()
+def show(runs: RunsArgument, results: ResultsOption = RESULTS) -> None:
+    """Print the answer, the claim and the table."""
+    from rich.console import Console
+
+    from bench.report.summary import summarise
+    from bench.report.terminal import print_summary
+    from bench.store.runs import find_runs
+
+    print_summary(summarise(find_runs(runs, results), "show"), Console())

@@ -1,0 +1,36 @@
+"""All executors by name. To add one, add an entry to `EXECUTORS`; each loads its libraries when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.execution.base import Executor
+
+
+def make_executor(name: str, address: str | None = None) -> Executor:
+    """The executor of that name; `address` is that of the cluster, for one that uses a cluster.
+
+    Raises `ConfigError` if it is not available here.
+    """
+    return EXECUTORS[name](address)
+
+
+def _process(address: str | None) -> Executor:
+    from bench.execution.process import ProcessExecutor
+
+    return ProcessExecutor()
+
+
+def _inline(address: str | None) -> Executor:
+    from bench.execution.inline import InlineExecutor
+
+    return InlineExecutor()
+
+
+def _ray(address: str | None) -> Executor:
+    from bench.execution.ray import RayExecutor
+
+    return RayExecutor(address)
+
+
+EXECUTORS: dict[str, Callable[[str | None], Executor]] = {"process": _process, "inline": _inline, "ray": _ray}

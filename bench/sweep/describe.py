@@ -1,0 +1,57 @@
+"""What a sweep is about to do, in words; above all what replaces something that was wanted and is not here."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from bench.console import say
+from bench.sweep.plan import Sweep
+from bench.sweep.weights import KEPT
+from tl.cache import offline
+from tl.config import PROTOCOLS
+from tl.regimes import REGIMES
+
+
+def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
+    """Print the images, the protocol, the run's folder and its cells, and a warning for each fallback."""
+    splits = sweep.splits
+    config = next(iter(sweep.cells.values())).config
+    images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
+    say(console, f"images: {splits.name} ({images})")
+    if splits.ignored:
+        say(console, f"        files that are not images, left out: {len(splits.ignored)}, such as {splits.ignored[0]}")
+    if config.protocol != "fixed":
+        say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
+    unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""
+    if splits.stand_in:
+        say(console, f"WARNING: {unless}the images are {splits.stand_in}", style="bold yellow")
+    fallbacks: dict[str, list[str]] = {}
+    before = sweep.previous.weights if sweep.previous else {}
+    for key, answer in sweep.settled.items():
+        if answer.reason:
+            fallbacks.setdefault(answer.reason + KEPT * (key in before), []).append(key.partition(" ")[2])
+    for reason, specs in fallbacks.items():
+        text = f"WARNING: {unless}random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
+        say(console, text, style="yellow")
+    say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{_compared_with_before(sweep)}")
+
+
+def _compared_with_before(sweep: Sweep) -> str:
+    """How many cells are done, how many are new to a run that exists, and how many are no longer in the grid."""
+    if sweep.previous is None:
+        return ""
+    before = sweep.previous.cells
+    new, gone = len(sweep.cells.keys() - before.keys()), len(before.keys() - sweep.cells.keys())
+    parts = [f"{len(sweep.done)} of them done before"] if sweep.done else []
+    parts += [f"{new} new"] if new else []
+    parts += [f"and {gone} of earlier commands, which stay as they are"] if gone else []
+    return "".join(f", {part}" for part in parts)
+
+
+def list_cells(sweep: Sweep, console: Console) -> None:
+    """Print each cell, and whether it is done."""
+    for cell_id, cell in sweep.cells.items():
+        state = "done" if cell_id in sweep.done else "to do"
+        work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
+        settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
+        say(console, f"  {state:5}  {cell} ({settings})")

@@ -1,0 +1,57 @@
+"""`bench doctor`: what this machine has, and what is missing and why."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from bench.execution.executors import make_executor
+from bench.store.environment import environment
+from bench.sweep.grid import load_grid
+from tl.cache import cache_dir
+from tl.datasets import load_splits
+from tl.errors import UserError
+from tl.images import open_store
+from tl.weights import BUNDLED, Weights
+
+
+def examine() -> None:
+    """Print the findings. Downloads nothing."""
+    console = Console()
+
+    def say(mark: str, topic: str, text: str) -> None:
+        colour = {"ok": "green", "no": "yellow", "!!": "red"}[mark]
+        console.print(f"[{colour}]{mark}[/] {topic}: ", end="", highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    machine = environment()
+    gib = machine.memory_bytes / 2**30
+    say("ok", "machine", f"{machine.cpu}, {machine.cores} cores (threads a cell), {gib:.1f} GiB, {machine.system}")
+    say("ok", "software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.packages.items())]))
+    say("ok", "cache", str(cache_dir()))
+    executor = make_executor("process")
+    try:
+        found = executor.devices()
+    except UserError as error:
+        say("!!", "devices", str(error))
+        return
+    for device, name in found.items():
+        say("ok", f"device {device}", name)
+    for device in ("cuda", "mps"):
+        if device not in {name.partition(":")[0] for name in found}:
+            say("no", f"device {device}", "not on this machine, or torch was built without it")
+    for name in ("hymenoptera", "synthetic"):
+        try:
+            splits = load_splits(name, download=False)
+            open_store(splits)
+            say("ok", f"images {name}", f"{len(splits.train)} + {len(splits.val)} in {splits.root}, all can be decoded")
+        except UserError as error:
+            say("no", f"images {name}", str(error))
+    specs = list(dict.fromkeys([*load_grid("default").matrix.backbones, *BUNDLED]))
+    outcome = executor.call("bench.execution.worker:resolve_weights", specs, "pretrained", None, False)
+    for spec, answer in outcome.value.items() if outcome.status == "done" else []:
+        if isinstance(answer, Weights):
+            say("ok", f"weights {spec}", f"{answer.source} ({answer.label})")
+        else:
+            say("no", f"weights {spec}", answer.removeprefix(f"{spec}: ").partition(";")[0])
+    if outcome.status != "done":
+        say("!!", "weights", outcome.reason)

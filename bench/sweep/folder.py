@@ -1,0 +1,90 @@
+"""The folder of a sweep: which one it is, whether it can be written, and keeping other commands out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.console import say
+from bench.store.lock import locked
+from bench.store.runs import Run
+from bench.sweep.options import Options
+from tl.errors import ConfigError, UserError
+
+
+def check_output(folder: Path) -> None:
+    """Raise `UserError` when files can't be written below `folder`. Leaves nothing behind."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{folder}: can't be written: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: can't be written: no permission for {existing}")
+
+
+def check_name(option: str, name: str) -> None:
+    """Raise `ConfigError` for a name that would not be a file or folder of its own right there."""
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"{option} {name!r}: must be a plain name, without folders")
+    if name.lower() == "index":
+        raise ConfigError(f"{option} {name!r}: is what the list of all reports is called; choose another")
+
+
+def run_folder(options: Options) -> Path:
+    """The folder that a command writes to; it need not exist yet. Raises `UserError` if it can't be a run's folder."""
+    check_name("--name", options.name)
+    folder = options.results / options.name
+    number = 2
+    while options.fresh and folder.exists():
+        folder = options.results / f"{options.name}-{number}"
+        number += 1
+    check_output(folder)
+    check_output(folder / "cells")
+    # A command that was ended before it wrote anything leaves its lock behind.
+    foreign = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
+    if foreign and not (folder / "manifest.json").is_file():
+        raise UserError(f"{folder}: exists and is not a run (no manifest.json); choose another --name")
+    return folder
+
+
+def tidy(run: Run, options: Options) -> None:
+    """Remove what commands that were killed left behind. Raises `UserError` while another is at work, and `OSError`."""
+    if run.leftovers():
+        with locked(run.folder, options.command):
+            for path in run.leftovers():
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(run: Run, options: Options, console: Console) -> Iterator[None]:
+    """Keep others out of a run's folder, which is made if need be. Raises `UserError`."""
+    try:
+        run.folder.mkdir(parents=True, exist_ok=not options.fresh)
+    except FileExistsError as error:
+        raise UserError(f"{run.folder}: another command has just made it; try again") from error
+    with locked(run.folder, options.command, wait=_waiter(options, console)):
+        yield
+
+
+@contextlib.contextmanager
+def held_from_the_start(options: Options, console: Console) -> Iterator[None]:
+    """With `--wait`: hold the run's folder from here on, so that what is planned is what there is then."""
+    check_name("--name", options.name)
+    folder = options.results / options.name
+    if not options.wait or options.dry_run or options.fresh:
+        yield
+        return
+    check_output(folder)
+    folder.mkdir(parents=True, exist_ok=True)  # two that start at once: one waits for the other here too
+    with locked(folder, options.command, wait=_waiter(options, console)):
+        yield
+
+
+def _waiter(options: Options, console: Console) -> Callable[[str], None] | None:
+    """Prints which command we wait for; None without `--wait`."""
+    return (lambda text: say(console, text, style="yellow")) if options.wait else None
