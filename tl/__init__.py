@@ -7,7 +7,7 @@
     result = tl.train_model(config, splits)
     print(result.val_accuracy_best, result.epoch_seconds)
 
-`import tl` is cheap: torch is loaded by the first name that needs it.
+`import tl` is cheap: each name loads what it needs when it is first used.
 """
 
 from __future__ import annotations
@@ -15,31 +15,33 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tl.config import TrainConfig
-from tl.datasets import DATASETS, Splits, load_splits
-from tl.errors import ConfigError, DataError, DeviceError, NotApplicable, StandInWarning, UserError, WeightsError
-from tl.regimes import REGIMES, Regime
-
 if TYPE_CHECKING:
     from tl import visualize
     from tl.backbones import Backbone, Classifier, make_backbone
+    from tl.config import TrainConfig
+    from tl.datasets import DATASETS, Splits, load_splits
+    from tl.errors import ConfigError, DataError, DeviceError, NotApplicable, StandInWarning, UserError, WeightsError
     from tl.protocols import run_protocol
+    from tl.regimes import REGIMES, Regime
     from tl.results import EpochResult, TrainResult
     from tl.train import train_model
     from tl.visualize import show_batch, show_predictions
 
-_LAZY = {
-    "Backbone": "tl.backbones",
-    "Classifier": "tl.backbones",
-    "make_backbone": "tl.backbones",
-    "EpochResult": "tl.results",
-    "TrainResult": "tl.results",
-    "run_protocol": "tl.protocols",
-    "train_model": "tl.train",
-    "show_batch": "tl.visualize",
-    "show_predictions": "tl.visualize",
-    "visualize": "tl.visualize",
+_HOMES = {
+    "tl.backbones": ("Backbone", "Classifier", "make_backbone"),
+    "tl.config": ("TrainConfig",),
+    "tl.datasets": ("DATASETS", "Splits", "load_splits"),
+    "tl.errors": (
+        *("ConfigError", "DataError", "DeviceError", "NotApplicable"),
+        *("StandInWarning", "UserError", "WeightsError"),
+    ),
+    "tl.protocols": ("run_protocol",),
+    "tl.regimes": ("REGIMES", "Regime"),
+    "tl.results": ("EpochResult", "TrainResult"),
+    "tl.train": ("train_model",),
+    "tl.visualize": ("show_batch", "show_predictions", "visualize"),
 }
+_LAZY = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DATASETS",
