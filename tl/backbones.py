@@ -28,7 +28,8 @@ from tl.devices import seeded
 from tl.errors import ConfigError, NotApplicable, StandInWarning, WeightsError
 from tl.imagenet import CLASSES, head_of, output, probe_image, rows
 from tl.seeding import seed_for
-from tl.specs import canonical
+from tl.specs import Spec
+from tl.specs import find as find_spec
 from tl.weights import Checkpoint, Weights, find, load_state_dict
 
 
@@ -71,10 +72,10 @@ def known_names() -> dict[str, list[str]]:
 
 def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, download: bool = True) -> Weights:
     """Which weights `spec` (with its source) gets: see `tl.weights.find`."""
-    source, _, name = spec.partition(":")
-    checkpoint = SOURCES[source].checkpoint(name)
-    bare = name.partition(".")[0]
-    if any(bare in entry.names() for other, entry in SOURCES.items() if other != source):
+    parts = Spec.parse(spec)
+    checkpoint = SOURCES[parts.source].checkpoint(parts.name)
+    bare = parts.architecture
+    if any(bare in entry.names() for other, entry in SOURCES.items() if other != parts.source):
         # Both libraries have a network of that name: a bare `NAME.pth` could be either's.
         checkpoint = replace(checkpoint, file_names=tuple(n for n in checkpoint.file_names if n != bare))
     return find(spec, checkpoint, policy, weights_dir=weights_dir, download=download)
@@ -102,13 +103,13 @@ def make_backbone(
     name, `WeightsError` when weights are missing or don't fit, `NotApplicable` where no such head can be had.
     The global random state is left as it was.
     """
-    spec = canonical(spec, known_names())
-    source, _, name = spec.partition(":")
+    found = find_spec(spec, known_names())
+    spec, name = str(found), found.name
     if isinstance(weights, str):
         weights = find_weights(spec, weights, weights_dir=Path(weights_dir) if weights_dir else None)
         if weights.reason and own_head_for is None:
             warnings.warn(f"{spec} has random weights: {weights.reason}", StandInWarning, stacklevel=2)
-    entry, head = SOURCES[source], None
+    entry, head = SOURCES[found.source], None
     preprocessing = entry.preprocessing(name)
     with seeded(seed_for("init", spec, seed)):
         if own_head_for is None:

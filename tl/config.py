@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tl.errors import ConfigError, not_one_of
 from tl.regimes import REGIMES
+from tl.specs import Spec
 from tl.strict import Strict
 
 PROTOCOLS = {
@@ -88,6 +89,11 @@ class TrainConfig(Strict):
         "random crops, one an epoch in turn. Other regimes don't read it: it is 1 with them",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
+
+    @property
+    def spec(self) -> Spec:
+        """The backbone's name in its parts."""
+        return Spec.parse(self.backbone)
 
     @property
     def passes(self) -> int:

@@ -5,9 +5,41 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 from tl.errors import DeviceError, UserError
+
+
+@dataclass(frozen=True)
+class DeviceKey:
+    """What a cell calls its device, in parts; `str(key)` is the text that cells and records have."""
+
+    name: str
+    """As torch calls it: `cpu`, `cuda:0`, `mps`."""
+    machine: str = ""
+    """The kind of machine that it is in, on a cluster; empty elsewhere."""
+
+    @classmethod
+    def parse(cls, text: str) -> DeviceKey:
+        """Take apart `NAME` or `NAME@MACHINE`."""
+        name, _, machine = text.partition("@")
+        return cls(name, machine)
+
+    @property
+    def kind(self) -> str:
+        """The name without a number: `cuda` of `cuda:0`."""
+        return self.name.partition(":")[0]
+
+    def means(self, other: DeviceKey) -> bool:
+        """Whether this, as a user names devices, can mean `other`: `cuda` is `cuda:0`, and a name without a machine is
+        that of any.
+        """
+        name = "cuda:0" if self.name == "cuda" else self.name
+        return name == other.name and self.machine in ("", other.machine)
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.machine}" if self.machine else self.name
 
 
 def cpu_name() -> str:
@@ -83,14 +115,12 @@ def pick(device: str, have: dict[str, str]) -> str:
     """`device` as it stands in `have`: `auto` → the first, `cuda` → `cuda:0`, and of the machines of a cluster
     `cpu` → `cpu@KIND` where they are of one kind. Raises `DeviceError`.
     """
-    name = next(iter(have)) if device == "auto" else "cuda:0" if device == "cuda" else device
-    kinds = [each for each in have if each.partition("@")[0] == name]
+    name = next(iter(have)) if device == "auto" else device
+    kinds = [each for each in have if DeviceKey.parse(name).means(DeviceKey.parse(each))]
     if len(kinds) > 1:
         raise DeviceError(
             f"device={device!r}: there are several kinds of it, {', '.join(kinds)}: name one, or use 'all'"
         )
-    if kinds:
-        return kinds[0]
-    if name not in have:
+    if not kinds:
         raise DeviceError(f"device={device!r}: not on this machine, which has {', '.join(have)}")
-    return name
+    return kinds[0]

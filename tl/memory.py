@@ -38,9 +38,10 @@ class MemoryMarks:
         self._pass: Pass | None = None
         try:
             _CLEAR.write_text("5")
-            self.method = "VmHWM, reset at the start"
         except OSError:
-            self.method = "ru_maxrss, whole process"
+            self._resets, self.method = False, "ru_maxrss, whole process"
+        else:
+            self._resets, self.method = True, "VmHWM, reset at the start"
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self.baseline_bytes = self._resident()
@@ -79,10 +80,6 @@ class MemoryMarks:
             "mps_current_bytes": peak(("mps_current", None)),
             "mps_driver_bytes": peak(("mps_driver", None)),
         }
-
-    @property
-    def _resets(self) -> bool:
-        return self.method.startswith("VmHWM")
 
     def _read(self) -> dict[str, int]:
         """The marks now, by level, in bytes."""

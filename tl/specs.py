@@ -6,28 +6,61 @@ A spec is `torchvision:NAME` or `timm:NAME[.TAG]`. A bare name is looked up in b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from tl.errors import ConfigError, nearest
 
 
-def canonical(spec: str, names: Mapping[str, Iterable[str]]) -> str:
-    """The spec with its source: `resnet26` → `timm:resnet26`.
+@dataclass(frozen=True)
+class Spec:
+    """The name of a backbone in its parts; `str(spec)` is the text that configs and records have."""
+
+    source: str
+    """A key of `tl.backbones.SOURCES`; empty for a bare name."""
+    name: str
+    """The library's own name of the network; it may have a colon."""
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Take a spec apart. It needs no known source and no known name."""
+        source, colon, name = text.partition(":")
+        return cls(source, name) if source and colon else cls("", text)
+
+    @property
+    def architecture(self) -> str:
+        """The name without the tag of its weights."""
+        return self.name.partition(".")[0]
+
+    def matches(self, other: Spec) -> bool:
+        """Whether both can name the same network: a bare name stands for any source's."""
+        return self.name == other.name and (self.source == other.source or not (self.source and other.source))
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.name}" if self.source else self.name
+
+
+def find(text: str, names: Mapping[str, Iterable[str]]) -> Spec:
+    """The network that a spec or a bare name means, with its source.
 
     `names` maps each source to all names that it has. Raises `ConfigError` for an unknown name (with the
     nearest ones) and for a bare name that two sources have (naming both).
     """
-    source, colon, name = spec.partition(":")
-    if colon and source not in names:
-        raise ConfigError(f"backbone={spec!r}: unknown source {source!r}; valid sources: {', '.join(names)}")
-    known = {source: set(names[source])} if colon else {source: set(names[source]) for source in names}
-    wanted = name if colon else spec
-    hits = [f"{source}:{wanted}" for source, has in known.items() if wanted in has]
+    given = Spec.parse(text)
+    if given.source and given.source not in names:
+        raise ConfigError(f"backbone={text!r}: unknown source {given.source!r}; valid sources: {', '.join(names)}")
+    sources = [given.source] if given.source else list(names)
+    hits = [Spec(source, given.name) for source in sources if given.name in set(names[source])]
     if len(hits) == 1:
         return hits[0]
     if hits:
-        raise ConfigError(f"backbone={spec!r}: ambiguous; say {' or '.join(hits)}")
-    candidates = {f"{source}:{name}" if colon else name for source, has in names.items() for name in has}
-    close = nearest(spec, candidates, n=3)
+        raise ConfigError(f"backbone={text!r}: ambiguous; say {' or '.join(map(str, hits))}")
+    candidates = {str(Spec(given.source and source, name)) for source, has in names.items() for name in has}
+    close = nearest(text, candidates, n=3)
     hint = f"; near matches: {', '.join(close)}" if close else ""
-    where = source if colon else " or ".join(names)
-    raise ConfigError(f"backbone={spec!r}: no such network in {where}{hint}; see `python -m bench list backbones TEXT`")
+    where = " or ".join(sources)
+    raise ConfigError(f"backbone={text!r}: no such network in {where}{hint}; see `python -m bench list backbones TEXT`")
+
+
+def canonical(spec: str, names: Mapping[str, Iterable[str]]) -> str:
+    """A spec as configs and records have it, with its source: `resnet26` → `timm:resnet26`. Raises as `find`."""
+    return str(find(spec, names))

@@ -13,7 +13,7 @@ from tl.batches import Batches
 from tl.errors import ConfigError
 from tl.folds import judged_images
 from tl.images import open_store
-from tl.specs import canonical
+from tl.specs import find
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,8 +30,8 @@ def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0,
     Draws what `train_model` draws for that seed and epoch. No weights are needed or loaded.
     """
     _at_least_one(count)
-    source, _, name = canonical(backbone, known_names()).partition(":")
-    preprocessing = SOURCES[source].preprocessing(name)
+    spec = find(backbone, known_names())
+    preprocessing = SOURCES[spec.source].preprocessing(spec.name)
     batches = Batches(open_store(splits), splits.train, preprocessing, torch.device("cpu"))
     images, labels = next(batches.training(count, seed=seed, epoch=epoch))
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)

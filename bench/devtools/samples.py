@@ -11,6 +11,7 @@ from tabulate import tabulate
 from bench.analysis.stats import Estimate, difference, ratio
 from bench.store.environment import Environment, MachineState
 from tl.errors import UserError
+from tl.machine import DeviceKey
 from tl.strict import Strict
 
 OURS, PLAIN = "ours", "plain"
@@ -131,7 +132,7 @@ class Samples(Strict):
 
     def target(self, side: str) -> float | None:
         """The largest ratio that was aimed at; None where there is no such aim."""
-        kind = self.device.partition(":")[0]
+        kind = DeviceKey.parse(self.device).kind
         found = [TARGETS.get((self.what, kind, self.job, backbone)) for backbone in (self.backbone, "")]
         return next((value for value in found if value is not None and side == PLAIN), None)
 

@@ -17,7 +17,7 @@ from typing import Any
 from bench.execution import ray_node
 from bench.execution.failure import describe
 from tl.errors import ConfigError, UserError
-from tl.machine import usable_cores
+from tl.machine import DeviceKey, usable_cores
 
 ASK_SECONDS = 120.0
 """How long a node may take to describe itself: it may have to import torch first."""
@@ -75,7 +75,7 @@ class Cluster:
         if not self.slots:
             raise UserError("no node of the cluster has CPUs to run cells on")
         found = {slot.device: slot.model for slots in self.slots.values() for slot in slots}
-        self._devices = dict(sorted(found.items(), key=lambda item: (item[0].startswith("cpu"), item[0])))
+        self._devices = dict(sorted(found.items(), key=lambda item: (DeviceKey.parse(item[0]).kind == "cpu", item[0])))
         return self._devices
 
     @property
@@ -171,12 +171,12 @@ def _unreachable(address: str) -> str:
 
 def _slots(name: str, resources: dict[str, float], devices: dict[str, str], cores: int) -> Iterator[Slot]:
     cpus, gpus = resources["CPU"], int(resources.get("GPU", 0))
-    model = next((model for device, model in devices.items() if device.startswith("cuda")), "")
+    model = next((model for device, model in devices.items() if DeviceKey.parse(device).kind == "cuda"), "")
     if gpus and model:
-        device = f"cuda:0@{_slug(model)}"
+        device = str(DeviceKey("cuda:0", _slug(model)))
         yield Slot(node=name, device=device, model=model, cpus=max(1, cpus // gpus), gpus=1, count=gpus)
     threads, model = int(min(cpus, cores)), devices["cpu"]
-    device = f"cpu@{_slug(model)}-{threads}"
+    device = str(DeviceKey("cpu", f"{_slug(model)}-{threads}"))
     yield Slot(node=name, device=device, model=f"{model}, {threads} cores", cpus=cpus, gpus=0, count=1)
 
 

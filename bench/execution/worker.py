@@ -19,7 +19,7 @@ from tl import devices, gpu
 from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
 from tl.errors import WeightsError
-from tl.machine import keep_freed_pages
+from tl.machine import DeviceKey, keep_freed_pages
 from tl.protocols import run_protocol
 from tl.results import TrainResult
 from tl.weights import Weights
@@ -60,7 +60,7 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     training what only this process knows of the machine.
     """
     torch.set_num_threads(threads)
-    device, _, _ = cell.device.partition("@")  # in a cluster the kind of machine stands behind it
+    device = DeviceKey.parse(cell.device).name
     allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"
     _touch_code()
     uuid = devices.gpu_uuid(devices.resolve(device))

@@ -81,12 +81,24 @@ def _epochs(record: Record) -> Iterator[tuple[int, dict[str, float]]]:
         yield row.epoch, {name: float(value) for name, value in figures.items() if value is not None}
 
 
-def _name(run: Run, record: Record) -> str:
-    """RUN/CELL, each a plain file name. A cell that was run again is another."""
+@dataclass(frozen=True, kw_only=True)
+class _Name:
+    """What a cell is called here; `str(name)` is RUN/CELL."""
+
+    run: str
+    cell: str
+    """Both are plain file names."""
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.cell}"
+
+
+def _name(run: Run, record: Record) -> _Name:
+    """A cell that was run again has another name."""
     config = record.cell.config
     parts = (config.backbone, config.regime, record.cell.device, f"seed{config.seed}", record.cell_id)
     when = f"{record.started:%Y%m%dT%H%M%S}"
-    return f"{_plain(run.name)}/{_plain('-'.join((*parts, when)))}"
+    return _Name(run=_plain(run.name), cell=_plain("-".join((*parts, when))))
 
 
 def _plain(text: str) -> str:
@@ -98,7 +110,7 @@ def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
 
     new = 0
     for run, record in cells:
-        place = folder / _name(run, record)
+        place = folder / str(_name(run, record))
         if place.exists():
             continue
         new += 1
@@ -128,15 +140,14 @@ def _mlflow(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
     client = MlflowClient(tracking_uri=folder.resolve().as_uri())
     new = 0
     for run, record in cells:
-        name = _plain(run.name)
-        experiment = client.get_experiment_by_name(name)
-        identity = experiment.experiment_id if experiment else client.create_experiment(name)
-        label = _name(run, record)
-        if client.search_runs([identity], f"tags.`{TAG}` = '{label}' and status = 'FINISHED'", max_results=1):
+        name = _name(run, record)
+        experiment = client.get_experiment_by_name(name.run)
+        identity = experiment.experiment_id if experiment else client.create_experiment(name.run)
+        if client.search_runs([identity], f"tags.`{TAG}` = '{name}' and status = 'FINISHED'", max_results=1):
             continue
         new += 1
         begun = int(record.started.timestamp() * 1000)
-        there = client.create_run(identity, start_time=begun, tags={TAG: label}, run_name=label.partition("/")[2])
+        there = client.create_run(identity, start_time=begun, tags={TAG: str(name)}, run_name=name.cell)
         for key, value in _parameters(record).items():
             client.log_param(there.info.run_id, key, value)
         for epoch, figures in _epochs(record):

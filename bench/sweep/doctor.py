@@ -11,7 +11,8 @@ from tl.cache import cache_dir
 from tl.datasets import load_splits
 from tl.errors import UserError
 from tl.images import open_store
-from tl.weights import BUNDLED, Weights
+from tl.machine import DeviceKey
+from tl.weights import BUNDLED
 
 
 def examine() -> None:
@@ -37,7 +38,7 @@ def examine() -> None:
     for device, name in found.items():
         say("ok", f"device {device}", name)
     for device in ("cuda", "mps"):
-        if device not in {name.partition(":")[0] for name in found}:
+        if device not in {DeviceKey.parse(name).kind for name in found}:
             say("no", f"device {device}", "not on this machine, or torch was built without it")
     for name in ("hymenoptera", "synthetic"):
         try:
@@ -47,11 +48,11 @@ def examine() -> None:
         except UserError as error:
             say("no", f"images {name}", str(error))
     specs = list(dict.fromkeys([*load_grid("default").matrix.backbones, *BUNDLED]))
-    outcome = executor.call("bench.execution.worker:resolve_weights", specs, "pretrained", None, False)
-    for spec, answer in outcome.value.items() if outcome.status == "done" else []:
-        if isinstance(answer, Weights):
-            say("ok", f"weights {spec}", f"{answer.source} ({answer.label})")
+    outcome = executor.call("bench.execution.worker:resolve_weights", specs, "auto", None, False)
+    for spec, weights in outcome.value.items() if outcome.status == "done" else []:
+        if weights.kind == "pretrained":
+            say("ok", f"weights {spec}", f"{weights.source} ({weights.label})")
         else:
-            say("no", f"weights {spec}", answer.removeprefix(f"{spec}: ").partition(";")[0])
+            say("no", f"weights {spec}", weights.reason)
     if outcome.status != "done":
         say("!!", "weights", outcome.reason)

@@ -46,8 +46,9 @@ from pydantic import Field
 from bench.analysis.claims import CLAIMS, Claim
 from tl.config import TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
-from tl.machine import pick
+from tl.machine import DeviceKey, pick
 from tl.regimes import REGIMES
+from tl.specs import Spec
 from tl.strict import Strict
 
 AXES = {"backbone": "backbones", "regime": "regimes", "device": "devices", "precision": "precision", "seed": "seeds"}
@@ -100,7 +101,7 @@ class Grid(Strict):
             if {"all", "auto"} & {entry.get("device"), *axes.get("devices", ())} and "devices" in axes:
                 entry.pop("device", None)
             named = {AXES[axis]: value for axis, value in entry.items() if axis in AXES}
-            if all(_among(value, axes[key]) for key, value in named.items() if key in axes):
+            if all(_among(key, value, axes[key]) for key, value in named.items() if key in axes):
                 kept.append({key: value for key, value in entry.items() if key not in settings})
         return self.replace(matrix=self.matrix.replace(**axes), train={**self.train, **settings}, include=kept)
 
@@ -194,24 +195,19 @@ def _check(
                 raise ConfigError(f"{where}.{error}") from error
 
 
-def _among(value: Any, wanted: Any) -> bool:
-    """Whether an entry's value is one of an overridden axis.
+def _among(key: str, value: Any, wanted: Any) -> bool:
+    """Whether an entry's value is one of an overridden axis, whose key in `[matrix]` is given.
 
     A bare backbone, on either side, stands for any source's, and `cuda` for `cuda:0`.
     """
     if isinstance(wanted, int):
         return bool(value in range(wanted))
-
-    def same(one: str, other: str) -> bool:
-        return (
-            one == other
-            or one == other.partition("@")[0]
-            or one.endswith(f":{other}")
-            or other.endswith(f":{one}")
-            or f"{one}:0" == other.partition("@")[0]
-        )
-
-    return any(same(str(value), str(one)) or same(str(one), str(value)) for one in wanted)
+    if key == "backbones":
+        return any(Spec.parse(str(value)).matches(Spec.parse(one)) for one in wanted)
+    if key == "devices":
+        device, others = DeviceKey.parse(str(value)), map(DeviceKey.parse, wanted)
+        return any(device.means(other) or other.means(device) for other in others)
+    return any(str(value) == str(one) for one in wanted)
 
 
 def _with_matrix(data: dict[str, Any]) -> dict[str, Any]:
@@ -312,7 +308,7 @@ def _present(wanted: list[str], have: dict[str, str]) -> list[str]:
 
 def _matches(cell: dict[str, Any], rule: dict[str, Any]) -> bool:
     """A device of a cluster also goes by its name without the kind of machine."""
-    values = {
-        axis: {str(cell[axis])} | ({cell[axis].partition("@")[0]} if axis == "device" else set()) for axis in rule
-    }
+    values = {axis: {str(cell[axis])} for axis in rule}
+    if "device" in rule:
+        values["device"].add(DeviceKey.parse(cell["device"]).name)
     return all(any(fnmatchcase(v, str(pattern)) for v in values[axis]) for axis, pattern in rule.items())

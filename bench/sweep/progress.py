@@ -192,7 +192,7 @@ class _CellColumn(ProgressColumn):
 
 
 def _short(cell: Cell) -> str:
-    return f"{cell.config.regime} {cell.config.backbone.partition(':')[2]} {cell.device}"
+    return f"{cell.config.regime} {cell.config.spec.name} {cell.device}"
 
 
 def _pass_text(cell: Cell, row: EpochResult) -> str:
