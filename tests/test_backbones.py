@@ -16,8 +16,9 @@ import tl
 from tests.conftest import TINY
 from tests.servers import serve
 from tests.weights import network
-from tl.backbones import SOURCES, _from_url, find_weights, known_names, make_backbone
+from tl.backbones import find_weights, known_names, make_backbone
 from tl.errors import ConfigError, WeightsError
+from tl.library import checkpoint_at, library
 from tl.specs import canonical
 from tl.weights import BUNDLED, Weights
 
@@ -67,10 +68,10 @@ def test_random_weights_follow_the_seed(spec: str) -> None:
 
 def test_preprocessing_is_that_of_the_weights() -> None:
     """Two sets of weights of one architecture are fed differently."""
-    old, new = (SOURCES["timm"].preprocessing(f"resnet18.{tag}") for tag in ("tv_in1k", "a1_in1k"))
+    old, new = (library("timm").preprocessing(f"resnet18.{tag}") for tag in ("tv_in1k", "a1_in1k"))
     assert (old.interpolation, old.resize) == ("bilinear", 256)
     assert (new.interpolation, new.resize) == ("bicubic", 235)
-    assert SOURCES["timm"].preprocessing("tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)
+    assert library("timm").preprocessing("tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)
 
 
 NAMES = {"torchvision": ["resnet18", "vgg11", "mobilenet_v2"], "timm": ["resnet18", "resnet26", "resnet18.a1_in1k"]}
@@ -219,13 +220,13 @@ def test_want_of_memory_is_not_called_a_misfit(monkeypatch: pytest.MonkeyPatch) 
 
 def test_every_torchvision_network_loses_its_classifier() -> None:
     """Built without memory (meta device) and fed its own size: features of the width that is said."""
-    for name in SOURCES["torchvision"].names():
+    for name in library("torchvision").names():
         if name.startswith("regnet"):
             continue  # reads numbers while it is built, which the meta device hasn't; one is in FAMILIES
         with torch.device("meta"):
-            module = SOURCES["torchvision"].load(name, Weights(kind="random", source="random"))
-            _, width = SOURCES["torchvision"].cut(module)
-            size = SOURCES["torchvision"].preprocessing(name).size
+            module = library("torchvision").load(name, Weights(kind="random", source="random"))
+            _, width = library("torchvision").cut(module)
+            size = library("torchvision").preprocessing(name).size
             assert module.eval()(torch.zeros(1, 3, size, size)).shape == (1, width), name
 
 
@@ -290,12 +291,12 @@ def test_download_into_the_torch_hub_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     digits = hashlib.sha256(b"weights").hexdigest()[:8]
     with serve({f"/net-{digits}.pth": b"weights", "/net-00000000.pth": b"weights"}) as address:
-        good = _from_url("label", f"{address}/net-{digits}.pth", ("net",))
+        good = checkpoint_at("label", f"{address}/net-{digits}.pth", ("net",))
         assert good.cached() is None
         assert good.download().read_bytes() == b"weights"
         assert good.cached() == (good.download(), "torch hub cache")
         with pytest.raises(RuntimeError, match="hash"):
-            _from_url("label", f"{address}/net-00000000.pth", ("net",)).download()
+            checkpoint_at("label", f"{address}/net-00000000.pth", ("net",)).download()
 
 
 def test_download_from_the_hugging_face_hub(tmp_path: Path) -> None:

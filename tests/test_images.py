@@ -90,9 +90,9 @@ def test_validation_agrees_with_the_weights_own_transforms(mini: tl.Splits, name
     """Against torchvision's published preset, which works on Pillow images: 0.02 on average, normalised."""
     from torchvision.models import get_model_weights
 
-    from tl.backbones import SOURCES
+    from tl.library import library
 
-    assert_validation_is(get_model_weights(name).DEFAULT.transforms(), SOURCES["torchvision"].preprocessing(name), mini)
+    assert_validation_is(get_model_weights(name).DEFAULT.transforms(), library("torchvision").preprocessing(name), mini)
 
 
 @pytest.mark.parametrize("name", ["resnet18.a1_in1k", "vit_tiny_patch16_224", "test_resnet"])
@@ -101,10 +101,10 @@ def test_validation_agrees_with_timms_own_transforms(mini: tl.Splits, name: str)
     from timm.data import create_transform, resolve_data_config
     from timm.models import get_pretrained_cfg
 
-    from tl.backbones import SOURCES
+    from tl.library import library
 
     preset = create_transform(**resolve_data_config(pretrained_cfg=get_pretrained_cfg(name).to_dict()))
-    assert_validation_is(preset, SOURCES["timm"].preprocessing(name), mini)
+    assert_validation_is(preset, library("timm").preprocessing(name), mini)
 
 
 def assert_validation_is(

@@ -16,7 +16,7 @@ class Spec:
     """The name of a backbone in its parts; `str(spec)` is the text that configs and records have."""
 
     source: str
-    """A key of `tl.backbones.SOURCES`; empty for a bare name."""
+    """A key of `tl.sources.SOURCES`; empty for a bare name."""
     name: str
     """The library's own name of the network; it may have a colon."""
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import torch
 
-from tl.backbones import SOURCES, known_names
+from tl.backbones import known_names
 from tl.batches import Batches
 from tl.errors import ConfigError
 from tl.folds import judged_images
 from tl.images import open_store
+from tl.library import library
 from tl.specs import find
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0,
     """
     _at_least_one(count)
     spec = find(backbone, known_names())
-    preprocessing = SOURCES[spec.source].preprocessing(spec.name)
+    preprocessing = library(spec.source).preprocessing(spec.name)
     batches = Batches(open_store(splits), splits.train, preprocessing, torch.device("cpu"))
     images, labels = next(batches.training(count, seed=seed, epoch=epoch))
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)

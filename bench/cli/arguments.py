@@ -38,6 +38,25 @@ SidesArgument = Annotated[
         help="Runs, pytest-benchmark files, or folders of such files (one round each); join several with commas.",
     ),
 ]
+
+
+def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    from tl.plugins import load_script
+
+    for path in paths or ():
+        load_script(path)
+    return paths
+
+
+PluginOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        callback=_load_plugins,
+        is_eager=True,  # what the other options name may be in there
+        help="A Python file that adds regimes, sources, metrics or claims (repeatable).",
+    ),
+]
 RESULTS, REPORTS = Path("results"), Path("reports")
 """Defaults of `--results` and `--reports`."""
 

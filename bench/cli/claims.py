@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli.app import app
-from bench.cli.arguments import RESULTS, ResultsOption, RunsArgument
+from bench.cli.arguments import RESULTS, PluginOption, ResultsOption, RunsArgument
 
 
 @app.command()
@@ -15,6 +15,7 @@ def claims(
     runs: RunsArgument,
     format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
     results: ResultsOption = RESULTS,
+    plugin: PluginOption = None,
 ) -> None:
     """Print what runs say of each claim: measured, predicted, verdict."""
     from bench.report.claims_text import print_claims

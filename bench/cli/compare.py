@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli.app import app
-from bench.cli.arguments import RESULTS, FormatOption, MetricOption, OutputOption, ResultsOption, SidesArgument
+from bench.cli.arguments import (
+    RESULTS,
+    FormatOption,
+    MetricOption,
+    OutputOption,
+    PluginOption,
+    ResultsOption,
+    SidesArgument,
+)
 from tl.errors import ConfigError
 
 
@@ -30,6 +38,7 @@ def compare(
     format: FormatOption = None,
     output: OutputOption = None,
     results: ResultsOption = RESULTS,
+    plugin: PluginOption = None,
 ) -> None:
     """Compare runs, or regimes, devices, … of one run: what is worse, better, the same or can't be decided."""
     from bench.compare.changes import compare as compare_sides

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli.app import app
-from bench.cli.arguments import REPORTS, RESULTS, OutputOption, ReportsOption, ResultsOption, RunsArgument
+from bench.cli.arguments import REPORTS, RESULTS, OutputOption, PluginOption, ReportsOption, ResultsOption, RunsArgument
 from tl.errors import ConfigError
 
 
@@ -26,6 +26,7 @@ def export(
     ] = None,
     results: ResultsOption = RESULTS,
     reports: ReportsOption = REPORTS,
+    plugin: PluginOption = None,
 ) -> None:
     """Print one row per cell; results/README.md describes the columns."""
     from bench.store.runs import find_runs

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli.app import app
-from bench.cli.arguments import RESULTS, FormatOption, MetricOption, OutputOption, ResultsOption, SidesArgument
+from bench.cli.arguments import (
+    RESULTS,
+    FormatOption,
+    MetricOption,
+    OutputOption,
+    PluginOption,
+    ResultsOption,
+    SidesArgument,
+)
 from bench.cli.compare import put
 from tl.errors import ConfigError
 
@@ -30,6 +38,7 @@ def gate(
     format: FormatOption = None,
     output: OutputOption = None,
     results: ResultsOption = RESULTS,
+    plugin: PluginOption = None,
 ) -> None:
     """Fail on a regression. Exit status: 0 passed, 1 regressed, 2 usage error, 3 incomplete, 4 not comparable."""
     from bench.compare.changes import compare as compare_sides

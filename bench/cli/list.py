@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli.app import app
+from bench.cli.arguments import PluginOption
 
 
 @app.command(name="list")
@@ -15,6 +16,7 @@ def list_(
         Literal["grids", "backbones", "regimes", "datasets", "devices"], typer.Argument(help="What to list.")
     ],
     text: Annotated[str | None, typer.Argument(help="Only names that contain this text.")] = None,
+    plugin: PluginOption = None,
 ) -> None:
     """List what there is: grids, backbones, regimes, data sets or devices."""
     from rich.console import Console

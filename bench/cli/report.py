@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from bench.cli.app import app
-from bench.cli.arguments import REPORTS, RESULTS, HiddenOut, ImagesOption, ReportsOption, ResultsOption, renamed
+from bench.cli.arguments import (
+    REPORTS,
+    RESULTS,
+    HiddenOut,
+    ImagesOption,
+    PluginOption,
+    ReportsOption,
+    ResultsOption,
+    renamed,
+)
 from tl.errors import ConfigError
 
 
@@ -32,6 +41,7 @@ def report(
         bool,
         typer.Option("--collect", help="Write only the page of a run that goes on, without figures; this is quick."),
     ] = False,
+    plugin: PluginOption = None,
 ) -> None:
     """Write NAME.md and one self-contained NAME.html. A run that isn't complete is reported as far as it is."""
     from bench.store.runs import all_runs, find_runs

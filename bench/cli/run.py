@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.app import FAILED, INTERRUPTED, app
-from bench.cli.arguments import REPORTS, RESULTS, HiddenOut, ImagesOption, ReportsOption, ResultsOption, renamed
+from bench.cli.arguments import (
+    REPORTS,
+    RESULTS,
+    HiddenOut,
+    ImagesOption,
+    PluginOption,
+    ReportsOption,
+    ResultsOption,
+    renamed,
+)
 from bench.console import say
 from tl.errors import ConfigError
 
@@ -85,6 +94,7 @@ def run(
         bool, typer.Option("--live", help="Keep the report's page up to date while cells end; it reloads itself.")
     ] = False,
     images: ImagesOption = True,
+    plugin: PluginOption = None,
 ) -> None:
     """Run the cells of a grid that have no result yet, and report.
 

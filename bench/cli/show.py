@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bench.cli.app import app
-from bench.cli.arguments import RESULTS, ResultsOption, RunsArgument
+from bench.cli.arguments import RESULTS, PluginOption, ResultsOption, RunsArgument
 
 
 @app.command()
-def show(runs: RunsArgument, results: ResultsOption = RESULTS) -> None:
+def show(runs: RunsArgument, results: ResultsOption = RESULTS, plugin: PluginOption = None) -> None:
     """Print the answer, the claim and the table."""
     from rich.console import Console
 

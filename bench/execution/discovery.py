@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 
 from bench.execution.base import Executor
 from bench.store.environment import package_version
+from tl import plugins
 from tl.cache import cache_dir, write_atomic
 from tl.errors import UserError
 from tl.machine import cpu_name
+from tl.sources import SOURCES
 
 
 def backbone_names(executor: Executor) -> dict[str, list[str]]:
-    """All names by source; remembered in the cache for each pair of library versions."""
-    versions = {name: package_version(name) for name in ("torchvision", "timm")}
-    path = cache_dir() / f"backbones-torchvision{versions['torchvision']}-timm{versions['timm']}.json"
+    """All names by source, from the cache if no library, package or script that decides them has changed."""
+    versions = {source: {name: package_version(name) for name in entry.packages} for source, entry in SOURCES.items()}
+    deciding = json.dumps([versions, plugins.fingerprint()])
+    path = cache_dir() / f"backbones-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
     try:
         names: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

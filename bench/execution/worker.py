@@ -20,6 +20,7 @@ from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
 from tl.errors import WeightsError
 from tl.machine import DeviceKey, keep_freed_pages
+from tl.plugins import load_scripts
 from tl.protocols import run_protocol
 from tl.results import TrainResult
 from tl.weights import Weights
@@ -31,6 +32,7 @@ def get_ready(emit: Emit) -> None:
 
 def list_names(emit: Emit) -> dict[str, list[str]]:
     """All backbones by source."""
+    load_scripts()
     return known_names()
 
 
@@ -43,6 +45,7 @@ def resolve_weights(
     specs: list[str], policy: str, weights_dir: Path | None, download: bool, emit: Emit
 ) -> dict[str, Weights | str]:
     """Weights of each backbone, downloading them if need be; a string says why there are none."""
+    load_scripts()
     found: dict[str, Weights | str] = {}
     for spec in specs:
         emit(spec)
@@ -59,6 +62,7 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     Emits each `EpochResult`; with a protocol of several trainings a few words before each; and before and after
     training what only this process knows of the machine.
     """
+    load_scripts()
     torch.set_num_threads(threads)
     device = DeviceKey.parse(cell.device).name
     allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"

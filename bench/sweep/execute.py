@@ -25,6 +25,7 @@ from bench.sweep.plan import Sweep, done_records
 from bench.sweep.progress import make_reporter
 from bench.sweep.recorder import Recorder
 from bench.sweep.weights import locate
+from tl import plugins
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.folds import judged_images
 
@@ -151,6 +152,11 @@ def executor_for(options: Options) -> Executor:
         raise ConfigError(f"--ray-address {options.address!r}: is for --executor ray, and this is {options.executor!r}")
     if options.timeout is not None and not 0 < options.timeout < math.inf:
         raise ConfigError(f"--timeout {options.timeout:g}: must be a number of seconds above 0")
+    if options.executor == "ray" and (scripts := plugins.scripts()):
+        raise ConfigError(
+            f"--plugin {scripts[0]}: nodes of a cluster don't have this file; install it there as a package with entry "
+            "points"
+        )
     executor = make_executor(options.executor, options.address)
     if not executor.has_limits:
         limits = {"--timeout": options.timeout, "--memory-limit": options.memory_bytes}

@@ -1,0 +1,177 @@
+"""Entries from outside: of installed packages, by their entry points, and of scripts, by `--plugin`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.execution.discovery import backbone_names
+from bench.execution.executors import make_executor
+from tests.commands import command
+from tl import plugins
+from tl.errors import ConfigError
+
+LIBRARY = """
+import torch
+from torch import nn
+
+from tl.batches import Preprocessing
+from tl.library import Library
+from tl.weights import Checkpoint
+
+
+def _load(name, weights):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1000))
+
+
+def _cut(module):
+    layer = module[4]
+    module[4] = nn.Identity()
+    return layer, layer.in_features
+
+
+LIBRARY = Library(
+    names=lambda: ["pooled", "pooled.again"],
+    checkpoint=lambda name: Checkpoint(
+        label=name, file_names=(name,), bundled_as="", cached=lambda: None, download=lambda: None, url=""
+    ),
+    preprocessing=lambda name: Preprocessing(
+        size=16, resize=18, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
+    ),
+    classes=lambda name: 1000,
+    load=_load,
+    cut=_cut,
+)
+"""
+SOURCE = "from tl.sources import Source\n\nSOURCE = Source(packages=(), library='{module}:LIBRARY')\n"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an installed package that has a source; it is on the path of all processes that a test starts."""
+    site = tmp_path / "site"
+    info = site / "mine-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tl.sources]\nmine = mine_source:SOURCE\n")
+    (site / "mine_source.py").write_text(SOURCE.format(module="mine_library"))
+    (site / "mine_library.py").write_text(LIBRARY)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    return site
+
+
+def test_a_package_adds_a_source(package: Path) -> None:
+    """Its networks are listed, trained and reported like any other's, in a cell's process too."""
+    listed = command("list", "backbones", "pooled")
+    assert listed.returncode == 0 and "mine:pooled" in listed.stdout, listed.stderr
+    words = ["--grid", "smoke", "--backbone", "mine:pooled", "--regime", "frozen", "--weights", "random"]
+    done = command("run", *words, "--device", "cpu", "--name", "r", "--no-report")
+    assert done.returncode == 0 and "done in" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_cached_names_are_those_of_all_sources(package: Path) -> None:
+    """Another version of a package with entry points is another list of names, though no library has changed."""
+    assert command("list", "backbones", "pooled").returncode == 0
+    more = (package / "mine_library.py").read_text().replace('"pooled.again"', '"pooled.again", "pooled.third"')
+    (package / "mine_library.py").write_text(more)
+    (package / "mine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.1\n")
+    assert "mine:pooled.third" in command("list", "backbones", "pooled").stdout
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ("mine = nowhere:SOURCE", "can't be loaded: ModuleNotFoundError"),
+        ("mine = mine_library:LIBRARY", "is a Library, not a Source"),
+        ("timm = mine_source:SOURCE", "the name is taken; taken are torchvision, timm"),
+    ],
+)
+def test_a_bad_entry_point_is_one_line(package: Path, points: str, message: str) -> None:
+    """It names the entry point, and the exit status is that of a usage error."""
+    (package / "mine-1.0.dist-info" / "entry_points.txt").write_text(f"[tl.sources]\n{points}\n")
+    done = command("list", "backbones", "pooled")
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_script_adds_a_source(tmp_path: Path) -> None:
+    """What the script adds is there in this command and in a cell's process, and in no other command."""
+    script = tmp_path / "my_source.py"
+    script.write_text(
+        "from tl.sources import SOURCES, Source\n\n"
+        "SOURCES['script'] = Source(packages=(), library='my_source_library:LIBRARY')\n"
+    )
+    (tmp_path / "my_source_library.py").write_text(LIBRARY)  # it finds its neighbours
+    words = ["--grid", "smoke", "--backbone", "script:pooled", "--regime", "frozen", "--weights", "random"]
+    words += ["--device", "cpu", "--name", "r", "--no-report"]
+    done = command("run", *words, "--plugin", script.name)
+    assert done.returncode == 0 and "done in" in done.stdout, done.stdout + done.stderr
+    without = command("run", *words, "--fresh")
+    assert without.returncode == 2 and "unknown source 'script'" in without.stderr
+
+
+BAD = {
+    "missing": ("nowhere.py", "", "must be a Python file"),
+    "other kind": ("my_plugin.txt", "", "must be a Python file"),
+    "broken": ("my_plugin.py", "1 / 0", "ZeroDivisionError: division by zero"),
+    "taken": ("json.py", "", "another module is named 'json'; rename the file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_script_is_one_line(case: str, tmp_path: Path) -> None:
+    """It names the file and what is wrong; nothing is written."""
+    name, text, message = BAD[case]
+    if name != "nowhere.py":
+        (tmp_path / name).write_text(text)
+    done = command("run", "--plugin", name, "--name", "r")
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_script_is_loaded_once_and_by_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naming it twice does nothing more; a child process finds it in its environment."""
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    script = tmp_path / "counted_plugin.py"
+    script.write_text(f"with open({str(tmp_path / 'loads')!r}, 'a') as file:\n    file.write('x')\n")
+    plugins.load_script(script)
+    plugins.load_script(script)
+    assert (tmp_path / "loads").read_text() == "x" and plugins.scripts() == [script]
+    code = "from tl.plugins import load_scripts; load_scripts(); import counted_plugin"
+    root = str(Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": root})
+    assert (tmp_path / "loads").read_text() == "xx"
+    sys.modules.pop("counted_plugin")
+
+
+def test_a_script_can_t_go_to_a_cluster(tmp_path: Path) -> None:
+    """Its nodes don't have the file."""
+    (tmp_path / "my_plugin.py").write_text("")
+    done = command("run", "--executor", "ray", "--plugin", "my_plugin.py")
+    assert done.returncode == 2 and "nodes of a cluster don't have this file" in done.stderr
+
+
+def test_another_list_of_names_for_another_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of names is keyed by the scripts' content."""
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    asked: list[str] = []
+    executor = make_executor("inline")
+    monkeypatch.setattr("bench.execution.discovery._ask", lambda *_: asked.append("") or {"timm": ["a"]})
+    script = tmp_path / "keyed_plugin.py"
+    for text in ("", "x = 1", "x = 1"):
+        script.write_text(text)
+        monkeypatch.setenv(plugins.VARIABLE, str(script))
+        backbone_names(executor)
+    assert len(asked) == 2
+
+
+def test_a_name_of_another_module_is_refused(tmp_path: Path) -> None:
+    """Else the script would be that module for everyone."""
+    script = tmp_path / "numpy.py"
+    script.write_text("")
+    with pytest.raises(ConfigError, match="another module is named 'numpy'"):
+        plugins.load_script(script)

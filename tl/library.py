@@ -1,0 +1,82 @@
+"""What a library of networks must be able to do, and what libraries share. `tl.sources` lists them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tl.batches import Preprocessing
+from tl.errors import ConfigError, WeightsError
+from tl.sources import SOURCES
+from tl.weights import Checkpoint, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A library of networks. Names are the library's own."""
+
+    names: Callable[[], list[str]]
+    checkpoint: Callable[[str], Checkpoint]
+    """The weights published for a network."""
+    preprocessing: Callable[[str], Preprocessing]
+    """What a network's published weights expect of images."""
+    classes: Callable[[str], int]
+    """How many classes the published weights distinguish; 1000 are those of ImageNet-1k."""
+    load: Callable[[str, Weights], nn.Module]
+    """Builds the whole network, with the weights in it."""
+    cut: Callable[[nn.Module], tuple[object, int]]
+    """Removes a whole network's classifier in place; returns it and the width of the features."""
+
+
+@cache
+def library(source: str) -> Library:
+    """The library of a source. Raises `ConfigError` if it can't be loaded."""
+    where = SOURCES[source].library
+    module, _, name = where.partition(":")
+    try:
+        found: Library = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"source {source!r}: its library {where!r} can't be loaded: {error}") from error
+    return found
+
+
+@contextmanager
+def fitting(name: str, weights: Weights) -> Iterator[None]:
+    """Raise `WeightsError` for tensors that don't fit a network; running out of memory stays what it is."""
+    try:
+        yield
+    except (RuntimeError, KeyError, AttributeError) as error:
+        if "memory" in str(error):
+            raise
+        raise WeightsError(f"{name}: {weights.label} does not fit the network: {error}") from error
+
+
+def checkpoint_at(label: str, url: str, names: tuple[str, ...], bundled_as: str = "") -> Checkpoint:
+    """Weights that are published under a URL and kept in torch hub's cache."""
+    file_name = url.rpartition("/")[2]
+    place = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+
+    def download() -> Path:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # The published name ends in the first digits of the file's SHA-256.
+        digits = re.search(r"-([0-9a-f]{8,})\.", file_name)
+        torch.hub.download_url_to_file(url, os.fspath(place), hash_prefix=digits.group(1) if digits else None)
+        return place
+
+    return Checkpoint(
+        label=label,
+        file_names=(*names, file_name),
+        bundled_as=bundled_as,
+        cached=lambda: (place, "torch hub cache") if place.is_file() else None,
+        download=download,
+        url=url,
+    )

@@ -1,0 +1,95 @@
+"""Entries that users add to our registries without editing them.
+
+An installed package names its entries as entry points, in a group per registry: `tl.sources`, `tl.regimes`,
+`bench.metrics` and `bench.claims`. A script puts entries into the registries itself, and is loaded with
+`--plugin FILE`. The processes that cells run in load the same scripts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tl.digest import file_digest
+from tl.errors import ConfigError
+
+Entry = TypeVar("Entry")
+
+GROUPS = ("tl.sources", "tl.regimes", "bench.metrics", "bench.claims")
+VARIABLE = "TL_PLUGINS"
+"""The environment variable through which a process tells its children which scripts to load."""
+
+
+def add_entry_points(group: str, registry: dict[str, Entry], kind: type[Entry]) -> None:
+    """Add the entries that installed packages have in a group to its registry.
+
+    Raises `ConfigError` if one can't be loaded, is not of that kind, or has a name that is taken.
+    """
+    for point in _entry_points()[group]:
+        where = f"entry point {point.name!r} of group {group} ({point.value})"
+        try:
+            entry = point.load()
+        except Exception as error:
+            raise ConfigError(f"{where}: can't be loaded: {type(error).__name__}: {error}") from error
+        if not isinstance(entry, kind):
+            raise ConfigError(f"{where}: is a {type(entry).__name__}, not a {kind.__name__}")
+        if registry.get(point.name, entry) is not entry:
+            raise ConfigError(f"{where}: the name is taken; taken are {', '.join(registry)}")
+        registry[point.name] = entry
+
+
+def load_script(path: Path) -> None:
+    """Run a script that adds entries, once, as a module named after its file; children of this process will, too.
+
+    Raises `ConfigError` if it can't be run, or if its name is that of another module.
+    """
+    path = path.resolve()
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == os.fspath(path):
+        return
+    if not path.is_file() or path.suffix != ".py":
+        raise ConfigError(f"--plugin {os.fspath(path)!r}: must be a Python file, NAME.py")
+    other = None if loaded is not None else importlib.util.find_spec(path.stem)
+    if loaded is not None or (other is not None and other.origin != os.fspath(path)):
+        raise ConfigError(f"--plugin {os.fspath(path)!r}: another module is named {path.stem!r}; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # it is a .py file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    if os.fspath(path.parent) not in sys.path:
+        sys.path.append(os.fspath(path.parent))  # as for any script: it may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[path.stem]
+        raise ConfigError(f"--plugin {os.fspath(path)!r}: {type(error).__name__}: {error}") from error
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*map(os.fspath, scripts()), os.fspath(path)]))
+
+
+def load_scripts() -> None:
+    """Load the scripts that the parent process has loaded. Raises as `load_script`."""
+    for path in scripts():
+        load_script(path)
+
+
+def scripts() -> list[Path]:
+    """The scripts that were loaded by this process or its parent, in that order."""
+    return [Path(name) for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
+
+
+def fingerprint() -> list[str]:
+    """What the entries depend on: versions of the packages that have entry points, digests of the scripts."""
+    points = [point for group in GROUPS for point in _entry_points()[group]]
+    packages = {f"{point.dist.name} {point.dist.version}" for point in points if point.dist}
+    return [*sorted(packages), *(file_digest(path) for path in scripts())]
+
+
+@cache
+def _entry_points() -> dict[str, Any]:
+    found = metadata.entry_points()
+    return {group: found.select(group=group) for group in GROUPS}

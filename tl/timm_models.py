@@ -1,0 +1,115 @@
+"""Networks of timm (https://huggingface.co/docs/timm)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import constants as hf_constants
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from tl.batches import Preprocessing
+from tl.errors import ConfigError
+from tl.library import Library, checkpoint_at, fitting
+from tl.weights import Checkpoint, Weights, load_state_dict
+
+
+def _names() -> list[str]:
+    return [*timm.list_models(), *timm.list_pretrained()]
+
+
+def _config(name: str) -> Any:
+    return get_pretrained_cfg(name)
+
+
+def _checkpoint(name: str) -> Checkpoint:
+    config = _config(name)
+    label = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
+    # A file without a tag in its name is taken for the architecture's default weights, and for those only.
+    is_default = _config(config.architecture).tag == config.tag
+    plain = (f"timm-{config.architecture}", config.architecture) if is_default else ()
+    names = (f"timm-{label}", label, *plain)
+    bundled_as = f"timm:{config.architecture}" if is_default else ""
+    if not config.hf_hub_id and config.url:
+        return checkpoint_at(label, config.url, names, bundled_as)
+    # `model.safetensors` is what timm publishes today; a few repositories hold only the older file.
+    published = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+
+    def cached() -> tuple[Path, str] | None:
+        for file_name in published if config.hf_hub_id else []:
+            found = try_to_load_from_cache(config.hf_hub_id, file_name)
+            if isinstance(found, str):
+                return Path(found), "Hugging Face cache"
+        return checkpoint_at(label, config.url, names).cached() if config.url else None
+
+    def download() -> Path:
+        from huggingface_hub.errors import EntryNotFoundError
+
+        for file_name in published[:-1]:
+            try:
+                return Path(hf_hub_download(config.hf_hub_id, file_name))
+            except EntryNotFoundError:
+                continue
+        return Path(hf_hub_download(config.hf_hub_id, published[-1]))
+
+    return Checkpoint(
+        label=label,
+        file_names=names,
+        bundled_as=bundled_as,
+        cached=cached,
+        download=download,
+        url=f"{hf_constants.ENDPOINT}/{config.hf_hub_id}" if config.hf_hub_id else "",
+    )
+
+
+def _preprocessing(name: str) -> Preprocessing:
+    config = _config(name)
+    height, width = config.input_size[1:]
+    if height != width or config.crop_mode not in ("center", "squash"):
+        raise ConfigError(
+            f"backbone='timm:{name}': its input is {height}x{width} with crop mode {config.crop_mode!r}; "
+            "only square inputs with crop mode 'center' or 'squash' are supported"
+        )
+    return Preprocessing(
+        size=height,
+        resize=int(height / config.crop_pct),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation=config.interpolation,
+        squash=config.crop_mode == "squash",
+    )
+
+
+def _load(name: str, weights: Weights) -> nn.Module:
+    # With all 1,000 classes timm insists that every tensor of the file is used; the classifier goes afterwards.
+    if weights.kind == "random":
+        module: nn.Module = timm.create_model(name, pretrained=False)
+    elif weights.in_order:
+        module = timm.create_model(name, pretrained=False)
+        given = load_state_dict(weights, module.state_dict())
+        with fitting(name, weights):
+            module.load_state_dict(given)
+    else:
+        given = load_state_dict(weights, {})
+        with fitting(name, weights):
+            module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": given})
+    return module
+
+
+def _cut(module: Any) -> tuple[object, int]:
+    layer = module.get_classifier()
+    module.reset_classifier(0)
+    return layer, getattr(module, "head_hidden_size", None) or module.num_features
+
+
+LIBRARY = Library(
+    names=_names,
+    checkpoint=_checkpoint,
+    preprocessing=_preprocessing,
+    classes=lambda name: int(_config(name).num_classes),
+    load=_load,
+    cut=_cut,
+)
