@@ -110,7 +110,8 @@ def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
 
     new = 0
     for run, record in cells:
-        place = folder / str(_name(run, record))
+        name = _name(run, record)
+        place = folder / name.run / name.cell
         if place.exists():
             continue
         new += 1

@@ -16,11 +16,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
+from pydantic_core import to_json as compact_json
 
 from bench.store.records import SCHEMA_VERSION, SEALED_SINCE, Manifest, Record
+from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import to_json, write_atomic
 from tl.errors import ConfigError, UserError
 
@@ -225,14 +227,17 @@ def _parse(path: Path, kind: type[Format]) -> Format:
     text = b"{\n" + text[found.end() :] if found else text
     intact = found is not None and hashlib.sha256(text).hexdigest().encode() == found[1]
     if not (intact and text.startswith(_CURRENT)):  # of many records, nearly all: they are parsed once
-        _check_version(path, text, sealed=found is not None, intact=intact)
+        data = _checked(path, text, sealed=found is not None, intact=intact)
+        if (upgrade_manifest if kind is Manifest else upgrade_record)(data):
+            text = compact_json(data)
     try:
         return kind.from_json(text)
     except ConfigError as error:
         raise Damaged(f"{path}: damaged: {error}") from error
 
 
-def _check_version(path: Path, text: bytes, *, sealed: bool, intact: bool) -> None:
+def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str, Any]:
+    """The content of a file whose version is known and whose digest is its own. Raises `Damaged`."""
     try:
         data = from_json(text)
     except ValueError as error:
@@ -246,6 +251,8 @@ def _check_version(path: Path, text: bytes, *, sealed: bool, intact: bool) -> No
         raise Damaged(f"{path}: damaged: it was changed after it was written (its digest is another)")
     if not sealed and version >= SEALED_SINCE:
         raise Damaged(f"{path}: damaged: it doesn't begin with its digest")
+    content: dict[str, Any] = data
+    return content
 
 
 def find_run(name: str | Path, results: Path = Path("results")) -> Run:

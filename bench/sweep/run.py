@@ -24,13 +24,13 @@ from bench.execution.monitor import look
 from bench.execution.signals import gentle, held_back, let_through
 from bench.store.environment import Environment, environment
 from bench.store.lock import turn
-from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record
+from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record, WeightsKey, by_policy
 from bench.store.runs import Run
 from bench.sweep.grid import Grid, expand
 from bench.sweep.options import Options
 from bench.sweep.order import arrange
 from bench.sweep.progress import Reporter, make_reporter
-from bench.sweep.weights import KEPT, Answer, locate, settle, settle_key
+from bench.sweep.weights import Answer, locate, settle, settle_key
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, StandInWarning, UserError, not_one_of
 from tl.folds import check_protocol, images_an_epoch, judged_images
@@ -51,12 +51,14 @@ class Sweep:
     cells: dict[str, Cell]
     weights: dict[str, Answer]
     """By cell."""
-    settled: dict[str, Weights]
-    """By policy and backbone, for the manifest."""
+    settled: dict[WeightsKey, Weights]
+    """For the manifest."""
     done: dict[str, Record]
     damaged: dict[Path, str]
     """Records that can't be read as what this suite wrote, and why: they are set aside, and their cells run."""
     previous: Manifest | None
+    keeps_images: bool = False
+    """It goes on with the drawn images that the run began with, without looking for real ones again."""
 
     @property
     def missing(self) -> dict[str, Cell]:
@@ -97,13 +99,14 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     planned = expand(grid, weights=options.weights, spec=spec, devices=lambda: discovery.devices(executor))
     run = Run(_folder(options))
     previous = run.manifest() if run.exists() else None
-    splits = _dataset(grid, options, previous)
+    kept = _kept_images(grid, options, previous)
+    splits = _dataset(grid, options, kept)
     open_store(splits)
     for item in planned:
         check_protocol(item.config, splits)
     if previous:
         _same_run(run, previous, grid, splits)
-    answers = settle(planned, options, previous.weights if previous else {}, executor, console)
+    answers = settle(planned, options, previous.resolved if previous else {}, executor, console)
     cells: dict[str, Cell] = {}
     weights: dict[str, Answer] = {}
     for item in planned:
@@ -122,6 +125,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         done=done,
         damaged=damaged,
         previous=previous,
+        keeps_images=kept is not None,
     )
 
 
@@ -341,12 +345,17 @@ def _folder(options: Options) -> Path:
     return folder
 
 
-def _dataset(grid: Grid, options: Options, previous: Manifest | None) -> Splits:
-    """The images; a run that has begun under `auto` goes on with those that it began with."""
+def _kept_images(grid: Grid, options: Options, previous: Manifest | None) -> DatasetIdentity | None:
+    """The drawn images that a run has begun with under `auto` and goes on with; None where images are looked for."""
     wanted = options.data or grid.dataset
-    if wanted == "auto" and previous and previous.dataset.stand_in:
-        stand_in = f"{previous.dataset.stand_in.removesuffix(KEPT)}{KEPT}"
-        return replace(load_splits(previous.dataset.name), stand_in=stand_in)
+    return previous.dataset if wanted == "auto" and previous and previous.dataset.stand_in else None
+
+
+def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Splits:
+    """The images; those that a run keeps have the reason that it began with."""
+    wanted = options.data or grid.dataset
+    if kept:
+        return replace(load_splits(kept.name), stand_in=kept.stand_in)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StandInWarning)  # told on the terminal, in records and in reports
         return load_splits(wanted, download=not options.dry_run)
@@ -434,6 +443,7 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
     judged = judged_images(next(iter(sweep.cells.values())).config, splits)
     invocation = Invocation(
         command=options.command,
+        data=options.data,
         started=datetime.now(UTC),
         environment=machine,
         grid=grid.model_dump(mode="json"),
@@ -451,7 +461,7 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
             val_labels=judged.labels,
             stand_in=splits.stand_in,
         ),
-        weights=(previous.weights if previous else {}) | sweep.settled,
+        weights=by_policy((previous.resolved if previous else {}) | sweep.settled),
         cells=planned,
         invocations=(*(previous.invocations if previous else ()), invocation),
     )
