@@ -176,8 +176,9 @@ class Run:
         """A second name or a copy in a folder of the run: at no moment is the old record nowhere."""
         attic = self.folder / where
         attic.mkdir(exist_ok=True)
-        numbers = [int(old.stem.rpartition("-")[2]) for old in attic.glob(f"{path.stem}-*.json")]
-        kept = attic / f"{path.stem}-{max(numbers, default=0) + 1}.json"
+        number = 1 + len(list(attic.glob(f"{path.stem}-*.json")))
+        while (kept := attic / f"{path.stem}-{number}.json").exists():
+            number += 1
         try:
             os.link(path, kept)
         except OSError:  # a file system without hard links
