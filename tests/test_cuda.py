@@ -39,7 +39,7 @@ def test_a_gpu_trains_the_same_network(mini: tl.Splits, regime: str) -> None:
         assert other.train_loss == pytest.approx(one.train_loss, rel=2e-3)
         assert other.val_loss == pytest.approx(one.val_loss, rel=2e-3)
     assert there.frozen_verified is here.frozen_verified
-    assert there.cuda_graph and not any("without CUDA graphs" in note for note in there.notes)
+    assert there.cuda_graph and not any("without CUDA graphs" in note.text for note in there.notes)
     assert there.work == here.work or there.work.forward_flops == here.work.forward_flops
 
 
@@ -82,7 +82,7 @@ def test_what_cannot_be_captured_runs_plainly(mini: tl.Splits, monkeypatch: pyte
     monkeypatch.setattr("tl.train.make_backbone", make)
     config = tl.TrainConfig(backbone=TINY[1], weights="random", epochs=3, regime="finetune")
     plain, tried = (tl.train_model(config, mini, device="cuda", cuda_graphs=graphs) for graphs in (False, True))
-    assert tried.cuda_graph is False and any(note.startswith("without CUDA graphs: ") for note in tried.notes)
+    assert tried.cuda_graph is False and any(note.text.startswith("without CUDA graphs: ") for note in tried.notes)
     for one, other in zip(plain.epochs, tried.epochs, strict=True):
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.sweep.grid import expand, load_grid, shipped
-from bench.sweep.run import run_name
+from bench.sweep.plan import run_name
 from tl.backbones import known_names
 from tl.config import TrainConfig
 from tl.errors import ConfigError, DeviceError

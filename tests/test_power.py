@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import tl
+from bench.compare.changes import Change
 from bench.compare.gate import INCOMPLETE, PASSED, REGRESSED, Decision
+from bench.compare.sides import QUANTITIES, SECONDS, Quantity
 from bench.devtools import power
 from bench.devtools.power import NOTHING, PLANTS
-from bench.devtools.power_report import Outcome, Power, render
+from bench.devtools.power_report import VICTIM, Outcome, Power, render
 from bench.devtools.steps import make_step
 from bench.store.environment import environment
 from tests.conftest import TINY
@@ -58,14 +60,34 @@ def test_only_what_was_planted_counts_as_found() -> None:
         one["new" if turn % 2 else "base"]["t::step[frozen]"] *= 1 + turn / 1e6
     outcomes = list(power.replay(slow_other, gates=2))
     assert share(outcomes, "50% slower") == 1 and share(outcomes, NOTHING) == 0
-    reasons = ("t::step[frozen]: time 1.300× (1.2–1.4): worse",)
-    decision = Decision(status=REGRESSED, headline="", reasons=reasons, lost=False)
+    decision = failed("t::step[frozen]", SECONDS)
     assert not power._outcome("10% slower", "live", decision, 5).found
     assert power._outcome(NOTHING, "live", decision, 5).found
-    for what, label in power.SHOWS.items():
-        for metric in ("epoch", label):
-            told = Decision(status=REGRESSED, headline="", reasons=(f"a cpu: {metric} 2×: worse",), lost=False)
-            assert power._outcome(what, "runs", told, 5).found == (metric == label)
+    for what, shown in power.SHOWS.items():
+        for metric in ("epoch_seconds", shown):
+            told = failed("a cpu", QUANTITIES[metric])
+            assert power._outcome(what, "runs", told, 5).found == (metric == shown)
+
+
+def failed(cell: str, quantity: Quantity) -> Decision:
+    """A gate that fails since one quantity of one cell is worse."""
+    worse = Change(
+        cell=cell, quantity=quantity, base={}, new={}, new_side="new", estimate=None, allowed=None, verdict="worse"
+    )
+    return Decision(status=REGRESSED, headline="", reasons=(f"{cell}: worse",), worse=(worse,), lost=False)
+
+
+def test_how_slow_it_was_measured_is_a_figure() -> None:
+    """Of the benchmark that was slowed, whatever names and reasons look like; older outcomes say it in a reason."""
+    times = recorded(0.02)
+    (outcome, *_) = (one for one in power.replay(times, gates=1) if one.planted == "50% slower")
+    assert outcome.slower is not None and outcome.slower == pytest.approx([1.5], rel=0.1)
+    names = {"t::step[frozen]": f"t::step[{VICTIM}-time 9.999× of frozen]: worse"}
+    renamed = [{side: {names.get(n, n): v for n, v in one[side].items()} for side in one} for one in times]
+    (other, *_) = (one for one in power.replay(renamed, gates=1) if one.planted == "50% slower")
+    assert other.slower is not None and other.slower == pytest.approx([1.5, 1.5], rel=0.1), "both have the name"
+    old = outcome.model_dump(exclude={"slower"}) | {"reasons": (f"t[{VICTIM}]: time 1.300× (1.2–1.4): worse",)}
+    assert Outcome(**old).slower == (1.3,)
 
 
 @pytest.fixture

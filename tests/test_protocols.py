@@ -229,7 +229,7 @@ def test_kfold_with_a_loss_that_overflowed_is_unknown(mini: tl.Splits) -> None:
     """A mean over folds of which one is not finite is None, with a note once."""
     result = run(config("kfold", "finetune", folds=2, learning_rate=1e30), mini)
     assert result.epochs[-1].train_loss is None and result.epochs[-1].val_loss is None
-    assert sum("not finite" in note for note in result.notes) == 1
+    assert sum("not finite" in note.text for note in result.notes) == 1
 
 
 def test_regimes_have_the_same_folds(mini: tl.Splits, trained: tl.TrainResult, monkeypatch: pytest.MonkeyPatch) -> None:

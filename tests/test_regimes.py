@@ -288,8 +288,8 @@ def test_random_weights_in_place_of_pretrained_ones_are_told(mini: tl.Splits) ->
     with pytest.warns(tl.StandInWarning, match="random weights"):
         result = tl.train_model(config, mini, device="cpu")
     assert not result.accuracy_counts
-    assert any(note.startswith("random weights: ") for note in result.notes)
-    assert any("drawn stand-in" in note for note in result.notes)
+    assert any(note.about == "weights" and note.text.startswith("random weights: ") for note in result.notes)
+    assert any(note.about == "images" and "drawn stand-in" in note.text for note in result.notes)
 
 
 def test_a_changed_buffer_that_is_not_saved_is_noticed() -> None:
@@ -316,13 +316,13 @@ def test_more_than_two_classes_and_a_lonely_last_image(tmp_path) -> None:
     result = train(splits, "finetune")
     assert result.classes == ("a", "b", "c")
     assert result.model.head.out_features == 3
-    assert any("leave one over" in note for note in result.notes)
+    assert any("leave one over" in note.text for note in result.notes)
 
 
 def test_a_diverging_loss_is_unknown_not_nan(mini: tl.Splits) -> None:
     """A loss that overflows is None in the record, with a note, so that the record stays valid JSON."""
     result = train(mini, "finetune", learning_rate=1e30)
     assert result.epochs[-1].train_loss is None
-    assert any("not finite" in note for note in result.notes)
+    assert any("not finite" in note.text for note in result.notes)
     text = to_json(result.model_dump(mode="json"))
     assert tl.TrainResult.from_json(text).best.confidences == result.best.confidences

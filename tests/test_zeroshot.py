@@ -107,7 +107,7 @@ def test_one_pass_and_nothing_else(mini: tl.Splits, backbone: str) -> None:
     assert (result.epoch_seconds, result.train_epoch_seconds, result.val_epoch_seconds) == (None, None, None)
     assert result.work is None and result.trainable_params == 0 and result.frozen_verified is True
     assert result.training_seconds == row.val_seconds and result.accuracy_counts
-    assert not any("not finite" in note or "leave one over" in note for note in result.notes)
+    assert not any("not finite" in note.text or "leave one over" in note.text for note in result.notes)
     assert tl.TrainResult.from_json(result.model_dump_json()).epochs == result.epochs
 
 

@@ -55,7 +55,8 @@ def load_script(path: Path) -> None:
     if not path.is_file() or path.suffix != ".py":
         raise ConfigError(f"--plugin {os.fspath(path)!r}: must be a Python file, NAME.py")
     other = None if loaded is not None else importlib.util.find_spec(path.stem)
-    if loaded is not None or (other is not None and other.origin != os.fspath(path)):
+    is_other = loaded is not None or (other is not None and other.origin != os.fspath(path))
+    if is_other or path.stem in sys.stdlib_module_names:  # a folder on the path can shadow those
         raise ConfigError(f"--plugin {os.fspath(path)!r}: another module is named {path.stem!r}; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # it is a .py file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -80,6 +80,19 @@ class Predictions(Strict):
     confidences: list[float | None] = Field(description="softmax probability of that class; None if not finite")
 
 
+class Note(Strict):
+    """Something that a reader of a result's figures must know; `str(note)` is its text."""
+
+    about: Literal["images", "weights", "figures"] = Field(
+        description="`images`: that they are drawn ones; `weights`: that they are random though pretrained ones were "
+        "looked for; `figures`: how they came about"
+    )
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class TrainResult(Strict):
     """Raw figures of one run; summaries are derived from them. `model` holds the best epoch's weights.
 
@@ -148,7 +161,7 @@ class TrainResult(Strict):
     learning_rate_chosen: float | None = Field(None, description="of protocol `tuned`; None with the others")
     tuning_seconds: float | None = Field(None, description="all trials together; None without them")
     folds: tuple[tuple[EpochResult, ...], ...] = Field((), description="of protocol `kfold`: the epochs of each fold")
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)
 
     @property

@@ -18,7 +18,7 @@ class Spec:
     source: str
     """A key of `tl.sources.SOURCES`; empty for a bare name."""
     name: str
-    """The library's own name of the network; it may have a colon."""
+    """The library's own name of the network; behind a source it may have a colon."""
 
     @classmethod
     def parse(cls, text: str) -> Spec:

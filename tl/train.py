@@ -40,7 +40,7 @@ from tl.memory import MemoryMarks
 from tl.precision import autocast, check_precision, single_precision
 from tl.quantize import CALIBRATION_IMAGES, quantized, quantized_weights
 from tl.regimes import REGIMES, Regime
-from tl.results import EpochResult, Phases, Predictions, TrainResult, Work
+from tl.results import EpochResult, Note, Phases, Predictions, TrainResult, Work
 from tl.seeding import seed_for
 from tl.step import (
     Body,
@@ -450,14 +450,14 @@ def _notes(
     extraction: Extraction | None,
     *,
     decoded_once: bool,
-) -> tuple[str, ...]:
+) -> tuple[Note, ...]:
     """What a reader of the figures must know."""
     images, size = len(splits.train), config.batch_size
-    notes = []
+    fallbacks, notes = [], []
     if splits.stand_in:
-        notes.append(f"the images are {splits.stand_in}")
+        fallbacks.append(Note(about="images", text=f"the images are {splits.stand_in}"))
     if weights.reason:
-        notes.append(f"random weights: {weights.reason}")
+        fallbacks.append(Note(about="weights", text=f"random weights: {weights.reason}"))
     if graphs and graphs.failure:
         notes.append(f"without CUDA graphs: {graphs.failure}")
     if extraction and extraction.spent == 0:
@@ -468,4 +468,4 @@ def _notes(
         notes.append("the loss was not finite in at least one epoch")
     if REGIMES[config.regime].trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
-    return tuple(notes)
+    return (*fallbacks, *(Note(about="figures", text=text) for text in notes))

@@ -92,6 +92,21 @@ DEFAULTS = (Rule(factor=1.05), Rule(points=2.0))
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A condition that is not known to be one and the same on both sides; `str(difference)` is for people."""
+
+    condition: str
+    """Such as `cpu`, or `SOURCE`."""
+    base: tuple[str, ...]
+    """Its values there, in order; an empty one is unknown."""
+    new: tuple[str, ...]
+
+    def __str__(self) -> str:
+        base, new = (" and ".join(sorted(value or "unknown" for value in values)) for values in (self.base, self.new))
+        return f"{self.condition}: {base} → {new}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """One quantity of one cell on both sides."""
 
@@ -108,8 +123,8 @@ class Change:
     verdict: Verdict
     p: float | None = None
     """That there is no difference, adjusted (Holm) over the whole comparison; None where there was no test."""
-    differs: tuple[str, ...] = ()
-    """Conditions that forbid a comparison, with what they are on either side."""
+    differs: tuple[Difference, ...] = ()
+    """Conditions that forbid a comparison."""
     alike: bool = False
     """Of accuracies of one cell in two runs: with each seed both were right on the very same images. Of two regimes or
     backbones that would not show that they are equally good."""
@@ -396,7 +411,7 @@ def _estimate(base: Entry, new: Entry, quantity: Quantity) -> Estimate | None:
     return ratio_of_means(list(ours.values()), list(theirs.values()))
 
 
-def _differences(base: Entry, new: Entry, quantity: Quantity) -> Iterator[str]:
+def _differences(base: Entry, new: Entry, quantity: Quantity) -> Iterator[Difference]:
     """Conditions that are not known to be one and the same on both sides; nothing where a side has no result."""
     if not base.done or not new.done:
         return
@@ -407,8 +422,7 @@ def _differences(base: Entry, new: Entry, quantity: Quantity) -> Iterator[str]:
             {entry.conditions.get(name, {}).get(sample, "") for sample in entry.done} for entry in (base, new)
         )
         if there != here or len(there) > 1 or "" in there:
-            said = (" and ".join(sorted(value or "unknown" for value in values)) for values in (there, here))
-            yield f"{name}: {' → '.join(said)}"
+            yield Difference(condition=name, base=tuple(sorted(there)), new=tuple(sorted(here)))
 
 
 def typical(values: Collection[Figure], quantity: Quantity) -> float:
@@ -466,8 +480,8 @@ def _lost(
     only_new: list[tuple[str, str]] = []
     for side, key in shared:
         there, here = base.entries[key], side.entries[key]
-        new = [words for sample, words in here.lost.items() if sample in there.done and _failed(words)]
-        old = [words for words in here.lost.values() if words not in new]
+        new = [lost for sample, lost in here.lost.items() if sample in there.done and lost.failed]
+        old = [lost for lost in here.lost.values() if lost not in new]
         if new:
             failing.append((there.label, f"{side.name}: {new[0]}"))
         if old:
@@ -493,14 +507,10 @@ def _lost(
         ]
         for entry in (entry for key, entry in side.entries.items() if key not in base.entries):
             only_new.append((entry.label, side.name))
-            incomplete += [(entry.label, f"{side.name}: {words}") for words in list(entry.lost.values())[:1]]
+            incomplete += [(entry.label, f"{side.name}: {lost}") for lost in list(entry.lost.values())[:1]]
     return tuple(failing), tuple(dict.fromkeys(incomplete)), tuple(only_new)
 
 
 def _samples(entry: Entry, samples: Collection[Sample]) -> str:
     names = sorted(map(str, samples), key=lambda name: (len(name), name))
     return f"{entry.repeats}{'s' if len(names) > 1 else ''} {', '.join(names)}"
-
-
-def _failed(words: str) -> bool:
-    return words.partition(":")[0] in ("failed", "oom", "timeout")

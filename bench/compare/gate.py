@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.compare.changes import Comparison, Rule
+from bench.compare.changes import Change, Comparison, Rule
 from bench.compare.render import change_text, unknown_lines
 from bench.compare.sides import SOURCE, Repeats
 from tl.errors import ConfigError, UserError, not_one_of
@@ -26,6 +26,8 @@ class Decision:
     status: int
     headline: str
     reasons: tuple[str, ...]
+    worse: tuple[Change, ...] = ()
+    """Times, memory and accuracies that fail the gate."""
     lost: bool
     """Something that base has is missing, failed or unknown in new, or other conditions than a benchmark's own code
     differ: more samples would not decide it."""
@@ -52,8 +54,8 @@ def decide(comparison: Comparison) -> Decision:
         if change.verdict == "worse" or (exact and change.verdict == "better"):
             regressed.append(f"{what}: " + ("changed" if exact else change.verdict))
         elif change.verdict == "not comparable":
-            incomparable.append(f"{what}: {', '.join(change.differs)}")
-            other_machine |= any(not text.startswith(f"{SOURCE}: ") for text in change.differs)
+            incomparable.append(f"{what}: {', '.join(map(str, change.differs))}")
+            other_machine |= any(difference.condition != SOURCE for difference in change.differs)
         elif change.is_open:
             noisy.append(f"{what}: {change.verdict}")
     faster = [
@@ -76,7 +78,13 @@ def decide(comparison: Comparison) -> Decision:
     elif lost or noisy:
         status, word = INCOMPLETE, "undecided: incomplete"
     told = (*regressed, *incomparable, *lost, *noisy, *faster, *unknown_lines(comparison, rest))
-    return Decision(status=status, headline=f"Gate {word}.", reasons=told, lost=bool(lost) or other_machine)
+    return Decision(
+        status=status,
+        headline=f"Gate {word}.",
+        reasons=told,
+        worse=tuple(change for change in comparison.having("worse") if change.quantity.kind != "exact"),
+        lost=bool(lost) or other_machine,
+    )
 
 
 def read_rules(

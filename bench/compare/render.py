@@ -64,7 +64,7 @@ def show(
         "fold": len(same) > MANY,
         "exact": len(exact),
         "unknown": unknown_lines(comparison, comparison.having("unknown")),
-        "differs": list(dict.fromkeys(text for change in comparison.changes for text in change.differs)),
+        "differs": list(dict.fromkeys(str(each) for change in comparison.changes for each in change.differs)),
         "machines": _machines(comparison),
         "note": NOTE.format(
             base=comparison.base.name,
@@ -189,7 +189,7 @@ def _change_as_json(change: Change) -> dict[str, Any]:
         "counts_from": change.allowed,
         "p": change.p,
         "verdict": change.verdict,
-        "differs": list(change.differs),
+        "differs": [str(each) for each in change.differs],
     }
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from bench.analysis.groups import varying_settings
 from bench.analysis.metrics import METRICS
 from bench.compare import pytest_benchmark
-from bench.store.records import Cell, Manifest, Record
+from bench.store.records import Cell, Lost, Manifest, Record
 from bench.store.runs import Run, each_once, find_run, find_runs
 from tl.errors import UserError, not_one_of
 
@@ -92,8 +92,8 @@ class Entry:
     """Quantity → sample → figure; unknown figures are missing."""
     right: dict[str, dict[int, list[bool]]] = field(default_factory=dict)
     """Accuracy → seed → whether each validation image was judged right."""
-    lost: dict[Sample, str] = field(default_factory=dict)
-    """Samples without a result → status and reason."""
+    lost: dict[Sample, Lost] = field(default_factory=dict)
+    """Samples without a result → why."""
     conditions: dict[str, dict[Sample, str]] = field(default_factory=dict)
     """What times and memory depend on → sample → its value; empty text, or no sample, where it isn't known."""
 
@@ -249,7 +249,7 @@ def _side(
                 _add(entry, record, sample, truth, by)
                 machines[str(record.environment)] = None
             elif sample not in entry.done:
-                entry.lost[sample] = "not run" if record is None else f"{record.status}: {record.reason}"
+                entry.lost[sample] = Lost.of(record)
     quantities = dict(QUANTITIES) if runs else {}
     for path in files:
         data = pytest_benchmark.read(path)

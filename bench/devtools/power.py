@@ -24,14 +24,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import count as numbers
 from pathlib import Path
 
 import numpy as np
 
 from bench.compare import pytest_benchmark
-from bench.compare.changes import compare
+from bench.compare.changes import Change, compare
 from bench.compare.gate import GATE_LEVEL, PASSED, REGRESSED, Decision, decide
-from bench.compare.sides import read_sides
+from bench.compare.sides import SECONDS, read_sides
 from bench.devtools import counters
 from bench.devtools.gate import (
     BASE,
@@ -47,7 +48,7 @@ from bench.devtools.gate import (
     run_round,
     variables,
 )
-from bench.devtools.power_report import MOVED, NOTHING, VICTIM, How, Outcome, Power, render, says_slower
+from bench.devtools.power_report import MOVED, NOTHING, VICTIM, How, Outcome, Power, render
 from bench.execution.monitor import Monitor, busy_warning
 from bench.execution.signals import sigterm_as_interrupt
 from bench.store.environment import environment
@@ -113,8 +114,8 @@ PLANTS: dict[str, str] = {
     "a gradient of the images": _RETAINED,
 }
 """What is planted → the body of a function in place of `TrainStep.run`."""
-SHOWS = {"a leak of 1 MiB a step": "peak memory", "weights that don't train": "last accuracy"}
-"""What is planted in runs → what must be worse for it."""
+SHOWS = {"a leak of 1 MiB a step": "peak_memory_bytes", "weights that don't train": "val_accuracy_last"}
+"""What is planted in runs → the metric that must be worse for it."""
 
 
 @contextlib.contextmanager
@@ -161,9 +162,11 @@ def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int, seed: in
 def _replayed(
     recorded: Sequence[dict[str, dict[str, float]]], chosen: np.ndarray, swapped: np.ndarray, factor: float
 ) -> Runner:
+    turns = numbers()
+
     def run(trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
+        turn = next(turns)
         for side, file in files.items():
-            turn = int(file.stem.rpartition("-")[2])
             source = side if not swapped[turn] else NEW if side == BASE else BASE
             rows = [
                 {"fullname": name, "stats": {"data": [value * (factor if side == NEW and VICTIM in name else 1.0)]}}
@@ -178,11 +181,8 @@ def _replayed(
 
 def _outcome(planted: str, how: How, decision: Decision, count: int, **measured: float | None) -> Outcome:
     """Found is what the gate says of what was planted, not of anything else; of nothing planted, any failure."""
-    label = SHOWS.get(planted)
-    named = any(
-        says_slower(reason) if label is None else f": {label} " in reason and reason.endswith(": worse")
-        for reason in decision.reasons
-    )
+    shows, slower = SHOWS.get(planted), [change for change in decision.worse if VICTIM in change.cell]
+    named = any(change.quantity.name == shows for change in decision.worse) if shows else bool(slower)
     return Outcome(
         planted=planted,
         how=how,
@@ -190,8 +190,13 @@ def _outcome(planted: str, how: How, decision: Decision, count: int, **measured:
         found=decision.status == REGRESSED and (named or planted == NOTHING),
         rounds=count,
         reasons=decision.reasons,
+        slower=tuple(change.estimate.value for change in slower if _is_time(change) and change.estimate),
         **measured,
     )
+
+
+def _is_time(change: Change) -> bool:
+    return change.quantity.name == SECONDS.name
 
 
 def live(what: str, gates: int, commit: str) -> Iterator[Outcome]:

@@ -6,8 +6,9 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+from pydantic import Field, field_validator
 from tabulate import tabulate
 
 from bench.analysis.stats import Interval, wilson
@@ -52,11 +53,6 @@ TARGETS: dict[tuple[How, str], tuple[str, float]] = {
 """Share of gates that may fail, or must find what was planted."""
 
 
-def says_slower(reason: str) -> bool:
-    """Whether it is of the benchmark that was slowed, and of its time."""
-    return VICTIM in reason and reason.endswith(": worse")
-
-
 class Outcome(Strict):
     """One gate."""
 
@@ -73,6 +69,19 @@ class Outcome(Strict):
     other_cpu_share: float | None = None
     """See `MachineState`: of other processes than the gate's own."""
     reasons: tuple[str, ...] = ()
+    """For people."""
+    slower: tuple[float, ...] | None = Field(None, validate_default=True)
+    """How many times as long the benchmark that was slowed took, where the gate says that it was slower."""
+
+    @field_validator("slower")
+    @classmethod
+    def _upgraded(cls, given: tuple[float, ...] | None, info: Any) -> tuple[float, ...]:
+        """Outcomes that were written before there was this field say it in their reasons."""
+        if given is not None:
+            return given
+        worse = [reason for reason in info.data.get("reasons", ()) if VICTIM in reason and reason.endswith(": worse")]
+        times = (re.search(r"time (\d+\.\d+)×", reason) for reason in worse)
+        return tuple(float(time[1]) for time in times if time)
 
 
 class Power(Strict):
@@ -119,10 +128,8 @@ def _measured(some: Sequence[tuple[str, Outcome]]) -> dict[str, str]:
     """How large live gates measured what was planted, by commit: it needn't be what was meant."""
     ratios: dict[tuple[str, str], list[float]] = {}
     for suite, outcome in some:
-        times = [re.search(r"time (\d+\.\d+)×", reason) for reason in outcome.reasons if says_slower(reason)]
-        found = [float(time[1]) for time in times if time]
-        if outcome.how == "live" and outcome.found and found:
-            ratios.setdefault((suite, outcome.planted), []).extend(found)
+        if outcome.how == "live" and outcome.found and outcome.slower:
+            ratios.setdefault((suite, outcome.planted), []).extend(outcome.slower)
     return {
         f"{name}, as measured at {suite}": f"median {statistics.median(all_):.2f}× ({min(all_):.2f}–{max(all_):.2f})"
         for (suite, name), all_ in ratios.items()

@@ -23,7 +23,7 @@ from dataclasses import replace
 from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -126,7 +126,9 @@ def clear_dead(place: Path, prefix: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen(connection: Connection, process: Any, deadline: float | None, on_event: Emit | None) -> Outcome | str:
+def _listen(
+    connection: Connection, process: Any, deadline: float | None, on_event: Emit | None
+) -> Outcome | Literal["timeout", "gone"]:
     """Pass events on until the work is over: its outcome, or `timeout`, or `gone`.
 
     Where a process has ended without a word, what it had started may hold its end of the connection open.

@@ -110,7 +110,8 @@ def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
 
     new = 0
     for run, record in cells:
-        place = folder / str(_name(run, record))
+        name = _name(run, record)
+        place = folder / name.run / name.cell
         if place.exists():
             continue
         new += 1
@@ -121,11 +122,11 @@ def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
             SummaryWriter(f"{scratch}/cell", write_to_disk=True) as writer,
         ):
             for epoch, figures in _epochs(record):
-                for name, value in figures.items():
-                    writer.add_scalar(f"epoch/{name}", value, epoch)
-            for name, value in _metrics(record).items():
-                writer.add_scalar(f"cell/{name}", value, 0)
-            table = "\n".join(f"| {name} | {value} |" for name, value in _parameters(record).items())
+                for key, value in figures.items():
+                    writer.add_scalar(f"epoch/{key}", value, epoch)
+            for key, value in _metrics(record).items():
+                writer.add_scalar(f"cell/{key}", value, 0)
+            table = "\n".join(f"| {key} | {value} |" for key, value in _parameters(record).items())
             writer.add_text("config", f"| setting | value |\n| --- | --- |\n{table}")
             writer.close()
             Path(scratch, "cell").rename(place)

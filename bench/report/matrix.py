@@ -9,7 +9,7 @@ from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS
 from bench.report.summary import Summary
 from bench.report.tables import show
-from bench.store.records import Cell
+from bench.store.records import Cell, Lost
 from tl.regimes import REGIMES
 
 LEAST = {True: 0.1, False: math.log(2)}
@@ -57,20 +57,20 @@ class Matrix:
 def make_matrix(summary: Summary) -> Matrix:
     """Of all cells that were planned: finished, failed, skipped or not run."""
     finished: dict[tuple[str, str], tuple[int, Group]] = {}
-    lost: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    lost: dict[tuple[str, str], list[Lost]] = {}
     names: dict[str, None] = {}
     for number, group in enumerate(summary.groups):
         name = summary.short(group)
         names[name] = None
         finished[name, group.config.regime] = (number, group)
-    unfinished: list[tuple[str, Cell, str, str]] = [
-        (run, r.cell, r.status, r.reason) for run, r in summary.records if r.status != "done"
+    unfinished: list[tuple[str, Cell, Lost]] = [
+        (run, r.cell, Lost.of(r)) for run, r in summary.records if r.status != "done"
     ]
-    unfinished += [(run, cell, "not run", "") for run, cell in summary.missing]
-    for run, cell, status, reason in unfinished:
+    unfinished += [(run, cell, Lost.of(None)) for run, cell in summary.missing]
+    for run, cell, why in unfinished:
         name = summary.short_name(cell, run)
         names[name] = None
-        lost.setdefault((name, cell.config.regime), []).append((status, reason))
+        lost.setdefault((name, cell.config.regime), []).append(why)
     there = {regime for _, regime in (*finished, *lost)}
     regimes = tuple(regime for regime in REGIMES if regime in there)
     metrics = tuple(name for name in SHOWN if any(group.values(name) for group in summary.groups))
@@ -90,22 +90,19 @@ def make_matrix(summary: Summary) -> Matrix:
     )
 
 
-def _square(
-    found: tuple[int, Group] | None, lost: list[tuple[str, str]], ranges: dict[str, tuple[float, float]]
-) -> Square | None:
+def _square(found: tuple[int, Group] | None, lost: list[Lost], ranges: dict[str, tuple[float, float]]) -> Square | None:
     if found is None and not lost:
         return None
     number, group = found or (None, None)
-    kinds = list(dict.fromkeys(status for status, _ in lost))
-    status = ", ".join(kinds)
+    status = ", ".join(dict.fromkeys(why.status for why in lost))
     if group is not None and lost:
         status = f"{len(lost)} of {len(lost) + len(group.records)} seeds: {status}"
     return Square(
         number=number,
         shades={name: _shade(group, name, ends) for name, ends in ranges.items()} if group else {},
         status=status,
-        reason="; ".join(dict.fromkeys(reason for _, reason in lost if reason)),
-        bad=any(kind != "skipped" for kind in kinds),
+        reason="; ".join(dict.fromkeys(why.reason for why in lost if why.reason)),
+        bad=any(why.status != "skipped" for why in lost),
     )
 
 

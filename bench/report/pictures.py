@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shlex
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -68,7 +67,8 @@ def find_images(summary: Summary, data: str | None = None) -> Splits:
     Raises `UserError`, in one line, where they aren't there or are others.
     """
     _, manifest = summary.runs[0]
-    places = [data] if data else [*_named(summary.commands), manifest.dataset.name]
+    given = [call.data for _, each in summary.runs for call in each.invocations if call.data]
+    places = [data] if data else [*given, manifest.dataset.name]
     for place in dict.fromkeys(places):
         try:
             with warnings.catch_warnings():
@@ -99,19 +99,6 @@ def images_or_reason(summary: Summary, data: str | None = None) -> Splits | str:
         if data is not None:
             raise
         return f"No pictures: {error}."
-
-
-def _named(commands: list[str]) -> list[str]:
-    """What commands gave as `--data`."""
-    found = []
-    for command in commands:
-        words = shlex.split(command)
-        for word, following in zip(words, [*words[1:], ""], strict=True):
-            if word == "--data":
-                found.append(following)
-            elif word.startswith("--data="):
-                found.append(word.removeprefix("--data="))
-    return found
 
 
 def galleries(summary: Summary, splits: Splits) -> list[Gallery]:

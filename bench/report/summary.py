@@ -15,7 +15,9 @@ from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_di
 from bench.analysis.verdicts import Finding, claims_of, judge, without_result
 from bench.store.records import Cell, Manifest, Record
 from bench.store.runs import Run
+from tl.machine import DeviceKey
 from tl.regimes import REGIMES
+from tl.results import Note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,8 @@ class Summary:
         """What the figures were measured on, each machine and set of libraries once."""
         names: dict[str, None] = {}
         for _, record in self.records:
-            gpu = record.result.device_name if record.result and record.cell.device.partition("@")[0] != "cpu" else ""
+            on_cpu = DeviceKey.parse(record.cell.device).kind == "cpu"
+            gpu = record.result.device_name if record.result and not on_cpu else ""
             names[f"{gpu}; {record.environment}" if gpu else str(record.environment)] = None
         return list(names)
 
@@ -156,10 +159,15 @@ class Summary:
     @property
     def notes(self) -> list[str]:
         """What cells noted of themselves, each once: odd batches, losses that overflowed."""
-        said = (n for _, record in self.records if record.result for n in record.result.notes)
-        told = (*(f"the images are {reason}" for reason in self.stand_ins), *self.random_weights.values())
-        notes = [note for note in dict.fromkeys(said) if not any(note.endswith(reason) for reason in told)]
-        return notes + self.busy + self.mixed
+        told_elsewhere = {("images", reason) for reason in self.stand_ins}
+        told_elsewhere |= {("weights", reason) for reason in self.random_weights.values()}
+        notes = [
+            note.text
+            for _, record in self.records
+            for note in (record.result.notes if record.result else ())
+            if (note.about, _reason(note, record)) not in told_elsewhere
+        ]
+        return [*dict.fromkeys(notes), *self.busy, *self.mixed]
 
     @property
     def busy(self) -> list[str]:
@@ -216,7 +224,7 @@ class Summary:
     def short_name(self, cell: Cell, run: str) -> str:
         """The same of a cell, which need not have a result."""
         config, spread = cell.config, self._spread
-        bare = config.backbone.partition(":")[2]
+        bare = config.spec.name
         parts = [bare if len(spread.specs[bare]) == 1 else config.backbone]
         parts += [cell.device] if len(spread.devices) > 1 else []
         parts += [config.precision] if len(spread.precisions) > 1 else []
@@ -240,7 +248,7 @@ class Summary:
         weights: dict[str, set[str]] = {}
         for cell in cells:
             config = cell.config
-            specs.setdefault(config.backbone.partition(":")[2], set()).add(config.backbone)
+            specs.setdefault(config.spec.name, set()).add(config.backbone)
             if REGIMES[config.regime].start == "pretrained":
                 weights.setdefault(config.backbone, set()).add(config.weights)
         return _Spread(
@@ -250,6 +258,12 @@ class Summary:
             weights=weights,
             settings=tuple(varying_settings(cell.config for cell in cells)),
         )
+
+
+def _reason(note: Note, record: Record) -> str:
+    """The record's own reason for what a note is about; empty for a note on figures."""
+    weights = record.weights.reason if record.weights else ""
+    return {"images": record.stand_in, "weights": weights, "figures": ""}[note.about]
 
 
 def summarise(runs: Iterable[Run], name: str) -> Summary:

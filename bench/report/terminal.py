@@ -69,8 +69,8 @@ def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
     # What is the same in all rows tells none from another.
     names = [column for column in names if column.heading in ("backbone", "regime") or len(set(column.texts)) > 1]
     if sum(map(_width, names)) + sum(_width(column) for column in there if column.metric in FIRST[:2]) > width:
-        there = [_briefly(column) for column in there]
-        names = [_briefly(column) for column in names]
+        there = [_briefly(column, summary) for column in there]
+        names = [_briefly(column, summary) for column in names]
     ranked = sorted(
         (column for column in there if column.metric),
         key=lambda column: FIRST.index(column.metric) if column.metric in FIRST else len(FIRST),
@@ -89,10 +89,10 @@ def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
     return table, [column.heading for column in ranked if column not in chosen]
 
 
-def _briefly(column: Column) -> Column:
+def _briefly(column: Column, summary: Summary) -> Column:
     """Backbones without their library, accuracies without their interval."""
     if column.heading == "backbone":
-        return replace(column, texts=tuple(text.partition(":")[2] for text in column.texts))
+        return replace(column, texts=tuple(group.config.spec.name for group in summary.groups))
     if column.metric == FIRST[0]:
         return replace(column, texts=tuple(text.partition(" ")[0] for text in column.texts))
     return column

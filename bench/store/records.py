@@ -13,12 +13,17 @@ History of the format (`SCHEMA_VERSION`):
     protocol `kfold` the epochs of each fold
 5   a file begins with its `digest`, by which a changed one is told; a record has `attempts`, None where older versions
     are read
+6   a manifest has weights by policy and backbone, and an invocation its `data`, where older versions had texts; a note
+    of a result says what it is about; what says why images are drawn ones has no words for the terminal in it. Older
+    versions are upgraded on reading: see `bench.store.upgrade`
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -31,7 +36,7 @@ from tl.results import TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SEALED_SINCE = 5
 """Version from which on a file without a digest is a damaged one."""
 PROTOCOL_VERSION = 1
@@ -149,6 +154,42 @@ class Record(Strict):
         return self.wall_seconds - sum(part or 0.0 for part in parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """Why a planned cell has no result; `str(lost)` is for people."""
+
+    status: Literal["failed", "oom", "timeout", "skipped", "not run"]
+    reason: str = ""
+    """One line; empty where nothing is known of it."""
+
+    @classmethod
+    def of(cls, record: Record | None) -> Lost:
+        """What a record without a result says, or that there is no record."""
+        if record is None:
+            return cls(status="not run")
+        if record.status == "done":
+            raise ValueError(f"{record.cell} has a result")
+        return cls(status=record.status, reason=record.reason)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the cell was begun and had no result, though it should have had one."""
+        return self.status in ("failed", "oom", "timeout")
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}" if self.reason else self.status
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsKey:
+    """What the choice of weights depends on."""
+
+    policy: str
+    """One of `tl.config.WEIGHTS_POLICIES`."""
+    backbone: str
+    """With its source."""
+
+
 class DatasetIdentity(Strict):
     """The images of a run. No paths: the same files elsewhere are the same data set."""
 
@@ -166,7 +207,8 @@ class DatasetIdentity(Strict):
 class Invocation(Strict):
     """One command that added to a run."""
 
-    command: str
+    command: str = Field(description="as typed; for people")
+    data: str | None = Field(None, description="the folder or name of images that it was given; None for the grid's")
     started: datetime
     environment: Environment
     grid: dict[str, Any]
@@ -180,8 +222,8 @@ class Manifest(Strict):
     name: str
     protocol: dict[str, Any]
     dataset: DatasetIdentity
-    weights: dict[str, Weights] = Field(
-        description="resolved once by policy and backbone, then kept: `POLICY BACKBONE`"
+    weights: dict[str, dict[str, Weights]] = Field(
+        description="resolved once, then kept: policy → backbone → weights; see `resolved`"
     )
     cells: dict[str, Cell] = Field(description="all cells planned so far, by id, in order")
     invocations: tuple[Invocation, ...]
@@ -190,3 +232,20 @@ class Manifest(Strict):
     @classmethod
     def _upgraded(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {**AS_BEFORE, **given}
+
+    @property
+    def resolved(self) -> dict[WeightsKey, Weights]:
+        """The weights of all policies and backbones that the run has had."""
+        return {
+            WeightsKey(policy=policy, backbone=backbone): weights
+            for policy, some in self.weights.items()
+            for backbone, weights in some.items()
+        }
+
+
+def by_policy(resolved: Mapping[WeightsKey, Weights]) -> dict[str, dict[str, Weights]]:
+    """As a manifest keeps them."""
+    found: dict[str, dict[str, Weights]] = {}
+    for key, weights in resolved.items():
+        found.setdefault(key.policy, {})[key.backbone] = weights
+    return found

@@ -16,11 +16,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
+from pydantic_core import to_json as compact_json
 
 from bench.store.records import SCHEMA_VERSION, SEALED_SINCE, Manifest, Record
+from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import to_json, write_atomic
 from tl.errors import ConfigError, UserError
 
@@ -174,8 +176,9 @@ class Run:
         """A second name or a copy in a folder of the run: at no moment is the old record nowhere."""
         attic = self.folder / where
         attic.mkdir(exist_ok=True)
-        numbers = [int(old.stem.rpartition("-")[2]) for old in attic.glob(f"{path.stem}-*.json")]
-        kept = attic / f"{path.stem}-{max(numbers, default=0) + 1}.json"
+        number = 1 + len(list(attic.glob(f"{path.stem}-*.json")))
+        while (kept := attic / f"{path.stem}-{number}.json").exists():
+            number += 1
         try:
             os.link(path, kept)
         except OSError:  # a file system without hard links
@@ -225,14 +228,17 @@ def _parse(path: Path, kind: type[Format]) -> Format:
     text = b"{\n" + text[found.end() :] if found else text
     intact = found is not None and hashlib.sha256(text).hexdigest().encode() == found[1]
     if not (intact and text.startswith(_CURRENT)):  # of many records, nearly all: they are parsed once
-        _check_version(path, text, sealed=found is not None, intact=intact)
+        data = _checked(path, text, sealed=found is not None, intact=intact)
+        if (upgrade_manifest if kind is Manifest else upgrade_record)(data):
+            text = compact_json(data)
     try:
         return kind.from_json(text)
     except ConfigError as error:
         raise Damaged(f"{path}: damaged: {error}") from error
 
 
-def _check_version(path: Path, text: bytes, *, sealed: bool, intact: bool) -> None:
+def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str, Any]:
+    """The content of a file whose version is known and whose digest is its own. Raises `Damaged`."""
     try:
         data = from_json(text)
     except ValueError as error:
@@ -246,6 +252,8 @@ def _check_version(path: Path, text: bytes, *, sealed: bool, intact: bool) -> No
         raise Damaged(f"{path}: damaged: it was changed after it was written (its digest is another)")
     if not sealed and version >= SEALED_SINCE:
         raise Damaged(f"{path}: damaged: it doesn't begin with its digest")
+    content: dict[str, Any] = data
+    return content
 
 
 def find_run(name: str | Path, results: Path = Path("results")) -> Run:

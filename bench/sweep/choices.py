@@ -10,6 +10,7 @@ from bench.sweep.grid import load_grid, shipped
 from tl.datasets import DATASETS
 from tl.errors import UserError
 from tl.regimes import REGIMES
+from tl.specs import Spec
 from tl.weights import BUNDLED
 
 
@@ -44,7 +45,7 @@ def _backbones(text: str | None) -> dict[str, str]:
         for spec in load_grid(grid).matrix.backbones:
             used.setdefault(spec, []).append(grid)
     names = discovery.backbone_names(make_executor("process"))
-    everything = [f"{source}:{name}" for source, some in names.items() for name in some]
+    everything = [str(Spec(source, name)) for source, some in names.items() for name in some]
     chosen = (
         [spec for spec in everything if text in spec] if text else [s for s in everything if s in used or s in BUNDLED]
     )

@@ -24,15 +24,16 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
     unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""
     if splits.stand_in:
-        say(console, f"WARNING: {unless}the images are {splits.stand_in}", style="bold yellow")
-    fallbacks: dict[str, list[str]] = {}
-    before = sweep.previous.weights if sweep.previous else {}
+        kept = KEPT if sweep.keeps_images else ""
+        say(console, f"WARNING: {unless}the images are {splits.stand_in}{kept}", style="bold yellow")
+    fallbacks: dict[tuple[str, bool], list[str]] = {}
+    before = sweep.previous.resolved if sweep.previous else {}
     for key, answer in sweep.settled.items():
         if answer.reason:
-            fallbacks.setdefault(answer.reason + KEPT * (key in before), []).append(key.partition(" ")[2])
-    for reason, specs in fallbacks.items():
+            fallbacks.setdefault((answer.reason, key in before), []).append(key.backbone)
+    for (reason, is_kept), specs in fallbacks.items():
         text = f"WARNING: {unless}random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
-        say(console, text, style="yellow")
+        say(console, text + (KEPT if is_kept else ""), style="yellow")
     say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{_compared_with_before(sweep)}")
 
 

@@ -17,7 +17,7 @@ from bench.execution.failure import readable
 from bench.execution.monitor import busy_warning
 from bench.execution.signals import signals_deferred, stop_between_cells
 from bench.store.environment import Environment, environment
-from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record
+from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record, by_policy
 from bench.sweep.folder import held, tidy
 from bench.sweep.grid import Grid
 from bench.sweep.options import Options
@@ -120,6 +120,7 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
     judged = judged_images(next(iter(sweep.cells.values())).config, splits)
     invocation = Invocation(
         command=options.command,
+        data=options.data,
         started=datetime.now(UTC),
         environment=machine,
         grid=grid.model_dump(mode="json"),
@@ -137,7 +138,7 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
             val_labels=judged.labels,
             stand_in=splits.stand_in,
         ),
-        weights=(previous.weights if previous else {}) | sweep.settled,
+        weights=by_policy((previous.resolved if previous else {}) | sweep.settled),
         cells=planned,
         invocations=(*(previous.invocations if previous else ()), invocation),
     )

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from bench.execution import discovery
 from bench.execution.base import Executor
-from bench.store.records import Cell, Manifest, Record
+from bench.store.records import Cell, DatasetIdentity, Manifest, Record, WeightsKey
 from bench.store.runs import Run
 from bench.sweep.folder import run_folder
 from bench.sweep.grid import Grid, expand, load_grid
 from bench.sweep.options import Options
 from bench.sweep.order import arrange
-from bench.sweep.weights import KEPT, Answer, settle, settle_key
+from bench.sweep.weights import Answer, settle, settle_key
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, StandInWarning
 from tl.folds import check_protocol
@@ -37,12 +37,14 @@ class Sweep:
     cells: dict[str, Cell]
     weights: dict[str, Answer]
     """By cell."""
-    settled: dict[str, Weights]
-    """By policy and backbone, for the manifest."""
+    settled: dict[WeightsKey, Weights]
+    """For the manifest."""
     done: dict[str, Record]
     damaged: dict[Path, str]
     """Records that can't be read as what this suite wrote, and why: they are set aside, and their cells run."""
     previous: Manifest | None
+    keeps_images: bool = False
+    """The run goes on with the synthetic images that it began with, without looking for real ones again."""
 
     @property
     def missing(self) -> dict[str, Cell]:
@@ -94,13 +96,14 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     planned = expand(grid, weights=options.weights, spec=spec, devices=executor.devices)
     run = Run(run_folder(options))
     previous = run.manifest() if run.exists() else None
-    splits = _dataset(grid, options, previous)
+    kept = _kept_images(grid, options, previous)
+    splits = _dataset(grid, options, kept)
     open_store(splits)
     for item in planned:
         check_protocol(item.config, splits)
     if previous:
         _same_run(run, previous, grid, splits)
-    answers = settle(planned, options, previous.weights if previous else {}, executor, console)
+    answers = settle(planned, options, previous.resolved if previous else {}, executor, console)
     cells: dict[str, Cell] = {}
     weights: dict[str, Answer] = {}
     for item in planned:
@@ -119,17 +122,23 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         done=done,
         damaged=damaged,
         previous=previous,
+        keeps_images=kept is not None,
     )
 
 
-def _dataset(grid: Grid, options: Options, previous: Manifest | None) -> Splits:
-    """The images; a run that has begun under `auto` goes on with those that it began with."""
+def _kept_images(grid: Grid, options: Options, previous: Manifest | None) -> DatasetIdentity | None:
+    """The synthetic images that a run began with under `auto` and goes on with; None if images are looked for."""
     wanted = options.data or grid.dataset
-    if wanted == "auto" and previous and previous.dataset.stand_in:
-        stand_in = f"{previous.dataset.stand_in.removesuffix(KEPT)}{KEPT}"
-        return replace(load_splits(previous.dataset.name), stand_in=stand_in)
+    return previous.dataset if wanted == "auto" and previous and previous.dataset.stand_in else None
+
+
+def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Splits:
+    """The images. Those that a run keeps have the reason that it began with."""
+    wanted = options.data or grid.dataset
+    if kept:
+        return replace(load_splits(kept.name), stand_in=kept.stand_in)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StandInWarning)  # told on the terminal, in records and in reports
+        warnings.simplefilter("ignore", StandInWarning)  # the terminal, records and reports say it
         return load_splits(wanted, download=not options.dry_run)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from bench.execution.base import Executor
-from bench.store.records import Cell
+from bench.store.records import Cell, WeightsKey
 from bench.sweep.grid import Planned
 from bench.sweep.options import Options
 from tl.errors import ConfigError, UserError
@@ -17,33 +17,34 @@ from tl.regimes import REGIMES
 from tl.weights import Weights
 
 KEPT = "; so this run began, and --fresh looks again"
-"""Said behind the reason for a stand-in that a run goes on with."""
+"""The terminal says this behind the reason for a stand-in that a run goes on with."""
 Answer = Weights | str
 """Weights, or why there are none though pretrained ones were insisted on."""
 
 
-def settle_key(item: Planned) -> str:
-    """Policy and backbone: what an answer depends on."""
+def settle_key(item: Planned) -> WeightsKey:
+    """What an answer depends on."""
     policy = "random" if REGIMES[item.config.regime].start == "random" else item.config.weights
-    return f"{policy} {item.config.backbone}"
+    return WeightsKey(policy=policy, backbone=item.config.backbone)
 
 
 def settle(
-    planned: list[Planned], options: Options, before: dict[str, Weights], executor: Executor, console: Console
-) -> dict[str, Answer]:
+    planned: list[Planned], options: Options, before: dict[WeightsKey, Weights], executor: Executor, console: Console
+) -> dict[WeightsKey, Answer]:
     """An answer for each key: what the manifest has, else looked up, downloading unless it is a dry run."""
     keys = list(dict.fromkeys(settle_key(item) for item in planned))
-    answers: dict[str, Answer] = {key: before[key] for key in keys if key in before}
+    answers: dict[WeightsKey, Answer] = {key: before[key] for key in keys if key in before}
     if options.weights_dir:
         _refuse_late_weights(before, list(answers), options, executor)
     for policy in ("random", "pretrained", "auto"):
-        specs = [key.partition(" ")[2] for key in keys if key not in answers and key.startswith(f"{policy} ")]
+        specs = [key.backbone for key in keys if key not in answers and key.policy == policy]
+        found: dict[str, Answer] = {}
         if policy == "random":
-            answers |= {f"random {spec}": Weights(kind="random", source="random") for spec in specs}
+            found = {spec: Weights(kind="random", source="random") for spec in specs}
         elif specs:
             console.print("looking for pretrained weights …", style="dim")
             found = _look_up(specs, policy, options, executor, download=not options.dry_run)
-            answers |= {f"{policy} {spec}": answer for spec, answer in found.items()}
+        answers |= {WeightsKey(policy=policy, backbone=spec): answer for spec, answer in found.items()}
     return answers
 
 
@@ -76,9 +77,11 @@ def locate(
     }
 
 
-def _refuse_late_weights(before: dict[str, Weights], keys: list[str], options: Options, executor: Executor) -> None:
+def _refuse_late_weights(
+    before: dict[WeightsKey, Weights], keys: list[WeightsKey], options: Options, executor: Executor
+) -> None:
     """Raise `ConfigError` where `--weights-dir` now has a file for a backbone that this run began without."""
-    without = [key.partition(" ")[2] for key in keys if before[key].reason]
+    without = [key.backbone for key in keys if before[key].reason]
     found = _look_up(without, "auto", options, executor, download=False) if without else {}
     for spec, answer in found.items():
         if isinstance(answer, Weights) and answer.source == "weights-dir":
