@@ -321,10 +321,10 @@ def test_a_run_that_changed_meanwhile_is_left_alone(in_smoke: Path, monkeypatch:
     """What another command wrote between planning and the lock is not overwritten."""
     from rich.console import Console
 
+    from bench.sweep.execute import execute, executor_for
     from bench.sweep.grid import load_grid
     from bench.sweep.options import Options
     from bench.sweep.plan import plan
-    from bench.sweep.run import execute, executor_for
 
     grid = load_grid("smoke").override({"seeds": 2, "devices": ["cpu"]}, {})
     options = Options(name="smoke", executor="inline")

@@ -31,10 +31,10 @@ from bench.store import runs
 from bench.store.records import SCHEMA_VERSION
 from bench.store.runs import Run
 from bench.sweep import recorder
+from bench.sweep.execute import execute
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
 from bench.sweep.plan import plan
-from bench.sweep.run import execute
 from tests import light
 from tests.commands import LIGHT
 from tests.test_executors import wait_until

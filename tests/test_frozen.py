@@ -12,10 +12,10 @@ from rich.console import Console
 import bench
 from bench.report.summary import summarise
 from bench.report.write import write_report
+from bench.sweep.execute import execute, executor_for
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
 from bench.sweep.plan import plan
-from bench.sweep.run import execute, executor_for
 from tests.commands import ONE_CELL
 from tl import train
 from tl.regimes import REGIMES, Regime

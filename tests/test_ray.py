@@ -19,10 +19,10 @@ from rich.console import Console
 from bench.execution import ray_cluster, ray_node, ray_schedule
 from bench.execution.ray import RayExecutor
 from bench.store.runs import Run
+from bench.sweep.execute import execute, executor_for
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
 from bench.sweep.plan import plan
-from bench.sweep.run import execute, executor_for
 from tests import light
 from tests.test_executors import wait_until
 from tl.datasets import Splits

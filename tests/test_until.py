@@ -20,7 +20,7 @@ from bench.sweep import adaptive as until
 from bench.sweep.adaptive import Goal, _why_stop, make_goal, seconds
 from bench.sweep.grid import Grid, Matrix
 from bench.sweep.options import Options
-from bench.sweep.run import Sweep
+from bench.sweep.plan import Sweep
 from tests.commands import ONE_CELL, command, light_command
 from tests.runs import TRUTH, record
 from tl.errors import ConfigError

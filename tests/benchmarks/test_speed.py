@@ -22,10 +22,10 @@ from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.store.records import Record
 from bench.store.runs import Run, seal
+from bench.sweep.execute import execute, executor_for
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
 from bench.sweep.plan import plan
-from bench.sweep.run import execute, executor_for
 from tests.conftest import TINY
 from tests.runs import record, write_run
 from tests.weights import policy, published

@@ -1,0 +1,149 @@
+"""`bench.run` and what it returns: all that the command does, from Python."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import bench
+from bench.execution import executors
+from tests import light
+from tests.commands import command
+from tests.runs import record, write_run
+from tl.datasets import Splits
+from tl.errors import ConfigError, UserError
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Cells take a moment and no torch; their backbones' names are not real ones, so the cache is the test's own."""
+    monkeypatch.setitem(executors.EXECUTORS, "process", lambda address: light.LightExecutor())
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+
+
+def light_run(**given: object) -> bench.Run:
+    arguments = {"backbones": light.QUICK[:2], "regimes": ["frozen"], "data": "synthetic-mini", "name": "r"} | given
+    return bench.run("smoke", **arguments)  # type: ignore[arg-type]
+
+
+def test_a_sweep_is_a_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs what is missing, says what it does, and returns the run; a second call has nothing to do."""
+    run = light_run(seeds=2, epochs=3)
+    said = capsys.readouterr().out
+    assert "images: synthetic-mini" in said and "[4/4]" in said
+    assert run.folder == Path("results/r") and repr(run) == "Run('results/r': 4 of 4 cells are done)"
+    written = {path: path.read_bytes() for path in (tmp_path / "results" / "r" / "cells").iterdir()}
+    again = light_run(seeds=2, epochs=3, progress=False)
+    assert capsys.readouterr().out == "" and again.records() == run.records()
+    assert {path: path.read_bytes() for path in written} == written
+
+
+def test_axes_and_settings_are_those_of_the_command(mini: Splits) -> None:
+    """Whoever starts the sweep, its cells have the same ids; a path may be a `Path`, axes any sequence."""
+    words = ["--grid", "smoke", "--backbone", "timm:test_resnet", "--regime", "frozen", "--epochs", "2", "--batch-size"]
+    words += ["8", "--weights", "random", "--device", "cpu", "--data", str(mini.root)]
+    done = command("run", *words, "--name", "typed", "--no-report", "--dry-run", TL_CACHE=str(mini.root.parent))
+    assert done.returncode == 0, done.stderr
+    run = bench.run(
+        "smoke",
+        backbones=(light.QUICK[0],),
+        regimes=("frozen",),
+        devices=("cpu",),
+        data=mini.root,
+        weights="random",
+        epochs=2,
+        batch_size=8,
+        name="called",
+        progress=False,
+    )
+    (only,) = run.records().values()
+    assert only.cell.config.epochs == 2 and only.cell.config.batch_size == 8 and only.cell.device == "cpu"
+    assert only.cell.dataset_digest == mini.digest
+
+
+def test_what_a_run_has() -> None:
+    """Frames, claims, answers and the report: those of the commands that print them."""
+    write_run(Path("results/r"), [record("timm:a", name, seed=s) for name in ("finetune", "frozen") for s in range(3)])
+    run = bench.Run("r")
+    pd.testing.assert_frame_equal(run.frame(), bench.load_results("r"))
+    assert len(run.frame(per_epoch=True)) == sum(len(one.result.epochs) for one in run.records().values() if one.result)
+    typed = json.loads(command("claims", "r", "--format", "json").stdout)
+    assert json.loads(run.claims().to_json(orient="records")) == json.loads(json.dumps(typed))
+    assert any(answer.startswith(("Use ", "No cell")) for answer in run.answers())
+    markdown, page = run.report("out", images=False)
+    assert markdown == Path("out/r.md") and page.read_text().startswith("<!doctype html>")
+
+
+def test_failed_cells_are_rows_not_exceptions() -> None:
+    """One that crashes is in the frame with its reason; the others have their results."""
+    run = light_run(backbones=[light.CRASHES, light.QUICK[0]], progress=False)
+    statuses = dict(zip(run.frame()["backbone"], run.frame()["status"], strict=True))
+    assert statuses == {light.CRASHES: "failed", light.QUICK[0]: "done"}
+
+
+def test_it_runs_in_a_thread() -> None:
+    """A notebook's kernel or a server may call it from any thread; signals are the main one's."""
+    found: list[bench.Run] = []
+    thread = threading.Thread(target=lambda: found.append(light_run(progress=False)))
+    thread.start()
+    thread.join()
+    assert len(found[0].records()) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epoch": 3}, "epoch"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"within": 3.0}, "--within 3.0 needs --until-decided"),
+        ({"memory_limit": "plenty"}, "must be a size"),
+        ({"regimes": ["frozn"]}, "did you mean 'frozen'"),
+        ({"data": "nowhere"}, "no such folder"),
+    ],
+)
+def test_mistakes(given: dict[str, object], message: str) -> None:
+    """Each is one line, raised before anything is written."""
+    with pytest.raises(UserError, match=message):
+        light_run(**given)
+    assert not Path("results").exists()
+
+
+def test_no_such_run() -> None:
+    """The error names the runs that there are."""
+    write_run(Path("results/one"), [record("timm:a", "frozen")])
+    with pytest.raises(UserError, match="two: no such run; results/ has one"):
+        bench.Run("two")
+
+
+def test_runs_elsewhere_are_found() -> None:
+    """`--results` means the same in every command: the folder where runs are kept."""
+    write_run(Path("elsewhere/r"), [record("timm:a", name) for name in ("finetune", "frozen")])
+    write_run(Path("elsewhere/s"), [record("timm:a", name) for name in ("finetune", "frozen")])
+    for words in (["show", "r"], ["claims", "r"], ["export", "r"], ["compare", "r", "s"], ["report", "r"]):
+        done = command(*words, "--results", "elsewhere")
+        assert done.returncode == 0, (words, done.stderr)
+        lost = command(*words)
+        assert lost.returncode == 2 and "results/ has no runs yet" in lost.stderr, words
+    assert command("gate", "r", "s", "--results", "elsewhere").returncode in (0, 3)
+    assert command("report", "--index", "--results", "elsewhere", "--reports", "lists").returncode == 0
+    assert Path("lists/index.html").is_file() and Path("reports/r.html").is_file()
+
+
+def test_the_old_name_of_an_option_still_works() -> None:
+    """`--out` is what `--results` of `run` and `--reports` of `report` were called; both at once are a mistake."""
+    write_run(Path("results/r"), [record("timm:a", "frozen")])
+    assert command("report", "r", "--out", "old").returncode == 0 and Path("old/r.html").is_file()
+    both = command("report", "r", "--out", "old", "--reports", "new")
+    assert both.returncode == 2 and "--out old: is the old name of --reports" in both.stderr
+    assert "--out" not in command("report", "--help").stdout.replace("--output", "")
+
+
+def test_the_inline_executor_takes_no_limit() -> None:
+    """As on the command line, where there is no limit unless one is given."""
+    with pytest.raises(ConfigError, match="can't end a cell"):
+        light_run(executor="inline", timeout=5.0)
