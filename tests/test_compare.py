@@ -16,7 +16,7 @@ from bench.analysis.stats import ratio_of_means
 from bench.compare.changes import Comparison, Rule, compare
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED, decide, read_rules
 from bench.compare.render import show
-from bench.compare.sides import QUANTITIES, SECONDS, Entry, Quantity, Side, read_sides
+from bench.compare.sides import SECONDS, Entry, Quantity, Side, quantities, read_sides
 from bench.store.records import Record
 from bench.store.runs import Run
 from tests.commands import command
@@ -814,12 +814,13 @@ def test_names_from_data_are_text(tmp_path: Path) -> None:
 
 
 def test_every_metric_with_a_direction_can_be_compared() -> None:
-    """Kinds follow from units; whatever is counted is exact."""
-    kinds = {name: quantity.kind for name, quantity in QUANTITIES.items()}
+    """Shares by their difference, times and memory by their ratio; whatever is counted is exact."""
+    known = quantities()
+    kinds = {name: quantity.kind for name, quantity in known.items()}
     assert kinds["epoch_seconds"] == kinds["peak_memory_bytes"] == kinds["images_per_second"] == "ratio"
     assert kinds["val_accuracy_best"] == "difference" and kinds["forward_flops"] == "exact"
-    assert QUANTITIES["images_per_second"].better == QUANTITIES["val_accuracy_last"].better == "higher"
-    assert "best_epoch" not in QUANTITIES
+    assert known["images_per_second"].better == known["val_accuracy_last"].better == "higher"
+    assert "best_epoch" not in known
 
 
 def test_a_thousand_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

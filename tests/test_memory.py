@@ -15,7 +15,7 @@ import torch
 
 import tl
 import tl.train
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, Finished
 from tests.conftest import TINY
 from tests.nvml import UUID, FakeNvml
 from tests.runs import record
@@ -90,7 +90,8 @@ def test_marks_are_shown_above_the_baseline_and_unknown_ones_not_at_all() -> Non
     one = record("timm:a", "frozen")
     assert one.result is not None
     known = one.result.replace(train_rss_bytes=one.result.baseline_rss_bytes + 7, cuda_val_allocated_bytes=5)
-    read = {name: metric.value(one, known) for name, metric in METRICS.items() if metric.unit == "B"}
+    cell = Finished(record=one, result=known, truth=None)
+    read = {name: metric.of(cell) for name, metric in METRICS.items() if metric.unit == "B"}
     expected = {"train_rss_above_baseline_bytes": 7, "val_rss_above_baseline_bytes": None}
     expected |= {"cuda_val_allocated_bytes": 5, "cuda_train_allocated_bytes": None, "gpu_process_bytes": None}
     assert read | expected == read

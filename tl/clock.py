@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-PHASES = ("data", "transfer", "forward", "backward", "optimizer", "validation")
+from tl.results import MEASURED_PHASES
 
 
 class Clock:
@@ -50,7 +50,7 @@ class Clock:
     def read(self) -> tuple[float, dict[str, float]]:
         """Seconds of the whole epoch up to now, and of each phase; waits for the device once."""
         whole = self.elapsed()
-        parts = dict.fromkeys(PHASES, 0.0)
+        parts = dict.fromkeys(MEASURED_PHASES, 0.0)
         for (_, before), (phase, after) in zip(self._marks, self._marks[1:], strict=False):
             if phase is not None:
                 parts[phase] += self._between(before, after)

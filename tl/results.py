@@ -14,15 +14,28 @@ from tl.weights import Weights
 
 
 class Phases(Strict):
-    """Seconds of an epoch by phase; together they are the whole epoch."""
+    """Seconds of an epoch by phase; together they are the whole epoch.
 
-    data: float = Field(description="reading, cropping and stacking training images on the CPU")
-    transfer: float = Field(description="training images onto the device, and normalising them")
-    forward: float = Field(description="of training steps, with the loss")
-    backward: float
-    optimizer: float
-    validation: float = Field(description="the validation pass, its images included")
-    other: float = Field(description="what the phases leave of the whole")
+    Clock, metrics, figures and explanations follow this list. A title is what a sentence calls a phase.
+    """
+
+    data: float = Field(
+        title="reading and cropping images", description="reading, cropping and stacking training images"
+    )
+    transfer: float = Field(
+        title="moving and normalising images",
+        description="moving and normalising training images; in `data` where they live on the GPU",
+    )
+    forward: float = Field(title="forward passes", description="forward passes of training steps, with the loss")
+    backward: float = Field(title="backward passes", description="backward passes")
+    optimizer: float = Field(title="the optimiser", description="optimiser steps and zeroing of gradients")
+    validation: float = Field(title="validation", description="the validation pass, its images included")
+    other: float = Field(title="the rest", description="what the phases leave of the whole")
+
+
+PHASES = tuple(Phases.model_fields)
+MEASURED_PHASES = tuple(name for name in PHASES if name != "other")
+"""Those that a clock marks; `other` is what they leave."""
 
 
 class Work(Strict):

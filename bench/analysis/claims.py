@@ -63,7 +63,7 @@ class Claim(Strict):
     @property
     def is_ratio(self) -> bool:
         """Whether it is about a ratio; else it is about a difference of shares."""
-        return METRICS[self.metric].unit != "share"
+        return METRICS[self.metric].compared != "difference"
 
     def is_about(self, regime: str) -> bool:
         """Whether a regime is one that it compares with `against`."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
-from bench.analysis.metrics import METRICS
-from bench.analysis.stats import Interval, wilson
+from bench.analysis.metrics import METRICS, RATED_BY, Finished, finished
+from bench.analysis.stats import wilson
 from bench.store.records import Cell, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
@@ -22,6 +24,26 @@ def varying_settings(configs: Iterable[TrainConfig]) -> list[str]:
     several = list(configs)
     fields = [name for name in TrainConfig.model_fields if name not in AXES]
     return [name for name in fields if any(getattr(one, name) != getattr(several[0], name) for one in several)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """What the seeds of a group say of a metric, in the metric's unit."""
+
+    value: float
+    """Their mean or median: see `Metric.over_seeds`."""
+    low: float
+    high: float
+    bars: Literal["interval", "deviation", "extremes"]
+    """What lies between `low` and `high`: a 95% interval of one seed's accuracy (Wilson), mean ± one standard
+    deviation, or all seeds. With one seed and no interval both are the value."""
+    n: int
+    """Seeds that know it."""
+
+    @property
+    def deviation(self) -> float:
+        """Half of the way from `low` to `high`."""
+        return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,32 +80,42 @@ class Group:
     @property
     def accuracy(self) -> float | None:
         """Mean best accuracy over seeds; None where it says nothing (random weights in place of pretrained ones)."""
-        values = [r.val_accuracy_best for r in self.results if r.accuracy_counts]
-        return statistics.fmean(values) if values else None
-
-    @property
-    def accuracy_interval(self) -> Interval | None:
-        """Wilson 95% interval of the best accuracy, with one seed."""
-        if len(self.results) != 1 or self.accuracy is None:
-            return None
-        return wilson(round(self.accuracy * len(self.truth)), len(self.truth))
+        return self.typical(RATED_BY)
 
     def median(self, figure: Callable[[TrainResult], float | None]) -> float | None:
         """Median over seeds of a figure; None where no seed has it."""
         values = [value for result in self.results if (value := figure(result)) is not None]
         return statistics.median(values) if values else None
 
+    @cached_property
+    def _finished(self) -> list[Finished]:
+        return [cell for record in self.records if (cell := finished(record, self.truth))]
+
     def values(self, metric: str) -> dict[int, float]:
         """Seed → a metric, where it is known."""
-        read = {r.cell.config.seed: METRICS[metric].value(r, r.result) for r in self.records if r.result}
+        read = {cell.record.cell.config.seed: METRICS[metric].of(cell) for cell in self._finished}
         return {seed: value for seed, value in read.items() if value is not None}
 
     def typical(self, metric: str) -> float | None:
-        """A metric over seeds: the mean of shares, the median of all else; None where no seed has it."""
-        values = list(self.values(metric).values())
+        """What stands for a metric's seeds, their mean or median; None where no seed has it."""
+        values = self.values(metric).values()
+        return _middle(metric, values) if values else None
+
+    def over_seeds(self, metric: str) -> OverSeeds | None:
+        """The same with what tells how far it may be off; None where no seed has it."""
+        values = self.values(metric).values()
         if not values:
             return None
-        return statistics.fmean(values) if METRICS[metric].unit == "share" else statistics.median(values)
+        value, n, low, high = _middle(metric, values), len(values), min(values), max(values)
+        if METRICS[metric].over_seeds == "median":
+            return OverSeeds(value=value, low=low, high=high, bars="extremes", n=n)
+        if n > 1:
+            deviation = statistics.stdev(values)
+            return OverSeeds(value=value, low=value - deviation, high=value + deviation, bars="deviation", n=n)
+        if METRICS[metric].predictions and self.truth:
+            interval = wilson(round(value * len(self.truth)), len(self.truth))
+            return OverSeeds(value=value, low=interval.low, high=interval.high, bars="interval", n=n)
+        return OverSeeds(value=value, low=low, high=high, bars="extremes", n=n)
 
     @property
     def seconds(self) -> float:
@@ -100,6 +132,10 @@ class Group:
             for record in self.records
             if record.result
         }
+
+
+def _middle(metric: str, values: Collection[float]) -> float:
+    return statistics.fmean(values) if METRICS[metric].over_seeds == "mean" else statistics.median(values)
 
 
 def _amortised(result: TrainResult) -> float | None:

@@ -1,19 +1,37 @@
-"""Metrics: what is measured, in which unit. To add one, add an entry to `METRICS`.
+"""Metrics: what is measured, how it is shown and how it is compared. To add one, add an entry to `METRICS`.
 
-Tables, reports and exports read this; `value` takes a finished record and returns a number, or None where
-it is not known.
+Tables, pages, exports, comparisons, gates and claims read all that they need to know of a metric here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from bench.analysis.scores import balanced_accuracy, calibration_error, macro_f1
 from bench.store.records import Record
-from tl.results import Predictions, TrainResult, Work
+from tl.errors import ConfigError, UserError
+from tl.results import Phases, Predictions, TrainResult, Work
 
 Number = float | int | None
+Kind = Literal["ratio", "difference", "exact"]
+"""How two values are compared: by their ratio, by their difference in percentage points, or to the last digit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A cell with a result, as metrics see it."""
+
+    record: Record
+    result: TrainResult
+    truth: tuple[int, ...] | None
+    """True labels of the images that its predictions are of; None where only the record is at hand."""
+
+
+def finished(record: Record, truth: tuple[int, ...] | None = None) -> Finished | None:
+    """The cell of a record; None where it has no result."""
+    return None if record.result is None else Finished(record=record, result=record.result, truth=truth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,55 +40,138 @@ class Metric:
 
     label: str
     unit: str
-    value: Callable[[Record, TrainResult], Number]
+    """Of what `value` returns, which exports have: `s`, `B`, `share`, `count`, …"""
+    value: Callable[[Finished], Number]
+    """None where it is not known. Call `of` instead."""
     meaning: str
+
     style: str = ".3g"
-    """Format of a figure in a table, in `shown_unit`."""
+    """Format of a figure in the unit that is shown."""
     scale: float = 1.0
-    """From `unit` to `shown_unit`."""
-    shown_unit: str = ""
-    predictions: Callable[[TrainResult], Predictions] | None = None
-    """Of an accuracy: the predictions that it is the share of right ones of."""
+    """From `unit` to the unit that is shown."""
+    shown_unit: str | None = None
+    """What people read; None for `unit` itself, empty for a pure number."""
+    whole: bool = False
+    """Always a whole number."""
+    over_seeds: Literal["mean", "median"] = "median"
+    """What stands for several seeds; ± one standard deviation goes with a mean, the extremes with a median."""
+    column: bool = False
+    """Has a column in the report's table."""
+    once: str = ""
+    """What is done once, before all epochs, in words; where a cell has done it, the report's table has a column."""
+    matters: str = ""
+    """What it is in one word; for headline metrics alone, which every summary shows."""
+    phrase: str = "{}"
+    """How a line that reports several metrics says it, with `{}` for the figure and its unit."""
+
     better: Literal["lower", "higher"] | None = None
-    """Which direction is an improvement; None where neither is."""
-    exact: bool = False
-    """Counted, not measured: the same in every repetition, so that any change is a real one."""
+    """Which direction is an improvement; None where neither is, and nothing is compared."""
+    compared: Kind = "ratio"
+    """`exact` is for what is counted: the same in every repetition, so that any change is a real one."""
+    by_default: bool = False
+    """Is compared where no metrics are named; whatever is `exact` always is."""
+    predictions: Callable[[TrainResult], Predictions] | None = None
+    """For accuracies: the predictions they are computed from, of which each image is right or wrong."""
+
+    def __post_init__(self) -> None:
+        if self.compared == "difference" and not self.percent:
+            raise ConfigError(f"{self.label}: compared='difference' is for shares, which are shown in percent")
+
+    @property
+    def percent(self) -> bool:
+        """Whether it is a share that is shown in percent."""
+        return self.shown_unit == "%"
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether it is an amount of memory."""
+        return self.unit == "B"
+
+    @property
+    def page_unit(self) -> str:
+        """The unit that is shown; empty for a pure number."""
+        return self.unit if self.shown_unit is None else self.shown_unit
+
+    @property
+    def unit_beside(self) -> str:
+        """The unit that stands beside a figure or in a heading; `%` is part of the figure."""
+        return "" if self.percent else self.page_unit
+
+    @property
+    def unit_unscaled(self) -> str:
+        """The unit that stands beside a value as it is, to the last digit; empty for what is counted in ones."""
+        return "" if self.unit == "count" else self.unit
 
     @property
     def heading(self) -> str:
         """Label and unit, for the head of a column."""
-        unit = self.shown_unit or self.unit
-        return self.label if unit in ("share", "count", "index") else f"{self.label}, {unit}"
+        return f"{self.label}, {self.unit_beside}" if self.unit_beside else self.label
+
+    def of(self, cell: Finished) -> Number:
+        """Its value; None where it is not known. Raises `UserError` for a record that can't be: one edited by hand."""
+        try:
+            return self.value(cell)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            record = cell.record
+            raise UserError(f"record {record.cell_id} ({record.cell}): damaged: {self.label}: {error}") from error
 
     def show(self, value: float | int | None) -> str:
         """A figure for people; `n/a` where it is not known."""
         if value is None:
             return "n/a"
         text = format(value * self.scale, self.style)
-        return f"{float(text):,.0f}" if "e+" in text else text  # 12,200 rather than 1.22e+04
+        text = f"{float(text):,.0f}" if "e+" in text else text  # 12,200 rather than 1.22e+04
+        return f"{text}%" if self.percent else text
+
+    def say(self, value: float | int | None) -> str:
+        """A figure with its unit; `n/a` where it is not known."""
+        return self.show(value) if value is None else f"{self.show(value)} {self.unit_beside}".rstrip()
 
 
-def _accuracy(value: Callable[[TrainResult], float]) -> Callable[[Record, TrainResult], Number]:
+def share(label: str, value: Callable[[Finished], Number], meaning: str, **more: Any) -> Metric:
+    """A share in [0, 1], shown in percent; its mean stands for several seeds, and differences are compared."""
+    shown: dict[str, Any] = {"style": ".1f", "scale": 100.0, "shown_unit": "%"}
+    read: dict[str, Any] = {"over_seeds": "mean", "compared": "difference"}
+    return Metric(label=label, unit="share", value=value, meaning=meaning, **{**shown, **read, **more})
+
+
+def _counts(value: Callable[[Finished], Number]) -> Callable[[Finished], Number]:
     """Unknown where random weights stand in for pretrained ones: it would say nothing about the backbone."""
-    return lambda record, result: value(result) if result.accuracy_counts else None
+    return lambda cell: value(cell) if cell.result.accuracy_counts else None
 
 
-def _images_per_second(record: Record, result: TrainResult) -> Number:
-    images = record.train_images
-    return images / result.train_epoch_seconds if images and result.train_epoch_seconds else None
+def _score(score: Callable[[Predictions, tuple[int, ...]], Number]) -> Callable[[Finished], Number]:
+    """A score of the last epoch's predictions: nothing was chosen by it. Unknown without true labels."""
+    return _counts(lambda cell: None if cell.truth is None else score(cell.result.last, cell.truth))
 
 
-def _bytes(label: str, value: Callable[[TrainResult], Number], meaning: str, *, exact: bool = False) -> Metric:
+def _calibration_error(last: Predictions, truth: tuple[int, ...]) -> Number:
+    confidences = [each for each in last.confidences if each is not None]
+    return calibration_error(last.labels, confidences, truth) if len(confidences) == len(last.confidences) else None
+
+
+def _seconds(label: str, value: Callable[[TrainResult], Number], meaning: str, **more: Any) -> Metric:
+    return Metric(
+        label=label, unit="s", value=lambda cell: value(cell.result), meaning=meaning, **{"better": "lower", **more}
+    )
+
+
+def _images_per_second(cell: Finished) -> Number:
+    images, seconds = cell.record.train_images, cell.result.train_epoch_seconds
+    return images / seconds if images and seconds else None
+
+
+def _bytes(label: str, value: Callable[[TrainResult], Number], meaning: str, **more: Any) -> Metric:
     return Metric(
         label=label,
         unit="B",
-        value=lambda record, result: value(result),
+        value=lambda cell: value(cell.result),
+        meaning=meaning,
         style=",.0f",
         scale=1 / 2**20,
         shown_unit="MiB",
-        meaning=meaning,
-        better="lower",
-        exact=exact,
+        whole=True,
+        **{"better": "lower", **more},
     )
 
 
@@ -79,146 +180,169 @@ def _above_baseline(mark: int | None, result: TrainResult) -> Number:
 
 
 def _phase(name: str, meaning: str) -> Metric:
-    return Metric(
-        label=name,
-        unit="s",
-        value=lambda record, result: result.phase_seconds(name),
-        meaning=f"median an epoch: {meaning}",
-        better="lower",
-    )
+    return _seconds(name, lambda result: result.phase_seconds(name), f"median an epoch: {meaning}")
 
 
 def _flops(label: str, value: Callable[[Work], int], meaning: str) -> Metric:
+    def per_image(cell: Finished) -> Number:
+        work = cell.result.work
+        return value(work) / work.step_images if work else None
+
     return Metric(
         label=label,
         unit="FLOP",
-        value=lambda record, result: value(result.work) / result.work.step_images if result.work else None,
+        value=per_image,
         scale=1e-9,
         shown_unit="GFLOP",
         meaning=meaning,
         better="lower",
-        exact=True,
+        compared="exact",
     )
 
 
 def _step_bytes(label: str, value: Callable[[Work], int], meaning: str) -> Metric:
-    return _bytes(label, lambda result: value(result.work) if result.work else None, meaning, exact=True)
+    return _bytes(label, lambda result: value(result.work) if result.work else None, meaning, compared="exact")
 
 
+def _parameters(label: str, value: Callable[[TrainResult], Number], meaning: str, **shown: Any) -> Metric:
+    return Metric(
+        label=label,
+        unit="count",
+        value=lambda cell: value(cell.result),
+        meaning=meaning,
+        whole=True,
+        better="lower",
+        compared="exact",
+        column=True,
+        **shown,
+    )
+
+
+RATED_BY = "val_accuracy_best"
+"""The accuracy by which combinations are ranked and recommended."""
 METRICS: dict[str, Metric] = {
-    "val_accuracy_best": Metric(
+    "val_accuracy_best": share(
+        "best accuracy",
+        _counts(lambda cell: cell.result.val_accuracy_best),
+        "best validation accuracy of all epochs, chosen on the images it is measured on",
         better="higher",
-        label="best accuracy",
-        unit="share",
-        value=_accuracy(lambda result: result.val_accuracy_best),
-        style=".1%",
         predictions=lambda result: result.best,
-        meaning="best validation accuracy of all epochs, chosen on the images it is measured on",
+        column=True,
+        matters="accuracy",
+        phrase="accuracy {}",
     ),
-    "val_accuracy_last": Metric(
+    "val_accuracy_last": share(
+        "last accuracy",
+        _counts(lambda cell: cell.result.val_accuracy_last),
+        "validation accuracy after the last epoch",
         better="higher",
-        label="last accuracy",
-        unit="share",
-        value=_accuracy(lambda result: result.val_accuracy_last),
-        style=".1%",
         predictions=lambda result: result.last,
-        meaning="validation accuracy after the last epoch",
+        column=True,
+        by_default=True,
     ),
     "best_epoch": Metric(
         label="best epoch",
         unit="index",
-        value=_accuracy(lambda result: result.best.epoch),
+        value=_counts(lambda cell: cell.result.best.epoch),
         style=".0f",
+        shown_unit="",
+        whole=True,
         meaning="first epoch, counted from 0, that reached the best accuracy; the last one but with protocol `fixed`",
     ),
-    "epoch_seconds": Metric(
-        better="lower",
-        label="epoch",
-        unit="s",
-        value=lambda record, result: result.epoch_seconds,
-        meaning="median of training plus validation over all epochs but the first",
+    "macro_f1_last": share(
+        "macro-F1",
+        _score(lambda last, truth: macro_f1(last.labels, truth)),
+        "mean over classes of F1 (precision and recall) on the validation images after the last epoch",
+        better="higher",
     ),
-    "train_epoch_seconds": Metric(
-        better="lower",
-        label="training pass",
-        unit="s",
-        value=lambda record, result: result.train_epoch_seconds,
-        meaning="median training pass over all epochs but the first",
+    "balanced_accuracy_last": share(
+        "balanced accuracy",
+        _score(lambda last, truth: balanced_accuracy(last.labels, truth)),
+        "mean over classes of the share of right ones among a class's validation images after the last epoch",
+        better="higher",
     ),
-    "val_epoch_seconds": Metric(
+    "calibration_error_last": share(
+        "calibration error (ECE)",
+        _score(_calibration_error),
+        "expected difference of confidence and accuracy after the last epoch, over 15 bins of equal width",
         better="lower",
-        label="validation pass",
-        unit="s",
-        value=lambda record, result: result.val_epoch_seconds,
-        meaning="median validation pass over all epochs but the first",
     ),
-    "first_epoch_seconds": Metric(
-        better="lower",
-        label="first epoch",
-        unit="s",
-        value=lambda record, result: result.epochs[0].seconds,
-        meaning="training plus validation of the first epoch, warm-up included",
+    "epoch_seconds": _seconds(
+        "epoch",
+        lambda result: result.epoch_seconds,
+        "median of training plus validation over all epochs but the first",
+        column=True,
+        by_default=True,
+        matters="time",
+        phrase="{} an epoch",
     ),
-    "extraction_seconds": Metric(
-        better="lower",
-        label="extraction",
-        unit="s",
-        value=lambda record, result: result.extraction_seconds,
-        meaning="extracting features of all images, when it was done; empty where each epoch has forward passes",
+    "train_epoch_seconds": _seconds(
+        "training pass",
+        lambda result: result.train_epoch_seconds,
+        "median training pass over all epochs but the first",
     ),
-    "quantization_seconds": Metric(
-        better="lower",
-        label="quantisation",
-        unit="s",
-        value=lambda record, result: result.quantization_seconds,
-        meaning="calibrating and converting an int8 backbone; empty with others",
+    "val_epoch_seconds": _seconds(
+        "validation pass",
+        lambda result: result.val_epoch_seconds,
+        "median validation pass over all epochs but the first",
     ),
-    "cold_seconds": Metric(
-        better="lower",
-        label="cold",
-        unit="s",
-        value=lambda record, result: result.cold_seconds,
-        meaning="quantisation, extraction and first epoch, with all that is compiled, captured or loaded in it",
+    "first_epoch_seconds": _seconds(
+        "first epoch",
+        lambda result: result.epochs[0].seconds,
+        "training plus validation of the first epoch, warm-up included",
+        column=True,
     ),
-    "warm_epoch_seconds": Metric(
-        better="lower",
-        label="warm epoch",
-        unit="s",
-        value=lambda record, result: result.epoch_seconds,
-        meaning="the same as `epoch_seconds`",
+    "extraction_seconds": _seconds(
+        "extraction",
+        lambda result: result.extraction_seconds,
+        "extracting features of all images, when it was done; empty where each epoch has forward passes",
+        once="extracting features",
+    ),
+    "quantization_seconds": _seconds(
+        "quantisation",
+        lambda result: result.quantization_seconds,
+        "calibrating and converting an int8 backbone; empty with others",
+        once="quantisation",
+    ),
+    "cold_seconds": _seconds(
+        "cold",
+        lambda result: result.cold_seconds,
+        "quantisation, extraction and first epoch, with all that is compiled, captured or loaded in it",
     ),
     "total_seconds": Metric(
-        better="lower",
         label="whole cell",
         unit="s",
-        value=lambda record, result: record.wall_seconds,
+        value=lambda cell: cell.record.wall_seconds,
         meaning="wall time of the cell's process, from its start to its end",
+        better="lower",
     ),
     "overhead_seconds": Metric(
-        better="lower",
         label="overhead",
         unit="s",
-        value=lambda record, result: record.overhead_seconds,
+        value=lambda cell: cell.record.overhead_seconds,
         meaning="wall time of the cell outside its passes, tuning, extraction and quantisation",
-    ),
-    "tuning_seconds": Metric(
         better="lower",
-        label="tuning",
-        unit="s",
-        value=lambda record, result: result.tuning_seconds,
-        meaning="all trials of protocol `tuned` together, beside the training; empty with the others",
+    ),
+    "tuning_seconds": _seconds(
+        "tuning",
+        lambda result: result.tuning_seconds,
+        "all trials of protocol `tuned` together, beside the training; empty with the others",
     ),
     "images_per_second": Metric(
-        better="higher",
         label="training speed",
         unit="images/s",
         value=_images_per_second,
         meaning="training images over the median training pass",
+        better="higher",
+        column=True,
     ),
     "peak_memory_bytes": _bytes(
         "peak memory",
         lambda result: result.peak_memory_bytes,
         "CUDA: torch's allocations at their peak, images left out; elsewhere: resident memory above the baseline",
+        column=True,
+        by_default=True,
+        matters="memory",
     ),
     "peak_rss_bytes": _bytes(
         "peak resident memory",
@@ -276,35 +400,22 @@ METRICS: dict[str, Metric] = {
         lambda result: result.mps_driver_bytes,
         "Metal: largest of what the driver held at the end of a pass",
     ),
-    "total_params": Metric(
-        better="lower",
-        exact=True,
-        label="parameters",
-        unit="count",
-        value=lambda record, result: result.total_params,
+    "trainable_params": _parameters(
+        "trainable parameters",
+        lambda result: result.trainable_params,
+        "parameters that get gradients",
+        style=",.0f",
+        shown_unit="",
+    ),
+    "total_params": _parameters(
+        "parameters",
+        lambda result: result.total_params,
+        "of backbone and head",
         style=".2f",
         scale=1e-6,
         shown_unit="M",
-        meaning="of backbone and head",
     ),
-    "trainable_params": Metric(
-        better="lower",
-        exact=True,
-        label="trainable parameters",
-        unit="count",
-        value=lambda record, result: result.trainable_params,
-        style=",.0f",
-        meaning="parameters that get gradients",
-    ),
-    "data_seconds": _phase("data", "reading, cropping and stacking training images"),
-    "transfer_seconds": _phase(
-        "transfer", "moving and normalising training images; in `data` where they live on the GPU"
-    ),
-    "forward_seconds": _phase("forward", "forward passes of training steps, with the loss"),
-    "backward_seconds": _phase("backward", "backward passes"),
-    "optimizer_seconds": _phase("optimizer", "optimiser steps and zeroing of gradients"),
-    "validation_seconds": _phase("validation", "the validation pass, its images included"),
-    "other_seconds": _phase("other", "what the phases leave of the whole"),
+    **{f"{name}_seconds": _phase(name, field.description or "") for name, field in Phases.model_fields.items()},
     "forward_flops": _flops(
         "forward work",
         lambda work: work.forward_flops,
@@ -324,3 +435,13 @@ METRICS: dict[str, Metric] = {
         "optimiser memory", lambda work: work.optimizer_state_bytes, "what the optimiser keeps between steps"
     ),
 }
+
+
+def headline() -> list[str]:
+    """The metrics that every summary shows: what combinations are rated by, and what they cost."""
+    return [name for name, metric in METRICS.items() if metric.matters]
+
+
+def costs() -> list[str]:
+    """Of the headline metrics those that one wants little of: time and memory."""
+    return [name for name in headline() if METRICS[name].better == "lower"]

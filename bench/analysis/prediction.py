@@ -11,19 +11,18 @@ from collections.abc import Callable
 from operator import methodcaller
 
 from bench.analysis.groups import Group
-from tl.results import Work
+from tl.results import Phases, Work
 
 SAME = 1.05
 """Within this factor two ratios are called the same."""
 LARGE_SHARE = 0.05
 """Phases below this share of an epoch are not worth a word."""
+ARITHMETIC = ("forward", "backward")
+"""Phases that are the network's arithmetic, and no more."""
 REST = {
-    "data": "reading and cropping images",
-    "transfer": "moving and normalising images",
-    "optimizer": "the optimiser",
-    "other": "the rest",
+    name: field.title or name for name, field in Phases.model_fields.items() if name not in (*ARITHMETIC, "validation")
 }
-"""Phases that are no arithmetic of the network. Reading the validation images joins them: see `_rest`."""
+"""Phases that are no arithmetic of the network → words. Reading the validation images joins them: see `_share`."""
 
 
 def predicted(metric: str, above: Group, below: Group) -> float | None:
@@ -106,7 +105,7 @@ def _rates(slow: Group, fast: Group) -> str:
 
 def _arithmetic(group: Group) -> float | None:
     """Seconds of an epoch that the network's own operations take, in training and validation."""
-    training, validation = _seconds(group, ("forward", "backward")), _validation_forward(group)
+    training, validation = _seconds(group, ARITHMETIC), _validation_forward(group)
     return None if training is None or validation is None else training + validation
 
 

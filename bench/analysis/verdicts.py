@@ -10,7 +10,7 @@ from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.groups import Counterparts, Group, all_else
 from bench.analysis.metrics import METRICS
 from bench.analysis.prediction import predicted
-from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, holm, ratio
+from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio
 from bench.store.records import Cell, Manifest
 
 Verdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
@@ -140,7 +140,7 @@ def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
     if claim.is_ratio:
         return ratio(theirs, ours)
     if not ours or not theirs or metric.predictions is None:
-        return None  # accuracies that say nothing
+        return difference(ours, theirs)  # None where accuracies say nothing
     return accuracy_difference(group.right(metric.predictions), against.right(metric.predictions))
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from bench.analysis.metrics import METRICS
 from bench.analysis.stats import (
     LEVEL,
     MIN_SAMPLES,
@@ -22,9 +23,7 @@ from bench.analysis.stats import (
     ratio_of_means,
 )
 from bench.compare.sides import (
-    COMPARED,
     MEMORY_METHOD,
-    QUANTITIES,
     SECONDS,
     Entry,
     Figure,
@@ -32,6 +31,8 @@ from bench.compare.sides import (
     Repeats,
     Sample,
     Side,
+    compared_by_default,
+    quantities,
 )
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.strict import Strict
@@ -47,7 +48,7 @@ class Rule(Strict):
     )
     cells: str = Field("*", description="a cell's label, or a pattern")
     factor: float | None = Field(None, gt=1, description="of times and memory: a smaller one doesn't count")
-    points: float | None = Field(None, gt=0, description="of accuracies, percentage points")
+    points: float | None = Field(None, gt=0, description="of shares such as accuracies, percentage points")
     max: float | None = Field(None, description="most that the new side may have on average, in the metric's unit")
     min: float | None = Field(None, description="least that it may have on average; each of a counter's values")
 
@@ -68,7 +69,7 @@ class Rule(Strict):
     def is_elsewhere(self, kinds: Collection[Repeats], metrics: Collection[str]) -> bool:
         """Whether its metric is of runs alone where there are none, of benchmarks alone, or known and not compared."""
         if metrics and not any(_like(name, self.metric) for name in metrics):
-            return any(_like(name, self.metric) for name in (*QUANTITIES, SECONDS.name))
+            return any(_like(name, self.metric) for name in (*quantities(), SECONDS.name))
         if self.is_of_runs:
             return "seed" not in kinds
         return self.metric == SECONDS.name and "round" not in kinds
@@ -76,7 +77,8 @@ class Rule(Strict):
     @property
     def is_of_runs(self) -> bool:
         """Whether no benchmark can have its metric: exact counters have the same names everywhere."""
-        return self.metric in QUANTITIES and QUANTITIES[self.metric].kind != "exact"
+        of_runs = quantities()
+        return self.metric in of_runs and of_runs[self.metric].kind != "exact"
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.model_dump().items() if value not in (None, "*"))
@@ -207,12 +209,13 @@ def compare(
     there is none fails at `level` over the whole comparison (Holm 1979). `same` is shown, not assumed: the 95% interval
     lies within what is allowed, or both runs were right on the very same images with each of three seeds or more.
     Times and memory of runs are compared as independent samples (Welch 1947, on logarithms); of rounds that have names
-    in common as pairs; accuracies seed by seed over the same images; exact counters sample by sample.
+    in common as pairs; accuracies seed by seed over the same images; other shares seed by seed (Student's t), which
+    says nothing of other images; exact counters sample by sample.
 
     Args:
         sides: see `read_sides`.
-        metrics: names to compare; by default `COMPARED`, those that a rule names, all exact counters, and all of
-            benchmarks.
+        metrics: names to compare; by default those that say so (`Metric.by_default`), those that a rule names, all
+            exact counters, and all of benchmarks.
         rules: beyond `DEFAULTS`.
         level: error rate of all changes together, over all looks.
         looks: how many times the same comparison may be made, with more samples each time; each has its share of the
@@ -282,15 +285,15 @@ def _wanted(
     if metrics:
         return {name: there[name] for name in dict.fromkeys(metrics)}, set(metrics)
     named = (rule.metric for rule in rules)  # whoever has a rule for a metric wants it held
-    own = {name: there[name] for name in (*COMPARED, *named) if name in there}
-    rest = {name: quantity for name, quantity in there.items() if quantity.kind == "exact" or name not in QUANTITIES}
+    own = {name: there[name] for name in (*compared_by_default(), *named) if name in there}
+    rest = {name: quantity for name, quantity in there.items() if quantity.kind == "exact" or name not in METRICS}
     return own | rest, set(own)
 
 
 def _is_due(name: str, base: Entry, new: Entry, asked: Collection[str]) -> bool:
     """Whether a side knows it, or both should: benchmarks have no metrics of runs."""
     known = name in base.samples or name in new.samples
-    return known or (name in asked and name in QUANTITIES and base.repeats == "seed")
+    return known or (name in asked and name in METRICS and base.repeats == "seed")
 
 
 def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
@@ -325,7 +328,7 @@ def _check(rule: Rule, wanted: Mapping[str, Quantity], sides: Sequence[Side]) ->
         raise ConfigError(f"rule {rule}: no cell that fits has that metric")
     for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
         if said is not None and not any(quantity.kind == kind for quantity in known):
-            what = "times and memory have a factor, accuracies have points, exact counters have neither"
+            what = "times and memory have a factor, shares such as accuracies have points, exact counters have neither"
             raise ConfigError(f"rule {rule}: {known[0].name} is none of that kind: {what}")
     limits = rule.max is not None or rule.min is not None
     if not limits and not any(_like(entry.label, rule.cells) for entry in sides[0].entries.values()):
@@ -426,7 +429,7 @@ def _differences(base: Entry, new: Entry, quantity: Quantity) -> Iterator[Differ
 
 
 def typical(values: Collection[Figure], quantity: Quantity) -> float:
-    """Geometric mean of times and memory, mean of accuracies; of counters the largest. NaN without values."""
+    """Geometric mean of times and memory, mean of shares; of counters the largest. NaN without values."""
     if not values:
         return math.nan
     if quantity.kind == "exact":

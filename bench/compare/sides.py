@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from bench.analysis.groups import varying_settings
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, Finished, Kind
 from bench.compare import pytest_benchmark
+from bench.store.environment import PACKAGES
 from bench.store.records import Cell, Lost, Manifest, Record
 from bench.store.runs import Run, each_once, find_run, find_runs
 from tl.errors import UserError, not_one_of
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
-Kind = Literal["ratio", "difference", "exact"]
 Repeats = Literal["seed", "round"]
 """What a sample is: a seed of a run, or a round of a benchmark."""
 Figure = int | float
@@ -25,7 +25,7 @@ Figure = int | float
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """What a sample is a figure of. Ratios belong to a machine; accuracies and exact counters don't."""
+    """What a sample is a figure of. Ratios belong to a machine; shares and exact counters don't."""
 
     name: str
     label: str
@@ -35,17 +35,15 @@ class Quantity:
     @property
     def in_bytes(self) -> bool:
         """Whether it is memory."""
-        return self.name in METRICS and METRICS[self.name].unit == "B"
+        return self.name in METRICS and METRICS[self.name].in_bytes
 
     def show(self, value: Figure) -> str:
         """For people, with its unit."""
         metric = METRICS.get(self.name)
         if self.kind == "exact":
-            unit = metric.unit if metric and metric.unit != "count" else ""
-            return f"{exact_text(value)} {unit}".rstrip()
+            return f"{exact_text(value)} {metric.unit_unscaled if metric else ''}".rstrip()
         if metric:
-            unit = metric.shown_unit or metric.unit
-            return metric.show(value) + ("" if unit in ("share", "count", "index") else f" {unit}")
+            return metric.say(value)
         step, unit = next(((s, u) for s, u in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")) if value >= s), (1e-9, "ns"))
         return f"{value / step:.3g} {unit}"
 
@@ -60,18 +58,21 @@ SECONDS = Quantity(name="seconds", label="time", kind="ratio", better="lower")
 """Of a round of a benchmark."""
 
 
-def quantity_of(metric: str) -> Quantity | None:
-    """A metric of `bench.analysis.metrics` as something to compare; None where neither direction is the better one."""
-    found = METRICS[metric]
-    if found.better is None:
-        return None
-    kind: Kind = "exact" if found.exact else "difference" if found.unit == "share" else "ratio"
-    return Quantity(name=metric, label=found.label, kind=kind, better=found.better)
+def quantities() -> dict[str, Quantity]:
+    """The metrics of a run that can be compared: those one direction of which is the better one."""
+    return {
+        name: Quantity(name=name, label=metric.label, kind=metric.compared, better=metric.better)
+        for name, metric in METRICS.items()
+        if metric.better is not None
+    }
 
 
-QUANTITIES: dict[str, Quantity] = {name: found for name in METRICS if (found := quantity_of(name))}
-COMPARED = ("epoch_seconds", "peak_memory_bytes", "val_accuracy_last")
-"""Metrics of a run that are compared when none are named, and with them every exact one."""
+def compared_by_default() -> list[str]:
+    """The metrics of a run that are compared when none are named, and with them every exact one; ratios come first."""
+    names = [name for name, metric in METRICS.items() if metric.by_default]
+    return sorted(names, key=lambda name: METRICS[name].compared != "ratio")
+
+
 MEMORY_METHOD = "memory method"
 """A condition of memory alone."""
 SOURCE = "source"
@@ -250,31 +251,32 @@ def _side(
                 machines[str(record.environment)] = None
             elif sample not in entry.done:
                 entry.lost[sample] = Lost.of(record)
-    quantities = dict(QUANTITIES) if runs else {}
+    known = quantities() if runs else {}
     for path in files:
         data = pytest_benchmark.read(path)
-        _add_benchmarks(entries, quantities, path, data)
+        _add_benchmarks(entries, known, path, data)
         machines[str(data)] = None
-    return Side(name=name, entries=entries, quantities=quantities, by=by, told=tuple(machines))
+    return Side(name=name, entries=entries, quantities=known, by=by, told=tuple(machines))
 
 
-def _add(entry: Entry, record: Record, seed: int, truth: Sequence[int], by: Axis) -> None:
+def _add(entry: Entry, record: Record, seed: int, truth: tuple[int, ...], by: Axis) -> None:
     result = record.result
     assert result is not None
+    cell = Finished(record=record, result=result, truth=truth)
     entry.done.add(seed)
     entry.lost.pop(seed, None)  # of an earlier part of this side
-    for name in QUANTITIES:
+    for name, metric in METRICS.items():
+        value = metric.of(cell) if metric.better else None
+        if value is None:
+            continue
         try:
-            value = METRICS[name].value(record, result)
-            if value is None:
-                continue
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"is {value}")
-            if predictions := METRICS[name].predictions:
-                pairs = zip(predictions(result).labels, truth, strict=True)
+            if metric.predictions:
+                pairs = zip(metric.predictions(result).labels, truth, strict=True)
                 entry.right.setdefault(name, {})[seed] = [said == true for said, true in pairs]
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # only a record edited by hand
-            raise UserError(f"record {record.cell_id} ({record.cell}): damaged: {name}: {error}") from error
+        except ValueError as error:  # only a record edited by hand
+            raise UserError(f"record {record.cell_id} ({record.cell}): damaged: {metric.label}: {error}") from error
         entry.samples.setdefault(name, {})[seed] = value
     machine = record.environment
     told = {
@@ -286,27 +288,28 @@ def _add(entry: Entry, record: Record, seed: int, truth: Sequence[int], by: Axis
         **({} if by == "device" else {"device": result.device_name}),
         "allocator": record.allocator or "as the C library sets it",
         MEMORY_METHOD: result.memory_method,
-        **{name: machine.packages.get(name, "none") for name in ("torch", "torchvision", "timm", "numpy", "pillow")},
+        **{name: machine.packages.get(name, "none") for name in PACKAGES},
     }
     for name, text in told.items():
         entry.conditions.setdefault(name, {})[seed] = text
 
 
 def _add_benchmarks(
-    entries: dict[str, Entry], quantities: dict[str, Quantity], path: Path, data: pytest_benchmark.BenchmarkFile
+    entries: dict[str, Entry], known: dict[str, Quantity], path: Path, data: pytest_benchmark.BenchmarkFile
 ) -> None:
     """One process's benchmarks: each a sample, its median, since what a process is given all its rounds share."""
+    of_runs = quantities()
     for one in data.benchmarks:
         entry = entries.setdefault(f"benchmark {one.fullname}", Entry(label=one.fullname, repeats="round"))
-        quantities[SECONDS.name] = SECONDS
+        known[SECONDS.name] = SECONDS
         entry.done.add(path.stem)
         entry.samples.setdefault(SECONDS.name, {})[path.stem] = statistics.median(one.stats.data)
         told = dict(data.machine_info.conditions)
         for name, value in one.extra_info.items():
             if type(value) is int:
-                if name == SECONDS.name or (name in QUANTITIES and QUANTITIES[name].kind != "exact"):
+                if name == SECONDS.name or (name in of_runs and of_runs[name].kind != "exact"):
                     raise UserError(f"{path}: {one.fullname}: extra_info has {name!r}, the name of what is measured")
-                quantities.setdefault(name, Quantity(name=name, label=name, kind="exact", better="lower"))
+                known.setdefault(name, Quantity(name=name, label=name, kind="exact", better="lower"))
                 entry.samples.setdefault(name, {})[path.stem] = value
             elif isinstance(value, str):
                 if name in told:

@@ -16,21 +16,19 @@ from typing import Any
 
 from bench.compare.gate import NOT_COMPARABLE, PASSED, REGRESSED
 from bench.devtools.steps import NETWORKS, TRAINING, make_step
-from bench.store.environment import package_version
+from bench.store.environment import NETWORK_PACKAGES, package_version
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
 
 BASELINE = Path(__file__).parent.parent.parent / "results" / "baseline" / "counters.json"
 CONSTRAINTS = "constraints.txt"
 """Beside it: the same versions for pip, so that CI counts with them."""
-PACKAGES = ("torch", "torchvision", "timm")
-"""Counts belong to their versions."""
 Counters = dict[str, dict[str, int]]
 
 
 def libraries() -> dict[str, str]:
     """Versions without a build's suffix: kernels differ, operations don't."""
-    return {name: package_version(name).partition("+")[0] for name in PACKAGES}
+    return {name: package_version(name).partition("+")[0] for name in NETWORK_PACKAGES}
 
 
 def count() -> Counters:

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, finished
 from bench.store.environment import MachineState
 from bench.store.records import Record
 from bench.store.runs import Run, find_runs
 from tl.gpu import GpuState
 from tl.regimes import REGIMES
-from tl.results import EpochResult, Phases
+from tl.results import PHASES, EpochResult
 
 
 def _of_machine(value: Callable[[MachineState], Any]) -> Callable[[str, Record], Any]:
@@ -85,7 +85,6 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "gpu_throttle": _of_gpu(lambda state: ", ".join(state.throttle_reasons or ()) or None),
     "machine_warnings": _of_machine(lambda machine: "; ".join(machine.warnings) or None),
 }
-COLUMNS = [*_FACTS, *METRICS]
 _AXES = ("run", "cell_id", "dataset", "backbone", "weights", "regime", "device", "precision", "seed", "batch_size")
 """Columns of a cell that each of its epochs repeats."""
 _BOOLEANS = ("frozen_verified", "git_dirty", "compile", "cuda_graph", "features_reused")
@@ -104,9 +103,13 @@ _INTEGERS = {
     "gpu_sm_clock_mhz",
     "gpu_memory_clock_mhz",
     "gpu_temperature_celsius",
-    *(n for n, m in METRICS.items() if m.unit in ("B", "count", "index")),
 }
-_FLOATS = {"load_before", "load_after", "other_cpu_share", "steal_share", "learning_rate", *METRICS} - _INTEGERS
+_FLOATS = ("load_before", "load_after", "other_cpu_share", "steal_share", "learning_rate")
+
+
+def columns() -> list[str]:
+    """All columns, in order: facts of a cell, then its metrics."""
+    return [*_FACTS, *METRICS]
 
 
 def _views(record: Record) -> int | None:
@@ -124,18 +127,22 @@ def _learning_rate(record: Record) -> float | None:
     return None if chosen_later else config.learning_rate
 
 
-def row(run: str, record: Record) -> dict[str, Any]:
-    """One record as a flat row with all `COLUMNS`; unknown is None."""
-    result = record.result
+def row(run: str, record: Record, truth: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """One record as a flat row with all `columns`; unknown is None.
+
+    `truth` has the true labels of the run's validation images; without it, metrics that need it are unknown.
+    """
+    cell = finished(record, truth)
     facts = {name: fact(run, record) for name, fact in _FACTS.items()}
-    return facts | {name: metric.value(record, result) if result else None for name, metric in METRICS.items()}
+    return facts | {name: metric.of(cell) if cell else None for name, metric in METRICS.items()}
 
 
 def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Rows as a frame with nullable types, so that an unknown integer is missing and not a float."""
-    table = pd.DataFrame(list(rows), columns=COLUMNS)
     kinds = dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_FLOATS, "Float64") | dict.fromkeys(_BOOLEANS, "boolean")
-    return table.astype({name: kinds.get(name, "string") for name in COLUMNS})
+    kinds |= {name: "Int64" if metric.whole else "Float64" for name, metric in METRICS.items()}
+    table = pd.DataFrame(list(rows), columns=columns())
+    return table.astype({name: kinds.get(name, "string") for name in columns()})
 
 
 def epoch_rows(runs: Iterable[Run]) -> pd.DataFrame:
@@ -145,11 +152,11 @@ def epoch_rows(runs: Iterable[Run]) -> pd.DataFrame:
         for record in run.records().values():
             cell = {name: _FACTS[name](run.name, record) for name in _AXES}
             for epoch in record.result.epochs if record.result else ():
-                phases = epoch.phases.model_dump() if epoch.phases else dict.fromkeys(Phases.model_fields)
+                phases = epoch.phases.model_dump() if epoch.phases else dict.fromkeys(PHASES)
                 figures = epoch.model_dump(exclude={"phases"})
                 rows.append(cell | figures | {f"{name}_seconds": value for name, value in phases.items()})
-    columns = [*_AXES, *(name for name in EpochResult.model_fields if name != "phases")]
-    return pd.DataFrame(rows, columns=[*columns, *(f"{name}_seconds" for name in Phases.model_fields)])
+    known = [name for name in EpochResult.model_fields if name != "phases"]
+    return pd.DataFrame(rows, columns=[*_AXES, *known, *(f"{name}_seconds" for name in PHASES)])
 
 
 def load_results(paths: str | Path | Iterable[str | Path], results: Path) -> pd.DataFrame:
@@ -160,4 +167,8 @@ def load_results(paths: str | Path | Iterable[str | Path], results: Path) -> pd.
 
 def load_runs(runs: Iterable[Run]) -> pd.DataFrame:
     """All records of some runs, a run after the other, in the order in which cells were planned."""
-    return frame(row(run.name, record) for run in runs for record in run.records().values())
+    rows = []
+    for run in runs:
+        truth = run.manifest().dataset.val_labels
+        rows += [row(run.name, record, truth) for record in run.records().values()]
+    return frame(rows)

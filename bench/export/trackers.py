@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, Finished, finished
 from bench.store.records import Record
 from bench.store.runs import Run
 from tl.errors import UserError
@@ -33,7 +33,7 @@ class Tracker:
 
     package: str
     """What is imported; the extra has the tracker's name."""
-    write: Callable[[Iterable[tuple[Run, Record]], Path], int]
+    write: Callable[[Iterable[tuple[Run, Finished]], Path], int]
     """Writes the cells below a folder, and returns how many were new."""
     folder: str
     """Below `reports`, where no other is given."""
@@ -49,7 +49,7 @@ def export_to(name: str, runs: Iterable[Run], folder: Path | None, reports: Path
     except ImportError as error:
         raise UserError(f"--to {name}: needs a package: pip install 'tl-bench[{name}]'") from error
     place = folder or reports / tracker.folder
-    cells = [(run, record) for run in runs for record in run.records().values() if record.status == "done"]
+    cells = [(run, cell) for run in runs for cell in _cells(run)]
     if not cells:
         raise UserError(f"--to {name}: no cell has a result")
     try:
@@ -60,6 +60,11 @@ def export_to(name: str, runs: Iterable[Run], folder: Path | None, reports: Path
     return f"{new} of {len(cells)} cells written to {place}, the others were there; {tracker.hint.format(place)}"
 
 
+def _cells(run: Run) -> Iterator[Finished]:
+    truth = run.manifest().dataset.val_labels
+    return (cell for record in run.records().values() if (cell := finished(record, truth)))
+
+
 def _parameters(record: Record) -> dict[str, Any]:
     """What a cell was asked to do, with its device and images."""
     config = {name: value for name, value in record.cell.config.model_dump(mode="json").items() if value is not None}
@@ -67,16 +72,14 @@ def _parameters(record: Record) -> dict[str, Any]:
     return config | {"device": record.cell.device, "dataset": record.dataset}
 
 
-def _metrics(record: Record) -> dict[str, float]:
+def _metrics(cell: Finished) -> dict[str, float]:
     """All that is known of a cell."""
-    assert record.result is not None
-    found = {name: metric.value(record, record.result) for name, metric in METRICS.items()}
+    found = {name: metric.of(cell) for name, metric in METRICS.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _epochs(record: Record) -> Iterator[tuple[int, dict[str, float]]]:
-    assert record.result is not None
-    for row in record.result.epochs:
+def _epochs(cell: Finished) -> Iterator[tuple[int, dict[str, float]]]:
+    for row in cell.result.epochs:
         figures = {name: getattr(row, name) for name in EPOCH_FIGURES}
         yield row.epoch, {name: float(value) for name, value in figures.items() if value is not None}
 
@@ -105,12 +108,12 @@ def _plain(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).lstrip(".") or "run"
 
 
-def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
+def _tensorboard(cells: Iterable[tuple[Run, Finished]], folder: Path) -> int:
     from tensorboardX import SummaryWriter
 
     new = 0
-    for run, record in cells:
-        name = _name(run, record)
+    for run, cell in cells:
+        name = _name(run, cell.record)
         place = folder / name.run / name.cell
         if place.exists():
             continue
@@ -121,27 +124,27 @@ def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
             tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as scratch,
             SummaryWriter(f"{scratch}/cell", write_to_disk=True) as writer,
         ):
-            for epoch, figures in _epochs(record):
+            for epoch, figures in _epochs(cell):
                 for key, value in figures.items():
                     writer.add_scalar(f"epoch/{key}", value, epoch)
-            for key, value in _metrics(record).items():
+            for key, value in _metrics(cell).items():
                 writer.add_scalar(f"cell/{key}", value, 0)
-            table = "\n".join(f"| {key} | {value} |" for key, value in _parameters(record).items())
+            table = "\n".join(f"| {key} | {value} |" for key, value in _parameters(cell.record).items())
             writer.add_text("config", f"| setting | value |\n| --- | --- |\n{table}")
             writer.close()
             Path(scratch, "cell").rename(place)
     return new
 
 
-def _mlflow(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
+def _mlflow(cells: Iterable[tuple[Run, Finished]], folder: Path) -> int:
     # Files need no server and no database; MLflow 3 wants to be told that they are meant.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=folder.resolve().as_uri())
     new = 0
-    for run, record in cells:
-        name = _name(run, record)
+    for run, cell in cells:
+        record, name = cell.record, _name(run, cell.record)
         experiment = client.get_experiment_by_name(name.run)
         identity = experiment.experiment_id if experiment else client.create_experiment(name.run)
         if client.search_runs([identity], f"tags.`{TAG}` = '{name}' and status = 'FINISHED'", max_results=1):
@@ -151,10 +154,10 @@ def _mlflow(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
         there = client.create_run(identity, start_time=begun, tags={TAG: str(name)}, run_name=name.cell)
         for key, value in _parameters(record).items():
             client.log_param(there.info.run_id, key, value)
-        for epoch, figures in _epochs(record):
+        for epoch, figures in _epochs(cell):
             for key, value in figures.items():
                 client.log_metric(there.info.run_id, f"epoch_{key}", value, step=epoch)
-        for key, value in _metrics(record).items():
+        for key, value in _metrics(cell).items():
             client.log_metric(there.info.run_id, key, value)
         client.set_terminated(there.info.run_id, end_time=begun + int(record.wall_seconds * 1000))
     return new

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group
+from bench.analysis.metrics import METRICS, RATED_BY
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import Finding, overall, tally
 from bench.report.protocol import accuracy_name
 from bench.report.summary import Choice, Summary
-from bench.report.tables import ONCE, accuracy, show
+from bench.report.tables import accuracy, show, spread
 
 
 def answers(summary: Summary) -> list[str]:
@@ -45,15 +46,12 @@ def headlines(summary: Summary) -> list[Headline]:
     if summary.choices:
         choice = summary.choices[0]
         pick, where = choice.pick, _where(choice, summary)
-        value, _, detail = accuracy(pick).partition(" ")
-        named = _named(pick)
-        found.append(Headline(value=value, what=f"{accuracy_name(pick.config)} of {named}{where}", detail=detail))
-        seconds = list(pick.values("epoch_seconds").values())
-        spread = f"{min(seconds):.3g}–{max(seconds):.3g} over {len(seconds)} seeds" if len(seconds) > 1 else "one seed"
-        if seconds:
-            found.append(
-                Headline(value=f"{show(pick, 'epoch_seconds')} s", what=f"an epoch of {named}{where}", detail=spread)
-            )
+        named = f"{_named(pick)}{where}"
+        rated = f"{accuracy_name(pick.config)} of {named}"
+        found.append(Headline(value=show(pick, RATED_BY), what=rated, detail=spread(pick, RATED_BY)))
+        if pick.values("epoch_seconds"):
+            seconds = METRICS["epoch_seconds"].say(pick.typical("epoch_seconds"))
+            found.append(Headline(value=seconds, what=f"an epoch of {named}", detail=spread(pick, "epoch_seconds")))
     timed = [row for row in summary.comparisons if row.speed_up]
     if timed:
         values = [row.speed_up.value for row in timed if row.speed_up]
@@ -113,7 +111,8 @@ def _choice(choice: Choice, summary: Summary) -> str:
     pick, best = choice.pick, choice.best
     rated = f"{accuracy_name(pick.config)} {accuracy(pick)}"
     text = f"{use} {_named(pick)}: {rated}, {show(pick, 'epoch_seconds')} s an epoch"
-    text += "".join(f" after {show(pick, name)} s of {what}" for name, what in ONCE.items() if pick.values(name))
+    once = {name: metric for name, metric in METRICS.items() if metric.once and pick.values(name)}
+    text += "".join(f" after {metric.say(pick.typical(name))} of {metric.once}" for name, metric in once.items())
     text += "."
     if pick is not best:
         text += f" It is the quickest of {choice.tied + 1} that these images can't tell apart;"

@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 
 from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import Group, most_accurate
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, headline
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
+from tl.results import PHASES
 
 INK = "#22262b"
 """The text colour on paper; in a page the page's own is put in its place, so that figures follow light and dark."""
@@ -164,9 +165,15 @@ def _legend_beside(axes: Axes) -> None:
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0)
 
 
-def _bars(figure_of: Callable[[Group], float | None], label: str) -> Callable[[Summary], Figure | None]:
+def _bars(metric: str, label: str) -> Callable[[Summary], Figure | None]:
+    """A bar a group, in the unit that is shown; `label` is the axis's."""
+
     def function(summary: Summary) -> Figure | None:
-        rows = [{"regime": g.config.regime, "backbone": summary.short(g), label: figure_of(g)} for g in summary.groups]
+        known = [(group, value) for group in summary.groups if (value := group.typical(metric)) is not None]
+        rows = [
+            {"regime": g.config.regime, "backbone": summary.short(g), label: value * METRICS[metric].scale}
+            for g, value in known
+        ]
         table = pd.DataFrame(rows)
         if table.empty or not (table := table.dropna()).shape[0]:
             return None
@@ -217,7 +224,6 @@ def _curves(quantity: str, label: str, *, accuracy: bool) -> Callable[[Summary],
     return function
 
 
-PHASES = ("data", "transfer", "forward", "backward", "optimizer", "validation", "other")
 PARTS = {
     "parameter_bytes": "parameters",
     "gradient_bytes": "gradients",
@@ -252,28 +258,27 @@ def _stacked(
 
 
 def _phases(group: Group) -> dict[str, float] | None:
-    values = {name: group.median(lambda r, name=name: r.phase_seconds(name)) for name in PHASES}  # type: ignore[misc]
+    values = {name: group.typical(f"{name}_seconds") for name in PHASES}
     return {name: value for name, value in values.items() if value is not None} or None
 
 
 def _memory_parts(group: Group) -> dict[str, float] | None:
     """MiB of a training step's tensors, and what the measured peak has beyond them."""
-    peak = group.median(lambda r: r.peak_memory_bytes)
-    read = {name: METRICS[key].value for key, name in PARTS.items()}
-    record = next((r for r in group.records if r.result and r.result.work), None)
-    if peak is None or record is None or record.result is None:
+    peak = group.typical("peak_memory_bytes")
+    counted = {name: value for key, name in PARTS.items() if (value := group.typical(key)) is not None}
+    if peak is None or not counted:
         return None
-    counted = {name: value(record, record.result) for name, value in read.items()}
-    parts = {name: float(value) / 2**20 for name, value in counted.items() if value is not None}
-    rest = peak / 2**20 - sum(parts.values())
+    scale = METRICS["peak_memory_bytes"].scale
+    parts = {name: value * scale for name, value in counted.items()}
+    rest = peak * scale - sum(parts.values())
     return parts | {"rest": rest} if rest >= 0 else None  # parts that never stood side by side make no whole
 
 
 def _heat(summary: Summary) -> Figure | None:
-    """The matrix as three maps side by side, for pages without a script."""
+    """The matrix as a map for each headline metric, side by side, for pages without a script."""
     there = [name for name in REGIMES if any(group.config.regime == name for group in summary.groups)]
     names = list(dict.fromkeys(summary.short(group) for group in summary.groups))
-    maps = [name for name in HEAT if any(group.values(name) for group in summary.groups)]
+    maps = [name for name in headline() if any(group.values(name) for group in summary.groups)]
     if (len(names) < 2 and len(there) < 2) or not maps:
         return None
     width = 1.6 + len(maps) * (0.6 + 0.75 * len(there))
@@ -283,15 +288,14 @@ def _heat(summary: Summary) -> Figure | None:
         table = pd.DataFrame(index=names, columns=there, dtype=float)
         for group in summary.groups:
             if (middle := group.typical(name)) is not None:
-                table.loc[summary.short(group), group.config.regime] = middle * metric.scale
-        good_is_high = metric.better == "higher"
+                table.loc[summary.short(group), group.config.regime] = middle
         sns.heatmap(
             table,
-            annot=True,
-            fmt=metric.style,
+            annot=table.map(metric.show),
+            fmt="",
             annot_kws={"fontsize": 8},
-            cmap="crest" if good_is_high else "crest_r",
-            norm=None if good_is_high else LogNorm(),
+            cmap="crest" if metric.better == "higher" else "crest_r",
+            norm=None if metric.compared == "difference" else LogNorm(),
             cbar=False,
             linewidths=1,
             yticklabels=place == 0,
@@ -324,7 +328,6 @@ def _confusion(summary: Summary) -> Figure | None:
     return figure
 
 
-HEAT = ("val_accuracy_best", "epoch_seconds", "peak_memory_bytes")
 FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     "speed-up": (
         "How many times faster an epoch is when only the head is trained. Dots: measured, with the 95% interval over "
@@ -343,11 +346,11 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     ),
     "time": (
         "Time of an epoch, training plus validation, median of all epochs but the first.",
-        _bars(lambda g: g.median(lambda r: r.epoch_seconds), "seconds an epoch"),
+        _bars("epoch_seconds", "seconds an epoch"),
     ),
     "memory": (
         "Peak memory: on CUDA what torch allocated, elsewhere resident memory above the baseline.",
-        _bars(lambda g: None if (v := g.median(lambda r: r.peak_memory_bytes)) is None else v / 2**20, "MiB"),
+        _bars("peak_memory_bytes", "MiB"),
     ),
     "phases": (
         "Where an epoch goes: medians of its phases over all epochs but the first and over seeds. With CUDA graphs and "

@@ -6,16 +6,14 @@ import math
 from dataclasses import dataclass
 
 from bench.analysis.groups import Group
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, Kind, headline
 from bench.report.summary import Summary
 from bench.report.tables import show
 from bench.store.records import Cell, Lost
 from tl.regimes import REGIMES
 
-LEAST = {True: 0.1, False: math.log(2)}
+LEAST: dict[Kind, float] = {"difference": 0.1, "ratio": math.log(2), "exact": math.log(2)}
 """What the shades span at least: ten points of accuracy, a factor of two of time and memory. Less is no contrast."""
-SHOWN = {"val_accuracy_best": "best accuracy", "epoch_seconds": "epoch", "peak_memory_bytes": "peak memory"}
-"""Metrics that the matrix can show, with the words for its switch; the first is shown at first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class Matrix:
     rows: tuple[tuple[str, tuple[Square | None, ...]], ...]
     """A row's name, and a square a regime; None where nothing was planned."""
     metrics: tuple[str, ...]
-    """Those of `SHOWN` that some cell knows."""
+    """The headline metrics that some cell knows; the first is shown at first."""
 
 
 def make_matrix(summary: Summary) -> Matrix:
@@ -73,7 +71,7 @@ def make_matrix(summary: Summary) -> Matrix:
         lost.setdefault((name, cell.config.regime), []).append(why)
     there = {regime for _, regime in (*finished, *lost)}
     regimes = tuple(regime for regime in REGIMES if regime in there)
-    metrics = tuple(name for name in SHOWN if any(group.values(name) for group in summary.groups))
+    metrics = tuple(name for name in headline() if any(group.values(name) for group in summary.groups))
     ranges = {name: _range(name, summary) for name in metrics}
     return Matrix(
         regimes=regimes,
@@ -113,18 +111,17 @@ def _shade(group: Group, name: str, ends: tuple[float, float]) -> Shade:
         low, high = ends
         share = (_scaled(value, name) - low) / (high - low)
         share = 1 - share if metric.better == "lower" else share
-    unit = metric.shown_unit or metric.unit
-    return Shade(text=show(group, name), unit="" if unit == "share" else unit, share=share)
+    return Shade(text=show(group, name), unit=metric.unit_beside, share=share)
 
 
 def _scaled(value: float, name: str) -> float:
     """Times and memory by their logarithm: what counts of them are factors."""
-    return value if METRICS[name].unit == "share" else math.log(max(value, 1e-12))
+    return value if METRICS[name].compared == "difference" else math.log(max(value, 1e-12))
 
 
 def _range(name: str, summary: Summary) -> tuple[float, float]:
     values = [_scaled(value, name) for group in summary.groups if (value := group.typical(name)) is not None]
-    low, high, least = min(values), max(values), LEAST[METRICS[name].unit == "share"]
+    low, high, least = min(values), max(values), LEAST[METRICS[name].compared]
     if METRICS[name].better == "lower":
         return low, max(high, low + least)
     return min(low, high - least), high

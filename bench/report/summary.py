@@ -10,6 +10,7 @@ from functools import cached_property
 
 from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group, make_groups, most_accurate, varying_settings
+from bench.analysis.metrics import RATED_BY, costs
 from bench.analysis.prediction import explain, predicted
 from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio
 from bench.analysis.verdicts import Finding, claims_of, judge, without_result
@@ -346,8 +347,6 @@ def _compare_accuracy(pairs: list[tuple[Group, Group]]) -> list[Adjusted | None]
     return found
 
 
-PRIORITIES = ("epoch_seconds", "peak_memory_bytes")
-"""Metrics, beside accuracy, that may matter most."""
 TIE = 1.05
 """A smaller factor of time or memory is no reason to choose."""
 
@@ -378,11 +377,11 @@ def _above_0(group: Group, metric: str) -> list[float]:
 def _front(groups: list[Group]) -> list[Group]:
     """Groups that none beats in all of accuracy, time and memory; what isn't known of a group beats nobody."""
 
-    def costs(group: Group) -> tuple[float, ...]:
-        known = (list(group.values(name).values()) for name in PRIORITIES)
+    def taken(group: Group) -> tuple[float, ...]:
+        known = (list(group.values(name).values()) for name in costs())
         return (-(group.accuracy or 0.0), *(statistics.median(values) if values else math.inf for values in known))
 
-    rated = [(group, costs(group)) for group in groups]
+    rated = [(group, taken(group)) for group in groups]
     front = [
         group
         for group, mine in rated
@@ -412,8 +411,8 @@ def _choices(groups: list[Group]) -> list[Choice]:
                 tied=len(tied),
                 left_out=tuple(dict.fromkeys(group.config.backbone for group in here if group.accuracy is None)),
                 priorities=(
-                    Priority(metric="val_accuracy_best", groups=(best, *tied)),
-                    *(found for name in PRIORITIES if (found := _least(rated, name))),
+                    Priority(metric=RATED_BY, groups=(best, *tied)),
+                    *(found for name in costs() if (found := _least(rated, name))),
                 ),
                 front=tuple(_front(rated)),
             )

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from bench.analysis.claims import CLAIMS
 from bench.analysis.groups import Group
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, RATED_BY, costs
 from bench.analysis.verdicts import Finding, show_estimate
 from bench.report.protocol import chosen_rates
 from bench.report.summary import HeadOnly, Summary
 from tl.regimes import REGIMES
 
-SHOWN = (
-    *("val_accuracy_last", "epoch_seconds", "first_epoch_seconds", "images_per_second", "peak_memory_bytes"),
-    *("trainable_params", "total_params"),
-)
-"""Metrics with a column of their own in the table of cells; the best accuracy, with its interval, comes before."""
-WORDS = {"val_accuracy_best": "accuracy", "epoch_seconds": "time", "peak_memory_bytes": "memory"}
-"""What may matter most, in a word."""
 MOST_TIED = 4
 """Named in a cell of a table, of those that can't be told apart."""
-ONCE = {"extraction_seconds": "extracting features", "quantization_seconds": "quantisation"}
-"""What some regimes do once, in words; a metric has a column where one of them is in the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +29,8 @@ class Column:
     metric: str = ""
     """Whose figures these are, empty for what is no metric."""
     meaning: str = ""
+    brief: tuple[str, ...] = ()
+    """The same without intervals, where there are some: for a place without room."""
 
 
 def columns(summary: Summary) -> list[Column]:
@@ -46,27 +39,19 @@ def columns(summary: Summary) -> list[Column]:
     facts = [_axes(g, summary) | {"weights": g.config.weights} | chosen_rates(g, summary) for g in groups]
     if any(len(group.records) > 1 for group in groups):
         facts = [fact | {"seeds": str(len(group.records))} for fact, group in zip(facts, groups, strict=True)]
-    once = [name for name in ONCE if any(group.values(name) for group in groups)]
-    best = METRICS["val_accuracy_best"]
+    once = [name for name, metric in METRICS.items() if metric.once and any(group.values(name) for group in groups)]
     return [
         *(Column(heading=name, texts=tuple(fact[name] for fact in facts)) for name in (facts[0] if facts else ())),
-        Column(
-            heading=best.heading,
-            texts=tuple(accuracy(group) for group in groups),
-            metric="val_accuracy_best",
-            meaning=best.meaning,
-        ),
-        *(
-            Column(
-                heading=METRICS[name].heading,
-                texts=tuple(show(group, name) for group in groups),
-                metric=name,
-                meaning=METRICS[name].meaning,
-            )
-            for name in (*SHOWN, *once)
-        ),
+        *(_column(name, groups) for name in (*(name for name, metric in METRICS.items() if metric.column), *once)),
         Column(heading="frozen", texts=tuple(_frozen(group) for group in groups)),
     ]
+
+
+def _column(name: str, groups: Sequence[Group]) -> Column:
+    """A metric's figures; the accuracy that combinations are rated by has its intervals."""
+    metric, brief = METRICS[name], tuple(show(group, name) for group in groups)
+    texts = tuple(accuracy(group) for group in groups) if name == RATED_BY else brief
+    return Column(heading=metric.heading, texts=texts, metric=name, meaning=metric.meaning, brief=brief)
 
 
 def cells_table(summary: Summary) -> pd.DataFrame:
@@ -87,10 +72,10 @@ def priorities_table(summary: Summary) -> pd.DataFrame:
             rows.append(
                 place
                 | {
-                    "what matters most": WORDS[priority.metric],
+                    "what matters most": METRICS[priority.metric].matters,
                     "use": _pick(first, summary),
-                    METRICS["val_accuracy_best"].heading: accuracy(first),
-                    **{METRICS[name].heading: show(first, name) for name in ("epoch_seconds", "peak_memory_bytes")},
+                    METRICS[RATED_BY].heading: accuracy(first),
+                    **{METRICS[name].heading: show(first, name) for name in costs()},
                     "can't be told from it": ", ".join(names[:MOST_TIED]) + more if names else "none",
                 }
             )
@@ -110,7 +95,7 @@ def _comparison_row(row: HeadOnly, summary: Summary) -> dict[str, str]:
     saved, slow = row.memory_saved_bytes, row.slow.median(lambda r: r.peak_memory_bytes)
     memory = "n/a"
     if saved is not None and slow:
-        memory = f"{saved / 2**20:,.0f} MiB ({saved / slow:.0%})"
+        memory = f"{METRICS['peak_memory_bytes'].say(saved)} ({saved / slow:.0%})"
     difference = "n/a"
     if row.accuracy is not None and row.accuracy_test is not None:
         test = row.accuracy_test
@@ -171,14 +156,24 @@ def _frozen(group: Group) -> str:
 
 def accuracy(group: Group) -> str:
     """Best accuracy with its interval (one seed) or standard deviation (more)."""
-    if group.accuracy is None:
-        return "n/a"
-    if interval := group.accuracy_interval:
-        return f"{interval.value:.1%} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
-    spread = statistics.stdev(result.val_accuracy_best for result in group.results)
-    return f"{group.accuracy:.1%} ± {100 * spread:.1f} (sd, n = {len(group.results)})"
+    return f"{show(group, RATED_BY)} {spread(group, RATED_BY)}".rstrip()
 
 
 def show(group: Group, name: str) -> str:
-    """A metric of a group as text: accuracies as their mean over seeds, all else as the median."""
+    """A metric of a group as text: the mean or median of its seeds."""
     return METRICS[name].show(group.typical(name))
+
+
+def spread(group: Group, name: str) -> str:
+    """How far a metric may be off: an interval, a standard deviation or the extremes of seeds; empty where unknown."""
+    metric, seeds = METRICS[name], group.over_seeds(name)
+    if seeds is None:
+        return ""
+    low, high, deviation = (
+        format(metric.scale * each, metric.style) for each in (seeds.low, seeds.high, seeds.deviation)
+    )
+    if seeds.bars == "interval":
+        return f"({low}–{high})"
+    if seeds.bars == "deviation":
+        return f"± {deviation} (sd, n = {seeds.n})"
+    return f"{low}–{high} over {seeds.n} seeds" if seeds.n > 1 else "one seed"

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.analysis.metrics import headline
 from bench.analysis.verdicts import show_estimate
 from bench.console import say
 from bench.report.answers import answers
@@ -16,8 +17,8 @@ from bench.report.summary import Summary
 from bench.report.tables import Column, columns
 
 COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
-FIRST = ("val_accuracy_best", "epoch_seconds", "peak_memory_bytes")
-"""Metrics that even the narrowest terminal shows."""
+NARROWEST = 2
+"""How many of the headline metrics even the narrowest terminal shows."""
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -63,21 +64,22 @@ def _claim(summary: Summary) -> Table:
 
 
 def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
-    """As many columns as there is room for: those that name a row, then the metrics in `FIRST`, then the others."""
-    there = columns(summary)
+    """As many columns as there is room for: those that name a row, then the headline metrics, then the others."""
+    there, first = columns(summary), headline()
+    least = first[:NARROWEST]
     names = [column for column in there if not column.metric and column.heading not in ("weights", "frozen")]
     # What is the same in all rows tells none from another.
     names = [column for column in names if column.heading in ("backbone", "regime") or len(set(column.texts)) > 1]
-    if sum(map(_width, names)) + sum(_width(column) for column in there if column.metric in FIRST[:2]) > width:
+    if sum(map(_width, names)) + sum(_width(column) for column in there if column.metric in least) > width:
         there = [_briefly(column, summary) for column in there]
         names = [_briefly(column, summary) for column in names]
     ranked = sorted(
         (column for column in there if column.metric),
-        key=lambda column: FIRST.index(column.metric) if column.metric in FIRST else len(FIRST),
+        key=lambda column: first.index(column.metric) if column.metric in first else len(first),
     )
     chosen, used = list(names), sum(_width(column) for column in names)
     for column in ranked:
-        if column.metric in FIRST[:2] or used + _width(column) <= width:
+        if column.metric in least or used + _width(column) <= width:
             chosen.append(column)
             used += _width(column)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -93,9 +95,7 @@ def _briefly(column: Column, summary: Summary) -> Column:
     """Backbones without their library, accuracies without their interval."""
     if column.heading == "backbone":
         return replace(column, texts=tuple(group.config.spec.name for group in summary.groups))
-    if column.metric == FIRST[0]:
-        return replace(column, texts=tuple(text.partition(" ")[0] for text in column.texts))
-    return column
+    return replace(column, texts=column.brief or column.texts)
 
 
 def _width(column: Column) -> int:

@@ -12,30 +12,20 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from bench.analysis.stats import MIN_SAMPLES
+from bench.analysis.metrics import METRICS
 from bench.report import figures, protocol
 from bench.report.answers import answers, headlines, overalls
 from bench.report.data import group_id, page_data
-from bench.report.matrix import SHOWN, make_matrix
+from bench.report.matrix import make_matrix
+from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
-from bench.report.summary import TIE, Summary, summarise
+from bench.report.summary import Summary, summarise
 from bench.report.tables import cells_table, claims_table, columns, comparison_table, priorities_table
 from bench.store.runs import Run
 from tl.cache import write_atomic
 from tl.datasets import Splits
 from tl.errors import UserError
-from tl.regimes import REGIMES
-
-LEAKAGE = (
-    "These ants and bees are a small part of ImageNet, so a backbone pretrained on ImageNet may have seen them: "
-    "accuracies are higher than on images that are new to it."
-)
-CONTROLS = "Controls are yardsticks: they are not recommended, and not compared with fine-tuning."
-TRAINING_BELOW_VALIDATION = (
-    "Training accuracy is often below validation accuracy: it is a running figure over the epoch, on cropped and "
-    "flipped images, and with the training mode of BatchNorm and dropout."
-)
 
 
 def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT) -> tuple[Path, Path]:
@@ -122,7 +112,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.Drawn]) -> dict[str,
         "sections": [(anchor, label) for anchor, label in there.items() if label],
         "headlines": headlines(summary),
         "matrix": matrix,
-        "matrix_words": SHOWN,
+        "metrics": METRICS,
         "columns": columns(summary),
         "row_id": group_id,
         "rest_of_figures": rest,
@@ -141,28 +131,17 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "summary": summary,
         "answers": answers(summary),
         "protocol": protocol,
-        "min_samples": MIN_SAMPLES,
+        "notes": notes_of(summary),
         "cells": as_table(cells_table(summary)),
         "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",
         "priorities": _priorities(summary, suffix) if summary.choices else "",
-        "tie": TIE,
         "half": _half(summary),
         "figures_show": _figures_show(summary),
         "claims": as_table(claims_table(summary)) if summary.findings else "",
         "claims_overall": overalls(summary),
-        "leakage": LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
-        "controls": _controls(summary),
-        "training_below": TRAINING_BELOW_VALIDATION,
         "overhead": _overhead(summary),
         "fence": _fence(summary.commands),
     }
-
-
-def _controls(summary: Summary) -> str:
-    """What the controls in the table are; empty where there are none."""
-    there = {group.config.regime for group in summary.groups}
-    told = [f"{name}: {regime.summary}." for name, regime in REGIMES.items() if regime.control and name in there]
-    return " ".join([CONTROLS, *told]) if told else ""
 
 
 def _priorities(summary: Summary, suffix: str) -> Markup:

@@ -14,7 +14,10 @@ from tl.gpu import GpuState
 from tl.machine import cpu_name, usable_cores
 from tl.strict import Strict
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+NETWORK_PACKAGES = ("torch", "torchvision", "timm")
+"""Where networks and their operations come from: counted work belongs to their versions."""
+PACKAGES = (*NETWORK_PACKAGES, "numpy", "pillow")
+"""What times depend on: they belong to the versions of all of these."""
 
 
 class Environment(Strict):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, costs, finished, headline
 from bench.console import say
 from bench.store.records import Cell, Record
 from tl.regimes import REGIMES
@@ -213,18 +213,15 @@ def _accuracy_text(cell: Cell, row: EpochResult) -> str:
 
 
 def _end_text(record: Record) -> str:
-    if record.result is None:
+    cell = finished(record)
+    if cell is None:
         return f"{record.status}: {record.reason}"
-
-    def show(name: str) -> str:
-        metric = METRICS[name]
-        return metric.show(metric.value(record, record.result))  # type: ignore[arg-type]
-
-    frozen = "" if record.result.frozen_verified is not False else ", NOT FROZEN"
-    figures = f"accuracy {show('val_accuracy_best')}"
-    if REGIMES[record.cell.config.regime].trains:
-        figures = f"best {figures}, {show('epoch_seconds')} s an epoch"
-    return f"done in {_duration(record.wall_seconds)}: {figures}, {show('peak_memory_bytes')} MiB{frozen}"
+    values = {name: METRICS[name].of(cell) for name in headline()}
+    trains = REGIMES[record.cell.config.regime].trains
+    left_out = set() if trains else {name for name in costs() if values[name] is None}
+    told = [METRICS[name].phrase.format(METRICS[name].say(values[name])) for name in values if name not in left_out]
+    frozen = "" if cell.result.frozen_verified is not False else ", NOT FROZEN"
+    return f"done in {_duration(record.wall_seconds)}: {'best ' if trains else ''}{', '.join(told)}{frozen}"
 
 
 def _duration(seconds: float) -> str:

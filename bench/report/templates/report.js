@@ -230,7 +230,7 @@
       (r) => `M0,${-1.4 * r}L${1.4 * r},0L0,${1.4 * r}L${-1.4 * r},0z`,
     ];
     const pick = (name, fallback) => (metrics.has(state.get(name)) ? state.get(name) : metrics.has(fallback) ? fallback : data.metrics[0].key);
-    const view = { x: pick("x", "epoch_seconds"), y: pick("y", "val_accuracy_best"), log: state.get("log") === "1" };
+    const view = { x: pick("x", data.axes.x), y: pick("y", data.axes.y), log: state.get("log") === "1" };
 
     function svg(tag, attributes, ...children) {
       const node = document.createElementNS(SVG, tag);
@@ -297,7 +297,7 @@
       const note = missing ? ` ${missing} of ${data.groups.length} groups don't know one of the two.` : "";
       const best = front(points);
       const line = best.length > 1 ? " Line: what no other beats in both." : "";
-      told.textContent = `Bars: the extremes of seeds; of accuracies ± one standard deviation, or with one seed the 95% interval.${line}${note}`;
+      told.textContent = `Bars: the extremes of seeds; of percentages ± one standard deviation; of accuracies with one seed the 95% interval.${line}${note}`;
       if (!points.length) return;
       const across = scale(view.x, LEFT, WIDTH - RIGHT, view.log), up = scale(view.y, HEIGHT - BOTTOM, TOP, false);
       for (const tick of across.ticks) {
