@@ -110,8 +110,8 @@ def _tensorboard(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
 
     new = 0
     for run, record in cells:
-        name = _name(run, record)
-        place = folder / name.run / name.cell
+        called = _name(run, record)
+        place = folder / called.run / called.cell
         if place.exists():
             continue
         new += 1
@@ -141,14 +141,14 @@ def _mlflow(cells: Iterable[tuple[Run, Record]], folder: Path) -> int:
     client = MlflowClient(tracking_uri=folder.resolve().as_uri())
     new = 0
     for run, record in cells:
-        name = _name(run, record)
-        experiment = client.get_experiment_by_name(name.run)
-        identity = experiment.experiment_id if experiment else client.create_experiment(name.run)
-        if client.search_runs([identity], f"tags.`{TAG}` = '{name}' and status = 'FINISHED'", max_results=1):
+        called = _name(run, record)
+        experiment = client.get_experiment_by_name(called.run)
+        identity = experiment.experiment_id if experiment else client.create_experiment(called.run)
+        if client.search_runs([identity], f"tags.`{TAG}` = '{called}' and status = 'FINISHED'", max_results=1):
             continue
         new += 1
         begun = int(record.started.timestamp() * 1000)
-        there = client.create_run(identity, start_time=begun, tags={TAG: str(name)}, run_name=name.cell)
+        there = client.create_run(identity, start_time=begun, tags={TAG: str(called)}, run_name=called.cell)
         for key, value in _parameters(record).items():
             client.log_param(there.info.run_id, key, value)
         for epoch, figures in _epochs(record):
