@@ -106,7 +106,7 @@ def test_an_unknown_name_has_a_near_match() -> None:
 
 def test_drawn_images_are_the_same_bytes_every_time(tmp_path: Path, mini: tl.Splits) -> None:
     """Drawn again elsewhere, every file is the same."""
-    synthetic.draw_set(synthetic.MINI, tmp_path / "again")
+    synthetic.write_set(synthetic.MINI, tmp_path / "again")
     assert scan(tmp_path / "again").digest == mini.digest
 
 
@@ -137,11 +137,11 @@ def test_auto_prefers_real_images_and_falls_back_loudly(monkeypatch: pytest.Monk
     """Without them `auto` draws, and says both that it did and why."""
     monkeypatch.delenv("TL_OFFLINE")
     monkeypatch.setattr(hymenoptera, "URL", UNREACHABLE)
-    with pytest.warns(tl.StandInWarning, match="drawn stand-in"):
+    with pytest.warns(tl.StandInWarning, match="the images are synthetic"):
         splits = tl.load_splits("auto")
     assert splits.name == "synthetic"
-    assert splits.stand_in.startswith(synthetic.DRAWN) and "could not be downloaded" in splits.stand_in
-    with pytest.raises(hymenoptera.NotAtHand):
+    assert splits.stand_in.startswith(synthetic.SYNTHETIC_NOTE) and "could not be downloaded" in splits.stand_in
+    with pytest.raises(hymenoptera.Unavailable):
         tl.load_splits("hymenoptera")
 
 
@@ -269,7 +269,7 @@ def test_a_bad_archive_is_refused(tmp_path: Path, content: bytes, message: str) 
     """Damaged, or with members that would land outside: nothing is unpacked, nothing is left."""
     digest = hashlib.sha256(b"x").hexdigest()
     wanted = {"train/a/0.jpg": digest, "val/a/0.jpg": digest}
-    with serve({"/set.zip": content}) as address, pytest.raises(hymenoptera.NotAtHand, match=message):
+    with serve({"/set.zip": content}) as address, pytest.raises(hymenoptera.Unavailable, match=message):
         hymenoptera.fetch(f"{address}/set.zip", tmp_path / "cache" / "images", wanted)
     assert list((tmp_path / "cache").iterdir()) == []
     assert not (tmp_path / "outside.txt").exists()

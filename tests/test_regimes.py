@@ -289,7 +289,7 @@ def test_random_weights_in_place_of_pretrained_ones_are_told(mini: tl.Splits) ->
         result = tl.train_model(config, mini, device="cpu")
     assert not result.accuracy_counts
     assert any(note.startswith("random weights: ") for note in result.notes)
-    assert any("drawn stand-in" in note for note in result.notes)
+    assert any("the images are synthetic" in note for note in result.notes)
 
 
 def test_a_changed_buffer_that_is_not_saved_is_noticed() -> None:
