@@ -83,8 +83,8 @@ class Looks(nn.Module):
     ("module", "device", "reason"),
     [
         (Looks(), "cpu", "can't be quantised: symbolically traced variables cannot be used"),
-        (nn.AvgPool2d(8), "cpu", "no layer of it has int8 kernels"),
-        (nn.Conv2d(3, 4, 3), "cuda", "int8 kernels are a CPU's"),
+        (nn.AvgPool2d(8), "cpu", "no layer of this network has int8 kernels"),
+        (nn.Conv2d(3, 4, 3), "cuda", "int8 kernels exist only on a CPU"),
     ],
     ids=["decides by values", "no weights", "a GPU"],
 )
@@ -127,7 +127,7 @@ def test_parts_of_different_ranges_are_joined_as_floats() -> None:
 
 def test_a_torch_without_this_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tl.quantize.prepare_fx", None)
-    with pytest.raises(NotApplicable, match="an older one can"):
+    with pytest.raises(NotApplicable, match="an older version can"):
         quantized(nn.Conv2d(3, 4, 3).eval(), [torch.randn(2, 3, 8, 8)], CPU)
 
 
