@@ -28,7 +28,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return a context that runs operations in half precision where that is safe; no effect but for `bf16` and `fp16`.
+    """Return a context in which `bf16` and `fp16` run suitable operations in half precision; no effect with others.
 
     Casts aren't cached, since a replayed graph must repeat them: parameters have changed by then.
     """
