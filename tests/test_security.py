@@ -86,7 +86,7 @@ def test_a_danger_is_found(line: str) -> None:
     assert not dangers("re.compile(text); module.eval(); torch.hub.get_dir(); np.load(path, allow_pickle=False)")
 
 
-def test_downloads_use_https_and_are_checked_by_digest(tmp_path: Path) -> None:
+def test_downloads_are_by_https_and_told_by_their_digest(tmp_path: Path) -> None:
     """Every image has a digest; a file of weights has one in its name or in that of its blob."""
     assert hymenoptera.URL.startswith("https://") and len(hymenoptera.expected()) == 397
     urls = {
@@ -126,7 +126,7 @@ def test_an_archive_that_reaches_outside_is_refused(name: str, tmp_path: Path) -
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
 
 
-def test_files_are_written_only_to_known_folders_and_with_the_users_umask(tmp_path: Path) -> None:
+def test_nothing_is_written_elsewhere_and_all_with_the_users_umask(tmp_path: Path) -> None:
     """A run with its report leaves nothing in the home and temporary folders."""
     places = {name: tmp_path / name for name in ("home", "tmp", "cache", "work")}
     for path in places.values():
