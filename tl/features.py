@@ -36,7 +36,7 @@ CENTRE = -1
 
 
 class Features:
-    """Batches of one split's features, `(B, width) float32`, with labels `(B,) int64`; replaces `tl.batches.Batches`.
+    """Batches of one split's features, `(B, width) float32`, with labels `(B,) int64`; used like `tl.batches.Batches`.
 
     Args:
         views: features of V views of N images, `(V, N, width)`; epoch e trains on view e modulo V.

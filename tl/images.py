@@ -104,7 +104,7 @@ def _limit(folder: Path) -> int:
 
 def _build(splits: Splits, folder: Path) -> Store:
     names = [*splits.train.files, *splits.val.files]
-    # Pillow warns about odd metadata and huge sizes; here only matters whether pixels can be decoded. Filters
+    # Pillow warns about odd metadata and huge sizes; only whether pixels can be decoded matters here. Filters
     # belong to the whole process, so they are set here and not in the decoding threads.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -65,7 +65,7 @@ def run_protocol(
         weights=weights,
         weights_dir=weights_dir,
         on_epoch=on_epoch,
-        # The tutorial keeps the epoch with the best validation accuracy; the other protocols choose nothing on it.
+        # The tutorial keeps the epoch with the best validation accuracy; the other protocols choose no epoch.
         keep="best" if config.protocol == "fixed" else "last",
     )
     return RUNNERS[config.protocol](config, splits, train, on_stage or (lambda text: None))

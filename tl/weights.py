@@ -117,7 +117,7 @@ def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool
         path, where = cached
         return _from_file(path, where, label)
     if not checkpoint.url:
-        raise WeightsError("no pretrained weights of it are published")
+        raise WeightsError("no pretrained weights are published for it")
     if not download:
         raise WeightsError(f"not on this machine; a run downloads them from {checkpoint.url}")
     if problem := unreachable(checkpoint.url):
