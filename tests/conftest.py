@@ -1,4 +1,4 @@
-"""Shared fixtures: a cache of the session's own, tiny image sets, and the real images where they are."""
+"""Shared fixtures: a cache for the session, tiny image sets, and the real images if they are available."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.nvml import FakeNvml
 from tl.datasets import Splits, load_splits
 
 TINY = ("torchvision:shufflenet_v2_x0_5", "timm:test_resnet")
-"""A network of each source that trains in a second."""
+"""One network per source; each trains in a second."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Remember where the real images are, and let no test find them by accident."""
+    """Remember the folder of the real images, and hide it from tests that don't ask for it."""
     config.stash[_REAL] = os.environ.pop("TL_DATA", None)
-    # Started in the background, a suite ignores Ctrl-C, and so would the commands that tests send it to.
+    # A suite that was started in the background ignores Ctrl-C, and so would the commands that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -30,7 +30,7 @@ _REAL = pytest.StashKey[str | None]()
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Everything cached goes into a temporary folder, and nothing is downloaded but from servers of the tests."""
+    """Cache everything in a temporary folder, and download only from servers of the tests."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         for name, place in (("TL_CACHE", "tl"), ("TORCH_HOME", "torch"), ("HF_HOME", "huggingface")):
@@ -44,13 +44,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test works in a folder of its own, with no data/ in it."""
+    """Run each test in a folder of its own, without data/ in it."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    """A GPU for `tl.gpu` that isn't there."""
+    """Replace NVML by a fake one with one GPU."""
     fake = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     return fake
@@ -58,13 +58,13 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 
 @pytest.fixture(scope="session")
 def mini() -> Splits:
-    """24 + 16 small drawn images."""
+    """Return 24 + 16 small synthetic images."""
     return load_splits("synthetic-mini")
 
 
 @pytest.fixture(scope="session")
 def real_images(request: pytest.FixtureRequest) -> Path:
-    """The folder of the real ants and bees; skips where it isn't there."""
+    """Return the folder of the real ants and bees; skip the test if it is missing."""
     given = request.config.stash[_REAL]
     folder = Path(given) if given else request.config.rootpath / "data" / "hymenoptera_data"
     if not folder.is_dir():

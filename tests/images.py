@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def write_image(path: Path, *, size: tuple[int, int] = (40, 32), seed: int = 0) -> Path:
-    """A noise image of `size` (width, height)."""
+    """Write a noise image of `size` (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -19,7 +19,7 @@ def write_image(path: Path, *, size: tuple[int, int] = (40, 32), seed: int = 0) 
 def write_folder(
     root: Path, classes: tuple[str, ...] = ("a", "b"), *, train: int = 3, val: int = 2, size: tuple[int, int] = (40, 32)
 ) -> Path:
-    """A folder in `train/CLASS/*, val/CLASS/*` layout."""
+    """Write a folder in `train/CLASS/*, val/CLASS/*` layout."""
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate(classes):
             for index in range(count):

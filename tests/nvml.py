@@ -1,4 +1,4 @@
-"""A stand-in for NVML, for machines without a GPU."""
+"""A fake NVML for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NVMLError(Exception):
 
 
 class FakeNvml:
-    """One GPU; `refuses` names the questions that it doesn't answer."""
+    """NVML with one GPU; `refuses` names the readings that it doesn't support."""
 
     NVMLError = NVMLError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
@@ -27,7 +27,7 @@ class FakeNvml:
     def __init__(self) -> None:
         self.processes: list[tuple[int, int | None]] = []
         self.utilisation: list[int] = [0]
-        """Readings to come; the last one stays."""
+        """The next readings; the last one repeats."""
         self.reasons = 0
         self.refuses: set[str] = set()
         self.open = 0

@@ -1,4 +1,4 @@
-"""A file server on this machine, in place of the network."""
+"""A file server on this machine that replaces the network."""
 
 from __future__ import annotations
 

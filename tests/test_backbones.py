@@ -1,4 +1,4 @@
-"""Names, networks and weights."""
+"""Tests of backbones: their names, networks and weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FAMILIES = [
 
 @pytest.mark.parametrize("spec", FAMILIES)
 def test_a_backbone_gives_pooled_features_of_its_width(spec: str) -> None:
-    """Whatever the family calls its classifier, it is gone, and features are `(B, width)`."""
+    """The classifier is removed in every family, and features are `(B, width)`."""
     backbone = make_backbone(spec, weights="random")
     size = backbone.preprocessing.size
     assert backbone.preprocessing.resize >= size
@@ -67,7 +67,7 @@ def test_random_weights_follow_the_seed(spec: str) -> None:
 
 
 def test_preprocessing_is_that_of_the_weights() -> None:
-    """Two sets of weights of one architecture are fed differently."""
+    """Two sets of weights of one architecture have different preprocessing."""
     old, new = (library("timm").preprocessing(f"resnet18.{tag}") for tag in ("tv_in1k", "a1_in1k"))
     assert (old.interpolation, old.resize) == ("bilinear", 256)
     assert (new.interpolation, new.resize) == ("bicubic", 235)
@@ -87,7 +87,7 @@ NAMES = {"torchvision": ["resnet18", "vgg11", "mobilenet_v2"], "timm": ["resnet1
     ],
 )
 def test_names_are_completed(spec: str, expected: str) -> None:
-    """A bare name that one source has gets that source."""
+    """A bare name that only one source has gets that source."""
     assert canonical(spec, NAMES) == expected
 
 
@@ -101,15 +101,15 @@ def test_names_are_completed(spec: str, expected: str) -> None:
         ("zzz", "no such network in torchvision or timm;"),
     ],
 )
-def test_a_wrong_name_is_told(spec: str, message: str) -> None:
-    """Ambiguous and unknown names name what would be right."""
+def test_a_wrong_name_is_rejected(spec: str, message: str) -> None:
+    """The message for an ambiguous or unknown name says what would be right."""
     with pytest.raises(ConfigError) as error:
         canonical(spec, NAMES)
     assert message in str(error.value)
 
 
 def test_both_sources_list_their_names() -> None:
-    """Classification networks only for torchvision; with tags for timm."""
+    """torchvision's names are only classification networks; timm's names include tags."""
     names = known_names()
     assert "resnet18" in names["torchvision"] and "fasterrcnn_resnet50_fpn" not in names["torchvision"]
     assert {"resnet18", "resnet18.a1_in1k"} <= set(names["timm"])
@@ -157,14 +157,14 @@ def test_weights_dir_comes_first(tmp_path: Path, spec: str, file: str) -> None:
 
 
 def test_the_users_own_folder_beats_an_installed_package(tmp_path: Path) -> None:
-    """For a network whose weights a package ships."""
+    """A file in that folder is used even if a package ships weights of the network."""
     spec = "timm:tf_efficientnet_lite0"
     torch.save(_state(spec), tmp_path / "tf_efficientnet_lite0.pth")
     assert find_weights(spec, "pretrained", weights_dir=tmp_path).source == "weights-dir"
 
 
 def test_a_cache_beats_a_download_and_a_package_beats_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The order that the README gives."""
+    """The order is that of the README."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("tl.weights.file_digest", lambda path: f"f707e7126e{0:054}")  # what the file's name says
     place = tmp_path / "hub" / "checkpoints"
@@ -199,16 +199,16 @@ def test_one_file_is_never_two_backbones(tmp_path: Path) -> None:
     assert list(taken.values()) == ["random", "pretrained", "random"]
 
 
-def test_a_policy_or_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
-    """In the library as on the command line."""
+def test_an_unknown_policy_or_folder_is_rejected(tmp_path: Path) -> None:
+    """The library checks both, like the command line."""
     with pytest.raises(ConfigError, match="did you mean 'pretrained'"):
         make_backbone(TINY[0], weights="pretraned")
     with pytest.raises(ConfigError, match="no such folder"):
         make_backbone(TINY[0], weights_dir=tmp_path / "nowhere")
 
 
-def test_want_of_memory_is_not_called_a_misfit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cell's status depends on it."""
+def test_out_of_memory_is_not_reported_as_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error stays as it is, since it decides the status of a cell."""
 
     def fail(name: str, **_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
@@ -219,10 +219,10 @@ def test_want_of_memory_is_not_called_a_misfit(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_torchvision_network_loses_its_classifier() -> None:
-    """Built without memory (meta device) and fed its own size: features of the width that is said."""
+    """On the meta device each network gives features of the width that `cut` returns."""
     for name in library("torchvision").names():
         if name.startswith("regnet"):
-            continue  # reads numbers while it is built, which the meta device hasn't; one is in FAMILIES
+            continue  # reads values while it is built, which the meta device doesn't have; one is in FAMILIES
         with torch.device("meta"):
             module = library("torchvision").load(name, Weights(kind="random", source="random"))
             _, width = library("torchvision").cut(module)
@@ -232,7 +232,7 @@ def test_every_torchvision_network_loses_its_classifier() -> None:
 
 @pytest.mark.parametrize("spec", TINY)
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, spec: str) -> None:
-    """Missing tensors, other shapes, a damaged file, or a pickle that runs code: a `WeightsError` each."""
+    """Missing tensors, other shapes, a damaged file and a pickle that runs code raise `WeightsError`."""
     file = tmp_path / f"{spec.partition(':')[2]}.pth"
     state = _state(spec)
     first = next(iter(state))
@@ -271,21 +271,21 @@ def test_policies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unreachable_host_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A closed port is told in a line; an address that answers is not a problem."""
+    """A closed port is reported in one line; an address that answers is fine."""
     from tl.weights import unreachable
 
     assert unreachable("http://127.0.0.1:9/x") == "TL_OFFLINE is set"
     monkeypatch.delenv("TL_OFFLINE")
     assert "can't be reached" in unreachable("http://127.0.0.1:9/y")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert unreachable("http://127.0.0.1:9/z") == "", "behind a proxy only the client can tell"
+    assert unreachable("http://127.0.0.1:9/z") == "", "behind a proxy only the client can know"
     monkeypatch.delenv("http_proxy")
     with serve({}) as address:
         assert unreachable(address) == ""
 
 
 def test_download_into_the_torch_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Downloaded once, checked against the digits in its name, then found in the cache."""
+    """A file is downloaded once, checked against the digits in its name, then found in the cache."""
     import hashlib
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -337,7 +337,7 @@ def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
 
 
 def test_the_head_does_not_depend_on_the_regime_or_the_weights() -> None:
-    """Its start depends on the seed and its shape alone."""
+    """Its initial weights depend only on the seed and its shape."""
     from tl.backbones import Classifier
 
     def head(**settings: object) -> torch.Tensor:

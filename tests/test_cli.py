@@ -61,14 +61,14 @@ def test_a_run_from_start_to_report(smoke: Path) -> None:
     records = run.records()
     assert set(records) == set(run.manifest().cells) and len(records) == 4
     assert {record.status for record in records.values()} == {"done"}
-    assert all("drawn stand-in" in record.stand_in for record in records.values())
+    assert all("synthetic: times" in record.stand_in for record in records.values())
     said = (smoke / "said.txt").read_text()
-    assert "WARNING: the images are a drawn stand-in" in said
+    assert "WARNING: the images are synthetic" in said
     assert "[4/4]" in said and "epoch 3/3" in said and "left" in said
     assert "Training only the head takes about half the time" in said, "the answer is on the terminal too"
     for suffix in ("md", "html"):
         page = (smoke / "reports" / f"smoke.{suffix}").read_text()
-        assert page.index("drawn stand-in") < page.index("timm:test_resnet")
+        assert page.index("images are synthetic") < page.index("timm:test_resnet")
     for record in records.values():
         assert record.overhead_seconds is not None and record.overhead_seconds < 1
         assert record.result is not None and record.result.threads == record.environment.cores

@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped where there is none."""
+"""Tests that need an NVIDIA GPU; skipped without one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(splits: tl.Splits, device: str, **settings: object) -> tl.TrainResult:
 
 @pytest.mark.parametrize("regime", LEARNING)
 def test_a_gpu_trains_the_same_network(mini: tl.Splits, regime: str) -> None:
-    """The same losses as on the CPU, up to rounding; what must stay frozen stays so bit for bit."""
+    """Losses equal those on the CPU up to rounding; frozen backbones stay bit-identical."""
     here, there = (train(mini, device, regime=regime) for device in ("cpu", "cuda"))
     for one, other in zip(here.epochs, there.epochs, strict=True):
         assert other.train_loss == pytest.approx(one.train_loss, rel=2e-3)
@@ -48,7 +48,7 @@ def test_a_gpu_trains_the_same_network(mini: tl.Splits, regime: str) -> None:
     "settings", [{}, {"optimizer": "adamw"}, {"precision": "bf16"}, {"precision": "fp16"}], ids=str
 )
 def test_graphs_train_as_plain_steps_do(mini: tl.Splits, regime: str, settings: dict[str, object]) -> None:
-    """Losses, with a learning rate that changes every epoch and a last batch of another size."""
+    """Losses agree with a learning rate that changes every epoch and a last batch of another size."""
     config = tl.TrainConfig(
         **{"backbone": TINY[1], "weights": "random", "epochs": 5, "regime": regime, "batch_size": 5, **settings},
         step_size=1,
@@ -63,7 +63,7 @@ def test_graphs_train_as_plain_steps_do(mini: tl.Splits, regime: str, settings: 
 
 
 def test_what_cannot_be_captured_runs_plainly(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that looks at its own values; the reason is told, and the figures are those of plain steps."""
+    """A network that reads its own values runs eagerly: the reason is noted, and figures are the same."""
 
     class Looks(torch.nn.Module):
         def __init__(self, inner: torch.nn.Module) -> None:
@@ -89,7 +89,7 @@ def test_what_cannot_be_captured_runs_plainly(mini: tl.Splits, monkeypatch: pyte
 
 @pytest.mark.parametrize("backbone", [*TINY, "timm:tf_efficientnet_lite0"])
 def test_crops_made_on_the_gpu_are_those_of_the_cpu(mini: tl.Splits, backbone: str) -> None:
-    """But for the rounding of a pixel: at most two of 255 levels, bilinear and bicubic."""
+    """Pixels differ only by rounding, at most two of 255 levels, bilinear and bicubic."""
     made, store, gpu = make_backbone(backbone, weights="random"), open_store(mini), torch.device("cuda")
     resident = resident_pixels(store, gpu)
     assert resident is not None and resident.is_cuda
@@ -106,8 +106,8 @@ def test_crops_made_on_the_gpu_are_those_of_the_cpu(mini: tl.Splits, backbone: s
     assert all(torch.equal(a, b) for a, (b, _) in zip(again, there.evaluation(4), strict=True))
 
 
-def test_images_on_the_gpu_are_no_memory_of_the_network(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peak memory is about the same whether images live on the GPU or are sent there."""
+def test_images_on_the_gpu_are_not_counted_as_network_memory(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peak memory is about the same whether images are kept on the GPU or copied to it."""
     with_them = train(mini, "cuda", regime="frozen")
     assert with_them.resident_image_bytes > 0
     monkeypatch.setattr("tl.train.resident_pixels", lambda *_: None)
@@ -118,14 +118,14 @@ def test_images_on_the_gpu_are_no_memory_of_the_network(mini: tl.Splits, monkeyp
         assert other.train_loss == pytest.approx(one.train_loss, rel=2e-2)
 
 
-def test_evaluation_alone_is_no_replayed_step(mini: tl.Splits) -> None:
-    """Three training steps are all plain, however many validation batches are graphs."""
+def test_replayed_evaluations_do_not_count_as_replayed_steps(mini: tl.Splits) -> None:
+    """Three training steps are all eager, even if validation batches are replayed."""
     few = replace(mini, train=replace(mini.train, files=mini.train.files[:12], labels=mini.train.labels[:12]))
     assert train(few, "cuda", regime="frozen", epochs=1).cuda_graph is False
 
 
 def test_tf32_is_close_to_fp32_and_not_the_same(mini: tl.Splits) -> None:
-    """Its factors have ten bits."""
+    """TF32 rounds factors to ten bits, which changes losses a little."""
     exact, rounded = (train(mini, "cuda", regime="finetune", precision=name) for name in ("fp32", "tf32"))
     assert rounded.epochs[0].train_loss != exact.epochs[0].train_loss
     assert rounded.epochs[0].train_loss == pytest.approx(exact.epochs[0].train_loss, rel=0.02)
@@ -133,15 +133,15 @@ def test_tf32_is_close_to_fp32_and_not_the_same(mini: tl.Splits) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_phases_add_up_to_the_epoch(mini: tl.Splits, precision: str) -> None:
-    """Within 2%, by events on the device's own queue."""
+    """Events in the device's queue give phases that add up within 2%."""
     for row in train(mini, "cuda", regime="finetune", precision=precision).epochs[1:]:
         parts = row.phases.model_dump()
         assert sum(parts.values()) == pytest.approx(row.train_seconds + row.val_seconds, rel=0.02)
         assert min(parts.values()) >= -1e-4 and parts["other"] < 0.1 * sum(parts.values())
 
 
-def test_the_host_waits_once_an_epoch_not_once_a_batch(mini: tl.Splits) -> None:
-    """Ten batches more, of training and validation, are not ten synchronisations more, nor five."""
+def test_the_host_waits_once_per_epoch_not_once_per_batch(mini: tl.Splits) -> None:
+    """Ten more batches of training and validation add fewer than five synchronisations."""
 
     def waits(batch_size: int) -> int:
         train(mini, "cuda", regime="finetune", batch_size=batch_size, epochs=1)
@@ -158,7 +158,7 @@ def test_the_host_waits_once_an_epoch_not_once_a_batch(mini: tl.Splits) -> None:
 
 
 def test_frozen_needs_less_memory_than_fine_tuning(mini: tl.Splits) -> None:
-    """Both what was allocated and what was reserved; training holds more than validation."""
+    """Fine-tuning allocates more; reserved memory is at least the allocated memory."""
     slow, fast = (train(mini, "cuda", regime=regime, batch_size=8) for regime in ("finetune", "frozen"))
     assert slow.cuda_allocated_bytes > fast.cuda_allocated_bytes > 0
     for result in (slow, fast):
@@ -166,15 +166,15 @@ def test_frozen_needs_less_memory_than_fine_tuning(mini: tl.Splits) -> None:
 
 
 def test_a_seed_repeats_itself(mini: tl.Splits) -> None:
-    """Up to the order of additions."""
+    """Losses are equal up to the order of additions."""
     one, other = (train(mini, "cuda", regime="finetune") for _ in range(2))
     assert one.epochs[-1].train_loss == pytest.approx(other.epochs[-1].train_loss, rel=1e-4)
 
 
 def test_the_clock_takes_less_than_a_hundredth_of_a_step(mini: tl.Splits) -> None:
-    """Four marks, on a fine-tuning step of the smallest network that the default grid has, replayed from graphs.
+    """The step has four marks. It fine-tunes the smallest network of the default grid, replayed from graphs.
 
-    An upper bound: marks cost the host's time, which the GPU mostly needs longer than.
+    The share is an upper bound: marks take the host's time, and the GPU mostly takes longer than the host.
     """
     result = train(mini, "cuda", regime="finetune", backbone="timm:mobilenetv3_small_100")
     steps = -(-len(mini.train) // 4)
@@ -188,13 +188,13 @@ def test_the_clock_takes_less_than_a_hundredth_of_a_step(mini: tl.Splits) -> Non
         torch.cuda.synchronize()
         return (time.perf_counter() - begun) / steps
 
-    marks = sorted(step() for _ in range(51))[25]  # but for the first the events are there already, as in training
+    marks = sorted(step() for _ in range(51))[25]  # after the first call events are reused, as in training
     share = marks / (result.train_epoch_seconds / steps)
     assert share < 0.01, f"{1e6 * marks:.0f} µs of a step, {share:.2%}"
 
 
 def test_single_precision_is_not_rounded_to_tf32(mini: tl.Splits) -> None:
-    """Known by its error: TF32 keeps ten bits of what a product's factors have."""
+    """The error shows it: TF32 would keep only ten bits of each factor."""
     from tl.precision import single_precision
 
     torch.manual_seed(0)
@@ -206,7 +206,7 @@ def test_single_precision_is_not_rounded_to_tf32(mini: tl.Splits) -> None:
 
 
 def test_more_memory_than_the_gpu_has() -> None:
-    """Status `oom`, with the size that was asked for; the next cell is not affected."""
+    """The status is `oom` with the requested size, and the next cell is not affected."""
     executor = make_executor("process")
     outcome = executor.call("tests.jobs:run_out_of_gpu_memory")
     assert outcome.status == "oom" and outcome.reason.startswith("out of memory: asked for "), outcome.reason

@@ -1,4 +1,4 @@
-"""Finding, checking, drawing and downloading data sets."""
+"""Tests of data sets: finding, checking, generating and downloading them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNREACHABLE = "http://127.0.0.1:9/hymenoptera_data.zip"
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_contract(name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Every data set with a name is found, has two splits of the same classes, and says if it is drawn."""
+    """Every named data set is found, has two splits with the same classes, and says if it is synthetic."""
     if name == "hymenoptera":
         monkeypatch.setenv("TL_DATA", str(request.getfixturevalue("real_images")))
     splits = tl.load_splits(name)
@@ -35,12 +35,12 @@ def test_contract(name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     assert set(splits.train.labels) == set(splits.val.labels) == set(range(len(splits.classes)))
     assert all((splits.root / file).is_file() for file in (*splits.train.files, *splits.val.files))
     assert bool(splits.stand_in) == (name != "hymenoptera")
-    assert tl.load_splits(splits.root).name == name, "known by its content, wherever it lies"
+    assert tl.load_splits(splits.root).name == name, "its content identifies it in any folder"
     assert tl.load_splits(splits.root).stand_in == splits.stand_in
 
 
 def test_the_digest_is_that_of_the_definition(tmp_path: Path) -> None:
-    """SHA-256 over the sorted lines `relative/path sha256`."""
+    """The digest is the SHA-256 over the sorted lines `relative/path sha256`."""
     root = write_folder(tmp_path / "set", ("b c", "a"))
     lines = [
         f"{path.relative_to(root).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
@@ -50,7 +50,7 @@ def test_the_digest_is_that_of_the_definition(tmp_path: Path) -> None:
 
 
 def test_moving_a_folder_keeps_its_digest_and_changing_a_file_does_not(tmp_path: Path) -> None:
-    """Identity is the content."""
+    """The digest depends only on the content."""
     root = write_folder(tmp_path / "one")
     shutil.copytree(root, tmp_path / "two")
     assert scan(root).digest == scan(tmp_path / "two").digest
@@ -58,8 +58,8 @@ def test_moving_a_folder_keeps_its_digest_and_changing_a_file_does_not(tmp_path:
     assert scan(root).digest != scan(tmp_path / "two").digest
 
 
-def test_what_is_not_an_image_is_left_out_and_said(tmp_path: Path) -> None:
-    """Other files are listed, hidden files and folders are not looked at."""
+def test_what_is_not_an_image_is_left_out_and_listed(tmp_path: Path) -> None:
+    """Other files are listed as ignored; hidden files and folders are not read."""
     root = write_folder(tmp_path / "set")
     (root / "train" / "a" / "notes.txt").write_text("")
     (root / "train" / ".DS_Store").write_text("")
@@ -89,7 +89,7 @@ def _more(path: str):
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, spoil, message: str) -> None:
-    """One line that says what is wrong."""
+    """One line says what is wrong."""
     root = write_folder(tmp_path / "set")
     spoil(root)
     with pytest.raises(DataError) as error:
@@ -99,19 +99,19 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, spoil, message:
 
 
 def test_an_unknown_name_has_a_near_match() -> None:
-    """A name that is neither a folder nor a data set."""
+    """The name is neither a folder nor a data set."""
     with pytest.raises(DataError, match="did you mean 'hymenoptera'"):
         tl.load_splits("hymenoptra")
 
 
-def test_drawn_images_are_the_same_bytes_every_time(tmp_path: Path, mini: tl.Splits) -> None:
-    """Drawn again elsewhere, every file is the same."""
-    synthetic.draw_set(synthetic.MINI, tmp_path / "again")
+def test_synthetic_images_have_the_same_bytes_every_time(tmp_path: Path, mini: tl.Splits) -> None:
+    """A set that is generated again elsewhere has the same files."""
+    synthetic.write_set(synthetic.MINI, tmp_path / "again")
     assert scan(tmp_path / "again").digest == mini.digest
 
 
-def test_the_drawn_set_is_as_large_as_the_real_one_and_not_trivial() -> None:
-    """244 + 153 images of many sizes; mean colour and size don't tell ants from bees."""
+def test_the_synthetic_set_is_as_large_as_the_real_one_and_not_trivial() -> None:
+    """244 + 153 images of many sizes; mean colour and size don't separate ants from bees."""
     splits = tl.load_splits("synthetic")
     assert (len(splits.train), len(splits.val)) == (244, 153)
     expected = hymenoptera.expected()
@@ -134,19 +134,19 @@ def test_the_drawn_set_is_as_large_as_the_real_one_and_not_trivial() -> None:
 
 
 def test_auto_prefers_real_images_and_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without them `auto` draws, and says both that it did and why."""
+    """Without real images `auto` takes synthetic ones, and says so with the reason."""
     monkeypatch.delenv("TL_OFFLINE")
     monkeypatch.setattr(hymenoptera, "URL", UNREACHABLE)
-    with pytest.warns(tl.StandInWarning, match="drawn stand-in"):
+    with pytest.warns(tl.StandInWarning, match="the images are synthetic"):
         splits = tl.load_splits("auto")
     assert splits.name == "synthetic"
-    assert splits.stand_in.startswith(synthetic.DRAWN) and "could not be downloaded" in splits.stand_in
-    with pytest.raises(hymenoptera.NotAtHand):
+    assert splits.stand_in.startswith(synthetic.SYNTHETIC_NOTE) and "could not be downloaded" in splits.stand_in
+    with pytest.raises(hymenoptera.Unavailable):
         tl.load_splits("hymenoptera")
 
 
 def test_a_wrong_folder_is_an_error_not_a_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`TL_DATA` that names no folder, or another set, is told: never replaced by drawn images."""
+    """A `TL_DATA` that is no folder, or another set, is an error; synthetic images never replace it."""
     monkeypatch.setenv("TL_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"TL_DATA=.*no such folder"):
         tl.load_splits("auto")
@@ -155,8 +155,8 @@ def test_a_wrong_folder_is_an_error_not_a_fallback(tmp_path: Path, monkeypatch: 
         tl.load_splits("auto")
 
 
-def test_the_real_set_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`$TL_DATA`, then `data/hymenoptera_data`, then the cache; here with a small set in its place."""
+def test_the_real_set_is_searched_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order is `$TL_DATA`, `data/hymenoptera_data`, cache. A small set replaces the real one here."""
     places = {"TL_DATA": tmp_path / "given", "local": tmp_path / "data" / "hymenoptera_data"}
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     places["cache"] = tmp_path / "cache" / "hymenoptera_data"
@@ -178,14 +178,14 @@ def _files(root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in root.rglob("*.jpg")]
 
 
-def test_a_folder_with_a_known_name_is_not_taken_for_that_set(tmp_path: Path) -> None:
-    """Its name says that it is a folder."""
+def test_a_folder_named_like_a_known_set_is_not_that_set(tmp_path: Path) -> None:
+    """Its name gets a prefix that says that it is a folder."""
     assert tl.load_splits(write_folder(tmp_path / "hymenoptera")).name == "folder:hymenoptera"
     assert tl.load_splits(write_folder(tmp_path / "mine")).name == "mine"
 
 
-def test_a_drawn_set_that_is_not_whole_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Someone deleted a picture from the cache."""
+def test_an_incomplete_synthetic_set_is_generated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One picture was deleted from the cache."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path))
     splits = tl.load_splits("synthetic-mini")
     (splits.root / splits.train.files[3]).unlink()
@@ -193,8 +193,8 @@ def test_a_drawn_set_that_is_not_whole_is_drawn_again(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["auto", "hymenoptera", "synthetic-mini"])
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """In one line, with what to do."""
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The message has one line and says what to do."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "file" / "below"))
     monkeypatch.delenv("TL_OFFLINE")
@@ -203,22 +203,22 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_file_name_that_is_not_text_is_named(tmp_path: Path) -> None:
-    """As old archives have them."""
+    """Old archives have such names."""
     root = write_folder(tmp_path / "set")
     write_image(root / "x.jpg").rename(os.fsdecode(os.fsencode(root / "train" / "a") + b"/caf\xe9.jpg"))
     with pytest.raises(DataError, match="not valid text"):
         tl.load_splits(root)
 
 
-def test_the_real_images_are_known_wherever_they_lie(real_images: Path) -> None:
-    """By path they are `hymenoptera` too; the GIF among them is left out."""
+def test_the_real_images_are_recognised_in_any_folder(real_images: Path) -> None:
+    """Given by path they are `hymenoptera` too; the GIF among them is left out."""
     splits = tl.load_splits(real_images)
     assert splits.name == "hymenoptera" and splits.digest == hymenoptera.DIGEST
     assert (len(splits.train), len(splits.val)) == (244, 153)
 
 
 def test_a_changed_real_image_is_named(real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first file that differs, is missing or is too many, in sorted order."""
+    """The message names the first file, in sorted order, that differs, is missing or is not part of the set."""
     copy = shutil.copytree(real_images, tmp_path / "copy", copy_function=shutil.copy)
     for path in [copy, *copy.rglob("*")]:
         path.chmod(0o755)
@@ -242,7 +242,7 @@ def _zip(members: dict[str, bytes]) -> bytes:
 
 
 def test_download_unpacks_into_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From a server to a folder; nothing else is left beside it."""
+    """An archive becomes a folder, and no other files are left next to it."""
     root = write_folder(tmp_path / "set")
     files = {f"hymenoptera_data/{p.relative_to(root)}": p.read_bytes() for p in root.rglob("*.jpg")}
     wanted = file_digests(root, _files(root))
@@ -266,18 +266,18 @@ def test_download_unpacks_into_place(tmp_path: Path, capsys: pytest.CaptureFixtu
     ids=["garbage", "parent", "absolute", "empty", "incomplete", "other"],
 )
 def test_a_bad_archive_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    """Damaged, or with members that would land outside: nothing is unpacked, nothing is left."""
+    """Of a damaged archive, or one with members outside its folder, nothing is unpacked and nothing is left."""
     digest = hashlib.sha256(b"x").hexdigest()
     wanted = {"train/a/0.jpg": digest, "val/a/0.jpg": digest}
-    with serve({"/set.zip": content}) as address, pytest.raises(hymenoptera.NotAtHand, match=message):
+    with serve({"/set.zip": content}) as address, pytest.raises(hymenoptera.Unavailable, match=message):
         hymenoptera.fetch(f"{address}/set.zip", tmp_path / "cache" / "images", wanted)
     assert list((tmp_path / "cache").iterdir()) == []
     assert not (tmp_path / "outside.txt").exists()
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive that would unpack to more than the limit."""
+    """An archive must not unpack to more bytes than the limit."""
     monkeypatch.setattr(hymenoptera, "UNPACKED_LIMIT_BYTES", 100)
     (tmp_path / "set.zip").write_bytes(_zip({"x": b"0" * 101}))
-    with pytest.raises(ValueError, match="101 bytes"):
+    with pytest.raises(ValueError, match="101 bytes, more than 100"):
         hymenoptera.unpack(tmp_path / "set.zip", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Regime `cached`: the head of an independent loop on features of centre views; features kept, reused, told apart."""
+"""Regime `cached` against an independent loop on features of centre views, and the cache of features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tl.seeding import seed_for
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Features of one test are not at hand in another."""
+    """Each test has a cache of its own, so that no test finds features of another."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "features"
 
@@ -38,8 +38,8 @@ def figures(result: tl.TrainResult) -> list[tuple[float | None, float | None, fl
     return [(row.train_loss, row.val_loss, row.val_accuracy) for row in result.epochs]
 
 
-def test_the_head_is_that_of_a_plain_loop_on_centre_views(mini: tl.Splits) -> None:
-    """Logistic regression by SGD, one image's features at a time, written out here."""
+def test_the_head_equals_that_of_a_plain_loop_on_centre_views(mini: tl.Splits) -> None:
+    """The reference is logistic regression by SGD on the same features, written out here."""
     settings = config()
     backbone = make_backbone(settings.backbone, weights="random", seed=0)
     model = Classifier(backbone, 2, settings).eval()
@@ -62,13 +62,13 @@ def test_the_head_is_that_of_a_plain_loop_on_centre_views(mini: tl.Splits) -> No
     assert [row.val_loss for row in result.epochs] == pytest.approx(losses, rel=1e-4)
     assert result.frozen_verified and not result.features_reused
     x, _ = next(Batches(store, mini.val, backbone.preprocessing, cpu).evaluation(16))
-    assert result.model(x).argmax(1).tolist() == result.best.labels, "what comes back takes images"
+    assert result.model(x).argmax(1).tolist() == result.best.labels, "the returned model takes images"
 
 
 def test_features_are_extracted_once_for_all_seeds_and_rates(
     mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
-    """And at hand or not, the figures are the same to the last bit."""
+    """With cached features all figures are the same to the last bit."""
     pretrained = {"backbone": "timm:tf_efficientnet_lite0", "weights": "pretrained", "epochs": 1}
     first = train(mini, **pretrained)
     assert first.features_reused is False and first.extraction_seconds > 0
@@ -84,21 +84,21 @@ def test_features_are_extracted_once_for_all_seeds_and_rates(
     assert first.extracting_seconds == first.extraction_seconds and first.peak_memory_bytes > 0
     for result in (again, *others):
         assert result.extracting_seconds == 0
-        assert result.peak_memory_bytes is None, "what the extraction took is unknown"
+        assert result.peak_memory_bytes is None, "the memory of the extraction is unknown"
         assert result.features_reused and result.extraction_seconds == first.extraction_seconds
     assert len(list(own_cache.glob("*/*.npz"))) == 1
 
 
 @pytest.mark.parametrize("settings", [{"seed": 1}, {"precision": "bf16"}, {"backbone": TINY[0]}])
 def test_other_networks_have_other_features(mini: tl.Splits, settings: dict[str, object]) -> None:
-    """Random weights follow from the seed."""
+    """Another seed is another network, too: random weights depend on it."""
     train(mini)
     assert train(mini, **settings).features_reused is False
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "pickled"])
-def test_a_damaged_file_is_extracted_anew(mini: tl.Splits, own_cache: Path, damage: str) -> None:
-    """A pickle in particular is not opened: it could run code."""
+def test_a_damaged_file_is_extracted_again(mini: tl.Splits, own_cache: Path, damage: str) -> None:
+    """A pickle is never loaded, since it could run code."""
     first = train(mini)
     (place,) = own_cache.glob("*/*.npz")
     if damage == "pickled":
@@ -126,7 +126,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
 
 
 def test_views_take_turns(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three epochs of two views: the third trains on the first again. All of them random crops."""
+    """With two views the third epoch trains on the first view again. Both views are random crops."""
     seen: list[torch.Tensor] = []
     original = Features.training
 
@@ -148,7 +148,7 @@ def test_views_take_turns(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_crop_of_an_image_is_the_same_in_every_part_of_a_data_set(mini: tl.Splits) -> None:
-    """Else a training on a part would leave features behind that another one would not have made."""
+    """Otherwise features cached by a training on one part would be wrong for a training on another."""
     half = dataclasses.replace(
         mini, train=dataclasses.replace(mini.train, files=mini.train.files[1::2], labels=mini.train.labels[1::2])
     )
@@ -163,16 +163,16 @@ def test_the_crop_of_an_image_is_the_same_in_every_part_of_a_data_set(mini: tl.S
 
 
 def test_folds_share_their_features(mini: tl.Splits) -> None:
-    """Each image has one centre view, in whichever fold it is."""
+    """The centre view of an image is extracted once for all folds."""
     result = tl.run_protocol(config(protocol="kfold", folds=3, backbone=TINY[1], epochs=2), mini, device="cpu")
     assert len(result.folds) == 3 and all(len(rows) == 2 for rows in result.folds)
     for epoch, row in enumerate(result.epochs):
         assert row.seconds == pytest.approx(sum(rows[epoch].seconds for rows in result.folds))
     assert result.extraction_seconds > 0
-    assert result.extracting_seconds == pytest.approx(result.extraction_seconds), "each image once, in all folds"
+    assert result.extracting_seconds == pytest.approx(result.extraction_seconds), "each image once for all folds"
 
 
 def test_other_regimes_read_no_views() -> None:
-    """So a grid can set them for all regimes; without effect they make no other config."""
+    """A grid can set views for all regimes; where they have no effect, the config stays the same."""
     assert config(views=3).views == 3
     assert config(regime="frozen", views=3) == config(regime="frozen")

@@ -1,4 +1,4 @@
-"""Splits made from a data set's own: what is held out for tuning, and folds."""
+"""Tests of splits that are derived from a data set's own: the tuning split and folds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def within_one(counts: list[int]) -> bool:
 
 @given(LABELS, st.integers(2, 9), SEEDS)
 def test_folds_are_a_partition_that_is_even_in_every_class(labels: list[int], folds: int, seed: int) -> None:
-    """Each image has one fold; sizes, of a class and of all, differ by one at most; the same call, the same folds."""
+    """Each image has one fold; sizes per class and in total differ by at most one; folds are reproducible."""
     assigned = stratified_folds(labels, folds, seed)
     assert assigned.shape == (len(labels),) and set(assigned.tolist()) <= set(range(folds))
     assert within_one(np.bincount(assigned, minlength=folds).tolist())
@@ -37,7 +37,7 @@ def test_folds_are_a_partition_that_is_even_in_every_class(labels: list[int], fo
 
 @given(LABELS, SEEDS)
 def test_a_fifth_of_each_class_is_held_out(labels: list[int], seed: int) -> None:
-    """Rounded, but one at least; no image twice."""
+    """The number is rounded, but at least one; no image is held out twice."""
     held = hold_out(labels, seed).tolist()
     assert len(set(held)) == len(held)
     assert Counter(labels[place] for place in held) == {
@@ -45,7 +45,7 @@ def test_a_fifth_of_each_class_is_held_out(labels: list[int], seed: int) -> None
     }
 
 
-def test_which_image_is_where_is_drawn_at_random() -> None:
+def test_images_are_assigned_at_random() -> None:
     """Over many seeds each of ten images is in each of five folds about equally often, and held out likewise."""
     labels = [0] * 5 + [1] * 5
     seen = np.zeros((10, 5))
@@ -58,7 +58,7 @@ def test_which_image_is_where_is_drawn_at_random() -> None:
 
 
 def test_the_images_held_out_for_tuning_are_training_images(mini: tl.Splits) -> None:
-    """A fifth of the 12 + 12; the rest trains; none of the data set's validation images is in either part."""
+    """A fifth of the 12 + 12 is held out, and the rest trains; no validation image is in either part."""
     parts = tuning_splits(mini)
     assert sorted(parts.train.files + parts.val.files) == sorted(mini.train.files)
     assert Counter(parts.val.labels) == {0: 2, 1: 2}
@@ -68,30 +68,30 @@ def test_the_images_held_out_for_tuning_are_training_images(mini: tl.Splits) -> 
 
 
 def test_the_validation_images_don_t_decide_what_is_held_out(mini: tl.Splits) -> None:
-    """Other ones, of another digest, leave the tuning split as it is."""
+    """With other validation images and another digest the tuning split is the same."""
     other = replace(mini, digest="f" * 64, val=tl.datasets.ImageList(files=("val/a/x.jpg",), labels=(0,)))
     assert tuning_splits(other).train == tuning_splits(mini).train
     assert tuning_splits(other).val == tuning_splits(mini).val
 
 
 def test_folds_of_a_data_set(mini: tl.Splits) -> None:
-    """Every image, training and validation, is judged once, and not by a network that was trained on it."""
+    """Every image, training and validation, is evaluated once, by a network that was not trained on it."""
     images = every_image(mini)
     assert images.files == mini.train.files + mini.val.files
     truth = dict(zip(images.files, images.labels, strict=True))
-    judged: list[str] = []
+    evaluated: list[str] = []
     for parts, places in fold_splits(mini, 5, seed=0):
         assert [images.files[place] for place in places] == list(parts.val.files)
         assert sorted(parts.train.files + parts.val.files) == sorted(images.files)
         assert len(set(parts.train.files) & set(parts.val.files)) == 0
         for part in (parts.train, parts.val):
             assert [truth[file] for file in part.files] == list(part.labels)
-        judged += parts.val.files
-    assert sorted(judged) == sorted(images.files)
+        evaluated += parts.val.files
+    assert sorted(evaluated) == sorted(images.files)
 
 
 def test_each_repeat_has_folds_of_its_own(mini: tl.Splits) -> None:
-    """A seed is a repeat: the same one gives the same folds, another one others."""
+    """The same seed gives the same folds, and another seed gives other folds."""
 
     def folds(seed: int) -> list[tuple[str, ...]]:
         return [parts.val.files for parts, _ in fold_splits(mini, 5, seed)]
@@ -108,7 +108,7 @@ def test_each_repeat_has_folds_of_its_own(mini: tl.Splits) -> None:
     ],
 )
 def test_too_few_images_for_a_protocol(tmp_path: Path, settings: dict[str, object], message: str) -> None:
-    """One line with the class, how many it has, and what would do; one image more is enough."""
+    """One line names the class, its number of images, and what is needed; one image more is enough."""
     splits = tl.load_splits(write_folder(tmp_path / "few", train=1, val=2))
     config = tl.TrainConfig(backbone="x", **settings)
     with pytest.raises(tl.ConfigError) as error:

@@ -1,4 +1,4 @@
-"""A backbone that should have stayed as it was and did not is reported wherever a user looks."""
+"""A backbone that should stay frozen but changes is reported everywhere that a user looks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tl.step import TrainStep
 
 @dataclass(frozen=True, kw_only=True)
 class Careless(Regime):
-    """Says that its backbone stays frozen, whatever its other fields do to it."""
+    """A regime whose backbone must stay frozen, though its other fields may train it."""
 
     @property
     def must_stay_frozen(self) -> bool:
@@ -32,7 +32,7 @@ class Careless(Regime):
 
 
 def _sweep(folder: Path) -> tuple[str, tuple[str, str]]:
-    """What the terminal said of one cell of regime `frozen`, and both reports. In this process."""
+    """Run one cell of regime `frozen` in this process; return the terminal's text and both reports."""
     (folder / "one.toml").write_text(ONE_CELL + "[train]\nepochs = 1\n")
     grid = load_grid(str(folder / "one.toml"))
     options = Options(name="x", weights="random", executor="inline", results=folder / "results")
@@ -51,7 +51,7 @@ def _sweep(folder: Path) -> tuple[str, tuple[str, str]]:
 def test_a_backbone_that_moves_is_reported_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trains_backbone: bool, mode: str, moved: bool
 ) -> None:
-    """Planted in the regime: on the terminal, at the top and in the table of both reports, and in the export."""
+    """A bug planted in the regime shows on the terminal, twice in both reports, and in the export."""
     planted = Careless(summary="x", start="pretrained", trains_backbone=trains_backbone, backbone_mode=mode)
     monkeypatch.setitem(REGIMES, "frozen", planted)
     said, pages = _sweep(tmp_path)
@@ -62,8 +62,8 @@ def test_a_backbone_that_moves_is_reported_everywhere(
     assert bench.load_results(tmp_path / "results" / "x")["frozen_verified"].tolist() == [not moved]
 
 
-def test_a_single_number_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted in the loop: after its pass one weight of the backbone is another, by the least that there is."""
+def test_a_single_changed_number_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug planted in the loop changes one weight of the backbone by the smallest possible step."""
     original = train._train_pass
 
     def careless(step: TrainStep, *arguments: object) -> object:

@@ -1,4 +1,4 @@
-"""Decoding, cropping and batching, against torchvision and Pillow."""
+"""Tests of decoding, cropping and batching against torchvision and Pillow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PREPROCESSING = Preprocessing(
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 333), (64, 64), (40, 400)], ids=str)
 def test_crops_are_distributed_as_in_torchvision(size: tuple[int, int]) -> None:
-    """Kolmogorov-Smirnov on area, ratio and position against torchvision's own draws."""
+    """Kolmogorov-Smirnov tests compare area, ratio and position with torchvision's own crops."""
     torch.manual_seed(0)
     image = torch.empty(3, *size)
     draw = v1.RandomResizedCrop.get_params
@@ -48,7 +48,7 @@ def test_crops_are_distributed_as_in_torchvision(size: tuple[int, int]) -> None:
 
 
 def test_flips_are_half() -> None:
-    """Half of the images, within four standard deviations."""
+    """Half of the images are flipped, within four standard deviations."""
     flips = crops(np.tile([100, 100], (DRAWS, 1)), seed=3)[:, 4]
     assert abs(flips.mean() - 0.5) < 4 * 0.5 / DRAWS**0.5
 
@@ -62,14 +62,14 @@ def test_an_image_that_no_crop_fits_is_cut_in_the_middle() -> None:
 
 
 def test_crops_of_an_image_do_not_depend_on_the_others() -> None:
-    """Row i depends on the seed and i alone."""
+    """Row i depends only on the seed and i."""
     sizes = np.random.default_rng(0).integers(50, 500, (20, 2))
     assert np.array_equal(crops(sizes, 5)[:7], crops(sizes[:7], 5))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_training_pixels_agree_with_pillow(mini: tl.Splits, interpolation: str) -> None:
-    """The crop of decoded pixels against Pillow's own crop and resize: 1 grey level on average, 12 at most."""
+    """Crops differ from Pillow's own crop and resize by 1 grey level on average and 12 at most."""
     store = open_store(mini)
     batches = Batches(store, mini.train, replaced(interpolation=interpolation, plain=True), torch.device("cpu"))
     shown, labels = next(batches.training(len(mini.train), seed=0, epoch=0))
@@ -87,7 +87,7 @@ def test_training_pixels_agree_with_pillow(mini: tl.Splits, interpolation: str) 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_t"])
 def test_validation_agrees_with_the_weights_own_transforms(mini: tl.Splits, name: str) -> None:
-    """Against torchvision's published preset, which works on Pillow images: 0.02 on average, normalised."""
+    """Images differ from torchvision's preset, which uses Pillow, by 0.02 on average after normalisation."""
     from torchvision.models import get_model_weights
 
     from tl.library import library
@@ -97,7 +97,7 @@ def test_validation_agrees_with_the_weights_own_transforms(mini: tl.Splits, name
 
 @pytest.mark.parametrize("name", ["resnet18.a1_in1k", "vit_tiny_patch16_224", "test_resnet"])
 def test_validation_agrees_with_timms_own_transforms(mini: tl.Splits, name: str) -> None:
-    """Against what timm makes of the weights' config, on Pillow images: 0.02 on average, normalised."""
+    """Images differ from timm's transform, which uses Pillow, by 0.02 on average after normalisation."""
     from timm.data import create_transform, resolve_data_config
     from timm.models import get_pretrained_cfg
 
@@ -110,7 +110,7 @@ def test_validation_agrees_with_timms_own_transforms(mini: tl.Splits, name: str)
 def assert_validation_is(
     preset: Callable[[Image.Image], torch.Tensor], preprocessing: Preprocessing, splits: tl.Splits
 ) -> None:
-    """Each validation image against what `preset` makes of it."""
+    """Compare each validation image with the output of `preset`."""
     val = Batches(open_store(splits), splits.val, preprocessing, torch.device("cpu"))
     shown = torch.cat([images for images, _ in val.evaluation(5)])
     for image, file in zip(shown, splits.val.files, strict=True):
@@ -131,7 +131,7 @@ def tl_seed(purpose: str, *axes: int) -> int:
 
 
 def test_normalisation_is_that_of_torchvision(mini: tl.Splits) -> None:
-    """(x / 255 - mean) / std, to float precision."""
+    """It is (x / 255 - mean) / std, to float precision."""
     store = open_store(mini)
     plain = Batches(store, mini.val, replaced(interpolation="bilinear", plain=True), torch.device("cpu"))
     normed = Batches(store, mini.val, PREPROCESSING, torch.device("cpu"))
@@ -142,7 +142,7 @@ def test_normalisation_is_that_of_torchvision(mini: tl.Splits) -> None:
 
 @given(st.integers(1, 500), st.integers(1, 64))
 def test_batches_cover_every_image_once_and_none_is_alone(count: int, batch_size: int) -> None:
-    """Bounds join up from 0 to the count; a batch of one comes only from a batch size or a set of one."""
+    """Bounds are contiguous from 0 to the count; only batch size 1 or a set of one gives a batch of one."""
     bounds = batch_bounds(count, batch_size)
     assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds[:-1])]
     assert bounds[-1][1] == count
@@ -152,7 +152,7 @@ def test_batches_cover_every_image_once_and_none_is_alone(count: int, batch_size
 
 
 def test_the_store_holds_what_decoding_gives(tmp_path: Path) -> None:
-    """Pixels from the store, after the images are gone, are those that were decoded from them."""
+    """Pixels of the store equal decoded images, even after the images are deleted."""
     splits = tl.load_splits(write_folder(tmp_path / "set"))
     expected = {file: decode(splits.root / file) for file in (*splits.train.files, *splits.val.files)}
     store = open_store(splits)
@@ -160,11 +160,11 @@ def test_the_store_holds_what_decoding_gives(tmp_path: Path) -> None:
     for file, pixels in expected.items():
         (splits.root / file).unlink()
         assert np.array_equal(store.read(file), pixels)
-    assert open_store(splits) == store, "the second time it is only opened"
+    assert open_store(splits) == store, "the second call only opens it"
 
 
 def test_a_damaged_store_is_built_again(tmp_path: Path) -> None:
-    """A cut or missing file or a broken index costs a new decoding pass, nothing else."""
+    """After a truncated or missing file or a broken index the images are decoded again."""
     splits = tl.load_splits(write_folder(tmp_path / "set", size=(33, 21)))
     store = open_store(splits)
     assert store.pixels is not None
@@ -183,7 +183,7 @@ def test_a_damaged_store_is_built_again(tmp_path: Path) -> None:
 
 
 def test_decoding_leaves_warning_filters_alone(tmp_path: Path) -> None:
-    """They belong to the whole process, and the images are decoded by several threads."""
+    """Filters belong to the whole process, but several threads decode the images."""
     before = list(warnings.filters)
     open_store(tl.load_splits(write_folder(tmp_path / "set", train=40)))
     assert warnings.filters == before
@@ -192,7 +192,7 @@ def test_decoding_leaves_warning_filters_alone(tmp_path: Path) -> None:
 def test_a_set_too_large_for_the_disk_is_decoded_on_the_fly(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Above the limit there is no pixel file, and the same pixels come from the images."""
+    """Above the limit there is no pixel file, and the images give the same pixels."""
     monkeypatch.setattr("tl.images.STORE_LIMIT_BYTES", 10_000)
     splits = tl.load_splits(write_folder(tmp_path / "set", size=(61, 47)))
     store = open_store(splits)
@@ -202,14 +202,14 @@ def test_a_set_too_large_for_the_disk_is_decoded_on_the_fly(
     assert np.array_equal(store.read(file), decode(splits.root / file))
     monkeypatch.undo()
     monkeypatch.setenv("TL_CACHE", str(cache / "tl"))
-    assert open_store(splits).pixels is not None, "with room again, it is stored"
+    assert open_store(splits).pixels is not None, "with room again, pixels are stored"
 
 
 @pytest.mark.parametrize("workers", [1, 5])
 def test_images_from_the_store_or_decoded_by_any_number_of_workers_train_the_same(
     mini: tl.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """To the last bit."""
+    """Losses and predictions are equal to the last bit."""
     config = tl.TrainConfig(backbone=TINY[1], regime="finetune", weights="random", epochs=2)
     stored = tl.train_model(config, mini, device="cpu")
     monkeypatch.setenv("TL_CACHE", str(tmp_path))
@@ -218,11 +218,11 @@ def test_images_from_the_store_or_decoded_by_any_number_of_workers_train_the_sam
     threads: set[str] = set()
     read = Store.read
 
-    def watched(self: Store, file: str) -> Pixels:
+    def recorded(self: Store, file: str) -> Pixels:
         threads.add(threading.current_thread().name)
         return read(self, file)
 
-    monkeypatch.setattr(Store, "read", watched)
+    monkeypatch.setattr(Store, "read", recorded)
     decoded = tl.train_model(config, mini, device="cpu")
     assert any("decoded anew" in note.text for note in decoded.notes)
     assert threading.main_thread().name not in threads and (len(threads) > 4) is (workers == 5)
@@ -231,8 +231,8 @@ def test_images_from_the_store_or_decoded_by_any_number_of_workers_train_the_sam
     assert stored.last == decoded.last
 
 
-def test_no_cache_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a writable cache images are decoded on the fly, and damaged ones still found first."""
+def test_without_a_writable_cache_images_are_decoded_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged images are still found first."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "file" / "below"))
     splits = tl.load_splits(write_folder(tmp_path / "set"))
@@ -254,7 +254,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_grey_transparent_and_palette_images_become_rgb(tmp_path: Path) -> None:
-    """Whatever its mode, an image is three channels of uint8."""
+    """An image of any mode becomes three channels of uint8."""
     for mode in ("L", "RGBA", "P", "CMYK"):
         path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
         Image.new(mode, (8, 6)).save(path)

@@ -1,4 +1,4 @@
-"""Memory of training and of validation, kept apart."""
+"""Tests of memory, measured separately for training and validation."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tl.memory import MemoryMarks
 MIB = 2**20
 HOG = 96 * MIB
 SLACK = 24 * MIB
-"""What a tiny network may need itself."""
+"""Memory that a tiny network may need itself."""
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the mark")
 
 
 def hog() -> None:
-    """Touch memory and give it back. Not from the C library, which may keep it."""
+    """Use memory and free it. It is not from the C library, which may keep it."""
     with mmap.mmap(-1, HOG) as block:
         for place in range(0, HOG, mmap.PAGESIZE):
             block[place] = 1
@@ -48,9 +48,9 @@ def hogging(function: Callable[..., Any]) -> Callable[..., Any]:
 @linux
 @pytest.mark.parametrize("place", ["open_store", "_train_pass", "_val_pass"])
 def test_memory_shows_in_the_phase_that_needs_it(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """A block that set-up, training or validation has for a moment is in its mark and in the whole, nowhere else."""
+    """A block that set-up, training or validation holds briefly is in its own mark and in the total only."""
     config = tl.TrainConfig(backbone=TINY[1], regime="frozen", weights="random", epochs=2)
-    tl.train_model(config, mini, device="cpu")  # library code that is touched for the first time
+    tl.train_model(config, mini, device="cpu")  # loads library code for the first time
     monkeypatch.setattr(tl.train, place, hogging(getattr(tl.train, place)))
     result = tl.train_model(config, mini, device="cpu")
     marks = {"_train_pass": result.train_rss_bytes, "_val_pass": result.val_rss_bytes}
@@ -63,7 +63,7 @@ def test_memory_shows_in_the_phase_that_needs_it(mini: tl.Splits, monkeypatch: p
 
 
 def test_a_mark_that_cannot_be_reset_has_no_phases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The whole process's mark says nothing of a pass: unknown, not 0."""
+    """The mark of the whole process says nothing about a pass: its memory is unknown, not 0."""
     monkeypatch.setattr("tl.memory._CLEAR", tmp_path / "nowhere" / "clear_refs")
     marks = MemoryMarks(CPU)
     marks.begin("train")
@@ -76,7 +76,7 @@ def test_a_mark_that_cannot_be_reset_has_no_phases(monkeypatch: pytest.MonkeyPat
 
 @linux
 def test_reading_takes_little_of_an_epoch() -> None:
-    """It happens between training and validation; a millisecond would show in the times of small networks."""
+    """Reading happens between training and validation; a millisecond would show in times of small networks."""
     marks, seconds = MemoryMarks(CPU), []
     for _ in range(50):
         started = time.perf_counter()
@@ -85,8 +85,8 @@ def test_reading_takes_little_of_an_epoch() -> None:
     assert statistics.median(seconds) < 1e-3
 
 
-def test_marks_are_shown_above_the_baseline_and_unknown_ones_not_at_all() -> None:
-    """Resident memory has libraries in it; where there is no mark there is no figure, of no level."""
+def test_marks_are_shown_above_the_baseline_and_unknown_ones_are_none() -> None:
+    """Resident memory includes libraries, so the baseline is subtracted; an unknown mark gives None."""
     one = record("timm:a", "frozen")
     assert one.result is not None
     known = one.result.replace(train_rss_bytes=one.result.baseline_rss_bytes + 7, cuda_val_allocated_bytes=5)
@@ -98,7 +98,7 @@ def test_marks_are_shown_above_the_baseline_and_unknown_ones_not_at_all() -> Non
 
 
 class FakeCuda:
-    """torch's counters of a GPU, which a real allocator would move."""
+    """Fakes torch's memory counters of a GPU."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = self.peak = self.reserved = 0
@@ -117,7 +117,7 @@ class FakeCuda:
 
 
 def epochs(marks: MemoryMarks, *passes: Callable[[], None]) -> None:
-    """Training and validation passes in turn."""
+    """Run training and validation passes alternately."""
     for number, one in enumerate(passes):
         marks.begin("train" if number % 2 == 0 else "val")
         one()
@@ -125,9 +125,9 @@ def epochs(marks: MemoryMarks, *passes: Callable[[], None]) -> None:
 
 
 def test_phases_on_cuda(monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml) -> None:
-    """Each pass from its own start; the whole is the largest, set-up included; the device is not waited for."""
+    """Each pass is measured from its start; the total is the maximum with set-up; nothing waits for the device."""
     cuda = FakeCuda(monkeypatch)
-    cuda.use(9000, 0)  # before, and not ours
+    cuda.use(9000, 0)  # used before our marks begin
     marks = MemoryMarks(torch.device("cuda:0"))
     cuda.use(800, 100)
     passes = [(500, 100), (200, 100), (600, 100), (300, 100)]
@@ -147,7 +147,7 @@ def test_gpu_memory_of_a_process_that_is_not_ours_is_not_taken(
     nvml: FakeNvml,
     listed: list[tuple[int, int | None]],
 ) -> None:
-    """Not listed, not told, or less than torch alone holds: then the number is another process's."""
+    """Memory is None if the process is not listed, not reported, or reported with less than torch holds."""
     cuda = FakeCuda(monkeypatch)
     marks = MemoryMarks(torch.device("cuda:0"))
     cuda.use(500, 100)
@@ -156,7 +156,7 @@ def test_gpu_memory_of_a_process_that_is_not_ours_is_not_taken(
 
 
 def test_metal_is_read_as_passes_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest of them, of tensors and of the driver; there is no mark that could be reset."""
+    """The largest reading counts, of tensors and of the driver, since Metal has no high-water mark."""
     held = [0, 0]
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: held[0])
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: held[1])
@@ -171,7 +171,7 @@ def test_metal_is_read_as_passes_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_fine_tuning_on_cuda_needs_more_than_validation(mini: tl.Splits) -> None:
-    """Activations and gradients against activations of one layer; torch's parts are within the process's whole."""
+    """Training keeps all activations and gradients, validation those of one layer; NVML's figure includes torch's."""
     config = tl.TrainConfig(backbone=TINY[0], regime="finetune", weights="random", epochs=2)
     result = tl.train_model(config, mini, device="cuda")
     assert result.cuda_train_allocated_bytes > result.cuda_val_allocated_bytes > 0

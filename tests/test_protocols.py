@@ -1,4 +1,4 @@
-"""Protocols: what they choose, on which images, and what their results hold."""
+"""Tests of protocols: their choices, the images they use, and their results."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def trial(rate: float, accuracy: float, loss: float | None) -> Trial:
 
 @pytest.fixture(scope="module")
 def trained(mini: tl.Splits) -> tl.TrainResult:
-    """What some training returned."""
+    """Return the result of a short training."""
     return tl.train_model(config("fixed", epochs=1), mini, device="cpu")
 
 
 def pretend(result: tl.TrainResult, settings: tl.TrainConfig, splits: tl.Splits) -> tl.TrainResult:
-    """As if `result` were that of another config and other images, without the training."""
+    """Change a result as if it were that of another config and other images, without training."""
     count = len(splits.val)
     said = result.last.replace(labels=[0] * count, confidences=[0.5] * count)
     rows = tuple(result.epochs[0].replace(epoch=epoch) for epoch in range(settings.epochs))
@@ -53,12 +53,12 @@ def pretend(result: tl.TrainResult, settings: tl.TrainConfig, splits: tl.Splits)
 
 
 def test_every_protocol_that_can_be_named_can_be_run() -> None:
-    """And the other way round."""
+    """Both tables have the same names."""
     assert PROTOCOLS.keys() == RUNNERS.keys()
 
 
 def test_fixed_is_train_model(mini: tl.Splits) -> None:
-    """The same numbers, and nothing of a tuning."""
+    """The numbers are the same, and there are no figures of tuning."""
     one, other = run(config("fixed"), mini), tl.train_model(config("fixed"), mini, device="cpu")
     assert [row.val_loss for row in one.epochs] == [row.val_loss for row in other.epochs]
     assert (one.trials, one.tuning_seconds, one.learning_rate_chosen) == ((), None, None)
@@ -67,7 +67,7 @@ def test_fixed_is_train_model(mini: tl.Splits) -> None:
 
 @pytest.mark.parametrize("protocol", ["tuned", "kfold"])
 def test_train_model_trains_once_or_not_at_all(mini: tl.Splits, protocol: str) -> None:
-    """It doesn't pass one training off as a protocol of several."""
+    """It refuses protocols with several trainings."""
     with pytest.raises(tl.ConfigError, match=f"protocol='{protocol}': train_model trains once; tl.run_protocol"):
         tl.train_model(config(protocol), mini, device="cpu")
 
@@ -85,12 +85,12 @@ def test_train_model_trains_once_or_not_at_all(mini: tl.Splits, protocol: str) -
     ids=["accuracy", "loss", "smaller", "smaller comes last", "not finite", "none finite"],
 )
 def test_the_choice_among_trials(trials: list[Trial], rate: float) -> None:
-    """Accuracy, then loss, then the smaller rate; what overflowed loses to whatever did not."""
+    """Accuracy decides, then loss, then the smaller rate; a trial that overflowed loses to any other."""
     assert choose(trials).learning_rate == rate
 
 
 def test_tuned_is_a_training_at_the_rate_that_did_best_on_held_out_images(mini: tl.Splits) -> None:
-    """Trials and final training are what `train_model` gives for them, at the last epoch and on all images."""
+    """Trials and final training equal those of `train_model`, at the last epoch and on all images."""
     result = run(config("tuned"), mini)
     fixed = config("fixed")
     for one, rate in zip(result.trials, RATES, strict=True):
@@ -100,7 +100,7 @@ def test_tuned_is_a_training_at_the_rate_that_did_best_on_held_out_images(mini: 
     chosen = choose(result.trials).learning_rate
     assert result.learning_rate_chosen == result.learning_rate == result.epochs[0].learning_rate == chosen
     final = tl.train_model(fixed.replace(learning_rate=chosen), mini, device="cpu", keep="last")
-    assert result.best == result.last, "the validation images choose no epoch either"
+    assert result.best == result.last, "the validation images don't choose the epoch either"
     assert [row.val_loss for row in result.epochs] == [row.val_loss for row in final.epochs]
     assert result.best == final.best and result.work == final.work and result.frozen_verified
     assert result.config == config("tuned") and result.model is not None
@@ -111,7 +111,7 @@ def test_tuned_is_a_training_at_the_rate_that_did_best_on_held_out_images(mini: 
 def test_a_trial_counts_at_its_last_epoch(
     mini: tl.Splits, trained: tl.TrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at the best of its epochs: 3e-2 falls back after a lucky one, and 1e-3 is chosen."""
+    """Its best epoch doesn't count: 3e-2 is worse after a lucky epoch, so 1e-3 is chosen."""
     accuracies = {1e-3: (0.5, 0.8), 3e-2: (1.0, 0.7)}
 
     def scripted(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainResult:
@@ -129,7 +129,7 @@ def flipped(images: ImageList) -> ImageList:
 
 
 def test_the_validation_images_choose_nothing(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every validation label wrong, trials and choice stay as they are; no trial reads a validation file."""
+    """With every validation label wrong, trials and choice stay the same; no trial reads a validation file."""
     read: list[str] = []
     original = Store.read
 
@@ -141,36 +141,36 @@ def test_the_validation_images_choose_nothing(mini: tl.Splits, monkeypatch: pyte
     before: dict[str, list[str]] = {}
     settings = config("tuned")
     result = run(settings, mini, on_stage=lambda text: before.setdefault(text, list(read)))
-    until_final = before[f"training at {result.learning_rate:g}"]
-    assert until_final and set(until_final) == set(mini.train.files)
+    before_final = before[f"training at {result.learning_rate:g}"]
+    assert before_final and set(before_final) == set(mini.train.files)
     assert set(read) == set(mini.train.files + mini.val.files)
-    turned = run(settings, replace(mini, val=flipped(mini.val)))
-    assert [one.replace(seconds=0.0) for one in turned.trials] == [one.replace(seconds=0.0) for one in result.trials]
-    assert turned.learning_rate_chosen == result.learning_rate_chosen
-    assert turned.val_accuracy_last == pytest.approx(1 - result.val_accuracy_last)
+    other = run(settings, replace(mini, val=flipped(mini.val)))
+    assert [one.replace(seconds=0.0) for one in other.trials] == [one.replace(seconds=0.0) for one in result.trials]
+    assert other.learning_rate_chosen == result.learning_rate_chosen
+    assert other.val_accuracy_last == pytest.approx(1 - result.val_accuracy_last)
 
 
 def test_all_regimes_and_seeds_are_tuned_on_the_same_images(
     mini: tl.Splits, trained: tl.TrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And with as many trials."""
+    """They also have the same number of trials."""
     seen: list[tuple[ImageList, ImageList]] = []
 
-    def watched(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainResult:
+    def recorded(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainResult:
         seen.append((splits.train, splits.val))
         return pretend(trained, settings, splits)
 
-    monkeypatch.setattr(protocols, "train_model", watched)
+    monkeypatch.setattr(protocols, "train_model", recorded)
     for regime, seed in [*((regime, 0) for regime in TRAINING), ("frozen", 1)]:
         run(config("tuned", regime, seed=seed, epochs=1), mini)
     assert len(seen) == (len(TRAINING) + 1) * (len(RATES) + 1)
     assert len(set(seen)) == 2, "one split for all trials, and the data set's own for all final trainings"
 
 
-def test_memory_of_the_trials_is_not_taken_for_free(
+def test_memory_of_the_trials_counts_for_the_training(
     mini: tl.Splits, trained: tl.TrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The baseline is that before the first trial: pages that the allocator keeps are used by the training."""
+    """The baseline is that before the first trial, since the training uses pages that the allocator keeps."""
     baselines = iter([100, 5_000, 6_000, 7_000])
 
     def grown(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainResult:
@@ -183,12 +183,12 @@ def test_memory_of_the_trials_is_not_taken_for_free(
 
 
 @pytest.mark.parametrize("regime", ["finetune", "frozen"])
-def test_kfold_is_a_training_a_fold(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
-    """Predictions stand where their images stand; figures are sums, means over images, or the largest."""
+def test_kfold_is_one_training_per_fold(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
+    """Predictions have the order of the images; figures are sums, means over images, or maxima."""
     parts: list[tl.Splits] = []
     results: list[tl.TrainResult] = []
 
-    def watched(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainResult:
+    def recorded(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainResult:
         made = tl.train_model(settings, splits, **more).replace(
             peak_rss_bytes=10**9 - len(results), frozen_verified=len(results) != 1 if regime == "frozen" else None
         )
@@ -196,7 +196,7 @@ def test_kfold_is_a_training_a_fold(mini: tl.Splits, monkeypatch: pytest.MonkeyP
         results.append(made)
         return made
 
-    monkeypatch.setattr(protocols, "train_model", watched)
+    monkeypatch.setattr(protocols, "train_model", recorded)
     settings = config("kfold", regime, folds=3)
     result = run(settings, mini)
     images = every_image(mini)
@@ -226,21 +226,21 @@ def test_kfold_is_a_training_a_fold(mini: tl.Splits, monkeypatch: pytest.MonkeyP
 
 
 def test_kfold_with_a_loss_that_overflowed_is_unknown(mini: tl.Splits) -> None:
-    """A mean over folds of which one is not finite is None, with a note once."""
+    """A mean over folds is None if one of them is not finite; there is one note."""
     result = run(config("kfold", "finetune", folds=2, learning_rate=1e30), mini)
     assert result.epochs[-1].train_loss is None and result.epochs[-1].val_loss is None
     assert sum("not finite" in note.text for note in result.notes) == 1
 
 
 def test_regimes_have_the_same_folds(mini: tl.Splits, trained: tl.TrainResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one seed; another seed has others."""
+    """Folds depend on the seed, but not on the regime."""
     seen: dict[tuple[str, int], list[ImageList]] = {}
 
-    def watched(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainResult:
+    def recorded(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainResult:
         seen.setdefault((settings.regime, settings.seed), []).append(splits.val)
         return pretend(trained, settings, splits)
 
-    monkeypatch.setattr(protocols, "train_model", watched)
+    monkeypatch.setattr(protocols, "train_model", recorded)
     for regime, seed in (("finetune", 0), ("frozen", 0), ("frozen", 1)):
         run(config("kfold", regime, seed=seed, folds=2, epochs=1), mini)
     assert seen["finetune", 0] == seen["frozen", 0] != seen["frozen", 1]
@@ -254,29 +254,29 @@ def test_regimes_have_the_same_folds(mini: tl.Splits, trained: tl.TrainResult, m
         ("kfold", ["fold 1/2", "fold 2/2"]),
     ],
 )
-def test_progress_is_told_and_counted(
+def test_progress_is_reported_and_counted(
     mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, protocol: str, stages: list[str]
 ) -> None:
-    """A few words before each training, and as many epochs as the config says."""
+    """Each training is announced by a few words, and the number of epochs is that of the config."""
     monkeypatch.setattr(protocols, "choose", lambda trials: trials[0])
     settings = config(protocol, **({"folds": 2} if protocol == "kfold" else {}))
-    told: list[str] = []
+    announced: list[str] = []
     epochs: list[tl.EpochResult] = []
-    run(settings, mini, on_stage=told.append, on_epoch=epochs.append)
-    assert told == stages
+    run(settings, mini, on_stage=announced.append, on_epoch=epochs.append)
+    assert announced == stages
     assert len(epochs) == settings.epochs * settings.trainings
 
 
-def test_a_store_that_is_not_there_yet_is_built_whole(
+def test_a_missing_store_is_built_for_all_images(
     mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    """The first training sees a part of the images, and the store must not be left with that part alone."""
+    """The first training uses a part of the images, but the store must not have only that part."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "empty"))
     assert run(config("tuned", epochs=1), mini).epochs
     assert run(config("fixed", epochs=1), mini).epochs
 
 
 def test_predictions_of_kfold_can_be_shown(mini: tl.Splits) -> None:
-    """All images, not the validation images alone."""
+    """They are for all images, not only for the validation images."""
     result = run(config("kfold", folds=2, epochs=1), mini)
     assert len(tl.show_predictions(result, mini, count=40).axes) == 40

@@ -1,4 +1,4 @@
-"""Int8 backbones: near the float ones, really integers, refused with a reason where they can't be had."""
+"""Tests of int8 backbones: close to float ones, really integers, and refused with a reason if not possible."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tl.work import StepWork
 
 CPU = torch.device("cpu")
 NETWORKS = (*TINY, "timm:tf_efficientnet_lite0", "timm:vit_tiny_patch16_224")
-"""Of each source; with layers that pad by the size of their input and that join BatchNorm and activation; attention."""
+"""Networks of both sources, with input-dependent padding, joint BatchNorm and activation, and attention."""
 
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """An eval-mode backbone and six images of its size."""
+    """Return a backbone in eval mode and six images of its size."""
     made = make_backbone(name, weights="random")
     torch.manual_seed(0)
     images = torch.randn(6, 3, made.preprocessing.size, made.preprocessing.size)
@@ -29,11 +29,11 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_near_those_in_single_precision(name: str) -> None:
-    """Of batches of any size, every time the same; and the network that was quantised is as it was.
+    """Features are reproducible for batches of any size, and the original network stays unchanged.
 
-    Of one and the same batch: processors have other kernels for other sizes, which may round otherwise. Of one image
-    alone an Intel processor with AMX gave EfficientNet-Lite0's features a few steps of their scale apart, as near as
-    the integers are to single precision.
+    They are bit-identical only for the same batch: processors have other kernels for other sizes, which may round
+    differently. For a single image an Intel processor with AMX gave EfficientNet-Lite0's features a few steps of their
+    scale apart, a difference as small as that to single precision.
     """
     module, images = network(name)
     before = {key: value.clone() for key, value in module.state_dict().items()}
@@ -56,7 +56,7 @@ def test_features_are_near_those_in_single_precision(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "torchvision:resnet18"])
 def test_the_work_is_that_of_the_float_network(name: str) -> None:
-    """Integers count as floats do; kernels grown by zeros count a little more."""
+    """Integer operations count like floats; kernels that are padded with zeros count a little more."""
     module, images = network(name)
     made, counts = quantized(module, [images], CPU), []
     for each in (module, made):
@@ -68,7 +68,7 @@ def test_the_work_is_that_of_the_float_network(name: str) -> None:
 
 
 class Looks(nn.Module):
-    """Decides by its values."""
+    """Decides by its values what it computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,21 +83,21 @@ class Looks(nn.Module):
     ("module", "device", "reason"),
     [
         (Looks(), "cpu", "can't be quantised: symbolically traced variables cannot be used"),
-        (nn.AvgPool2d(8), "cpu", "no layer of it has int8 kernels"),
-        (nn.Conv2d(3, 4, 3), "cuda", "int8 kernels are a CPU's"),
+        (nn.AvgPool2d(8), "cpu", "no layer of this network has int8 kernels"),
+        (nn.Conv2d(3, 4, 3), "cuda", "int8 kernels exist only on a CPU"),
     ],
     ids=["decides by values", "no weights", "a GPU"],
 )
 def test_what_cannot_be_quantised_says_why_in_one_line(module: nn.Module, device: str, reason: str) -> None:
-    """A cell with that reason is skipped."""
+    """The cell is skipped with that reason."""
     with pytest.raises(NotApplicable) as error:
         quantized(module.eval(), [torch.randn(2, 3, 8, 8)], torch.device(device))
     assert reason in str(error.value) and "\n" not in str(error.value)
 
 
 def test_relu6_takes_no_steps_from_the_convolution_before() -> None:
-    """Planted: nine tenths of what a convolution gives are above 6. Measured before ReLU6, its range has few steps left
-    for what stays."""
+    """In this network nine tenths of a convolution's outputs are above 6. If the range were measured before ReLU6,
+    few steps would be left for the remaining values."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 1)).eval()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_relu6_takes_no_steps_from_the_convolution_before() -> None:
 
 
 def test_parts_of_different_ranges_are_joined_as_floats() -> None:
-    """As integers, the larger would be cut off where the range of the smaller one ends."""
+    """As integers, the larger part would be cut off at the end of the smaller part's range."""
 
     class Joins(nn.Module):
         def __init__(self) -> None:
@@ -127,7 +127,7 @@ def test_parts_of_different_ranges_are_joined_as_floats() -> None:
 
 def test_a_torch_without_this_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tl.quantize.prepare_fx", None)
-    with pytest.raises(NotApplicable, match="an older one can"):
+    with pytest.raises(NotApplicable, match="an older version can"):
         quantized(nn.Conv2d(3, 4, 3).eval(), [torch.randn(2, 3, 8, 8)], CPU)
 
 
@@ -145,7 +145,7 @@ def test_one_precision_at_a_time(mini: tl.Splits, settings: dict[str, object]) -
 
 
 def test_figures_of_a_quantised_training(mini: tl.Splits) -> None:
-    """A quarter of the parameter memory, all parameters counted, and the conversion's time told apart."""
+    """Parameters take a quarter of the memory, all are counted, and the conversion has its own time."""
     plain, small = (
         tl.train_model(
             tl.TrainConfig(backbone=TINY[0], regime=regime, weights="random", epochs=1),

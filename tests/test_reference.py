@@ -1,4 +1,4 @@
-"""`train_model` against a plain loop written out here, as a reader of the tutorial would write it."""
+"""Tests of `train_model` against a plain loop, as a reader of the tutorial would write it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = {"timm:test_resnet": "random", "timm:tf_efficientnet_lite0": "pretrain
 def plain_loop(
     config: tl.TrainConfig, splits: tl.Splits, *, only_head: bool
 ) -> tuple[list[dict[str, float]], nn.Module]:
-    """The tutorial's loop, with `.item()` every batch and small validation batches."""
+    """Train with the tutorial's loop: `.item()` after every batch, and small validation batches."""
     backbone = make_backbone(config.backbone, weights=config.weights, seed=config.seed)
     model = Classifier(backbone, len(splits.classes), config).to(memory_format=torch.channels_last)
     if only_head:
@@ -63,10 +63,10 @@ def plain_loop(
 @pytest.mark.parametrize("backbone", WEIGHTS)
 @pytest.mark.parametrize("regime", ["finetune", "frozen-tutorial"])
 def test_same_losses_and_weights_as_a_plain_loop(mini: tl.Splits, regime: str, backbone: str) -> None:
-    """Same start, same batches, same order: the same numbers within float tolerance.
+    """With the same weights, batches and order both give the same numbers within float tolerance.
 
-    The reference keeps tensors in the layout of `train_model`: in another one convolutions add in another
-    order, and two epochs of BatchNorm on batches of four magnify that rounding beyond any useful bound.
+    The reference uses the layout of `train_model`. In another layout convolutions add in another order, and two epochs
+    of BatchNorm on batches of four magnify that rounding beyond any useful bound.
     """
     config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=EPOCHS, weights=WEIGHTS[backbone])
     expected, reference = plain_loop(config, mini, only_head=regime == "frozen-tutorial")
@@ -84,7 +84,7 @@ def test_same_losses_and_weights_as_a_plain_loop(mini: tl.Splits, regime: str, b
 
 @pytest.mark.parametrize("backbone", WEIGHTS)
 def test_the_memory_layout_changes_rounding_only(mini: tl.Splits, backbone: str) -> None:
-    """In double precision, where rounding can't hide a mistake, both layouts give the same gradients."""
+    """In double precision, in which rounding can't hide a mistake, both layouts give the same gradients."""
     made = make_backbone(backbone, weights=WEIGHTS[backbone])
     config = tl.TrainConfig(backbone=backbone)
     train = Batches(open_store(mini), mini.train, made.preprocessing, torch.device("cpu"))

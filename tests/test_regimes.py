@@ -1,4 +1,4 @@
-"""The contract that every regime keeps, on a network of each source."""
+"""Tests of the contract of all regimes, on one network per source."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def train(splits: tl.Splits, regime: str, backbone: str = TINY[1], **settings: o
 
 
 def changed(result: tl.TrainResult) -> tuple[bool, bool]:
-    """Whether parameters, and whether buffers, of the backbone differ from a fresh one's."""
+    """Return whether parameters and whether buffers of the backbone differ from those of a fresh one."""
     config = result.config
     fresh = make_backbone(config.backbone, weights=config.weights, weights_dir=published(), seed=config.seed).module
     trained = result.model.backbone
-    if REGIMES[config.regime].extractor == "int8":  # another network by then: see tests/test_quantize.py
+    if REGIMES[config.regime].extractor == "int8":  # the network was replaced: see tests/test_quantize.py
         return False, False
     parameters = any(not torch.equal(a, b) for a, b in zip(fresh.parameters(), trained.parameters(), strict=True))
     buffers = any(not torch.equal(a, b) for a, b in zip(fresh.buffers(), trained.buffers(), strict=True))
@@ -43,7 +43,7 @@ def changed(result: tl.TrainResult) -> tuple[bool, bool]:
 @pytest.mark.parametrize("backbone", TINY)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_contract(mini: tl.Splits, regime: str, backbone: str) -> None:
-    """What changes is what the regime says; history, predictions and the returned model agree."""
+    """Only what the regime trains changes; history, predictions and the returned model agree."""
     result = train(mini, regime, backbone)
     entry = REGIMES[regime]
     assert changed(result) == (entry.trains_backbone, entry.backbone_mode == "train")
@@ -68,13 +68,13 @@ def test_contract(mini: tl.Splits, regime: str, backbone: str) -> None:
 
 
 def test_a_backbone_that_moves_is_reported(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted bug: the whole model in train mode, so that BatchNorm statistics of a `frozen` backbone move."""
+    """The planted bug puts the whole model into train mode, so a `frozen` backbone's BatchNorm statistics change."""
     monkeypatch.setattr("tl.train.set_mode", lambda model, regime: model.train())
     assert train(mini, "frozen").frozen_verified is False
 
 
 def test_frozen_features_carry_no_graph(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is recorded for a backward pass through a frozen backbone."""
+    """autograd records nothing for a backward pass through a frozen backbone."""
     seen: list[bool] = []
     original = torch.nn.Linear.forward
 
@@ -89,10 +89,10 @@ def test_frozen_features_carry_no_graph(mini: tl.Splits, monkeypatch: pytest.Mon
 
 
 def test_regimes_see_the_same_images(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For one seed, images, crops, flips and order are the same in every regime; another seed differs."""
+    """With one seed, images, crops, flips and order are the same in every regime; another seed differs."""
     shown: dict[str, list[torch.Tensor]] = {}
 
-    def watch(name: str, regime: str, seed: int) -> None:
+    def record(name: str, regime: str, seed: int) -> None:
         original = Batches.training
 
         def training(self: Batches, batch_size: int, **settings: Any):
@@ -106,8 +106,8 @@ def test_regimes_see_the_same_images(mini: tl.Splits, monkeypatch: pytest.Monkey
 
     with_images = [regime for regime in TRAINING if REGIMES[regime].features == "each step"]
     for regime in with_images:
-        watch(regime, regime, 0)
-    watch("other seed", "frozen", 1)
+        record(regime, regime, 0)
+    record("other seed", "frozen", 1)
     first = shown["finetune"]
     for regime in with_images:
         assert len(shown[regime]) == len(first)
@@ -117,7 +117,7 @@ def test_regimes_see_the_same_images(mini: tl.Splits, monkeypatch: pytest.Monkey
 
 
 def test_same_seed_same_result(mini: tl.Splits) -> None:
-    """Two calls agree in every number but the times, and leave the caller's random state alone."""
+    """Two calls agree in every number except times, and keep the caller's random state."""
     torch.manual_seed(7)
     state = torch.get_rng_state()
     first, second = train(mini, "finetune"), train(mini, "finetune")
@@ -128,7 +128,7 @@ def test_same_seed_same_result(mini: tl.Splits) -> None:
 
 
 def test_ties_keep_the_earliest_epoch(mini: tl.Splits) -> None:
-    """With a learning rate that changes nothing every epoch ties, and the first one stays the best."""
+    """With a learning rate that changes nothing all epochs tie, and the first one stays the best."""
     result = train(mini, "frozen", learning_rate=1e-12)
     assert result.epochs[0].val_accuracy == result.epochs[1].val_accuracy
     assert result.best.epoch == 0
@@ -136,7 +136,7 @@ def test_ties_keep_the_earliest_epoch(mini: tl.Splits) -> None:
 
 @pytest.mark.parametrize("regime", TRAINING)
 def test_best_weights_are_a_copy(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
-    """Where accuracy only falls, the first epoch's weights come back, whatever training did to them after."""
+    """If accuracy only falls, the first epoch's weights are returned, whatever later epochs change."""
     original, accuracies = train_module._val_pass, iter([0.9, 0.6, 0.9, 0.8, 0.7])
 
     def falling(*arguments: object) -> object:
@@ -161,7 +161,7 @@ def test_bf16_runs_close_to_fp32(mini: tl.Splits) -> None:
 
 
 def test_a_compiled_backbone_trains_the_same_head(mini: tl.Splits) -> None:
-    """Losses and counted work; and the compiler's time is in the cold seconds, not in a warm epoch."""
+    """Losses and counted work are the same; the compiler's time is in the cold seconds, not in a warm epoch."""
     plain, compiled = train(mini, "frozen"), train(mini, "frozen", compile=True)
     for one, other in zip(plain.epochs, compiled.epochs, strict=True):
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
@@ -173,7 +173,7 @@ def test_a_compiled_backbone_trains_the_same_head(mini: tl.Splits) -> None:
 def test_without_headers_a_compiled_cell_is_skipped(
     mini: tl.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on systems where Python's headers are a package of their own."""
+    """On some systems Python's headers are a separate package."""
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(NotApplicable, match=r"needs Python's headers, and .*Python\.h is not there"):
         train(mini, "frozen", compile=True)
@@ -198,7 +198,7 @@ def test_without_a_compiler_a_compiled_cell_is_skipped(mini: tl.Splits, monkeypa
     ],
 )
 def test_every_setting_that_can_be_named_can_be_built(table: dict[str, str], builders: dict[str, Any]) -> None:
-    """And the other way round."""
+    """Both tables have the same names."""
     assert table.keys() == builders.keys()
 
 
@@ -217,14 +217,14 @@ def test_every_setting_that_can_be_named_can_be_built(table: dict[str, str], bui
     ids=str,
 )
 def test_a_setting_changes_what_is_trained(mini: tl.Splits, settings: dict[str, object]) -> None:
-    """Every one that is not the default trains, and differs from it."""
+    """Every value other than the default trains, with other losses than the default."""
     default, other = train(mini, "frozen"), train(mini, "frozen", **settings)
     assert all(row.train_loss is not None for row in other.epochs)
     assert [row.train_loss for row in default.epochs] != [row.train_loss for row in other.epochs]
 
 
 def test_optimisers_are_torchs_own() -> None:
-    """With the settings under torch's names."""
+    """They get the settings under torch's names."""
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     config = tl.TrainConfig(backbone="x", learning_rate=0.2, momentum=0.7, weight_decay=0.3)
     sgd = train_module.OPTIMIZER_BUILDERS["sgd"](config, parameters)
@@ -235,7 +235,7 @@ def test_optimisers_are_torchs_own() -> None:
 
 
 def test_a_first_step_that_overflows_leaves_no_trace() -> None:
-    """With scaled gradients (fp16) it is skipped; the next step is then as if it were the first."""
+    """With scaled gradients (fp16) the step is skipped, and the next step is like a first one."""
     parameter = torch.nn.Parameter(torch.zeros(1000))
     config = tl.TrainConfig(backbone="x", learning_rate=1.0, momentum=0.9)
     optimizer = train_module.OPTIMIZER_BUILDERS["sgd"](config, [parameter])
@@ -249,7 +249,7 @@ def test_a_first_step_that_overflows_leaves_no_trace() -> None:
 
 
 def test_focal_loss_is_its_formula() -> None:
-    """Mean of -(1 - p)^2 log p of the true class."""
+    """It is the mean of -(1 - p)^2 log p of the true class."""
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     p = logits.softmax(1)[range(6), labels]
@@ -269,31 +269,31 @@ def test_focal_loss_is_its_formula() -> None:
     ids=["cosine", "constant", "step"],
 )
 def test_schedules(mini: tl.Splits, settings: dict[str, object], expected: list[float]) -> None:
-    """The learning rate of each epoch."""
+    """Each epoch has the learning rate of the schedule's formula."""
     config = tl.TrainConfig(backbone=TINY[1], regime="frozen", weights="random", epochs=3, **settings)
     assert [row.learning_rate for row in tl.train_model(config, mini, device="cpu").epochs] == pytest.approx(expected)
 
 
 def test_weights_must_be_what_the_regime_starts_from(mini: tl.Splits) -> None:
-    """`scratch` doesn't take pretrained weights by the back door."""
+    """`scratch` refuses pretrained weights that are passed as an argument."""
     weights = find_weights("timm:tf_efficientnet_lite0", "pretrained")
     config = tl.TrainConfig(backbone="timm:tf_efficientnet_lite0", regime="scratch", epochs=1)
     with pytest.raises(tl.ConfigError, match="regime 'scratch' was to start from random weights"):
         tl.train_model(config, mini, device="cpu", weights=weights)
 
 
-def test_random_weights_in_place_of_pretrained_ones_are_told(mini: tl.Splits) -> None:
-    """A warning, a note in the result, and an accuracy that doesn't count."""
+def test_random_weights_in_place_of_pretrained_ones_are_reported(mini: tl.Splits) -> None:
+    """There is a warning, a note in the result, and the accuracy doesn't count."""
     config = tl.TrainConfig(backbone=TINY[1], regime="frozen", epochs=1)
     with pytest.warns(tl.StandInWarning, match="random weights"):
         result = tl.train_model(config, mini, device="cpu")
     assert not result.accuracy_counts
     assert any(note.about == "weights" and note.text.startswith("random weights: ") for note in result.notes)
-    assert any(note.about == "images" and "drawn stand-in" in note.text for note in result.notes)
+    assert any(note.about == "images" and "the images are synthetic" in note.text for note in result.notes)
 
 
 def test_a_changed_buffer_that_is_not_saved_is_noticed() -> None:
-    """The proof of freezing covers buffers that a state dict leaves out."""
+    """The check of frozen backbones covers buffers that a state dict leaves out."""
     module = torch.nn.Linear(1, 1)
     module.register_buffer("hidden", torch.zeros(2), persistent=False)
     before = train_module._digest(module)
@@ -302,14 +302,14 @@ def test_a_changed_buffer_that_is_not_saved_is_noticed() -> None:
 
 
 def test_step_schedule_falls_after_seven_epochs(mini: tl.Splits) -> None:
-    """StepLR(7, 0.1), as in the tutorial."""
+    """The schedule is StepLR(7, 0.1), as in the tutorial."""
     config = tl.TrainConfig(backbone=TINY[1], regime="frozen", weights="random", epochs=8)
     rates = [row.learning_rate for row in tl.train_model(config, mini, device="cpu").epochs]
     assert rates == pytest.approx([1e-3] * 7 + [1e-4])
 
 
-def test_more_than_two_classes_and_a_lonely_last_image(tmp_path) -> None:
-    """Three classes; nine images at batch 4 leave one, which joins the batch before: none is lost."""
+def test_more_than_two_classes_and_a_single_last_image(tmp_path) -> None:
+    """There are three classes. Nine images at batch size 4 leave one, which joins the batch before it."""
     from tests.images import write_folder
 
     splits = tl.load_splits(write_folder(tmp_path / "set", ("a", "b", "c"), train=3, val=1))

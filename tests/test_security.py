@@ -1,4 +1,4 @@
-"""What is read back is data, never code; what is written stays where it belongs."""
+"""Files that are read can't run code, and files are written only where they belong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tl.errors import WeightsError
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "bench").rglob("*.py"), *(ROOT / "tl").rglob("*.py")])
 MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}
-"""That make objects, and so can run code, out of what they read."""
+"""Modules that create objects from what they read, and so can run code."""
 CALLS = {"eval", "exec", "compile", "__import__", "system", "popen"}
 ARGUMENTS = {("shell", True), ("allow_pickle", True), ("weights_only", False), ("trust_remote_code", True)}
 
@@ -31,7 +31,7 @@ def _calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             function = node.func
-            # A bare name, or what a module has: `compile` of `re` is none of Python's.
+            # A bare name or a dotted one: `re.compile` is not Python's `compile`.
             if isinstance(function, ast.Name):
                 yield function.id, node
             elif isinstance(function, ast.Attribute):
@@ -39,7 +39,7 @@ def _calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 
 
 def dangers(text: str) -> list[str]:
-    """What a source has that can turn data into code."""
+    """Return everything in a source that can turn data into code."""
     tree, found = ast.parse(text), []
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
@@ -54,12 +54,12 @@ def dangers(text: str) -> list[str]:
             name in ("np.load", "numpy.load", "torch.load")
             and not {("allow_pickle", False), ("weights_only", True)} & given
         ):
-            found.append(f"{name} without saying that it makes no objects")
+            found.append(f"{name} without allow_pickle=False or weights_only=True")
     return found
 
 
 def test_no_source_turns_data_into_code() -> None:
-    """No pickle, no eval, no shell, nothing from torch.hub: hence no `--trust` either."""
+    """The sources use no pickle, eval, shell or torch.hub, so they need no option like `--trust`."""
     assert len(SOURCES) > 60
     assert {str(path): found for path in SOURCES if (found := dangers(path.read_text(encoding="utf-8")))} == {}
 
@@ -80,14 +80,14 @@ def test_no_source_turns_data_into_code() -> None:
         "AutoModel.from_pretrained(name, trust_remote_code=True)",
     ],
 )
-def test_a_danger_is_seen(line: str) -> None:
-    """The check above is one that can fail."""
+def test_a_danger_is_found(line: str) -> None:
+    """The check above can fail."""
     assert dangers(line)
     assert not dangers("re.compile(text); module.eval(); torch.hub.get_dir(); np.load(path, allow_pickle=False)")
 
 
 def test_downloads_are_by_https_and_told_by_their_digest(tmp_path: Path) -> None:
-    """The images' archive has a digest for each file; a weights file has one in its name or in that of its blob."""
+    """Every image has a digest; a file of weights has one in its name or in that of its blob."""
     assert hymenoptera.URL.startswith("https://") and len(hymenoptera.expected()) == 397
     urls = {
         weight.url
@@ -108,16 +108,16 @@ def test_downloads_are_by_https_and_told_by_their_digest(tmp_path: Path) -> None
     links[0].symlink_to(blob)
     links[1].symlink_to(other)
     for path in (right, bad, links[0]):
-        assert weights._at(path, "download", "x").digest == digest
+        assert weights._from_file(path, "download", "x").digest == digest
     for path in (wrong, links[1]):
         with pytest.raises(WeightsError, match=r"is damaged.*remove"):
-            weights._at(path, "torch hub cache", "x")
-    assert weights._at(wrong, "weights-dir", "x").digest == digest, "a user's own file may be called anything"
+            weights._from_file(path, "torch hub cache", "x")
+    assert weights._from_file(wrong, "weights-dir", "x").digest == digest, "a user's own file may be called anything"
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil"])
 def test_an_archive_that_reaches_outside_is_refused(name: str, tmp_path: Path) -> None:
-    """Nothing of it is unpacked."""
+    """Nothing of the archive is unpacked."""
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
         file.writestr("a/fine.txt", "fine")
         file.writestr(name, "evil")
@@ -127,7 +127,7 @@ def test_an_archive_that_reaches_outside_is_refused(name: str, tmp_path: Path) -
 
 
 def test_nothing_is_written_elsewhere_and_all_with_the_users_umask(tmp_path: Path) -> None:
-    """A run with its report, where home, temporary folder and the rest of the world are to stay as they are."""
+    """A run with its report leaves nothing in the home and temporary folders."""
     places = {name: tmp_path / name for name in ("home", "tmp", "cache", "work")}
     for path in places.values():
         path.mkdir()
@@ -150,7 +150,7 @@ def test_nothing_is_written_elsewhere_and_all_with_the_users_umask(tmp_path: Pat
 
 
 def test_names_from_the_command_line_are_no_markup(tmp_path: Path) -> None:
-    """Of a shell, a page or a terminal."""
+    """A shell, a page or a terminal shows them as text."""
     done = command(*ONE, "--regime", "frozen", "--name", "a[red]b;touch evil <i>", "--no-images")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "evil").exists() and "a[red]b;touch evil <i>" in done.stdout

@@ -1,4 +1,4 @@
-"""The clock and the exact counters, against known answers."""
+"""Tests of the clock and the exact counters against known values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
 
 
 def step(model: nn.Module, images: torch.Tensor, classes: int) -> StepWork:
-    """The work of one step of `model`."""
+    """Return the work of one step of `model`."""
     work = StepWork()
     with work.forward(model):
         loss = cross_entropy(model(images), torch.zeros(len(images), dtype=torch.int64))
@@ -36,16 +36,16 @@ def network(spec: str) -> nn.Module:
 
 
 def test_resnet18_takes_what_is_published() -> None:
-    """3.63 GFLOP forward and 1.93 times that backward, an image of 224 pixels."""
+    """An image of 224 pixels takes 3.63 GFLOP forward and 1.93 times that backward."""
     work = step(network("torchvision:resnet18"), torch.zeros(2, 3, 224, 224), 2)
     assert work.forward_flops / 2 == pytest.approx(3.63e9, rel=0.005)
     assert work.backward_flops / work.forward_flops == pytest.approx(1.93, abs=0.01)
 
 
 def test_bytes_kept_by_resnet18_by_hand() -> None:
-    """Every convolution's input and output and every ReLU's result, each once, and the indices of the pooling.
+    """They are inputs and outputs of convolutions and outputs of ReLU, each once, and the indices of the pooling.
 
-    A block keeps four maps (two outputs of convolutions, two results of ReLU), one with a downsampling five.
+    A block keeps four maps: outputs of two convolutions and of two ReLUs. A block with downsampling keeps five.
     """
     stem = 3 * 224**2 + 2 * 64 * 112**2 + (1 + 2) * 64 * 56**2  # image, convolution, ReLU; pooled, indices of 8 bytes
     blocks = (4 + 4) * 64 * 56**2 + sum((5 + 4) * c * s**2 for c, s in ((128, 28), (256, 14), (512, 7)))
@@ -62,14 +62,14 @@ def test_bytes_kept_by_resnet18_by_hand() -> None:
     ],
 )
 def test_depthwise_networks_are_not_overstated(spec: str, forward: float) -> None:
-    """Backward near twice the forward pass: torch's own counter says nineteen times and more."""
+    """The backward pass is about twice the forward pass; torch's own counter gives nineteen times and more."""
     work = step(network(spec), torch.zeros(2, 3, 224, 224), 2)
     assert work.forward_flops / 2 == pytest.approx(forward, rel=0.02)
     assert 1.8 < work.backward_flops / work.forward_flops < 2.0
 
 
 def test_a_transformer_is_counted_whole() -> None:
-    """ViT-Tiny by hand: patches, and 12 layers of four projections, an MLP four times as wide, and attention."""
+    """The reference counts patches and 12 layers with four projections, an MLP four times as wide, and attention."""
     tokens, width = 14 * 14 + 1, 192
     layer = 2 * tokens * width * (4 * width + 8 * width) + attention_flops(1, tokens, width)
     expected = 2 * (tokens - 1) * width * 3 * 16 * 16 + 12 * layer + 2 * width * 2
@@ -79,12 +79,12 @@ def test_a_transformer_is_counted_whole() -> None:
 
 
 def attention_flops(images: int, tokens: int, width: int) -> int:
-    """The two products of attention alone: queries with keys, and their weights with values."""
+    """Count the two products of attention: queries with keys, and attention weights with values."""
     return 2 * 2 * images * tokens * tokens * width
 
 
 def test_fused_attention_is_counted_as_the_products_it_fuses() -> None:
-    """On this CPU, against the formula by hand; backward has its two products' gradients and one recomputed."""
+    """The reference is the formula by hand; backward has the gradients of two products and recomputes one."""
     query, key, value = (torch.zeros(2, 3, 17, 8, requires_grad=True) for _ in range(3))
     work = StepWork()
     with work.forward(nn.Identity()):
@@ -96,7 +96,7 @@ def test_fused_attention_is_counted_as_the_products_it_fuses() -> None:
 
 
 def test_a_frozen_transformer_does_the_same_forward_work() -> None:
-    """torchvision's attention takes another path without gradients: the count must not depend on it."""
+    """torchvision's attention runs other operations without gradients, which must not change the count."""
     made = torchvision.models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2
     )
@@ -113,7 +113,7 @@ def test_a_frozen_transformer_does_the_same_forward_work() -> None:
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_a_convolution_by_hand(groups: int) -> None:
-    """Both gradients take what the forward pass takes: 2 · outputs · (channels / groups) · kernel each."""
+    """The forward pass and both gradients take 2 · outputs · (channels / groups) · kernel each."""
     model = nn.Conv2d(8, 16, 3, padding=1, groups=groups)
     images = torch.zeros(3, 8, 10, 10, requires_grad=True)
     work = StepWork()
@@ -127,7 +127,7 @@ def test_a_convolution_by_hand(groups: int) -> None:
 
 
 def test_bytes_kept_for_the_backward_pass_by_hand() -> None:
-    """Two linear layers with ReLU between: the input and ReLU's result, each once, no weights."""
+    """Two linear layers with ReLU keep the input and ReLU's output, each once, but no weights."""
     model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
     work = StepWork()
     with work.forward(model):
@@ -141,7 +141,7 @@ def test_bytes_kept_for_the_backward_pass_by_hand() -> None:
 
 
 def test_a_storage_counts_once() -> None:
-    """Views of one tensor, and a tensor that two operations keep."""
+    """Views of a tensor, and a tensor that two operations keep, count once."""
     x = torch.zeros(100, requires_grad=True)
     work = StepWork()
     with work.forward(nn.Identity()):
@@ -151,7 +151,7 @@ def test_a_storage_counts_once() -> None:
 
 
 def test_memory_of_parameters_and_optimiser() -> None:
-    """SGD with momentum keeps one tensor a parameter."""
+    """SGD with momentum keeps one tensor per parameter."""
     model = nn.Linear(10, 5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     assert tensor_bytes(model.parameters()) == 4 * 55 and optimizer_state_bytes(optimizer) == 0
@@ -162,7 +162,7 @@ def test_memory_of_parameters_and_optimiser() -> None:
 
 @pytest.mark.parametrize("regime", [name for name in TRAINING if REGIMES[name].extractor == "float"])
 def test_work_of_each_regime(mini: tl.Splits, regime: str) -> None:
-    """With the backbone frozen the backward pass, gradients and optimiser are the head's alone."""
+    """With a frozen backbone only the head has a backward pass, gradients and optimiser state."""
     config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights="random", epochs=2)
     result = tl.train_model(config, mini, device="cpu")
     work = result.work
@@ -181,7 +181,7 @@ def test_work_of_each_regime(mini: tl.Splits, regime: str) -> None:
 
 
 def test_counting_changes_no_number(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first step is the same with and without it."""
+    """Losses are the same with and without counting."""
     config = tl.TrainConfig(backbone=TINY[0], regime="finetune", weights="random", epochs=2)
     counted = tl.train_model(config, mini, device="cpu")
     from contextlib import nullcontext
@@ -193,7 +193,7 @@ def test_counting_changes_no_number(mini: tl.Splits, monkeypatch: pytest.MonkeyP
 
 
 def test_phases_are_the_epoch(mini: tl.Splits) -> None:
-    """They add up to it within 2%, and each is where it belongs."""
+    """Phases add up to the epoch within 2%, and each has a plausible share."""
     config = tl.TrainConfig(backbone=TINY[0], regime="finetune", weights="random", epochs=3)
     result = tl.train_model(config, mini, device="cpu")
     for row in result.epochs:
@@ -208,7 +208,7 @@ def test_phases_are_the_epoch(mini: tl.Splits) -> None:
 
 
 def test_the_clock_puts_time_where_it_was_spent() -> None:
-    """Against sleeps of known length; time that no phase claims is left over."""
+    """Sleeps of known length are the reference; time of no phase is only in the total."""
     clock = Clock(torch.device("cpu"))
     clock.start()
     for _ in range(3):
@@ -224,12 +224,12 @@ def test_the_clock_puts_time_where_it_was_spent() -> None:
     assert parts["forward"] == pytest.approx(0.09, abs=0.01)
     assert whole - sum(parts.values()) == pytest.approx(0.03, abs=0.01)
     clock.start()
-    assert sum(clock.read()[1].values()) == 0, "each epoch begins anew"
+    assert sum(clock.read()[1].values()) == 0, "each epoch begins at 0"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_the_clock_on_cuda_measures_the_device() -> None:
-    """A matrix product's time is in its own phase, though the host has long gone on."""
+    """The time of a matrix product is in its phase, though the host doesn't wait for it."""
     device = torch.device("cuda")
     matrix = torch.randn(8192, 8192, device=device)
     matrix @ matrix

@@ -1,4 +1,4 @@
-"""The control that trains nothing: a network's own ImageNet classifier, cut down to the classes of a data set."""
+"""Tests of the control that trains nothing: a network's own ImageNet classifier for a data set's classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ZEROSHOT = tl.TrainConfig(backbone=TINY[1], regime="zeroshot", weights="pretrain
 
 
 def test_the_classes_are_imagenets() -> None:
-    """The table against the names that torchvision's weights carry."""
+    """The table agrees with the names of classes in torchvision's weights."""
     names = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     assert {ours: names[index] for ours, index in INDEX.items()} == {"ants": "ant", "bees": "bee"}
 
@@ -33,14 +33,14 @@ def test_the_classes_are_imagenets() -> None:
         "torchvision:mobilenet_v3_small",  # a hidden layer in its classifier
         "torchvision:densenet121",
         "torchvision:convnext_tiny",
-        "timm:mobilenetv3_small_100",  # a `conv_head` behind the pooling
+        "timm:mobilenetv3_small_100",  # a `conv_head` after the pooling
         "timm:test_vit",
         "timm:test_convnext",
-        "timm:dla46_c",  # a convolution for a classifier
+        "timm:dla46_c",  # its classifier is a convolution
     ],
 )
-def test_the_head_says_what_the_whole_network_says(tmp_path: Path, spec: str) -> None:
-    """Logits of bees and ants, in that order, are the network's own columns 309 and 310."""
+def test_the_head_gives_the_logits_of_the_whole_network(tmp_path: Path, spec: str) -> None:
+    """Logits of bees and ants, in that order, are the network's columns 309 and 310."""
     whole = network(spec)
     torch.save(whole.state_dict(), tmp_path / f"{spec.replace(':', '-')}.pth")
     state = torch.get_rng_state()
@@ -55,7 +55,7 @@ def test_the_head_says_what_the_whole_network_says(tmp_path: Path, spec: str) ->
 
 @pytest.mark.parametrize("spec", ["torchvision:squeezenet1_1", "timm:deit_tiny_distilled_patch16_224"])
 def test_a_classifier_that_is_more_than_one_layer_is_refused(tmp_path: Path, spec: str) -> None:
-    """An activation behind the last layer, and two classifiers whose mean counts."""
+    """One network has an activation after the last layer, the other averages two classifiers."""
     torch.save(network(spec).state_dict(), tmp_path / f"{spec.replace(':', '-')}.pth")
     with pytest.raises(tl.NotApplicable, match="is not one linear layer on pooled features"):
         make_backbone(spec, weights="pretrained", weights_dir=tmp_path, own_head_for=("ants", "bees"))
@@ -69,21 +69,21 @@ def test_a_classifier_that_is_more_than_one_layer_is_refused(tmp_path: Path, spe
     ],
 )
 def test_weights_of_another_task_are_refused(tmp_path: Path, spec: str, message: str) -> None:
-    """Also where they are at hand: their rows 309 and 310 would be something else."""
+    """They are refused even if their file exists, since their rows 309 and 310 have another meaning."""
     (tmp_path / f"{spec.replace(':', '-')}.pth").write_bytes(b"not read")
     with pytest.raises(tl.NotApplicable, match=message):
         make_backbone(spec, weights="pretrained", weights_dir=tmp_path, own_head_for=("ants", "bees"))
 
 
 def test_random_weights_are_refused(mini: tl.Splits) -> None:
-    """Asked for, or fallen back to: then with the reason, and without a warning about what isn't used."""
+    """Requested or as a fallback, they are refused with the reason and without another warning."""
     for weights, reason in (("random", "random weights were asked for"), ("auto", "TL_OFFLINE is set")):
         with pytest.raises(tl.NotApplicable, match=f"only pretrained weights .*{reason}"):
             tl.train_model(ZEROSHOT.replace(weights=weights), mini, device="cpu")
 
 
-def test_classes_that_imagenet_is_not_known_to_have_are_refused(tmp_path: Path) -> None:
-    """They are named, and those that are known."""
+def test_classes_without_a_known_imagenet_class_are_refused(tmp_path: Path) -> None:
+    """The message names them and the known classes."""
     splits = tl.load_splits(write_folder(tmp_path / "set", ("ants", "beetles", "wasps")))
     with pytest.raises(tl.NotApplicable, match=r"known for beetles, wasps, only for ants, bees$"):
         tl.train_model(ZEROSHOT, splits, device="cpu", weights_dir=published())
@@ -91,7 +91,7 @@ def test_classes_that_imagenet_is_not_known_to_have_are_refused(tmp_path: Path) 
 
 @pytest.mark.parametrize("backbone", TINY)
 def test_one_pass_and_nothing_else(mini: tl.Splits, backbone: str) -> None:
-    """Predictions are the whole network's larger logit of the two; what training would have measured is unknown."""
+    """Predictions are the larger of the network's two logits; figures of training are unknown."""
     seen: list[tl.EpochResult] = []
     config = ZEROSHOT.replace(backbone=backbone)
     result = tl.train_model(config, mini, device="cpu", weights_dir=published(), on_epoch=seen.append)
@@ -112,7 +112,7 @@ def test_one_pass_and_nothing_else(mini: tl.Splits, backbone: str) -> None:
 
 
 def test_the_seed_changes_nothing(mini: tl.Splits) -> None:
-    """Which is why a sweep over seeds has a single cell of it."""
+    """Therefore a sweep over seeds has a single cell of this regime."""
     one, other = (
         tl.train_model(ZEROSHOT.replace(seed=seed), mini, device="cpu", weights_dir=published()) for seed in (0, 1)
     )

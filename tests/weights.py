@@ -1,4 +1,4 @@
-"""Weights that a test may take for published ones, and what each regime needs of them."""
+"""Files that replace published weights in tests, and the policy of weights for each regime."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRAINING = [name for name, regime in REGIMES.items() if regime.trains]
 
 
 def network(spec: str, seed: int = 5) -> torch.nn.Module:
-    """A whole network as its library makes it, classifier included, in eval mode."""
+    """Make a whole network with its library, with its classifier, in eval mode."""
     source, _, name = spec.partition(":")
     torch.manual_seed(seed)
     made = torchvision.models.get_model(name, weights=None) if source == "torchvision" else timm.create_model(name)
@@ -26,7 +26,7 @@ def network(spec: str, seed: int = 5) -> torch.nn.Module:
 
 @cache
 def published() -> Path:
-    """A folder for `weights_dir` with a file for each of `TINY`."""
+    """Return a folder for `weights_dir` with a file for each of `TINY`."""
     folder = Path(os.environ["TL_CACHE"]).parent / "published"
     folder.mkdir()
     for spec in TINY:
@@ -35,5 +35,5 @@ def published() -> Path:
 
 
 def policy(regime: str) -> str:
-    """Random weights wherever the regime can do with them."""
+    """Return `random` if the regime accepts random weights, else `pretrained`."""
     return "pretrained" if REGIMES[regime].head == "own" else "random"

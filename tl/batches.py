@@ -1,4 +1,4 @@
-"""Batches of tensors: preprocessing as the weights want it, for training (random crops) and validation."""
+"""Batches of image tensors, preprocessed as the weights require: random crops for training, centre crops otherwise."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ from tl.seeding import seed_for
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What the weights were trained with; taken from their own config, never from the architecture."""
+    """Preprocessing that the weights were trained with. It comes from the weights' own config, not the architecture."""
 
     size: int
-    """Side of the square the network sees, pixels."""
+    """Side of the square input image, in pixels."""
     resize: int
-    """Length of the shorter side before the centre crop of validation, pixels."""
+    """Length of the shorter side before validation's centre crop, in pixels."""
     mean: tuple[float, float, float]
-    """Per channel, of pixels in [0, 1]."""
+    """Mean per channel of pixels in [0, 1]."""
     std: tuple[float, float, float]
+    """Standard deviation per channel of pixels in [0, 1]."""
     interpolation: str
-    """`bilinear` or `bicubic`; always with antialiasing."""
+    """`bilinear` or `bicubic`; antialiasing is always on."""
     squash: bool = False
-    """Validation resizes to a square and ignores the aspect ratio, as a few timm configs ask for."""
+    """True if validation resizes to a square and ignores the aspect ratio, as a few timm configs require."""
 
 
 Indices = npt.NDArray[np.int64]
 _RESIDENT_SHARE = 4
-"""Images live on a GPU where they take at most one part in so many of its free memory."""
+"""Pixels are kept on a GPU if they take at most 1/_RESIDENT_SHARE of its free memory."""
 _CHUNK_BYTES = 16 << 20
 _MOST_WORKERS = 8
-_FILL = 4
-"""Views that are made at a time where all are kept."""
+_VIEWS_AT_A_TIME = 4
+"""Views made at a time when all centre views are kept on the device."""
 
 
 def resident_pixels(store: Store, device: torch.device) -> torch.Tensor | None:
-    """All decoded pixels, `(bytes,) uint8`, in the memory of a GPU; None elsewhere, and where they don't fit."""
+    """Copy all decoded pixels to a GPU, as `(bytes,) uint8`. Returns None if they don't fit, or for other devices."""
     if device.type != "cuda" or store.pixels is None:
         return None
     count = store.pixels.stat().st_size
@@ -63,8 +64,8 @@ def resident_pixels(store: Store, device: torch.device) -> torch.Tensor | None:
 class Batches:
     """Batches of one split on one device.
 
-    Images are `(B, 3, S, S) float32`, normalised, in `memory_format`; labels `(B,) int64`. Where `resident` has
-    the decoded pixels of all images, crops are made where they lie.
+    Images are `(B, 3, S, S) float32`, normalised, in `memory_format`; labels `(B,) int64`. If `resident` holds
+    the decoded pixels of all images, crops are made on the device.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Batches:
         return len(self.images)
 
     def part(self, indices: list[int]) -> Batches:
-        """Batches of some of the images."""
+        """Return batches of the images at `indices`."""
         files, labels = self.images.files, self.images.labels
         some = replace(self.images, files=tuple(files[i] for i in indices), labels=tuple(labels[i] for i in indices))
         return Batches(
@@ -103,17 +104,17 @@ class Batches:
         )
 
     def keep_centred(self) -> int:
-        """Make all centre views now and keep them on the device, where they fit as `resident_pixels` would; bytes.
+        """Make all centre views now and keep them on the device. Returns their bytes, or 0 if they don't fit.
 
-        Filled batch by batch: at no moment is a view there twice.
+        Views are made a few at a time, so there is never a second copy of all of them.
         """
         size = self.preprocessing.size
         shape = (len(self), 3, size, size)
         if math.prod(shape) > torch.cuda.mem_get_info(self.device)[0] // _RESIDENT_SHARE:
             return 0
         kept = torch.empty(shape, dtype=torch.uint8, device=self.device, memory_format=self._format)
-        for start in range(0, len(self), _FILL):
-            chosen = np.arange(start, min(start + _FILL, len(self)))
+        for start in range(0, len(self), _VIEWS_AT_A_TIME):
+            chosen = np.arange(start, min(start + _VIEWS_AT_A_TIME, len(self)))
             kept[start : start + len(chosen)] = self._centred(chosen)
         self._centred_views = kept
         return kept.nbytes
@@ -121,16 +122,16 @@ class Batches:
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One epoch in random order, each image cropped and flipped at random.
+        """Yield one epoch in random order, each image cropped and flipped at random.
 
-        Order and crops depend on seed, epoch and image alone. `mark` is told when a batch's pixels are ready
-        (`data`), and when they are on the device and normalised (`transfer`); where they live there, all is `data`.
+        Order and crops depend only on seed, epoch and image. `mark` is called when a batch's pixels are ready
+        (`data`) and when they are on the device and normalised (`transfer`). With resident pixels all is `data`.
         """
         boxes = crops(self.sizes, seed_for("crops", seed, epoch))
         shuffled = order(len(self), seed_for("order", seed, epoch))
         labels = self._moved(self._labels[shuffled])
         bounds = batch_bounds(len(self), batch_size)
-        stacks = self._ahead(lambda chosen: self._cropped(chosen, boxes), (shuffled[a:b] for a, b in bounds))
+        stacks = self._loaded(lambda chosen: self._cropped(chosen, boxes), (shuffled[a:b] for a, b in bounds))
         for (start, stop), pixels in zip(bounds, stacks, strict=True):
             if mark and self._resident is None:
                 mark("data")
@@ -140,12 +141,12 @@ class Batches:
             yield images, labels[start:stop]
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All images in their order, resized and centre-cropped."""
+        """Yield all images in order, resized and centre-cropped."""
         labels = self._moved(self._labels)
         bounds = batch_bounds(len(self), batch_size)
         kept = self._centred_views
         stacks = (
-            self._ahead(self._centred, (np.arange(a, b) for a, b in bounds))
+            self._loaded(self._centred, (np.arange(a, b) for a, b in bounds))
             if kept is None
             else (kept[a:b] for a, b in bounds)
         )
@@ -153,19 +154,19 @@ class Batches:
             yield self._normalised(pixels), labels[start:stop]
 
     def views(self, batch_size: int, boxes: Indices) -> Iterator[torch.Tensor]:
-        """All images in their order, each cropped and flipped as its row of `boxes` says (see `tl.images.crops`)."""
+        """Yield all images in order, each cropped and flipped by its row of `boxes` (see `tl.images.crops`)."""
         bounds = batch_bounds(len(self), batch_size)
-        for pixels in self._ahead(lambda chosen: self._cropped(chosen, boxes), (np.arange(a, b) for a, b in bounds)):
+        for pixels in self._loaded(lambda chosen: self._cropped(chosen, boxes), (np.arange(a, b) for a, b in bounds)):
             yield self._normalised(pixels)
 
     def sample(self, batch_size: int, count: int) -> Iterator[torch.Tensor]:
-        """Centre views of up to `count` images, evenly spaced over all of them, so that each class has its share."""
+        """Yield centre views of up to `count` images, spread evenly over the list, so that every class is in it."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
         for start in range(0, len(chosen), batch_size):
             yield self._normalised(self._centred(chosen[start : start + batch_size]))
 
-    def _ahead(self, load: Callable[[Indices], torch.Tensor], chunks: Iterable[Indices]) -> Iterator[torch.Tensor]:
-        """What `load` makes of each chunk, in order; by threads ahead of the reader where images are to be decoded."""
+    def _loaded(self, load: Callable[[Indices], torch.Tensor], chunks: Iterable[Indices]) -> Iterator[torch.Tensor]:
+        """Yield `load(chunk)` for each chunk, in order. Threads load ahead of the reader if images must be decoded."""
         if self.store.pixels is not None:
             yield from map(load, chunks)
             return
@@ -180,7 +181,7 @@ class Batches:
                 yield waiting.popleft().result()
 
     def _read(self, index: int) -> torch.Tensor:
-        """`(3, H, W) uint8`, where crops are to be made."""
+        """Return one image, `(3, H, W) uint8`: on the device if pixels are resident, else on the CPU."""
         file = self.images.files[index]
         if self._resident is None:
             return torch.from_numpy(self.store.read(file)).permute(2, 0, 1)
@@ -188,7 +189,7 @@ class Batches:
         return self._resident[offset : offset + height * width * 3].view(height, width, 3).permute(2, 0, 1)
 
     def _cropped(self, chosen: Indices, boxes: Indices) -> torch.Tensor:
-        """Stacked crops of images, each by its row of `boxes`."""
+        """Return a stack of crops, each made by the image's row of `boxes`."""
         side = [self.preprocessing.size] * 2
         images = []
         for index in chosen.tolist():
@@ -200,7 +201,7 @@ class Batches:
         return self._stacked(images)
 
     def _centred(self, chosen: Indices) -> torch.Tensor:
-        """Stacked centre views."""
+        """Return a stack of centre views."""
         side = self.preprocessing.resize
         shape = [side, side] if self.preprocessing.squash else [side]
         images = []
@@ -210,7 +211,7 @@ class Batches:
         return self._stacked(images)
 
     def _stacked(self, images: list[torch.Tensor]) -> torch.Tensor:
-        """`(B, 3, S, S) uint8`: where the images are, but in pinned memory where a GPU is to fetch it."""
+        """Stack images into `(B, 3, S, S) uint8` on their device; in pinned memory if a GPU will copy the stack."""
         size, here = self.preprocessing.size, images[0].device
         batch = torch.empty(
             (len(images), 3, size, size),
@@ -227,7 +228,7 @@ class Batches:
         return torch.sub(pixels.to(self.device, non_blocking=True), self._mean).div_(self._std)
 
     def _moved(self, labels: torch.Tensor) -> torch.Tensor:
-        # From pinned memory a copy is queued like any other work: the host needn't wait for the batch before it.
+        # A copy from pinned memory is queued like other work, so the host needn't wait for the previous batch.
         if self.device.type == "cuda":
             labels = labels.pin_memory()
         return labels.to(self.device, non_blocking=True)

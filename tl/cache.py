@@ -1,6 +1,6 @@
-"""Where derived and downloaded files live between runs.
+"""The cache folder, which keeps derived and downloaded files between runs.
 
-`$TL_CACHE` where it is set, else the platform's cache folder for this user.
+It is `$TL_CACHE` if that is set, else the platform's cache folder for this user.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import platformdirs
 
 
 def cache_dir() -> Path:
-    """The cache folder; not created here."""
+    """Return the cache folder. It is not created here."""
     given = os.environ.get("TL_CACHE")
     return Path(given) if given else platformdirs.user_cache_path("tl-bench", appauthor=False)
 
 
 def offline() -> bool:
-    """Whether `$TL_OFFLINE` says that nothing may be downloaded."""
+    """Return True if `$TL_OFFLINE` forbids downloads."""
     return os.environ.get("TL_OFFLINE", "") not in ("", "0")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content`, text as UTF-8, so that a reader sees the old file or the new one, never half of it.
+    """Write `content` (text as UTF-8) atomically: a reader sees the old file or the new one, never half of it.
 
-    Raises `OSError` when the folder can't be written.
+    Raises `OSError` if the folder can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -43,5 +43,5 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def to_json(value: Any) -> str:
-    """JSON that diffs well: indented, UTF-8 as it is, one newline at the end. NaN is an error."""
+    """Serialise to JSON that diffs well: indented, UTF-8 not escaped, one newline at the end. NaN is an error."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

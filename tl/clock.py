@@ -1,7 +1,7 @@
-"""Where an epoch's time goes, phase by phase, without making the device wait.
+"""Measures how long each phase of an epoch takes, without making the device wait.
 
-On a CPU a phase ends where the host's clock says. On an accelerator the host runs ahead of the device, so
-marks are events in the device's own queue; they are read once, at the end of the epoch.
+On a CPU the host's clock times the phases. On an accelerator the host runs ahead of the device, so marks are
+events in the device's own queue; they are read once, at the end of the epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tl.results import MEASURED_PHASES
 class Clock:
     """Splits the time since `start` into phases: each `mark` ends one, and the next begins.
 
-    Time up to a mark without a phase (`mark(None)`) is nobody's: it is what the parts leave of the whole.
+    Time that ends with `mark(None)` belongs to no phase; it counts only for the whole epoch.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,10 +26,10 @@ class Clock:
         self._begun = 0.0
         self._stream: Any = None
         self._spare: list[Any] = []
-        """Events of earlier epochs: making one takes ten times as long as recording it."""
+        """Events of earlier epochs, used again: creating an event takes ten times as long as recording it."""
 
     def start(self) -> None:
-        """Begin an epoch. Waits for work that is queued on the device: it belongs to no epoch."""
+        """Begin an epoch, after waiting for queued work of the device, which belongs to no epoch."""
         synchronize(self._device)
         if self._device.type != "cpu":
             self._spare += [event for _, event in self._marks]
@@ -39,16 +39,16 @@ class Clock:
         self._marks = [(None, self._now())]
 
     def mark(self, phase: str | None) -> None:
-        """End a phase here."""
+        """End a phase now; None ends time that belongs to no phase."""
         self._marks.append((phase, self._now()))
 
     def elapsed(self) -> float:
-        """Seconds of the epoch up to now; waits for the device."""
+        """Return the seconds of the epoch so far; waits for the device."""
         synchronize(self._device)
         return time.perf_counter() - self._begun
 
     def read(self) -> tuple[float, dict[str, float]]:
-        """Seconds of the whole epoch up to now, and of each phase; waits for the device once."""
+        """Return the seconds of the epoch so far, and of each phase; waits for the device once."""
         whole = self.elapsed()
         parts = dict.fromkeys(MEASURED_PHASES, 0.0)
         for (_, before), (phase, after) in zip(self._marks, self._marks[1:], strict=False):

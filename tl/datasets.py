@@ -1,6 +1,6 @@
-"""Data sets: folders of images in `train/CLASS/*`, `val/CLASS/*` layout, and where to find them.
+"""Data sets: finds, lists and checks folders of images in `train/CLASS/*`, `val/CLASS/*` layout.
 
-To add one by name, add an entry to `DATASETS`. Nothing here imports torch.
+To add a named data set, add an entry to `DATASETS`. This module doesn't import torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ImageList:
     files: tuple[str, ...]
     """Paths relative to the data set's root, with forward slashes."""
     labels: tuple[int, ...]
-    """Index into `Splits.classes`, one a file."""
+    """Class of each file, as an index into `Splits.classes`."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -42,18 +42,18 @@ class Splits:
     train: ImageList
     val: ImageList
     stand_in: str = ""
-    """That the images are drawn ones, and why; empty for real images."""
+    """Says that the images are synthetic, and why; empty for real images."""
     ignored: tuple[str, ...] = ()
-    """Files in class folders that are not images by their suffix."""
+    """Files in class folders whose suffix is not that of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set that has a name."""
+    """A named data set."""
 
     summary: str
     find: Callable[[bool], Path]
-    """Returns the folder, drawing it if need be, and downloading it only if its argument is true."""
+    """Returns the folder, generating the images if needed. It downloads only if its argument is true."""
 
 
 DATASETS: dict[str, Dataset] = {
@@ -62,11 +62,11 @@ DATASETS: dict[str, Dataset] = {
         find=hymenoptera.find,
     ),
     "synthetic": Dataset(
-        summary="244 + 153 drawn ants and bees, the same bytes every time",
+        summary="244 + 153 synthetic pictures of ants and bees, the same bytes every time",
         find=lambda download: synthetic.find(synthetic.FULL),
     ),
     "synthetic-mini": Dataset(
-        summary="24 + 16 small drawn ants and bees, for a quick look and for tests",
+        summary="24 + 16 small synthetic pictures of ants and bees, for a quick look and for tests",
         find=lambda download: synthetic.find(synthetic.MINI),
     ),
 }
@@ -75,36 +75,36 @@ DATASETS: dict[str, Dataset] = {
 def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
     """Find a data set, list its images and compute its digest.
 
-    `data` is a key of `DATASETS`, a folder, or `auto`: the real ants and bees where they can be had, else
-    the drawn ones, with a `StandInWarning` and the reason in `Splits.stand_in`. With `download=False` nothing
-    is fetched.
+    `data` is a key of `DATASETS`, a folder, or `auto`. `auto` means the real ants and bees if they are available,
+    else the synthetic ones, with a `StandInWarning` and the reason in `Splits.stand_in`. With `download=False`
+    nothing is downloaded.
 
-    Raises `DataError` when the folder is missing, incomplete or not the set that it claims to be. Whether
-    each image can be decoded is checked by `tl.images.open_store`.
+    Raises `DataError` if the folder is missing, incomplete or not the set that it claims to be. It doesn't check
+    that images can be decoded: `tl.images.open_store` does.
     """
     name = str(data)
     if name == "auto":
         try:
             return scan(DATASETS["hymenoptera"].find(download), name="hymenoptera")
-        except hymenoptera.NotAtHand as reason:
-            drawn = scan(DATASETS["synthetic"].find(download), name="synthetic")
-            fallback = replace(drawn, stand_in=f"{drawn.stand_in} ({reason})")
+        except hymenoptera.Unavailable as reason:
+            generated = scan(DATASETS["synthetic"].find(download), name="synthetic")
+            fallback = replace(generated, stand_in=f"{generated.stand_in} ({reason})")
             warnings.warn(f"the images are {fallback.stand_in}", StandInWarning, stacklevel=2)
             return fallback
     if name in DATASETS:
         return scan(DATASETS[name].find(download), name=name)
     folder = Path(data).expanduser()
     if not folder.is_dir():
-        raise DataError(f"no such folder; as a name, {not_one_of('data', name, [*DATASETS, 'auto'])}")
+        raise DataError(f"no such folder, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
     return scan(folder)
 
 
 def scan(root: Path, *, name: str | None = None) -> Splits:
-    """List a folder in `train/CLASS/*`, `val/CLASS/*` layout and check that it is what `name` says.
+    """List a folder in `train/CLASS/*`, `val/CLASS/*` layout and check that it is the set called `name`.
 
-    Without `name` the set is called by its folder, unless its content is that of a known one.
+    Without `name` the set is recognised by its content, or else named after its folder.
 
-    Raises `DataError` when `train` or `val` is missing, a class is empty, there are fewer than two
+    Raises `DataError` if `train` or `val` is missing, a class is empty, there are fewer than two
     classes, the two splits have different classes, or the content is a damaged copy of the real ants and bees.
     """
     root = root.resolve()
@@ -146,22 +146,22 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
         classes=classes,
         train=train,
         val=val,
-        stand_in=synthetic.DRAWN if synthetic.is_drawn(root) else "",
+        stand_in=synthetic.SYNTHETIC_NOTE if synthetic.set_name(root) else "",
         ignored=tuple(ignored),
     )
 
 
 def _name(root: Path, digest: str) -> str:
-    """The folder's name; `folder:NAME` where that is the name of a set which this one is not."""
+    """Name a data set by its content, else by its folder; `folder:NAME` if another set has that name."""
     if digest == hymenoptera.DIGEST:
         return "hymenoptera"
-    if drawn := synthetic.is_drawn(root):
-        return drawn
+    if known := synthetic.set_name(root):
+        return known
     return f"folder:{root.name}" if root.name in (*DATASETS, "auto") else root.name
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, by name, hidden things left out."""
+    """Return the entries of a folder, sorted by name, without hidden ones."""
     try:
         found = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda p: p.name)
     except OSError as error:

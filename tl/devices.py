@@ -1,4 +1,4 @@
-"""Devices by name: `cpu`, `cuda[:i]`, `mps`, and `auto` for the best one that this machine has."""
+"""Devices by name: `cpu`, `cuda[:i]`, `mps`, and `auto` for the best one of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tl.machine import cpu_name, pick
 
 
 def present() -> dict[str, str]:
-    """Device → its name, best first, `cpu` last."""
+    """Return the model name of each device of this machine: the best device first, `cpu` last."""
     found: dict[str, str] = {}
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -24,7 +24,7 @@ def present() -> dict[str, str]:
 
 
 def gpu_uuid(device: torch.device) -> str | None:
-    """What NVML knows the GPU by; None for other devices, and where torch doesn't say."""
+    """Return the UUID by which NVML knows the GPU; None for other devices, or if torch doesn't report it."""
     if device.type != "cuda":
         return None
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
@@ -33,10 +33,10 @@ def gpu_uuid(device: torch.device) -> str | None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` inside; afterwards the caller's random state is as it was, on every device in use."""
+    """Seed torch inside the block; afterwards restore the caller's random state on every device in use."""
     on_mps = torch.backends.mps.is_available()
     before = torch.mps.get_rng_state() if on_mps else None
-    # An accelerator that nothing has used yet has no state to keep, and asking for it would start it.
+    # An accelerator that nothing has used yet has no state to restore, and asking for it would initialise CUDA.
     started = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=started):
         torch.manual_seed(seed)
@@ -49,17 +49,17 @@ LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 
 
 def memory_format(device: torch.device, precision: str) -> str:
-    """The layout of images and convolutions in which networks run fastest: a key of `LAYOUTS`.
+    """Return the layout in which networks run fastest: a key of `LAYOUTS`.
 
-    A GPU's exact single-precision kernels are faster, and load far faster, on contiguous tensors; its half-precision
-    ones and a CPU's are faster on channels_last. Results differ by rounding alone.
+    A GPU's exact single-precision kernels are faster, and load far faster, with contiguous tensors. Its half-precision
+    kernels and a CPU's kernels are faster with channels_last. Results differ only by rounding.
     """
     exact = device.type == "cuda" and precision == "fp32"
     return "contiguous" if exact else "channels_last"
 
 
 def resolve(device: str) -> torch.device:
-    """The device of that name. Raises `DeviceError` when this machine hasn't got it."""
+    """Return the device of that name. Raises `DeviceError` if this machine doesn't have it."""
     have = present()
     name = pick(device, have)
     return torch.device(name)

@@ -1,4 +1,4 @@
-"""Digests of files and of folders: what identifies a data set wherever it lies."""
+"""Digests of files and folders. They identify a data set wherever its folder is."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tl.errors import DataError
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex. Raises `OSError`."""
+    """Return the SHA-256 of a file, in hex. Raises `OSError` if it can't be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_digests(root: Path, files: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each file below `root`, read in parallel. Raises `DataError` naming one that can't be read."""
+    """Return the SHA-256 of each file below `root`. Raises `DataError` naming a file that can't be read."""
 
     def digest(name: str) -> str:
         try:
@@ -32,6 +32,6 @@ def file_digests(root: Path, files: Iterable[str]) -> dict[str, str]:
 
 
 def set_digest(digests: dict[str, str]) -> str:
-    """SHA-256 over the sorted lines `relative/path sha256-of-file`, in hex."""
+    """Return the SHA-256 over the sorted lines `relative/path sha256-of-file`, in hex."""
     lines = sorted(f"{name} {digest}\n" for name, digest in digests.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""What callers catch: every failure that a user can cause, as one clear line.
+"""Exceptions that callers catch: each is a mistake that a user can make, with a message of one line.
 
 A message names the field, the value, and what would be right. `bench` prints it without a traceback
-and exits with status 2; a library caller catches `UserError` or one of its kinds.
+and exits with status 2. Callers of the library catch `UserError` or one of its subclasses.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can mend. `str(error)` is a single line."""
+    """A mistake that the user can correct. `str(error)` is a single line."""
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
 
 
 class ConfigError(UserError):
-    """A setting with a value, type or name that is not valid."""
+    """A setting whose name, type or value is not valid."""
 
 
 class DataError(UserError):
@@ -26,28 +26,28 @@ class DataError(UserError):
 
 
 class WeightsError(UserError):
-    """Pretrained weights that were asked for and can't be had, or don't fit the network."""
+    """Pretrained weights that are required but not available, or that don't fit the network."""
 
 
 class DeviceError(UserError):
-    """A device that this machine doesn't have, or that can't do what was asked."""
+    """A device that this machine doesn't have, or that doesn't support what was requested."""
 
 
 class NotApplicable(UserError):
-    """A combination of valid settings that has no meaning; `bench` skips such a cell, with this reason."""
+    """A combination of valid settings that can't run here. `bench` skips such a cell and shows the reason."""
 
 
 class StandInWarning(UserWarning):
-    """Drawn images or random weights are used in place of what was wanted: accuracy says nothing then."""
+    """Synthetic images or random weights replace the requested ones, so accuracy is meaningless."""
 
 
 def nearest(value: str, choices: Iterable[str], *, n: int = 1) -> list[str]:
-    """The up to `n` choices that look most like `value`; empty when none is close."""
+    """Return up to `n` choices that look most like `value`; none if no choice is close."""
     return difflib.get_close_matches(value, list(choices), n=n, cutoff=0.6)
 
 
 def not_one_of(field: str, value: object, choices: Iterable[str]) -> str:
-    """One line for a value outside a closed set: `regime='frozn': not one of …; did you mean 'frozen'?`"""
+    """Return a message about a value outside a closed set: `regime='frozn': not one of …; did you mean 'frozen'?`"""
     known = list(choices)
     close = nearest(str(value), known)
     hint = f"; did you mean {close[0]!r}?" if close else ""

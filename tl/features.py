@@ -1,8 +1,8 @@
-"""Features of images, extracted once and kept in the cache: what regime `cached` trains its head on.
+"""Features of images, extracted once and cached. Regime `cached` trains its head on them.
 
-A frozen backbone gives the same features of the same view each time, so a forward pass an epoch buys nothing but
-new crops. Kept features belong to a backbone with its weights, a view, a precision and the kind of device that made
-them; other seeds, learning rates and runs use them again.
+A frozen backbone always gives the same features for the same view, so running it in every epoch gains nothing but new
+crops. Cached features are keyed by backbone, weights, images, view, precision and kind of device; trainings with other
+seeds or learning rates, and later runs, use them again.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from tl.seeding import seed_for
 
 FEATURES_VERSION = 1
 EXTRACTION_BATCH = {"cpu": 16, "cuda": 64}
-"""Images a forward pass of the extraction."""
+"""Images per forward pass of the extraction, by kind of device."""
 Table = dict[str, npt.NDArray[np.float32]]
-"""File → its features, `(width,)`."""
+"""Features of each file, `(width,)`."""
 CENTRE = -1
-"""The number of the centre view; crops are counted from 0."""
+"""Number of the centre view; random crops are counted from 0."""
 
 
 class Features:
-    """Batches of one split's features, `(B, width) float32`, with labels `(B,) int64`; used as `tl.batches.Batches`.
+    """Batches of one split's features, `(B, width) float32`, with labels `(B,) int64`; used like `tl.batches.Batches`.
 
     Args:
-        views: `(V, N, width)`; each epoch trains on the next.
-        labels: `(N,)`.
+        views: features of V views of N images, `(V, N, width)`; epoch e trains on view e modulo V.
+        labels: classes of the images, `(N,)`.
     """
 
     def __init__(self, views: torch.Tensor, labels: torch.Tensor) -> None:
@@ -53,7 +53,7 @@ class Features:
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One epoch, in the order in which `Batches.training` has the images."""
+        """Yield one epoch, with the images in the order of `Batches.training`."""
         view = self._views[epoch % len(self._views)]
         shuffled = torch.from_numpy(order(len(self), seed_for("order", seed, epoch))).to(self.device)
         features, labels = view[shuffled], self._labels[shuffled]
@@ -63,17 +63,17 @@ class Features:
             yield features[start:stop], labels[start:stop]
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All images in their order, at their first view."""
+        """Yield the first view of all images, in order."""
         for start, stop in batch_bounds(len(self), batch_size):
             yield self._views[0, start:stop], self._labels[start:stop]
 
 
 class Extraction:
-    """Extracts features, or reads those that are there.
+    """Extracts features, or reads them from the cache.
 
     Args:
-        forward: maps a batch of images to features; runs without gradients.
-        identity: what tells these features from others, as JSON; see the module.
+        forward: maps a batch of images to features; it runs without gradients.
+        identity: all that features depend on except the view, as JSON; it is the key of the cache.
     """
 
     def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], identity: dict[str, Any]) -> None:
@@ -82,22 +82,22 @@ class Extraction:
         self._folder = cache_dir() / "features" / hashlib.sha256(text.encode()).hexdigest()[:24]
         self._seconds: dict[Path, float] = {}
         self.spent = 0.0
-        """What was extracted now took; 0 where all was at hand."""
+        """Seconds of extraction by this object; 0 if all features were cached."""
 
     @property
     def seconds(self) -> float:
-        """What the extraction took of all views that were asked for, when it was done."""
+        """Seconds that the extraction of all requested views took, whenever it was done."""
         return sum(self._seconds.values())
 
     def features(self, batches: Batches, views: int) -> Features:
-        """Of one split: the centre view, or `views` random crops of each image."""
+        """Return the features of one split: of the centre view if `views` is 1, else of that many crops per image."""
         numbers = [CENTRE] if views == 1 else list(range(views))
         stacked = np.stack([self._view(batches, number) for number in numbers])
         labels = torch.tensor(batches.images.labels, device=batches.device)
         return Features(torch.from_numpy(stacked).to(batches.device), labels)
 
     def _view(self, batches: Batches, number: int) -> npt.NDArray[np.float32]:
-        """`(N, width)`, in the order of the images."""
+        """Return the features of one view, `(N, width)`, in the order of the images."""
         place = self._folder / ("centre.npz" if number == CENTRE else f"crops-{number}.npz")
         table, seconds = _read(place)
         files = batches.images.files
@@ -123,7 +123,7 @@ class Extraction:
 
 
 def _boxes(batches: Batches, number: int) -> npt.NDArray[np.int64]:
-    """A crop of each image. It follows from the file's name: the same in every part of a data set."""
+    """Return a crop per image. It depends on the file's name, so it is the same in every part of a data set."""
     files, sizes = batches.images.files, batches.sizes
     return np.concatenate(
         [crops(size[None], seed_for("view", number, file)) for file, size in zip(files, sizes, strict=True)]
@@ -131,7 +131,7 @@ def _boxes(batches: Batches, number: int) -> npt.NDArray[np.int64]:
 
 
 def _read(place: Path) -> tuple[Table, float]:
-    """Features by file and the seconds they took; nothing where there are none, or the file is not whole."""
+    """Read features and the seconds they took; empty if the file is missing or damaged."""
     try:
         with place.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return dict(zip(kept["files"].tolist(), kept["features"], strict=True)), float(kept["seconds"])
@@ -142,5 +142,5 @@ def _read(place: Path) -> tuple[Table, float]:
 def _write(place: Path, table: Table, seconds: float) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, files=np.array(list(table)), features=np.stack(list(table.values())), seconds=seconds)
-    with contextlib.suppress(OSError):  # a cache that can't be written is no reason to fail
+    with contextlib.suppress(OSError):  # without a writable cache, features are only extracted again
         write_atomic(place, buffer.getvalue())

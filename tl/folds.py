@@ -1,7 +1,7 @@
-"""Splits made from a data set's own: a part of the training images held out for tuning, and stratified folds.
+"""Splits derived from those of a data set: training images held out for tuning, and stratified folds.
 
-What they depend on is named by their seeds: never the regime, the backbone or the device, so that all are tuned
-and judged on the same images. Nothing here imports torch.
+They depend only on labels and seeds, never on regime, backbone or device, so all of those are tuned and evaluated on
+the same images. This module doesn't import torch.
 """
 
 from __future__ import annotations
@@ -18,85 +18,85 @@ from tl.errors import ConfigError
 from tl.seeding import seed_for
 
 HELD_OUT = 5
-"""One training image in so many is held out to choose a learning rate on."""
+"""One training image in HELD_OUT is held out to choose the learning rate."""
 
 
 def check_protocol(config: TrainConfig, splits: Splits) -> None:
-    """Raise `ConfigError` where a class has too few images for the config's protocol."""
+    """Raise `ConfigError` if a class has too few images for the config's protocol."""
     if config.protocol == "tuned":
         name, count = _rarest(splits.train, splits)
         if count < 2:
             raise ConfigError(
                 f"protocol='tuned': class {name!r} has {count} training image; at least 2 are needed, since one is "
-                "held out to choose a learning rate on"
+                "held out to choose the learning rate"
             )
     if config.protocol == "kfold":
         name, count = _rarest(every_image(splits), splits)
         if count < config.folds:
             raise ConfigError(
                 f"folds={config.folds}: class {name!r} has {count} images, training and validation together; "
-                f"at most {count} folds have one of it each"
+                f"use at most {count} folds, so that each has one of it"
             )
 
 
 def every_image(splits: Splits) -> ImageList:
-    """Training images, then validation images, each in their order."""
+    """Return the training images followed by the validation images."""
     return ImageList(files=splits.train.files + splits.val.files, labels=splits.train.labels + splits.val.labels)
 
 
 def judged_images(config: TrainConfig, splits: Splits) -> ImageList:
-    """The images that a result's predictions are of, in their order."""
+    """Return the images that the predictions of a result are for, in the same order."""
     return every_image(splits) if config.protocol == "kfold" else splits.val
 
 
 def images_an_epoch(config: TrainConfig, splits: Splits) -> int:
-    """How many images an epoch trains on; with `kfold` those of all its folds together."""
+    """Return the number of images that an epoch trains on; with `kfold` the sum over all folds."""
     if config.protocol == "kfold":
         return (config.folds - 1) * len(every_image(splits))
     return len(splits.train)
 
 
 def tuning_splits(splits: Splits) -> Splits:
-    """A fifth of the training images of each class, at least one, held out as validation images.
+    """Hold out a fifth of the training images of each class, at least one, as validation images.
 
-    The same for every seed: it depends on the training labels alone. The data set's validation images are in
-    neither part.
+    The split depends only on the training labels, so it is the same for every seed. The data set's validation images
+    are in neither part.
     """
     held_out = set(hold_out(splits.train.labels, seed_for("tuning split")).tolist())
-    rest = [place for place in range(len(splits.train)) if place not in held_out]
-    return replace(splits, train=_some(splits.train, rest), val=_some(splits.train, sorted(held_out)))
+    rest = [index for index in range(len(splits.train)) if index not in held_out]
+    return replace(splits, train=_subset(splits.train, rest), val=_subset(splits.train, sorted(held_out)))
 
 
 def fold_splits(splits: Splits, folds: int, seed: int) -> list[tuple[Splits, npt.NDArray[np.int64]]]:
-    """For each fold all other images as training images, its own as validation images, and their places.
+    """Return for each fold its splits, and the indices of its validation images in `every_image`.
 
-    Places are `(n,) int64`, ascending, in `every_image`. Which image is in which fold depends on the labels and
-    on `seed` alone.
+    The images of the fold are the validation images, and all others are the training images. Indices are `(n,) int64`,
+    ascending. The assignment of images to folds depends only on the labels and on `seed`.
     """
     images = every_image(splits)
     assigned = stratified_folds(images.labels, folds, seed_for("folds", seed))
     made = []
     for fold in range(folds):
         inside, outside = np.flatnonzero(assigned == fold), np.flatnonzero(assigned != fold)
-        made.append((replace(splits, train=_some(images, outside), val=_some(images, inside)), inside))
+        made.append((replace(splits, train=_subset(images, outside), val=_subset(images, inside)), inside))
     return made
 
 
 def stratified_folds(labels: Sequence[int], folds: int, seed: int) -> npt.NDArray[np.int64]:
-    """The fold of each image, `(N,) int64` in [0, folds), drawn at random.
+    """Assign each image to a fold at random: `(N,) int64` in [0, folds).
 
-    Two folds differ by one image at most, in each class and altogether.
+    The sizes of two folds differ by one image at most, in each class and in total.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(np.asarray(labels)[shuffled], kind="stable")]
     assigned = np.empty(len(labels), dtype=np.int64)
-    # Dealt out like cards, a class after the other, without starting over at the first fold.
+    # Deal images like cards, class after class, without restarting at the first fold: so totals stay even too.
     assigned[by_class] = np.arange(len(labels)) % folds
     return assigned
 
 
 def hold_out(labels: Sequence[int], seed: int) -> npt.NDArray[np.int64]:
-    """Places of the images held out, `(n,) int64`: of each class a fifth, rounded, and one at least."""
+    """Return the indices of held-out images, `(n,) int64`: a rounded fifth of each class, at least one."""
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     classes = np.asarray(labels)[shuffled]
     parts = [shuffled[classes == label] for label in np.unique(classes)]
@@ -104,10 +104,10 @@ def hold_out(labels: Sequence[int], seed: int) -> npt.NDArray[np.int64]:
 
 
 def _rarest(images: ImageList, splits: Splits) -> tuple[str, int]:
-    """The class with the fewest images, and how many it has."""
+    """Return the class with the fewest images, and their number."""
     counts = np.bincount(images.labels, minlength=len(splits.classes))
     return splits.classes[int(counts.argmin())], int(counts.min())
 
 
-def _some(images: ImageList, places: Collection[int] | npt.NDArray[np.int64]) -> ImageList:
-    return ImageList(files=tuple(images.files[i] for i in places), labels=tuple(images.labels[i] for i in places))
+def _subset(images: ImageList, indices: Collection[int] | npt.NDArray[np.int64]) -> ImageList:
+    return ImageList(files=tuple(images.files[i] for i in indices), labels=tuple(images.labels[i] for i in indices))

@@ -1,7 +1,7 @@
-"""What NVIDIA's management library (NVML) knows of a GPU that torch doesn't: other processes, clocks, throttling.
+"""Reads from NVIDIA's management library (NVML) what torch doesn't know of a GPU: other processes, clocks, throttling.
 
-GPUs go by their UUID: torch and NVML can number the same ones differently. No torch here. Whatever can't be
-had, for want of a GPU, of the library or of permission, is None.
+GPUs are identified by UUID, since torch and NVML can number them differently. A reading is None if there is no GPU,
+no library or no permission. This module doesn't import torch.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from tl.strict import Strict
 T = TypeVar("T")
 
 SLOWDOWNS = ("HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwThermalSlowdown")
-"""Reasons for low clocks that are no part of ordinary work, as a power limit or an idle GPU is."""
+"""Reasons for low clocks that are not normal. A power limit and an idle GPU are."""
 
 
 class GpuState(Strict):
-    """A GPU at one moment."""
+    """The state of a GPU at one moment."""
 
-    name: str | None = Field(None, description="model")
-    driver: str | None = Field(None, description="version")
+    name: str | None = Field(None, description="name of the model")
+    driver: str | None = Field(None, description="version of the driver")
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     temperature_celsius: int | None = None
     utilisation_percent: int | None = Field(
-        None, description="share of the last second, or part of it, in which some kernel ran, whoever's it was"
+        None, description="share of the last second, or part of it, in which a kernel of any process ran"
     )
     throttle_reasons: tuple[str, ...] | None = Field(
-        None, description="NVML's names for why the clocks are not at their highest; empty where they are"
+        None, description="NVML's names of the reasons for clocks below their maximum; empty if there are none"
     )
     other_processes: int | None = Field(
         None,
-        description="compute processes on it but this one; None where none at all is listed, this one included: "
-        "in a container processes can be hidden",
+        description="number of compute processes other than this one; None if NVML lists no process at all, since a "
+        "container can hide them",
     )
 
 
 def state(uuid: str, *, in_use: bool = False) -> GpuState:
-    """The GPU now. `uuid` as torch or as NVML writes it.
+    """Read the state of a GPU. `uuid` may have the form of torch or that of NVML.
 
-    `in_use` says that this process has work on it. Where NVML then doesn't list it, it numbers processes as the
-    world outside of our container does, and which of them are others can't be known.
+    `in_use` says that this process works on the GPU. If NVML then doesn't list it, NVML uses the process ids of our
+    container's host, and which of the listed processes are others is unknown.
     """
     with _gpu(uuid) as (nvml, handle):
         if handle is None:
@@ -67,14 +67,14 @@ def state(uuid: str, *, in_use: bool = False) -> GpuState:
 
 
 def process_memory_bytes(uuid: str, pid: int) -> int | None:
-    """GPU memory that a process holds, its CUDA context included; None where NVML doesn't list it or won't say."""
+    """Return the GPU memory of a process, with its CUDA context; None if NVML doesn't list it or its memory."""
     with _gpu(uuid) as (nvml, handle):
         return None if handle is None else _processes(nvml, handle).get(pid)
 
 
 @contextmanager
 def _gpu(uuid: str) -> Iterator[tuple[Any, Any]]:
-    """NVML, and its handle of the GPU or None."""
+    """Yield NVML and its handle of the GPU; each is None if it is not available."""
     try:
         import pynvml
     except ImportError:
@@ -93,7 +93,7 @@ def _gpu(uuid: str) -> Iterator[tuple[Any, Any]]:
 
 
 def _ask(nvml: Any, question: Callable[[], T]) -> T | None:
-    """The answer, or None where the GPU, its driver or the installed bindings don't know the question."""
+    """Return the answer, or None if the GPU, its driver or the installed bindings don't support the question."""
     try:
         return question()
     except (nvml.NVMLError, AttributeError):
@@ -101,7 +101,7 @@ def _ask(nvml: Any, question: Callable[[], T]) -> T | None:
 
 
 def _processes(nvml: Any, handle: Any) -> dict[int, int | None]:
-    """Process id → bytes on that GPU, of compute processes: a desktop is on its GPU all the time."""
+    """Return the GPU memory of each compute process by its id. Graphics is left out: a desktop always uses its GPU."""
     listed = _ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
     return {process.pid: process.usedGpuMemory for process in listed}
 
@@ -109,6 +109,6 @@ def _processes(nvml: Any, handle: Any) -> dict[int, int | None]:
 def _reasons(nvml: Any, handle: Any) -> tuple[str, ...]:
     bits = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
     prefix = "nvmlClocksEventReason"
-    # By bit: some have two names. `All` and `None` are no reasons but masks; a reason is one bit.
+    # Keyed by bit, since some have two names. A reason is one bit; `All` and `None` are masks.
     named = {getattr(nvml, name): name.removeprefix(prefix) for name in sorted(dir(nvml)) if name.startswith(prefix)}
     return tuple(sorted(name for bit, name in named.items() if bit.bit_count() == 1 and bits & bit))

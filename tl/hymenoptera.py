@@ -1,7 +1,7 @@
-"""The ants-and-bees set of the PyTorch transfer-learning tutorial: finding, fetching and checking it.
+"""Finds, downloads and checks the ants-and-bees images of the PyTorch transfer-learning tutorial.
 
-Its photographs are not ours to ship. `hymenoptera.sha256` holds the SHA-256 of each of its 397 JPEGs, so
-that a damaged copy can be told apart, file by file.
+We may not redistribute the photographs. `hymenoptera.sha256` holds the SHA-256 of each of the 397 JPEGs, so that
+every damaged file of a copy can be named.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ LOCAL = Path("data/hymenoptera_data")
 UNPACKED_LIMIT_BYTES = 1 << 30
 
 
-class NotAtHand(DataError):
-    """The real images are nowhere on this machine and can't be downloaded."""
+class Unavailable(DataError):
+    """The real images are not on this machine and can't be downloaded."""
 
 
 def find(download: bool) -> Path:
-    """The folder: `$TL_DATA`, else `data/hymenoptera_data`, else the user's cache, else downloaded.
+    """Return the folder: `$TL_DATA`, else `data/hymenoptera_data`, else that in the user's cache, else a download.
 
-    Raises `NotAtHand` when it is nowhere and can't be downloaded, `DataError` when `$TL_DATA` names no folder.
+    Raises `Unavailable` if there is none and it can't be downloaded, `DataError` if `$TL_DATA` is not a folder.
     """
     given = os.environ.get("TL_DATA")
     if given:
         if not Path(given).is_dir():
             raise DataError(
-                f"TL_DATA={given!r}: no such folder; unset it, or let it name the folder with train/ and val/"
+                f"TL_DATA={given!r}: no such folder; unset it, or set it to the folder with train/ and val/"
             )
         return Path(given)
     cached = cache_dir() / "hymenoptera_data"
@@ -46,15 +46,15 @@ def find(download: bool) -> Path:
         if folder.is_dir():
             return folder
     if not download or offline():
-        raise NotAtHand("the real images are not on this machine" + (", and TL_OFFLINE is set" if offline() else ""))
+        raise Unavailable("the real images are not on this machine" + (", and TL_OFFLINE is set" if offline() else ""))
     return fetch(URL, cached, expected())
 
 
 def fetch(url: str, destination: Path, wanted: dict[str, str]) -> Path:
     """Download the archive, unpack it safely, check its files and put them at `destination` in one step.
 
-    `wanted` maps each JPEG to its SHA-256. Raises `NotAtHand`, leaving nothing behind, when the address
-    can't be reached, the cache can't be written, or the archive is not what it should be.
+    `wanted` maps each JPEG to its SHA-256. Raises `Unavailable` and leaves nothing behind if the address
+    can't be reached, the cache can't be written, or the archive has other files.
     """
     import pooch
 
@@ -67,31 +67,33 @@ def fetch(url: str, destination: Path, wanted: dict[str, str]) -> Path:
             unpacked = unpack(Path(archive), Path(scratch) / "unpacked")
             tops = [p for p in unpacked.iterdir() if (p / "train").is_dir()]
             if not tops:
-                raise NotAtHand(f"{url}: the archive has no folder with train/ in it")
+                raise Unavailable(f"{url}: the archive has no folder with train/ in it")
             files = [p.relative_to(tops[0]).as_posix() for p in tops[0].glob("*/*/*.jp*g")]
             found = file_digests(tops[0], files)
             if found != wanted:
-                raise NotAtHand(first_difference(url, found, wanted))
+                raise Unavailable(first_difference(url, found, wanted))
             try:
                 tops[0].rename(destination)
             except OSError:
-                # Another process was quicker: its copy was checked like ours.
+                # Another process was faster; its copy has passed the same checks.
                 if not destination.is_dir():
                     raise
-    # A damaged archive shows in many ways: zlib.error and RuntimeError come from its members.
+    # A damaged archive raises many kinds of errors: zlib.error and RuntimeError come from its members.
     except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise NotAtHand(f"{url} could not be downloaded: {_short(error)}") from error
+        raise Unavailable(f"{url} could not be downloaded: {_root_cause(error)}") from error
     return destination
 
 
 def unpack(archive: Path, destination: Path) -> Path:
-    """Unpack a ZIP into `destination`. Raises `ValueError` for a member that would land outside it, a link,
-    or more than `UNPACKED_LIMIT_BYTES` in all."""
+    """Unpack a ZIP into `destination`.
+
+    Raises `ValueError` if a member is a link or would land outside, or if the total exceeds `UNPACKED_LIMIT_BYTES`.
+    """
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         total = sum(member.file_size for member in members)
         if total > UNPACKED_LIMIT_BYTES:
-            raise ValueError(f"the archive would unpack to {total} bytes")
+            raise ValueError(f"the archive would unpack to {total} bytes, more than {UNPACKED_LIMIT_BYTES}")
         root = destination.resolve()
         for member in members:
             if not (root / member.filename).resolve().is_relative_to(root) or stat.S_ISLNK(member.external_attr >> 16):
@@ -101,27 +103,27 @@ def unpack(archive: Path, destination: Path) -> Path:
 
 
 def expected() -> dict[str, str]:
-    """Relative path → SHA-256 of the 397 JPEGs."""
+    """Return the SHA-256 of each of the 397 JPEGs, by relative path."""
     text = resources.files("tl").joinpath("hymenoptera.sha256").read_text(encoding="utf-8")
     return {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
 
 
 def resembles(found: dict[str, str]) -> bool:
-    """Whether the file names are, nine of ten, those of the real set: then a difference is damage."""
+    """Return True if nine in ten file names are those of the real set; any difference is then damage."""
     wanted = expected().keys()
     return len(wanted & found.keys()) >= 0.9 * max(len(wanted), len(found))
 
 
 def first_difference(where: Path | str, found: dict[str, str], wanted: dict[str, str] | None = None) -> str:
-    """One line naming the first file, in sorted order, in which a copy differs from the real set."""
+    """Return a message about the first file, in sorted order, in which a copy differs from the real set."""
     wanted = expected() if wanted is None else wanted
     name = next(n for n in sorted(wanted.keys() | found.keys()) if found.get(n) != wanted.get(n))
     what = "is missing" if name not in found else "is not part of it" if name not in wanted else "differs"
     return f"{where}: not the hymenoptera set: {name} {what} ({len(found)} images of {len(wanted)})"
 
 
-def _short(error: BaseException) -> str:
-    """The innermost cause: connection errors nest three deep, and only the core helps."""
+def _root_cause(error: BaseException) -> str:
+    """Return the message of the innermost cause: connection errors nest three deep, and only the last helps."""
     seen = error
     while seen.__cause__ or seen.__context__:
         seen = seen.__cause__ or seen.__context__ or seen

@@ -1,8 +1,8 @@
-"""Images: decoded once, cropped per image, batched.
+"""Decodes images once, and computes crops, order and batches.
 
-Every JPEG is decoded one time into a flat file of uint8 pixels in the cache, keyed by the data set's digest
-and shared by all cells and processes. That pass is also what finds a damaged file, before any training.
-Nothing here imports torch: `tl.batches` makes tensors of it.
+Every image is decoded once into a flat file of uint8 pixels in the cache. The file is keyed by the data set's digest
+and shared by all cells and processes. Decoding also finds damaged images before any training. This module doesn't
+import torch; `tl.batches` makes the tensors.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ Pixels = npt.NDArray[np.uint8]
 
 STORE_VERSION = 1
 STORE_LIMIT_BYTES = 8 << 30
-"""Above this many bytes of pixels, or half of the free disk, images are decoded anew each time."""
+"""If pixels take more bytes than this, or than half of the free disk, images are decoded every time."""
 
 
 def decode(path: Path) -> Pixels:
-    """The image as `(H, W, 3) uint8` RGB, EXIF orientation ignored as in torchvision's `ImageFolder`.
+    """Decode an image to `(H, W, 3) uint8` RGB. EXIF orientation is ignored, as in torchvision's `ImageFolder`.
 
-    Raises `DataError` naming the file when it is damaged, truncated or not an image.
+    Raises `DataError` naming the file if it is damaged, truncated or not an image.
     """
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))  # a copy: Pillow's own memory can't be written, and torch wants that
+            return np.array(image.convert("RGB"))  # a copy: Pillow's memory is read-only, and torch needs it writable
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "damaged or not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{path}: can't be decoded: {what}") from error
@@ -48,16 +48,16 @@ def decode(path: Path) -> Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Decoded pixels of all images of a data set; small enough to hand to another process."""
+    """The decoded pixels of a data set's images. The object is small enough to send to another process."""
 
     root: Path
     files: dict[str, tuple[int, int, int]]
-    """File → height, width, offset in bytes of its pixels in `pixels`."""
+    """Height, width, and offset of the pixels in `pixels` in bytes, of each file."""
     pixels: Path | None
-    """Flat file of uint8 pixels; `None` when the set is too large for the disk: then read from `root`."""
+    """Flat file of uint8 pixels; None if they are too large for the disk, and images are decoded from `root`."""
 
     def read(self, file: str) -> Pixels:
-        """One image, `(H, W, 3) uint8` RGB."""
+        """Return one image, `(H, W, 3) uint8` RGB."""
         if self.pixels is None:
             return decode(self.root / file)
         height, width, offset = self.files[file]
@@ -66,12 +66,12 @@ class Store:
         return flat.reshape(height, width, 3)
 
     def sizes(self, images: ImageList) -> npt.NDArray[np.int64]:
-        """Height and width of each image, `(N, 2) int64`."""
+        """Return height and width of each image, `(N, 2) int64`."""
         return np.array([self.files[file][:2] for file in images.files], dtype=np.int64)
 
 
 def open_store(splits: Splits) -> Store:
-    """The decoded pixels of a data set, decoding them first if the cache hasn't got them.
+    """Open the decoded pixels of a data set; decode them first if the cache doesn't have them.
 
     Raises `DataError` naming the first image, in order, that can't be decoded.
     """
@@ -80,9 +80,9 @@ def open_store(splits: Splits) -> Store:
 
 
 def _opened(splits: Splits, folder: Path) -> Store | None:
-    """The store in `folder`; None when it isn't there, isn't whole, or could now hold pixels and doesn't.
+    """Open the store in `folder`. Returns None if it is missing or incomplete, or has no pixels though they now fit.
 
-    Parts of a data set have its digest: a store that was built from one lacks images of another.
+    Parts of a data set have the digest of the whole, so a store that was built from one part lacks other images.
     """
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
@@ -104,14 +104,14 @@ def _limit(folder: Path) -> int:
 
 def _build(splits: Splits, folder: Path) -> Store:
     names = [*splits.train.files, *splits.val.files]
-    # Pillow warns about odd metadata and huge sizes; whether the pixels can be had is what counts. Filters
+    # Pillow warns about odd metadata and huge sizes; only whether pixels can be decoded matters here. Filters
     # belong to the whole process, so they are set here and not in the decoding threads.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _stored(splits, names, folder)
         except OSError:
-            # The cache can't be written or is full: still look at every image once.
+            # The cache can't be written or is full: still decode every image once, to find damaged ones.
             files = {name: (*pixels.shape[:2], 0) for name, pixels in _decoded(splits.root, names)}
             return Store(root=splits.root, files=files, pixels=None)
 
@@ -133,19 +133,19 @@ def _stored(splits: Splits, names: list[str], folder: Path) -> Store:
         index = {"bytes": total, "stored": total <= limit, "files": rows}
         (new / "index.json").write_text(json.dumps(index), encoding="utf-8")
         with contextlib.suppress(OSError):
-            # Another process may have built the same store meanwhile: then that one is used.
+            # Another process may have built the same store in the meantime; that one is used then.
             if not _opened(splits, folder):
                 if folder.exists():
                     folder.rename(old)
                 new.rename(folder)
     store = _opened(splits, folder)
     if store is None:
-        raise OSError(f"{folder}: the store could not be put into its place")
+        raise OSError(f"{folder}: the store of pixels could not be moved to its place")
     return store
 
 
 def _decoded(root: Path, names: list[str]) -> Iterator[tuple[str, Pixels]]:
-    """Each image in order, decoded by several threads, only a few ahead of the reader."""
+    """Yield each image in order. Several threads decode, only a few images ahead of the reader."""
     threads = (os.cpu_count() or 1) + 1
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(names), 4 * threads):
@@ -160,11 +160,11 @@ def crops(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> npt.NDArray[np.int64]:
-    """Random crops and flips, distributed as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`.
+    """Return random crops and flips, distributed as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`.
 
     Args:
-        sizes: `(N, 2) int64`, height and width of each image.
-        seed: names run and epoch; row `i` of the result depends on it and on `i` alone.
+        sizes: height and width of each image, `(N, 2) int64`.
+        seed: depends on run and epoch; row `i` of the result depends only on it and on `i`.
         scale: range of the crop's area as a share of the image's.
         ratio: range of width over height, uniform in its logarithm.
 
@@ -204,15 +204,15 @@ def _largest_centred(image_h: int, image_w: int, ratio: tuple[float, float]) -> 
 
 
 def order(count: int, seed: int) -> npt.NDArray[np.int64]:
-    """A random order of `count` images, `(count,) int64`."""
+    """Return a random order of `count` images, `(count,) int64`."""
     return np.random.default_rng(seed).permutation(count)
 
 
 def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """Start and stop of each batch: every image is used, and no batch is a single image.
+    """Return start and stop of each batch: every image is used, and no batch is a single image.
 
-    A remainder of one joins the batch before it (244 images at batch 3 end in a batch of 4), since BatchNorm
-    can't be trained on one value a channel. Only a batch size of one gives batches of one.
+    A remainder of one joins the batch before it (244 images at batch size 3 end in a batch of 4), since BatchNorm
+    can't be trained on one value per channel. Only batch size 1 gives batches of one.
     """
     starts = list(range(0, count, batch_size))
     if batch_size > 1 and len(starts) > 1 and count % batch_size == 1:

@@ -1,4 +1,4 @@
-"""Facts about the machine and settings of the process that need no torch."""
+"""Facts about the machine, and settings of this process. This module doesn't import torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DeviceKey:
 
 
 def cpu_name() -> str:
-    """The processor's model name, as the operating system tells it."""
+    """Return the processor's model name, as the operating system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -54,7 +54,7 @@ def cpu_name() -> str:
 
 
 def cpu_governor() -> str:
-    """How the system sets the clock of the first core, such as `performance`; empty where it doesn't say."""
+    """Return the frequency governor of the first core, such as `performance`; empty if it is unknown."""
     try:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip()
     except OSError:
@@ -62,20 +62,20 @@ def cpu_governor() -> str:
 
 
 def core_numbers() -> set[int]:
-    """Numbers of the logical cores that this process may run on."""
+    """Return the numbers of the logical cores that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def usable_cores() -> int:
-    """How many logical cores this process may run on."""
+    """Return how many logical cores this process may run on."""
     return len(core_numbers())
 
 
 def keep_freed_pages() -> bool:
-    """Tell glibc's allocator to keep freed memory for the next tensor; true where that worked.
+    """Make glibc's allocator keep freed memory for the next tensor. Returns True if that worked.
 
-    By default glibc maps each large block anew and gives it back, and the page faults cost a network of
-    many small operations up to half of its time on the CPU. Lasts for the life of this process.
+    By default glibc maps every large block anew and returns it to the kernel. The page faults cost networks of many
+    small operations up to half of their time on a CPU. The setting lasts for the life of this process.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     try:
@@ -86,10 +86,10 @@ def keep_freed_pages() -> bool:
 
 
 def limit_memory(size: int) -> None:
-    """Let this process and what it starts allocate at most `size` bytes of main memory beyond what they have now.
+    """Limit main memory of this process and of each of its children to `size` bytes more than this process has now.
 
-    The kernel counts private writable memory, also what was not written yet (`RLIMIT_DATA`, getrlimit(2)), and refuses
-    more. Raises `UserError` outside Linux, where it doesn't.
+    The kernel counts private writable memory, written or not, and refuses more (`RLIMIT_DATA`, getrlimit(2)). Raises
+    `UserError` outside Linux, where kernels don't.
     """
     import resource
 
@@ -104,7 +104,7 @@ def limit_memory(size: int) -> None:
 
 
 def lift_memory_limit() -> None:
-    """As if `limit_memory` had not been called."""
+    """Undo `limit_memory`."""
     import resource
 
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -112,14 +112,14 @@ def lift_memory_limit() -> None:
 
 
 def pick(device: str, have: dict[str, str]) -> str:
-    """`device` as it stands in `have`: `auto` → the first, `cuda` → `cuda:0`, and of the machines of a cluster
-    `cpu` → `cpu@KIND` where they are of one kind. Raises `DeviceError`.
+    """Return the key of `have` that `device` means: `auto` → the first one, `cuda` → `cuda:0`, and on a cluster
+    `cpu` → `cpu@KIND` if all its machines are of one kind. Raises `DeviceError` if there is none, or several.
     """
     name = next(iter(have)) if device == "auto" else device
     kinds = [each for each in have if DeviceKey.parse(name).means(DeviceKey.parse(each))]
     if len(kinds) > 1:
         raise DeviceError(
-            f"device={device!r}: there are several kinds of it, {', '.join(kinds)}: name one, or use 'all'"
+            f"device={device!r}: there are several kinds of it, {', '.join(kinds)}; name one of them, or use 'all'"
         )
     if not kinds:
         raise DeviceError(f"device={device!r}: not on this machine, which has {', '.join(have)}")

@@ -1,8 +1,8 @@
-"""Peak memory of this process, kept apart for training and validation passes.
+"""Measures the peak memory of this process, separately for training and validation passes.
 
-Every figure is a high-water mark of the operating system or of torch's allocator, or was read at the end of a
-pass. Nothing is polled (a poll costs time, and misses peaks) and nothing waits for a device. All of it is
-of this process alone: images are loaded in it, and it has no child processes whose memory could be missed.
+Every figure is a high-water mark of the operating system or of torch's allocator, or was read at the end of a pass.
+Nothing is polled, since polling costs time and misses peaks, and nothing waits for a device. The figures are those of
+this process only. That is all memory of a training: it loads its own images and starts no other process.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Pass = Literal["train", "val"]
 
 
 class MemoryMarks:
-    """Memory of this process since this object was made, as a whole and by kind of pass.
+    """Peak memory of this process since this object was created, in total and by kind of pass.
 
-    On Linux the kernel's mark of resident memory is reset here and at the start of each pass. Elsewhere, or
-    where the reset is refused, it covers the whole life of the process, and there is none of a pass; `method`
-    says which. Marks include what was there before the pass: the network, and freed memory that the C library
-    keeps from earlier passes.
+    On Linux the kernel's high-water mark of resident memory is reset here and at the start of each pass. Elsewhere, or
+    if the kernel refuses the reset, the mark covers the whole life of the process, and passes have none; `method` says
+    which. Marks include memory from before the pass: the network, and freed memory that the C library keeps from
+    earlier passes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,12 +47,12 @@ class MemoryMarks:
         self.baseline_bytes = self._resident()
 
     def begin(self, kind: Pass) -> None:
-        """A pass begins here; one that was under way ends."""
+        """Begin a pass, and end the one before it."""
         self.end()
         self._pass = kind
 
     def end(self) -> None:
-        """The pass, or what came before the first one, ends here. Takes a tenth of a millisecond."""
+        """End the pass, or the set-up before the first one. Takes a tenth of a millisecond."""
         for level, value in self._read().items():
             for kind in {None, self._pass}:
                 self._peaks[level, kind] = max(value, self._peaks.get((level, kind), 0))
@@ -63,7 +63,7 @@ class MemoryMarks:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def figures(self) -> dict[str, Any]:
-        """The fields of a `TrainResult` on memory."""
+        """Return the memory fields of a `TrainResult`."""
         self.end()
         peak = self._peaks.get
         return {
@@ -82,19 +82,19 @@ class MemoryMarks:
         }
 
     def _read(self) -> dict[str, int]:
-        """The marks now, by level, in bytes."""
+        """Return the current marks in bytes, by kind of memory."""
         marks = {"rss": self._resident()}
         if self._device.type == "cuda":
             counts = torch.cuda.memory_stats(self._device)
             marks["cuda_allocated"] = counts["allocated_bytes.all.peak"]
             marks["cuda_reserved"] = counts["reserved_bytes.all.peak"]
-        elif self._device.type == "mps" and self._pass:  # Metal keeps no mark: what is left as a pass ends must do
+        elif self._device.type == "mps" and self._pass:  # Metal has no mark, only the memory at the end of a pass
             marks["mps_current"] = torch.mps.current_allocated_memory()
             marks["mps_driver"] = torch.mps.driver_allocated_memory()
         return marks
 
     def _resident(self) -> int:
-        """The high-water mark of resident memory since the last reset, in bytes."""
+        """Return the high-water mark of resident memory since the last reset, in bytes."""
         if self._resets:
             for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
                 if line.startswith("VmHWM:"):
@@ -103,10 +103,10 @@ class MemoryMarks:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def _on_gpu(self) -> int | None:
-        """What NVML says this process holds on its GPU, in bytes; None where it doesn't know this process."""
+        """Return the bytes that this process holds on its GPU, as reported by NVML; None if NVML doesn't list it."""
         uuid = devices.gpu_uuid(self._device)
         held = gpu.process_memory_bytes(uuid, os.getpid()) if uuid else None
         if held is None or held < torch.cuda.memory_reserved(self._device):
-            # Less than torch holds: another process, which has this number outside of our container.
+            # Less than torch holds: it belongs to another process, which has our id outside of our container.
             return None
         return held

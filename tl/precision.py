@@ -1,4 +1,4 @@
-"""Precisions of `tl.config.PRECISIONS`: what each switches on, and which devices have it."""
+"""Switches on the precisions of `tl.config.PRECISIONS`, and checks which devices support them."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from tl.errors import NotApplicable
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TF32_CAPABILITY = (8, 0)
-"""The first NVIDIA generation (Ampere) with TF32."""
+"""Compute capability of the first NVIDIA generation with TF32, Ampere."""
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise `NotApplicable` where the device has no such arithmetic."""
+    """Raise `NotApplicable` if the device doesn't support the precision."""
     if precision == "tf32" and not (
         device.type == "cuda" and torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
     ):
-        raise NotApplicable("tf32 is there on NVIDIA GPUs from Ampere on alone; fp32 and bf16 run here")
+        raise NotApplicable("tf32 needs an NVIDIA GPU of the Ampere generation or newer; fp32 runs here")
     if precision == "fp16" and device.type == "cpu":
-        raise NotApplicable("fp16 needs a GPU: this suite's CPU kernels have no fp16 arithmetic; bf16 runs here")
+        raise NotApplicable("fp16 needs a GPU; bf16 runs here")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise NotApplicable("bf16 is there on NVIDIA GPUs from Ampere on alone; fp16 runs here")
+        raise NotApplicable("bf16 needs an NVIDIA GPU of the Ampere generation or newer; fp16 runs here")
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Half precision for operations that gain from it, with `bf16` and `fp16`; nothing with the others.
+    """Return a context in which `bf16` and `fp16` run suitable operations in half precision; no effect with others.
 
-    Casts aren't cached: a replayed graph has to make them anew, since parameters have changed by then.
+    Casts aren't cached, since a replayed graph must repeat them: parameters have changed by then.
     """
     dtype = _HALF.get(precision, torch.bfloat16)
     return torch.autocast(device.type, dtype=dtype, enabled=precision in _HALF, cache_enabled=False)
 
 
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """Keeps small gradients of `fp16` from vanishing; does nothing with other precisions."""
+    """Return a scaler that keeps small gradients of `fp16` from vanishing; no effect with other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 @contextmanager
 def single_precision(precision: str) -> Iterator[None]:
-    """What `float32` means inside: with `tf32` products of rounded factors, else exact ones.
+    """Set the arithmetic of `float32` inside the block: with `tf32` factors of products are rounded, else exact.
 
-    By default newer GPUs round the inputs of convolutions to TF32, and don't say so.
+    By default newer GPUs silently round the inputs of convolutions to TF32.
     """
     switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]

@@ -1,8 +1,8 @@
-"""`run_protocol`: one training, or several that add up to one result, as a config's `protocol` says.
+"""`run_protocol` runs the trainings of a config's `protocol`, one or several, and combines them into one result.
 
-`fixed` trains once, at the rate of the config, as the tutorial does. One rate for all favours one regime or
-another; `tuned` gives each the same budget of rates. `kfold` judges every image, the training images too, for
-accuracies with narrower intervals. All of them train with the one `train_model`.
+`fixed` trains once at the config's learning rate, as the tutorial does. A single rate for all regimes favours some of
+them, so `tuned` gives each regime the same number of rates to try. `kfold` evaluates every image, training images too,
+which gives accuracies with narrower intervals. All protocols use the same `train_model`.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ def run_protocol(
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_stage: Stage | None = None,
 ) -> TrainResult:
-    """Train as `config.protocol` says, once or several times, on `splits`.
+    """Train on `splits`, once or several times, by the protocol of `config`.
 
     Args:
         config: what to train; see `TrainConfig`.
         splits: training and validation images, from `tl.load_splits`.
         device: `cpu`, `cuda[:i]`, `mps` or `auto`.
-        weights: what the backbone starts from; by default found by `config.weights`.
-        weights_dir: a folder of weight files, looked at first.
+        weights: initial weights of the backbone; by default found by `config.weights`.
+        weights_dir: a folder that is searched first for files of weights.
         on_epoch: called after each epoch of each training, outside its timing.
-        on_stage: called before each training with a few words on it, such as `tuning 2/4`; not with `fixed`.
+        on_stage: called before each training with a short description, such as `tuning 2/4`; not with `fixed`.
 
     Returns:
-        A `TrainResult` of that config. `TrainResult` says what its figures are with several trainings.
+        A `TrainResult` of that config. `TrainResult` documents how it combines several trainings.
 
-    Raises `UserError` as `train_model` does, and `ConfigError` where a class has too few images for the protocol.
+    Raises `UserError` as `train_model` does, and `ConfigError` if a class has too few images for the protocol.
     """
     check_protocol(config, splits)
-    # Decoded pixels are kept for the whole data set; the parts that it is split into below would be half a store.
+    # Build the store of pixels for the whole data set first: a training on a part would build one of that part.
     open_store(splits)
     train = partial(
         train_model,
@@ -65,7 +65,7 @@ def run_protocol(
         weights=weights,
         weights_dir=weights_dir,
         on_epoch=on_epoch,
-        # The tutorial's protocol keeps the epoch that the validation images like best; the others choose nothing.
+        # The tutorial keeps the epoch with the best validation accuracy; the other protocols choose no epoch.
         keep="best" if config.protocol == "fixed" else "last",
     )
     return RUNNERS[config.protocol](config, splits, train, on_stage or (lambda text: None))
@@ -76,9 +76,9 @@ def _fixed(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
 
 
 def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -> TrainResult:
-    """A trial of each rate without the held-out training images, then one training on all at the rate chosen.
+    """Run a trial of each rate without the held-out training images, then train on all of them at the chosen rate.
 
-    A regime that trains nothing has no rate to choose: it is judged once, as ever.
+    A regime that trains nothing has no rate to choose, so it is only evaluated, once.
     """
     if not REGIMES[config.regime].trains:
         return train(_one_training(config), splits).replace(config=config)
@@ -99,7 +99,7 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         )
         baselines.append(result.baseline_rss_bytes)
         del result
-        _release()
+        _free_memory()
     rate = choose(trials).learning_rate
     on_stage(f"training at {rate:g}")
     result = train(_one_training(config, learning_rate=rate), splits)
@@ -108,15 +108,15 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         trials=tuple(trials),
         learning_rate_chosen=rate,
         tuning_seconds=sum(trial.seconds for trial in trials),
-        # The allocator keeps pages of the trials, which the training then uses: they are memory of the training.
+        # The allocator keeps pages of the trials, and the training uses them: they count as memory of the training.
         baseline_rss_bytes=baselines[0],
     )
 
 
 def choose(trials: Sequence[Trial]) -> Trial:
-    """The trial with the highest held-out accuracy; on ties the lower held-out loss, then the smaller rate.
+    """Return the trial with the highest held-out accuracy; ties go to the lower held-out loss, then the smaller rate.
 
-    One whose loss is not finite loses to any other.
+    A trial whose loss is not finite loses to any other.
     """
 
     def merit(trial: Trial) -> tuple[bool, float, float, float]:
@@ -129,7 +129,7 @@ def choose(trials: Sequence[Trial]) -> Trial:
 
 
 def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -> TrainResult:
-    """A training a fold, on all other images. Its own are judged at the last epoch: nothing is chosen on them."""
+    """Train once per fold, on all other images, and evaluate its own at the last epoch: nothing is chosen on them."""
     results, places = [], []
     for number, (parts, inside) in enumerate(fold_splits(splits, config.folds, config.seed), 1):
         on_stage(f"fold {number}/{config.folds}")
@@ -137,10 +137,10 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         results.append(result.replace(model=None))
         places.append(inside)
         del result
-        _release()
-    judged = [len(inside) for inside in places]
+        _free_memory()
+    evaluated = [len(inside) for inside in places]
     total = len(every_image(splits))
-    trained = [total - count for count in judged]
+    trained = [total - count for count in evaluated]
     labels: list[int] = [0] * total
     confidences: list[float | None] = [None] * total
     for result, inside in zip(results, places, strict=True):
@@ -150,7 +150,7 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
     checks = [result.frozen_verified for result in results]
     return results[0].replace(
         config=config,
-        epochs=tuple(_together(rows, trained, judged) for rows in zip(*(r.epochs for r in results), strict=True)),
+        epochs=tuple(_combined(rows, trained, evaluated) for rows in zip(*(r.epochs for r in results), strict=True)),
         best=last,
         last=last,
         frozen_verified=None if None in checks else all(checks),
@@ -161,14 +161,14 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         quantization_seconds=_sum([result.quantization_seconds for result in results]),
         features_reused=None if results[0].features_reused is None else all(r.features_reused for r in results),
         training_seconds=sum(result.training_seconds for result in results),
-        # The first fold's baseline, which is in `results[0]`: later ones hold pages that the allocator has kept.
+        # The baseline stays that of the first fold: later ones include pages that the allocator has kept.
         **{name: _largest([getattr(result, name) for result in results]) for name in PEAKS},
         notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
     )
 
 
-def _together(rows: Sequence[EpochResult], trained: list[int], judged: list[int]) -> EpochResult:
-    """The same epoch of all folds: seconds are sums, the rest means over the images trained on or judged."""
+def _combined(rows: Sequence[EpochResult], trained: list[int], evaluated: list[int]) -> EpochResult:
+    """Combine the same epoch of all folds: seconds are sums, the rest means over trained or evaluated images."""
 
     def mean(name: str, images: list[int]) -> Any:
         values = [getattr(row, name) for row in rows]
@@ -184,8 +184,8 @@ def _together(rows: Sequence[EpochResult], trained: list[int], judged: list[int]
         val_seconds=sum(row.val_seconds for row in rows),
         train_loss=mean("train_loss", trained),
         train_accuracy=mean("train_accuracy", trained),
-        val_loss=mean("val_loss", judged),
-        val_accuracy=mean("val_accuracy", judged),
+        val_loss=mean("val_loss", evaluated),
+        val_accuracy=mean("val_accuracy", evaluated),
         phases=Phases(**{name: sum(getattr(one, name) for one in phases) for name in Phases.model_fields})
         if phases
         else None,
@@ -193,18 +193,18 @@ def _together(rows: Sequence[EpochResult], trained: list[int], judged: list[int]
 
 
 def _one_training(config: TrainConfig, **settings: Any) -> TrainConfig:
-    """The config of one of a protocol's trainings: `fixed`, without what it does not read."""
+    """Return the config of one training of a protocol: protocol `fixed`, without settings that it doesn't read."""
     unread = [name for name, protocols in READ_BY.items() if "fixed" not in protocols]
     plain = {name: TrainConfig.model_fields[name].default for name in unread}
     return config.replace(protocol="fixed", **plain, **settings)
 
 
-def _release() -> None:
-    """Free what the training before has left, so that it is not counted for the next one."""
+def _free_memory() -> None:
+    """Free the memory of a training, so that it doesn't count for the next one."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    torch.compiler.reset()  # what was compiled for this training; the compiler gives up after a few networks
+    torch.compiler.reset()  # discard the compiled network: the compiler gives up after a few of them
 
 
 def _sum(values: list[float | None]) -> float | None:
@@ -218,10 +218,10 @@ def _largest(values: Sequence[float | None]) -> Any:
 
 
 PEAKS = {name for name in TrainResult.model_fields if name.endswith("_bytes")} - {"baseline_rss_bytes"}
-"""Memory of a result; of several trainings the largest counts."""
+"""Memory fields of a result; the largest value of several trainings counts."""
 RUNNERS: dict[str, Callable[[TrainConfig, Splits, Train, Stage], TrainResult]] = {
     "fixed": _fixed,
     "tuned": _tuned,
     "kfold": _kfold,
 }
-"""What each protocol of `tl.config.PROTOCOLS` does."""
+"""The function that runs each protocol of `tl.config.PROTOCOLS`."""

@@ -1,8 +1,8 @@
-"""Int8 feature extractors: a backbone's convolutions and linear layers in 8-bit integers, on a CPU.
+"""Int8 feature extractors: convolutions and linear layers of a backbone run in 8-bit integers, on a CPU.
 
-Post-training static quantisation with torch's FX graph mode: ranges of activations come from calibration images,
-weights have a scale for each output channel. What has no int8 kernel runs in single precision between the others.
-No compiler is needed, where the newer way (torchao's PT2E) is fast only behind one.
+This is post-training static quantisation with torch's FX graph mode. Ranges of activations come from calibration
+images, and weights have one scale per output channel. Operations without an int8 kernel run in single precision.
+The newer API, torchao's PT2E, is fast only with a compiler; this one needs none.
 """
 
 from __future__ import annotations
@@ -31,32 +31,33 @@ try:
     )
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
-except ImportError:  # torch has announced that it will go; all else here works without
+except ImportError:  # torch will remove this module; all else here works without it
     prepare_fx = None  # type: ignore[assignment]
 
 ENGINES = ("onednn", "qnnpack")
-"""Libraries of int8 kernels, best first: for processors of Intel and AMD, and for those of ARM."""
+"""Libraries of int8 kernels, best first: one for processors of Intel and AMD, one for those of ARM."""
 CALIBRATION_IMAGES = 64
+"""Number of images from which ranges of activations are measured."""
 
 
 def quantized(backbone: nn.Module, calibration: Iterable[torch.Tensor], device: torch.device) -> nn.Module:
-    """A copy of a backbone that computes in int8; the backbone stays as it is.
+    """Return a copy of a backbone that computes in int8; the backbone itself is not changed.
 
     Args:
         backbone: maps `(B, 3, S, S) float32` to features `(B, width) float32`, in eval mode.
-        calibration: batches of images as the backbone will see them.
-        device: where it is to run.
+        calibration: batches of preprocessed images, like those that the backbone will get.
+        device: the device that the copy will run on.
 
-    The copy takes batches of any size, and is quickest with the size that it meets first. Torch's engine of int8
-    kernels stays set.
+    The copy accepts batches of any size and is fastest with that of its first batch. Torch's engine of int8 kernels
+    stays selected.
 
-    Raises `NotApplicable` where there are no int8 kernels, or the network's graph can't be had: networks that decide
-    by values or shapes what to compute.
+    Raises `NotApplicable` if there are no int8 kernels, or if the network can't be traced, since values or shapes
+    decide what it computes.
     """
     if device.type != "cpu":
-        raise NotApplicable(f"int8 kernels are a CPU's; device {device} has none in torch")
+        raise NotApplicable(f"int8 kernels exist only on a CPU; torch has none for device {device}")
     if prepare_fx is None:
-        raise NotApplicable(f"torch {torch.__version__} can't convert networks to int8 any more: an older one can")
+        raise NotApplicable(f"torch {torch.__version__} can no longer convert networks to int8; an older version can")
     engine = next((name for name in ENGINES if name in torch.backends.quantized.supported_engines), None)
     if engine is None:
         raise NotApplicable("this build of torch has no int8 kernels for this processor")
@@ -64,28 +65,28 @@ def quantized(backbone: nn.Module, calibration: Iterable[torch.Tensor], device: 
     images = list(calibration)
     with torch.no_grad():
         try:
-            # What transformers and their kin add up between their large layers has too wide a range for eight bits.
+            # In transformers and similar networks, sums between large layers have too wide a range for eight bits.
             layers_only = any(isinstance(part, nn.LayerNorm) for part in backbone.modules())
-            converted, said = _converted(backbone, images, _settings(engine, layers_only=layers_only))
-            if any("cat operator" in words for words in said):
-                # Torch joins integers of different ranges as if they had one: floats are to be joined.
+            converted, warned = _converted(backbone, images, _settings(engine, layers_only=layers_only))
+            if any("cat operator" in text for text in warned):
+                # Torch concatenates integers as if they had one range, so concatenate floats instead.
                 converted, _ = _converted(backbone, images, _settings(engine, layers_only=True))
         except (TraceError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
             if "allocate memory" in str(error) or "not enough memory" in str(error):
                 raise
-            why = str(error).strip().partition("\n")[0]
-            raise NotApplicable(f"can't be quantised: {why or type(error).__name__}") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise NotApplicable(f"can't be quantised: {reason or type(error).__name__}") from error
     if not any(True for _ in quantized_weights(converted)):
-        raise NotApplicable("can't be quantised: no layer of it has int8 kernels")
+        raise NotApplicable("can't be quantised: no layer of this network has int8 kernels")
     return converted
 
 
 def _converted(
     backbone: nn.Module, images: list[torch.Tensor], settings: QConfigMapping
 ) -> tuple[nn.Module, list[str]]:
-    """The int8 network, and what torch warned of while it ran on the first images.
+    """Return the int8 network, and the warnings of torch while it was made and run on the first images.
 
-    It always announces a successor of this module (torchao), which needs a compiler to be as quick.
+    One warning always announces torchao, which is as fast only with a compiler.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -93,20 +94,19 @@ def _converted(
         for some in images:
             prepared(some)
         made: nn.Module = convert_fx(prepared)
-        # A copy is tried: each layer keeps the kernel for the first batch size that it meets, which is to be the
-        # caller's.
+        # Try a copy: each layer keeps the kernel for its first batch size, which should be the caller's.
         copy.deepcopy(made)(images[0])
     return made, [str(warning.message) for warning in caught]
 
 
 def _prepared(backbone: nn.Module, images: torch.Tensor, settings: QConfigMapping) -> nn.Module:
-    """The float network with observers of ranges, each ReLU6 part of the convolution before it where that can be.
+    """Return the float network with observers of ranges, and with ReLU6 folded into convolutions where possible.
 
-    Only ReLU folds into a convolution's kernel. But integers that begin at 0 and end at 6 are cut off there: with
-    ranges measured behind ReLU6, ReLU does the same. As an operation of its own it would leave most of the
-    convolution's 256 steps to values that it then throws away.
+    Only ReLU folds into a convolution's kernel. If the range is measured after ReLU6, its integers saturate at 0 and 6,
+    so ReLU gives the same result. With a separate ReLU6 most of the convolution's 256 steps would be wasted on values
+    that ReLU6 then cuts off.
     """
-    alone: set[str] = set()
+    separate: set[str] = set()
     while True:
         network = copy.deepcopy(backbone).eval()
         _split_norms(network)
@@ -114,7 +114,7 @@ def _prepared(backbone: nn.Module, images: torch.Tensor, settings: QConfigMappin
         folded = {
             name: nn.ReLU().eval()
             for name, part in network.named_modules()
-            if isinstance(part, nn.ReLU6) and name not in alone
+            if isinstance(part, nn.ReLU6) and name not in separate
         }
         for name, relu in folded.items():
             network.set_submodule(name, relu)
@@ -122,15 +122,15 @@ def _prepared(backbone: nn.Module, images: torch.Tensor, settings: QConfigMappin
         for part in list(prepared.modules()):
             if isinstance(part, ConvReLU2d) and any(part[1] is relu for relu in folded.values()):
                 part[1] = nn.ReLU6()
-        there = set(prepared.modules())
-        unfolded = {name for name, relu in folded.items() if relu in there}
+        remaining = set(prepared.modules())
+        unfolded = {name for name, relu in folded.items() if relu in remaining}
         if not unfolded:
             return prepared
-        alone |= unfolded
+        separate |= unfolded
 
 
 def quantized_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value, a quantised tensor, of each int8 weight."""
+    """Yield the name and value of each int8 weight; the value is a quantised tensor."""
     for name, value in module.state_dict().items():
         parts = value if isinstance(value, tuple | list) else (value,)
         for part in parts:
@@ -139,12 +139,12 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _settings(engine: str, *, layers_only: bool) -> QConfigMapping:
-    """What becomes integers: all that the engine can, or convolutions and linear layers alone.
+    """Return the settings that quantise all that the engine can, or only convolutions and linear layers.
 
-    Ranges are averaged over batches: quicker than by histogram, torch's own way, and no less accurate here.
+    Ranges are averaged over batches. That is faster than torch's default, histograms, and as accurate here.
     """
     ranges = QConfig(
-        # By default steps are no smaller than 1e-7; networks with random weights can have features below that.
+        # By default steps are at least 1e-7, but networks with random weights can have smaller features.
         activation=MovingAverageMinMaxObserver.with_args(reduce_range=False, eps=torch.finfo(torch.float32).tiny),
         weight=default_per_channel_weight_observer,
     )
@@ -155,29 +155,29 @@ def _settings(engine: str, *, layers_only: bool) -> QConfigMapping:
         return mapping
     mapping = get_default_qconfig_mapping(engine)
 
-    def quicker(given: QConfig | None) -> QConfig | None:
+    def averaged(given: QConfig | None) -> QConfig | None:
         by_histogram = given is not None and isinstance(given.activation(), HistogramObserver)
-        return ranges if by_histogram else given  # functions of known range, such as sigmoid, keep theirs
+        return ranges if by_histogram else given  # functions of known range, such as sigmoid, keep their observers
 
-    mapping.global_qconfig = quicker(mapping.global_qconfig)
+    mapping.global_qconfig = averaged(mapping.global_qconfig)
     for kind, given in mapping.object_type_qconfigs.items():
-        mapping.object_type_qconfigs[kind] = quicker(given)
+        mapping.object_type_qconfigs[kind] = averaged(given)
     return mapping
 
 
 def _split_norms(network: nn.Module) -> None:
-    """Turn timm's layers of BatchNorm and activation into two of torch's, which fold into the convolution before."""
+    """Split timm's layers of BatchNorm and activation into two layers of torch, which fold into convolutions."""
     joint = {name: part for name, part in network.named_modules() if isinstance(part, timm.layers.BatchNormAct2d)}
     for name, part in joint.items():
         norm = nn.BatchNorm2d(part.num_features, part.eps, affine=part.affine)
         norm.load_state_dict({key: value for key, value in part.state_dict().items() if key in norm.state_dict()})
-        # An identity between them would keep them from folding.
+        # An identity between them would prevent folding.
         rest = [layer for layer in (part.drop, part.act) if not isinstance(layer, nn.Identity)]
         network.set_submodule(name, nn.Sequential(norm, *rest).eval())
 
 
 def _fix_padding(network: nn.Module, images: torch.Tensor) -> None:
-    """Give convolutions that pad by the size of their input, as TensorFlow does, the padding of these images' size."""
+    """Replace convolutions that pad by the size of their input, as in TensorFlow, by ones with fixed padding."""
     sizes: dict[str, tuple[int, int]] = {}
 
     def remember(name: str) -> Any:
@@ -198,8 +198,8 @@ def _fix_padding(network: nn.Module, images: torch.Tensor) -> None:
                 sizes[name], part.kernel_size, part.stride, part.dilation, strict=True
             )
         ]
-        # It pads more after than before. A kernel with rows of zeros before makes that symmetric: what int8 kernels
-        # take, where a padded copy of the input would go through single precision.
+        # Such a convolution pads more after the image than before. Zeros in front of its kernel make the padding
+        # symmetric, as int8 kernels need it; a padded copy of the input would be made in single precision.
         after, uneven = [whole - whole // 2 for whole in total], [whole % 2 for whole in total]
         if any(odd and step > 1 for odd, step in zip(uneven, part.dilation, strict=True)):
             raise ValueError(f"{name} pads unevenly, with dilation")
@@ -223,5 +223,5 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _untraced() -> PrepareCustomConfig:
-    """Layers that timm knows to have no static graph run as they are."""
+    """Return a config that leaves layers without a static graph, which timm lists, as they are."""
     return PrepareCustomConfig().set_non_traceable_module_classes(list(timm.layers.get_notrace_modules()))  # type: ignore[no-untyped-call]

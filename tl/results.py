@@ -1,4 +1,4 @@
-"""What a training run returns: plain data that can be written down, and the trained model beside it."""
+"""The result of a training: plain data that can be saved as a record, and the trained model."""
 
 from __future__ import annotations
 
@@ -39,53 +39,51 @@ MEASURED_PHASES = tuple(name for name in PHASES if name != "other")
 
 
 class Work(Strict):
-    """Exact work and memory of the first training step; no noise."""
+    """Exact work and memory of the first training step, free of noise."""
 
     step_images: int = Field(description="images in that step")
-    forward_flops: int = Field(description="of the step: a multiplication and an addition count as two")
+    forward_flops: int = Field(description="operations of the forward pass; multiply and add count as two")
     backward_flops: int
-    saved_activation_bytes: int = Field(description="kept for the backward pass, each storage once, without parameters")
+    saved_activation_bytes: int = Field(description="tensors saved for backward, each storage once, without parameters")
     parameter_bytes: int
     gradient_bytes: int
     optimizer_state_bytes: int
 
 
 class EpochResult(Strict):
-    """One epoch: a training pass and a validation pass; where nothing is trained, a validation pass alone."""
+    """One epoch: a training and a validation pass, or only the latter if the regime trains nothing."""
 
     epoch: int = Field(ge=0, description="counted from 0")
-    learning_rate: float | None = Field(description="this and all of training: None without a training pass")
+    learning_rate: float | None = Field(description="this and all figures of training are None without a training pass")
     train_seconds: float | None
     val_seconds: float
     train_loss: float | None = Field(description="mean over images, while training; None if not finite")
     train_accuracy: float | None = Field(
-        description="share in [0, 1], running while the weights change, on augmented images"
+        description="share in [0, 1] on augmented images, counted while weights change"
     )
     val_loss: float | None
     val_accuracy: float
-    phases: Phases | None = Field(
-        None, description="None without a training pass, and in records before version 2 of the format"
-    )
+    phases: Phases | None = Field(None, description="None without a training pass, and in records of format version 1")
 
     @property
     def seconds(self) -> float | None:
-        """Training plus validation; None without a training pass: half an epoch is not comparable to a whole one."""
+        """Training plus validation; None without a training pass, since half an epoch is not comparable to a whole."""
         return None if self.train_seconds is None else self.train_seconds + self.val_seconds
 
 
 class Trial(Strict):
-    """What protocol `tuned` saw of one learning rate: a training without the held-out images, judged on them."""
+    """Protocol `tuned`'s trial of one learning rate: trained without the held-out images, evaluated on them."""
 
     learning_rate: float
     held_out_accuracy: float = Field(description="share in [0, 1], at the last epoch")
     held_out_loss: float | None = Field(description="at the last epoch; None if not finite")
-    seconds: float = Field(description="of the whole trial, its set-up included")
+    seconds: float = Field(description="duration of the trial, with its set-up")
 
 
 class Predictions(Strict):
-    """What the model said of each validation image, in the order of the data set.
+    """The model's predictions for the validation images, in the order of the data set.
 
-    With protocol `kfold` of each image, training images first, by the network that was trained without it.
+    With protocol `kfold` they are for all images, training images first, each by the network trained without it.
     """
 
     epoch: int
@@ -107,11 +105,11 @@ class Note(Strict):
 
 
 class TrainResult(Strict):
-    """Raw figures of one run; summaries are derived from them. `model` holds the best epoch's weights.
+    """Raw figures of one run; summaries are derived from them. `model` has the weights of the best epoch.
 
-    With protocol `tuned` the figures are those of the training at the chosen rate. With `kfold` they are those of
-    all folds together: seconds are sums, losses and accuracies means over images, memory is the largest, `best` is
-    the last epoch, and there is no `model`.
+    With protocol `tuned` the figures are those of the training at the chosen rate. With `kfold` they combine all folds:
+    seconds are sums, losses and accuracies are means over images, memory is the largest value, `best` is the last
+    epoch, and `model` is None.
     """
 
     config: TrainConfig
@@ -122,29 +120,29 @@ class TrainResult(Strict):
     threads: int = Field(description="intra-op CPU threads of torch")
     memory_format: str
     cuda_graph: bool | None = Field(
-        None, description="training steps were replayed from CUDA graphs; None on other devices, and before version 4"
+        None, description="True if steps were replayed from CUDA graphs; None on other devices, and before version 4"
     )
     epochs: tuple[EpochResult, ...]
-    best: Predictions = Field(description="at the first epoch that reached the best validation accuracy")
+    best: Predictions = Field(description="predictions of the first epoch with the best validation accuracy")
     last: Predictions
     total_params: int
     trainable_params: int
     frozen_verified: bool | None = Field(
-        description="backbone parameters and buffers bit-identical after training; None where they may change"
+        description="True if backbone parameters and buffers are bit-identical after training; None if they may change"
     )
-    setup_seconds: float = Field(description="from the call to the first epoch: weights, network, images")
+    setup_seconds: float = Field(description="time from the call to the first epoch: weights, network, images")
     training_seconds: float = Field(description="all training and validation passes")
     extraction_seconds: float | None = Field(
-        None, description="extracting features, when it was done; None where a forward pass an epoch is"
+        None, description="extracting features, now or earlier; None for regimes that run the backbone every epoch"
     )
     extracting_seconds: float | None = Field(
-        None, description="of `extraction_seconds` those that this training spent; 0 where all was at hand"
+        None, description="the part of `extraction_seconds` spent by this training; 0 if all were cached"
     )
     quantization_seconds: float | None = Field(
-        None, description="calibrating and converting an int8 backbone; None with others"
+        None, description="calibrating and converting an int8 backbone; None with other backbones"
     )
     features_reused: bool | None = Field(
-        None, description="features were at hand: `extraction_seconds` were spent by an earlier training"
+        None, description="True if all features were cached, so that an earlier training spent `extraction_seconds`"
     )
     baseline_rss_bytes: int = Field(description="resident memory at the call, libraries already loaded")
     peak_rss_bytes: int = Field(description="high-water mark of resident memory")
@@ -153,89 +151,85 @@ class TrainResult(Strict):
     cuda_reserved_bytes: int | None = Field(None, description="peak of what torch's allocator held on the GPU")
     train_rss_bytes: int | None = Field(None, description="high-water mark of resident memory in training passes")
     val_rss_bytes: int | None = Field(
-        None, description="the same in validation passes; memory that the C library keeps from training is in it"
+        None, description="the same in validation passes; includes memory that the C library keeps from training"
     )
     cuda_train_allocated_bytes: int | None = Field(None, description="torch's peak on the GPU in training passes")
     cuda_val_allocated_bytes: int | None = Field(None, description="torch's peak on the GPU in validation passes")
     gpu_process_bytes: int | None = Field(
-        None, description="NVML: what the process held on the GPU after training, context included; None if not listed"
+        None, description="NVML: memory of the process on the GPU after training, with its context; None if not listed"
     )
-    mps_current_bytes: int | None = Field(None, description="Metal: largest of tensors at the end of a pass")
-    mps_driver_bytes: int | None = Field(
-        None, description="Metal: largest of what the driver held at the end of a pass"
-    )
+    mps_current_bytes: int | None = Field(None, description="Metal: largest memory of tensors at the end of a pass")
+    mps_driver_bytes: int | None = Field(None, description="Metal: largest memory of the driver at the end of a pass")
     resident_image_bytes: int | None = Field(
         None, description="images in the GPU's memory, part of `cuda_allocated_bytes`; None on other devices"
     )
-    work: Work | None = Field(
-        None, description="None where nothing is trained, and in records before version 2 of the format"
-    )
-    trials: tuple[Trial, ...] = Field((), description="of protocol `tuned`, one a learning rate, ascending")
-    learning_rate_chosen: float | None = Field(None, description="of protocol `tuned`; None with the others")
+    work: Work | None = Field(None, description="None if the regime trains nothing, and in records of format version 1")
+    trials: tuple[Trial, ...] = Field((), description="trials of protocol `tuned`, one per learning rate, ascending")
+    learning_rate_chosen: float | None = Field(None, description="None with protocols other than `tuned`")
     tuning_seconds: float | None = Field(None, description="all trials together; None without them")
-    folds: tuple[tuple[EpochResult, ...], ...] = Field((), description="of protocol `kfold`: the epochs of each fold")
+    folds: tuple[tuple[EpochResult, ...], ...] = Field((), description="epochs of each fold of protocol `kfold`")
     notes: tuple[Note, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)
 
     @property
     def val_accuracy_best(self) -> float:
-        """The best of all epochs, chosen on the images that it is measured on, so it flatters; the last one's but with
-        protocol `fixed`."""
+        """Validation accuracy of the best epoch. With protocol `fixed` it is optimistic, since that epoch was picked on
+        the same images; other protocols pick the last epoch."""
         return self.epochs[self.best.epoch].val_accuracy
 
     @property
     def val_accuracy_last(self) -> float:
-        """At the last epoch."""
+        """Validation accuracy of the last epoch."""
         return self.epochs[-1].val_accuracy
 
     @property
     def learning_rate(self) -> float | None:
-        """At the first epoch: the config's, or the chosen one; None where nothing is trained."""
+        """Learning rate of the first epoch: the config's, or the chosen one; None if the regime trains nothing."""
         if not REGIMES[self.config.regime].trains:
             return None
         return self.config.learning_rate if self.learning_rate_chosen is None else self.learning_rate_chosen
 
     @property
     def accuracy_counts(self) -> bool:
-        """False where weights are random though the regime starts from pretrained ones."""
+        """False if weights are random though the regime starts from pretrained ones."""
         return accuracy_counts(self.config.regime, self.weights.kind)
 
     @property
     def train_epoch_seconds(self) -> float | None:
-        """Median training pass, the first (warm-up) left out; None with fewer than two epochs."""
+        """Median of training passes without the first (warm-up); None with fewer than two epochs."""
         return _median([row.train_seconds for row in self.epochs[1:] if row.train_seconds is not None])
 
     @property
     def val_epoch_seconds(self) -> float | None:
-        """Median validation pass, the first left out; None with fewer than two epochs."""
+        """Median of validation passes without the first; None with fewer than two epochs."""
         return _median([row.val_seconds for row in self.epochs[1:]])
 
     @property
     def epoch_seconds(self) -> float | None:
-        """Median of training plus validation, the first epoch left out; None with fewer than two epochs."""
+        """Median of training plus validation without the first epoch; None with fewer than two epochs."""
         return _median([row.seconds for row in self.epochs[1:] if row.seconds is not None])
 
     @property
     def once_seconds(self) -> float:
-        """Quantisation and extraction, which come before all epochs; 0 for regimes that do neither."""
+        """Quantisation and extraction, which run before all epochs; 0 for regimes without them."""
         return (self.extraction_seconds or 0.0) + (self.quantization_seconds or 0.0)
 
     @property
     def cold_seconds(self) -> float | None:
-        """Quantisation, extraction and first epoch: what there is to wait for before an epoch is a warm one."""
+        """Time until the first warm epoch: quantisation, extraction and first epoch."""
         first = self.epochs[0].seconds
         return None if first is None else first + self.once_seconds
 
     def phase_seconds(self, name: str) -> float | None:
-        """Median of a phase over all epochs but the first; None with fewer than two, or where it was not measured."""
+        """Median of a phase without the first epoch; None with fewer than two epochs, or if it was not measured."""
         return _median([getattr(row.phases, name) for row in self.epochs[1:] if row.phases])
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """On CUDA what torch allocated at its peak without the images; elsewhere resident memory above the baseline.
+        """Peak on CUDA of torch's allocations without the images; elsewhere of resident memory above the baseline.
 
-        None where the mark is that of the whole process and this run did not raise it, and where features were at
-        hand, since their extraction is most of it: unknown, not 0.
+        It is unknown, None, if the mark is that of the whole process and this run didn't raise it. It is also unknown
+        if features were cached, since most of the memory is needed for their extraction.
         """
         if self.features_reused:
             return None
@@ -245,7 +239,7 @@ class TrainResult(Strict):
 
 
 def accuracy_counts(regime: str, weights: str) -> bool:
-    """Whether the accuracy of a regime says something with weights of that kind (`pretrained` or `random`)."""
+    """Return True if a regime's accuracy is meaningful with weights of this kind (`pretrained` or `random`)."""
     return weights == "pretrained" or REGIMES[regime].start == "random"
 
 

@@ -1,8 +1,8 @@
-"""One training step and one evaluation, run plainly or replayed from CUDA graphs.
+"""One training step and one evaluation, run eagerly or replayed from CUDA graphs.
 
-At small batches a GPU waits for the host, which needs longer to launch a network's many small operations than the
-GPU to run them. A graph launches all of them at once: captured after a few plain steps, which are real ones, and
-replayed on fixed tensors from then on. Shapes that were never captured, such as a last, smaller batch, run plainly.
+With small batches a GPU waits for the host, which takes longer to launch a network's many small operations than the
+GPU to run them. A graph launches all of them at once. It is captured after a few eager steps, which are part of the
+training, and then replayed on fixed tensors. Shapes without a graph, such as a last, smaller batch, run eagerly.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Body = Callable[[torch.Tensor], torch.Tensor]
 Mark = Callable[[str | None], None]
 WARM_UP = 3
-"""Plain steps of a shape before its capture: libraries choose and load their kernels in them."""
+"""Eager steps of a shape before its capture, in which libraries choose and load their kernels."""
 
 
 class TrainStep:
-    """Forward and backward pass and update, on one batch after the other.
+    """Runs training steps: forward pass, backward pass and update.
 
-    Sums of the loss and of right answers stay on the device: reading one would make the host wait for every batch.
+    The sums of losses and of correct predictions stay on the device, since reading them would make the host wait.
 
     Args:
         model: the whole network; its `head` maps features to logits.
@@ -48,7 +48,7 @@ class TrainStep:
         device: torch.device,
     ) -> None:
         self._model, self._body = model, body
-        # What is compiled doesn't dispatch the operations that it was made of: the step that is counted runs plainly.
+        # A compiled network doesn't dispatch single operations, so the step that counts them runs the original one.
         self._uncompiled: Body = getattr(body, "_orig_mod", body)
         self._loss_function = loss_function
         self._optimizer = optimizer
@@ -60,12 +60,12 @@ class TrainStep:
         self._inputs = self._labels = self._logits = self._loss = torch.empty(0)
 
     def start(self) -> None:
-        """An epoch begins: set the sums to 0."""
+        """Begin an epoch: set the sums to 0."""
         self.loss_sum.zero_()
         self.correct.zero_()
 
     def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
-        """Train on one batch; `mark` is told as each phase ends. With `work`, count what the step takes."""
+        """Train on one batch. Calls `mark` at the end of each phase; with `work`, also counts the step's work."""
         self._inputs, self._labels = inputs, labels
         self._optimizer.zero_grad(set_to_none=True)
         mark("optimizer")
@@ -101,7 +101,7 @@ class TrainStep:
 
 @dataclass
 class _Captured:
-    """The graphs of a step, and the tensors that they read and write."""
+    """The graphs of a step of one shape, and the tensors that they read and write."""
 
     inputs: torch.Tensor
     labels: torch.Tensor
@@ -112,11 +112,11 @@ class _Captured:
     backward: Any
     update: Any
     rate: float
-    """The learning rate, a constant of the captured update."""
+    """Learning rate, a constant of the captured update."""
 
 
 class GraphedStep(TrainStep):
-    """The same from CUDA graphs; one for each phase, so that the clock's marks fit between them."""
+    """A step that replays CUDA graphs, one per phase, so that the clock's marks fit between them."""
 
     def __init__(self, *arguments: Any, graphs: Graphs) -> None:
         super().__init__(*arguments)
@@ -124,7 +124,7 @@ class GraphedStep(TrainStep):
         self._captured: dict[torch.Size, _Captured] = {}
         self._runs: Counter[torch.Size] = Counter()
         self.replayed = False
-        """At least one step was."""
+        """True once a step has been replayed."""
 
     def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
         """See `TrainStep.run`."""
@@ -155,7 +155,7 @@ class GraphedStep(TrainStep):
 
     def _capture(self, inputs: torch.Tensor, labels: torch.Tensor) -> _Captured:
         self._inputs, self._labels = inputs.clone(), labels.clone()
-        # Gradients that the captured backward pass makes itself are written anew by each replay, not added to.
+        # The captured backward pass allocates gradients itself, so a replay overwrites them and doesn't add to them.
         self._optimizer.zero_grad(set_to_none=True)
         forward, backward = self._graphs.record(lambda: self._forward(self._body)), self._graphs.record(self._backward)
         captured = _Captured(
@@ -173,7 +173,7 @@ class GraphedStep(TrainStep):
         return captured
 
     def _capture_update(self, captured: _Captured) -> None:
-        """Of the current learning rate. A plain step of another shape may have run since the rest was captured."""
+        """Capture the update for the current learning rate. Other shapes may have run eager steps since `_capture`."""
         self._labels, self._logits, self._loss = captured.labels, captured.logits, captured.loss
         for parameter, gradient in zip(self._parameters, captured.gradients, strict=True):
             parameter.grad = gradient
@@ -189,21 +189,21 @@ class GraphedStep(TrainStep):
 
 
 class Evaluation:
-    """Inputs to logits, `(B, classes) float32`, without gradients."""
+    """Maps inputs to logits, `(B, classes) float32`, without gradients."""
 
     def __init__(self, model: Classifier, body: Body, precision: str, device: torch.device) -> None:
         self._model, self._body = model, body
         self._precision, self._device = precision, device
 
     def run(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The logits of one batch."""
+        """Return the logits of one batch."""
         with torch.inference_mode(), autocast(self._precision, self._device):
             logits: torch.Tensor = self._model.head(self._body(inputs))
             return logits.float()
 
 
 class GraphedEvaluation(Evaluation):
-    """The same from CUDA graphs, one for each shape."""
+    """An evaluation that replays CUDA graphs, one per shape."""
 
     def __init__(self, *arguments: Any, graphs: Graphs) -> None:
         super().__init__(*arguments)
@@ -225,26 +225,26 @@ class GraphedEvaluation(Evaluation):
         graph, fixed, logits = self._captured[shape]
         fixed.copy_(inputs)
         graph.replay()
-        return logits.clone()  # the next replay writes over it
+        return logits.clone()  # the next replay overwrites the original
 
 
 class Graphs:
-    """CUDA graphs of one training. They share memory: each is replayed after what it was captured after."""
+    """The CUDA graphs of one training. They share memory, so they must be replayed in the order of their capture."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self.failure = ""
-        """Why a capture failed, in one line; from then on all runs plainly that isn't captured yet."""
+        """Reason of a failed capture, in one line; after one, shapes without a graph run eagerly."""
 
     @property
     def usable(self) -> bool:
-        """No capture has failed."""
+        """True until a capture fails."""
         return not self.failure
 
     def record(self, part: Callable[[], object]) -> Any:
-        """Capture what `part` launches; it doesn't run."""
+        """Capture the operations that `part` launches, without running them."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on asking for pinned memory: they decode images where those aren't kept decoded.
+        # Other threads may allocate pinned memory meanwhile, since they decode images that aren't stored decoded.
         with torch.cuda.graph(
             graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
         ):
@@ -253,7 +253,7 @@ class Graphs:
 
     @contextmanager
     def or_plain(self) -> Iterator[None]:
-        """A capture inside may fail: an operation that waits for the device, or no memory for what graphs keep."""
+        """Let a capture inside fail: an operation may wait for the device, or memory for the graph may be missing."""
         try:
             yield
         except RuntimeError as error:
@@ -264,7 +264,7 @@ class Graphs:
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Work inside is queued on a stream of its own on CUDA, as capture needs, and in order with what is outside."""
+    """Queue work inside on a separate CUDA stream, as capture requires, in order with work outside the block."""
     if device.type != "cuda":
         yield
         return

@@ -1,7 +1,7 @@
-"""The base of every record and setting: frozen, unknown keys refused, mistakes told in one line.
+"""The base class of all records and settings. It is frozen, rejects unknown keys and reports mistakes in one line.
 
-pydantic validates; this turns its several-line report into one `ConfigError` that names the first
-wrong field, its value and what was expected.
+pydantic validates, and its error report has several lines. This module turns it into a `ConfigError` that names the
+first wrong field, its value and what was expected.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from tl.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
 else:
-    ModelMetaclass = type(BaseModel)  # it has no public name
+    ModelMetaclass = type(BaseModel)  # the class has no public name
 
 
 class _OneLine(ModelMetaclass):
-    """What a call of the class does. Not a validator of the model: those run for every part of every record."""
+    """Checks calls of the class. A validator would be too slow, since it runs for every part of every record."""
 
     def __call__(self, /, **given: Any) -> Any:
         model: Any = self
         for name, annotation in _numbers(model).items():
             value = given.get(name)
-            if isinstance(value, _SUSPECTS) and _is_lookalike(value, annotation):
+            if isinstance(value, _CHECKED) and _is_lookalike(value, annotation):
                 raise ConfigError(f"{name}={value!r}: must be a number")
         try:
             return super().__call__(**given)
@@ -35,7 +35,7 @@ class _OneLine(ModelMetaclass):
 
 
 class Strict(BaseModel, metaclass=_OneLine):
-    """A frozen model that accepts known keys and values of the right type only: no `true` or `"3"` for a number.
+    """A frozen model that accepts only known keys and values of the right type, not `true` or `"3"` for a number.
 
     Raises `ConfigError` where pydantic would raise `ValidationError`.
     """
@@ -44,46 +44,46 @@ class Strict(BaseModel, metaclass=_OneLine):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Of JSON, where every value must have the right type as it stands."""
+        """Parse JSON, in which every value must have exactly the right type."""
         try:
             return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise ConfigError(_first_mistake(cls, error)) from error
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, validated anew."""
+        """Return a copy with some fields changed; it is validated again."""
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
 
 @cache
 def _numbers(model: type[BaseModel]) -> dict[str, Any]:
-    """Fields that hold numbers, with their annotations."""
+    """Return the fields that hold numbers, with their annotations."""
     found = {name: field.annotation for name, field in model.model_fields.items()}
-    return {name: each for name, each in found.items() if _asks_for_numbers(each)}
+    return {name: each for name, each in found.items() if _is_numeric(each)}
 
 
-def _asks_for_numbers(annotation: Any) -> bool:
-    wanted, inner = _asked(annotation)
-    return bool(wanted & {int, float}) or (inner is not None and _asks_for_numbers(inner))
+def _is_numeric(annotation: Any) -> bool:
+    wanted, inner = _allowed_types(annotation)
+    return bool(wanted & {int, float}) or (inner is not None and _is_numeric(inner))
 
 
 def _is_lookalike(value: Any, annotation: Any) -> bool:
-    """Whether `value`, or an element of it, is `true` or text where `annotation` asks for a number."""
-    wanted, inner = _asked(annotation)
+    """Return True if `value`, or an element of it, is a boolean or text but `annotation` requires a number."""
+    wanted, inner = _allowed_types(annotation)
     if isinstance(value, bool | str):
         return bool(wanted & {int, float}) and type(value) not in wanted
     if isinstance(value, list | tuple):
-        return any(_is_lookalike(element, inner) for element in value if isinstance(element, _SUSPECTS))
+        return any(_is_lookalike(element, inner) for element in value if isinstance(element, _CHECKED))
     return False
 
 
-_SUSPECTS = (bool, str, list, tuple)
-"""Anything else is left to pydantic."""
+_CHECKED = (bool, str, list, tuple)
+"""Types of values to check; pydantic checks all others."""
 
 
 @cache
-def _asked(annotation: Any) -> tuple[frozenset[Any], Any]:
-    """The types that an annotation allows, and the annotation of what its lists hold."""
+def _allowed_types(annotation: Any) -> tuple[frozenset[Any], Any]:
+    """Return the types that an annotation allows, and the annotation of its lists' elements."""
     several = get_origin(annotation) in (list, tuple)
     options = [annotation] if several else get_args(annotation) or [annotation]
     inner = next((get_args(option)[0] for option in options if get_origin(option) in (list, tuple)), None)
@@ -91,10 +91,10 @@ def _asked(annotation: Any) -> tuple[frozenset[Any], Any]:
 
 
 def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:
-    # A misspelt key shows up twice, as unknown and as missing: the former says what to mend.
+    # A misspelt key is reported twice, as unknown and as missing; the former says what to correct.
     mistakes = error.errors(include_url=False)
     first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
-    # For a field of several types pydantic appends the one that it tried: no part of the name that was given.
+    # For a field of several types pydantic appends the type that it tried, which is not part of the name.
     parts = [part for part in first["loc"] if isinstance(part, int) or str(part).replace("_", "a").isalnum()]
     named = parts[:1] + [part for part in parts[1:] if part not in ("int", "str", "float", "bool")]
     where = ".".join(map(str, named)) or model.__name__
@@ -111,7 +111,7 @@ def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _part(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model at some place within a model's own fields; as far as it can be told."""
+    """Return the model at a path of fields within a model, as far as the path leads to models."""
     for name in path:
         field = model.model_fields.get(str(name))
         model = next(iter(_models(field.annotation)), model) if field else model

@@ -1,8 +1,8 @@
-"""Drawn ants and bees: a stand-in of the same size and layout where the photographs can't be had.
+"""Synthetic ants and bees: a fallback with the size and layout of the photographs, if those are not available.
 
-Each picture is drawn from a seed of its own, so the bytes are the same every time on one build of Pillow.
-Size, pose, colour, light, background, clutter and noise vary, and both kinds share their palettes: what
-tells them apart is shape (narrow waist and long legs against a plump, banded body with wings).
+Each picture is generated from its own seed, so the bytes are always the same with one build of Pillow. Size,
+pose, colour, light, background, clutter and noise vary, and both classes share their palettes. They differ in
+shape: a narrow waist and long legs against a plump, banded body with wings.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tl.errors import DataError
 from tl.seeding import seed_for
 
 VERSION = 2
-"""Counts changes of what is drawn; part of the cache folder's name and of every picture's seed."""
-DRAWN = "a drawn stand-in: times and memory hold, accuracy says nothing about real images"
-_MARK = "DRAWN"
-"""A file at the root of a drawn set, so that it is known for one wherever it lies."""
-_SCALE = 2  # drawn at twice the size and reduced: smooth edges
+"""Version of the pictures; part of the cache folder's name and of every picture's seed."""
+SYNTHETIC_NOTE = "synthetic: times and memory are valid, accuracy says nothing about real images"
+_MARKER = "DRAWN"
+"""Name of a file at the root of a synthetic set. It identifies the set in whatever folder it is."""
+_SCALE = 2  # pictures are drawn at twice their size and reduced, which smooths edges
 _SKIN = [(38, 28, 22), (66, 36, 20), (96, 54, 26), (128, 74, 30), (24, 22, 26), (150, 98, 42)]
 _BAND = [(214, 158, 46), (190, 128, 52), (226, 188, 98), (168, 112, 60), (140, 100, 70)]
 _GROUND = [
@@ -46,12 +46,15 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How many pictures of which size (longer side, pixels) a drawn set has."""
+    """The number of pictures of a synthetic set, and their size."""
 
     name: str
     train: dict[str, int]
+    """Number of training pictures by class."""
     val: dict[str, int]
+    """Number of validation pictures by class."""
     longest: tuple[int, int]
+    """Range of the longer side, in pixels."""
 
 
 FULL = Size(name="synthetic", train={"ants": 123, "bees": 121}, val={"ants": 70, "bees": 83}, longest=(360, 500))
@@ -59,49 +62,47 @@ MINI = Size(name="synthetic-mini", train={"ants": 12, "bees": 12}, val={"ants": 
 
 
 def find(size: Size) -> Path:
-    """The folder of a drawn set in the user's cache; drawn first if it isn't there or isn't whole.
+    """Return the folder of a synthetic set in the user's cache; generate the set if it is missing or incomplete.
 
-    Raises `DataError` when the cache can't be written.
+    Raises `DataError` if the cache can't be written.
     """
     folder = cache_dir() / f"{size.name}-v{VERSION}"
-    if is_drawn(folder) and (folder / _MARK).read_text(encoding="utf-8") == _mark(folder, size.name):
+    if set_name(folder) and (folder / _MARKER).read_text(encoding="utf-8") == _marker_text(folder, size.name):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-") as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
-            draw_set(size, new)
+            write_set(size, new)
             if folder.exists():
                 folder.rename(old)
             try:
                 new.rename(folder)
             except OSError:
-                # Another process was quicker, with the same bytes.
-                if not is_drawn(folder):
+                # Another process was faster, with the same bytes.
+                if not set_name(folder):
                     raise
     except OSError as error:
-        raise DataError(
-            f"{folder}: can't be written ({error.strerror}); let TL_CACHE name a folder that can"
-        ) from error
+        raise DataError(f"{folder}: can't be written ({error.strerror}); set TL_CACHE to a folder that can") from error
     return folder
 
 
-def is_drawn(folder: Path) -> str:
-    """The name of the drawn set that a folder holds, or an empty string."""
+def set_name(folder: Path) -> str:
+    """Return the name of the synthetic set that a folder holds, or an empty string."""
     try:
-        return (folder / _MARK).read_text(encoding="utf-8").partition(" ")[0]
+        return (folder / _MARKER).read_text(encoding="utf-8").partition(" ")[0]
     except OSError:
         return ""
 
 
-def _mark(root: Path, name: str) -> str:
-    """What stands in a drawn set's mark: its name, and the digest of its pictures."""
+def _marker_text(root: Path, name: str) -> str:
+    """Return the content of a synthetic set's marker file: the set's name, and the digest of its pictures."""
     files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*/*.jpg"))
     return f"{name} {set_digest(file_digests(root, files))}\n"
 
 
-def draw_set(size: Size, root: Path) -> None:
-    """Draw all pictures of a set into `root`, as `train/CLASS/NNN.jpg` and `val/CLASS/NNN.jpg`."""
+def write_set(size: Size, root: Path) -> None:
+    """Write all pictures of a set below `root`, as `train/CLASS/NNN.jpg` and `val/CLASS/NNN.jpg`."""
     jobs = []
     for split, counts in (("train", size.train), ("val", size.val)):
         for kind, count in counts.items():
@@ -116,11 +117,11 @@ def draw_set(size: Size, root: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(one, jobs))
-    (root / _MARK).write_text(_mark(root, size.name), encoding="utf-8")
+    (root / _MARKER).write_text(_marker_text(root, size.name), encoding="utf-8")
 
 
 def draw(kind: str, rng: np.random.Generator, *, longest: int) -> Image.Image:
-    """One picture of `kind` (`ants` or `bees`), RGB, its longer side `longest` pixels."""
+    """Draw one RGB picture of `kind` (`ants` or `bees`), with a longer side of `longest` pixels."""
     shorter = int(longest * rng.uniform(0.62, 1.0))
     width, height = (longest, shorter) if rng.random() < 0.75 else (shorter, longest)
     canvas = _ground(rng, width * _SCALE, height * _SCALE)
@@ -145,7 +146,7 @@ def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
 
 
 def _clutter(pen: ImageDraw.ImageDraw, rng: np.random.Generator, size: tuple[int, int], *, count: int) -> None:
-    """Pebbles, leaves and blades of grass."""
+    """Draw pebbles, leaves and blades of grass."""
     for _ in range(count):
         x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
         colour = _tinted(_GROUND[rng.integers(len(_GROUND))], rng, spread=40)
@@ -164,7 +165,7 @@ def _insect(pen: ImageDraw.ImageDraw, kind: str, rng: np.random.Generator, size:
     unit = rng.uniform(0.07, 0.20) * min(size)
     turn = rng.uniform(0, 2 * math.pi)
     centre = (rng.uniform(0.3, 0.7) * size[0], rng.uniform(0.3, 0.7) * size[1])
-    # Up to two thirds of the way to a colour of the ground: many are hard to see.
+    # Mixed with up to two thirds of a colour of the ground, so that many insects are hard to see.
     skin = _mixed(_SKIN[rng.integers(len(_SKIN))], _GROUND[rng.integers(len(_GROUND))], rng.uniform(0, 0.66))
     skin = _tinted(skin, rng, spread=14)
     part = _Pose(centre=centre, unit=unit, turn=turn, squash=rng.uniform(0.7, 1.0))
@@ -173,7 +174,7 @@ def _insect(pen: ImageDraw.ImageDraw, kind: str, rng: np.random.Generator, size:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pose:
-    """Turns a body's own coordinates (x towards the head, in body units) into pixels."""
+    """Converts a body's own coordinates (x towards the head, in body units) to pixels."""
 
     centre: Point
     unit: float
@@ -208,7 +209,7 @@ def _ant(pen: ImageDraw.ImageDraw, pose: _Pose, skin: Colour, rng: np.random.Gen
     if rng.random() < 0.6:
         _bands(pen, pose, skin, rng, start=-1.35, stop=-0.6, ry=0.28, contrast=rng.uniform(0.0, 0.8))
     if rng.random() < 0.3:
-        _wings(pen, pose, rng)  # ants fly too, once
+        _wings(pen, pose, rng)  # some ants have wings
     pen.polygon(pose.blob(-1.0, -0.12, 0.22, 0.07), fill=(255, 255, 255, int(rng.integers(20, 90))))
 
 
@@ -256,7 +257,7 @@ def _bands(
 
 
 def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast, a colour cast, a gradient of light and sensor noise."""
+    """Vary brightness, contrast and colour cast, and add a gradient of light and sensor noise."""
     pixels = np.asarray(image, dtype=np.float32)
     height, width, _ = pixels.shape
     slope = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None] * np.float32(rng.normal(0, 0.12))

@@ -1,4 +1,4 @@
-"""Pictures for notebooks: what the network is shown, and what it said."""
+"""Figures for notebooks: the images that a network gets, and its predictions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ WRONG, RIGHT = "#b2182b", "#1a6faf"
 
 
 def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0, epoch: int = 0) -> Figure:
-    """The first `count` training images of an epoch, cropped and flipped as `backbone` is shown them.
+    """Show the first `count` training images of an epoch, cropped and flipped as `backbone` gets them.
 
-    Draws what `train_model` draws for that seed and epoch. No weights are needed or loaded.
+    They are the images of `train_model` with that seed and epoch. No weights are needed or loaded.
     """
     _at_least_one(count)
     spec = find(backbone, known_names())
@@ -42,18 +42,18 @@ def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0,
 
 
 def show_predictions(result: TrainResult, splits: Splits, *, count: int = 16, wrong_first: bool = True) -> Figure:
-    """Validation images with the predicted class, its probability and, where that is wrong, the true class.
+    """Show validation images with the predicted class, its probability and, if that is wrong, the true class.
 
-    Predictions are those of the best epoch; with protocol `kfold` of the last one, and of all images.
-    `wrong_first` puts mistakes first, the most confident ahead.
+    Predictions are those of the best epoch. With protocol `kfold` they are those of the last epoch, for all images.
+    `wrong_first` puts mistakes first, the most confident ones ahead.
     """
     _at_least_one(count)
-    judged = judged_images(result.config, splits)
-    said = list(zip(result.best.labels, result.best.confidences, judged.labels, judged.files, strict=True))
+    images = judged_images(result.config, splits)
+    rows = list(zip(result.best.labels, result.best.confidences, images.labels, images.files, strict=True))
     if wrong_first:
-        said.sort(key=lambda row: (row[0] == row[2], -(row[1] or 0.0)))
+        rows.sort(key=lambda row: (row[0] == row[2], -(row[1] or 0.0)))
     store = open_store(splits)
-    chosen = said[:count]
+    chosen = rows[:count]
     titles = [
         (
             f"{splits.classes[label]} {'n/a' if confidence is None else f'{confidence:.0%}'}"
@@ -71,7 +71,7 @@ def _at_least_one(count: int) -> None:
 
 
 def _grid(images: list[npt.NDArray[Any]], titles: list[tuple[str, str]]) -> Figure:
-    # Through pyplot, so that a notebook shows it; closed, so that it is shown once and not kept.
+    # Made by pyplot, so that a notebook shows it; closed, so that it is shown only once and not kept.
     from matplotlib import pyplot
 
     columns = min(4, len(images))

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a folder, an installed package, a cache, or a download. It says which.
+"""Finds pretrained weights in a folder, an installed package or a cache, or downloads them, and says which.
 
 To add a package that ships a state dict, add an entry to `BUNDLED`.
 """
@@ -29,38 +29,40 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 class Weights(Strict):
-    """Weights that a backbone starts from, already on this machine."""
+    """The initial weights of a backbone, already on this machine."""
 
     kind: Literal["pretrained", "random"]
     source: str = Field(
         description="`weights-dir`, `package NAME`, `torch hub cache`, `Hugging Face cache`, `download` or `random`"
     )
-    label: str = Field("", description="the weights' own name, such as `ResNet18_Weights.IMAGENET1K_V1`")
+    label: str = Field("", description="name of the weights, such as `ResNet18_Weights.IMAGENET1K_V1`")
     digest: str = Field("", description="SHA-256 of the file, in hex; empty for random weights")
-    reason: str = Field("", description="why they are random though pretrained ones were looked for")
-    path: Path | None = Field(None, exclude=True, description="the file; not part of a record")
-    in_order: bool = Field(False, exclude=True, description="tensors stand in the network's order under other names")
+    reason: str = Field("", description="why weights are random though `auto` prefers pretrained ones")
+    path: Path | None = Field(None, exclude=True, description="the file; records don't have it")
+    in_order: bool = Field(False, exclude=True, description="True if tensors have other names, but the network's order")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The published weights of one backbone, and how to get at them."""
+    """The published weights of one backbone, and how to find or download them."""
 
     label: str
+    """Name of the weights."""
     file_names: tuple[str, ...]
-    """Names under which a user may have put the file into `--weights-dir`, without or with suffix."""
+    """Names that the file may have in `--weights-dir`, with or without suffix."""
     bundled_as: str
-    """Key in `BUNDLED`, or an empty string: a package's weights are those of one tag only."""
+    """Key in `BUNDLED`; empty for tags other than that of the package's weights."""
     cached: Callable[[], tuple[Path, str] | None]
-    """The file in a library's own cache, with that cache's name."""
+    """Returns the file in a library's own cache and the name of that cache, or None."""
     download: Callable[[], Path]
+    """Downloads the file and returns its path."""
     url: str
-    """Empty where none are published."""
+    """Address of the file; empty if no weights are published."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundled:
-    """A package on the index that ships a state dict, its tensors in the network's own order."""
+    """A package on the package index that ships a state dict, with tensors in the network's order."""
 
     distribution: str
     module: str
@@ -77,11 +79,11 @@ BUNDLED: dict[str, Bundled] = {
 def find(
     spec: str, checkpoint: Checkpoint, policy: str, *, weights_dir: Path | None = None, download: bool = True
 ) -> Weights:
-    """Decide which weights a backbone gets under a policy of `auto`, `pretrained` or `random`.
+    """Find the weights of a backbone under a policy of `auto`, `pretrained` or `random`.
 
-    Looks, in order, at `weights_dir`, installed packages, the libraries' caches and, unless `download` is
-    false, the network. Raises `WeightsError` under `pretrained` when none can be had, saying what to do, and
-    `ConfigError` for an unknown policy or a folder that isn't there.
+    Searches `weights_dir`, installed packages and the libraries' caches in that order, and then downloads unless
+    `download` is False. Raises `WeightsError` if the policy is `pretrained` and no weights are available, and
+    `ConfigError` if the policy is unknown or the folder doesn't exist.
     """
     if policy not in WEIGHTS_POLICIES:
         raise ConfigError(not_one_of("weights", policy, WEIGHTS_POLICIES))
@@ -95,7 +97,7 @@ def find(
         if policy == "auto":
             return Weights(kind="random", source="random", reason=str(reason))
         raise WeightsError(
-            f"{spec}: {reason}; put the file into a folder and name that with --weights-dir, "
+            f"{spec}: {reason}; put the file into a folder and pass that as --weights-dir, "
             "or use --weights auto or random"
         ) from reason
 
@@ -106,42 +108,43 @@ def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool
         for name in checkpoint.file_names:
             for candidate in (weights_dir / name, *(weights_dir / f"{name}{suffix}" for suffix in SUFFIXES)):
                 if candidate.suffix in SUFFIXES and candidate.is_file():
-                    return _at(candidate, "weights-dir", candidate.name)
+                    return _from_file(candidate, "weights-dir", candidate.name)
     bundled = BUNDLED.get(checkpoint.bundled_as)
     if bundled and (path := _bundled_file(bundled)):
-        found = _at(path, f"package {bundled.distribution}", path.name)
+        found = _from_file(path, f"package {bundled.distribution}", path.name)
         return found.replace(in_order=True)
     if cached := checkpoint.cached():
         path, where = cached
-        return _at(path, where, label)
+        return _from_file(path, where, label)
     if not checkpoint.url:
         raise WeightsError("no pretrained weights are published for it")
     if not download:
-        raise WeightsError(f"not on this machine; would be downloaded from {checkpoint.url}")
+        raise WeightsError(f"not on this machine; a run downloads them from {checkpoint.url}")
     if problem := unreachable(checkpoint.url):
         raise WeightsError(f"not on this machine, and {problem}")
     try:
-        return _at(checkpoint.download(), "download", label)
-    except Exception as error:  # hub clients raise their own families of errors; each means: not to be had
+        return _from_file(checkpoint.download(), "download", label)
+    except Exception as error:  # hub clients raise many kinds of errors, and all mean that weights are missing
         raise WeightsError(f"download from {checkpoint.url} failed: {error}") from error
 
 
-def _at(path: Path, source: str, label: str) -> Weights:
-    """Weights in a file. Raises `WeightsError` where it was downloaded and is not what was published."""
+def _from_file(path: Path, source: str, label: str) -> Weights:
+    """Return the weights in a file. Raises `WeightsError` if a downloaded file is not the published one."""
     digest = file_digest(path)
-    if source in _DOWNLOADED and not digest.startswith(_published(path)):
-        raise WeightsError(f"{path} is damaged: its SHA-256 begins with {digest[:12]}; remove it")
+    wanted = _digits_in_name(path) if source in _DOWNLOADED else ""
+    if not digest.startswith(wanted):
+        raise WeightsError(f"{path} is damaged: its SHA-256 begins with {digest[:12]}, not {wanted[:12]}; remove it")
     return Weights(kind="pretrained", source=source, label=label, digest=digest, path=path)
 
 
 _DOWNLOADED = ("torch hub cache", "Hugging Face cache", "download")
-"""Sources whose files' names tell what is in them."""
+"""Sources whose file names contain a digest."""
 
 
-def _published(path: Path) -> str:
-    """The first digits of a file's SHA-256, or all, where its name has them; else nothing.
+def _digits_in_name(path: Path) -> str:
+    """Return the digits of the SHA-256 that a file's name has, all or the first ones; empty if it has none.
 
-    torch hub ends a name in some (`resnet18-f37072fd.pth`); Hugging Face's cache calls the file itself by all of them.
+    torch hub ends names in the first digits (`resnet18-f37072fd.pth`). In Hugging Face's cache the digest is the name.
     """
     if re.fullmatch(r"[0-9a-f]{64}", path.resolve().name):
         return path.resolve().name
@@ -159,9 +162,9 @@ def _bundled_file(bundled: Bundled) -> Path | None:
 
 @cache
 def unreachable(url: str) -> str:
-    """Why the host of `url` can't be reached, or an empty string. Asked once a process and address.
+    """Return why the host of `url` can't be reached, or an empty string. A process tries each address once.
 
-    Hub clients retry for most of a minute when there is no network; this answers at once.
+    Without a network, hub clients retry for most of a minute; this function answers at once.
     """
     if offline():
         return "TL_OFFLINE is set"
@@ -178,10 +181,10 @@ def unreachable(url: str) -> str:
 
 
 def load_state_dict(weights: Weights, own: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of a weights file, under the names that the network uses.
+    """Load the tensors of a weights file, under the network's names.
 
-    `own` is the network's state dict, in its order; it names the tensors of a file that has other names.
-    Raises `WeightsError` when the file can't be read or its tensors don't fit.
+    `own` is the network's state dict. It gives the names if the file has other ones, in the same order. Raises
+    `WeightsError` if the file can't be read or its tensors don't fit.
     """
     from timm.models import load_state_dict as read
 

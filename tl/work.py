@@ -1,7 +1,7 @@
-"""Exact work of a training step: floating-point operations, and bytes kept for the backward pass.
+"""Counts the exact work of a training step: floating-point operations, and bytes kept for the backward pass.
 
-Counted while a real step runs, on the operations that it dispatches; no noise, the same on every machine
-with the same libraries.
+The operations that a real step dispatches are counted while it runs. Counts have no noise, and are the same on every
+machine with the same libraries.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ def _conv_backward_flops(
     *rest: Any,
     **_: Any,
 ) -> int:
-    """Gradients of input and weight each take as many operations as the forward pass, whatever the groups.
+    """Count the gradients of input and weight, which take as many operations each as the forward pass.
 
-    torch's own formula treats the gradient of a grouped convolution's weight as that of a dense one: it
-    overstates depthwise networks twentyfold.
+    This holds for any number of groups. torch's own formula treats the weight's gradient of a grouped convolution as
+    that of a dense one, which overstates depthwise networks twentyfold.
     """
     wanted = rest[2]  # output_padding, groups, output_mask
     return (bool(wanted[0]) + bool(wanted[1])) * conv_flop_count(x, w, grad_out, transposed=transposed)
 
 
 def _native_attention_flops(query: Any, _key: Any, _value: Any, width: int, *_: Any, **__: Any) -> int:
-    """Self-attention in one operation, as `nn.MultiheadAttention` runs it without gradients.
+    """Count self-attention as one operation, which `nn.MultiheadAttention` uses without gradients.
 
-    Four projections of width x width, and two products of every token with every other.
+    It has four projections of width × width, and two products of every token with every other.
     """
     images, tokens, _width = query
     return int(2 * images * tokens * width * (4 * width + 2 * tokens))
 
 
 def _int8_convolution_flops(x: Any, packed: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """As many operations as in single precision; the weight is packed for the library that has the kernel."""
+    """Count as in single precision. The weight is packed in the format of the kernel's library."""
     weight, _bias = packed.unpack()
     return int(conv_flop_count(x, weight.shape, out_shape))
 
@@ -68,7 +68,7 @@ _FORMULAS = {
     _INT8.linear_relu: _int8_linear_flops,
     aten.convolution_backward: _conv_backward_flops,
     aten._native_multi_head_attention: _native_attention_flops,
-    # The CPU's fused attention; torch has its formula under the names of the GPU's.
+    # Fused attention on a CPU; torch registers its formula only under the names on a GPU.
     aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
         query, key, value
     ),
@@ -80,18 +80,18 @@ _FORMULAS = {
 
 @dataclass
 class StepWork:
-    """What one training step takes, for the whole batch."""
+    """The work of one training step, for the whole batch."""
 
     forward_flops: int = 0
-    """A multiplication and an addition count as two. Convolutions and matrix products only: all else is small."""
+    """Multiply and add count as two. Only convolutions and matrix products are counted; the rest is small."""
     backward_flops: int = 0
     saved_bytes: int = 0
-    """Tensors kept for the backward pass, each storage once, parameters and buffers left out."""
+    """Bytes of tensors kept for the backward pass, each storage once, without parameters and buffers."""
 
     @contextmanager
     def forward(self, model: nn.Module) -> Iterator[None]:
-        """Count what runs inside as the forward pass of `model`."""
-        # By address; alive until the end, so that no address is used twice.
+        """Count operations inside as the forward pass of `model`."""
+        # Keyed by address. Tensors stay alive until the end, so that no address is used twice.
         known = {tensor.untyped_storage().data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ class StepWork:
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Count what runs inside as the backward pass."""
+        """Count operations inside as the backward pass."""
         with _counting() as counter:
             yield
         self.backward_flops += counter.get_total_flops()
@@ -118,12 +118,12 @@ def _counting() -> FlopCounterMode:
 
 
 def tensor_bytes(tensors: Any) -> int:
-    """Bytes of some tensors, each storage once."""
+    """Return the bytes of tensors, each storage once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of what an optimiser remembers between steps."""
+    """Return the bytes of the state that an optimiser keeps between steps."""
     state = (value for values in optimizer.state.values() for value in values.values())
     return tensor_bytes(value for value in state if isinstance(value, torch.Tensor))
