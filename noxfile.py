@@ -15,6 +15,9 @@ import nox
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "tests"]
 
+NOTHING_SELECTED = 5
+"""Exit status of pytest where no test fits what was asked for."""
+
 
 @nox.session
 def bench(session: nox.Session) -> None:
@@ -24,8 +27,16 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests."""
-    session.run(sys.executable, "-m", "pytest", *session.posargs)
+    """Run the tests: first side by side, one file a core, then those marked `alone`, with nothing beside them."""
+    side_by_side = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+    statuses = []
+    for options in (["-m", "not alone", *side_by_side], ["-m", "alone"]):
+        command = ["-m", "pytest", *session.posargs, *options]
+        session.log(f"python {' '.join(command)}")
+        statuses.append(subprocess.run([sys.executable, *command], check=False).returncode)
+    failed = [status for status in statuses if status not in (0, NOTHING_SELECTED)]
+    if failed or 0 not in statuses:
+        sys.exit(max(failed, default=NOTHING_SELECTED))
 
 
 @nox.session
@@ -85,9 +96,10 @@ def peers(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format."""
+    """Check style, format, and that imports keep to the layers."""
     session.run(sys.executable, "-m", "ruff", "check", ".")
     session.run(sys.executable, "-m", "ruff", "format", "--check", ".")
+    session.run(f"{sysconfig.get_path('scripts')}/lint-imports", "--no-cache", external=True)
 
 
 @nox.session

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 LIGHT = (sys.executable, "-c", "from tests.light import main; main()")
 """The command line with cells that take a moment, see `tests.light`."""
@@ -15,7 +20,23 @@ ONE_CELL = (
 ONE = ["run", "--grid", "smoke", "--backbone", "timm:test_resnet", "--device", "cpu", "--weights", "random"]
 
 
+def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process, where libraries are loaded already; its cells have their own processes."""
+    from bench import cli
+
+    out, err, collecting = io.StringIO(), io.StringIO(), gc.get_threshold()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["bench", *arguments])
+        patch.setenv("MPLCONFIGDIR", str(Path(os.environ["TL_CACHE"]) / "matplotlib"))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    gc.set_threshold(*collecting)
+    assert isinstance(ended.value.code, int)
+    return subprocess.CompletedProcess(["bench", *arguments], ended.value.code, out.getvalue(), err.getvalue())
+
+
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "bench", *arguments],
         capture_output=True,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.nvml import FakeNvml
 from tl.datasets import Splits, load_splits
@@ -17,8 +18,19 @@ TINY = ("torchvision:shufflenet_v2_x0_5", "timm:test_resnet")
 """One network per source; each trains in a second."""
 
 
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+"""Environment of a worker beside others: one thread each where a test doesn't say how many, and none that spins while
+it has nothing to do."""
+settings.register_profile("suite", deadline=None)  # how long an example takes depends on what else the machine does
+settings.load_profile("suite")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Remember the folder of the real images, and hide it from tests that don't ask for it."""
+    if config.getoption("dist", "no") != "no":
+        return  # this process runs no test, and its workers inherit its environment
+    if hasattr(config, "workerinput"):
+        os.environ.update(THREADS)
     config.stash[_REAL] = os.environ.pop("TL_DATA", None)
     # A suite that was started in the background ignores Ctrl-C, and so would the commands that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

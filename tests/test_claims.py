@@ -17,7 +17,8 @@ from bench.report.answers import answers
 from bench.report.summary import summarise
 from bench.store.records import Record
 from bench.sweep.grid import load_grid
-from tests.commands import ONE_CELL, command
+from tests.commands import ONE_CELL
+from tests.commands import here as command
 from tests.runs import RANDOM, TRUTH, record, write_run
 from tl.errors import ConfigError
 

@@ -17,7 +17,9 @@ import bench
 from bench.store.records import SCHEMA_VERSION
 from bench.store.runs import Run
 from tests import light
-from tests.commands import ONE, ONE_CELL, command, light_command
+from tests.commands import ONE, ONE_CELL, light_command
+from tests.commands import command as own_process
+from tests.commands import here as command
 from tests.images import write_folder
 from tests.weights import published
 from tl.errors import UserError
@@ -247,7 +249,7 @@ def test_weights_that_cannot_be_had_fail_their_cell(tmp_path: Path) -> None:
     import torch
 
     arguments = ("run", "--grid", "smoke", "--device", "cpu", "--weights", "pretrained", "--name", "x", "--no-report")
-    done = command(*arguments, "--backbone", "timm:test_resnet", TL_OFFLINE="", HF_ENDPOINT="http://127.0.0.1:9")
+    done = own_process(*arguments, "--backbone", "timm:test_resnet", TL_OFFLINE="", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1, done.stdout + done.stderr
     run = Run(tmp_path / "results" / "x")
     for record in run.records().values():

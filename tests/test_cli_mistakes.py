@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ONE, command
+from tests.commands import ONE, command, here
 from tests.images import write_folder
 
 
@@ -59,10 +59,11 @@ def test_bad_input_is_one_clear_line(case: str, tmp_path: Path) -> None:
     """Exit status 2, one line on standard error, no traceback, nothing written."""
     (tmp_path / "file.txt").write_text("")
     arguments, message = BAD[case]
-    done = command(*arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
+    for way in (here, command) if case in ("grid", "option") else (here,):
+        done = way(*arguments)
+        assert done.returncode == 2, done.stdout + done.stderr
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 
@@ -79,7 +80,7 @@ def test_bad_input_is_one_clear_line(case: str, tmp_path: Path) -> None:
 )
 def test_a_bad_folder_is_refused_before_training(tmp_path: Path, spoil, message: str) -> None:
     """One line; no results folder."""
-    done = command(*ONE, "--data", _set_with(tmp_path, spoil))
+    done = here(*ONE, "--data", _set_with(tmp_path, spoil))
     assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "results").exists() and not (tmp_path / "reports").exists()
@@ -92,7 +93,7 @@ def test_a_bad_folder_is_refused_before_training(tmp_path: Path, spoil, message:
 def test_too_few_images_for_a_protocol_are_refused_before_training(tmp_path: Path, protocol: str, message: str) -> None:
     """One line; no results folder."""
     data = write_folder(tmp_path / "set", train=1, val=3)
-    done = command(*ONE, "--data", str(data), "--protocol", protocol)
+    done = here(*ONE, "--data", str(data), "--protocol", protocol)
     assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "results").exists() and not (tmp_path / "reports").exists()

@@ -19,7 +19,8 @@ from bench.compare.render import show
 from bench.compare.sides import SECONDS, Entry, Quantity, Side, quantities, read_sides
 from bench.store.records import Record
 from bench.store.runs import Run
-from tests.commands import command
+from tests.commands import command as own_process
+from tests.commands import here as command
 from tests.runs import RANDOM, record, write_run
 from tl.errors import UserError
 from tl.results import Work
@@ -563,7 +564,7 @@ def test_a_mistake_of_ours_is_no_regression(
     assert caught.value.code == 2 and "ZeroDivisionError" in capsys.readouterr().err
     for name in ("a", "b"):
         write_run(Path("results") / name, seeds("timm:a", (1, 1, 1)))
-    ran = command("compare", "a", "b", PYTHONIOENCODING="ascii")
+    ran = own_process("compare", "a", "b", PYTHONIOENCODING="ascii")
     assert ran.returncode == 0 and "1.000\\xd7" in ran.stdout
 
 

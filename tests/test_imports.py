@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -55,15 +54,6 @@ def test_reading_commands_run_without_torch(words: str, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_imports_go_one_way() -> None:
-    """`tl` never imports `bench`."""
-    for path in (ROOT / "tl").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not any(name.partition(".")[0] == "bench" for name in names), path
 
 
 def test_help_is_quick_to_load() -> None:

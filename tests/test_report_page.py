@@ -26,7 +26,8 @@ from bench.report.summary import summarise
 from bench.report.terminal import print_summary
 from bench.report.write import write_live, write_report
 from bench.store.runs import Run
-from tests.commands import ONE, command
+from tests.commands import ONE
+from tests.commands import here as command
 from tests.runs import RANDOM, record, write_run
 from tl.errors import UserError
 from tl.results import Work

@@ -21,7 +21,8 @@ from bench.sweep.adaptive import Goal, _why_stop, make_goal, seconds
 from bench.sweep.grid import Grid, Matrix
 from bench.sweep.options import Options
 from bench.sweep.plan import Sweep
-from tests.commands import ONE_CELL, command, light_command
+from tests.commands import ONE_CELL, light_command
+from tests.commands import here as command
 from tests.runs import TRUTH, record
 from tl.errors import ConfigError
 

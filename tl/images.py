@@ -31,6 +31,8 @@ Pixels = npt.NDArray[np.uint8]
 STORE_VERSION = 1
 STORE_LIMIT_BYTES = 8 << 30
 """If pixels take more bytes than this, or than half of the free disk, images are decoded every time."""
+RATIO = (3 / 4, 4 / 3)
+"""Range of a crop's width over its height; ratios are uniform in their logarithm."""
 
 
 def decode(path: Path) -> Pixels:
@@ -158,7 +160,6 @@ def crops(
     seed: int,
     *,
     scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> npt.NDArray[np.int64]:
     """Return random crops and flips, distributed as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`.
 
@@ -166,12 +167,11 @@ def crops(
         sizes: height and width of each image, `(N, 2) int64`.
         seed: depends on run and epoch; row `i` of the result depends only on it and on `i`.
         scale: range of the crop's area as a share of the image's.
-        ratio: range of width over height, uniform in its logarithm.
 
     Returns:
         `(N, 5) int64`: top, left, height, width, flipped (0 or 1).
 
-    Ten attempts an image, then the largest centred crop within `ratio`, as torchvision does
+    Ten attempts an image, then the largest centred crop within `RATIO`, as torchvision does
     (`torchvision.transforms.RandomResizedCrop.get_params`).
     """
     attempts = 10
@@ -180,7 +180,7 @@ def crops(
     area_u, ratio_u, top_u, left_u = draws[:, :-1].reshape(len(sizes), 4, attempts).transpose(1, 0, 2)
     image_h, image_w = sizes[:, :1], sizes[:, 1:]
     area = image_h * image_w * (scale[0] + (scale[1] - scale[0]) * area_u)
-    aspect = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * ratio_u)
+    aspect = np.exp(np.log(RATIO[0]) + (np.log(RATIO[1]) - np.log(RATIO[0])) * ratio_u)
     width = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     height = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (width > 0) & (width <= image_w) & (height > 0) & (height <= image_h)
@@ -190,16 +190,16 @@ def crops(
     top = (top_u[row, first] * (sizes[:, 0] - height + 1)).astype(np.int64)
     left = (left_u[row, first] * (sizes[:, 1] - width + 1)).astype(np.int64)
     for i in np.flatnonzero(~fits.any(axis=1)):
-        top[i], left[i], height[i], width[i] = _largest_centred(int(sizes[i, 0]), int(sizes[i, 1]), ratio)
+        top[i], left[i], height[i], width[i] = _largest_centred(int(sizes[i, 0]), int(sizes[i, 1]))
     return np.stack([top, left, height, width, flip.astype(np.int64)], axis=1)
 
 
-def _largest_centred(image_h: int, image_w: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+def _largest_centred(image_h: int, image_w: int) -> tuple[int, int, int, int]:
     height, width = image_h, image_w
-    if image_w / image_h < ratio[0]:
-        height = round(image_w / ratio[0])
-    elif image_w / image_h > ratio[1]:
-        width = round(image_h * ratio[1])
+    if image_w / image_h < RATIO[0]:
+        height = round(image_w / RATIO[0])
+    elif image_w / image_h > RATIO[1]:
+        width = round(image_h * RATIO[1])
     return (image_h - height) // 2, (image_w - width) // 2, height, width
 
 

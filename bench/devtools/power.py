@@ -143,10 +143,10 @@ def record(count: int, commit: str) -> list[dict[str, dict[str, float]]]:
     return found
 
 
-def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int, seed: int = 0) -> Iterator[Outcome]:
+def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int) -> Iterator[Outcome]:
     """Gates from recorded rounds: as many as a gate may run, drawn without replacement and kept in order, with the
     sides of each swapped or not by a coin, since they ran the same code; then one benchmark's times are multiplied."""
-    draws = np.random.default_rng(seed)
+    draws = np.random.default_rng(0)
     for _ in range(gates):
         chosen = np.sort(draws.choice(len(recorded), MOST, replace=False))
         swapped = draws.integers(0, 2, MOST).astype(bool)

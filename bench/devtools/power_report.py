@@ -27,17 +27,13 @@ HEADINGS: dict[How, str] = {
     "exact": "The exact gate",
 }
 METHODS: dict[How, str] = {
-    "replayed": "Rounds of one commit on both sides were recorded, at first of two benchmarks, later of all that the "
-    "gate runs. For each gate as many as it may run were drawn "
-    "without replacement and kept in order; in each the two sides were swapped or not by a coin, and the new side's "
-    "times of one benchmark multiplied. The gates share the recorded rounds, so they are not independent: the "
-    "intervals are narrower than they ought to be. A round's ratio is that of its two sides, which ran the same code; "
-    "its scatter is the standard deviation of its logarithm.",
-    "live": "Whole gates: a commit against itself, with code planted in the training step of a backbone that trains; "
-    "two benchmarks, at most 20 rounds. In commit 57c628efe76e what was planted was a wait, which lets torch's threads "
-    "fall asleep and so costs more than it lasts: see how large it was measured. Later it is work on all cores. From "
-    "commit 046dc6d06468 on set-up is in the turns, which end when no thread runs, and the allocator is a cell's. "
-    "Tests of this suite ran beside some gates: others' share of the cores tells.",
+    "replayed": "Rounds of all that the gate runs were recorded, with one commit on both sides. For each gate as many "
+    "as it may run were drawn without replacement and kept in order; in each the two sides were swapped or not by a "
+    "coin, and the new side's times of one benchmark multiplied. The gates share the recorded rounds, so they are not "
+    "independent: the intervals are narrower than they ought to be. A round's ratio is that of its two sides, which "
+    "ran the same code; its scatter is the standard deviation of its logarithm.",
+    "live": "Whole gates: a commit against itself, with work on all cores planted in the training step of a backbone "
+    "that trains; two benchmarks, at most 20 rounds. Others' share of the cores says what ran beside them.",
     "runs": "One cell a seed on the real images, against a first run of the unchanged commit, as `bench gate` does; "
     "seconds are those of the new run.",
     "exact": "Counters of a training step of each regime on two networks, against the committed baseline. `a counter "

@@ -29,6 +29,8 @@ EPOCHS = 4
 """Of the augmented images."""
 MOST = 8
 """Pictures of a kind."""
+COLUMNS = 4
+"""Pictures side by side in a montage."""
 GALLERIES = ("augmented", "wrong", "right", "disputed")
 """Names of all that there can be."""
 LEFT_OUT = "Pictures were left out (--no-images)."
@@ -214,10 +216,10 @@ def _small(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).resize((PIXELS, PIXELS), Image.Resampling.BILINEAR)
 
 
-def montage(gallery: Gallery, columns: int = 4) -> Image.Image:
+def montage(gallery: Gallery) -> Image.Image:
     """All pictures of a gallery as one, for Markdown; its words stand below it."""
-    rows = -(-len(gallery.pictures) // columns)
-    sheet = Image.new("RGB", (columns * (PIXELS + 4), rows * (PIXELS + 4)), "white")
+    rows = -(-len(gallery.pictures) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * (PIXELS + 4), rows * (PIXELS + 4)), "white")
     for place, picture in enumerate(gallery.pictures):
-        sheet.paste(picture.image, ((place % columns) * (PIXELS + 4) + 2, (place // columns) * (PIXELS + 4) + 2))
+        sheet.paste(picture.image, ((place % COLUMNS) * (PIXELS + 4) + 2, (place // COLUMNS) * (PIXELS + 4) + 2))
     return sheet
