@@ -156,15 +156,15 @@ class Record(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """Why a planned cell has no result; `str(lost)` is for people."""
+    """Why a planned cell has no result; `str(lost)` is the text for users."""
 
     status: Literal["failed", "oom", "timeout", "skipped", "not run"]
     reason: str = ""
-    """One line; empty where nothing is known of it."""
+    """One line; empty if unknown."""
 
     @classmethod
     def of(cls, record: Record | None) -> Lost:
-        """What a record without a result says, or that there is no record."""
+        """Take status and reason from a record without a result; `not run` if there is no record."""
         if record is None:
             return cls(status="not run")
         if record.status == "done":
@@ -173,7 +173,7 @@ class Lost:
 
     @property
     def failed(self) -> bool:
-        """Whether the cell was begun and had no result, though it should have had one."""
+        """True if the cell was started and should have had a result."""
         return self.status in ("failed", "oom", "timeout")
 
     def __str__(self) -> str:
@@ -182,12 +182,12 @@ class Lost:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsKey:
-    """What the choice of weights depends on."""
+    """The key of a choice of weights: it depends on the policy and the backbone."""
 
     policy: str
     """One of `tl.config.WEIGHTS_POLICIES`."""
     backbone: str
-    """With its source."""
+    """Name of the backbone with its source."""
 
 
 class DatasetIdentity(Strict):
@@ -207,8 +207,8 @@ class DatasetIdentity(Strict):
 class Invocation(Strict):
     """One command that added to a run."""
 
-    command: str = Field(description="as typed; for people")
-    data: str | None = Field(None, description="the folder or name of images that it was given; None for the grid's")
+    command: str = Field(description="the command as typed, for users to read")
+    data: str | None = Field(None, description="the given folder or name of images; None for the grid's")
     started: datetime
     environment: Environment
     grid: dict[str, Any]
@@ -244,7 +244,7 @@ class Manifest(Strict):
 
 
 def by_policy(resolved: Mapping[WeightsKey, Weights]) -> dict[str, dict[str, Weights]]:
-    """As a manifest keeps them."""
+    """Policy → backbone → weights, the form in which a manifest keeps them."""
     found: dict[str, dict[str, Weights]] = {}
     for key, weights in resolved.items():
         found.setdefault(key.policy, {})[key.backbone] = weights

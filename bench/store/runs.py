@@ -245,7 +245,7 @@ def _parse(path: Path, kind: type[Format]) -> Format:
 
 
 def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str, Any]:
-    """The content of a file whose version is known and whose digest is its own. Raises `Damaged`."""
+    """Parse the content of a file, and check its version and its digest. Raises `Damaged`."""
     try:
         data = from_json(text)
     except ValueError as error:
