@@ -1,13 +1,13 @@
-"""The sweep: which backbone, trained how, on which device, at what cost. `python -m bench --help`; in a notebook:
+"""Runs sweeps over backbones, regimes and devices, and reports on them. See `python -m bench --help`. In a notebook:
 
     import bench
 
-    run = bench.run("default", data="photos", epochs=3)   # runs what is missing
+    run = bench.run("default", data="photos", epochs=3)   # runs the missing cells
     run.frame()                                           # one row per cell
     run.claims()                                          # one row per comparison, with its verdict
     run.report()                                          # reports/NAME.md and reports/NAME.html
 
-`import bench` is cheap: what a name needs is loaded when it is used.
+`import bench` is fast: a name loads what it needs when it is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a notebook uses: `bench.run` is the command `bench run` as a function, and a `Run` is what it left on disk."""
+"""The API for notebooks: `bench.run` is the command `bench run` as a function, and a `Run` is its result on disk."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """The run's folder."""
         return self._run.folder
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """The name of the run's folder."""
         return self._run.folder.resolve().name
 
     def records(self) -> dict[str, Record]:
-        """Cell id → what became of the cell, in the order in which cells were planned."""
+        """Cell id → record, in the order in which the cells were planned."""
         return self._run.records()
 
     def frame(self, *, per_epoch: bool = False) -> pd.DataFrame:
@@ -60,7 +60,7 @@ class Run:
         return pd.DataFrame(rows(self._summary()))
 
     def answers(self) -> list[str]:
-        """What to use and what of the claims holds, in sentences."""
+        """Which backbone to use and which claims hold, in sentences."""
         from bench.report.answers import answers
 
         return answers(self._summary())
@@ -71,9 +71,9 @@ class Run:
         """Write `folder/NAME.md` and `folder/NAME.html`, and return both paths. An older report is replaced.
 
         Args:
-            folder: is made if need be.
+            folder: the folder for the report; it is created if it doesn't exist.
             images: embed images; without them the report is safe to share.
-            data: where the images are, if they moved since the run.
+            data: the folder of the images, if they have moved since the run.
 
         Raises `tl.UserError` if the folder can't be written.
         """
@@ -127,16 +127,16 @@ def run(
 
     Args:
         grid: a shipped grid's name, or the path of a TOML file.
-        backbones: such as `timm:resnet26`, in place of the grid's; so with the other axes.
+        backbones: such as `timm:resnet26`; each axis that is given replaces the grid's.
         regimes: such as `finetune` and `frozen`.
         devices: `cpu`, `cuda[:i]`, `mps`, `auto` (the best) or `all`.
         precision: such as `fp32` and `bf16`.
-        seeds: how many, counted from 0, or which.
+        seeds: the number of seeds, counted from 0, or a list of seeds.
         data: a folder with `train/` and `val/`, or a data set's name.
         weights: `auto`, `pretrained` or `random`.
         weights_dir: a folder of weight files to search first.
         name: the run's folder below `results`; by default made from the grid's name.
-        results: where runs are kept.
+        results: the folder where runs are kept.
         until_decided: add seeds until every speed-up is known to within `within` percent (5 by default), at most
             `max_seeds`, and start none that would overrun `budget`, such as `"10m"`.
         timeout: time limit per training, in seconds; an hour by default.
@@ -145,14 +145,14 @@ def run(
         executor: `process`, `inline` or `ray`; `ray_address` is the cluster's.
         wait: wait for another command that is working in the run's folder.
         fresh: start over in a new folder; nothing is deleted.
-        live: a folder for reports, where the run's page is kept up to date while cells end.
-        progress: print what happens.
-        settings: fields of `tl.TrainConfig` that are no axes, such as `epochs=3` or `batch_size=16`.
+        live: a folder for reports, where the run's page is updated whenever a cell ends.
+        progress: print the progress.
+        settings: fields of `tl.TrainConfig` that are not axes, such as `epochs=3` or `batch_size=16`.
 
-    Returns the run. Cells that failed have records that say why; nothing is raised for them.
+    Returns the run. A cell that failed doesn't raise; its record has the reason.
 
-    Raises `tl.UserError` for what the caller can mend, and `KeyboardInterrupt`: what has ended by then is kept, and the
-    same call continues from there.
+    Raises `tl.UserError` for mistakes that the caller can correct, and `KeyboardInterrupt`: finished cells are kept,
+    and the same call continues from there.
     """
     from rich.console import Console
 
@@ -198,10 +198,10 @@ def run(
 
 
 def load_results(paths: str | Path | Iterable[str | Path], results: str | Path = _RESULTS) -> pd.DataFrame:
-    """Read runs into one frame, one row per cell; the columns are those of `bench export` (results/README.md).
+    """Read runs into one frame with one row per cell and the columns of `bench export` (results/README.md).
 
     `paths` are folders, or names of runs below `results`. Unknown values are missing (`NA`), never 0.
-    Raises `tl.UserError` for a path that is not a run.
+    Raises `tl.UserError` if a path is not a run.
     """
     from bench.export import frame
 

@@ -1,4 +1,4 @@
-"""Lines on the terminal. Importing this loads no rich, so that `--help` answers at once."""
+"""Prints lines on the terminal. Importing this module doesn't import rich, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ if TYPE_CHECKING:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """A line as it is: names from data are not markup, and a path is not broken."""
+    """Print a line unchanged: nothing in it is taken for markup, and long paths are not wrapped."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 LIGHT = (sys.executable, "-c", "from tests.light import main; main()")
-"""The command line with cells that take a moment, see `tests.light`."""
+"""The command line with quick cells; see `tests.light`."""
 ONE_CELL = (
     'dataset = "synthetic-mini"\n[matrix]\nbackbones = ["timm:test_resnet"]\nregimes = ["frozen"]\ndevices = ["cpu"]\n'
 )
@@ -47,7 +47,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def light_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Has a cache below the working folder: names of backbones are not the real ones."""
+    """Run `LIGHT` with a cache in the working folder, since its names of backbones are not the real ones."""
     root = Path(__file__).parent.parent
     env = {**os.environ, "PYTHONPATH": str(root), "TL_CACHE": str(Path.cwd() / "cache")}
     return subprocess.run([*LIGHT, *arguments], capture_output=True, text=True, check=False, env=env)

@@ -1,4 +1,4 @@
-"""Work for the executor tests, in a module of its own so that a child process can import it."""
+"""Functions that the tests of executors call. They are in a module of their own so that child processes import it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def leave_a_child_and_crash(file: Path, emit: Any) -> None:
 
 
 def fork_and_crash(emit: Any) -> None:
-    """The fork keeps this process's end of the pipe open."""
+    """Crash, while a forked child keeps this process's end of the pipe open."""
     if os.fork() == 0:
         time.sleep(1000)
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -76,7 +76,7 @@ def say_and_crash(words: str, emit: Any) -> None:
 
 
 def hang(file: Path, emit: Any) -> None:
-    """Writes its own id and that of a child of its own, then never ends."""
+    """Write the ids of this process and of a child to a file, then hang."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     file.write_text(f"{os.getpid()} {child.pid}")
     emit("hanging")
@@ -88,7 +88,7 @@ def nap(seconds: float, emit: Any) -> None:
 
 
 def burn(seconds: float, emit: Any) -> None:
-    """Use that much CPU time."""
+    """Use so many seconds of CPU time."""
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass

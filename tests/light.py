@@ -1,7 +1,7 @@
-"""An executor whose cells take a moment and no torch, all else being as it is: for tests of what can go wrong.
+"""An executor with real processes whose cells are quick and don't need torch, for tests of what can go wrong.
 
-In a cell's process this module takes the place of `bench.execution.worker`. The backbone's name says what a cell does
-(`SPECS`).
+In a cell's process this module replaces `bench.execution.worker`. The name of the backbone (`SPECS`) selects what a
+cell does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LOUD_BYTES = 5 << 20
 
 
 class LightExecutor(process.ProcessExecutor):
-    """Cells are real processes; their work is this module's."""
+    """Runs the functions of this module in real processes."""
 
     def __init__(self) -> None:
         super().__init__(preload="tests.light")
@@ -73,7 +73,7 @@ def resolve_weights(
 
 
 class _Untellable(Exception):
-    """Neither its text nor the object can be had in another process."""
+    """An exception that can be neither pickled nor printed."""
 
     def __init__(self) -> None:
         super().__init__(lambda: None)
@@ -83,7 +83,7 @@ class _Untellable(Exception):
 
 
 def run_cell(cell: Any, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
-    """What `bench.execution.worker:run_cell` returns, at once."""
+    """Return what `bench.execution.worker:run_cell` returns, or misbehave as the backbone's name says."""
     backbone = cell.config.backbone
     if ledger := os.environ.get("LIGHT_LEDGER"):
         with Path(ledger).open("a", encoding="ascii") as file:
@@ -116,7 +116,7 @@ def run_cell(cell: Any, splits: Splits, weights: Weights, threads: int, emit: Em
         held = []
         while True:
             held.append(bytearray(4096))
-    elif backbone == NODE_KILLER:  # the process that stands for a node, whose child's child this is
+    elif backbone == NODE_KILLER:  # kill the worker of the node, which is an ancestor of this process
         (worker,) = [one for one in psutil.Process().parents() if one.name().startswith("ray::")][:1]
         worker.kill()
         time.sleep(1000)
@@ -130,7 +130,7 @@ def run_cell(cell: Any, splits: Splits, weights: Weights, threads: int, emit: Em
 
 
 def main() -> None:
-    """The command line, with cells that are this module's."""
+    """Run the command line with this executor."""
     from bench import cli
     from bench.execution import executors
 

@@ -1,4 +1,4 @@
-"""Bad input to the command line: one clear line, exit status 2, nothing written."""
+"""Bad input to the command line ends in one clear line and exit status 2, and nothing is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BAD = {
     "weights": ([*ONE, "--weights", "best"], "weights='best': not one of auto, pretrained, random"),
     "weights dir": ([*ONE, "--weights-dir", "nowhere"], "no such folder"),
     "executor": ([*ONE, "--executor", "rai"], "executor='rai': not one of process, inline, ray; did you mean 'ray'?"),
-    "address": ([*ONE, "--ray-address", "auto"], "is for --executor ray"),
+    "address": ([*ONE, "--ray-address", "auto"], "--ray-address 'auto': needs --executor ray"),
     "memory": ([*ONE, "--memory-limit", "plenty"], "--memory-limit 'plenty': must be a size of at least 1MiB"),
     "little memory": ([*ONE, "--memory-limit", "512"], "must be a size of at least 1MiB"),
     "inline memory": ([*ONE, "--executor", "inline", "--memory-limit", "1GiB"], "executor 'inline' can't end a cell"),
@@ -56,7 +56,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_line(case: str, tmp_path: Path) -> None:
-    """Exit status 2, one line on standard error, no traceback, nothing written."""
+    """It ends in exit status 2 and one line on standard error without a traceback, and writes nothing."""
     (tmp_path / "file.txt").write_text("")
     arguments, message = BAD[case]
     for way in (here, command) if case in ("grid", "option") else (here,):
@@ -79,7 +79,7 @@ def test_bad_input_is_one_clear_line(case: str, tmp_path: Path) -> None:
     ids=["no train", "one class", "other classes", "empty class", "damaged image"],
 )
 def test_a_bad_folder_is_refused_before_training(tmp_path: Path, spoil, message: str) -> None:
-    """One line; no results folder."""
+    """It ends in one line, and no results folder is made."""
     done = here(*ONE, "--data", _set_with(tmp_path, spoil))
     assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -91,7 +91,7 @@ def test_a_bad_folder_is_refused_before_training(tmp_path: Path, spoil, message:
     [("kfold", "folds=5: class 'a' has 4 images"), ("tuned", "class 'a' has 1 training image; at least 2 are needed")],
 )
 def test_too_few_images_for_a_protocol_are_refused_before_training(tmp_path: Path, protocol: str, message: str) -> None:
-    """One line; no results folder."""
+    """It ends in one line, and no results folder is made."""
     data = write_folder(tmp_path / "set", train=1, val=3)
     done = here(*ONE, "--data", str(data), "--protocol", protocol)
     assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr

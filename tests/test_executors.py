@@ -1,4 +1,4 @@
-"""Every way in which work can end, in both executors."""
+"""Executors: every way in which a call can end, in a process and inline."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
 
 
 def test_a_value_comes_back_and_events_before_it(executor: Executor) -> None:
-    """Arguments go in, events and the value come out."""
+    """A call passes its arguments, emits events and returns the value."""
     events: list[str] = []
     outcome = executor.call("tests.jobs:double", 21, on_event=events.append)
     assert (outcome.status, outcome.value, events) == ("done", 42, ["half way"])
@@ -40,41 +40,41 @@ def test_a_value_comes_back_and_events_before_it(executor: Executor) -> None:
 
 
 def test_an_exception_is_a_failure_with_reason_and_traceback(executor: Executor) -> None:
-    """One line of reason; the whole traceback beside it."""
+    """The reason is one line, and the outcome has the whole traceback."""
     outcome = executor.call("tests.jobs:fail")
     assert (outcome.status, outcome.reason) == ("failed", "ValueError: first line")
     assert "second line" in outcome.traceback and "jobs.py" in outcome.traceback
 
 
 def test_a_user_error_keeps_its_words(executor: Executor) -> None:
-    """No class name before a sentence that is meant for people."""
+    """The reason is the message without the name of its class."""
     outcome = executor.call("tests.jobs:user_error")
     assert (outcome.status, outcome.reason) == ("failed", "the folder is empty")
 
 
 def test_what_is_not_applicable_is_skipped(executor: Executor) -> None:
-    """With the reason; it is no failure, so it has no traceback."""
+    """The outcome has a reason but no traceback, since it is not a failure."""
     outcome = executor.call("tests.jobs:not_applicable")
     assert (outcome.status, outcome.reason, outcome.traceback) == ("skipped", "these don't go together", "")
 
 
 def test_memory_that_cannot_be_had_is_oom(executor: Executor) -> None:
-    """torch's own allocation error."""
+    """torch's own allocation error gives status `oom`."""
     assert executor.call("tests.jobs:run_out_of_memory").status == "oom"
 
 
 def test_a_killed_process_is_oom_and_a_crash_a_failure() -> None:
-    """SIGKILL is what the kernel sends when memory runs out."""
+    """The kernel sends SIGKILL when memory runs out."""
     process = make_executor("process")
     killed = process.call("tests.jobs:be_killed")
     assert killed.status == "oom" and "memory" in killed.reason
     crashed = process.call("tests.jobs:crash")
     assert crashed.status == "failed" and "exit status 7" in crashed.reason
-    assert process.call("tests.jobs:double", 1).value == 2, "the next piece of work is not affected"
+    assert process.call("tests.jobs:double", 1).value == 2, "the next call is not affected"
 
 
 def test_a_timeout_ends_the_process_and_its_children(tmp_path: Path) -> None:
-    """Hard: within a second of the limit, the whole group is gone."""
+    """The whole process group ends soon after the time limit."""
     outcome = make_executor("process").call("tests.jobs:hang", tmp_path / "ids", limits=Limits(seconds=3))
     assert outcome.status == "timeout" and "3 s" in outcome.reason
     assert 3 <= outcome.wall_seconds < 5
@@ -84,30 +84,30 @@ def test_a_timeout_ends_the_process_and_its_children(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["tests.jobs:leave_a_child", "tests.jobs:leave_a_child_and_crash"])
 def test_what_work_leaves_behind_is_ended(tmp_path: Path, end: str) -> None:
-    """Also where the work itself is over, well or badly."""
+    """Children of a call are ended, whether the call succeeds or crashes."""
     make_executor("process").call(end, tmp_path / "id")
     child = int((tmp_path / "id").read_text())
     assert wait_until(lambda: not _alive(child))
 
 
-def test_a_crash_is_heard_of_though_a_child_holds_the_pipe() -> None:
-    """At once, not at the timeout."""
+def test_a_crash_is_noticed_though_a_child_holds_the_pipe() -> None:
+    """The call ends at once, not at the timeout."""
     outcome = make_executor("process").call("tests.jobs:fork_and_crash", limits=Limits(seconds=60))
     assert outcome.status == "failed" and "SIGSEGV" in outcome.reason
 
 
-def test_last_words_are_of_this_attempt(tmp_path: Path) -> None:
-    """What an earlier one wrote to the same log says nothing of this one."""
+def test_the_end_of_the_log_is_that_of_this_attempt(tmp_path: Path) -> None:
+    """Output of an earlier attempt in the same log doesn't count."""
     process, limits = make_executor("process"), Limits(log=tmp_path / "cell.log", memory_bytes=1 << 30)
     first = process.call("tests.jobs:say_and_crash", "std::bad_alloc\n", limits=limits)
     second = process.call("tests.jobs:say_and_crash", "others\n", limits=limits)
     assert first.status == "oom" and "std::bad_alloc" in first.traceback
     assert second.status == "failed" and second.traceback.startswith("others")
-    assert (tmp_path / "cell.log").read_text().startswith("std::bad_alloc"), "which is kept"
+    assert (tmp_path / "cell.log").read_text().startswith("std::bad_alloc"), "the earlier output is kept"
 
 
 def test_a_log_that_can_t_be_written(tmp_path: Path) -> None:
-    """Is the reason, and no traceback on the terminal, which the fork server of this process doesn't have."""
+    """The reason names the log, and no traceback is printed. A new process has the terminal as its fork server's."""
     code = (
         "import sys; from pathlib import Path; from bench.execution.base import Limits\n"
         "from bench.execution.executors import make_executor\n"
@@ -120,8 +120,8 @@ def test_a_log_that_can_t_be_written(tmp_path: Path) -> None:
     assert done.stdout.startswith("failed ") and "cell.log" in done.stdout and done.stderr == ""
 
 
-def test_work_goes_on_where_the_fork_server_ends(tmp_path: Path) -> None:
-    """Its result is kept: only the server tells when a process has ended, and it tells that of all when it ends."""
+def test_a_call_goes_on_if_the_fork_server_ends(tmp_path: Path) -> None:
+    """The call's result is kept, though a dying server makes all its processes look as if they had ended."""
     code = (
         "import os, signal, sys, threading\nfrom multiprocessing import forkserver\n"
         "from bench.execution.executors import make_executor\n"
@@ -136,8 +136,8 @@ def test_work_goes_on_where_the_fork_server_ends(tmp_path: Path) -> None:
     assert done.stdout == "done\n", done.stdout + done.stderr
 
 
-def test_an_interrupt_while_the_server_starts_is_heard(tmp_path: Path) -> None:
-    """Importing torch takes seconds: Ctrl-C in the middle ends the parent at once, and the server with it."""
+def test_an_interrupt_while_the_server_starts(tmp_path: Path) -> None:
+    """Importing torch takes seconds. Ctrl-C meanwhile ends the parent at once, and the server after the import."""
     code = (
         "from bench.execution.executors import make_executor\n"
         "print('ready', flush=True)\n"
@@ -163,7 +163,7 @@ def test_an_interrupt_while_the_server_starts_is_heard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> None:
-    """However the parent ends, the work ends too, with what it started, the fork server included."""
+    """However the parent ends, its call, the children of that and the fork server end too."""
     code = (
         "import sys; from pathlib import Path; from bench.execution.executors import make_executor\n"
         "from bench.execution.signals import sigterm_as_interrupt\n"
@@ -181,7 +181,7 @@ def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> No
         started = time.monotonic()
         parent.send_signal(end)
         parent.wait(timeout=5)
-        # A hard kill of the parent leaves its tracker of resources to end by itself.
+        # After a hard kill of the parent, multiprocessing's resource tracker ends by itself, later.
         left = [p for p in family if end != signal.SIGKILL or p.pid == work or "forkserver" in " ".join(_command(p))]
         assert wait_until(lambda: not any(_alive(p.pid) for p in left), 5)
         assert time.monotonic() - started < 5
@@ -193,7 +193,7 @@ def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> No
 
 
 def test_what_work_starts_dies_with_a_killed_parent(tmp_path: Path) -> None:
-    """The work's own watch on the parent ends its whole group."""
+    """The call's process waits for its parent to end, and then ends its whole group."""
     code = (
         "import sys; from pathlib import Path; from bench.execution.executors import make_executor\n"
         "make_executor('process').call('tests.jobs:hang', Path(sys.argv[1]))\n"

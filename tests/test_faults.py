@@ -1,4 +1,4 @@
-"""What can go wrong in a sweep, each really done: nothing that was finished is lost, and every other cell has a row."""
+"""Real faults in a sweep: finished cells are never lost, and every other cell has a record with the reason."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from tl.cache import write_atomic
 from tl.errors import UserError
 
 FAMILY = "TEST_FAMILY"
-"""A variable in the environment of all that a test starts."""
+"""An environment variable that marks all processes that a test starts."""
 KILLS = 50
-"""Seeded tries of `kill -9` at random moments."""
+"""Number of `kill -9` at random moments, from a fixed seed."""
 
 
 @pytest.fixture(scope="session")
 def light_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache whose names of backbones are those of `tests.light`."""
+    """A cache for the names of backbones of `tests.light`."""
     return tmp_path_factory.mktemp("light")
 
 
@@ -92,12 +92,13 @@ def statuses() -> dict[str, str]:
 
 
 def test_ends_of_a_cell() -> None:
-    """A hang that ignores SIGTERM, a crash in native code, an exit without a result, an exception that can be neither
-    pickled nor printed, megabytes on stderr, more memory than is allowed: each a row, and the sweep goes on."""
+    """Each of these cells has a record, and the sweep goes on: a hang that ignores SIGTERM, a crash in native code, an
+    exit without a result, an exception that can be neither pickled nor printed, megabytes on stderr, too much memory.
+    """
     odd = (light.HANGS, light.CRASHES, light.LEAVES, light.UNTELLABLE, light.LOUD, light.GREEDY, light.QUICK[0])
     write_grid(*odd)
     done = run("--timeout", "2", "--memory-limit", "1GiB")
-    assert done.returncode == 1 and done.stderr == "", "what cells write is not on the terminal"
+    assert done.returncode == 1 and done.stderr == "", "output of cells is not on the terminal"
     found = {record.cell.config.backbone: record for record in the_run().records().values()}
     assert {name: record.status for name, record in found.items()} == {
         light.HANGS: "timeout",
@@ -111,34 +112,34 @@ def test_ends_of_a_cell() -> None:
     assert "SIGSEGV" in found[light.CRASHES].reason and "run_cell" in found[light.CRASHES].traceback
     assert "exit status 0" in found[light.LEAVES].reason
     assert "_Untellable" in found[light.UNTELLABLE].reason
-    assert found[light.GREEDY].reason == "out of memory: asked for 8.00 GiB (it may allocate 1 GiB)"
+    assert found[light.GREEDY].reason == "out of memory: asked for 8.00 GiB (limit: 1 GiB)"
     logs = {path.stem: path.read_text(errors="replace") for path in the_run().logs.iterdir()}
-    assert set(logs) == {found[light.CRASHES].cell_id, found[light.LOUD].cell_id}, "what wrote nothing has no log"
-    said = logs[found[light.LOUD].cell_id]
-    assert said.startswith("first words") and said.endswith("last words\n") and "bytes left out" in said
-    assert len(said) < 1.1 * LOG_BYTES < light.LOUD_BYTES
+    assert set(logs) == {found[light.CRASHES].cell_id, found[light.LOUD].cell_id}, "no output, no log"
+    log = logs[found[light.LOUD].cell_id]
+    assert log.startswith("first words") and log.endswith("last words\n") and "bytes left out" in log
+    assert len(log) < 1.1 * LOG_BYTES < light.LOUD_BYTES
 
 
 def test_memory_that_runs_out_bit_by_bit() -> None:
-    """Where nothing is left to tell of it, it is told all the same."""
+    """The error is reported although no memory is left for the report."""
     write_grid(light.NIBBLES)
     assert run("--memory-limit", "64MiB").returncode == 1
     assert statuses() == {f"{light.NIBBLES} 4": "oom"}
 
 
 def test_ctrl_c_in_the_last_cell_and_between_seeds() -> None:
-    """Exit status 130 there too: what follows is not begun."""
+    """The exit status is 130 there too, and nothing else starts."""
     write_grid(light.SLOW, regimes='"finetune", "frozen"', more="[train]\nepochs = 2\n")
-    for more in ([], ["--until-decided", "--max-seeds", "3", "--name", "until"]):
+    for more in ([], ["--until-decided", "--max-seeds", "3", "--name", "adaptive"]):
         process = begin(*more)
         _line(process, "[2/2]")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
-        assert process.returncode == 130 and "going on" not in out and err == "", out + err
+        assert process.returncode == 130 and "continuing" not in out and err == "", out + err
 
 
 def test_larger_batches_after_running_out_of_memory() -> None:
-    """They are tried, unless one says not to; a smaller one is tried in any case."""
+    """Larger batches are tried, unless an option says otherwise; smaller ones are always tried."""
     sizes = "".join(f'[[include]]\nbackbone = "{light.HUNGRY}"\nbatch_size = {size}\n' for size in (2, 8, 16))
     write_grid(light.HUNGRY, more=f"[train]\nbatch_size = 4\n{sizes}")
     assert run().returncode == 1
@@ -150,22 +151,22 @@ def test_larger_batches_after_running_out_of_memory() -> None:
     found = Run(Path("results/skipping")).records().values()
     ended = [record for record in sorted(found, key=lambda r: r.order or 0) if record.cell.config.batch_size > 2]
     smallest = 1_000
-    for record in ended:  # in the order in which they ran
+    for record in ended:  # sorted by the order in which they ran
         size = record.cell.config.batch_size
         assert record.status == ("skipped" if size > smallest else "oom"), ended
-        assert record.status == "oom" or f"batch {smallest} ran out of memory" in record.reason
+        assert record.status == "oom" or f"batch size {smallest} ran out of memory" in record.reason
         smallest = min(smallest, size) if record.status == "oom" else smallest
     assert len({record.status for record in ended}) == 2, "the order of this run tries a smaller one first"
 
 
 def test_what_an_error_says_of_memory() -> None:
-    """torch on a CPU, torch on a GPU, numpy; and those that don't say how much."""
-    said = {
+    """We read the size from messages of torch (CPU and GPU) and numpy; some messages have none."""
+    reasons = {
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
         "allocate 2147483648 bytes. Error code 12 (Cannot allocate memory)": "out of memory: asked for 2 GiB",
         "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has": "out of memory: asked for 2.50 GiB",
     }
-    for text, reason in said.items():
+    for text, reason in reasons.items():
         assert describe(RuntimeError(text))[:2] == ("oom", reason)
     assert describe(MemoryError())[:2] == ("oom", "out of memory: MemoryError")
     assert describe(RuntimeError("something else"))[0] == "failed"
@@ -176,8 +177,9 @@ def test_what_an_error_says_of_memory() -> None:
 
 
 def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the cell, of the command, of its whole group: what was finished is kept byte for byte and not run again, at
-    most the cell in flight is, no record is half written, and nothing is left running or lying about."""
+    """Kill a cell, the command or its whole group: finished cells keep their bytes and don't run again, at most the
+    running cell does, no record is half written, and no processes or files are left behind.
+    """
     draw = random.Random(7)
     ledger = tmp_path / "ledger"
     monkeypatch.setenv("LIGHT_LEDGER", str(ledger))
@@ -186,7 +188,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TMPDIR", str(temporary))
     regimes = '"finetune", "frozen", "cached", "frozen-tutorial"'
     write_grid(*light.QUICK, regimes=regimes, seeds=8)
-    assert run("--dry-run").returncode == 0, "draws the images"
+    assert run("--dry-run").returncode == 0, "makes the images"
     kept: dict[str, bytes] = {}
     tries: Counter[str] = Counter()
     cut_short = killed_cells = 0
@@ -195,7 +197,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         tries[victim] += 1
         process = begin()
         family = psutil.Process(process.pid)
-        if draw.random() < 0.8:  # else in its beginnings
+        if draw.random() < 0.8:  # otherwise it is killed before its first cell
             _line(process, "[1/")
         time.sleep(draw.uniform(0.0, 0.8))
         if victim == "cell":
@@ -216,7 +218,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         kept = now
     assert cut_short > KILLS / 2 and killed_cells and len(tries) == 3 and len(kept) > 20, (cut_short, tries, len(kept))
     begun = Counter(ledger.read_text().split())
-    # A cell ran again only where a kill met it: once for each kill at most, and never after it was done.
+    # A cell ran again only if a kill hit it: at most once per kill, and never after it was done.
     assert sum(begun.values()) - len(begun) <= KILLS
     before = dict(begun)
     again = sum(begun.values()) - len(begun)
@@ -228,8 +230,8 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(statuses().values()) == {"done"} and len(the_run().records()) == len(the_run().manifest().cells)
     files = [path for path in the_run().folder.rglob("*") if path.is_file() and path.suffix != ".json"]
     left = [path.name for path in files if path.suffix != ".log" or not path.stat().st_size]
-    assert left == [".lock"], "no temporary file, nothing held back"
-    assert list(temporary.iterdir()) == [], "nor elsewhere"
+    assert left == [".lock"], "no temporary file, no reserved space"
+    assert list(temporary.iterdir()) == [], "no temporary files elsewhere"
 
 
 def _bytes(cell_id: str) -> bytes:
@@ -237,7 +239,7 @@ def _bytes(cell_id: str) -> bytes:
 
 
 def _kill_a_cell(family: psutil.Process) -> int:
-    """The newest of its descendants that leads a session: a cell's process; 1 if there was one."""
+    """Kill the newest descendant that leads a session, which is a cell's process. Returns 1 if there was one."""
     for process in reversed(family.children(recursive=True)):
         try:
             if os.getsid(process.pid) == process.pid:
@@ -249,7 +251,7 @@ def _kill_a_cell(family: psutil.Process) -> int:
 
 
 def _family() -> list[psutil.Process]:
-    """All processes that a command of this test has started, whoever they belong to now."""
+    """All processes that commands of this test have started, including orphans."""
     return [one for one in psutil.process_iter() if one.pid != os.getpid() and _is_of_the_family(one)]
 
 
@@ -257,12 +259,12 @@ def _is_of_the_family(process: psutil.Process) -> bool:
     try:
         mine = process.environ().get(FAMILY) == os.environ[FAMILY]
         return mine and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:  # it has ended, or is somebody else's
+    except psutil.Error:  # it has ended, or belongs to another user
         return False
 
 
 def test_ctrl_c_once_ends_the_sweep_after_the_cell() -> None:
-    """What runs ends and is written, nothing new begins; the next run goes on from there."""
+    """The running cell ends and is recorded, and no new one starts. The next run continues from there."""
     write_grid(light.SLOW, *light.QUICK[:3], seeds=2)
     process = begin()
     logs = the_run().logs
@@ -271,7 +273,7 @@ def test_ctrl_c_once_ends_the_sweep_after_the_cell() -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130, out + err
-    assert "nothing new begins" in out and "interrupted: " in out and err == ""
+    assert "no new one starts" in out and "interrupted: " in out and err == ""
     found = the_run().records()
     assert any(r.cell.config.backbone == light.SLOW and r.status == "done" for r in found.values())
     assert 0 < len(found) < len(the_run().manifest().cells)
@@ -279,14 +281,14 @@ def test_ctrl_c_once_ends_the_sweep_after_the_cell() -> None:
 
 
 def test_ctrl_c_twice_ends_it_at_once() -> None:
-    """Within seconds, also where the cell would never end."""
+    """The command ends within seconds, even if the cell would never end."""
     write_grid(light.QUICK[0], light.HANGS)
     process = begin("--timeout", "1000")
     line = _line(process, "[2/2]") if light.HANGS not in _line(process, "[1/2]") else ""
     assert light.HANGS in line or not line
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _line(process, "nothing new begins")
+    _line(process, "no new one starts")
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
@@ -295,7 +297,7 @@ def test_ctrl_c_twice_ends_it_at_once() -> None:
 
 
 def _line(process: subprocess.Popen[str], wanted: str) -> str:
-    """The next line of its output that has some text."""
+    """The next line of the output that contains a text."""
     assert process.stdout is not None
     for line in process.stdout:
         if wanted in line:
@@ -309,7 +311,7 @@ def _asks_slowly(process: subprocess.Popen[str]) -> bool:
 
 @pytest.mark.parametrize("moment", ["_kill_group", "shorten", "write_atomic", "end"])
 def test_a_signal_while_a_cell_is_kept(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM between the end of a cell and its record, wherever: the record is written, and then all ends."""
+    """On a SIGTERM anywhere between the end of a cell and its record, the record is written, then the command ends."""
     write_grid(*light.QUICK[:2])
     place = {"_kill_group": process_executor, "shorten": attempt, "write_atomic": runs, "end": attempt.Monitor}[moment]
     real = getattr(place, moment)
@@ -330,25 +332,25 @@ def test_a_signal_while_a_cell_is_kept(moment: str, monkeypatch: pytest.MonkeyPa
     assert sent and list(statuses().values()) == ["done"]
 
 
-def test_a_signal_that_is_held_back() -> None:
-    """Is heard where it is let through, or at the end, as it would have been; an error goes before it."""
-    told: list[str] = []
-    with stop_between_cells(lambda: told.append("heard")) as asked:
+def test_a_deferred_signal() -> None:
+    """It is delivered in `signals_delivered` or at the end, as it would have been; an error discards it."""
+    steps: list[str] = []
+    with stop_between_cells(lambda: steps.append("announced")) as pressed:
         with signals_deferred():
             signal.raise_signal(signal.SIGINT)
-            assert not asked()
+            assert not pressed()
             with signals_delivered():
-                assert asked() and told == ["heard"]
+                assert pressed() and steps == ["announced"]
             with pytest.raises(KeyboardInterrupt), signals_delivered():
                 signal.raise_signal(signal.SIGINT)
-            told.append("went on")
+            steps.append("went on")
         with pytest.raises(UserError, match="disk"), signals_deferred():
             signal.raise_signal(signal.SIGINT)
             raise UserError("disk")
         with pytest.raises(KeyboardInterrupt), signals_deferred():
             signal.raise_signal(signal.SIGINT)
-            told.append("ended")
-    assert told == ["heard", "went on", "ended"]
+            steps.append("ended")
+    assert steps == ["announced", "went on", "ended"]
 
 
 # Disks
@@ -369,12 +371,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cell that ended then is kept all the same, the run stops with the reason, and goes on when there is room."""
+    """The cell that has just ended is saved, the run stops with the reason, and continues when there is space."""
     monkeypatch.setenv("LIGHT_FILLS", str(small_disk / "filler"))
     write_grid(*light.QUICK[:2], light.FILLS, seeds=2)
     done = run()
     assert done.returncode == 2 and "No space left on device" in done.stderr, done.stdout + done.stderr
-    assert len(done.stderr.splitlines()) == 1 and "is kept, in the room that was held back" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "was saved in the space reserved for it" in done.stderr
     assert statuses()[f"{light.FILLS} 4"] == "done" and set(statuses().values()) == {"done"}
     before = {cell_id: _bytes(cell_id) for cell_id in the_run().records()}
     full = run()
@@ -387,7 +389,7 @@ def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_folder_that_turns_unwritable() -> None:
-    """Whatever else can't be written then, what is told is the cell that is not kept."""
+    """The message is about the cell that was not saved, although other files can't be written either."""
     write_grid(light.SLOW)
     process = begin()
     assert _asks_slowly(process)
@@ -396,11 +398,11 @@ def test_a_folder_that_turns_unwritable() -> None:
     subprocess.run(["chattr", "-i", "results/grid", "results/grid/logs"], check=False)
     if frozen.returncode:
         pytest.skip("a folder can't be made immutable here")
-    assert process.returncode == 2 and err.count("\n") == 1 and "is NOT kept" in err, out + err
+    assert process.returncode == 2 and err.count("\n") == 1 and "was NOT saved" in err, out + err
 
 
 def test_a_disk_that_is_read_only(small_disk: Path) -> None:
-    """It is told before anything runs, and what is there can be read."""
+    """The command refuses before anything runs, and existing records can be read."""
     write_grid(light.QUICK[0])
     assert run().returncode == 0
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -411,7 +413,7 @@ def test_a_disk_that_is_read_only(small_disk: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_disk_that_fails_for_good(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the room held back doesn't help either, the run says that the cell is not kept."""
+    """If the reserved space doesn't help, the message says that the cell was not saved."""
     write_grid(*light.QUICK[:3])
     assert run("--backbone", light.QUICK[0]).returncode == 0
 
@@ -423,14 +425,14 @@ def test_a_disk_that_fails_for_good(number: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(runs, "write_atomic", fail)
     grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
     sweep = plan(grid, options, light.LightExecutor(), console)
-    with pytest.raises(UserError, match=f"{os.strerror(number)}.*is NOT kept"):
+    with pytest.raises(UserError, match=f"{os.strerror(number)}.*was NOT saved"):
         execute(sweep, grid, options, light.LightExecutor(), console)
     assert statuses() == {f"{light.QUICK[0]} 4": "done"}
     assert not list(the_run().folder.rglob(".*.tmp")) and not (the_run().folder / ".reserve").exists()
 
 
 def test_an_earlier_record_is_kept_on_a_full_disk_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The room that is held back serves for it as well, on a disk without a second name for a file."""
+    """The reserved space also suffices to keep the earlier record, on a file system without hard links."""
     write_grid(light.LEAVES)
     assert run().returncode == 1
     (record,) = the_run().records().values()
@@ -447,7 +449,7 @@ def test_an_earlier_record_is_kept_on_a_full_disk_too(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(runs, "write_atomic", full)
     monkeypatch.setattr(runs.os, "link", no_links)
-    with the_run().reserved(0), pytest.raises(UserError, match="is kept, in the room that was held back"):
+    with the_run().reserved(0), pytest.raises(UserError, match="was saved in the space reserved for it"):
         the_run().write_record(record.replace(reason="a later attempt"))
     assert the_run().records()[record.cell_id].reason == "a later attempt"
     (kept,) = (the_run().folder / "superseded").iterdir()
@@ -469,7 +471,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_is_set_aside(damage: str) -> None:
-    """Named with the reason and kept as it was; its cell, and no other, runs again."""
+    """It is named with the reason and kept unchanged. Only its cell runs again."""
     write_grid(*light.QUICK[:2])
     assert run().returncode == 0
     first, second = (the_run().folder / "cells" / f"{cell_id}.json" for cell_id in the_run().records())
@@ -488,7 +490,7 @@ def test_a_damaged_record_is_set_aside(damage: str) -> None:
 
 
 def test_a_record_under_another_s_name() -> None:
-    """A copy by hand is no result of that cell."""
+    """A record that was copied by hand is not a result of that cell."""
     write_grid(*light.QUICK[:2])
     assert run().returncode == 0
     first, second = (the_run().folder / "cells" / f"{cell_id}.json" for cell_id in the_run().records())
@@ -499,7 +501,7 @@ def test_a_record_under_another_s_name() -> None:
 
 
 def test_a_checkout_that_rewrites_line_ends() -> None:
-    """Is no damage."""
+    """Other line ends are not damage."""
     write_grid(light.QUICK[0])
     assert run().returncode == 0
     for path in the_run().folder.rglob("*.json"):
@@ -511,7 +513,7 @@ def test_a_checkout_that_rewrites_line_ends() -> None:
 
 
 def test_two_commands_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second is told who is at work, or waits for it; what a killed one held is free."""
+    """The second command names the first one and ends, or waits for it. The lock of a killed command is free."""
     write_grid(light.WAITS)
     monkeypatch.setenv("LIGHT_GO", str(tmp_path / "go"))
     first = begin()
@@ -531,11 +533,11 @@ def test_two_commands_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     killed.kill()
     killed.communicate()
     Path("grid.toml").write_text(Path("grid.toml").read_text().replace(light.HANGS, light.QUICK[0]))
-    assert run("--name", "killed").returncode == 0, "a stale lock is taken over"
+    assert run("--name", "killed").returncode == 0, "the lock of a killed command is free"
 
 
 def test_a_folder_that_moves_and_a_grid_that_changes() -> None:
-    """Cells are known by what they are: those that there were are kept, new ones run, others stay as they are."""
+    """Cells have the same ids elsewhere: finished ones are kept, new ones run, and the rest of the run is kept."""
     write_grid(*light.QUICK[:2])
     assert run().returncode == 0
     Path("elsewhere").mkdir()
@@ -543,12 +545,12 @@ def test_a_folder_that_moves_and_a_grid_that_changes() -> None:
     write_grid(*light.QUICK[1:4])
     done = run("--out", "elsewhere", "--name", "renamed")
     assert done.returncode == 0, done.stderr
-    assert "3 cells, 1 of them done before, 2 new, and 1 of earlier commands, which stay as they are" in done.stdout
+    assert "3 cells, 1 of them done before, 2 new, and 1 of earlier commands, which are kept" in done.stdout
     assert "[1/2]" in done.stdout and len(Run(Path("elsewhere/renamed")).records()) == 4
 
 
 def test_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Back a day at every look: durations are of a clock that only runs forward, and nothing runs twice."""
+    """The clock jumps back a day at every reading. Durations come from a monotonic clock, and nothing runs twice."""
 
     class Jumping(datetime):
         jumps = 0

@@ -1,4 +1,4 @@
-"""Grids: what they expand to, and what a mistake in one says."""
+"""Grids: the cells that they expand to, and the messages for mistakes in them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MATRIX = '[matrix]\nbackbones = ["a", "b"]\nregimes = ["finetune", "frozen"]\nde
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_grid_expands(name: str) -> None:
-    """Names that exist, valid regimes and settings; described."""
+    """Its backbones exist, its regimes and settings are valid, and it has a description."""
     grid = load_grid(name)
     assert grid.description
     planned = expand(grid, weights="auto", spec=lambda s: canonical(s, known_names()), devices=lambda: {"cpu": ""})
@@ -45,7 +45,7 @@ def test_every_shipped_grid_expands(name: str) -> None:
 
 
 def test_the_tutorial_grid_is_the_tutorials_protocol() -> None:
-    """ResNet-18, batch 4, 25 epochs, SGD 1e-3, momentum 0.9, StepLR(7, 0.1)."""
+    """It has ResNet-18, batch size 4, 25 epochs, SGD 1e-3, momentum 0.9 and StepLR(7, 0.1)."""
     grid = load_grid("tutorial")
     assert grid.matrix.backbones == ["torchvision:resnet18"]
     protocol = grid.protocol
@@ -55,14 +55,14 @@ def test_the_tutorial_grid_is_the_tutorials_protocol() -> None:
 
 
 def test_a_matrix_is_every_combination_by_seed_then_backbone(tmp_path: Path) -> None:
-    """Seeds are the outer loop, and the regimes of a backbone stand next to each other."""
+    """Seeds are the outer loop, and the regimes of a backbone are next to each other."""
     found = [(c.config.seed, c.config.backbone, c.config.regime) for c in cells(MATRIX, tmp_path)]
     assert found == [(s, b, r) for s in (0, 1) for b in "ab" for r in ("finetune", "frozen")]
 
 
 @pytest.mark.parametrize(("seeds", "first"), [("3", 0), ("[4, 2]", 4)])
 def test_a_regime_that_trains_nothing_has_one_cell_for_all_seeds(tmp_path: Path, seeds: str, first: int) -> None:
-    """Five equal results are no sample of five."""
+    """Five equal results are not a sample of five, so one cell is enough."""
     text = f'[matrix]\nbackbones = ["a", "b"]\nregimes = ["frozen", "zeroshot"]\ndevices = ["cpu"]\nseeds = {seeds}\n'
     found = [(c.config.backbone, c.config.seed) for c in cells(text, tmp_path) if c.config.regime == "zeroshot"]
     assert found == [("a", first), ("b", first)]
@@ -70,7 +70,7 @@ def test_a_regime_that_trains_nothing_has_one_cell_for_all_seeds(tmp_path: Path,
 
 
 def test_devices_all_auto_and_by_name(tmp_path: Path) -> None:
-    """`all` is every device, `auto` the best, `cuda` the first GPU; the same one twice is once."""
+    """`all` is every device, `auto` the best, `cuda` the first GPU. Duplicates are dropped."""
     for given, expected in {
         '"all"': ["cuda:0", "cuda:1", "cpu"],
         '"auto"': ["cuda:0"],
@@ -81,7 +81,7 @@ def test_devices_all_auto_and_by_name(tmp_path: Path) -> None:
 
 
 def test_exclude_and_include(tmp_path: Path) -> None:
-    """Excluded cells go, by pattern; included ones come, with settings of their own."""
+    """Cells that match a pattern of `exclude` are dropped. Cells of `include` are added, with settings of their own."""
     text = MATRIX + (
         "[train]\nepochs = 3\n"
         '[[exclude]]\nbackbone = "b*"\nregime = "finetune"\n'
@@ -95,7 +95,7 @@ def test_exclude_and_include(tmp_path: Path) -> None:
 
 
 def test_the_command_line_rules_included_cells_too(tmp_path: Path) -> None:
-    """`--backbone c --epochs 1` leaves out an included cell of another backbone, and wins over an entry's epochs."""
+    """`--backbone c --epochs 1` drops an included cell of another backbone, and overrides an entry's epochs."""
     path = tmp_path / "own.toml"
     path.write_text(MATRIX + '[[include]]\nbackbone = "timm:c"\nepochs = 9\n[[include]]\nbackbone = "d"\n')
     grid = load_grid(str(path)).override({"backbones": ["c"]}, {"epochs": 1})
@@ -123,7 +123,7 @@ def test_the_command_line_rules_included_cells_too(tmp_path: Path) -> None:
 def test_an_included_cell_is_left_out_only_where_it_is_another(
     tmp_path: Path, entry: str, axes: dict[str, object], kept: bool
 ) -> None:
-    """Whatever way its device or backbone is written."""
+    """Devices and backbones may be written in several ways."""
     path = tmp_path / "own.toml"
     path.write_text(f'{MATRIX}[[include]]\n{entry}\nregime = "scratch"\n')
     assert bool(load_grid(str(path)).override(axes, {}).include) is kept
@@ -168,12 +168,12 @@ def test_an_included_cell_is_left_out_only_where_it_is_another(
     ],
 )
 def test_mistakes_name_the_place_and_what_would_be_right(tmp_path: Path, text: str, message: str) -> None:
-    """One line each."""
+    """Each message is one line."""
     assert message in mistake(text, tmp_path)
 
 
 def test_an_unknown_grid_has_a_near_match() -> None:
-    """By name and by path."""
+    """An unknown name has a near match, and a missing file is named."""
     with pytest.raises(ConfigError, match="did you mean 'default'"):
         load_grid("defualt")
     with pytest.raises(ConfigError, match=r"nowhere\.toml.*can't be read"):
@@ -207,7 +207,7 @@ def test_an_unknown_grid_has_a_near_match() -> None:
     ],
 )
 def test_a_config_refuses_what_is_not_valid(settings: dict[str, object], message: str) -> None:
-    """In code as in a grid."""
+    """A config in code is checked like one in a grid."""
     with pytest.raises(ConfigError) as error:
         TrainConfig(backbone="x", **settings)
     assert message in str(error.value)
@@ -216,7 +216,7 @@ def test_a_config_refuses_what_is_not_valid(settings: dict[str, object], message
 
 
 def test_a_protocol_and_what_it_reads(tmp_path: Path) -> None:
-    """From [train], the same after JSON, in whatever order the rates stand; the command line's goes first."""
+    """A protocol comes from [train], is the same after JSON and sorts its rates. The command line overrides it."""
     path = tmp_path / "own.toml"
     path.write_text(MATRIX + '[train]\nprotocol = "tuned"\nlearning_rates = [1e-2, 1, 1e-3]\n')
     grid = load_grid(str(path))
@@ -235,7 +235,7 @@ def test_a_protocol_and_what_it_reads(tmp_path: Path) -> None:
 
 
 def test_a_grid_can_ask_for_compiled_backbones(tmp_path: Path) -> None:
-    """With a word that is true or false, and no other."""
+    """`compile` must be true or false."""
     place = tmp_path / "own.toml"
     for value, valid in (("true", True), ("1", False), ('"yes"', False)):
         place.write_text(f'[matrix]\nbackbones = ["timm:test_resnet"]\n[train]\ncompile = {value}\n')

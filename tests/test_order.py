@@ -1,4 +1,4 @@
-"""The order of cells: blocks, neighbours, and who goes first."""
+"""The order of cells: blocks of seeds, neighbouring regimes, and the regime that runs first."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cells(backbones: str, seeds: int, regimes: tuple[str, ...] = REGIMES) -> dic
 
 @given(st.text("abcdefgh", min_size=1, max_size=6), st.integers(1, 4), st.text(max_size=5))
 def test_blocks_and_neighbours(backbones: str, seeds: int, run: str) -> None:
-    """Every cell once; a seed after the other; the regimes of a backbone side by side, `scratch` too."""
+    """Every cell comes once, seed after seed, with the regimes of a backbone next to each other, also `scratch`."""
     given_cells = cells("".join(sorted(set(backbones))), seeds, (*REGIMES, "scratch"))
     arranged = arrange(given_cells, run)
     assert arranged == given_cells, "the same cells"
@@ -40,18 +40,18 @@ def test_blocks_and_neighbours(backbones: str, seeds: int, run: str) -> None:
     listed = [(c.config.seed, c.config.backbone) for c in arranged.values()]
     for start in range(0, len(listed), 3):
         assert len(set(listed[start : start + 3])) == 1
-    assert list(arranged) == list(arrange(dict(reversed(given_cells.items())), run)), "whatever order they are given in"
+    assert list(arranged) == list(arrange(dict(reversed(given_cells.items())), run)), "the input's order is irrelevant"
 
 
 def test_each_regime_goes_first_equally_often() -> None:
-    """From block to block the other one does."""
+    """In each block another regime goes first."""
     arranged = list(arrange(cells("abc", 10), "run").values())
     first = Counter((c.config.backbone, c.config.regime) for c in arranged[::2])
     assert set(first.values()) == {5} and len(first) == 6
 
 
-def test_regimes_take_turns_though_seeds_are_added_one_by_one() -> None:
-    """And though a control that trains nothing is in the first block alone."""
+def test_regimes_alternate_though_seeds_are_added_one_by_one() -> None:
+    """They alternate even if a control that trains nothing is in the first block only."""
     everything = cells("abc", 6) | cells("abc", 1, ("zeroshot",))
     first: Counter[tuple[str, str]] = Counter()
     for seed in range(6):
@@ -63,7 +63,7 @@ def test_regimes_take_turns_though_seeds_are_added_one_by_one() -> None:
 
 
 def test_the_order_of_backbones_is_random() -> None:
-    """It differs from run to run and from block to block, and no place is anyone's own."""
+    """It differs between runs and between blocks, and every backbone comes first at some time."""
     orders = set()
     for run in range(40):
         arranged = list(arrange(cells("abcd", 2), str(run)).values())

@@ -1,4 +1,4 @@
-"""Progress, on a terminal and elsewhere."""
+"""The display of progress, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.runs import RANDOM, record, untrained
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_live_line_shows_what_moves(width: int) -> None:
-    """Cells of all, time left, epoch and accuracy so far, also on a narrow terminal; then a line that stays."""
+    """It shows cells, time left, epoch and accuracy, also on a narrow terminal. A line per ended cell stays."""
     text = io.StringIO()
     one = record("timm:a_network_with_quite_a_long_name", "finetune")
     assert one.result is not None
@@ -31,8 +31,8 @@ def test_the_live_line_shows_what_moves(width: int) -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_trainings_of_one_cell_are_told_apart(terminal: bool) -> None:
-    """Which of them runs, and how many epochs are left in all; a cell that ends early leaves none behind."""
+def test_trainings_of_one_cell_are_distinguished(terminal: bool) -> None:
+    """It shows which training runs and counts the epochs of all. A cell that ends early leaves no epochs to do."""
     text = io.StringIO()
     one = record("timm:a", "frozen", protocol="kfold", folds=2)
     late = record("timm:b", "frozen", protocol="kfold", folds=2, status="timeout")
@@ -56,7 +56,7 @@ def test_trainings_of_one_cell_are_told_apart(terminal: bool) -> None:
 
 
 def test_plain_lines_without_a_terminal() -> None:
-    """No control codes; accuracy is n/a where random weights stand in; a failure has its reason."""
+    """There are no control codes, accuracy with random weights is n/a, and a failure has its reason."""
     text = io.StringIO()
     one, late = record("timm:a", "frozen", weights=RANDOM), record("timm:b", "frozen", status="timeout")
     assert one.result is not None
@@ -76,7 +76,7 @@ def test_plain_lines_without_a_terminal() -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_cell_without_training_is_one_pass(terminal: bool) -> None:
-    """No epochs, loss or time of an epoch; the sweep is over when it is, although its config says four epochs."""
+    """It has no epochs, loss or epoch time. The sweep ends with its pass, although its config has four epochs."""
     text = io.StringIO()
     one, other = untrained("timm:a"), record("timm:a", "zeroshot", status="skipped")
     assert one.result is not None

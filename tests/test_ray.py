@@ -1,4 +1,4 @@
-"""Sweeps on a Ray cluster of several simulated nodes: cells shared out, nodes lost, the driver killed."""
+"""Sweeps on a Ray cluster of several simulated nodes: distributed cells, lost nodes, a killed driver."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def executor(nodes: Any) -> Iterator[RayExecutor]:
 
 
 def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **options: Any) -> dict[str, Any]:
-    """Run a grid of these; the records by backbone and seed."""
+    """Run a grid of these backbones. Returns `BACKBONE SEED` → record."""
     Path("grid.toml").write_text(
         f'dataset = "synthetic-mini"\n[matrix]\nbackbones = {json.dumps(backbones)}\nregimes = ["frozen"]\n'
         f"seeds = {seeds}\n"
@@ -79,8 +79,8 @@ def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **
     return {f"{record.cell.config.backbone} {record.cell.config.seed}": record for record in found}
 
 
-def test_cells_are_shared_out_and_their_records_are_as_at_home(executor: RayExecutor) -> None:
-    """Each on one node at a time, with its machine, its log and the count of its attempts; odd ends stay their own."""
+def test_cells_are_distributed_and_their_records_are_as_on_one_machine(executor: RayExecutor) -> None:
+    """Each node runs one cell at a time. Records have machine, log and attempts; a failing cell disturbs no other."""
     odd = (light.LOUD, light.CRASHES, light.HANGS, *light.QUICK[:4])
     found = sweep(executor, light.SLOW, *odd, seeds=2, timeout=6.0)
     assert len(found) == 16
@@ -98,23 +98,23 @@ def test_cells_are_shared_out_and_their_records_are_as_at_home(executor: RayExec
     assert loud.startswith("first words") and loud.endswith("last words\n")
     spans = sorted((r.started.timestamp(), r.started.timestamp() + r.wall_seconds) for r in found.values())
     at_once = [sum(begin <= moment < end for begin, end in spans) for moment, _ in spans]
-    assert max(at_once) == 2, "both nodes work, and neither on two cells"
+    assert max(at_once) == 2, "both nodes work, each on one cell"
     again = sweep(executor, *light.QUICK[:4], seeds=2)
     assert {name: again[name] for name in again} == found, "nothing runs again"
 
 
 def test_a_node_that_is_lost_takes_its_cells_in_flight_alone(nodes: Any, executor: RayExecutor) -> None:
-    """They begin again elsewhere, and the record says so."""
+    """Those cells start again on another node, and their records have the number of attempts."""
     import threading
 
     spare = nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
     nodes.ledger.unlink(missing_ok=True)
-    all_began: list[bool] = []
+    all_started: list[bool] = []
 
     def lose() -> None:
         try:
-            all_began.append(
+            all_started.append(
                 wait_until(lambda: nodes.ledger.exists() and len(nodes.ledger.read_text().split()) == 3, 60)
             )
             nodes.remove_node(spare, allow_graceful=False)
@@ -126,14 +126,14 @@ def test_a_node_that_is_lost_takes_its_cells_in_flight_alone(nodes: Any, executo
     thread.start()
     found = sweep(executor, light.WAITS, seeds=6)
     thread.join()
-    assert all_began == [True]
+    assert all_started == [True]
     assert {record.status for record in found.values()} == {"done"} and len(found) == 6
     attempts = sorted(record.attempts for record in found.values())
     assert attempts == [1] * 5 + [2], "only the cell that ran there"
 
 
 def test_a_cell_whose_nodes_are_always_lost_is_given_up(executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a bounded number of attempts, with the count."""
+    """It fails after a bounded number of attempts, which its record has."""
     found = sweep(executor, light.NODE_KILLER, light.QUICK[0])
     lost = found[f"{light.NODE_KILLER} 0"]
     assert lost.status == "failed" and lost.attempts == ray_schedule.MOST_ATTEMPTS
@@ -142,9 +142,9 @@ def test_a_cell_whose_nodes_are_always_lost_is_given_up(executor: RayExecutor, m
 
 
 def test_cells_for_which_no_node_is_left(nodes: Any, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are failed rows with the reason, and the sweep ends."""
+    """They fail with the reason, and the sweep ends."""
     monkeypatch.setattr(ray_schedule, "WAIT_FOR_NODE_SECONDS", 1.0)
-    monkeypatch.setattr(ray_cluster.Cluster, "look", lambda self, wait_seconds=0.0: None)
+    monkeypatch.setattr(ray_cluster.Cluster, "refresh", lambda self, wait_seconds=0.0: None)
     gone = ray_cluster.Slot(node="gone", device="cpu@x-1", model="x", cpus=1, gpus=0, count=0)
     executor.cluster.slots = {"gone": (gone,)}
     found = sweep(executor, light.QUICK[0])
@@ -153,7 +153,7 @@ def test_cells_for_which_no_node_is_left(nodes: Any, executor: RayExecutor, monk
 
 
 def test_a_node_that_doesn_t_answer(executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gets no cell, with the reason; it is asked again later, and until then no sweep waits for it."""
+    """It gets no cell, and the reason is kept. It is asked again later, and no sweep waits for it until then."""
 
     def silent(*_: object, timeout: float) -> None:
         raise ray.exceptions.GetTimeoutError
@@ -161,23 +161,23 @@ def test_a_node_that_doesn_t_answer(executor: RayExecutor, monkeypatch: pytest.M
     executor.cluster.slots = {}
     with monkeypatch.context() as patch:
         patch.setattr(executor.cluster.ray, "get", silent)
-        executor.cluster.look()
+        executor.cluster.refresh()
         assert executor.cluster.is_asking and not executor.cluster.unusable
-        with pytest.raises(UserError, match=r"nodes of the cluster didn't say in 120 s"):
+        with pytest.raises(UserError, match=r"nodes of the cluster didn't list their devices in 120 s"):
             executor.devices()
         patch.setattr(ray_cluster, "ASK_SECONDS", 0.0)
-        executor.cluster.look()
+        executor.cluster.refresh()
         assert not executor.cluster.is_asking and len(executor.cluster.unusable) == 2
-        with pytest.raises(UserError, match="what it has; are its GPUs another job's"):
+        with pytest.raises(UserError, match="didn't list its devices in 0 s; does another job use its GPUs"):
             executor.devices()
         patch.setattr(ray_cluster, "ASK_AGAIN_SECONDS", 0.0)
     executor.cluster._ask_again = dict.fromkeys(executor.cluster.unusable, 0.0)
-    executor.cluster.look(wait_seconds=60)
+    executor.cluster.refresh(wait_seconds=60)
     assert not executor.cluster.unusable and len(executor.cluster.slots) == 2
 
 
 def test_the_driver_is_killed_and_started_again(nodes: Any, tmp_path: Path) -> None:
-    """What was finished is kept; cells of the dead driver end with it."""
+    """Finished cells are kept, and the running cells end with the killed driver."""
     code = (
         "import sys; from tests import light; from bench import cli; from bench.execution import executors\n"
         "from bench.execution.ray import RayExecutor\n"
@@ -201,7 +201,7 @@ def test_the_driver_is_killed_and_started_again(nodes: Any, tmp_path: Path) -> N
 
 
 def test_a_real_cell_on_ray_of_its_own(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an address Ray starts here; the command, the display and the record are those of one machine."""
+    """Without an address Ray starts on this machine. Command, progress and record are as without Ray."""
     monkeypatch.setenv("TL_CACHE", str(cache / "tl"))
     command = [sys.executable, "-W", "ignore", "-m", "bench", "run", "--grid", "smoke", "--executor", "ray"]
     command += ["--backbone", "timm:test_resnet", "--regime", "frozen", "--weights", "random", "--no-report"]
@@ -214,7 +214,7 @@ def test_a_real_cell_on_ray_of_its_own(cache: Path, tmp_path: Path, monkeypatch:
 
 
 def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images and weights come into the node's cache once, are checked there, and are not sent where they are."""
+    """Images and weights are sent to the node's cache once and checked there; nodes that have them get nothing."""
     fetched: list[str] = []
 
     class Fake:
@@ -258,7 +258,7 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
     def barred(path: Path) -> bool:
         raise PermissionError(13, "Permission denied", str(path))
 
-    with monkeypatch.context() as patch:  # a home that isn't for the eyes of who runs the node
+    with monkeypatch.context() as patch:  # a home folder that the node's user may not read
         patch.setattr(Path, "is_file", barred)
         patch.setattr(Path, "is_dir", barred)
         with pytest.raises(ray_node._Missing):
@@ -269,8 +269,8 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
         ray_node.find_file(weights.replace(digest="0" * 64), evil)
 
 
-def test_kinds_of_nodes_are_told_apart() -> None:
-    """By model and cores, and one that has a GPU offers it as often as it has one."""
+def test_kinds_of_nodes_are_distinguished() -> None:
+    """Nodes differ by model and cores. A node with GPUs has one slot per GPU."""
     small = ray_cluster._slots("a", {"CPU": 2.0}, {"cpu": "AMD EPYC 7B13"}, 2)
     large = ray_cluster._slots("b", {"CPU": 8.0, "GPU": 2.0}, {"cuda:0": "NVIDIA H100", "cpu": "Xeon(R) @ 2 GHz"}, 8)
     found = {slot.device: slot for slot in (*small, *large)}
@@ -287,12 +287,12 @@ WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from bench.cli import main
 
 
 def test_mistakes() -> None:
-    """One line each."""
+    """Each ends in one line."""
     with pytest.raises(UserError, match=r"--ray-address 127\.0\.0\.1:1: no Ray cluster there"):
         RayExecutor("127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"--ray-address 'ray://h:10001': Ray's client can't"):
         RayExecutor("ray://h:10001")
-    with pytest.raises(ConfigError, match="is for --executor ray"):
+    with pytest.raises(ConfigError, match="needs --executor ray"):
         executor_for(Options(name="x", executor="process", address="auto"))
     bare = subprocess.run(
         [sys.executable, "-c", WITHOUT_RAY, "run", "--executor", "ray"],

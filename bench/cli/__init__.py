@@ -1,6 +1,7 @@
-"""The command line: `python -m bench COMMAND`, or `tl-bench COMMAND`. Each command is a file here.
+"""The command line: `python -m bench COMMAND`, or `tl-bench COMMAND`. Each command is a file in this package.
 
-A command parses, calls and prints. It imports what it needs when it runs, so that `--help` answers at once.
+A command parses its options, calls the suite and prints. It imports the suite only when it runs, so that `--help`
+answers at once.
 """
 
 from bench.cli.app import app, main

@@ -1,4 +1,4 @@
-"""The program around the commands: how it starts, and how every mistake ends in one line."""
+"""The program around the commands. It starts them, and turns every error into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tl.errors import UserError
 
 app = typer.Typer(
     name="bench",
-    help="Which pretrained backbone, fine-tuned or only its head, at what cost on this machine?",
+    help="Which pretrained backbone should you use, fine-tuned or head-only, and what does it cost on this machine?",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 INTERRUPTED, FAILED, USAGE = 130, 1, 2
-"""Exit statuses; those of a gate are in `bench.compare.gate`."""
+"""Exit statuses. `bench.compare.gate` has those of a gate."""
 
 ClickError: Any = typer.BadParameter.__mro__[2]
-"""What typer raises for a wrong option or argument; typer has no public name for it."""
+"""The exception that typer raises for a wrong option or argument. Typer has no public name for it."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,15 +48,16 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line. A user's mistake ends in one line and exit status 2, and so does a mistake of ours.
+    """Run the command line. Mistakes of the user and bugs of the suite end in one line and exit status 2.
 
-    Python's own status for an exception is 1, which here means that a gate found a regression.
+    Python's own exit status for an exception is 1, which here means that a gate found a regression.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without × shows \\xd7
-    gc.set_threshold(50_000, 20, 100)  # records are many objects and little of that is garbage: collect seldom
-    os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))  # its list of fonts, else in the home folder
+            stream.reconfigure(errors="backslashreplace")  # a terminal that can't encode × shows \\xd7
+    gc.set_threshold(50_000, 20, 100)  # records are many objects with little garbage: collect rarely
+    # Matplotlib would otherwise write its list of fonts into the home folder.
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))
     called = "tl-bench" if Path(sys.argv[0]).stem == "tl-bench" else "python -m bench"
     try:
         status = app(prog_name=called, standalone_mode=False)
@@ -68,7 +69,7 @@ def main() -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
         traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}: this is a mistake in the suite; please report the lines above")
+        _fail(f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -79,7 +80,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _given(error: Any) -> str:
-    """The value of the option that an error is about: typer's own message leaves it out."""
+    """The given value of the option that an error is about; typer's own message leaves it out."""
     options = getattr(getattr(error, "param", None), "opts", [])
     for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         name, equals, value = word.partition("=")

@@ -15,7 +15,7 @@ RunsArgument = Annotated[list[str], typer.Argument(metavar="RUN…", help="Names
 ResultsOption = Annotated[Path, typer.Option(help="The folder where runs are kept.")]
 ReportsOption = Annotated[Path, typer.Option(help="The folder where reports go.")]
 HiddenOut = Annotated[Path | None, typer.Option("--out", hidden=True)]
-"""What `--results` of `run` and `--reports` of `report` were called before."""
+"""The old name of `--results` of `run` and of `--reports` of `report`."""
 ImagesOption = Annotated[
     bool,
     typer.Option("--images/--no-images", help="Embed images; --no-images makes the report safe to share."),
@@ -53,7 +53,7 @@ PluginOption = Annotated[
     typer.Option(
         metavar="FILE",
         callback=_load_plugins,
-        is_eager=True,  # what the other options name may be in there
+        is_eager=True,  # the values of other options may be names that the file adds
         help="A Python file that adds regimes, sources, metrics or claims (repeatable).",
     ),
 ]
@@ -62,9 +62,9 @@ RESULTS, REPORTS = Path("results"), Path("reports")
 
 
 def renamed(option: str, value: Path, default: Path, out: Path | None) -> Path:
-    """The value of an option that was once called `--out`. Raises `ConfigError` if both names are given."""
+    """The value of an option whose old name is `--out`. Raises `ConfigError` if both names are given."""
     if out is None:
         return value
     if value != default:
-        raise ConfigError(f"--out {out}: is the old name of {option}, which is given too ({value}); leave out --out")
+        raise ConfigError(f"--out {out}: is the old name of {option}, which is also given ({value}); leave out --out")
     return out

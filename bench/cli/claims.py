@@ -1,4 +1,4 @@
-"""`bench claims`: what runs say of each claim."""
+"""`bench claims`: print the verdict of runs on each claim."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def claims(
     results: ResultsOption = RESULTS,
     plugin: PluginOption = None,
 ) -> None:
-    """Print what runs say of each claim: measured, predicted, verdict."""
+    """Print each claim with its measured and predicted value and its verdict."""
     from bench.report.claims_text import print_claims
     from bench.report.summary import summarise
     from bench.store.runs import find_runs

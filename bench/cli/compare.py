@@ -1,4 +1,4 @@
-"""`bench compare`: what changed between runs, or between the levels of one axis."""
+"""`bench compare`: show what changed between runs, or between the values of one axis."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def compare(
     sides: SidesArgument,
     by: Annotated[
         Literal["run", "regime", "device", "backbone", "precision", "seed"],
-        typer.Option(help="What the sides are; by anything but run, one run is enough."),
+        typer.Option(help="What to compare; with anything but run, one run is enough."),
     ] = "run",
     base: Annotated[
         str | None,
         typer.Option(
-            metavar="LEVEL", help="With --by regime and the like: compare with this one.", show_default="the first"
+            metavar="LEVEL", help="The value to compare with, for --by regime and so on.", show_default="the first"
         ),
     ] = None,
     metric: MetricOption = None,
@@ -40,7 +40,7 @@ def compare(
     results: ResultsOption = RESULTS,
     plugin: PluginOption = None,
 ) -> None:
-    """Compare runs, or regimes, devices, … of one run: what is worse, better, the same or can't be decided."""
+    """Compare runs, or the regimes, devices, … of one run: worse, better, the same or undecided."""
     from bench.compare.changes import compare as compare_sides
     from bench.compare.sides import read_sides
 
@@ -54,14 +54,14 @@ def compare(
 
 
 def put(output: Path | None, format: str | None, make: Callable[[Literal["md", "html", "json"]], str]) -> None:
-    """Write text of the wanted format to a file or to standard output. Raises `ConfigError`."""
+    """Write text in the wanted format to a file or to standard output. Raises `ConfigError` for an unknown format."""
     from tl.cache import write_atomic
 
     ending = output.suffix[1:] if output else "md"
     kind = format or ending
     if kind not in ("md", "html", "json"):
-        raise ConfigError(f"--output {output}: must end in .md, .html or .json, or --format must say which it is")
-    text = make(kind)  # type: ignore[arg-type]  # as checked
+        raise ConfigError(f"--output {output}: must end in .md, .html or .json; or give --format")
+    text = make(kind)  # type: ignore[arg-type]  # checked above
     if output is None:
         print(text, end="")
     else:

@@ -1,4 +1,4 @@
-"""`bench doctor`: what this machine has, and how noisy it is."""
+"""`bench doctor`: show what this machine has, and how noisy it is."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bench.cli.app import INTERRUPTED, app
 def doctor(
     noise: Annotated[
         bool,
-        typer.Option("--noise", help="Measure instead how small a difference in epoch time shows here; one minute."),
+        typer.Option("--noise", help="Measure the smallest difference in epoch time that shows here; takes a minute."),
     ] = False,
 ) -> None:
-    """Say what this machine has: devices, threads, images and weights, and what is missing and why."""
+    """Show what this machine has (devices, threads, images, weights), and what is missing and why."""
     if not noise:
         from bench.sweep.doctor import examine
 

@@ -1,4 +1,4 @@
-"""`bench export`: results for other programs."""
+"""`bench export`: write results for other programs."""
 
 from __future__ import annotations
 

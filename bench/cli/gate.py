@@ -46,7 +46,7 @@ def gate(
     from bench.compare.sides import read_sides
 
     if len(sides) != 2:
-        raise ConfigError(f"{' '.join(sides)}: a gate has two sides, BASE and NEW, and here are {len(sides)}")
+        raise ConfigError(f"{' '.join(sides)}: a gate has two sides, BASE and NEW, not {len(sides)}")
     found = read_sides(sides, results=results)
     kinds = {entry.repeats for side in found for entry in side.entries.values()}
     rules = read_rules(config, rule or [], kinds=kinds, metrics=metric or ())

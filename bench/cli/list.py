@@ -1,4 +1,4 @@
-"""`bench list`: what there is to choose from."""
+"""`bench list`: list the choices for a sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def list_(
     text: Annotated[str | None, typer.Argument(help="Only names that contain this text.")] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """List what there is: grids, backbones, regimes, data sets or devices."""
+    """List the grids, backbones, regimes, data sets or devices to choose from."""
     from rich.console import Console
     from rich.table import Table
 

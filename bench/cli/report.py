@@ -32,18 +32,18 @@ def report(
     images: ImagesOption = True,
     data: Annotated[
         str | None,
-        typer.Option(metavar="PATH|NAME", help="Where the images are, for the pictures.", show_default="as recorded"),
+        typer.Option(metavar="PATH|NAME", help="The images, for the pictures.", show_default="as recorded"),
     ] = None,
     index: Annotated[
-        bool, typer.Option("--index", help="Write index.html instead, a list of all runs (or of those named).")
+        bool, typer.Option("--index", help="Write index.html instead, a list of all runs (or of the named ones).")
     ] = False,
     collect: Annotated[
         bool,
-        typer.Option("--collect", help="Write only the page of a run that goes on, without figures; this is quick."),
+        typer.Option("--collect", help="Write only the page of an unfinished run, without figures; this is quick."),
     ] = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Write NAME.md and one self-contained NAME.html. A run that isn't complete is reported as far as it is."""
+    """Write NAME.md and one self-contained NAME.html. An incomplete run is reported as far as it got."""
     from bench.store.runs import all_runs, find_runs
     from bench.sweep.folder import check_name, check_output
 
@@ -68,7 +68,7 @@ def report(
 
         print(f"report: {write_live(found[0], reports, ended=True)}")
         return
-    # Only now: drawing takes seconds to load, and mistakes are reported at once.
+    # Imported only now, since matplotlib takes seconds to load and mistakes should be reported at once.
     from bench.report.pictures import LEFT_OUT, images_or_reason
     from bench.report.summary import summarise
     from bench.report.write import write_report

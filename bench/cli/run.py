@@ -1,4 +1,4 @@
-"""`bench run`: run a sweep, report on it, and say in the exit status how it ended."""
+"""`bench run`: run a sweep and write its report; the exit status says how it ended."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(
     device: Annotated[
         list[str] | None, typer.Option(help="cpu, cuda[:i], mps, auto (the best) or all (repeatable).")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds: 0, 1, 2, …")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; they are 0, 1, 2, …")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per training step.")] = None,
     protocol: Annotated[str | None, typer.Option(help="fixed, tuned or kfold, in place of the grid's.")] = None,
@@ -82,7 +82,7 @@ def run(
     ] = "process",
     ray_address: Annotated[
         str | None,
-        typer.Option(metavar="auto|ADDRESS", help="The cluster.", show_default="start one on this machine"),
+        typer.Option(metavar="auto|ADDRESS", help="The cluster's address.", show_default="start one on this machine"),
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for another command that is working in this run's folder.")
@@ -91,12 +91,12 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; nothing is deleted.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     live: Annotated[
-        bool, typer.Option("--live", help="Keep the report's page up to date while cells end; it reloads itself.")
+        bool, typer.Option("--live", help="Update the report's page whenever a cell ends; the page reloads itself.")
     ] = False,
     images: ImagesOption = True,
     plugin: PluginOption = None,
 ) -> None:
-    """Run the cells of a grid that have no result yet, and report.
+    """Run the cells of a grid that have no result yet, and write the report.
 
     Exit status: 0 all done, 1 some cell failed, 2 usage error, 130 interrupted.
     """
@@ -158,7 +158,7 @@ def run(
 
 
 def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
-    """How far the sweep came, and how to continue it."""
+    """Print how many cells are done, and how to continue."""
     exists = sweep.run.exists()
     ended = sweep.run.survey()[0] if exists else {}
     cells = sweep.run.manifest().cells if exists else sweep.cells

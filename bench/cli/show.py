@@ -1,4 +1,4 @@
-"""`bench show`: the answer on the terminal."""
+"""`bench show`: print the answer on the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.cli.arguments import RESULTS, PluginOption, ResultsOption, RunsArgume
 
 @app.command()
 def show(runs: RunsArgument, results: ResultsOption = RESULTS, plugin: PluginOption = None) -> None:
-    """Print the answer, the claim and the table."""
+    """Print the answer, the claims and the table."""
     from rich.console import Console
 
     from bench.report.summary import summarise

@@ -1,5 +1,6 @@
-"""Programs that measure the suite itself, for its developers and CI; none of them is part of `bench` for users.
+"""Programs that measure the suite itself. They are for its developers and for CI, not for users of `bench`.
 
-`gate` times this tree beside another commit, `counters` is the exact gate, `power` counts what both gates find, `peers`
-times the suite beside other programs, and `scale` says what it costs with many cells.
+`gate` compares the times of this tree with those of another commit, `counters` is the exact gate, `power` measures how
+often both gates detect a planted change, `peers` compares the suite with other programs, and `scale` measures the cost
+of the suite with many cells.
 """

@@ -1,7 +1,7 @@
-"""The exact gate: what a training step takes, counted, against the committed baseline. No noise; seconds.
+"""The exact gate: counters of a training step against the committed baseline. It has no noise and takes seconds.
 
 python -m bench.devtools.counters             # compare; exit status 0 equal, 1 changed, 4 other libraries
-python -m bench.devtools.counters --update    # write the baseline anew: the change shows up in the diff
+python -m bench.devtools.counters --update    # rewrite the baseline; git diff shows the change
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tl.errors import UserError
 
 BASELINE = Path(__file__).parent.parent.parent / "results" / "baseline" / "counters.json"
 CONSTRAINTS = "constraints.txt"
-"""Beside it: the same versions for pip, so that CI counts with them."""
+"""File next to the baseline with the same versions for pip, so that CI counts with them."""
 Counters = dict[str, dict[str, int]]
 
 
 def libraries() -> dict[str, str]:
-    """Versions without a build's suffix: kernels differ, operations don't."""
+    """Package → version, without the suffix of a build: builds differ in their kernels, not in the operations."""
     return {name: package_version(name).partition("+")[0] for name in NETWORK_PACKAGES}
 
 
@@ -37,11 +37,11 @@ def count() -> Counters:
 
 
 def changes(base: Counters, new: Counters) -> Iterator[str]:
-    """A line for each counter that is not what it was, missing ones included."""
+    """Yield a line for each counter that has changed, appeared or disappeared."""
     for step in dict.fromkeys([*base, *new]):
-        there, here = base.get(step, {}), new.get(step, {})
-        for name in dict.fromkeys([*there, *here]):
-            before, after = there.get(name), here.get(name)
+        base_counters, new_counters = base.get(step, {}), new.get(step, {})
+        for name in dict.fromkeys([*base_counters, *new_counters]):
+            before, after = base_counters.get(name), new_counters.get(name)
             if before != after:
                 known = before is not None and after is not None
                 by = f" ({after - before:+,})" if known else ""  # type: ignore[operator]
@@ -58,36 +58,36 @@ def baseline() -> tuple[dict[str, str], Counters]:
         data: Any = json.loads(BASELINE.read_text(encoding="utf-8"))
         return data["libraries"], data["counters"]
     except FileNotFoundError:
-        raise UserError(f"{BASELINE}: is not there: write it with --update") from None
+        raise UserError(f"{BASELINE}: doesn't exist; write it with --update") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{BASELINE}: is no baseline ({error}): write it anew with --update") from error
+        raise UserError(f"{BASELINE}: is not a baseline ({error}); rewrite it with --update") from error
 
 
 def constraints(libraries: dict[str, str]) -> str:
-    """Versions as pip has them, a line each."""
+    """The versions as constraints for pip, one per line."""
     return "".join(f"{name}=={version}\n" for name, version in libraries.items())
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="write the baseline anew")
-    given, here = parser.parse_args(), libraries()
+    parser.add_argument("--update", action="store_true", help="rewrite the baseline")
+    given, installed = parser.parse_args(), libraries()
     try:
-        there, before = baseline()
+        expected, before = baseline()
     except UserError:
         if not given.update:
             raise
-        there, before = {}, {}
+        expected, before = {}, {}
     counted = count()
     lines = list(changes(before, counted))
     print("\n".join([*lines, f"{sum(map(len, counted.values()))} counters, {len(lines)} changed"]))
     if given.update:
-        write_atomic(BASELINE, to_json({"libraries": here, "counters": counted}))
-        write_atomic(BASELINE.parent / CONSTRAINTS, constraints(here))
+        write_atomic(BASELINE, to_json({"libraries": installed, "counters": counted}))
+        write_atomic(BASELINE.parent / CONSTRAINTS, constraints(installed))
         return PASSED
-    if there != here:
-        print(f"not comparable: the baseline is of {there}, here is {here}; write it anew with --update")
+    if expected != installed:
+        print(f"not comparable: the baseline has {expected}, installed are {installed}; rewrite it with --update")
         return NOT_COMPARABLE
     return REGRESSED if lines else PASSED
 
@@ -98,6 +98,6 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Exception:  # Python's own status is 1, which says that a counter changed
+    except Exception:  # Python's own exit status is 1, which here means that a counter changed
         traceback.print_exc()
         sys.exit(2)

@@ -1,10 +1,11 @@
-"""The cell of `plain_loop`, written as a user of fastai would write it: what this suite's speed is compared with.
+"""The training of `plain_loop`, as a user of fastai would write it. `peers` compares this suite's speed with it.
 
     python -m bench.devtools.fastai_loop --data FOLDER --regime frozen --epochs 3
 
-Network, weights and the optimiser's numbers are the plain loop's; crops and flips are fastai's own, flips in the
-batch; the rate stays as it is. Workers are as many as the machine has cores, up to the plain loop's number. `nox -s
-peers` installs fastai for itself. https://docs.fast.ai/vision.data.html https://docs.fast.ai/learner.html
+Network, weights and hyperparameters of the optimiser are those of the plain loop. Crops and flips are fastai's own,
+flips on whole batches. The learning rate is constant. There is one worker per core, up to the plain loop's number.
+`nox -s peers` installs fastai into its own environment.
+https://docs.fast.ai/vision.data.html https://docs.fast.ai/learner.html
 """
 
 from __future__ import annotations
@@ -28,41 +29,41 @@ from fastai.vision.all import (
 from torch import nn
 
 from bench.devtools.plain_loop import BATCH, REGIMES, WORKERS, network
-from bench.devtools.side import options, tell_end, tell_epoch
+from bench.devtools.side import emit_end, emit_epoch, options
 from tl.backbones import Classifier
 from tl.machine import usable_cores
 
 
-class TellEpochs(Callback):
-    """A line an epoch, of training and validation."""
+class EmitEpochs(Callback):
+    """Emits one line per epoch."""
 
     order = 100
-    """After fastai's own callbacks, which gather the metrics."""
+    """Runs after fastai's own callbacks, which compute the metrics."""
 
     def before_epoch(self) -> None:
-        """An epoch begins."""
-        self.begun = time.perf_counter()
+        """Note when an epoch starts."""
+        self.started = time.perf_counter()
 
     def before_validate(self) -> None:
-        """Its training is over."""
+        """Note when the training of an epoch has ended."""
         self.trained = time.perf_counter()
 
     def after_epoch(self) -> None:
-        """Its validation is over."""
-        (right,) = self.recorder.metrics
-        tell_epoch(self.epoch, self.trained - self.begun, time.perf_counter() - self.trained, float(right.value))
+        """Emit the line when the validation has ended."""
+        (accuracy,) = self.recorder.metrics
+        emit_epoch(self.epoch, self.trained - self.started, time.perf_counter() - self.trained, float(accuracy.value))
 
 
 def body_and_head(model: Classifier) -> list[list[nn.Parameter]]:
-    """Parameter groups, of which `freeze` leaves the last to train."""
+    """The parameter groups; fastai's `freeze` freezes all but the last."""
     return [params(model.backbone), params(model.head)]
 
 
 def main() -> None:
-    """Train, a line an epoch."""
+    """Train, and emit one line per epoch."""
     given = options(__doc__, REGIMES)
     warnings.simplefilter("ignore")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     torch.manual_seed(given.seed)
     model, preprocessing, _ = network(given)
     device = torch.device(given.device)
@@ -85,13 +86,13 @@ def main() -> None:
         metrics=accuracy,
         splitter=body_and_head,
         train_bn=given.regime != "frozen",
-        cbs=TellEpochs(),
+        cbs=EmitEpochs(),
     )
     if given.regime == "frozen":
         learner.freeze()
     with learner.no_bar(), learner.no_logging():
         learner.fit(given.epochs, 1e-3)
-    tell_end(time.perf_counter() - begun, library=f"fastai {fastai.__version__}")
+    emit_end(time.perf_counter() - started, library=f"fastai {fastai.__version__}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Forward passes in int8 beside those in single precision, in turn, and how near both come to what the cores can do.
+"""Compares forward passes in int8 and in single precision, interleaved, with each other and with the cores' peak rate.
 
     python -m bench.devtools.forward --backbone timm:tf_efficientnet_lite0 --batch-size 16 --rounds 15
 
-The limit is the best rate of a large matrix product in single precision, measured in between.
+The peak is the best rate of a large matrix product in single precision, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ MATRIX = 2048
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Of one call."""
-    begun = time.perf_counter()
+    """Duration of one call, in seconds."""
+    started = time.perf_counter()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--backbone", action="append", required=True, help="may be given several times")
+    parser.add_argument("--backbone", action="append", required=True, help="network to measure (repeatable)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
@@ -52,22 +52,22 @@ def main() -> None:
         single = made.module.eval().to(memory_format=torch.channels_last)
         size = made.preprocessing.size
         images = torch.randn(given.batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         integers = quantized(single, [images], torch.device("cpu"))
-        conversion, work = time.perf_counter() - begun, StepWork()
+        conversion, work = time.perf_counter() - started, StepWork()
         with torch.inference_mode():
             with work.forward(single):
                 single(images)
             calls = {
-                "fp32": lambda: single(images),  # noqa: B023 - called within this turn of the loop
+                "fp32": lambda: single(images),  # noqa: B023 - called within this iteration
                 "int8": lambda: integers(images),  # noqa: B023
                 "limit": lambda: left @ right,
             }
             for call in calls.values():
                 call(), call()  # type: ignore[no-untyped-call]
             taken: dict[str, list[float]] = {side: [] for side in calls}
-            for turn in range(given.rounds):
-                for side in calls if turn % 2 == 0 else reversed(calls):
+            for number in range(given.rounds):
+                for side in calls if number % 2 == 0 else reversed(calls):
                     taken[side].append(seconds(calls[side]))
         estimate = ratio(dict(enumerate(taken["int8"])), dict(enumerate(taken["fp32"])))
         assert estimate is not None
@@ -77,8 +77,8 @@ def main() -> None:
         rows.append(
             {
                 "backbone": name,
-                "fp32, ms an image": f"{per_image['fp32']:.2f}",
-                "int8, ms an image": f"{per_image['int8']:.2f}",
+                "fp32, ms per image": f"{per_image['fp32']:.2f}",
+                "int8, ms per image": f"{per_image['int8']:.2f}",
                 "int8 / fp32 (95%, n)": f"{estimate.value:.3f} ({estimate.low:.3f}–{estimate.high:.3f}, {estimate.n})",
                 "fp32, GFLOP/s": f"{rate:.0f} of {peak:.0f} ({rate / peak:.0%})",
                 "conversion, s": f"{conversion:.1f}",

@@ -1,4 +1,4 @@
-"""The command line with cells that take no time, and backbones as many as one likes: what is left is the suite."""
+"""The command line with cells that take no time and thousands of backbones, to measure the suite alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MOST_BACKBONES = 12_500
 
 
 class InstantExecutor:
-    """Answers at once, in this process."""
+    """Returns a made-up result at once, in this process."""
 
     has_limits = True
     runs_here = False
 
     def prepare(self) -> None:
-        """There are no libraries to load."""
+        """Do nothing: there are no libraries to load."""
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
         """See `bench.execution.base.Executor`."""
@@ -36,11 +36,11 @@ class InstantExecutor:
         return Outcome(status="done", value=value, wall_seconds=0.001)
 
     def devices(self) -> dict[str, str]:
-        """One, whatever this machine has."""
+        """A single device, independent of the machine."""
         return {"cpu": "instant"}
 
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
-        """One after the other."""
+        """Run one job after the other."""
         run_one_by_one(self, jobs, events, stop)
 
 
@@ -52,7 +52,7 @@ def _result(regime: str) -> TrainResult:
 
 
 def main() -> None:
-    """`bench`, its arguments those of this process."""
+    """Run `bench` with this executor and the arguments of this process."""
     from bench import cli
     from bench.execution import executors
 

@@ -1,9 +1,9 @@
-"""The cell of `plain_loop`, written as a user of Lightning would write it: what this suite's speed is compared with.
+"""The training of `plain_loop`, as a user of Lightning would write it. `peers` compares this suite's speed with it.
 
     python -m bench.devtools.lightning_loop --data FOLDER --regime frozen --epochs 3
 
-Network, weights, images, batches and optimiser are the plain loop's. Workers are as many as the machine has cores, up
-to the plain loop's number, and stay for all epochs. `nox -s peers` installs Lightning for itself.
+Network, weights, images, batches and optimiser are those of the plain loop. There is one worker per core, up to the
+plain loop's number; the workers live for all epochs. `nox -s peers` installs Lightning into its own environment.
 https://lightning.ai/docs/pytorch/stable/
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from bench.devtools.plain_loop import REGIMES, WORKERS, loader, network
-from bench.devtools.side import options, tell_end, tell_epoch
+from bench.devtools.side import emit_end, emit_epoch, options
 from tl.machine import usable_cores
 
 
@@ -31,42 +31,42 @@ class Cell(lightning.LightningModule):
         self.model, self.trained, self.marks = model, trained, [0.0]
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Mean cross-entropy of a batch."""
+        """Return the mean cross-entropy of a batch."""
         images, labels = batch
         return nn.functional.cross_entropy(self.model(images), labels)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Log the accuracy; Lightning averages it over images."""
         images, labels = batch
-        right = (self.model(images).argmax(dim=1) == labels).float().mean()
-        self.log("val_accuracy", right, batch_size=len(labels))
+        accuracy = (self.model(images).argmax(dim=1) == labels).float().mean()
+        self.log("val_accuracy", accuracy, batch_size=len(labels))
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.StepLR]]:
-        """SGD with momentum on what trains."""
+        """SGD with momentum for the trained parameters, and its schedule."""
         optimizer = torch.optim.SGD(self.trained.parameters(), lr=1e-3, momentum=0.9)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)]
 
     def on_train_epoch_start(self) -> None:
-        """An epoch begins."""
+        """Note when an epoch starts."""
         self.marks = [time.perf_counter()]
 
     def on_validation_epoch_start(self) -> None:
-        """Its training is over."""
+        """Note when the training of an epoch has ended."""
         self.marks.append(time.perf_counter())
 
     def on_train_epoch_end(self) -> None:
-        """Lightning validates before it calls this."""
-        begun, trained = self.marks
+        """Emit the line of an epoch. Lightning calls this after the validation."""
+        started, trained = self.marks
         accuracy = float(self.trainer.callback_metrics["val_accuracy"])
-        tell_epoch(self.current_epoch, trained - begun, time.perf_counter() - trained, accuracy)
+        emit_epoch(self.current_epoch, trained - started, time.perf_counter() - trained, accuracy)
 
 
 def main() -> None:
-    """Train, a line an epoch."""
+    """Train, and emit one line per epoch."""
     given = options(__doc__, REGIMES)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     torch.manual_seed(given.seed)
     model, preprocessing, trained = network(given)
     workers = min(WORKERS, usable_cores())
@@ -92,7 +92,7 @@ def main() -> None:
         num_sanity_val_steps=0,
     )
     trainer.fit(Cell(model, trained), train, val)
-    tell_end(time.perf_counter() - begun, library=f"lightning {lightning.__version__}")
+    emit_end(time.perf_counter() - started, library=f"lightning {lightning.__version__}")
 
 
 if __name__ == "__main__":

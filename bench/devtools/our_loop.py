@@ -1,4 +1,4 @@
-"""This suite's side of `peers`: one cell, in a process set up as `bench.execution.worker.run_cell` sets up its own.
+"""This suite's side of `peers`: one training in a process that is set up as by `bench.execution.worker.run_cell`.
 
 python -m bench.devtools.our_loop --data FOLDER --regime frozen --epochs 3
 """
@@ -10,21 +10,21 @@ import time
 import torch
 
 import tl
-from bench.devtools.side import options, tell_end, tell_epoch, weights_in
+from bench.devtools.side import emit_end, emit_epoch, options, weights_in
 from tl.config import PRECISIONS
 from tl.machine import keep_freed_pages, usable_cores
 from tl.results import EpochResult
 
 
 def on_epoch(row: EpochResult) -> None:
-    """A line an epoch."""
-    tell_epoch(row.epoch, row.train_seconds or 0.0, row.val_seconds, row.val_accuracy)
+    """Emit the line of an epoch."""
+    emit_epoch(row.epoch, row.train_seconds or 0.0, row.val_seconds, row.val_accuracy)
 
 
 def main() -> None:
-    """Train; the total includes reading the folder, and decoding its images where the cache hasn't got them."""
+    """Train. The total time includes scanning the folder, and decoding its images if they are not cached."""
     given = options(__doc__, (name for name, regime in tl.REGIMES.items() if regime.trains), precisions=PRECISIONS)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     torch.set_num_threads(usable_cores())
     keep_freed_pages()
     config = tl.TrainConfig(
@@ -36,7 +36,7 @@ def main() -> None:
     )
     weights = weights_in(given.weights_file)
     tl.run_protocol(config, tl.load_splits(given.data), device=given.device, weights=weights, on_epoch=on_epoch)
-    tell_end(time.perf_counter() - begun)
+    emit_end(time.perf_counter() - started)
 
 
 if __name__ == "__main__":

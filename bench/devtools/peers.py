@@ -1,4 +1,4 @@
-"""Times this suite's training beside other programs: a plain loop, and any that prints a JSON line an epoch.
+"""Compares this suite's training with other programs: a plain loop, and any that prints one JSON line per epoch.
 
     python -m bench.devtools.peers --data FOLDER --regime frozen --rounds 5 --epochs 3
     python -m bench.devtools.peers --data FOLDER --memory
@@ -7,9 +7,9 @@
     python -m bench.devtools.peers --data FOLDER --peer "mine=python mine.py {data} {regime} {epochs}"
     python -m bench.devtools.peers --render results/peers-*/*.json > reports/peers.md
 
-A peer's lines have `epoch_seconds`, of training and validation together; lines that are no JSON are passed over. In
-its command {data}, {regime}, {backbone}, {epochs}, {device} and {seed} are replaced; no shell sees it. The seed is the
-round's number with --accuracy, else 0.
+Each line has `epoch_seconds`, the time of training and validation together. Lines that are not JSON are ignored. In a
+peer's command {data}, {regime}, {backbone}, {epochs}, {device} and {seed} are replaced; it runs without a shell. The
+seed is the number of the round with --accuracy, otherwise 0.
 """
 
 from __future__ import annotations
@@ -47,50 +47,53 @@ PSS_INTERVAL_SECONDS = 0.25
 
 
 def order(sides: Sequence[str], rounds: int) -> list[tuple[int, str]]:
-    """Round and side of each process: A B, B A, A B …, so that a machine that drifts favours none."""
-    return [(turn, side) for turn in range(rounds) for side in (sides if turn % 2 == 0 else reversed(sides))]
+    """Round and side of each process in the order A B, B A, A B …, so that drift of the machine favours neither."""
+    return [(number, side) for number in range(rounds) for side in (sides if number % 2 == 0 else reversed(sides))]
 
 
 def words(command: str, values: Mapping[str, str]) -> list[str]:
-    """A command line's words. Placeholders are replaced in each word, so a path with blanks stays one word."""
+    """Split a command line into words, then replace placeholders, so that a path with blanks stays one word."""
     pattern = re.compile("{(" + "|".join(values) + ")}")
     return [pattern.sub(lambda found: values[found[1]], word) for word in shlex.split(command)]
 
 
 def run_side(
-    side: str, argv: Sequence[str], *, epochs: int, turn: int, sample_memory: bool, env: Mapping[str, str]
+    side: str, argv: Sequence[str], *, epochs: int, number: int, sample_memory: bool, env: Mapping[str, str]
 ) -> SideRun:
-    """Run one process to its end. Raises `UserError`, with its last words, unless it told of every epoch."""
-    watch = Monitor(lambda text: print(f"WARNING: {side}: {text}", file=sys.stderr))
-    started, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    """Run one process of round `number` to its end.
+
+    Raises `UserError` with its last error line if it fails, or if it doesn't print a line for each epoch.
+    """
+    monitor = Monitor(lambda text: print(f"WARNING: {side}: {text}", file=sys.stderr))
+    started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     file = partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
-    with file() as said, file() as errors:
+    with file() as output, file() as errors:
         try:
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=errors, env=env)
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=env)
         except OSError as error:
             raise UserError(f"{side}: {argv[0]} can't be run: {error.strerror}") from error
         try:
-            peak = _sampled(process) if sample_memory else None
+            peak = _peak_pss(process) if sample_memory else None
             status = process.wait()
         finally:
             if process.poll() is None:
                 _end(process)
-        wall = time.perf_counter() - begun
-        printed = _json_lines(said)
+        wall = time.perf_counter() - start
+        printed = _json_lines(output)
         found = [line["epoch_seconds"] for line in printed if "epoch_seconds" in line]
         if status != 0 or len(found) != epochs or not all(map(_is_time, found)):
             errors.seek(0)
             last = next((line for line in reversed(errors.read().splitlines()) if line.strip()), "nothing")
-            told = f"exit status {status}, told of {len(found)} epochs where {epochs} with seconds above 0 were due"
-            raise UserError(f"{side}: {told}; last on its stderr: {last}")
+            wrong = f"exit status {status}, printed {len(found)} epochs instead of {epochs} with seconds above 0"
+            raise UserError(f"{side}: {wrong}; last line on its stderr: {last}")
     return SideRun(
         side=side,
-        round=turn,
+        round=number,
         started=started,
         wall_seconds=wall,
         printed=tuple(printed),
         peak_pss_bytes=peak,
-        machine=watch.end(),
+        machine=monitor.end(),
     )
 
 
@@ -98,18 +101,19 @@ def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
-def _json_lines(said: IO[str]) -> list[dict[str, Any]]:
-    said.seek(0)
+def _json_lines(output: IO[str]) -> list[dict[str, Any]]:
+    """All lines of the output that are JSON objects."""
+    output.seek(0)
     lines = []
-    for text in said:
+    for text in output:
         with contextlib.suppress(ValueError):
-            line = json.loads(text, parse_constant=lambda name: None)  # NaN is no JSON, and no time
+            line = json.loads(text, parse_constant=lambda name: None)  # NaN is neither JSON nor a valid time
             lines += [line] if isinstance(line, dict) else []
     return lines
 
 
-def _sampled(process: subprocess.Popen[bytes]) -> int:
-    """Largest proportional set size, in bytes, of a process with all that descend from it, until it ends."""
+def _peak_pss(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process, and return the largest proportional set size of it and its descendants, in bytes."""
     peak, root = 0, psutil.Process(process.pid)
     while process.poll() is None:
         total = 0
@@ -123,7 +127,7 @@ def _sampled(process: subprocess.Popen[bytes]) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its descendants, as after Ctrl-C."""
+    """Kill a process and its descendants."""
     root = psutil.Process(process.pid)
     for member in (*root.children(recursive=True), root):
         with contextlib.suppress(psutil.Error):
@@ -132,23 +136,23 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def measure(given: argparse.Namespace, command: str) -> Samples:
-    """Run all sides, round after round, telling of each process as it ends."""
+    """Run all sides, round after round, and print a line when a process has ended."""
     what = _what(given)
     against, against_epochs = given.against or given.regime, given.against_epochs or given.epochs
     splits = load_splits(given.data)
     if what != "whole":
-        open_store(splits)  # else the first process would decode, and the others not
+        open_store(splits)  # otherwise only the first process would decode the images
     own = " --data {data} --regime {regime} --backbone {backbone} --epochs {epochs} --device {device} --seed {seed}"
     own += f" --weights-file {shlex.quote(given.weights_file)}" if given.weights_file else ""
-    sides = {name: f"python -m tests.benchmarks.{module}{own}" for name, module in SCRIPTS.items()}
+    sides = {name: f"python -m bench.devtools.{module}{own}" for name, module in SCRIPTS.items()}
     sides[OURS] += f" --precision {given.precision}" if given.precision != "fp32" else ""
     sides |= _named(given.peer)
     shared = {"data": str(splits.root), "backbone": given.backbone, "device": given.device}
     runs = []
-    for turn, side in order(list(sides), given.rounds):
+    for number, side in order(list(sides), given.rounds):
         epochs = given.epochs if side == OURS else against_epochs
         regime = given.regime if side == OURS else against
-        seed = turn if what == "accuracy" else 0
+        seed = number if what == "accuracy" else 0
         argv = words(sides[side], shared | {"regime": regime, "epochs": str(epochs), "seed": str(seed)})
         env = dict(os.environ)
         with tempfile.TemporaryDirectory() as empty:
@@ -157,10 +161,10 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
                 env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
             if side == OURS and what == "whole":
                 env["TL_CACHE"] = empty
-            run = run_side(side, argv, epochs=epochs, turn=turn, sample_memory=what == "memory", env=env)
+            run = run_side(side, argv, epochs=epochs, number=number, sample_memory=what == "memory", env=env)
         seconds = ", ".join(f"{value:.3g}" for value in run.epoch_seconds)
         memory = f", {run.peak_pss_bytes / 2**20:,.0f} MiB" if run.peak_pss_bytes else ""
-        print(f"round {turn + 1} of {given.rounds}, {side}: epochs of {seconds} s{memory}", flush=True)
+        print(f"round {number + 1} of {given.rounds}, {side}: epochs of {seconds} s{memory}", flush=True)
         runs.append(run)
     return Samples(
         what=what,
@@ -182,12 +186,12 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
 
 
 def _named(peers: Sequence[str]) -> dict[str, str]:
-    """Peers as they were given, NAME=COMMAND."""
+    """Name → command of each `--peer NAME=COMMAND`. Raises `UserError`."""
     found: dict[str, str] = {}
     for given in peers:
         name, _, command = given.partition("=")
         if not name or not command.strip() or name in (*SCRIPTS, *found):
-            raise UserError(f"--peer {given!r}: must be NAME=COMMAND, with a name of its own")
+            raise UserError(f"--peer {given!r}: must be NAME=COMMAND with a name that is not taken")
         found[name] = command
     return found
 
@@ -199,20 +203,20 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="auto", help="a folder with train/CLASS/* and val/CLASS/*, or a set's name")
     parser.add_argument("--backbone", default="torchvision:resnet18", help="torchvision:NAME or timm:NAME")
     parser.add_argument("--weights-file", help="a state dict for ours and plain")
-    parser.add_argument("--regime", default="finetune", help="ours")
-    parser.add_argument("--precision", default="fp32", help="ours; see tl.config.PRECISIONS")
-    parser.add_argument("--against", help="the others' regime, finetune or frozen; by default the same")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each side")
-    parser.add_argument("--epochs", type=int, default=3, help="of a process; the first is warm-up")
-    parser.add_argument("--against-epochs", type=int, help="with --whole: the others run so many, and are scaled up")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="another side")
-    parser.add_argument("--out", type=Path, default=Path("results/peers"), help="folder of the raw samples")
+    parser.add_argument("--regime", default="finetune", help="our regime")
+    parser.add_argument("--precision", default="fp32", help="our precision; see tl.config.PRECISIONS")
+    parser.add_argument("--against", help="regime of the others, finetune or frozen; by default the same as ours")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda[:i] or mps")
+    parser.add_argument("--rounds", type=int, default=5, help="processes per side")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs per process; the first is warm-up")
+    parser.add_argument("--against-epochs", type=int, help="with --whole: epochs of the others, which are scaled up")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="add a side (repeatable)")
+    parser.add_argument("--out", type=Path, default=Path("results/peers"), help="folder for the raw samples")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--memory", action="store_true", help="peak memory of the process tree, not times")
-    kind.add_argument("--accuracy", action="store_true", help="of the last epoch, a seed a round; not times")
-    kind.add_argument("--whole", action="store_true", help="seconds of all epochs together, not of one")
-    kind.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="only print Markdown of raw samples")
+    kind.add_argument("--memory", action="store_true", help="measure peak memory of the process tree, not times")
+    kind.add_argument("--accuracy", action="store_true", help="measure accuracy of the last epoch, one seed per round")
+    kind.add_argument("--whole", action="store_true", help="measure all epochs together, not a single one")
+    kind.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="only print raw samples as Markdown")
     return parser
 
 
@@ -221,20 +225,20 @@ def _what(given: argparse.Namespace) -> What:
 
 
 def _place(given: argparse.Namespace) -> Path:
-    """Where the samples go. Raises `UserError` before anything runs, if that is taken or options make no sense."""
+    """The file for the samples. Raises `UserError` if it exists, or if the options are contradictory."""
     if given.rounds < 1 or min(given.epochs, given.against_epochs or given.epochs) < 2:
-        raise UserError("--rounds must be at least 1, and --epochs 2: the first epoch is warm-up and left out")
+        raise UserError("--rounds must be at least 1 and --epochs at least 2: the first epoch is warm-up")
     if given.against_epochs and not given.whole:
-        raise UserError("--against-epochs: goes with --whole alone")
+        raise UserError(f"--against-epochs {given.against_epochs} needs --whole")
     if given.memory and not psutil.LINUX:
-        raise UserError("--memory: proportional set sizes are known on Linux alone")
+        raise UserError("--memory: proportional set sizes are only known on Linux")
     if (against := given.against or given.regime) not in ("finetune", "frozen"):
-        raise UserError(f"the plain loop has no regime {against!r}: use --against finetune or --against frozen")
+        raise UserError(f"the plain loop has no regime {against!r}; use --against finetune or --against frozen")
     parts = [_what(given), given.backbone, *dict.fromkeys((given.regime, against)), given.device]
     parts += [given.precision] if given.precision != "fp32" else []
     path: Path = given.out / (re.sub(r"[^\w.-]+", "-", "-".join(parts)) + ".json")
     if path.exists():
-        raise UserError(f"{path} is there already, and nothing is overwritten: give another --out")
+        raise UserError(f"{path}: exists, and nothing is overwritten; give another --out")
     return path
 
 
@@ -254,7 +258,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """The command line; a user's mistake, or a side that fails, ends in one line and exit status 1."""
+    """Run the command line. A mistake of the user, or a side that fails, ends in one line and exit status 1."""
     try:
         run(sys.argv[1:])
     except (UserError, OSError, ValueError) as error:

@@ -1,10 +1,10 @@
-"""A plain transfer-learning loop, as the PyTorch tutorial describes it: what this suite's speed is compared with.
+"""A plain transfer-learning loop as in the PyTorch tutorial. `peers` compares this suite's speed with it.
 
     python -m bench.devtools.plain_loop --data FOLDER --regime frozen --epochs 3
 
-Images are decoded and cropped by PIL in four worker processes, in every epoch anew; losses are read after every
-batch; a frozen network's backbone is in train mode too. Network, weights, input size and normalisation are those
-that the suite uses for that backbone; tensors keep torch's default layout, and images are resized bilinearly.
+PIL decodes and crops the images in four worker processes, again in every epoch. The loss is read after every batch. A
+frozen backbone is in train mode too. Network, weights, input size and normalisation are those that the suite uses for
+that backbone. Tensors have torch's default layout, and images are resized bilinearly.
 https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html
 """
 
@@ -23,7 +23,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import tl
-from bench.devtools.side import options, tell_end, tell_epoch, weights_in
+from bench.devtools.side import emit_end, emit_epoch, options, weights_in
 from tl.backbones import Classifier
 from tl.batches import Preprocessing
 from tl.datasets import load_splits
@@ -35,7 +35,7 @@ BATCH, WORKERS = 4, 4
 def loader(
     folder: Path, preprocessing: Preprocessing, *, augment: bool, **options: Any
 ) -> DataLoader[tuple[torch.Tensor, int]]:
-    """Images of one split in random order, which the tutorial uses for validation as well; else `options`."""
+    """The images of one split in random order, as in the tutorial also for validation. `options` override defaults."""
     if augment:
         crop = [transforms.RandomResizedCrop(preprocessing.size), transforms.RandomHorizontalFlip()]
     else:
@@ -46,7 +46,7 @@ def loader(
 
 
 def network(given: argparse.Namespace) -> tuple[Classifier, Preprocessing, nn.Module]:
-    """The classifier, what it wants of images, and that part of it which trains."""
+    """The classifier, its preprocessing of images, and its trained part."""
     backbone = tl.make_backbone(given.backbone, weights=weights_in(given.weights_file) or "auto", seed=given.seed)
     classes = len(load_splits(given.data).classes)
     model = Classifier(backbone, classes, tl.TrainConfig(backbone=given.backbone, seed=given.seed))
@@ -61,10 +61,10 @@ def one_pass(
     device: torch.device,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> tuple[float, float, float]:
-    """Train where there is an optimiser, else judge. Returns mean loss, accuracy in [0, 1], and seconds."""
-    begun = time.perf_counter()
+    """Train for one epoch, or validate without an optimiser. Returns mean loss, accuracy in [0, 1] and seconds."""
+    started = time.perf_counter()
     model.train(optimizer is not None)
-    loss_sum, right, seen = 0.0, 0, 0
+    loss_sum, correct, seen = 0.0, 0, 0
     with torch.set_grad_enabled(optimizer is not None):
         for inputs, targets in batches:
             images, labels = inputs.to(device), targets.to(device)
@@ -75,15 +75,15 @@ def one_pass(
                 loss.backward()
                 optimizer.step()
             loss_sum += loss.item() * len(labels)
-            right += (logits.argmax(dim=1) == labels).sum().item()
+            correct += (logits.argmax(dim=1) == labels).sum().item()
             seen += len(labels)
-    return loss_sum / seen, right / seen, time.perf_counter() - begun
+    return loss_sum / seen, correct / seen, time.perf_counter() - started
 
 
 def main() -> None:
-    """Train, a line an epoch; the best weights go to a file, as in the tutorial, and come back at the end."""
+    """Train, and emit one line per epoch. As in the tutorial, the best weights are saved, and loaded at the end."""
     given = options(__doc__, REGIMES)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     torch.manual_seed(given.seed)
     device, folder = torch.device(given.device), Path(given.data)
     model, preprocessing, trained = network(given)
@@ -92,8 +92,8 @@ def main() -> None:
     val = loader(folder / "val", preprocessing, augment=False)
     optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
-    with tempfile.TemporaryDirectory() as kept:
-        best, best_accuracy = Path(kept) / "best.pt", -1.0
+    with tempfile.TemporaryDirectory() as scratch:
+        best, best_accuracy = Path(scratch) / "best.pt", -1.0
         for epoch in range(given.epochs):
             _, _, train_seconds = one_pass(model, train, device, optimizer)
             schedule.step()
@@ -101,9 +101,9 @@ def main() -> None:
             if accuracy > best_accuracy:
                 best_accuracy = accuracy
                 torch.save(model.state_dict(), best)
-            tell_epoch(epoch, train_seconds, val_seconds, accuracy)
+            emit_epoch(epoch, train_seconds, val_seconds, accuracy)
         model.load_state_dict(torch.load(best, weights_only=True))
-    tell_end(time.perf_counter() - begun)
+    emit_end(time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The gates as instruments: how often each finds what was planted, and how often it cries wolf.
+"""Measures the statistical power of the gates: how often they detect a planted change, and how often they fail falsely.
 
     python -m bench.devtools.power record  --out results/gate-power --rounds 40
     python -m bench.devtools.power live    --out results/gate-power --gates 20 --planted "10% slower"
@@ -6,10 +6,10 @@
     python -m bench.devtools.power exact   --out results/gate-power
     python -m bench.devtools.power --render results/gate-power/*.json > reports/gate-power.md
 
-`record` runs rounds of one tree on both sides and keeps their times; from them gates are replayed, hundreds of them,
-with slowdowns multiplied in. `live` runs whole gates of this commit against itself with code planted in one training
-step. `runs` plants a leak and a loss of accuracy and holds runs of the suite against each other; `exact` plants
-changes of counters. `nox -s gate_power` does all four.
+`record` runs rounds of one tree on both sides and keeps their times. From these it replays hundreds of gates, with the
+times of one benchmark multiplied by a slowdown. `live` runs whole gates of this commit against itself, with code
+planted in one training step. `runs` plants a leak and a loss of accuracy, and compares runs of the suite. `exact`
+plants changes of counters. `nox -s gate_power` does all four.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ from tl.cache import to_json, write_atomic
 from tl.errors import UserError
 
 SELECT = "test_step and shufflenet and (finetune or frozen) and not tutorial"
-"""Of whole gates two benchmarks: steps of a backbone that trains and of one that doesn't."""
+"""The benchmarks of live gates: a training step with a trained backbone, and one with a frozen backbone."""
 FACTORS = {NOTHING: 1.0, "5% slower": 1.05, "10% slower": 1.1, "20% slower": 1.2, "50% slower": 1.5}
 REPLAYED = 200
-"""Gates from the recorded rounds, of each factor."""
+"""Number of gates that are replayed from the recorded rounds, per slowdown."""
 SEEDS = 5
-"""Of each run that is held against another."""
+"""Seeds of each run that is compared with another."""
 
 _STEP = """
 
@@ -74,8 +74,8 @@ def _planted(self, *given, **named):
 
 TrainStep.run = _planted
 """
-# Work on all cores, as a slower step would have it: a mere wait lets torch's threads fall asleep, and was measured as
-# twice as long. No dispatch mode sees it, so that counters stay as they are.
+# The planted slowdown works on all cores, as a slower step would: while merely waiting, torch's threads fall asleep,
+# which doubled the measured time. Dispatch modes don't see the work, so the counters don't change.
 _SLOW = """    import time
     from torch.utils._python_dispatch import _disable_current_modes
     begun = time.perf_counter()
@@ -113,14 +113,14 @@ PLANTS: dict[str, str] = {
     "gradients of what doesn't train": _PARAMETERS,
     "a gradient of the images": _RETAINED,
 }
-"""What is planted → the body of a function in place of `TrainStep.run`."""
+"""Planted change → body of the function that replaces `TrainStep.run`."""
 SHOWS = {"a leak of 1 MiB a step": "peak_memory_bytes", "weights that don't train": "val_accuracy_last"}
-"""What is planted in runs → the metric that must be worse for it."""
+"""Change planted in runs → the metric that it must make worse."""
 
 
 @contextlib.contextmanager
 def planted(what: str, commit: str) -> Iterator[Path]:
-    """A work tree of that commit with something planted in its training step."""
+    """Check out a commit with a change planted in its training step, and yield the folder."""
     with checked_out(commit, ROOT) as folder:
         if what != NOTHING:
             with (folder / "tl" / "step.py").open("a", encoding="utf-8") as file:
@@ -129,23 +129,26 @@ def planted(what: str, commit: str) -> Iterator[Path]:
 
 
 def record(count: int, commit: str) -> list[dict[str, dict[str, float]]]:
-    """Rounds of one tree on both sides, in turn: of each round side → benchmark → its median, in seconds."""
+    """Run interleaved rounds with one tree on both sides. Returns, per round, side → benchmark → median seconds."""
     found: list[dict[str, dict[str, float]]] = [{} for _ in range(count)]
     with checked_out(commit, ROOT) as folder, tempfile.TemporaryDirectory() as scratch:
         trees = dict.fromkeys((BASE, NEW), Tree(folder=folder, python=sys.executable))
-        for turn in range(count):
-            files = {side: Path(scratch) / f"{side}-{turn}.json" for side in trees}
-            run_round(trees, files, list(trees)[turn % 2], SELECTED)
+        for number in range(count):
+            files = {side: Path(scratch) / f"{side}-{number}.json" for side in trees}
+            run_round(trees, files, list(trees)[number % 2], SELECTED)
             for side, file in files.items():
                 benchmarks = pytest_benchmark.read(file).benchmarks
-                found[turn][side] = {one.fullname: float(np.median(one.stats.data)) for one in benchmarks}
-            print(f"round {turn + 1} of {count}", flush=True)
+                found[number][side] = {one.fullname: float(np.median(one.stats.data)) for one in benchmarks}
+            print(f"round {number + 1} of {count}", flush=True)
     return found
 
 
 def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int) -> Iterator[Outcome]:
-    """Gates from recorded rounds: as many as a gate may run, drawn without replacement and kept in order, with the
-    sides of each swapped or not by a coin, since they ran the same code; then one benchmark's times are multiplied."""
+    """Replay gates from recorded rounds.
+
+    Each gate samples as many rounds as it may run, without replacement and in their order. The sides of a round are
+    swapped at random, since both ran the same code. Then the times of one benchmark are multiplied by a slowdown.
+    """
     draws = np.random.default_rng(0)
     for _ in range(gates):
         chosen = np.sort(draws.choice(len(recorded), MOST, replace=False))
@@ -162,15 +165,15 @@ def replay(recorded: Sequence[dict[str, dict[str, float]]], gates: int) -> Itera
 def _replayed(
     recorded: Sequence[dict[str, dict[str, float]]], chosen: np.ndarray, swapped: np.ndarray, factor: float
 ) -> Runner:
-    turns = numbers()
+    rounds_so_far = numbers()
 
     def run(trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
-        turn = next(turns)
+        number = next(rounds_so_far)
         for side, file in files.items():
-            source = side if not swapped[turn] else NEW if side == BASE else BASE
+            source = side if not swapped[number] else NEW if side == BASE else BASE
             rows = [
                 {"fullname": name, "stats": {"data": [value * (factor if side == NEW and VICTIM in name else 1.0)]}}
-                for name, value in recorded[chosen[turn]][source].items()
+                for name, value in recorded[chosen[number]][source].items()
             ]
             machine = {"cpu": {"brand_raw": "recorded", "count": 1}, "python_version": "recorded", "system": "recorded"}
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +183,7 @@ def _replayed(
 
 
 def _outcome(planted: str, how: How, decision: Decision, count: int, **measured: float | None) -> Outcome:
-    """Found is what the gate says of what was planted, not of anything else; of nothing planted, any failure."""
+    """The outcome of a gate. It has found the change if it fails for it; without a change, any failure counts."""
     shows, slower = SHOWS.get(planted), [change for change in decision.worse if VICTIM in change.cell]
     named = any(change.quantity.name == shows for change in decision.worse) if shows else bool(slower)
     return Outcome(
@@ -200,7 +203,7 @@ def _is_time(change: Change) -> bool:
 
 
 def live(what: str, gates: int, commit: str) -> Iterator[Outcome]:
-    """Whole gates: this commit against itself with something planted."""
+    """Run whole gates: this commit against itself with a planted change."""
     with checked_out(commit, ROOT) as base, planted(what, commit) as new:
         trees = {BASE: Tree(folder=base, python=sys.executable), NEW: Tree(folder=new, python=sys.executable)}
         for number in range(gates):
@@ -208,19 +211,19 @@ def live(what: str, gates: int, commit: str) -> Iterator[Outcome]:
                 out = Path(scratch)
                 for side in trees:
                     (out / side).mkdir()
-                watch, begun = Monitor(lambda _: None), time.perf_counter()
+                monitor, started = Monitor(lambda _: None), time.perf_counter()
                 _, decision, count = rounds(
                     trees, out, partial(run_round, select=SELECT), rules=[], most=MOST, budget=None
                 )
-            seconds, state = time.perf_counter() - begun, watch.end()
+            seconds, state = time.perf_counter() - started, monitor.end()
             print(f"gate {number + 1} of {gates}, {what}: {decision.headline}", flush=True)
             yield _outcome(what, "live", decision, count, seconds=seconds, other_cpu_share=state.other_cpu_share)
 
 
 def runs(data: str, commit: str) -> Iterator[Outcome]:
-    """Runs of the suite, each against a first one: of the same code, of code that leaks, of code that doesn't train."""
+    """Compare runs of the suite with a first one: of the same code, of code that leaks, of code that doesn't train."""
     grid = ["--backbone", "timm:tf_efficientnet_lite0", "--regime", "frozen", "--epochs", "2", "--seeds", str(SEEDS)]
-    data = str(Path(data).resolve()) if Path(data).is_dir() else data  # the runs stand elsewhere
+    data = str(Path(data).resolve()) if Path(data).is_dir() else data  # the runs have another working folder
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         for what in ("", NOTHING, "a leak of 1 MiB a step", "weights that don't train"):
@@ -238,7 +241,7 @@ def runs(data: str, commit: str) -> Iterator[Outcome]:
 
 
 def exact(commit: str) -> Iterator[Outcome]:
-    """The exact gate on this commit as it is and with changes planted, and on each counter moved by one."""
+    """Run the exact gate on this commit, with and without planted changes; then change each counter by one."""
     kinds = ("one more operation a step", "gradients of what doesn't train", "a gradient of the images")
     for what in (NOTHING, *kinds):
         with planted(what, commit) as folder:
@@ -273,17 +276,17 @@ def _options() -> argparse.ArgumentParser:
         prog="python -m bench.devtools.power", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=["record", "live", "runs", "exact"])
-    parser.add_argument("--out", type=Path, default=Path("results/gate-power"), help="folder of the raw outcomes")
-    parser.add_argument("--rounds", type=int, default=2 * MOST, help=f"record: at least {MOST}")
-    parser.add_argument("--gates", type=int, default=20, help="live: how many")
-    parser.add_argument("--planted", default="10% slower", choices=list(FACTORS), help="live: what")
-    parser.add_argument("--data", default="auto", help="runs: a folder of images, or a set's name")
-    parser.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="only print Markdown of raw outcomes")
+    parser.add_argument("--out", type=Path, default=Path("results/gate-power"), help="folder for the raw outcomes")
+    parser.add_argument("--rounds", type=int, default=2 * MOST, help=f"record: number of rounds, at least {MOST}")
+    parser.add_argument("--gates", type=int, default=20, help="live: number of gates")
+    parser.add_argument("--planted", default="10% slower", choices=list(FACTORS), help="live: the planted change")
+    parser.add_argument("--data", default="auto", help="runs: a folder of images, or a data set's name")
+    parser.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="only print raw outcomes as Markdown")
     return parser
 
 
 def main() -> None:
-    """The command line; a mistake ends in one line and exit status 2."""
+    """Run the command line. A mistake of the user ends in one line and exit status 2."""
     given = _options().parse_args()
     with sigterm_as_interrupt():
         _main(given)
@@ -296,16 +299,16 @@ def _main(given: argparse.Namespace) -> None:
             print(render([Power.from_json(text) for text in texts]), end="")
             return
         if not given.what:
-            raise UserError("say what: record, live, runs, exact, or --render")
+            raise UserError("nothing to do: give record, live, runs, exact or --render")
         name = "-".join([given.what, *([given.planted] if given.what == "live" else [])])
         path = given.out / f"{name.replace('% ', '-').replace(' ', '-')}.json"
         if path.exists():
-            raise UserError(f"{path} is there already, and nothing is overwritten: give another --out")
+            raise UserError(f"{path}: exists, and nothing is overwritten; give another --out")
         if warning := busy_warning():
             print(f"WARNING: {warning}", file=sys.stderr)
         if given.what == "record" and given.rounds < MOST:
-            raise UserError(f"--rounds {given.rounds}: must be at least {MOST}, the most that a gate may run")
-        commit, where = commit_of("HEAD", ROOT), environment()  # a checkout may move on meanwhile
+            raise UserError(f"--rounds {given.rounds}: must be at least {MOST}, the most rounds that a gate runs")
+        commit, machine = commit_of("HEAD", ROOT), environment()  # HEAD may change during the hours that follow
         recorded = record(given.rounds, commit) if given.what == "record" else []
         tried = {
             "record": lambda: replay(recorded, REPLAYED),
@@ -317,11 +320,11 @@ def _main(given: argparse.Namespace) -> None:
         try:
             for outcome in tried[given.what]():
                 outcomes.append(outcome)
-        finally:  # gates take hours: those that have ended are kept, however it ends
+        finally:  # gates take hours, so the finished ones are kept in any case
             if outcomes:
                 power = Power(
                     command=shlex.join(["python", "-m", "bench.devtools.power", *sys.argv[1:]]),
-                    environment=where,
+                    environment=machine,
                     recorded=tuple(recorded),
                     outcomes=tuple(outcomes),
                 )

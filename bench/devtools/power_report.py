@@ -1,4 +1,4 @@
-"""Raw outcomes of `power`, and the Markdown that tells them: rates with intervals, rounds and seconds."""
+"""Raw outcomes of `power`, and the report on them in Markdown: rates with intervals, rounds and seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tl.strict import Strict
 How = Literal["replayed", "live", "runs", "exact"]
 NOTHING, MOVED = "nothing", "a counter moved by one"
 VICTIM = "finetune-torchvision"
-"""What the benchmark that is slowed has in its name."""
+"""Part of the name of the benchmark that is slowed down."""
 HEADINGS: dict[How, str] = {
     "replayed": "The timed gate, replayed",
     "live": "The timed gate, live",
@@ -46,33 +46,33 @@ TARGETS: dict[tuple[How, str], tuple[str, float]] = {
     ("replayed", "10% slower"): ("at least", 0.95),
     ("live", "10% slower"): ("at least", 0.95),
 }
-"""Share of gates that may fail, or must find what was planted."""
+"""(Kind of gate, planted change) → bound for the share of gates that find it; without a change, that fail."""
 
 
 class Outcome(Strict):
-    """One gate."""
+    """The outcome of one gate."""
 
     planted: str
     how: How
     status: int
-    """As `bench gate`: 0 passed, 1 failed, 3 and 4 undecided."""
+    """Exit status of `bench gate`: 0 passed, 1 failed, 3 and 4 undecided."""
     found: bool
-    """It failed, and for what was planted; of nothing planted, it failed."""
+    """True if it failed because of the planted change; without a planted change, if it failed at all."""
     rounds: int
-    """Of each side; of a run its seeds."""
+    """Rounds per side; for runs, their seeds."""
     seconds: float | None = None
-    """None where times were replayed."""
+    """Duration of the gate; None if it was replayed."""
     other_cpu_share: float | None = None
-    """See `MachineState`: of other processes than the gate's own."""
+    """Share of the cores' time that other processes used; see `MachineState`."""
     reasons: tuple[str, ...] = ()
-    """For people."""
+    """The gate's reasons, in words."""
     slower: tuple[float, ...] | None = Field(None, validate_default=True)
-    """How many times as long the benchmark that was slowed took, where the gate says that it was slower."""
+    """Measured slowdowns of the slowed benchmark, new ÷ base, if the gate decided that it is slower."""
 
     @field_validator("slower")
     @classmethod
     def _upgraded(cls, given: tuple[float, ...] | None, info: Any) -> tuple[float, ...]:
-        """Outcomes that were written before there was this field say it in their reasons."""
+        """Read the slowdowns from the reasons, for outcomes that were written before this field existed."""
         if given is not None:
             return given
         worse = [reason for reason in info.data.get("reasons", ()) if VICTIM in reason and reason.endswith(": worse")]
@@ -81,12 +81,12 @@ class Outcome(Strict):
 
 
 class Power(Strict):
-    """All that one command did."""
+    """All outcomes of one command."""
 
     command: str
     environment: Environment
     recorded: tuple[dict[str, dict[str, float]], ...] = ()
-    """Of each round side → benchmark → median, in seconds."""
+    """Per round: side → benchmark → median seconds."""
     outcomes: tuple[Outcome, ...]
 
 
@@ -113,7 +113,7 @@ def _row(planted: str, some: Sequence[Outcome], how: How) -> dict[str, str]:
 
 
 def _verdict(rate: Interval, word: str, bound: float) -> str:
-    """Certain where the whole interval is on one side of the bound."""
+    """Whether the target is met. It is certain if the whole interval is on one side of the bound."""
     below = word == "at most"
     met = rate.value <= bound if below else rate.value >= bound
     certain = (rate.high <= bound or rate.low > bound) if below else (rate.low >= bound or rate.high < bound)
@@ -121,7 +121,7 @@ def _verdict(rate: Interval, word: str, bound: float) -> str:
 
 
 def _measured(some: Sequence[tuple[str, Outcome]]) -> dict[str, str]:
-    """How large live gates measured what was planted, by commit: it needn't be what was meant."""
+    """The slowdowns that live gates measured, by commit; they may differ from the intended ones."""
     ratios: dict[tuple[str, str], list[float]] = {}
     for suite, outcome in some:
         if outcome.how == "live" and outcome.found and outcome.slower:
@@ -133,19 +133,19 @@ def _measured(some: Sequence[tuple[str, Outcome]]) -> dict[str, str]:
 
 
 def _scatter(power: Power) -> dict[str, str]:
-    """How far apart the two sides of a recorded round are, by benchmark: what a gate has to see a change through."""
-    told = {}
+    """The scatter of the ratio of the two sides of a recorded round, by benchmark: the noise for a gate."""
+    scatter = {}
     for name in power.recorded[0]["base"] if len(power.recorded) > 1 else ():
         logs = [math.log(one["new"][name] / one["base"][name]) for one in power.recorded]
         short = name.rpartition("::")[2]
-        told[f"{short} at {power.environment.suite}"] = (
+        scatter[f"{short} at {power.environment.suite}"] = (
             f"a round's ratio scatters by {statistics.stdev(logs):.1%}, {len(logs)} rounds"
         )
-    return told
+    return scatter
 
 
 def render(all_power: Sequence[Power]) -> str:
-    """Markdown: a table for each kind of gate, then what was told, and commands with their machines."""
+    """The report in Markdown: a table and remarks for each kind of gate, then commands with their machines."""
     parts = [
         "# The gates as instruments",
         "How often a gate finds what was planted: it fails, and names it. Of nothing planted, found is a false alarm. "
@@ -165,9 +165,9 @@ def render(all_power: Sequence[Power]) -> str:
         rows = [{key: value for key, value in row.items() if any(other[key] for other in rows)} for row in rows]
         table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
         parts += [f"## {heading}", METHODS[how], table]
-        told = {o.planted: o.reasons[0] for _, o in here if how == "runs" and o.reasons} | _measured(here)
+        remarks = {o.planted: o.reasons[0] for _, o in here if how == "runs" and o.reasons} | _measured(here)
         if how == "replayed":
-            told |= {name: words for power in all_power for name, words in _scatter(power).items()}
-        parts += ["\n".join(f"- {name}: {reason}" for name, reason in told.items())] if told else []
+            remarks |= {name: text for power in all_power for name, text in _scatter(power).items()}
+        parts += ["\n".join(f"- {name}: {text}" for name, text in remarks.items())] if remarks else []
     lines = [f"- `{power.command}`: {len(power.outcomes)} gates; {power.environment}" for power in all_power]
     return "\n\n".join([*parts, "## Commands", "\n".join(lines)]) + "\n"

@@ -1,4 +1,4 @@
-"""Raw samples of `peers`, the ratios that they give, and the Markdown that tells them."""
+"""Raw samples of `peers`, their ratios, and the report on them in Markdown."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ TARGETS: dict[tuple[What, str, str, str], float] = {
     ("memory", "cpu", "finetune", ""): 0.7,
     ("whole", "cpu", "cached against frozen, 25 epochs", ""): 1 / 30,
 }
-"""Largest ratio of ours to the plain loop's, by kind of device, job and backbone; no backbone means all."""
+"""(Figure, kind of device, job, backbone) → largest ratio of ours ÷ the plain loop's. An empty backbone means all."""
 MOST_LOST: dict[str, float] = {
     "finetune": 1,
     "frozen": 1,
     "cached against frozen": 1.5,
     "quantized against frozen": 2,
 }
-"""Points of accuracy that a job may lose against the plain loop."""
+"""Job → percentage points of accuracy that it may lose against the plain loop."""
 
 
 class SideRun(Strict):
@@ -63,52 +63,52 @@ class SideRun(Strict):
     started: str
     wall_seconds: float
     printed: tuple[dict[str, Any], ...]
-    """Its JSON lines, as they came."""
+    """The JSON lines that it printed."""
     peak_pss_bytes: int | None
     machine: MachineState
 
     @property
     def epoch_seconds(self) -> list[float]:
-        """Of every epoch."""
+        """Seconds of each epoch, training and validation together."""
         return [line["epoch_seconds"] for line in self.printed if "epoch_seconds" in line]
 
 
 class Samples(Strict):
-    """All that one command measured."""
+    """All samples that one command measured."""
 
     what: What
     command: str
     sides: dict[str, str]
-    """Name → command line, with its placeholders."""
+    """Name of a side → its command line, with placeholders."""
     dataset: str
     dataset_digest: str
     images: int
     backbone: str
     regime: str
     precision: str = "fp32"
-    """Ours; a plain loop on a GPU has torch's default, which is TF32 for convolutions."""
+    """Our precision. A plain loop on a GPU uses torch's default, which is TF32 for convolutions."""
     against: str
-    """The others' regime."""
+    """Regime of the other sides."""
     device: str
     epochs: int
     against_epochs: int
-    """Epochs that the others ran."""
+    """Epochs that the other sides ran."""
     environment: Environment
     runs: tuple[SideRun, ...]
 
     @property
     def job(self) -> str:
-        """Regimes, and where it matters the number of epochs."""
+        """The regimes, and for whole jobs the number of epochs."""
         regimes = self.regime if self.regime == self.against else f"{self.regime} against {self.against}"
         return f"{regimes}, {self.epochs} epochs" if self.what == "whole" else regimes
 
     @property
     def named(self) -> str:
-        """The job, and ours in another precision than fp32."""
+        """The job, and our precision if it is not fp32."""
         return self.job if self.precision == "fp32" else f"{self.job}, ours in {self.precision}"
 
     def figure(self, run: SideRun) -> float:
-        """What is compared of one process: seconds, bytes or percent."""
+        """The compared figure of one process: seconds, bytes or percent."""
         if self.what == "accuracy":
             return 100 * float([line["val_accuracy"] for line in run.printed if "epoch_seconds" in line][-1])
         if self.what == "memory":
@@ -122,23 +122,23 @@ class Samples(Strict):
         return sum(run.epoch_seconds) if self.against_epochs == self.epochs else warm * self.epochs
 
     def library(self, side: str) -> str:
-        """What a side was written with, for people; empty where it didn't say."""
-        told = {line["library"] for run in self.runs if run.side == side for line in run.printed if "library" in line}
-        return f" ({', '.join(sorted(told))})" if told else ""
+        """The library of a side, in parentheses; empty if it printed none."""
+        named = {line["library"] for run in self.runs if run.side == side for line in run.printed if "library" in line}
+        return f" ({', '.join(sorted(named))})" if named else ""
 
     def figures(self, side: str) -> dict[int, float]:
         """Round → figure."""
         return {run.round: self.figure(run) for run in self.runs if run.side == side}
 
     def target(self, side: str) -> float | None:
-        """The largest ratio that was aimed at; None where there is no such aim."""
+        """The largest ratio that meets the target; None if there is no target."""
         kind = DeviceKey.parse(self.device).kind
         found = [TARGETS.get((self.what, kind, self.job, backbone)) for backbone in (self.backbone, "")]
         return next((value for value in found if value is not None and side == PLAIN), None)
 
 
 def verdict(estimate: Estimate, target: float) -> str:
-    """Whether a ratio is at most the target, a difference at least; certain where its whole interval is there."""
+    """Whether a ratio is at most the target, or a difference at least. It is certain if its whole interval is."""
     most = estimate.scale == "ratio"
     met = estimate.value <= target if most else estimate.value >= target
     edge = estimate.high if met is most else estimate.low
@@ -147,7 +147,7 @@ def verdict(estimate: Estimate, target: float) -> str:
 
 
 def _axes(samples: Samples, number: int, side: str) -> dict[str, str]:
-    """What was compared: the first columns of every table."""
+    """The first columns of every table: what was compared."""
     return {
         "run": str(number),
         "backbone": samples.backbone,
@@ -162,7 +162,7 @@ def _accuracy_row(samples: Samples, number: int, side: str) -> dict[str, str]:
     estimate = difference(ours, theirs)
     if estimate is None:
         raise UserError(f"{samples.command}: no round has both {OURS} and {side}")
-    differences = [ours[turn] - theirs[turn] for turn in ours if turn in theirs]
+    differences = [ours[number] - theirs[number] for number in ours if number in theirs]
     most_lost = MOST_LOST.get(samples.job) if side == PLAIN else None
     known = estimate.low is not None and estimate.high is not None
     return {
@@ -182,7 +182,7 @@ def _row(samples: Samples, number: int, side: str) -> dict[str, str]:
     estimate = ratio(ours, theirs)
     if estimate is None:
         raise UserError(f"{samples.command}: no round has both {OURS} and {side}")
-    ratios = [ours[turn] / theirs[turn] for turn in ours if turn in theirs]
+    ratios = [ours[number] / theirs[number] for number in ours if number in theirs]
     target, unit = samples.target(side), 2**20 if samples.what == "memory" else 1
     style = ",.0f" if samples.what == "memory" else ".3g"
     disturbed = [bool(run.machine.warnings) for run in samples.runs if run.side in (OURS, side)]
@@ -200,7 +200,7 @@ def _row(samples: Samples, number: int, side: str) -> dict[str, str]:
 
 
 def render(all_samples: Sequence[Samples]) -> str:
-    """Markdown: a table for each kind of figure, then the command, images and machine of each numbered run."""
+    """The report in Markdown: a table per kind of figure, then the command, images and machine of each numbered run."""
     parts = [
         "# Beside other programs",
         "Each side ran in processes of its own, one at a time, in alternating order (A B B A). Ratio: ours over "
@@ -230,6 +230,6 @@ def render(all_samples: Sequence[Samples]) -> str:
         ]
         epochs = f"{samples.epochs} epochs of ours, {samples.against_epochs} of theirs"
         images = f"{samples.dataset}, {samples.images} images, digest `{samples.dataset_digest[:12]}`"
-        told = [f"`{samples.command}`", f"{samples.runs[0].started}; {epochs}; {images}", *others]
-        parts.append(f"{number}. " + "\n   - ".join([*told, str(samples.environment)]))
+        items = [f"`{samples.command}`", f"{samples.runs[0].started}; {epochs}; {images}", *others]
+        parts.append(f"{number}. " + "\n   - ".join([*items, str(samples.environment)]))
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""What the suite itself costs with many cells, which here take no time: seconds and memory of whole commands.
+"""Measures what the suite itself costs with many cells: time and memory of whole commands on cells that take no time.
 
 python -m bench.devtools.scale --out results/scale --rounds 3
 python -m bench.devtools.scale --render results/scale/*.json > reports/scale.md
@@ -37,7 +37,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "show": ("show", "grid"),
     "report": ("report", "grid", "--no-images"),
 }
-"""In this order: `resume` finds all that `run` did."""
+"""Step → the command's arguments. The order matters: `resume` finds everything that `run` did."""
 BOUNDS: dict[str, tuple[float, float | None]] = {
     "plan": (2.0, None),
     "resume": (5.0, None),
@@ -45,23 +45,23 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
     "show": (10.0, 1e9),
     "report": (60.0, None),
 }
-"""Of 10,000 cells: seconds, and bytes of memory."""
+"""Step → bounds for 10,000 cells: seconds, and bytes of memory or None."""
 LINEAR = 12.0
-"""Times the time of 1,000 cells that 10,000 may take."""
+"""Largest ratio of the time for 10,000 cells to that for 1,000."""
 
 
 class Sample(Strict):
-    """One command."""
+    """Figures of one command."""
 
     step: str
     cells: int
     seconds: float
     peak_memory_bytes: int
-    """Resident, of its process (`wait4`)."""
+    """Largest resident size of its process, from `wait4`."""
 
 
 class Scale(Strict):
-    """All that one call measured."""
+    """All samples that one call measured."""
 
     command: str
     environment: Environment
@@ -69,7 +69,7 @@ class Scale(Strict):
 
 
 def measure(cells: int, steps: Sequence[str]) -> list[Sample]:
-    """The commands on a grid of that many cells, in a folder of its own."""
+    """Run the commands on a grid of that many cells, in a temporary folder."""
     backbones = [f"b{number:05}" for number in range(cells // (len(REGIMES) * SEEDS))]
     grid = f'dataset = "synthetic-mini"\n[matrix]\nbackbones = {json.dumps(backbones)}\n'
     grid += f"regimes = {json.dumps(REGIMES)}\nseeds = {SEEDS}\n"
@@ -77,7 +77,7 @@ def measure(cells: int, steps: Sequence[str]) -> list[Sample]:
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "grid.toml").write_text(grid, encoding="utf-8")
         env = {**os.environ, "PYTHONPATH": str(ROOT), "TL_CACHE": str(Path(scratch) / "cache"), "TL_OFFLINE": "1"}
-        _timed(Path(scratch), STEPS["plan"], env)  # draws the images, and fills Python's and the suite's caches
+        _timed(Path(scratch), STEPS["plan"], env)  # makes the images, and fills the caches of Python and the suite
         for step in steps:
             seconds, memory = _timed(Path(scratch), STEPS[step], env)
             found.append(Sample(step=step, cells=cells, seconds=seconds, peak_memory_bytes=memory))
@@ -86,10 +86,11 @@ def measure(cells: int, steps: Sequence[str]) -> list[Sample]:
 
 
 def _timed(folder: Path, arguments: Sequence[str], env: dict[str, str]) -> tuple[float, int]:
+    """Run a command. Returns its seconds and its peak memory in bytes. Raises `UserError` if it fails."""
     argv = [sys.executable, "-m", "bench.devtools.instant", *arguments]
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with (folder / "out.txt").open("wb") as out:
-        # Not `subprocess`, whose wait doesn't tell what this one child used.
+        # `subprocess` doesn't report the memory that a single child used; `wait4` does.
         actions = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, out.fileno(), 2)]
         before = Path.cwd()
         os.chdir(folder)
@@ -98,7 +99,7 @@ def _timed(folder: Path, arguments: Sequence[str], env: dict[str, str]) -> tuple
         finally:
             os.chdir(before)
         _, status, used = os.wait4(pid, 0)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     if status:
         last = (folder / "out.txt").read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise UserError(f"{shlex.join(arguments)}: exit status {os.waitstatus_to_exitcode(status)}: {' '.join(last)}")
@@ -106,7 +107,7 @@ def _timed(folder: Path, arguments: Sequence[str], env: dict[str, str]) -> tuple
 
 
 def render(several: Sequence[Scale]) -> str:
-    """Markdown: seconds and memory by command and size, how they grow, and what a million cells would take."""
+    """The report in Markdown: seconds and memory per command and size, their growth, and those of a million cells."""
     samples = [sample for scale in several for sample in scale.samples]
     sizes = sorted({sample.cells for sample in samples})
     small, large = sizes[0], sizes[-1]
@@ -169,7 +170,7 @@ def _met(step: str, seconds: float, memory: float) -> str:
 
 
 def _far(values: Mapping[int, float]) -> float:
-    """On the line through the two largest sizes."""
+    """The value for `FAR` cells, on the line through the two largest sizes."""
     (x, a), (y, b) = sorted(values.items())[-2:]
     return a + (b - a) / (y - x) * (FAR - x)
 
@@ -178,16 +179,16 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.devtools.scale", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("results/scale"), help="folder of the raw samples")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cells", type=int, nargs="+", default=list(SIZES), help="sizes of grids")
-    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
-    parser.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="only print Markdown of raw samples")
+    parser.add_argument("--out", type=Path, default=Path("results/scale"), help="folder for the raw samples")
+    parser.add_argument("--rounds", type=int, default=3, help="how often to run each command")
+    parser.add_argument("--cells", type=int, nargs="+", default=list(SIZES), help="sizes of the grids")
+    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS), help="commands to measure")
+    parser.add_argument("--render", nargs="+", type=Path, metavar="FILE", help="only print raw samples as Markdown")
     return parser
 
 
 def main() -> None:
-    """The command line; a mistake ends in one line and exit status 2."""
+    """Run the command line. A mistake of the user ends in one line and exit status 2."""
     given = _options().parse_args()
     try:
         if given.render:
@@ -196,9 +197,9 @@ def main() -> None:
             return
         path = given.out / f"scale-{environment().git_commit[:12]}.json"
         if path.exists():
-            raise UserError(f"{path} is there already, and nothing is overwritten: give another --out")
+            raise UserError(f"{path}: exists, and nothing is overwritten; give another --out")
         if len(set(given.cells)) < 2:
-            raise UserError(f"--cells {given.cells[0]}: give two sizes at least, to see how time grows")
+            raise UserError(f"--cells {given.cells[0]}: give at least two sizes, to show how time grows")
         if warning := busy_warning():
             print(f"WARNING: {warning}", file=sys.stderr)
         samples = [s for _ in range(given.rounds) for cells in given.cells for s in measure(cells, given.steps)]

@@ -1,4 +1,4 @@
-"""What the scripts of both sides share: options, weights, and the JSON lines that `peers` reads."""
+"""Shared by the scripts of all sides of `peers`: options, weights, and the JSON lines that `peers` reads."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tl.weights import Weights
 def options(
     description: str | None, regimes: Iterable[str], *, precisions: Iterable[str] = ("fp32",)
 ) -> argparse.Namespace:
-    """One cell from the command line. Random weights in place of published ones change no time: no warning."""
-    warnings.simplefilter("ignore", StandInWarning)
+    """Parse the command line, which describes one training."""
+    warnings.simplefilter("ignore", StandInWarning)  # random weights don't change the times
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", required=True, help="a folder with train/CLASS/* and val/CLASS/*")
     parser.add_argument("--regime", choices=list(regimes), default="finetune")
@@ -27,26 +27,26 @@ def options(
     parser.add_argument("--precision", choices=list(precisions), default="fp32")
     parser.add_argument("--weights-file", type=Path, help="a state dict; by default what the suite finds, else random")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and crops")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
 
 def weights_in(file: Path | None) -> Weights | None:
-    """The weights in a file; None, to be searched for as ever, where none was given."""
+    """The weights in a file. Without a file it returns None, and the suite searches for weights."""
     if file is None:
         return None
     return Weights(kind="pretrained", source="weights-file", label=file.name, digest=file_digest(file), path=file)
 
 
-def tell(**values: object) -> None:
-    """One JSON line, at once, so that what a process printed before it failed is known."""
+def emit(**values: object) -> None:
+    """Print one JSON line and flush it, so that it isn't lost if the process fails later."""
     print(json.dumps(values), flush=True)
 
 
-def tell_epoch(epoch: int, train_seconds: float, val_seconds: float, val_accuracy: float) -> None:
-    """The line of one epoch; its seconds are those of training and validation together."""
-    tell(
+def emit_epoch(epoch: int, train_seconds: float, val_seconds: float, val_accuracy: float) -> None:
+    """Print the line of one epoch. Its `epoch_seconds` are training and validation together."""
+    emit(
         epoch=epoch,
         train_seconds=train_seconds,
         val_seconds=val_seconds,
@@ -55,13 +55,13 @@ def tell_epoch(epoch: int, train_seconds: float, val_seconds: float, val_accurac
     )
 
 
-def tell_end(total_seconds: float, **more: object) -> None:
-    """The last line: seconds since the libraries were loaded, and the kernel's marks of resident memory; `more` as is.
+def emit_end(total_seconds: float, **more: object) -> None:
+    """Print the last line: seconds since the libraries were loaded, the kernel's peaks of resident memory, and `more`.
 
-    The marks cost nothing, but the kernel adds no processes up, and counts a page that two share in both: for
-    what all processes use together see `peers --memory`.
+    The peaks cost no time, but they are per process, and a page that two processes share counts in both. `peers
+    --memory` measures the memory of all processes together.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    marks = {"peak_rss_bytes": own * unit, "largest_child_peak_rss_bytes": children * unit}
-    tell(total_seconds=total_seconds, **marks, **more)
+    peaks = {"peak_rss_bytes": own * unit, "largest_child_peak_rss_bytes": children * unit}
+    emit(total_seconds=total_seconds, **peaks, **more)

@@ -1,4 +1,4 @@
-"""One training step of each regime on a small network, and what it takes exactly."""
+"""One training step of each regime on a small network, and exact counters of its cost."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from tl.train import OPTIMIZER_BUILDERS, set_mode
 from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
 
 NETWORKS = ("torchvision:shufflenet_v2_x0_5", "timm:mobilenetv3_small_050")
-"""Real networks that train a batch in tens of milliseconds."""
+"""Real networks whose training step takes tens of milliseconds."""
 TRAINING = tuple(name for name, regime in REGIMES.items() if regime.trains)
 BATCH, SIDE = 4, 224
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step with its batch, ready to run any number of times."""
+    """A training step with its batch. It can be run any number of times."""
 
     run: Callable[[], None]
-    """Forward and backward pass and update."""
+    """Runs forward pass, backward pass and update."""
     counted: Callable[[], dict[str, int]]
-    """The same, counting: exact, the same on every machine with the same libraries."""
+    """Runs the step and counts. The counters are equal on all machines with the same libraries."""
 
 
 def make_step(backbone: str, regime: str) -> Step:
-    """A training step on random weights and pixels, on the CPU."""
+    """Make a training step with random weights and pixels, on the CPU."""
     config = tl.TrainConfig(backbone=backbone, regime=regime, weights="random")
     kind, device = REGIMES[regime], torch.device("cpu")
     made = make_backbone(backbone, weights="random", seed=0)
@@ -87,10 +87,10 @@ def _no_mark(_: str | None) -> None:
 
 
 class Dispatches(TorchDispatchMode):
-    """Counts the operations that reach a device's kernels, backward pass and update included, and what they allocate.
+    """Counts the operations that reach a device's kernels, including backward pass and update, and their allocations.
 
-    An allocation is memory that an operation gives back and wasn't given. What a kernel takes for itself meanwhile
-    isn't in it: that depends on the processor.
+    An allocation is memory of an operation's results that was not memory of its arguments. Temporary memory of a kernel
+    is not counted: it depends on the processor.
     """
 
     def __init__(self) -> None:
@@ -98,16 +98,16 @@ class Dispatches(TorchDispatchMode):
         self.count = self.allocations = self.allocated_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         self.count += 1
-        given, back = _storages((args, kwargs)), _storages(made)
-        new = [size for place, size in back.items() if place not in given]
+        before, after = _storages((args, kwargs)), _storages(result)
+        new = [size for address, size in after.items() if address not in before]
         self.allocations += len(new)
         self.allocated_bytes += sum(new)
-        return made
+        return result
 
 
 def _storages(tree: Any) -> dict[int, int]:
-    """Address → bytes of the memory of all tensors in there; empty ones have none."""
+    """Address → bytes of the storages of all tensors in a tree, without empty ones."""
     storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
     return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}

@@ -1,11 +1,12 @@
-"""Two processes with the same benchmarks take turns, one round each, so that a machine that drifts favours neither.
+"""Lets two processes with the same benchmarks take turns, one round each, so that drift of the machine favours neither.
 
-The timed gate starts a process for each side, with a pipe in each direction. A process waits for its turn before its
-first benchmark, and before every round of one hands it over and waits until it comes back; what it does between two
-rounds, setting up and checking included, it does in its own turn: torch's threads wait for work busily, and two
-processes that use all cores at once take many times as long as one after the other. Times of one and the same code
-differ by a fifth from process to process on a shared machine: rounds that lie milliseconds apart don't see most of
-that.
+The timed gate starts one process per side, with a pipe in each direction. A process waits for its turn before its first
+benchmark. Before every round of a benchmark it hands the turn over and waits until it gets it back. Everything between
+two rounds, such as set-up and checks, happens in the process's own turn: torch's threads spin while they wait for work,
+and two processes that use all cores at the same time take many times as long as one after the other.
+
+On a shared machine, times of the same code differ by 20% between processes. Rounds that are milliseconds apart don't
+see most of that.
 """
 
 from __future__ import annotations
@@ -21,33 +22,34 @@ from pathlib import Path
 from pytest_benchmark.fixture import BenchmarkFixture
 
 VARIABLE = "BENCHMARK_TURNS"
-"""Of the environment: file descriptors to read and to write, and 1 for the process that begins."""
+"""Environment variable with the file descriptors to read and to write, and 1 for the process that goes first."""
 ROUNDS, WARM_UP = 30, 3
 TASKS = Path("/proc/self/task")
 
 
 @dataclass
 class Turns:
-    """This process's end of the two pipes; does nothing where there is no other process, or no more."""
+    """This process's ends of the two pipes. It does nothing if there is no other process, or if that has ended."""
 
     read: int | None = None
     write: int | None = None
     ours: bool = True
-    met: bool = field(default=False, init=False)
-    """Both have loaded their modules, and the first turn has begun."""
+    """True while it is this process's turn."""
+    started: bool = field(default=False, init=False)
+    """True once both processes have loaded their modules, and the first turn has begun."""
 
     @classmethod
     def given(cls, environment: Mapping[str, str] = os.environ) -> Turns:
-        """As the gate has set it."""
+        """Make it from the variable that the gate has set; without the variable there is no other process."""
         if VARIABLE not in environment:
             return cls()
         read, write, first = environment[VARIABLE].split(",")
         return cls(int(read), int(write), first == "1")
 
     def take(self) -> None:
-        """Return when it is this process's turn; at once where it is already. At first both wait for each other."""
-        if not self.met:
-            self.met = True
+        """Return when it is this process's turn. The first call waits until both processes have called it."""
+        if not self.started:
+            self.started = True
             self._send()
             self._receive()
         if not self.ours:
@@ -55,25 +57,25 @@ class Turns:
             self.ours = True
 
     def next(self) -> None:
-        """Hand the turn over and return when it comes back; without it, when it comes."""
-        if self.write is not None and self.ours and self.met:
-            settle()
+        """Hand the turn over if this process has it, and return when this process gets it."""
+        if self.write is not None and self.ours and self.started:
+            wait_for_threads()
             self.ours = False
             self._send()
         self.take()
 
     def end(self) -> None:
-        """Take part no more. The other's last round is waited for: what follows would disturb it."""
+        """Stop taking turns. It waits for the other's current round, which this process would disturb otherwise."""
         self.next()
         self._close()
 
     def _send(self) -> None:
         if self.write is not None:
-            with contextlib.suppress(BrokenPipeError):  # the other process has ended: reading tells
+            with contextlib.suppress(BrokenPipeError):  # the other process has ended; `_receive` handles that
                 os.write(self.write, b".")
 
     def _receive(self) -> None:
-        if self.read is not None and os.read(self.read, 1) == b"":  # has ended
+        if self.read is not None and os.read(self.read, 1) == b"":  # the other process has ended
             self._close()
 
     def _close(self) -> None:
@@ -83,11 +85,11 @@ class Turns:
         self.read = self.write = None
 
 
-def settle() -> None:
-    """Return when no other thread of this process runs, after 0.1 s at most.
+def wait_for_threads() -> None:
+    """Return when no other thread of this process is running, or after 0.1 s.
 
-    Those of OpenMP spin for some milliseconds after their last work, on a core that is the other process's by then:
-    frozen steps of 10 ms took 12.
+    OpenMP's threads spin for some milliseconds after their last work. By then the core belongs to the other process,
+    whose frozen steps took 12 ms instead of 10.
     """
     if not TASKS.is_dir():  # not Linux
         time.sleep(0.01)
@@ -99,11 +101,12 @@ def settle() -> None:
 
 
 def _others_run() -> bool:
-    """Whether the kernel has another thread of this process as running (proc(5)). Its CPU time tells too late: that of
-    threads on other cores is known at the kernel's ticks.
+    """True if another thread of this process is running, according to its state in proc(5).
+
+    Its CPU time would show that too late: the kernel updates it at its ticks only, for threads on other cores.
     """
     for task in TASKS.iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # has just ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
             state = (task / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
             if state == "R" and task.name != str(threading.get_native_id()):
                 return True
@@ -114,7 +117,7 @@ TURNS = Turns.given()
 
 
 def timed(benchmark: BenchmarkFixture, function: Callable[[], object], repeats: int = 1) -> None:
-    """Time a function, taking turns; of a quick one several calls make a round, and its time is theirs together."""
+    """Time a function, taking turns. A round is `repeats` calls, and its time is their sum."""
 
     def calls() -> None:
         for _ in range(repeats):

@@ -1,1 +1,1 @@
-"""Where cells run: executors, the process of a cell, what watches over it, and what it can run on."""
+"""Running cells: executors, the process of a cell, the monitor of its machine, discovery of devices and backbones."""

@@ -1,4 +1,4 @@
-"""One attempt at a cell on this machine: its process, what else the machine did meanwhile, and its log."""
+"""One attempt at a cell on this machine: run it, monitor the machine meanwhile, and keep its log short."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ RUN_CELL = "bench.execution.worker:run_cell"
 
 
 def run_one_by_one(executor: Executor, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
-    """`Executor.run_jobs` on this machine."""
-    here = cache(environment)  # git and the versions of packages take a moment
+    """`Executor.run_jobs` for executors that run one job at a time on this machine."""
+    cached_environment = cache(environment)  # asking git and looking up package versions takes a moment
     for job in jobs:
         if stop():
             return
         events.started(job.cell)
-        attempt = run_job(executor, job, partial(events.progressed, job.cell), events.warned, here)
+        attempt = run_job(executor, job, partial(events.progressed, job.cell), events.warned, cached_environment)
         events.ended(job.cell, attempt)
 
 
@@ -34,10 +34,10 @@ def run_job(
     job: Job,
     progressed: Callable[[EpochResult | str], None],
     warned: Callable[[str], None],
-    here: Callable[[], Environment] = environment,
+    get_environment: Callable[[], Environment] = environment,
 ) -> Attempt:
     """Run a job now, on this machine."""
-    where, started, monitor = here(), datetime.now(UTC), Monitor(warned)
+    machine_environment, started, monitor = get_environment(), datetime.now(UTC), Monitor(warned)
 
     def on_event(event: EpochResult | MachineState | str) -> None:
         if isinstance(event, MachineState):
@@ -51,6 +51,6 @@ def run_job(
     before = log_size(job.log)
     outcome = executor.call(RUN_CELL, *arguments, limits=limits, on_event=on_event)
     machine = monitor.end()
-    with contextlib.suppress(OSError):  # on a disk that fails, the result is worth more than its log
+    with contextlib.suppress(OSError):  # if the disk fails, the result matters more than its log
         shorten(job.log, before)
-    return Attempt(outcome=outcome, started=started, environment=where, machine=machine)
+    return Attempt(outcome=outcome, started=started, environment=machine_environment, machine=machine)

@@ -1,6 +1,6 @@
-"""What an executor is, and what goes in and out of it. `bench.execution.executors` lists them.
+"""The interface of executors, and the types that they take and return. `bench.execution.executors` lists them all.
 
-An executor runs functions by their names, so that the process that plans and reports never imports torch.
+An executor runs functions by name, so the process that plans and reports never imports torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tl.results import EpochResult
 from tl.weights import Weights
 
 Emit = Callable[[Any], None]
-"""What a function calls to report progress; the value must pickle."""
+"""A function calls this to report progress; the value must be picklable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +28,23 @@ class Outcome:
 
     status: Literal["done", "failed", "oom", "timeout", "skipped"]
     value: Any = None
-    """What the function returned; None unless it is done."""
+    """The function's return value; None unless the status is `done`."""
     reason: str = ""
-    """One line; empty when done."""
+    """One line; empty if the status is `done`."""
     traceback: str = ""
     wall_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a call may use, and where its output goes."""
+    """The time and memory that a call may use, and the file for its output."""
 
     seconds: float | None = None
-    """The call is ended after so many seconds; None for no limit."""
+    """Time limit, in seconds; None for no limit."""
     memory_bytes: int | None = None
     """Main memory that its process may allocate beyond what it starts with; None for no limit."""
     log: Path | None = None
-    """The file that receives its standard output and error; None leaves them as they are."""
+    """The file that receives its standard output and error; None doesn't redirect them."""
 
 
 NO_LIMITS = Limits()
@@ -61,7 +61,7 @@ class Job:
     timeout_seconds: float | None = None
     memory_bytes: int | None = None
     threads: int | None = None
-    """The most CPU threads that torch may use; None for one per core of the machine."""
+    """Most CPU threads that torch may use; None for one per core of the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,11 @@ class Attempt:
     machine: MachineState | None
     """None if the job was not started."""
     attempts: int = 1
-    """How often the job was started: more than once where machines of a cluster were lost."""
+    """How often the job was started; more than once if its node of a cluster was lost."""
 
 
 class Events(Protocol):
-    """What an executor reports while jobs run. Calls come one at a time."""
+    """An executor reports to this while jobs run. It makes one call at a time."""
 
     def skip(self, cell: Cell) -> bool:
         """True to skip the cell. Called just before launch."""
@@ -87,48 +87,50 @@ class Events(Protocol):
         """A cell starts."""
 
     def progressed(self, cell: Cell, event: EpochResult | str) -> None:
-        """An epoch of the cell has ended, or a few words say what it does now."""
+        """An epoch of the cell has ended; or the cell has entered a stage, which a few words name."""
 
     def warned(self, text: str) -> None:
-        """Something disturbs a cell."""
+        """Something disturbs a cell, such as another process."""
 
     def ended(self, cell: Cell, attempt: Attempt) -> None:
         """The cell has ended, with or without a result."""
 
 
 class Executor(Protocol):
-    """Runs functions and jobs. Functions go by name, `module:function`: this process need not import their module."""
+    """Runs functions and jobs. Functions are given by name, `module:function`; this process doesn't import them."""
 
     has_limits: bool
-    """Whether it enforces `Limits`."""
+    """True if it enforces `Limits`."""
     runs_here: bool
-    """Whether cells run on this machine."""
+    """True if cells run on this machine."""
 
     def prepare(self) -> None:
-        """Load the libraries where cells will run, so that the first cell's clock doesn't count it."""
+        """Load the libraries where cells will run, so that the first cell's time doesn't include loading them."""
         ...
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
-        """Run `function(*arguments, emit)` and say how it ended.
+        """Run `function(*arguments, emit)` and return how it ended.
 
-        Never raises for what the function does. `KeyboardInterrupt` passes through after the call was ended.
+        An exception in the function becomes an outcome and is never raised. `KeyboardInterrupt` is raised after the
+        call has been ended.
         """
         ...
 
     def devices(self) -> dict[str, str]:
-        """Devices that cells can run on: name → model, best first. Raises `UserError` if they can't be asked."""
+        """Devices that cells can run on: name → model, best first. Raises `UserError` if they can't be found out."""
         ...
 
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
         """Run jobs and report each start and end; start none once `stop()` is true.
 
-        No two jobs share cores or a GPU, so that their times stay apart. Never raises for what a job does.
+        Jobs that run at the same time never share cores or a GPU, so they don't slow each other down. An exception in
+        a job becomes its outcome and is never raised.
         """
         ...
 
 
 def load(function: str) -> Callable[..., Any]:
-    """The function of that name, `module:function`; its module is imported."""
+    """Import and return the function `module:function`."""
     module, _, name = function.partition(":")
     loaded: Callable[..., Any] = getattr(import_module(module), name)
     return loaded

@@ -1,4 +1,4 @@
-"""Which backbones and devices there are, without importing torch in this process."""
+"""Discovery of backbones and devices without importing torch in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tl.sources import SOURCES
 
 
 def backbone_names(executor: Executor) -> dict[str, list[str]]:
-    """All names by source, from the cache if no library, package or script that decides them has changed."""
+    """Source → names of its backbones. They are cached until a library, package or script that adds some changes."""
     versions = {source: {name: package_version(name) for name in entry.packages} for source, entry in SOURCES.items()}
     deciding = json.dumps([versions, plugins.fingerprint()])
     path = cache_dir() / f"backbones-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
@@ -27,15 +27,15 @@ def backbone_names(executor: Executor) -> dict[str, list[str]]:
         names: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         names = _ask(executor, "list_names")
-        with contextlib.suppress(OSError):  # a cache that can't be written costs a few seconds next time
+        with contextlib.suppress(OSError):  # without a cache, the next command needs a few seconds more
             write_atomic(path, json.dumps(names))
     return names
 
 
 def local_devices(executor: Executor) -> dict[str, str]:
-    """Devices of this machine and their models, best first. Torch is asked only if there may be an accelerator.
+    """Devices of this machine → their models, best first. Torch is loaded only if there may be an accelerator.
 
-    `executor` is one that makes its calls on this machine.
+    `executor` must make its calls on this machine.
     """
     if sys.platform == "linux" and not any(map(Path.exists, map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))):
         return {"cpu": cpu_name()}

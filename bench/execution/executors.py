@@ -1,4 +1,4 @@
-"""All executors by name. To add one, add an entry to `EXECUTORS`; each loads its libraries when it is asked for."""
+"""All executors by name. To add one, add an entry to `EXECUTORS`. Each imports its libraries only when it is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.execution.base import Executor
 
 
 def make_executor(name: str, address: str | None = None) -> Executor:
-    """The executor of that name; `address` is that of the cluster, for one that uses a cluster.
+    """Make the executor of that name. `address` is the cluster's address, for executors that use a cluster.
 
     Raises `ConfigError` if it is not available here.
     """

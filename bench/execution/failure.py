@@ -1,4 +1,4 @@
-"""What an exception means for a cell: told in one line, with its traceback beside it."""
+"""Turns an exception of a cell into a status, a reason in one line, and a traceback."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Literal
 from tl.errors import NotApplicable, UserError
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
-_ASKED = re.compile(r"allocate (\d[\d.]*) ?(bytes\b|[KMGT]i?B\b)")
-"""How torch on a CPU and on a GPU, and numpy, tell how much was asked for."""
+_REQUESTED = re.compile(r"allocate (\d[\d.]*) ?(bytes\b|[KMGT]i?B\b)")
+"""Finds the requested size in the out-of-memory messages of torch (CPU and GPU) and numpy."""
 
 
 def describe(error: BaseException) -> tuple[Literal["failed", "oom", "skipped"], str, str]:
-    """Status, reason, traceback. A `UserError` keeps its own words, another error is named by its class.
+    """Status, reason and traceback of a cell that raised `error`.
 
-    What is not applicable is no failure: it is skipped, and has no traceback.
+    The reason is the message of a `UserError`; for other errors the class name comes before the message.
+    `NotApplicable` is not a failure: the status is `skipped`, and there is no traceback.
     """
     if isinstance(error, NotApplicable):
         return "skipped", str(error), ""
@@ -26,16 +27,16 @@ def describe(error: BaseException) -> tuple[Literal["failed", "oom", "skipped"],
     first_line = text.strip().splitlines()[0] if text.strip() else ""
     reason = first_line if isinstance(error, UserError) else f"{type(error).__name__}: {first_line}".rstrip(": ")
     if memory:
-        asked = _ASKED.search(text)
-        size = asked and (
-            readable(int(asked[1])) if asked[2] == "bytes" and asked[1].isdigit() else " ".join(asked.groups())
+        found = _REQUESTED.search(text)
+        size = found and (
+            readable(int(found[1])) if found[2] == "bytes" and found[1].isdigit() else " ".join(found.groups())
         )
         reason = f"out of memory: asked for {size}" if size else f"out of memory: {reason}"
     return ("oom" if memory else "failed"), reason, _trace(error)
 
 
 def readable(size: int) -> str:
-    """Bytes in the unit that people would choose: `512 MiB`, `2.5 GiB`."""
+    """A number of bytes in a readable unit: `512 MiB`, `2.5 GiB`."""
     value, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
@@ -43,7 +44,7 @@ def readable(size: int) -> str:
 
 
 def _text(error: BaseException) -> str:
-    """What an exception says; one of somebody else's may fail at that."""
+    """The exception's message; empty if its `__str__` raises, as a third-party class may."""
     try:
         return str(error)
     except Exception:
@@ -54,4 +55,4 @@ def _trace(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error))
     except Exception as failure:
-        return f"its traceback can't be told: {type(failure).__name__}"
+        return f"the traceback can't be formatted: {type(failure).__name__}"

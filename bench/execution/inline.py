@@ -1,4 +1,7 @@
-"""Runs work in this process: for debuggers and profilers. No limits, no protection, memory adds up."""
+"""Runs cells in this process, for debuggers and profilers.
+
+It enforces no limits, a crash ends the sweep, and memory figures include what earlier cells left behind.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class InlineExecutor:
         self.call(GET_READY)
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
-        """See `bench.execution.base.Executor`; what the work writes goes where this process writes."""
+        """See `bench.execution.base.Executor`. The function writes to this process's standard output and error."""
         started = time.perf_counter()
         try:
             with signals_delivered():
@@ -40,5 +43,5 @@ class InlineExecutor:
         return local_devices(self)
 
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
-        """One after the other."""
+        """Run one job after the other."""
         run_one_by_one(self, jobs, events, stop)

@@ -1,22 +1,22 @@
-"""What cells write: a file that attempts add to, of which the beginning and the end are kept."""
+"""Logs of cells. Each attempt appends to its cell's log; the beginning and the end of a long output are kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 LOG_BYTES = 1 << 20
-"""That are kept of what an attempt wrote: the first half and the last."""
+"""Most bytes kept per attempt: the first half of them from its beginning, the second half from its end."""
 _TAIL_BYTES = 4_000
-"""Of what an attempt wrote, where its process died: its last words."""
+"""Bytes from the end of an attempt's output that go into its record if its process died."""
 
 
 def log_size(log: Path | None) -> int:
-    """Bytes that are in a log already, of earlier attempts."""
+    """Bytes that earlier attempts have written to a log; 0 if there is none."""
     return log.stat().st_size if log and log.exists() else 0
 
 
-def last_words(log: Path | None, before: int) -> str:
-    """The end of what was added to a log of `before` bytes."""
+def tail(log: Path | None, before: int) -> str:
+    """The end of what was appended to a log that had `before` bytes."""
     if log is None or not log.exists():
         return ""
     with log.open("rb") as file:
@@ -25,7 +25,7 @@ def last_words(log: Path | None, before: int) -> str:
 
 
 def shorten(log: Path, before: int = 0) -> None:
-    """Leave at most `LOG_BYTES` of what was added to a log of `before` bytes; an empty log goes."""
+    """Keep at most `LOG_BYTES` of what was appended to a log that had `before` bytes; delete the log if it is empty."""
     if not log.exists():
         return
     size = log.stat().st_size

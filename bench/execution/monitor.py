@@ -1,7 +1,7 @@
-"""What else a machine did while a cell ran: other processes, the hypervisor, and the state of a GPU.
+"""Monitors what else the machine does while a cell runs: other processes, the hypervisor, and the state of the GPU.
 
-Counters are read once before and once after a cell, and nothing in between: polling would take time from
-what is measured. Imports no torch; what only torch knows, the cell's process tells (see `bench.execution.worker`).
+Counters are read once before and once after a cell. Polling in between would slow down what is measured. This module
+doesn't import torch; the cell's process sends what only torch knows (see `bench.execution.worker`).
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from tl.gpu import GpuState
 from tl.machine import core_numbers, cpu_governor
 
 BUSY_CORES = 0.1
-"""A tenth of one core: an operation waits for its slowest thread, so that much may cost a tenth of the time."""
+"""Cores in use by others from which on we warn. Operations wait for their slowest thread: 10% of a core costs 10%."""
 BUSY_SHARE = 0.02
-"""Of all cores: on a large machine its own services take more than a tenth of one core, and harm none."""
+"""The same as a share of all cores. A large machine's own services use more than `BUSY_CORES` and disturb nothing."""
 BUSY_SECONDS = 0.1
-"""Of CPU time: below that the counters, which advance in steps of 10 ms each, say nothing of a short cell."""
+"""Least CPU time of others that counts, in seconds. Counters advance in steps of 10 ms; less is within their error."""
 BUSY_GPU_PERCENT = 10
-LOOK_SECONDS = 0.25
-LOOK_CORES = 0.25
-"""For the short look: its counters advance in steps of 10 ms a core, so it sees no less than this for sure."""
+CHECK_SECONDS = 0.25
+CHECK_CORES = 0.25
+"""Cores in use by others that `busy_warning` detects reliably. Counters advance in steps of 10 ms per core."""
 
 _STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """Seconds that have been counted up to one moment."""
+    """Counters of the machine at one moment, in seconds."""
 
     at: float
-    """Of a clock that only runs forward."""
+    """Time of a monotonic clock."""
     busy: float
     """CPU time of all processes on the cores that this process may use."""
     stolen: float
-    """Time in which a hypervisor had taken one of those cores away."""
+    """Time in which the hypervisor ran something else on one of those cores."""
     own: float
-    """CPU time of this process and all that descend from it, ended ones included."""
+    """CPU time of this process and all its descendants, including those that have ended."""
 
 
 class Monitor:
-    """Looks at the machine from here to `end`; what disturbs a cell goes to `tell`, a line each."""
+    """Monitors the machine from its construction to `end`. It passes each warning, one line, to `report`."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self._state = MachineState(
             governor=cpu_governor(),
             load_before=_load(),
@@ -61,7 +61,7 @@ class Monitor:
         self._before = read_counters()
 
     def receive(self, part: MachineState) -> None:
-        """Take over what the cell's process knows."""
+        """Add what the cell's process has sent."""
         self._add(**{name: getattr(part, name) for name in part.model_fields_set})
         if part.gpu_before:
             self._warn(*_busy_gpu(part.gpu_before), *_shared_gpu(part.gpu_before, "before the cell began"))
@@ -69,7 +69,7 @@ class Monitor:
             self._warn(*_shared_gpu(part.gpu_after, "as training ended"))
 
     def end(self) -> MachineState:
-        """The cell is over, its process gone."""
+        """Return what was observed. The cell's process must have ended, so that its CPU time counts as our own."""
         after = read_counters()
         self._add(load_after=_load())
         if self._before and after:
@@ -90,35 +90,35 @@ class Monitor:
     def _warn(self, *texts: str) -> None:
         self._add(warnings=(*self._state.warnings, *texts))
         for text in texts:
-            self._tell(text)
+            self._report(text)
 
 
 def busy_warning() -> str:
-    """A short look at the CPU before anything is measured: a warning, or an empty text."""
+    """Check for `CHECK_SECONDS` whether the CPU is busy, before measuring. Returns a warning, or an empty text."""
     before = read_counters()
     if before is None:
         return ""
-    time.sleep(LOOK_SECONDS)
+    time.sleep(CHECK_SECONDS)
     after, cores = read_counters(), len(core_numbers())
     if after is None:
         return ""
     other, stolen = (share * cores for share in shares(before, after, cores))
-    if max(other, stolen) < max(LOOK_CORES, BUSY_SHARE * cores):
+    if max(other, stolen) < max(CHECK_CORES, BUSY_SHARE * cores):
         return ""
     what = "other processes use" if other > stolen else "the hypervisor takes"
-    return f"{what} {max(other, stolen):.1f} of {cores} cores now: times will be too long, and will move"
+    return f"{what} {max(other, stolen):.1f} of {cores} cores now: times will be too long and will vary"
 
 
 def shares(before: Counters, after: Counters, cores: int) -> tuple[float, float]:
-    """Shares in [0, 1] of the cores' time that other processes used, and that was stolen."""
-    # Counters are rounded, and a kernel may count stolen time as the process's own: never less than nothing.
+    """Shares in [0, 1] of the cores' time that other processes used and that the hypervisor took away."""
+    # Counters are rounded, and some kernels count stolen time as the process's own: the difference can be negative.
     other = max(0.0, (after.busy - before.busy) - (after.own - before.own))
     whole = (after.at - before.at) * cores
     return min(1.0, other / whole), min(1.0, (after.stolen - before.stolen) / whole)
 
 
 def read_counters() -> Counters | None:
-    """The counters now; None where there is no /proc/stat (outside Linux), or only zeros in it (some sandboxes)."""
+    """The counters now; None without /proc/stat (not Linux), or if it holds only zeros (some sandboxes)."""
     try:
         busy, stolen = parse_stat(_STAT.read_text(encoding="ascii"), core_numbers())
     except OSError:
@@ -129,13 +129,13 @@ def read_counters() -> Counters | None:
 
 
 def parse_stat(text: str, cores: Collection[int]) -> tuple[float, float]:
-    """Busy and stolen seconds of some cores since boot, from the text of /proc/stat."""
+    """Busy and stolen seconds since boot, summed over `cores`; `text` is the content of /proc/stat."""
     tick = os.sysconf("SC_CLK_TCK")
     busy = stolen = 0.0
     for line in text.splitlines():
         name, *fields = line.split()
         if name.startswith("cpu") and name != "cpu" and int(name[3:]) in cores:
-            # Guests' time, which would follow, is part of `user` and `nice` already.
+            # The guest times, which follow, are already included in `user` and `nice`.
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
             busy += (user + nice + system + irq + softirq) / tick
             stolen += steal / tick
@@ -143,7 +143,10 @@ def parse_stat(text: str, cores: Collection[int]) -> tuple[float, float]:
 
 
 def gpu_before(uuid: str) -> GpuState:
-    """The GPU before a cell. NVML's utilisation looks back up to a second, and so might see the cell before."""
+    """The GPU's state before a cell.
+
+    NVML averages the utilisation over up to a second, so it may include the previous cell. We read it again then.
+    """
     state = gpu.state(uuid)
     if (state.utilisation_percent or 0) > BUSY_GPU_PERCENT:
         time.sleep(1.0)
@@ -152,7 +155,7 @@ def gpu_before(uuid: str) -> GpuState:
 
 
 def _busy_gpu(state: GpuState) -> list[str]:
-    """Utilisation says something only before a cell: after it, it is the cell's own."""
+    """A warning if the GPU was in use. Utilisation is checked before a cell only: afterwards it is the cell's own."""
     if (state.utilisation_percent or 0) <= BUSY_GPU_PERCENT:
         return []
     return [f"the GPU was {state.utilisation_percent}% busy before the cell began: its times are too long"]
@@ -175,7 +178,7 @@ def _noticeable(share: float, cores: int, wall: float) -> bool:
 
 
 def _own_seconds() -> float:
-    """CPU time of this process and its descendants, with what ended children have left to their parents."""
+    """CPU seconds of this process and its descendants; a parent's counters include its children that have ended."""
     me, seconds = psutil.Process(), 0.0
     for process in (me, *me.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):

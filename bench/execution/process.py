@@ -1,8 +1,7 @@
-"""Runs each piece of work in a process of its own, forked from a server that has torch loaded.
+"""Runs each call in a process of its own, forked from a server that has torch loaded.
 
-Importing torch, torchvision and timm takes seconds; a fork takes a tenth of one and still gives every cell
-fresh memory and nothing left over from the cell before. The parent sleeps until something happens: polling
-would take a core from the measurement.
+Importing torch, torchvision and timm takes seconds. A fork takes 0.1 s and still gives every cell fresh memory and no
+state of earlier cells. The parent sleeps until it receives an event: polling would take CPU time from the measurement.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from bench.execution.attempt import GET_READY, run_one_by_one
 from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, load
 from bench.execution.discovery import local_devices
 from bench.execution.failure import describe, readable
-from bench.execution.log import last_words, log_size
+from bench.execution.log import log_size, tail
 from bench.execution.signals import signals_delivered
 from tl.machine import lift_memory_limit, limit_memory
 
 PRELOAD = "bench.execution.worker"
 _LONGEST_WAIT_SECONDS = 86_400.0
-"""The operating system's own limit is a few weeks."""
+"""Longest single wait; the operating system refuses more than a few weeks."""
 
 
 class ProcessExecutor:
@@ -47,7 +46,7 @@ class ProcessExecutor:
     runs_here = True
 
     def __init__(self, preload: str = PRELOAD) -> None:
-        """`preload` is the module that the server loads before it forks."""
+        """`preload` is the module that the fork server imports in advance."""
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context: Any = multiprocessing.get_context(method)
         _own_sockets()
@@ -55,7 +54,7 @@ class ProcessExecutor:
             self._context.set_forkserver_preload([preload])
 
     def prepare(self) -> None:
-        """Load the libraries into the server that cells are forked from."""
+        """Load the libraries into the fork server."""
         self.call(GET_READY)
 
     def devices(self) -> dict[str, str]:
@@ -63,7 +62,7 @@ class ProcessExecutor:
         return local_devices(self)
 
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
-        """One after the other, each in a process of its own."""
+        """Run one job after the other, each in a process of its own."""
         run_one_by_one(self, jobs, events, stop)
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
@@ -79,7 +78,7 @@ class ProcessExecutor:
         try:
             process.start()
             theirs.close()
-            end = _listen(ours, process, deadline, on_event)
+            end = _receive(ours, process, deadline, on_event)
         finally:
             _kill_group(process)
             ours.close()
@@ -88,30 +87,30 @@ class ProcessExecutor:
             reason = f"took longer than the timeout of {limits.seconds:g} s"
             return Outcome(status="timeout", reason=reason, wall_seconds=wall)
         if isinstance(end, str):
-            return _died(process.exitcode, wall, limits, last_words(limits.log, before))
+            return _died(process.exitcode, wall, limits, tail(limits.log, before))
         reason = end.reason
         if end.status == "oom" and limits.memory_bytes:
-            reason = f"{reason} (it may allocate {readable(limits.memory_bytes)})"
+            reason = f"{reason} (limit: {readable(limits.memory_bytes)})"
         return replace(end, reason=reason, wall_seconds=wall)
 
 
 HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-"""This machine in the names of folders: others, whose processes have the same numbers, may write beside it."""
+"""Identifies this machine in names of folders. Several machines may share a folder and use the same process ids."""
 SCRATCH = f"tl-bench-{HERE}-"
-"""Begins the names of temporary folders, followed by the number of the process that they are of."""
+"""Prefix of the names of temporary folders; the id of the process that owns the folder follows."""
 _LONGEST_SOCKET = 107 - len("/listener-12345678")
-"""Bytes of a socket's folder, unix(7)."""
+"""Longest path of a socket's folder, in bytes; see unix(7)."""
 
 
 def _own_sockets() -> None:
-    """The server's socket goes into a folder that tells whose it is, so that one that `kill -9` left can go."""
+    """Put the server's socket into a folder named after this process, so that it can be removed after a `kill -9`."""
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # as multiprocessing.util does
     if "tempdir" in config:
         return
     clear_dead(Path(tempfile.gettempdir()), SCRATCH)
     folder = Path(tempfile.gettempdir()) / f"{SCRATCH}{os.getpid()}"
     if len(os.fsencode(folder)) > _LONGEST_SOCKET:
-        return  # then it is where Python puts it
+        return  # Python's default folder is used
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
         config["tempdir"] = os.fspath(folder)
@@ -119,19 +118,19 @@ def _own_sockets() -> None:
 
 
 def clear_dead(place: Path, prefix: str) -> None:
-    """Remove folders of processes that are no more, named PREFIX, the process's number, and perhaps more."""
+    """Remove the folders in `place` of processes that have ended; their names are `PREFIX<pid>` or `PREFIX<pid>-…`."""
     for folder in place.glob(f"{prefix}*"):
-        number = folder.name.removeprefix(prefix).partition("-")[0]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
+        pid = folder.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen(
+def _receive(
     connection: Connection, process: Any, deadline: float | None, on_event: Emit | None
 ) -> Outcome | Literal["timeout", "gone"]:
-    """Pass events on until the work is over: its outcome, or `timeout`, or `gone`.
+    """Pass events on until the call ends. Returns its outcome, or `timeout`, or `gone` if it died without an outcome.
 
-    Where a process has ended without a word, what it had started may hold its end of the connection open.
+    We also wait for the process itself: if it dies, its children may still hold its end of the connection open.
     """
     sources: list[Any] = [connection, process.sentinel]
     while True:
@@ -145,7 +144,7 @@ def _listen(
         if connection not in ready and not connection.poll():
             if not _lives(process.pid):
                 return "gone"
-            sources = [connection]  # it is the fork server that has ended, and the work goes on without it
+            sources = [connection]  # the fork server has ended, but the process still runs
             continue
         try:
             kind, value = connection.recv()
@@ -165,35 +164,36 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _died(exit_code: int | None, wall: float, limits: Limits, said: str) -> Outcome:
+def _died(exit_code: int | None, wall: float, limits: Limits, output: str) -> Outcome:
+    """The outcome of a process that ended without sending one; `output` is the end of its log."""
     if exit_code == -signal.SIGKILL:
         reason = "killed by the system, most likely because memory ran out; a smaller batch size needs less"
-        return Outcome(status="oom", reason=reason, traceback=said, wall_seconds=wall)
-    if exit_code == -signal.SIGABRT and limits.memory_bytes and "bad_alloc" in said:
-        reason = f"out of memory in native code: it may allocate {readable(limits.memory_bytes)}"
-        return Outcome(status="oom", reason=reason, traceback=said, wall_seconds=wall)
+        return Outcome(status="oom", reason=reason, traceback=output, wall_seconds=wall)
+    if exit_code == -signal.SIGABRT and limits.memory_bytes and "bad_alloc" in output:
+        reason = f"out of memory in native code (limit: {readable(limits.memory_bytes)})"
+        return Outcome(status="oom", reason=reason, traceback=output, wall_seconds=wall)
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"exit status {exit_code}"
     reason = f"the cell's process ended without a result ({how})"
-    return Outcome(status="failed", reason=reason, traceback=said, wall_seconds=wall)
+    return Outcome(status="failed", reason=reason, traceback=output, wall_seconds=wall)
 
 
 def _kill_group(process: Any) -> None:
-    """End the process and all that it started, also where the process itself has ended."""
+    """Kill the process and its descendants, even if the process itself has already ended."""
     if process.pid is None:
-        return  # interrupted before it began
+        return  # interrupted before the process started
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.is_alive():
-        process.kill()  # it had no time to found its group
+        process.kill()  # it has not created its group yet
     process.join()
 
 
 def _work(connection: Connection, function: str, arguments: tuple[Any, ...], limits: Limits) -> None:
-    """The child's side."""
-    os.setsid()  # Ctrl-C in the terminal goes to the parent alone, which ends this group
+    """Run the call in the child process, and send its events and its outcome."""
+    os.setsid()  # Ctrl-C in the terminal then reaches the parent alone, which ends this group
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes, not the parent
+        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, kill this process, not the parent
 
     def emit(event: Any) -> None:
         connection.send(("event", event))
@@ -205,25 +205,25 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...], lim
             limit_memory(limits.memory_bytes)
         value = load(function)(*arguments, emit)
         connection.send(("end", Outcome(status="done", value=value, wall_seconds=0.0)))
-    except BaseException as error:  # what can't be pickled, too
-        lift_memory_limit()  # to tell of it takes some memory, too
+    except BaseException as error:  # also if the value can't be pickled
+        lift_memory_limit()  # reporting the error needs some memory
         status, reason, trace = describe(error)
-        with contextlib.suppress(OSError):  # the parent may be gone
+        with contextlib.suppress(OSError):  # the parent may have ended
             connection.send(("end", Outcome(status=status, reason=reason, traceback=trace, wall_seconds=0.0)))
     connection.close()
 
 
 def _write_to(log: Path) -> None:
-    """All that this process writes, native code and what it starts included, goes to the end of a file."""
+    """Append all output of this process to a file, including that of native code and of its children."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.close(file)
-    faulthandler.enable()  # a crash in native code says where
+    faulthandler.enable()  # prints the traceback of a crash in native code
 
 
 def _end_with_parent() -> None:
-    """The parent is gone: so is this process, with all that it started."""
+    """Wait for the parent to end, then kill this process and its descendants."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -232,8 +232,8 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """While the server is started: it inherits this, so that Ctrl-C while it imports torch is the parent's alone."""
-    if threading.current_thread() is not threading.main_thread():  # in a node's worker, which has no terminal
+    """Ignore SIGINT in this block. The server starts in it and inherits this, so Ctrl-C reaches the parent alone."""
+    if threading.current_thread() is not threading.main_thread():  # a node's worker, which has no terminal
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Runs cells on a Ray cluster: several at a time, but never two on the same cores or GPU.
 
-A cell is a task on a chosen node, which asks for one GPU and its share of the cores, or for all cores. There it runs
-as it does at home, in a process of its own (`bench.execution.ray_node`). The driver writes the records.
+A cell is a Ray task on a chosen node. It requests one GPU and its share of the cores, or all cores. On the node it runs
+in a process of its own, as it does on a single machine (`bench.execution.ray_node`). The driver writes the records.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ class RayExecutor:
     def __init__(self, address: str | None = None, make: MakeExecutor = ProcessExecutor) -> None:
         """Connect to the cluster at `address`, or start one on this machine.
 
-        `make` makes the executor that runs cells on a node. Raises as `Cluster`.
+        `make` makes the executor that runs cells on a node. Raises what `Cluster` raises.
         """
-        self.cluster, self._make, self._here = Cluster(address), make, make()
+        self.cluster, self._make, self._local = Cluster(address), make, make()
 
     def prepare(self) -> None:
-        """Nothing to do here: each node loads the libraries before its first cell."""
+        """Do nothing: each node loads the libraries before its first cell."""
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
-        """On this machine, the driver's: names are the same everywhere, and weights are sent from here."""
-        return self._here.call(function, *arguments, limits=limits, on_event=on_event)
+        """Run the function on the driver: names of backbones are the same everywhere, and it sends the weights."""
+        return self._local.call(function, *arguments, limits=limits, on_event=on_event)
 
     def devices(self) -> dict[str, str]:
         """See `Cluster.devices`."""
         return self.cluster.devices()
 
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
-        """Each on a free node of the kind that it needs. A job whose node is lost starts again, a few times."""
+        """Run each job on a free node of the kind that it needs. A job whose node is lost is retried a few times."""
         schedule = Schedule(self.cluster, self._make, jobs, events, stop)
         try:
             while schedule.step():

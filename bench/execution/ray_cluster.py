@@ -1,4 +1,4 @@
-"""A Ray cluster (https://docs.ray.io): the connection to it, which nodes it has, and what cells may use of each."""
+"""A Ray cluster (https://docs.ray.io): the connection to it, its nodes, and the resources for cells on each node."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from tl.errors import ConfigError, UserError
 from tl.machine import DeviceKey, usable_cores
 
 ASK_SECONDS = 120.0
-"""How long a node may take to describe itself: it may have to import torch first."""
+"""Time limit for a node's description of itself, in seconds: the node may have to import torch first."""
 ASK_AGAIN_SECONDS = 300.0
-"""When a node that did not answer is asked again."""
+"""Time after which a node that did not answer is asked again, in seconds."""
 _INSTEAD = "run on a machine of the cluster, with --ray-address auto or its head's HOST:6379"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """What one cell may use of a node."""
+    """The resources of a node that one cell may use."""
 
     node: str
-    """Ray's id."""
+    """Ray's id of the node."""
     device: str
-    """As cells call it, with its kind: `cpu@MODEL-CORES`, `cuda:0@MODEL`."""
+    """The device's name in cells, with the kind of machine: `cpu@MODEL-CORES`, `cuda:0@MODEL`."""
     model: str
     cpus: float
     gpus: int
     count: int
-    """How many such cells the node has room for at a time."""
+    """How many such cells the node can run at a time."""
 
 
 class Cluster:
@@ -51,27 +51,29 @@ class Cluster:
         """
         self.ray = _connect(address)
         self.slots: dict[str, tuple[Slot, ...]] = {}
-        """Node → its slots, for nodes that are there and have described themselves."""
+        """Node → its slots, for nodes that are alive and have described themselves."""
         self.unusable: dict[str, str] = {}
-        """Node → why it can't be used: the suite isn't installed there, or its GPUs are another job's."""
+        """Node → why it can't be used, such as: the suite isn't installed there, or another job uses its GPUs."""
         self._asked: dict[str, tuple[Any, float]] = {}
-        """Node → the task that asks it to describe itself, and since when; for nodes that have yet to answer."""
+        """Node → the task that describes it, and when that was sent; for nodes that have not answered yet."""
         self._ask_again: dict[str, float] = {}
-        """Node → when to ask it again; for nodes that did not answer."""
+        """Node → when to ask it again; for nodes that did not answer in time."""
         self._devices: dict[str, str] = {}
         self._tasks: dict[tuple[Any, ...], Any] = {}
 
     def devices(self) -> dict[str, str]:
-        """Kinds of devices of all nodes, GPUs first, as they were when this was asked first: a sweep that plans more
-        than once means the same by `all`. Raises `UserError` where a node can't be asked.
+        """Kinds of devices of all nodes → their models, GPUs first.
+
+        Later calls return what the first call found, so that `all` means the same whenever a sweep plans again. Raises
+        `UserError` if a node can't describe its devices.
         """
         if self._devices:
             return self._devices
-        self.look(wait_seconds=ASK_SECONDS)
+        self.refresh(wait_seconds=ASK_SECONDS)
         for reason in self.unusable.values():
             raise UserError(reason)
         if self._asked:
-            raise UserError(f"{len(self._asked)} nodes of the cluster didn't say in {ASK_SECONDS:g} s what they have")
+            raise UserError(f"{len(self._asked)} nodes of the cluster didn't list their devices in {ASK_SECONDS:g} s")
         if not self.slots:
             raise UserError("no node of the cluster has CPUs to run cells on")
         found = {slot.device: slot.model for slots in self.slots.values() for slot in slots}
@@ -80,11 +82,11 @@ class Cluster:
 
     @property
     def is_asking(self) -> bool:
-        """Whether a node has yet to say what it has."""
+        """True while a node has not yet described itself."""
         return bool(self._asked)
 
-    def look(self, wait_seconds: float = 0.0) -> None:
-        """Learn of nodes that have come, and forget those that have gone."""
+    def refresh(self, wait_seconds: float = 0.0) -> None:
+        """Add nodes that have joined and forget nodes that have left; wait at most so long for their descriptions."""
         alive = {each["NodeID"]: each for each in self.ray.nodes() if each["Alive"] and each["Resources"].get("CPU")}
         self.slots = {name: slots for name, slots in self.slots.items() if name in alive}
         self._asked = {name: answer for name, answer in self._asked.items() if name in alive}
@@ -92,7 +94,7 @@ class Cluster:
             del self._ask_again[name]
             self.unusable.pop(name, None)
         for name in alive.keys() - self.slots.keys() - self._asked.keys() - self.unusable.keys():
-            # A part of a GPU, so that the task sees it: it waits while all are another job's.
+            # The task sees a GPU only if it requests a part of one. It waits while other jobs use all of them.
             gpus = 0.01 if alive[name]["Resources"].get("GPU") else 0
             self._asked[name] = self.task(name, ray_node.describe_node, cpus=0, gpus=gpus).remote(), time.monotonic()
         deadline = time.monotonic() + wait_seconds
@@ -106,27 +108,27 @@ class Cluster:
                 with contextlib.suppress(Exception):
                     self.ray.cancel(answer, force=True)
                 self.unusable[name] = (
-                    f"node {host}: didn't say in {ASK_SECONDS:g} s what it has; are its GPUs another job's?"
+                    f"node {host}: didn't list its devices in {ASK_SECONDS:g} s; does another job use its GPUs?"
                 )
                 self._ask_again[name] = time.monotonic() + ASK_AGAIN_SECONDS
             except self.ray.exceptions.RayTaskError as error:
-                self.unusable[name] = f"node {host}: can't say what it has: {reason_of(error)}"
-            except self.ray.exceptions.RayError:  # it has gone again
+                self.unusable[name] = f"node {host}: can't list its devices: {reason_of(error)}"
+            except self.ray.exceptions.RayError:  # the node has left again
                 pass
             else:
                 self.slots[name] = tuple(_slots(name, alive[name]["Resources"], devices, cores))
             del self._asked[name]
 
     def mark_lost(self, name: str) -> None:
-        """A node has failed: it gets no cell until it has described itself again, if it is still there."""
+        """Give a node that has failed no cell until it has described itself again."""
         self.slots.pop(name, None)
 
     def task(self, name: str, function: Callable[..., Any], *, cpus: float, gpus: float, **options: Any) -> Any:
-        """A function as a task of that node. Ray is not to begin it anew: that is decided here."""
+        """A function as a Ray task on that node. Ray itself doesn't retry it; `Schedule` decides that."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         key = (name, function, cpus, gpus)
-        if key not in self._tasks:  # each is sent to the cluster
+        if key not in self._tasks:  # making a task sends its function to the cluster
             where = NodeAffinitySchedulingStrategy(name, soft=False)
             make = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy=where, **options)
             self._tasks[key] = make(function)
@@ -134,8 +136,8 @@ class Cluster:
 
 
 def _connect(address: str | None) -> Any:
-    """The module `ray`, connected. It is told to be quiet: what it has to say of a cell is in the cell's record."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns that this will be so one day
+    """Connect, and return the module `ray`. Ray's own log is switched off: cells' records hold the errors."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns that this will be the default
     try:
         import ray
     except ImportError as error:
@@ -151,14 +153,17 @@ def _connect(address: str | None) -> Any:
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **start)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray takes it for itself
+            signal.signal(signal.SIGTERM, before)  # Ray has installed a handler of its own
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         raise UserError(f"--ray-address {address or 'local'}: no Ray cluster there: {error}") from error
     return ray
 
 
 def _unreachable(address: str) -> str:
-    """Why nobody answers at HOST:PORT; empty for an address of another kind. Ray itself would try for many minutes."""
+    """Why nothing answers at HOST:PORT; empty if something does, or for other kinds of addresses.
+
+    Ray itself would try for many minutes.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         return ""
@@ -181,10 +186,10 @@ def _slots(name: str, resources: dict[str, float], devices: dict[str, str], core
 
 
 def _slug(model: str) -> str:
-    """A model's name as part of a device's."""
+    """A model's name in a form that can be part of a device's name."""
     return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
 
 
 def reason_of(error: Any) -> str:
-    """Of what was raised in a task, which Ray puts into an error of its own."""
+    """One line on the exception that a task raised; Ray wraps that exception in `error`."""
     return describe(error.cause or error)[1]

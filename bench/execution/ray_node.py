@@ -1,6 +1,6 @@
-"""What a node of a cluster does: finds a cell's images and weights, or unpacks those it was sent, and runs the cell.
+"""The part of a cluster run that happens on a node: find or unpack a cell's images and weights, and run the cell.
 
-Nothing here imports Ray but to fetch what was sent.
+Only unpacking imports Ray.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from tl.machine import usable_cores
 from tl.weights import Weights
 
 PART_BYTES = 64 << 20
-"""Of files in one object that is sent: a node takes one after the other, and needs no room for all at once."""
+"""Size of one part of a payload, in bytes. A node fetches part after part, so it never holds all of them in memory."""
 MakeExecutor = Callable[[], Executor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """Files by name, for nodes that don't have them."""
+    """Files for nodes that don't have them."""
 
     parts: tuple[Any, ...]
-    """Ray references, each to a dictionary of names and contents."""
+    """Ray references; each refers to a dictionary of file names and contents."""
 
 
 Message = (
@@ -45,21 +45,21 @@ Message = (
     | tuple[Literal["missing"]]
     | tuple[Literal["ended"], Attempt, bytes]
 )
-"""`missing`: images or weights are not here, and were not sent. `ended` has what the cell wrote."""
+"""`missing`: this node lacks images or weights, and got no payload with them. `ended` includes the cell's log."""
 
 
 class _Missing(Exception):
-    """Files that are not on this node, and no payload came with the task."""
+    """This node lacks files, and the task came without a payload."""
 
 
 def describe_node() -> tuple[dict[str, str], int]:
-    """Devices of this node, best first, with their models; and its logical cores."""
+    """Devices of this node → their models, best first; and the number of its logical cores."""
     return _executor(ProcessExecutor).devices(), usable_cores()
 
 
 def run_cell(job: Job, images: Payload | None, weights: Payload | None, make: MakeExecutor) -> Iterator[Message]:
-    """Run a cell on this node, and tell how it goes. Its log is sent back, not left here."""
-    sent: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    """Run a cell on this node, and yield messages on its progress. Its log is sent back and not kept on the node."""
+    outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
 
     def run() -> None:
         try:
@@ -67,42 +67,42 @@ def run_cell(job: Job, images: Payload | None, weights: Payload | None, make: Ma
             with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
                 log = Path(scratch) / job.log.name
                 splits, file = find_images(job.splits, images), find_file(job.weights, weights)
-                here, executor = replace(job, log=log, splits=splits, weights=file), _executor(make)
+                local_job, executor = replace(job, log=log, splits=splits, weights=file), _executor(make)
                 executor.prepare()
                 end = run_job(
                     executor,
-                    here,
-                    progressed=lambda event: sent.put(("progressed", event)),
-                    warned=lambda text: sent.put(("warned", text)),
+                    local_job,
+                    progressed=lambda event: outbox.put(("progressed", event)),
+                    warned=lambda text: outbox.put(("warned", text)),
                 )
-                sent.put(("ended", end, log.read_bytes() if log.exists() else b""))
+                outbox.put(("ended", end, log.read_bytes() if log.exists() else b""))
         except _Missing:
-            sent.put(("missing",))
+            outbox.put(("missing",))
         finally:
-            sent.put(None)
+            outbox.put(None)
 
-    # Events come by a callback, and are sent by a generator: one of the two needs a thread of its own.
+    # A callback receives the events, but a generator sends them: one of the two needs a thread of its own.
     with ThreadPoolExecutor(1) as pool:
-        over = pool.submit(run)
-        while (message := sent.get()) is not None:
+        future = pool.submit(run)
+        while (message := outbox.get()) is not None:
             yield message
-        over.result()
+        future.result()
 
 
 @cache
 def _executor(make: MakeExecutor) -> Executor:
-    """One a process, which keeps its fork server from cell to cell."""
+    """The executor of this process; it keeps its fork server from cell to cell."""
     return make()
 
 
 _KNOWN: dict[str, Splits] = {}
-"""By digest: images that this process has found."""
+"""Digest → images that this process has found."""
 
 
 def find_images(splits: Splits, payload: Payload | None) -> Splits:
-    """The same images on this node: where they are on the driver's, or unpacked into the cache.
+    """The same images on this node: at their path on the driver, or unpacked into the cache.
 
-    They are decoded here and now, as before a sweep at home: not in the first cell's time and memory.
+    They are decoded now, as before a sweep on one machine, so that the first cell's time and memory exclude it.
     """
     if splits.digest not in _KNOWN:
         unpacked = cache_dir() / "sent" / splits.digest
@@ -120,15 +120,15 @@ def find_images(splits: Splits, payload: Payload | None) -> Splits:
 
 
 def _digest(root: Path) -> str:
-    """Of the images below a folder; empty where it is none."""
+    """Digest of the images below a folder; empty if there is no such folder, or if it can't be read."""
     try:
         return scan(root).digest if root.is_dir() else ""
-    except (UserError, OSError):  # a folder that may not be looked at, too
+    except (UserError, OSError):
         return ""
 
 
 def find_file(weights: Weights, payload: Payload | None) -> Weights:
-    """The same weights on this node: where they are on the driver's, or unpacked into the cache."""
+    """The same weights on this node: at their path on the driver, or unpacked into the cache."""
     if weights.path is None:
         return weights
     if _has(weights.path, weights.digest):
@@ -145,7 +145,7 @@ def find_file(weights: Weights, payload: Payload | None) -> Weights:
 
 
 def _has(path: Path, digest: str) -> bool:
-    """Whether a file is there, may be read, and has that content."""
+    """True if the file exists, can be read, and has that digest."""
     try:
         return path.is_file() and file_digest(path) == digest
     except OSError:
@@ -153,13 +153,13 @@ def _has(path: Path, digest: str) -> bool:
 
 
 def _unpack(payload: Payload, folder: Path) -> None:
-    """Into its place in one step: another process of this node may do the same at this moment."""
+    """Write the payload's files to a folder. The folder appears in one step, since several processes may unpack it."""
     import ray
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    begins = f".sent-{HERE}-"
-    clear_dead(folder.parent, begins)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{begins}{os.getpid()}-") as scratch:
+    prefix = f".sent-{HERE}-"
+    clear_dead(folder.parent, prefix)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{prefix}{os.getpid()}-") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
         for part in payload.parts:
@@ -171,18 +171,18 @@ def _unpack(payload: Payload, folder: Path) -> None:
                 place.write_bytes(content)
         try:
             new.rename(folder)
-        except OSError:  # the other process was quicker
+        except OSError:  # another process was quicker
             if not folder.is_dir():
                 raise
 
 
 def sent_name(path: Path) -> str:
-    """What a weights file is called on a node: its own name is no part of what it is, but its kind is."""
+    """Name of a weights file on a node. The original name doesn't matter; its suffix does, which gives the format."""
     return f"weights{path.suffix}"
 
 
 def pack(files: Mapping[str, Path], put: Callable[[dict[str, bytes]], Any]) -> Payload:
-    """Files under their names, in parts of about `PART_BYTES`, each handed to `put`, which returns a reference."""
+    """Pack files in parts of about `PART_BYTES`. `put` stores a part, names → contents, and returns a reference."""
     parts, part, size = [], {}, 0
     for name, path in files.items():
         part[name] = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Which cell runs where on a Ray cluster, and what happens when a node is lost in the middle of one."""
+"""Schedules cells on the nodes of a Ray cluster, and retries cells whose node was lost."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tl.errors import UserError
 MOST_ATTEMPTS = 3
 """Attempts per cell when its node keeps dying."""
 WAIT_FOR_NODE_SECONDS = 60.0
-"""How long to wait for a node of the right kind before the cells that need one are given up."""
-LOOK_SECONDS = 1.0
-"""Time between two looks at which nodes there are."""
+"""How long cells wait for a node of the kind that they need before they fail, in seconds."""
+REFRESH_SECONDS = 1.0
+"""Time between two updates of the list of nodes, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Running:
-    """A cell that runs somewhere."""
+    """A cell that runs on a node."""
 
     job: Job
     slot: Slot
@@ -37,7 +37,7 @@ class _Running:
 
 
 class Schedule:
-    """The jobs of one sweep: those to come, and those that run."""
+    """The jobs of one sweep: those that wait and those that run."""
 
     def __init__(
         self, cluster: Cluster, make: MakeExecutor, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]
@@ -46,30 +46,31 @@ class Schedule:
         self._cluster, self._make, self._ray = cluster, make, cluster.ray
         self._jobs, self._events, self._stop = iter(jobs), events, stop
         self._waiting: list[tuple[Job, int]] = []
-        """Taken from the jobs, each with the number of its next attempt."""
+        """Jobs that are ready to start, each with the number of its next attempt."""
         self._running: dict[Any, _Running] = {}
-        """By Ray's generator of references to `ray_node.Message`."""
+        """Ray's generator of references to `ray_node.Message` → the cell that sends them."""
         self._payloads: dict[str, Payload] = {}
-        """By digest of what is in them: packed when the first node says that it hasn't got it."""
-        self._begun: set[str] = set()
-        self._here = cache(environment)
-        self._looked, self._idle_since = -LOOK_SECONDS, time.monotonic()
+        """Digest of the images or weights → the payload with them. It is packed when the first node lacks them."""
+        self._started: set[str] = set()
+        """Ids of cells whose start was reported."""
+        self._environment = cache(environment)
+        self._refreshed, self._idle_since = -REFRESH_SECONDS, time.monotonic()
 
     def step(self) -> bool:
-        """Begin what can begin, and hear what is told; false when nothing is left to do."""
+        """Launch the cells that can start, and receive messages. Returns false when nothing is left to do."""
         now = time.monotonic()
-        if now - self._looked >= LOOK_SECONDS:
+        if now - self._refreshed >= REFRESH_SECONDS:
             known = set(self._cluster.unusable)
             with signals_delivered():
-                self._cluster.look()
-            for name in self._cluster.unusable.keys() - known:  # it came while others are at work: they go on
+                self._cluster.refresh()
+            for name in self._cluster.unusable.keys() - known:  # the sweep goes on without this node
                 self._events.warned(f"{self._cluster.unusable[name]}; it gets no cell")
-            self._looked = now
+            self._refreshed = now
         if not self._stop():
-            self._begin()
+            self._launch_waiting()
         if self._running:
             with signals_delivered():
-                ready, _ = self._ray.wait(list(self._running), timeout=LOOK_SECONDS, fetch_local=False)
+                ready, _ = self._ray.wait(list(self._running), timeout=REFRESH_SECONDS, fetch_local=False)
             for messages in ready:
                 self._receive(messages)
             self._idle_since = time.monotonic()
@@ -80,35 +81,37 @@ class Schedule:
             while self._take():
                 pass
             for job, attempt in self._waiting:
-                reason = f"no node has {job.cell.device}, and none came within {WAIT_FOR_NODE_SECONDS:g} s"
+                reason = f"no node has {job.cell.device}, and none joined within {WAIT_FOR_NODE_SECONDS:g} s"
                 reason = "; ".join([reason, *self._cluster.unusable.values()])
                 self._end_without(job, attempt - 1, "failed", reason)
             self._waiting = []
         with signals_delivered():
-            time.sleep(LOOK_SECONDS / 10)
+            time.sleep(REFRESH_SECONDS / 10)
         return True
 
     def cancel(self) -> None:
-        """End all that runs, at once."""
+        """End all running cells at once."""
         for messages in self._running:
-            with contextlib.suppress(Exception):  # what has gone already need not be ended
+            with contextlib.suppress(Exception):  # the task may have ended already
                 self._ray.cancel(messages, force=True)
 
-    def _begin(self) -> None:
+    def _launch_waiting(self) -> None:
         for slots in self._cluster.slots.values():
             for slot in slots:
                 while self._has_room(slot) and (taken := self._next(slot.device)):
                     job, attempt = taken
-                    if job.cell.id in self._begun or not self._events.skip(job.cell):
+                    if job.cell.id in self._started or not self._events.skip(job.cell):
                         self._launch(job, attempt, slot)
 
     def _has_room(self, slot: Slot) -> bool:
-        """What asks for all cores of a node waits for all that runs there, and the other way round."""
-        there = [running.slot for running in self._running.values() if running.slot.node == slot.node]
-        return len(there) < slot.count and all(other.device == slot.device for other in there)
+        """True if another cell can start in that slot. Cells on the GPUs and on the cores of a node exclude each other,
+        since a cell on the CPU uses all cores.
+        """
+        occupied = [running.slot for running in self._running.values() if running.slot.node == slot.node]
+        return len(occupied) < slot.count and all(other.device == slot.device for other in occupied)
 
     def _next(self, device: str) -> tuple[Job, int] | None:
-        """The first cell for that kind of device; more is taken from the jobs only as far as need be."""
+        """The first job for that kind of device. It takes only as many new jobs as it has to."""
         for place, (job, _) in enumerate(self._waiting):
             if job.cell.device == device:
                 return self._waiting.pop(place)
@@ -118,7 +121,7 @@ class Schedule:
         return None
 
     def _take(self) -> bool:
-        """Take one more cell from the jobs; false when there is none."""
+        """Take one more job; false if none is left."""
         for job in self._jobs:
             self._waiting.append((job, 1))
             return True
@@ -133,13 +136,13 @@ class Schedule:
         self._running[messages] = _Running(job=job, slot=slot, attempt=attempt)
 
     def _start(self, job: Job) -> None:
-        """Tell that a cell begins; it may be sent to a node more than once."""
-        if job.cell.id not in self._begun:
-            self._begun.add(job.cell.id)
+        """Report that a cell starts. It is reported once, though the cell may be sent to a node several times."""
+        if job.cell.id not in self._started:
+            self._started.add(job.cell.id)
             self._events.started(job.cell)
 
     def _pack(self, job: Job) -> None:
-        """For all nodes that don't have them: the cell's images and weights. Raises `UserError`."""
+        """Put the cell's images and weights into payloads, for all nodes that lack them. Raises `UserError`."""
         splits, path = job.splits, job.weights.path
         files = {splits.digest: {name: splits.root / name for name in (*splits.train.files, *splits.val.files)}}
         files |= {job.weights.digest: {ray_node.sent_name(path): path}} if path else {}
@@ -151,12 +154,12 @@ class Schedule:
             raise UserError(f"images or weights can't be sent to the cluster's nodes: {error}") from error
 
     def _receive(self, messages: Any) -> None:
-        """Take the next message of a cell, or learn that none will come."""
+        """Handle the next message of a cell, or the end of its task."""
         running, errors = self._running[messages], self._ray.exceptions
         job, attempt = running.job, running.attempt
         try:
             kind, *content = self._ray.get(next(messages))
-        except errors.RayTaskError as error:  # of the suite's own code on the node
+        except errors.RayTaskError as error:  # raised by the suite's own code on the node
             del self._running[messages]
             self._end_without(job, attempt, "failed", f"on its node: {reason_of(error)}", error)
         except errors.OutOfMemoryError as error:
@@ -179,7 +182,7 @@ class Schedule:
                 end, log = content
                 self._events.ended(job.cell, replace(end, attempts=attempt))
                 if log:
-                    with contextlib.suppress(OSError), job.log.open("ab") as file:  # the result is on disk by now
+                    with contextlib.suppress(OSError), job.log.open("ab") as file:  # the result is already on disk
                         file.write(log)
 
     def _lost(self, running: _Running, how: str) -> None:
@@ -191,7 +194,7 @@ class Schedule:
             return
         self._waiting.insert(0, (running.job, attempt + 1))
         self._events.warned(
-            f"{cell}: its node, or its worker there, was lost ({how}); attempt {attempt + 1} of {MOST_ATTEMPTS} follows"
+            f"{cell}: its node, or its worker there, was lost ({how}); attempt {attempt + 1} of {MOST_ATTEMPTS} begins"
         )
 
     def _end_without(
@@ -202,14 +205,14 @@ class Schedule:
         reason: str,
         error: BaseException | None = None,
     ) -> None:
-        """A cell that ended and couldn't say how, nor where: the environment is the driver's."""
+        """Report the end of a cell that sent no outcome. Its environment is unknown, so we record the driver's."""
         self._start(job)
         trace = describe(error)[2] if error else ""
         outcome = Outcome(status=status, reason=reason, traceback=trace, wall_seconds=0.0)
         end = Attempt(
             outcome=outcome,
             started=datetime.now(UTC),
-            environment=self._here(),
+            environment=self._environment(),
             machine=MachineState() if attempts else None,
             attempts=attempts,
         )

@@ -1,4 +1,4 @@
-"""Ctrl-C: once, and nothing new begins; twice, and all ends at once."""
+"""Signals: the first Ctrl-C stops a sweep after the running cells, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 
 @contextlib.contextmanager
 def stop_between_cells(announce: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; it calls `announce` the first time, and raises `KeyboardInterrupt` from then on.
+    """Yield a function that returns true once Ctrl-C was pressed.
 
-    In any thread but the main one, which alone hears signals, nothing changes.
+    The first Ctrl-C calls `announce`; later ones raise `KeyboardInterrupt`. Only the main thread receives signals: in
+    other threads this does nothing.
     """
-    asked = False
+    pressed = False
 
     def handle(*_: object) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal pressed
+        if pressed:
             raise KeyboardInterrupt
-        asked = True
-        with contextlib.suppress(Exception):  # the signal may have come in the middle of another line
+        pressed = True
+        with contextlib.suppress(Exception):  # the signal may have interrupted another write to the terminal
             announce()
 
     if threading.current_thread() is not threading.main_thread():
@@ -30,46 +31,46 @@ def stop_between_cells(announce: Callable[[], None]) -> Iterator[Callable[[], bo
         return
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: asked
+        yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_held: list[dict[signal.Signals, Any]] = []
-"""Of each `signals_deferred` that is under way: what the signals would have done."""
-_came: list[int] = []
-"""Signals that wait."""
+_handlers: list[dict[signal.Signals, Any]] = []
+"""One entry per active `signals_deferred`: the handlers from before it."""
+_pending: list[int] = []
+"""Signals that were received but not delivered yet."""
 
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """What would end the command waits for the next `signals_delivered`, or for the end of this block: between the two,
-    what was begun is ended, and a cell that has ended is kept. An error in the block goes before it.
+    """Defer SIGINT and SIGTERM until the next `signals_delivered`, or until the end of this block.
 
-    In any thread but the main one, which alone hears signals, nothing changes.
+    In between, the suite can finish what it does, such as writing the record of a cell that has ended. An error in the
+    block discards the deferred signals. Only the main thread receives signals: in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _held.append(_set(dict.fromkeys(_SIGNALS, lambda number, _: _came.append(number))))
+    _handlers.append(_set(dict.fromkeys(_SIGNALS, lambda number, _: _pending.append(number))))
     try:
         yield
     except BaseException:
-        _set(_held.pop())
-        _came.clear()
+        _set(_handlers.pop())
+        _pending.clear()
         raise
-    _set(_held.pop())
+    _set(_handlers.pop())
     _deliver()
 
 
 @contextlib.contextmanager
 def signals_delivered() -> Iterator[None]:
-    """Inside `signals_deferred`: deliver the signals that have come since, and those of this block at once."""
-    if not _held or threading.current_thread() is not threading.main_thread():
+    """Inside `signals_deferred`: deliver the deferred signals now, and those received in this block at once."""
+    if not _handlers or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = _set(_held[-1])
+    before = _set(_handlers[-1])
     try:
         _deliver()
         yield
@@ -78,20 +79,20 @@ def signals_delivered() -> Iterator[None]:
 
 
 def _set(handlers: dict[signal.Signals, Any]) -> dict[signal.Signals, Any]:
-    """Returns those that there were."""
+    """Install handlers, and return the previous ones."""
     return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 
 def _deliver() -> None:
-    while _came:
-        signal.raise_signal(_came.pop(0))
+    while _pending:
+        signal.raise_signal(_pending.pop(0))
 
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a command as a second Ctrl-C does: children are ended, what is done is kept.
+    """Make SIGTERM raise `KeyboardInterrupt`, so that child processes are ended and finished cells are kept.
 
-    In any thread but the main one, which alone receives signals, nothing changes.
+    Only the main thread receives signals: in other threads this does nothing.
     """
 
     def stop(*_: object) -> None:

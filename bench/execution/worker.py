@@ -1,6 +1,6 @@
-"""The work that needs torch, run through an executor. Importing this module loads torch, torchvision and timm.
+"""Functions that need torch; executors call them. Importing this module loads torch, torchvision and timm.
 
-The fork server preloads it, so every cell's process starts with the libraries in memory.
+The fork server imports it in advance, so every cell's process starts with the libraries in memory.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from tl.weights import Weights
 
 
 def get_ready(emit: Emit) -> None:
-    """Nothing: with it the libraries are loaded before the first cell's clock starts."""
+    """Do nothing. Calling it loads the libraries before the first cell is timed."""
 
 
 def list_names(emit: Emit) -> dict[str, list[str]]:
-    """All backbones by source."""
+    """Source → names of its backbones."""
     load_scripts()
     return known_names()
 
 
 def list_devices(emit: Emit) -> dict[str, str]:
-    """Devices of this machine and their names, best first."""
+    """Devices of this machine → their models, best first."""
     return devices.present()
 
 
 def resolve_weights(
     specs: list[str], policy: str, weights_dir: Path | None, download: bool, emit: Emit
 ) -> dict[str, Weights | str]:
-    """Weights of each backbone, downloading them if need be; a string says why there are none."""
+    """Backbone → its weights, or the reason why there are none. Downloads them if `download` allows it."""
     load_scripts()
     found: dict[str, Weights | str] = {}
     for spec in specs:
@@ -59,8 +59,8 @@ def resolve_weights(
 def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
     """Train one cell. Returns the result without its model, and the allocator's setting.
 
-    Emits each `EpochResult`; with a protocol of several trainings a few words before each; and before and after
-    training what only this process knows of the machine.
+    Emits each `EpochResult`; for protocols of several trainings, a few words before each training; and before and
+    after training a `MachineState` with what only this process knows.
     """
     load_scripts()
     torch.set_num_threads(threads)
@@ -72,14 +72,14 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
 
     try:
         result = run_protocol(cell.config, splits, device=device, weights=weights, on_epoch=emit, on_stage=emit)
-    finally:  # also where memory ran out: somebody else may have it
+    finally:  # also if memory ran out: another process may hold it, and the GPU's state shows that
         if uuid:
             emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))
     return result.model_copy(update={"model": None}), allocator
 
 
 def _machine(uuid: str | None) -> MachineState:
-    # Asking for cuDNN's version loads it: 50 MiB that a cell on the CPU has no use for.
+    # Asking for cuDNN's version loads it: 50 MiB that a cell on the CPU doesn't need.
     cudnn = torch.backends.cudnn.version() if uuid else None
     return MachineState(
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
@@ -90,7 +90,7 @@ def _machine(uuid: str | None) -> MachineState:
 
 
 def _touch_code() -> None:
-    """One tiny training step, so that pages of library code aren't counted as the cell's memory."""
+    """Run one tiny training step, so that pages of library code don't count as the cell's memory."""
     network: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
     images = torch.zeros(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     nn.functional.cross_entropy(network(images), torch.tensor([0, 1])).backward()

@@ -1,1 +1,1 @@
-"""What is on disk: records and their format, the folder of a run and its lock, the machine that a result is from."""
+"""The data on disk: the format of records, the folder of a run and its lock, and the environment of a result."""

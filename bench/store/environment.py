@@ -1,4 +1,4 @@
-"""What a result was measured with: processor, memory, versions, commit. Imports neither torch nor timm."""
+"""The environment of a result: processor, memory, versions, commit. Imports neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Environment(Strict):
     system: str
     cpu: str
     cores: int = Field(description="logical cores that the process may run on")
-    memory_bytes: int = Field(description="of the machine")
-    packages: dict[str, str] = Field(description="versions; a package that is missing is left out")
-    git_commit: str = Field("", description="of this suite's checkout; empty where it is not one")
-    git_dirty: bool | None = Field(None, description="tracked files differ from that commit")
+    memory_bytes: int = Field(description="the machine's main memory")
+    packages: dict[str, str] = Field(description="package → version, without packages that are not installed")
+    git_commit: str = Field("", description="commit of this suite's checkout; empty if it is not a checkout")
+    git_dirty: bool | None = Field(None, description="true if tracked files differ from that commit")
 
     def differences(self, other: Environment) -> list[str]:
-        """Fields in which two environments differ so that times should not be mixed."""
+        """Names of the fields that differ and that influence times."""
         return [name for name in ("cpu", "cores", "packages") if getattr(self, name) != getattr(other, name)]
 
     @property
     def suite(self) -> str:
-        """Which state of this suite it was; empty where that is unknown."""
+        """The suite's commit, with a `+` if it had uncommitted changes; empty if unknown."""
         return self.git_commit[:12] + ("+" if self.git_dirty else "")
 
     def __str__(self) -> str:
@@ -51,28 +51,28 @@ class Environment(Strict):
 
 
 class MachineState(Strict):
-    """The machine around one cell. What is not known is None or empty, never 0."""
+    """The state of the machine while one cell ran. Unknown values are None or empty, never 0."""
 
-    governor: str = Field("", description="of the first core's clock; empty where the system doesn't say")
-    load_before: float | None = Field(None, description="load average of one minute, before the cell")
+    governor: str = Field("", description="clock governor of the first core; empty if the system doesn't report it")
+    load_before: float | None = Field(None, description="load average over one minute, before the cell")
     load_after: float | None = None
-    memory_available_bytes: int | None = Field(None, description="before the cell, without swapping")
+    memory_available_bytes: int | None = Field(None, description="memory available without swapping, before the cell")
     other_cpu_share: float | None = Field(
-        None, description="CPU time of processes that are not this suite's, over wall time × usable cores; Linux only"
+        None, description="CPU time of processes outside this suite ÷ (wall time × usable cores); Linux only"
     )
     steal_share: float | None = Field(
-        None, description="time that the hypervisor gave to others, over wall time × usable cores; Linux only"
+        None, description="time that the hypervisor gave to others ÷ (wall time × usable cores); Linux only"
     )
     cpu_capability: str = Field("", description="instruction set that torch's CPU kernels use")
-    cuda_version: str = Field("", description="that torch was built with")
-    cudnn_version: str = Field("", description="as torch numbers it; empty where the cell is not on CUDA")
+    cuda_version: str = Field("", description="version of CUDA that torch was built with")
+    cudnn_version: str = Field("", description="torch's number for it; empty if the cell is not on CUDA")
     gpu_before: GpuState | None = None
-    gpu_after: GpuState | None = Field(None, description="as training ended, before clocks fall")
-    warnings: tuple[str, ...] = Field((), description="what else used the device")
+    gpu_after: GpuState | None = Field(None, description="state at the end of training, before the clocks fall")
+    warnings: tuple[str, ...] = Field((), description="disturbances of the cell, such as other processes")
 
 
 def environment() -> Environment:
-    """The environment of this process."""
+    """Find out the environment of this process."""
     commit, dirty = _git()
     return Environment(
         python=platform.python_version(),
@@ -87,7 +87,7 @@ def environment() -> Environment:
 
 
 def package_version(name: str) -> str:
-    """The installed version, or an empty string; the package is not imported."""
+    """The installed version of a package, or an empty string. The package is not imported."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

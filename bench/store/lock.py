@@ -1,6 +1,6 @@
-"""Whose turn it is in a run's folder: one command at a time, since two would disturb each other's times.
+"""Locks a run's folder for one command at a time, since two commands would disturb each other's times.
 
-The kernel's lock ends with the process that holds it, however that ends: what a dead one left is no hindrance.
+The kernel releases the lock when the process that holds it ends, even if it is killed. So no lock is ever stale.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HOLDER = ".holder"
 
 
 class Holder(Strict):
-    """Who is at work in a folder."""
+    """The command that holds the lock of a folder."""
 
     command: str
     host: str
@@ -35,18 +35,19 @@ class Holder(Strict):
 
 @contextlib.contextmanager
 def locked(folder: Path, command: str, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold a run's folder, which exists. Who holds it already may take it again.
+    """Hold the lock of a run's folder, which must exist. A process that holds it may take it again.
 
-    While another holds it: with `wait`, tell that who it is, and wait; else raise `UserError`, which names it.
+    If another process holds it: with `wait`, call that with one line that names the holder, and wait; otherwise raise
+    `UserError`, which names the holder.
     """
     lock = filelock.FileLock(folder / ".lock", is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        said = f"{folder}: {_holder(folder)} is at work there"
+        busy = f"{folder}: {_holder(folder)} is working there"
         if wait is None:
-            raise UserError(f"{said}; wait for it (--wait does), or give a --name") from error
-        wait(f"{said}: waiting for it to end")
+            raise UserError(f"{busy}; use --wait to wait for it, or --name for another folder") from error
+        wait(f"{busy}: waiting for it to end")
         lock.acquire()
     try:
         if lock.lock_counter == 1:
@@ -63,5 +64,5 @@ def locked(folder: Path, command: str, *, wait: Callable[[str], None] | None = N
 def _holder(folder: Path) -> str:
     try:
         return str(Holder.from_json((folder / _HOLDER).read_bytes()))
-    except (OSError, ValueError, ConfigError):  # it has only just begun, or has just ended
+    except (OSError, ValueError, ConfigError):  # the other command has just started or just ended
         return "another `bench run`"

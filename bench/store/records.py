@@ -38,9 +38,9 @@ from tl.weights import Weights
 
 SCHEMA_VERSION = 6
 SEALED_SINCE = 5
-"""Version from which on a file without a digest is a damaged one."""
+"""First version whose files have a digest; a file of this version or later without one is damaged."""
 PROTOCOL_VERSION = 1
-"""Part of every cell's id: raised when the same config begins to mean other work."""
+"""Part of every cell's id. It is raised when the meaning of a config changes."""
 
 AS_BEFORE: dict[str, Any] = {
     "protocol": "fixed",
@@ -49,10 +49,10 @@ AS_BEFORE: dict[str, Any] = {
     "views": 1,
     "compile": False,
 }
-"""Fields of a config that came after version 1 of the format, and the value that means what was done before.
+"""Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 
-A field with that value is no part of a cell's id, so that cells keep the ids that they had without the field. Not
-the field's default, which may change one day: this may not.
+A field with that value is left out of a cell's id, so that cells keep the ids that they had before the field existed.
+The value is not the field's default: a default may change, this value may not.
 """
 
 Status = Literal["done", "failed", "oom", "timeout", "skipped"]
@@ -63,7 +63,7 @@ _NOTHING = object()
 
 
 class Cell(Strict):
-    """One experiment: a config, the images, the weights and the device. Its id is a hash of just that."""
+    """One experiment: a config, the images, the weights and the device. Its id is a hash of exactly these."""
 
     config: TrainConfig = Field(description="with weights `pretrained` or `random`, never `auto`")
     weights_digest: str = Field(description="SHA-256 of the weights file; empty for random or missing weights")
@@ -72,30 +72,30 @@ class Cell(Strict):
 
     @cached_property
     def id(self) -> str:
-        """12 hex digits. Moving a folder keeps it; anything that can change a number changes it."""
+        """12 hex digits. It changes with anything that can change a number, and not when a folder is moved."""
         return self._digest(PROTOCOL_VERSION)
 
     def was_called(self, cell_id: str) -> bool:
-        """Whether a cell like this has, or had under an earlier version of the protocol, that id."""
+        """True if this cell has that id, or had it under an earlier version of the protocol."""
         return any(self._digest(version) == cell_id for version in range(PROTOCOL_VERSION, 0, -1))
 
     def key(self, *but: str) -> str:
-        """The same for all cells that differ in those fields of their config alone."""
+        """A key that is equal for cells that differ only in these fields of their config."""
         return self._digest(PROTOCOL_VERSION, but)
 
     @cached_property
     def repeats(self) -> str:
-        """The same for all cells that differ in their seed alone."""
+        """A key that is equal for cells that differ only in their seed."""
         return self.key("seed")
 
     @cached_property
     def bare(self) -> Cell:
-        """What cells of other regimes and seeds must have in common with this one to be compared with it."""
+        """This cell with a fixed regime and seed. Cells can be compared across regimes if this is equal."""
         return self.but(regime="finetune", seed=0)
 
     @cached_property
     def without_start(self) -> Cell:
-        """As `bare`, for regimes that start from other weights."""
+        """`bare` without the weights, for comparisons with regimes that start from other weights."""
         return self.bare.but(weights="auto").replace(weights_digest="")
 
     def _digest(self, version: int, but: tuple[str, ...] = ()) -> str:
@@ -108,7 +108,7 @@ class Cell(Strict):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def but(self, **settings: Any) -> Cell:
-        """The same cell with other settings."""
+        """The same cell with these settings of its config replaced."""
         return self.replace(config=self.config.replace(**settings))
 
     def __str__(self) -> str:
@@ -119,28 +119,28 @@ class Cell(Strict):
 
 
 class Record(Strict):
-    """What became of a cell."""
+    """The outcome of a cell."""
 
     schema_version: int = SCHEMA_VERSION
     cell_id: str
     cell: Cell
     dataset: str
-    train_images: int = Field(description="that an epoch trains on; with protocol `kfold` in all its folds together")
-    stand_in: str = Field("", description="that the images are drawn ones, and why; empty for real images")
-    weights: Weights | None = Field(description="what the backbone started from; None where none could be had")
+    train_images: int = Field(description="images per training epoch; for protocol `kfold`, summed over its folds")
+    stand_in: str = Field("", description="why the images are synthetic; empty for real images")
+    weights: Weights | None = Field(description="weights that the backbone started from; None if none were available")
     status: Status
     reason: str = Field("", description="one line; empty when done")
     traceback: str = ""
     started: datetime
-    block: int | None = Field(None, description="the seed's place among those of its command, counted from 0")
-    order: int | None = Field(None, description="the cell's place among those that its command ran, counted from 0")
+    block: int | None = Field(None, description="position of the seed among the seeds of its command, from 0")
+    order: int | None = Field(None, description="position of the cell among the cells that its command ran, from 0")
     attempts: int | None = Field(
-        None, description="how often the cell was begun: more than once where machines of a cluster were lost"
+        None, description="how often the cell was started; more than once if its node of a cluster was lost"
     )
-    wall_seconds: float = Field(description="of the whole cell, from the start of its process to its end")
+    wall_seconds: float = Field(description="wall time from the start of the cell's process to its end")
     allocator: str = Field("", description="setting of the C library's allocator during the cell")
     environment: Environment
-    machine: MachineState | None = Field(None, description="None before version 3, and where the cell did not start")
+    machine: MachineState | None = Field(None, description="None before version 3, and if the cell did not start")
     result: TrainResult | None = None
 
     @property
@@ -156,15 +156,15 @@ class Record(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """Why a planned cell has no result; `str(lost)` is for people."""
+    """Why a planned cell has no result; `str(lost)` is the text for users."""
 
     status: Literal["failed", "oom", "timeout", "skipped", "not run"]
     reason: str = ""
-    """One line; empty where nothing is known of it."""
+    """One line; empty if unknown."""
 
     @classmethod
     def of(cls, record: Record | None) -> Lost:
-        """What a record without a result says, or that there is no record."""
+        """Take status and reason from a record without a result; `not run` if there is no record."""
         if record is None:
             return cls(status="not run")
         if record.status == "done":
@@ -173,7 +173,7 @@ class Lost:
 
     @property
     def failed(self) -> bool:
-        """Whether the cell was begun and had no result, though it should have had one."""
+        """True if the cell was started and should have had a result."""
         return self.status in ("failed", "oom", "timeout")
 
     def __str__(self) -> str:
@@ -182,37 +182,37 @@ class Lost:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsKey:
-    """What the choice of weights depends on."""
+    """The key of a choice of weights: it depends on the policy and the backbone."""
 
     policy: str
     """One of `tl.config.WEIGHTS_POLICIES`."""
     backbone: str
-    """With its source."""
+    """Name of the backbone with its source."""
 
 
 class DatasetIdentity(Strict):
-    """The images of a run. No paths: the same files elsewhere are the same data set."""
+    """The images of a run. It holds no absolute paths: the same files in another folder are the same data set."""
 
     name: str
     digest: str
     classes: tuple[str, ...]
-    train_images: int = Field(description="in `train/`")
+    train_images: int = Field(description="number of images in `train/`")
     val_files: tuple[str, ...] = Field(
-        description="in the order of every record's predictions; with protocol `kfold` all images, `train/` first"
+        description="files in the order of every record's predictions; for protocol `kfold` all images, `train/` first"
     )
     val_labels: tuple[int, ...]
-    stand_in: str = ""
+    stand_in: str = Field("", description="why the images are synthetic; empty for real images")
 
 
 class Invocation(Strict):
     """One command that added to a run."""
 
-    command: str = Field(description="as typed; for people")
-    data: str | None = Field(None, description="the folder or name of images that it was given; None for the grid's")
+    command: str = Field(description="the command as typed, for users to read")
+    data: str | None = Field(None, description="the given folder or name of images; None for the grid's")
     started: datetime
     environment: Environment
     grid: dict[str, Any]
-    cell_ids: tuple[str, ...] = Field(description="cells that it planned, done before or not")
+    cell_ids: tuple[str, ...] = Field(description="ids of the cells that it planned, including those done before")
 
 
 class Manifest(Strict):
@@ -244,7 +244,7 @@ class Manifest(Strict):
 
 
 def by_policy(resolved: Mapping[WeightsKey, Weights]) -> dict[str, dict[str, Weights]]:
-    """As a manifest keeps them."""
+    """Policy → backbone → weights, the form in which a manifest keeps them."""
     found: dict[str, dict[str, Weights]] = {}
     for key, weights in resolved.items():
         found.setdefault(key.policy, {})[key.backbone] = weights

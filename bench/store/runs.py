@@ -1,10 +1,10 @@
-"""A run's folder: reading it, adding records, finding runs. Imports neither torch nor pandas.
+"""The folder of a run: reading it, adding records, finding runs. Imports neither torch nor pandas.
 
-results/NAME/manifest.json            what was planned, with which data and weights, by which commands
-results/NAME/cells/CELL_ID.json       one record a cell: done, failed, oom, timeout or skipped
-results/NAME/logs/CELL_ID.log         what the cell's process wrote, where it wrote anything
-results/NAME/superseded/…             records of attempts without a result that a later attempt replaced
-results/NAME/set-aside/…              records that were found damaged; their cells run again
+results/NAME/manifest.json            the plan: data, weights, cells and the commands that added them
+results/NAME/cells/CELL_ID.json       one record per cell: done, failed, oom, timeout or skipped
+results/NAME/logs/CELL_ID.log         output of the cell's process; there is no file if it printed nothing
+results/NAME/superseded/…             records without a result that a later attempt replaced
+results/NAME/set-aside/…              damaged records; their cells run again
 """
 
 from __future__ import annotations
@@ -26,37 +26,42 @@ from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import to_json, write_atomic
 from tl.errors import ConfigError, UserError
 
-_RESERVE, _RESERVED_BYTES, _BYTES_AN_IMAGE = ".reserve", 1 << 20, 200
-"""An image's two predictions take about 140 bytes of a record."""
+_RESERVE, _RESERVED_BYTES, _BYTES_PER_IMAGE = ".reserve", 1 << 20, 200
+"""The file that reserves disk space, its size without predictions, and its bytes per image. The two predictions of an
+image take about 140 bytes of a record.
+"""
 
 
 class Damaged(UserError):
-    """A file of a run whose content is not what this suite wrote."""
+    """The content of a run's file is not what this suite wrote."""
 
 
 class Run:
-    """The folder of a run, for reading and for adding records."""
+    """The folder of a run. It reads and adds records."""
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         self.folder = folder
         self.name = name or folder.resolve().name
-        """What tables call it; the folder's name unless another run has that too."""
+        """The name in tables: the folder's name, unless another run has the same."""
 
     def manifest(self) -> Manifest:
-        """Raises `UserError` when this folder is not a run, is damaged, or was written by a newer version."""
+        """Read the manifest.
+
+        Raises `UserError` if this folder is not a run, or if the manifest is damaged or from a newer version.
+        """
         path = self.folder / "manifest.json"
         if not path.is_file():
             raise UserError(f"{self.folder}: not a run: it has no manifest.json")
         return _parse(path, Manifest)
 
     def exists(self) -> bool:
-        """Whether there is a manifest to read."""
+        """True if the folder has a manifest."""
         return (self.folder / "manifest.json").is_file()
 
     def records(self) -> dict[str, Record]:
-        """All records by cell id, in the order in which they were planned.
+        """Cell id → record, in the order in which the cells were planned.
 
-        Raises `UserError` as `manifest`, and for a record that is damaged.
+        Raises `UserError` as `manifest` does, and if a record is damaged.
         """
         found = {}
         with _without_collector():
@@ -68,14 +73,14 @@ class Run:
         return {cell_id: found[cell_id] for cell_id in dict.fromkeys([*planned, *found])}
 
     def survey(self) -> tuple[dict[str, Record], dict[Path, str]]:
-        """All sound records by cell id, and the files of damaged ones with the reasons.
+        """Cell id → intact record, and path of a damaged record → what is wrong with it.
 
-        Raises `UserError` for what the disk doesn't give: that says nothing of the record.
+        Raises `UserError` if a file can't be read: then it is unknown whether the record is damaged.
         """
         with _without_collector():
             read = dict(self._read())
-        sound = {path.stem: record for path, record in read.items() if isinstance(record, Record)}
-        return sound, {path: str(error) for path, error in read.items() if isinstance(error, Damaged)}
+        intact = {path.stem: record for path, record in read.items() if isinstance(record, Record)}
+        return intact, {path: str(error) for path, error in read.items() if isinstance(error, Damaged)}
 
     def _read(self) -> Iterator[tuple[Path, Record | Damaged]]:
         for path in sorted((self.folder / "cells").glob("*.json")):
@@ -89,14 +94,14 @@ class Run:
                 yield path, record
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Atomically. Raises `OSError`."""
+        """Write the manifest atomically. Raises `OSError`."""
         write_atomic(self.folder / "manifest.json", _sealed(manifest))
 
     def write_record(self, record: Record) -> None:
-        """Atomically; an earlier record of the cell is kept in `superseded/`.
+        """Write a record atomically. An earlier record of the cell moves to `superseded/`.
 
-        Raises `UserError` when the disk is full or can't be written, and says whether the record is kept: there is
-        room for one, see `reserved`.
+        Raises `UserError` if the disk is full or can't be written. The message says whether the record was saved: space
+        for one is reserved, see `reserved`.
         """
         path, text, kept = self._record(record.cell_id), _sealed(record), False
         earlier = path.exists()
@@ -116,26 +121,27 @@ class Run:
                     (self.folder / _RESERVE).unlink()
                     put()
                     kept = True
-            left = "is kept, in the room that was held back for it" if kept else "is NOT kept"
+            saved = "was saved in the space reserved for it" if kept else "was NOT saved"
             raise UserError(
                 f"{self.folder}: can't be written: {error.strerror or error}; the cell that has just ended "
-                f"({record.cell}) {left}; make room, and the same command goes on"
+                f"({record.cell}) {saved}; free some space, then the same command continues"
             ) from error
 
     @contextlib.contextmanager
     def reserved(self, images: int) -> Iterator[None]:
-        """Hold back room for a record, which has predictions for so many images: a disk that fills up takes no
-        finished cell. Raises `UserError`.
+        """Reserve disk space for one record with predictions for so many images, so that a full disk loses no cell.
 
-        Only for who holds the folder's lock: temporary files of writers that were killed go.
+        It also deletes temporary files of killed commands, so the caller must hold the folder's lock. Raises
+        `UserError` if the folder can't be written.
         """
         reserve = self.folder / _RESERVE
         try:
             for path in self.leftovers():
                 path.unlink(missing_ok=True)
-            write_atomic(reserve, os.urandom(_RESERVED_BYTES + images * _BYTES_AN_IMAGE))  # no file system packs that
+            # Random bytes, since a file system may compress others.
+            write_atomic(reserve, os.urandom(_RESERVED_BYTES + images * _BYTES_PER_IMAGE))
         except OSError as error:
-            raise UserError(f"{self.folder}: can't be written: {error.strerror or error}; no cell was begun") from error
+            raise UserError(f"{self.folder}: can't be written: {error.strerror or error}; no cell started") from error
         try:
             yield
         finally:
@@ -143,7 +149,7 @@ class Run:
                 reserve.unlink(missing_ok=True)
 
     def leftovers(self) -> list[Path]:
-        """Files that commands leave behind only when they are killed."""
+        """Files that a command leaves behind only if it is killed."""
         places = (self.folder, self.folder / "cells")
         return [*(path for place in places for path in place.glob(".*.tmp")), *self.folder.glob(_RESERVE)]
 
@@ -155,29 +161,29 @@ class Run:
             path.unlink()
 
     def set_aside(self, path: Path) -> Path:
-        """Move a damaged record to `set-aside/`, and return its place there. Raises `OSError`."""
+        """Move a damaged record to `set-aside/`, and return its new path. Raises `OSError`."""
         kept = self._keep(path, "set-aside")
         path.unlink()
         return kept
 
     @property
     def logs(self) -> Path:
-        """The folder of what cells' processes wrote."""
+        """The folder of the cells' logs."""
         return self.folder / "logs"
 
     def log(self, cell_id: str) -> Path:
-        """Where what a cell's process writes is kept."""
+        """The file for the output of a cell's process."""
         return self.logs / f"{cell_id}.log"
 
     def _record(self, cell_id: str) -> Path:
         return self.folder / "cells" / f"{cell_id}.json"
 
     def _keep(self, path: Path, where: str) -> Path:
-        """A second name or a copy in a folder of the run: at no moment is the old record nowhere."""
-        attic = self.folder / where
-        attic.mkdir(exist_ok=True)
-        number = 1 + len(list(attic.glob(f"{path.stem}-*.json")))
-        while (kept := attic / f"{path.stem}-{number}.json").exists():
+        """Link or copy a record into a folder of the run, so that it exists at every moment. Returns the new path."""
+        folder = self.folder / where
+        folder.mkdir(exist_ok=True)
+        number = 1 + len(list(folder.glob(f"{path.stem}-*.json")))
+        while (kept := folder / f"{path.stem}-{number}.json").exists():
             number += 1
         try:
             os.link(path, kept)
@@ -188,8 +194,9 @@ class Run:
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Records are many objects and no cycles: Python's collector, which looks at all of them again and again, would
-    take a third of the time of whatever reads ten thousand."""
+    """Switch Python's garbage collector off. Records are many objects without cycles: scanning them again and again
+    takes a third of the time of reading ten thousand records.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -207,27 +214,27 @@ _CURRENT = b'{\n "schema_version": %d,\n' % SCHEMA_VERSION
 
 
 def _sealed(content: Manifest | Record) -> bytes:
-    # A traceback may have what is no text.
+    # A traceback may contain surrogates, which can't be encoded.
     return seal(to_json(content.model_dump(mode="json")).encode(errors="replace"))
 
 
 def seal(text: bytes) -> bytes:
-    """What stands in a file: JSON whose first key is the SHA-256 of `text`, the same without that line.
+    """The content of a file: the JSON `text` with its own SHA-256 as the first key.
 
-    It guards against damage and against a hand that slips, not against one that means to forge.
+    The digest detects damage and careless edits. It does not protect against forgery.
     """
     return b'{\n "digest": "%s",\n' % hashlib.sha256(text).hexdigest().encode() + text.removeprefix(b"{\n")
 
 
 def _parse(path: Path, kind: type[Format]) -> Format:
     try:
-        text = path.read_bytes().replace(b"\r\n", b"\n")  # as some checkouts rewrite line ends
+        text = path.read_bytes().replace(b"\r\n", b"\n")  # git may have converted the line ends on checkout
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
     found = _SEAL.match(text)
     text = b"{\n" + text[found.end() :] if found else text
     intact = found is not None and hashlib.sha256(text).hexdigest().encode() == found[1]
-    if not (intact and text.startswith(_CURRENT)):  # of many records, nearly all: they are parsed once
+    if not (intact and text.startswith(_CURRENT)):  # nearly all records skip this, and so are parsed only once
         data = _checked(path, text, sealed=found is not None, intact=intact)
         if (upgrade_manifest if kind is Manifest else upgrade_record)(data):
             text = compact_json(data)
@@ -238,7 +245,7 @@ def _parse(path: Path, kind: type[Format]) -> Format:
 
 
 def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str, Any]:
-    """The content of a file whose version is known and whose digest is its own. Raises `Damaged`."""
+    """Parse the content of a file, and check its version and its digest. Raises `Damaged`."""
     try:
         data = from_json(text)
     except ValueError as error:
@@ -249,7 +256,7 @@ def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str
     if version > SCHEMA_VERSION:
         raise Damaged(f"{path}: schema {version} is newer than this suite knows ({SCHEMA_VERSION}); update the suite")
     if sealed and not intact:
-        raise Damaged(f"{path}: damaged: it was changed after it was written (its digest is another)")
+        raise Damaged(f"{path}: damaged: it was changed after it was written (its digest doesn't match)")
     if not sealed and version >= SEALED_SINCE:
         raise Damaged(f"{path}: damaged: it doesn't begin with its digest")
     content: dict[str, Any] = data
@@ -257,34 +264,34 @@ def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str
 
 
 def find_run(name: str | Path, results: Path = Path("results")) -> Run:
-    """A run by folder, or by name under `results`. Raises `UserError` naming the runs that there are."""
+    """Find a run by its folder, or by its name below `results`. Raises `UserError`, which lists the existing runs."""
     for folder in (Path(name), results / name):
         if (folder / "manifest.json").is_file():
             return Run(folder)
-    there = sorted(path.parent.name for path in results.glob("*/manifest.json"))
+    names = sorted(path.parent.name for path in results.glob("*/manifest.json"))
     none = f"{results}/ has no runs yet; `python -m bench run` makes one"
-    known = f"{results}/ has {', '.join(there)}" if there else none
+    known = f"{results}/ has {', '.join(names)}" if names else none
     raise UserError(f"{name}: no such run; {known}")
 
 
 def all_runs(results: Path = Path("results")) -> list[Run]:
-    """Every run under `results`, by name."""
+    """Every run below `results`, sorted by name."""
     return [Run(path.parent) for path in sorted(results.glob("*/manifest.json"))]
 
 
-def each_once(places: Iterable[Path]) -> None:
-    """Raises `UserError` for a run or file that is named twice, however it is spelt: it would count twice."""
+def each_once(paths: Iterable[Path]) -> None:
+    """Raise `UserError` if two paths mean the same run or file: its cells would count twice."""
     found: set[Path] = set()
-    for place in places:
-        if place.resolve() in found:
-            raise UserError(f"{place}: named twice")
-        found.add(place.resolve())
+    for path in paths:
+        if path.resolve() in found:
+            raise UserError(f"{path}: named twice; name each run or file once")
+        found.add(path.resolve())
 
 
 def find_runs(names: Iterable[str | Path], results: Path = Path("results")) -> list[Run]:
-    """Several runs; see `find_run`. Runs whose folders have the same name are called by their paths.
+    """Find several runs; see `find_run`. Runs whose folders have the same name get their paths as names.
 
-    Raises `UserError` also for a run that is named twice: its cells would count twice.
+    Raises `UserError` also if a run is named twice.
     """
     runs = [find_run(name, results) for name in names]
     each_once(run.folder for run in runs)

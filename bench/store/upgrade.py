@@ -1,7 +1,7 @@
-"""Upgrades of files that older versions of the format wrote: what they said in a text becomes a field.
+"""Upgrades files of older versions of the format, which kept some fields as parts of a text.
 
-Each upgrade changes a file's content, as JSON has it, in place, and returns whether it changed anything. A part that
-has another form than the version wrote is left as it is: reading it says what is wrong with it.
+Each upgrade changes a file's parsed JSON in place, and returns true if it changed anything. It leaves parts of an
+unexpected form unchanged; reading them reports what is wrong.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import shlex
 from typing import Any
 
 _KEPT = "; so this run began, and --fresh looks again"
-"""Until version 5 this stood behind the reason for drawn images in a run that went on with them."""
+"""Until version 5, this text followed the reason for synthetic images in a run that continued with them."""
 
 
 def upgrade_manifest(data: dict[str, Any]) -> bool:
-    """Before version 6 weights went by `POLICY BACKBONE`, and the command line alone had `--data`."""
+    """Before version 6, weights had keys `POLICY BACKBONE`, and `--data` was only in the command line."""
     if data["schema_version"] >= 6:
         return False
     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
@@ -29,7 +29,7 @@ def upgrade_manifest(data: dict[str, Any]) -> bool:
 
 
 def upgrade_record(data: dict[str, Any]) -> bool:
-    """Before version 6 a note was a text alone."""
+    """Before version 6, a note was a plain text."""
     if data["schema_version"] >= 6:
         return False
     changed = False
@@ -45,7 +45,7 @@ def upgrade_record(data: dict[str, Any]) -> bool:
 
 
 def _by_policy(weights: dict[str, Any]) -> dict[str, Any]:
-    """`POLICY BACKBONE` → weights, as policy → backbone → weights."""
+    """Turn `POLICY BACKBONE` → weights into policy → backbone → weights."""
     found: dict[str, Any] = {}
     for key, value in weights.items():
         policy, blank, backbone = key.partition(" ")
@@ -56,10 +56,10 @@ def _by_policy(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(name: str, command: str) -> str | None:
-    """The value that an option has in a command line, the last where it has several; None where it is not there."""
+    """The last value of an option in a command line; None if the option is not given."""
     try:
         words = shlex.split(command)
-    except ValueError:  # only in a file that was edited by hand
+    except ValueError:  # possible only if the file was edited by hand
         return None
     found = None
     for word, following in zip(words, [*words[1:], None], strict=True):
@@ -71,8 +71,8 @@ def _option(name: str, command: str) -> str | None:
 
 
 def _note(text: Any, about: dict[str, str]) -> Any:
-    """A note was about what its record gives as the reason for drawn images or random weights, if it ended in that."""
+    """A note on images or weights ends with the reason for synthetic images or random weights; others are figures."""
     if not isinstance(text, str):
         return text
-    told = next((what for what, reason in about.items() if reason and text.endswith(reason)), "figures")
-    return {"about": told, "text": text}
+    subject = next((what for what, reason in about.items() if reason and text.endswith(reason)), "figures")
+    return {"about": subject, "text": text}

@@ -1,1 +1,1 @@
-"""A sweep: from a grid to cells, which of them are missing, and running those."""
+"""The sweep: turn a grid into cells, find out which have no result yet, and run those."""

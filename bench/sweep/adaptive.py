@@ -1,4 +1,4 @@
-"""`run --until-decided`: more seeds, a block at a time, until every speed-up is known well enough."""
+"""Adaptive sampling, `run --until-decided`: add seeds one by one until every speed-up is known precisely enough."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ from bench.sweep.plan import Sweep, plan
 from tl.errors import ConfigError
 
 MAX_SEEDS = 10
-"""Where neither a number of seeds nor a budget is given."""
+"""Most seeds if neither `--max-seeds` nor `--budget` is given."""
 MOST_SEEDS = 1_000
-"""Whatever the budget."""
+"""Most seeds with `--budget` alone."""
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """When enough seeds were run."""
+    """When to stop adding seeds."""
 
     within: float = 0.05
-    """Half-width of every speed-up's 95% interval, as a share of it."""
+    """Largest half-width of every speed-up's 95% interval, relative to the speed-up."""
     max_seeds: int = MAX_SEEDS
     budget_seconds: float | None = None
+    """Time for the whole command, in seconds; None for no limit."""
 
 
 def make_goal(
     grid: Grid, *, until_decided: bool, within: float | None, max_seeds: int | None, budget: str | None
 ) -> Goal | None:
-    """What the options ask for; None without `--until-decided`.
+    """The goal that the options ask for; None without `--until-decided`.
 
-    `within` is in percent. Raises `ConfigError` for a value that can't be, or a grid with nothing to decide.
+    `within` is in percent. Raises `ConfigError` if a value is out of range, or if the grid can't add seeds.
     """
     if not until_decided:
         for option, value in {"--within": within, "--max-seeds": max_seeds, "--budget": budget}.items():
@@ -56,12 +57,14 @@ def make_goal(
         raise ConfigError(f"--within {within_percent:g}: must be a percentage above 0 and below 100")
     seeds, epochs = grid.matrix.seeds, grid.protocol["epochs"]
     if not isinstance(seeds, int):
-        raise ConfigError(f"--until-decided: the grid names its seeds ({seeds}); give --seeds a number")
+        raise ConfigError(f"--until-decided: the grid lists its seeds ({seeds}); give their number with --seeds")
     if epochs < 2:
         raise ConfigError(f"--until-decided: epochs={epochs}: the first epoch is warm-up, so at least 2 are needed")
     least = max(MIN_SAMPLES, seeds)
     if max_seeds is not None and max_seeds < least:
-        raise ConfigError(f"--max-seeds {max_seeds}: must be at least {least}, what an interval and the grid need")
+        raise ConfigError(
+            f"--max-seeds {max_seeds}: must be at least {least} (an interval needs {MIN_SAMPLES}, the grid {seeds})"
+        )
     return Goal(
         within=within_percent / 100,
         max_seeds=max_seeds or max(MAX_SEEDS if budget is None else MOST_SEEDS, least),
@@ -70,7 +73,7 @@ def make_goal(
 
 
 def seconds(option: str, text: str) -> float:
-    """`90`, `90s`, `10m`, `1.5h` in seconds. Raises `ConfigError`."""
+    """Convert a time such as `90`, `90s`, `10m` or `1.5h` to seconds. Raises `ConfigError`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", text.strip())
     if not match or float(match[1]) == 0:
         raise ConfigError(f"{option} {text!r}: must be a time above 0, such as 90s, 10m or 1.5h")
@@ -80,25 +83,27 @@ def seconds(option: str, text: str) -> float:
 def run_until_decided(
     whole: Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
 ) -> dict[str, Record]:
-    """Run the grid one seed at a time, at least as many as it has, until the goal is reached or the budget spent.
+    """Run the grid one seed at a time until the goal is reached or the budget is spent, but at least the grid's seeds.
 
-    The goal counts as reached when it was after two seeds in a row: an interval from few seeds is narrow by chance
-    now and then, and to stop there would favour such chances. No seed is begun that would, taking as long as the
-    longest before it, end beyond the budget. Says at the end which speed-ups stayed open. A cell that has failed in
-    this command is not tried again by it. `whole` is the sweep of the grid. Returns the records of all
-    seeds; what it raises is as `execute`. Raises `ConfigError` where the grid compares nothing.
+    The goal must hold after two seeds in a row. With few seeds an interval is sometimes narrow by chance, and stopping
+    at the first one would favour such chances. A seed is expected to take as long as the longest seed before it; one
+    that would exceed the budget is not started. At the end, the speed-ups that stay undecided are printed. A cell that
+    failed is not retried by the same command.
+
+    `whole` is the sweep of the grid. Returns the records of all seeds. Raises what `execute` raises, and `ConfigError`
+    if the grid compares nothing.
     """
     if not planned(HALF_THE_TIME, whole.cells.values()):
         raise ConfigError("--until-decided: no backbone has both finetune and a regime that trains only the head")
-    here = replace(options, fresh=False, name=whole.run.folder.name)  # --fresh has chosen its folder: all seeds join it
-    with held(whole.run, options, console):  # between two seeds, too
-        return _until_decided(whole, grid, here, executor, console, goal)
+    same_folder = replace(options, fresh=False, name=whole.run.folder.name)  # --fresh has made a folder for all seeds
+    with held(whole.run, options, console):  # also between two seeds
+        return _add_seeds(whole, grid, same_folder, executor, console, goal)
 
 
-def _until_decided(
+def _add_seeds(
     whole: Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
 ) -> dict[str, Record]:
-    begun, seeds, ran, settled_before = time.monotonic(), 0, 0, False
+    started, seeds, ran, reached_before = time.monotonic(), 0, 0, False
     records: dict[str, Record] = {}
     while True:
         seeds += 1
@@ -111,21 +116,21 @@ def _until_decided(
         records |= execute(sweep, wider, options, executor, console, first_order=ran)
         ran += missing
         found = _speed_ups(sweep, records)
-        unsettled = [finding for finding in found if not _settled(finding, goal)]
-        lost = planned(HALF_THE_TIME, sweep.cells.values()) - len(found)
-        said = f"until decided: {_outcome(found, unsettled, goal)}{_without(lost)}"
+        undecided = [finding for finding in found if not _is_decided(finding, goal)]
+        missing_comparisons = planned(HALF_THE_TIME, sweep.cells.values()) - len(found)
+        status = f"until decided: {_outcome(found, undecided, goal)}{_without_result(missing_comparisons)}"
         longest = max(_duration(records, seed) for seed in range(seeds))
         enough = seeds >= grid.matrix.seeds  # type: ignore[operator]  # a number: see `make_goal`
-        decided = enough and settled_before and not unsettled
-        if why := _why_stop(goal, decided, seeds, time.monotonic() - begun + longest):
-            say(console, f"{said}; {seeds} seeds, {why}")
+        decided = enough and reached_before and not undecided
+        if why := _why_stop(goal, decided, seeds, time.monotonic() - started + longest):
+            say(console, f"{status}; {seeds} seeds, {why}")
             return records
-        settled_before = not unsettled
-        say(console, f"{said}; going on with seed {seeds}")
+        reached_before = not undecided
+        say(console, f"{status}; continuing with seed {seeds}")
 
 
 def _first_seed(sweep: Sweep) -> Sweep:
-    """The part of a sweep that is its first seed's: what was planned needn't be looked up again."""
+    """The part of a sweep with its first seed, so that it need not be planned again."""
     cells = {cell_id: cell for cell_id, cell in sweep.cells.items() if cell.config.seed == 0}
     done = {cell_id: record for cell_id, record in sweep.done.items() if cell_id in cells}
     return replace(sweep, cells=cells, done=done)
@@ -137,37 +142,37 @@ def _speed_ups(sweep: Sweep, records: dict[str, Record]) -> list[Finding]:
     return judge({run: [HALF_THE_TIME]}, groups)
 
 
-def _settled(finding: Finding, goal: Goal) -> bool:
+def _is_decided(finding: Finding, goal: Goal) -> bool:
     width = finding.estimate.half_width if finding.estimate else None
     return width is not None and width <= goal.within
 
 
 def _duration(records: dict[str, Record], seed: int) -> float:
-    """Seconds that the cells of a seed took, whenever they were run."""
+    """Seconds that the cells of a seed took, including cells of earlier commands."""
     return sum(record.wall_seconds for record in records.values() if record.cell.config.seed == seed)
 
 
-def _why_stop(goal: Goal, decided: bool, seeds: int, until_next: float) -> str:
-    """Why no seed is added; empty where one is. `until_next` is the time spent once it were over."""
+def _why_stop(goal: Goal, decided: bool, seeds: int, seconds_after_next: float) -> str:
+    """Why no seed is added; empty to add one. `seconds_after_next` is the time that would be spent after one more."""
     if decided:
         return "nothing left to decide"
     if seeds >= goal.max_seeds:
         return f"as many as allowed (--max-seeds {goal.max_seeds})"
-    if goal.budget_seconds is not None and until_next > goal.budget_seconds:
+    if goal.budget_seconds is not None and seconds_after_next > goal.budget_seconds:
         return f"one more would overrun the budget of {goal.budget_seconds:g} s"
     return ""
 
 
-def _outcome(found: list[Finding], unsettled: list[Finding], goal: Goal) -> str:
-    """How many speed-ups are known well enough, and which are not."""
-    text = f"{len(found) - len(unsettled)} of {len(found)} speed-ups within ±{100 * goal.within:g}%"
-    return text + (f"; open: {', '.join(map(_named, unsettled))}" if unsettled else "")
+def _outcome(found: list[Finding], undecided: list[Finding], goal: Goal) -> str:
+    """How many speed-ups are known precisely enough, and which are not."""
+    text = f"{len(found) - len(undecided)} of {len(found)} speed-ups within ±{100 * goal.within:g}%"
+    return text + (f"; undecided: {', '.join(map(_label, undecided))}" if undecided else "")
 
 
-def _without(lost: int) -> str:
-    return f"; {lost} more can't be compared, for want of a result" if lost > 0 else ""
+def _without_result(comparisons: int) -> str:
+    return f"; {comparisons} more can't be compared, because a cell has no result" if comparisons > 0 else ""
 
 
-def _named(finding: Finding) -> str:
+def _label(finding: Finding) -> str:
     width = finding.estimate.half_width if finding.estimate else None
     return f"{finding.group.cell.but(seed=0)} ({'±?' if width is None else f'±{width:.1%}'})".replace(" seed 0", "")

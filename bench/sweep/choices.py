@@ -1,4 +1,4 @@
-"""What there is to choose from: grids, backbones, regimes, data sets, devices."""
+"""The choices for a sweep: grids, backbones, regimes, data sets, devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tl.weights import BUNDLED
 
 
 def choices(what: str, text: str | None = None) -> dict[str, str]:
-    """Names of one kind and what they mean; with `text` only names that contain it.
+    """Names of one kind → what they mean. With `text`, only names that contain it.
 
     `what` is grids, backbones, regimes, datasets or devices. Raises `UserError` if no name contains `text`.
     """
@@ -29,12 +29,12 @@ def choices(what: str, text: str | None = None) -> dict[str, str]:
     rows = lists[what]()
     rows = {name: meaning for name, meaning in rows.items() if not text or text in name}
     if not rows:
-        raise UserError(f"list {what} {text!r}: no name contains that")
+        raise UserError(f"list {what} {text!r}: no name contains that; `list {what}` shows all")
     return rows
 
 
 def _datasets() -> dict[str, str]:
-    auto = {"auto": "hymenoptera where it can be had, else synthetic; the default"}
+    auto = {"auto": "hymenoptera if available, else synthetic; the default"}
     folder = {"PATH": "any folder with train/CLASS/*.jpg and val/CLASS/*.jpg"}
     return auto | {name: dataset.summary for name, dataset in DATASETS.items()} | folder
 

@@ -1,4 +1,4 @@
-"""What a sweep is about to do, in words; above all what replaces something that was wanted and is not here."""
+"""Describes a sweep before it starts, with a warning for each fallback: synthetic images, random weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
     say(console, f"images: {splits.name} ({images})")
     if splits.ignored:
-        say(console, f"        files that are not images, left out: {len(splits.ignored)}, such as {splits.ignored[0]}")
+        say(console, f"        ignored {len(splits.ignored)} files that are not images, such as {splits.ignored[0]}")
     if config.protocol != "fixed":
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
     unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""
@@ -38,19 +38,19 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
 
 
 def _compared_with_before(sweep: Sweep) -> str:
-    """How many cells are done, how many are new to a run that exists, and how many are no longer in the grid."""
+    """How many cells are done, how many are new in an existing run, and how many the run has beyond this command's."""
     if sweep.previous is None:
         return ""
     before = sweep.previous.cells
     new, gone = len(sweep.cells.keys() - before.keys()), len(before.keys() - sweep.cells.keys())
     parts = [f"{len(sweep.done)} of them done before"] if sweep.done else []
     parts += [f"{new} new"] if new else []
-    parts += [f"and {gone} of earlier commands, which stay as they are"] if gone else []
+    parts += [f"and {gone} of earlier commands, which are kept"] if gone else []
     return "".join(f", {part}" for part in parts)
 
 
 def list_cells(sweep: Sweep, console: Console) -> None:
-    """Print each cell, and whether it is done."""
+    """Print each cell with its state, `done` or `to do`."""
     for cell_id, cell in sweep.cells.items():
         state = "done" if cell_id in sweep.done else "to do"
         work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"

@@ -1,4 +1,4 @@
-"""`bench doctor`: what this machine has, and what is missing and why."""
+"""`bench doctor`: checks what this machine has, what is missing, and why."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from tl.weights import BUNDLED
 
 
 def examine() -> None:
-    """Print the findings. Downloads nothing."""
+    """Check and print the findings. Downloads nothing."""
     console = Console()
 
-    def say(mark: str, topic: str, text: str) -> None:
+    def show(mark: str, topic: str, text: str) -> None:
         colour = {"ok": "green", "no": "yellow", "!!": "red"}[mark]
         console.print(f"[{colour}]{mark}[/] {topic}: ", end="", highlight=False)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     machine = environment()
     gib = machine.memory_bytes / 2**30
-    say("ok", "machine", f"{machine.cpu}, {machine.cores} cores (threads a cell), {gib:.1f} GiB, {machine.system}")
-    say("ok", "software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.packages.items())]))
-    say("ok", "cache", str(cache_dir()))
+    show("ok", "machine", f"{machine.cpu}, {machine.cores} cores (threads per cell), {gib:.1f} GiB, {machine.system}")
+    show("ok", "software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.packages.items())]))
+    show("ok", "cache", str(cache_dir()))
     executor = make_executor("process")
     try:
         found = executor.devices()
     except UserError as error:
-        say("!!", "devices", str(error))
+        show("!!", "devices", str(error))
         return
     for device, name in found.items():
-        say("ok", f"device {device}", name)
+        show("ok", f"device {device}", name)
     for device in ("cuda", "mps"):
         if device not in {DeviceKey.parse(name).kind for name in found}:
-            say("no", f"device {device}", "not on this machine, or torch was built without it")
+            show("no", f"device {device}", "not on this machine, or torch was built without it")
     for name in ("hymenoptera", "synthetic"):
         try:
             splits = load_splits(name, download=False)
             open_store(splits)
-            say("ok", f"images {name}", f"{len(splits.train)} + {len(splits.val)} in {splits.root}, all can be decoded")
+            show("ok", f"images {name}", f"{len(splits.train)} + {len(splits.val)} in {splits.root}, all decodable")
         except UserError as error:
-            say("no", f"images {name}", str(error))
+            show("no", f"images {name}", str(error))
     specs = list(dict.fromkeys([*load_grid("default").matrix.backbones, *BUNDLED]))
     outcome = executor.call("bench.execution.worker:resolve_weights", specs, "auto", None, False)
     for spec, weights in outcome.value.items() if outcome.status == "done" else []:
         if weights.kind == "pretrained":
-            say("ok", f"weights {spec}", f"{weights.source} ({weights.label})")
+            show("ok", f"weights {spec}", f"{weights.source} ({weights.label})")
         else:
-            say("no", f"weights {spec}", weights.reason)
+            show("no", f"weights {spec}", weights.reason)
     if outcome.status != "done":
-        say("!!", "weights", outcome.reason)
+        show("!!", "weights", outcome.reason)

@@ -35,46 +35,47 @@ STOPPING = "stopping: the running cell ends first, and no new one starts; Ctrl-C
 def execute(
     sweep: Sweep, grid: Grid, options: Options, executor: Executor, console: Console, *, first_order: int = 0
 ) -> dict[str, Record]:
-    """Run the missing cells; each record is on disk the moment its cell ends. `first_order` is the first one's place.
+    """Run the missing cells; each record is on disk the moment its cell ends.
 
-    Returns the records of this command's cells, old and new. Ctrl-C once raises `KeyboardInterrupt` when what runs has
-    ended, twice at once: what has ended is kept, and the same command goes on from there. Raises `UserError` when a
-    record can't be written, with those before it kept.
+    `first_order` is the position of the first cell among those of the whole command. Returns the records of this
+    command's cells, old and new. After one Ctrl-C it raises `KeyboardInterrupt` when the running cells have ended,
+    after the second one at once. Records of cells that have ended are kept, and the same command continues from there.
+    Raises `UserError` if a record can't be written.
     """
-    left = sweep.missing
-    if not left and not sweep.damaged and _knows_claims(sweep, grid):
-        with contextlib.suppress(UserError, OSError):  # another command may be at work there, on other cells
+    to_do = sweep.missing
+    if not to_do and not sweep.damaged and _knows_claims(sweep, grid):
+        with contextlib.suppress(UserError, OSError):  # another command may be running other cells of this run
             tidy(sweep.run, options)
         return dict(sweep.done)
-    located = locate({cell_id: sweep.weights[cell_id] for cell_id in left}, left, options, executor)
-    if left:
+    located = locate({cell_id: sweep.weights[cell_id] for cell_id in to_do}, to_do, options, executor)
+    if to_do:
         executor.prepare()
     with held(sweep.run, options, console):
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
-        here = executor.runs_here
-        if left and here and (busy := busy_warning()):
+        runs_here = executor.runs_here
+        if to_do and runs_here and (busy := busy_warning()):
             say(console, f"WARNING: {busy}", style="yellow")
         machine = environment()
-        _begin(sweep, grid, options, machine, console, here=here)
+        _write_manifest(sweep, grid, options, machine, console, runs_here=runs_here)
         records = done_records(sweep.run, sweep.cells)[0]
-        missing = {cell_id: cell for cell_id, cell in left.items() if cell_id not in records}
+        missing = {cell_id: cell for cell_id, cell in to_do.items() if cell_id not in records}
         passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())
         with (
             sweep.run.reserved(len(sweep.splits.train) + len(sweep.splits.val)),
             make_reporter(console, len(missing), passes) as reporter,
-            stop_between_cells(lambda: say(console, STOPPING, style="yellow")) as asked,
+            stop_between_cells(lambda: say(console, STOPPING, style="yellow")) as stop_requested,
         ):
             recorder = Recorder(sweep, options, reporter, records, located, machine, first_order)
             with signals_deferred():
-                executor.run_jobs(_jobs(sweep, options, missing, recorder), recorder, asked)
-    if asked():
+                executor.run_jobs(_jobs(sweep, options, missing, recorder), recorder, stop_requested)
+    if stop_requested():
         raise KeyboardInterrupt
     return records
 
 
 def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Recorder) -> Iterator[Job]:
-    """What is to be run, one after the other."""
+    """Yield the jobs to run, without the cells that the recorder skips."""
     for cell_id, cell in missing.items():
         try:
             sweep.run.logs.mkdir(exist_ok=True)
@@ -94,13 +95,15 @@ def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Re
 
 
 def _knows_claims(sweep: Sweep, grid: Grid) -> bool:
-    """Whether the run's manifest has this grid's claims: else it is written though there is nothing to run."""
-    asked = grid.model_dump(mode="json")["claims"]
-    return sweep.previous is not None and sweep.previous.invocations[-1].grid.get("claims", []) == asked
+    """True if the run's manifest has this grid's claims. Otherwise it must be written even if no cell is missing."""
+    claims = grid.model_dump(mode="json")["claims"]
+    return sweep.previous is not None and sweep.previous.invocations[-1].grid.get("claims", []) == claims
 
 
-def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, console: Console, *, here: bool) -> None:
-    """Write the manifest: what was planned before, and what this command adds. `here`: cells run on this machine."""
+def _write_manifest(
+    sweep: Sweep, grid: Grid, options: Options, machine: Environment, console: Console, *, runs_here: bool
+) -> None:
+    """Write the manifest with earlier plans and what this command adds, and set damaged records aside."""
     splits, previous = sweep.splits, sweep.previous
     for path, reason in sweep.damaged.items():
         if path.exists():
@@ -108,16 +111,16 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
             again = ", and its cell runs again" if path.stem in sweep.cells else ""
             say(console, f"WARNING: {reason}; kept as {kept}{again}", style="yellow")
     changed = {name for record in sweep.done.values() for name in machine.differences(record.environment)}
-    if changed and here:
-        text = f"note: other {', '.join(sorted(changed))} than for the cells done before: their times don't compare"
+    if changed and runs_here:
+        text = f"note: {', '.join(sorted(changed))} changed since earlier cells ran: times are not comparable"
         say(console, text, style="yellow")
     planned = {**(previous.cells if previous else {}), **sweep.cells}
-    # A cell that failed for want of weights has an id of its own: with weights at hand it is planned anew.
-    made_good = {cell.replace(weights_digest="").id for cell in sweep.cells.values()}
-    for cell_id in made_good - sweep.cells.keys():
+    # A cell that failed because it had no weights has another id than the same cell with weights, which replaces it.
+    replaced = {cell.replace(weights_digest="").id for cell in sweep.cells.values()}
+    for cell_id in replaced - sweep.cells.keys():
         planned.pop(cell_id, None)
         sweep.run.retire(cell_id)
-    judged = judged_images(next(iter(sweep.cells.values())).config, splits)
+    evaluated = judged_images(next(iter(sweep.cells.values())).config, splits)
     invocation = Invocation(
         command=options.command,
         data=options.data,
@@ -134,8 +137,8 @@ def _begin(sweep: Sweep, grid: Grid, options: Options, machine: Environment, con
             digest=splits.digest,
             classes=splits.classes,
             train_images=len(splits.train),
-            val_files=judged.files,
-            val_labels=judged.labels,
+            val_files=evaluated.files,
+            val_labels=evaluated.labels,
             stand_in=splits.stand_in,
         ),
         weights=by_policy((previous.resolved if previous else {}) | sweep.settled),
@@ -150,7 +153,7 @@ def executor_for(options: Options) -> Executor:
     if options.executor not in EXECUTORS:
         raise ConfigError(not_one_of("executor", options.executor, EXECUTORS))
     if options.address is not None and options.executor != "ray":
-        raise ConfigError(f"--ray-address {options.address!r}: is for --executor ray, and this is {options.executor!r}")
+        raise ConfigError(f"--ray-address {options.address!r}: needs --executor ray; executor is {options.executor!r}")
     if options.timeout is not None and not 0 < options.timeout < math.inf:
         raise ConfigError(f"--timeout {options.timeout:g}: must be a number of seconds above 0")
     if options.executor == "ray" and (scripts := plugins.scripts()):
@@ -166,5 +169,5 @@ def executor_for(options: Options) -> Executor:
                 shown = f"{value:g}" if isinstance(value, float) else readable(value)
                 raise ConfigError(f"{option} {shown}: executor {options.executor!r} can't end a cell; leave it out")
     if options.memory_bytes is not None and sys.platform != "linux":
-        raise ConfigError("--memory-limit: only Linux holds a process to one; leave it out")
+        raise ConfigError(f"--memory-limit {readable(options.memory_bytes)}: is enforced on Linux only; leave it out")
     return executor

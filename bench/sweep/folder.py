@@ -1,4 +1,4 @@
-"""The folder of a sweep: which one it is, whether it can be written, and keeping other commands out of it."""
+"""Chooses the folder of a sweep, checks that it can be written, and locks it against other commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tl.errors import ConfigError, UserError
 
 
 def check_output(folder: Path) -> None:
-    """Raise `UserError` when files can't be written below `folder`. Leaves nothing behind."""
+    """Raise `UserError` if files can't be written below `folder`. The check creates no files."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -28,15 +28,15 @@ def check_output(folder: Path) -> None:
 
 
 def check_name(option: str, name: str) -> None:
-    """Raise `ConfigError` for a name that would not be a file or folder of its own right there."""
+    """Raise `ConfigError` if `name`, the value of `option`, is not the plain name of a file or folder."""
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"{option} {name!r}: must be a plain name, without folders")
     if name.lower() == "index":
-        raise ConfigError(f"{option} {name!r}: is what the list of all reports is called; choose another")
+        raise ConfigError(f"{option} {name!r}: is reserved for the list of all reports; choose another name")
 
 
 def run_folder(options: Options) -> Path:
-    """The folder that a command writes to; it need not exist yet. Raises `UserError` if it can't be a run's folder."""
+    """Choose the folder that a command writes to. It need not exist. Raises `UserError` if it is not a run's folder."""
     check_name("--name", options.name)
     folder = options.results / options.name
     number = 2
@@ -45,7 +45,7 @@ def run_folder(options: Options) -> Path:
         number += 1
     check_output(folder)
     check_output(folder / "cells")
-    # A command that was ended before it wrote anything leaves its lock behind.
+    # Hidden files don't count: a command that ended before it wrote anything leaves its lock file.
     foreign = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
     if foreign and not (folder / "manifest.json").is_file():
         raise UserError(f"{folder}: exists and is not a run (no manifest.json); choose another --name")
@@ -53,7 +53,7 @@ def run_folder(options: Options) -> Path:
 
 
 def tidy(run: Run, options: Options) -> None:
-    """Remove what commands that were killed left behind. Raises `UserError` while another is at work, and `OSError`."""
+    """Remove files of killed commands. Raises `UserError` if another command is working there, and `OSError`."""
     if run.leftovers():
         with locked(run.folder, options.command):
             for path in run.leftovers():
@@ -62,25 +62,25 @@ def tidy(run: Run, options: Options) -> None:
 
 @contextlib.contextmanager
 def held(run: Run, options: Options, console: Console) -> Iterator[None]:
-    """Keep others out of a run's folder, which is made if need be. Raises `UserError`."""
+    """Hold the lock of a run's folder, and create the folder if it doesn't exist. Raises `UserError`."""
     try:
         run.folder.mkdir(parents=True, exist_ok=not options.fresh)
     except FileExistsError as error:
-        raise UserError(f"{run.folder}: another command has just made it; try again") from error
+        raise UserError(f"{run.folder}: another command has just created it; try again") from error
     with locked(run.folder, options.command, wait=_waiter(options, console)):
         yield
 
 
 @contextlib.contextmanager
 def held_from_the_start(options: Options, console: Console) -> Iterator[None]:
-    """With `--wait`: hold the run's folder from here on, so that what is planned is what there is then."""
+    """With `--wait`, hold the lock already while planning, so that the plan includes what another command has done."""
     check_name("--name", options.name)
     folder = options.results / options.name
     if not options.wait or options.dry_run or options.fresh:
         yield
         return
     check_output(folder)
-    folder.mkdir(parents=True, exist_ok=True)  # two that start at once: one waits for the other here too
+    folder.mkdir(parents=True, exist_ok=True)  # two commands may start at once; then one waits for the other
     with locked(folder, options.command, wait=_waiter(options, console)):
         yield
 

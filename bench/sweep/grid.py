@@ -1,4 +1,4 @@
-"""Grids: which cells to run, as a TOML file. To add one, add a file to `bench/sweep/grids/`.
+"""Grids: TOML files that say which cells to run. To add one, add a file to `bench/sweep/grids/`.
 
 description = "…"
 dataset = "auto"                    # a name, a folder, or auto
@@ -12,22 +12,22 @@ seeds = 3                           # 0, 1, 2; or a list
 
 [train]                             # the protocol: fields of tl.TrainConfig
 epochs = 5
-protocol = "fixed"                  # fixed, tuned (of learning_rates = […]), kfold (folds = 5); one a grid
+protocol = "fixed"                  # fixed, tuned (of learning_rates = […]), kfold (folds = 5); one per grid
 
-[[exclude]]                         # cells that match all keys given; * and ? as in file names
+[[exclude]]                         # leave out cells that match all given keys; * and ? as in file names
 regime = "scratch"
 backbone = "*vit*"
 
-[[include]]                         # more cells; an axis left out takes the matrix's values
+[[include]]                         # add cells; an axis that is not given takes the matrix's values
 backbone = "timm:resnet26"
-epochs = 10                         # also fields of [train], for these cells only
+epochs = 10                         # fields of [train] are allowed too, for these cells only
 
-[[claims]]                          # to be tested beside those in bench/analysis/claims.py; fields of Claim there
+[[claims]]                          # tested together with those in bench/analysis/claims.py; fields of Claim there
 name = "a-third-of-the-memory"
 statement = "Training only the head needs a third of the memory"
 metric = "peak_memory_bytes"
-regime = "frozen"                   # against = "finetune" unless said otherwise
-low = 2.5                           # holds where finetune / frozen is at least that
+regime = "frozen"                   # the default of `against` is "finetune"
+low = 2.5                           # the claim holds if finetune ÷ frozen is at least this
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ PROTOCOL = tuple(name for name in TrainConfig.model_fields if name not in {*AXES
 
 
 class Matrix(Strict):
-    """The axes; each combination of their values is a cell."""
+    """The axes of a grid. Each combination of their values is a cell."""
 
     backbones: list[str] = Field(min_length=1)
     regimes: list[str] = Field(["finetune", "frozen"], min_length=1)
     devices: list[str] = Field(["all"], min_length=1)
     precision: list[str] = Field(["fp32"], min_length=1)
-    seeds: int | list[int] = Field(1, description="how many, counted from 0, or which")
+    seeds: int | list[int] = Field(1, description="the number of seeds, counted from 0, or a list of seeds")
 
 
 class Grid(Strict):
@@ -81,23 +81,23 @@ class Grid(Strict):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """All training settings that are not axes, defaults included, as a manifest keeps them.
+        """All training settings that are not axes, including defaults, as a manifest keeps them.
 
-        Raises `ConfigError` for one out of range.
+        Raises `ConfigError` if one is out of range.
         """
-        # Of a regime that reads every setting: others have their own value of what they don't read.
+        # `cached` reads every setting. Other regimes replace the settings that they don't read.
         settings = TrainConfig(backbone="any", regime="cached", **self.train).model_dump(mode="json")
         return {name: settings[name] for name in PROTOCOL}
 
     def override(self, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:
-        """The grid with some of its axes and settings replaced; they rule its `include` entries too.
+        """The grid with some of its axes and settings replaced, also in its `include` entries.
 
-        `axes` has the keys of `[matrix]`. An entry that names another value of a replaced axis is left out.
+        `axes` has the keys of `[matrix]`. An entry with another value of a replaced axis is dropped.
         """
         kept = []
         for given in self.include:
             entry = dict(given)
-            # `all` and `auto` name no device of their own: with one on either side, the entry takes what is wanted.
+            # `all` and `auto` name no specific device. With one of them on either side, the new devices apply.
             if {"all", "auto"} & {entry.get("device"), *axes.get("devices", ())} and "devices" in axes:
                 entry.pop("device", None)
             named = {AXES[axis]: value for axis, value in entry.items() if axis in AXES}
@@ -108,23 +108,23 @@ class Grid(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A cell before it is known which weights its backbone gets."""
+    """A cell whose weights are not resolved yet."""
 
     config: TrainConfig
     device: str
 
 
 def shipped() -> dict[str, str]:
-    """Names of the grids that come with the suite, and their descriptions."""
+    """Names of the grids that come with the suite → their descriptions."""
     files = sorted((f for f in resources.files("bench.sweep").joinpath("grids").iterdir()), key=lambda f: f.name)
     names = [f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")]
     return {name: load_grid(name).description for name in names}
 
 
 def load_grid(name: str) -> Grid:
-    """A shipped grid by name, or a TOML file by path.
+    """Load a shipped grid by name, or a TOML file by path.
 
-    Raises `ConfigError` naming the file, the key and the nearest valid one.
+    Raises `ConfigError`, which names the file, the key and the nearest valid one.
     """
     if name.endswith(".toml") or "/" in name:
         try:
@@ -151,12 +151,12 @@ def _parse(text: str, name: str) -> Grid:
     try:
         grid = Grid(name=name, **_with_claims(_with_matrix(data)))
     except TypeError as error:
-        raise ConfigError("name: unknown key; a grid's name is its file's name") from error
-    _check("train", grid.train, PROTOCOL, beside=grid.train)
+        raise ConfigError("name: unknown key; a grid is named after its file") from error
+    _check("train", grid.train, PROTOCOL, settings=grid.train)
     for number, entry in enumerate(grid.include, 1):
         if "protocol" in entry:
             raise ConfigError(f"include[{number}].protocol: all cells of a grid have one protocol; set train.protocol")
-        _check(f"include[{number}]", entry, [*AXES, *PROTOCOL], beside=grid.train)
+        _check(f"include[{number}]", entry, [*AXES, *PROTOCOL], settings=grid.train)
     for number, entry in enumerate(grid.exclude, 1):
         _check(f"exclude[{number}]", entry, AXES, patterns=True)
     return grid
@@ -167,7 +167,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "learning_rates": ((list,), "a list of numbers"),
     "compile": ((bool,), "true or false"),
 }
-"""Settings that are not one word or number: what TOML makes of them, and how to say so."""
+"""Settings that are not a single word or number → their Python types, and those types in words for messages."""
 
 
 def _check(
@@ -176,29 +176,29 @@ def _check(
     valid: Collection[str],
     *,
     patterns: bool = False,
-    beside: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse unknown keys and values that are not valid, naming the place.
+    """Raise `ConfigError`, which names the place, for unknown keys and invalid values.
 
-    `beside` are settings of the grid that hold too: some are valid only with a certain protocol.
+    `settings` are the grid's other settings: some values are valid only with a certain protocol.
     """
     _known_keys(where, given, valid)
     for key, value in given.items():
         kinds, wanted = _KINDS.get(key, ((str, int, float), "one value"))
-        if type(value) not in kinds:  # not isinstance: true is an int to it
+        if type(value) not in kinds:  # not isinstance, for which true is an int
             raise ConfigError(f"{where}.{key}={value!r}: must be {wanted}")
         is_pattern = patterns and isinstance(value, str) and any(sign in value for sign in "*?[")
         if key not in ("backbone", "device") and not is_pattern:
             try:
-                TrainConfig(backbone="any", **{**(beside or {}), key: value})
+                TrainConfig(backbone="any", **{**(settings or {}), key: value})
             except ConfigError as error:
                 raise ConfigError(f"{where}.{error}") from error
 
 
 def _among(key: str, value: Any, wanted: Any) -> bool:
-    """Whether an entry's value is one of an overridden axis, whose key in `[matrix]` is given.
+    """True if an entry's value is among the new values of an axis; `key` is the axis in `[matrix]`.
 
-    A bare backbone, on either side, stands for any source's, and `cuda` for `cuda:0`.
+    A backbone without a source, on either side, matches any source, and `cuda` matches `cuda:0`.
     """
     if isinstance(wanted, int):
         return bool(value in range(wanted))
@@ -211,7 +211,7 @@ def _among(key: str, value: Any, wanted: Any) -> bool:
 
 
 def _with_matrix(data: dict[str, Any]) -> dict[str, Any]:
-    """`data` with its `[matrix]` parsed, so that a mistake in there is told with its path."""
+    """`data` with its `[matrix]` parsed, so that an error message has the full path of the key."""
     given = data.get("matrix")
     if not isinstance(given, dict):
         return data
@@ -222,7 +222,7 @@ def _with_matrix(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_claims(data: dict[str, Any]) -> dict[str, Any]:
-    """`data` with each of its `[[claims]]` parsed, likewise."""
+    """`data` with its `[[claims]]` parsed, so that an error message has the full path of the key."""
     given = data.get("claims")
     if not isinstance(given, list):
         return data
@@ -236,7 +236,7 @@ def _with_claims(data: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"claims[{number}]={entry!r}: must be a table, [[claims]]") from error
         taken = [*CLAIMS, *(claim.name for claim in claims[:-1])]
         if claims[-1].name in taken:
-            raise ConfigError(f"claims[{number}].name={claims[-1].name!r}: is taken; taken are {', '.join(taken)}")
+            raise ConfigError(f"claims[{number}].name={claims[-1].name!r}: is taken, as are {', '.join(taken)}")
     return {**data, "claims": claims}
 
 
@@ -251,16 +251,17 @@ def _known_keys(where: str, given: Mapping[str, Any], valid: Collection[str]) ->
 def expand(
     grid: Grid, *, weights: str, spec: Callable[[str], str], devices: Callable[[], dict[str, str]]
 ) -> list[Planned]:
-    """All cells of a grid, without duplicates: by seed, then device, backbone, precision and regime.
+    """All cells of a grid without duplicates, ordered by seed, device, backbone, precision and regime.
 
-    A regime that trains nothing has a cell for the first seed alone.
+    A regime that trains nothing has only a cell for the first seed.
 
     Args:
+        grid: the grid.
         weights: the policy for all cells (`auto`, `pretrained`, `random`).
-        spec: completes a backbone's name and refuses an unknown one.
-        devices: what this machine has, best first.
+        spec: completes the name of a backbone, and raises for an unknown one.
+        devices: returns this machine's devices, best first.
 
-    Raises `ConfigError` for a value that is not valid, `DeviceError` for a device that isn't there.
+    Raises `ConfigError` for an invalid value, and `DeviceError` for a device that this machine doesn't have.
     """
     matrix = grid.matrix
     axes: dict[str, list[Any]] = {
@@ -289,7 +290,7 @@ def expand(
             device = cell.pop("device")
             config = TrainConfig(weights=weights, **cell, **{**protocol, **settings})
             if not REGIMES[config.regime].trains:
-                config = config.replace(seed=axes["seed"][0])  # no seed can change it: one cell stands for all
+                config = config.replace(seed=axes["seed"][0])  # the seed changes nothing, so one cell is enough
             cells.setdefault((device, config), Planned(config=config, device=device))
 
     add(axes, {})
@@ -307,7 +308,7 @@ def _present(wanted: list[str], have: dict[str, str]) -> list[str]:
 
 
 def _matches(cell: dict[str, Any], rule: dict[str, Any]) -> bool:
-    """A device of a cluster also goes by its name without the kind of machine."""
+    """True if a cell matches a rule. A device of a cluster also matches without its kind of machine."""
     values = {axis: {str(cell[axis])} for axis in rule}
     if "device" in rule:
         values["device"].add(DeviceKey.parse(cell["device"]).name)

@@ -1,7 +1,7 @@
-"""`bench doctor --noise`: how small a difference in epoch time this machine can show.
+"""`bench doctor --noise`: measures the smallest difference in epoch time that this machine can show.
 
-One small cell runs against itself, in turn under two labels, A B A B, each time in a process of its own. What
-the two labels differ by is noise: a difference between two real cells must be larger to mean anything.
+One small cell is compared with itself: it runs alternately under two labels, A B A B, each time in a process of its
+own. The difference between the labels is noise. A difference between two real cells must be larger to mean anything.
 """
 
 from __future__ import annotations
@@ -30,31 +30,32 @@ from tl.machine import usable_cores
 from tl.weights import Weights
 
 CONFIG = TrainConfig(backbone="timm:mobilenetv3_small_100", regime="finetune", weights="random", epochs=4, batch_size=4)
-"""A network of many small operations: a machine's noise shows more in it than in a large one."""
+"""A network of many small operations, which is more sensitive to noise than a large one."""
 FEWEST_PAIRS, MOST_PAIRS = 3, 8
 BUDGET_SECONDS = 55.0
-"""No run goes on beyond that."""
+"""Time limit for all runs together, in seconds."""
 LARGE = 0.05
-"""Of an epoch's time: above that the advice is given."""
+"""Noise, relative to an epoch's time, above which we give advice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Relative figures: 0.01 is 1% of an epoch's time."""
+    """Noise of the machine. All figures but `pairs` are relative: 0.01 is 1% of an epoch's time."""
 
     pairs: int
+    """Number of pairs of runs."""
     one_run: float
-    """Half-width of the 95% t interval of the log ratio of two neighbouring runs: two cells, one run each."""
+    """Half-width of the 95% t interval of the log ratio of two neighbouring runs: two cells with one run each."""
     all_runs: float
-    """The same of the mean over all pairs: two cells with as many runs each."""
+    """Half-width of that interval for the mean over all pairs: two cells with `pairs` runs each."""
     mean: float
-    """B over A, less 1, the geometric mean over pairs: the same cell, so it should be within `all_runs` of 0."""
+    """Geometric mean of B ÷ A, minus 1. Both are the same cell, so it should be within `all_runs` of 0."""
     drift: float
-    """Change from the first run to the last, on a line through the logarithms of all."""
+    """Change from the first run to the last, on a line fitted to the logarithms of all times."""
 
 
 def noise(pairs: Sequence[tuple[float, float]]) -> Noise:
-    """From epoch seconds of A and B, pair by pair in the order in which they ran. Two pairs at least."""
+    """Compute the noise from epoch seconds of (A, B), in the order in which they ran. Needs two pairs or more."""
     ratios = [math.log(second / first) for first, second in pairs]
     count = len(ratios)
     half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(ratios)
@@ -70,17 +71,17 @@ def noise(pairs: Sequence[tuple[float, float]]) -> Noise:
 
 
 def examine_noise() -> None:
-    """Measure and print. Takes about a minute. Raises `UserError` where the cell can't be run."""
+    """Measure the noise and print it; this takes about a minute. Raises `UserError` if the cell fails."""
     console, executor = Console(), make_executor("process")
     device = next(iter(executor.devices()))
     splits = load_splits("synthetic-mini")
     open_store(splits)
     cell = Cell(config=CONFIG, weights_digest="", dataset_digest=splits.digest, device=device)
-    say(console, f"the same cell again and again, {cell}, for about a minute:")
+    say(console, f"running the same cell again and again, {cell}, for about a minute:")
     executor.prepare()
-    watch = Monitor(lambda text: None)
-    pairs = measure(cell, splits, executor, console, watch)
-    state = watch.end()
+    monitor = Monitor(lambda text: None)
+    pairs = measure(cell, splits, executor, console, monitor)
+    state = monitor.end()
     found = noise(pairs)
     for line in _findings(found, statistics.median(seconds for pair in pairs for seconds in pair)):
         say(console, line)
@@ -91,21 +92,21 @@ def examine_noise() -> None:
 
 
 def measure(
-    cell: Cell, splits: Splits, executor: Executor, console: Console, watch: Monitor
+    cell: Cell, splits: Splits, executor: Executor, console: Console, monitor: Monitor
 ) -> list[tuple[float, float]]:
-    """Epoch seconds of the cell as A and as B, pair by pair, as many as fit into the time.
+    """Epoch seconds of the cell as (A, B), for as many pairs as fit into the time limit.
 
-    Raises `UserError` where these are too few to say anything, or where the cell fails.
+    Raises `UserError` if there are too few pairs, or if the cell fails.
     """
     pairs: list[tuple[float, float]] = []
     deadline = time.monotonic() + BUDGET_SECONDS
     while len(pairs) < MOST_PAIRS:
-        first, second = (_epoch_seconds(cell, splits, executor, deadline, watch) for _ in "AB")
+        first, second = (_epoch_seconds(cell, splits, executor, deadline, monitor) for _ in "AB")
         if first is None or second is None:
             break
         pairs.append((first, second))
-        told = f"A {first:.4f} s an epoch, B {second:.4f} s ({second / first - 1:+.1%})"
-        say(console, f"  pair {len(pairs)} of at most {MOST_PAIRS}: {told}")
+        times = f"A {first:.4f} s per epoch, B {second:.4f} s ({second / first - 1:+.1%})"
+        say(console, f"  pair {len(pairs)} of at most {MOST_PAIRS}: {times}")
     if len(pairs) < FEWEST_PAIRS:
         raise UserError(
             f"only {len(pairs)} pairs of runs in {BUDGET_SECONDS:.0f} s, and {FEWEST_PAIRS} are needed: "
@@ -114,16 +115,16 @@ def measure(
     return pairs
 
 
-def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: float, watch: Monitor) -> float | None:
-    """None where the time is up before it ends. Raises `UserError` where the cell failed."""
+def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: float, monitor: Monitor) -> float | None:
+    """Run the cell once. None if it doesn't end before the deadline. Raises `UserError` if the cell fails."""
     left = deadline - time.monotonic()
     if left <= 0:
         return None
     weights = Weights(kind="random", source="random")
 
-    def on_event(told: object) -> None:
-        if isinstance(told, MachineState):
-            watch.receive(told)
+    def on_event(event: object) -> None:
+        if isinstance(event, MachineState):
+            monitor.receive(event)
 
     arguments = (cell, splits, weights, usable_cores())
     outcome = executor.call(
@@ -141,21 +142,21 @@ def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: flo
 def _findings(found: Noise, seconds: float) -> list[str]:
     n = found.pairs
     return [
-        f"smallest difference in epoch time that shows here (95%): {found.one_run:.1%} between two cells with one "
-        f"run each, {found.all_runs:.1%} with {n} runs each",
-        f"  n = {n} pairs, {seconds:.3f} s an epoch; half-widths of the t interval of log ratios between neighbouring "
+        f"smallest difference in epoch time that this machine shows (95%): {found.one_run:.1%} between two cells with "
+        f"one run each, {found.all_runs:.1%} with {n} runs each",
+        f"  n = {n} pairs, {seconds:.3f} s per epoch; half-widths of the t interval of log ratios between neighbouring "
         f"runs, for one pair and for the mean of {n}",
-        f"  B was {found.mean:+.1%} of A's time in the mean, and is the same cell",
+        f"  mean difference of B from A, which is the same cell: {found.mean:+.1%}",
         f"  drift from the first run to the last: {found.drift:+.1%}",
     ]
 
 
 def _advice(found: Noise, *, busy: bool) -> str:
-    """One line where the noise is large, else nothing."""
+    """Advice in one line if the noise is large; otherwise empty."""
     if max(found.one_run, abs(found.drift)) <= LARGE:
         return ""
     if busy:
-        return "end what else uses this machine, and measure again"
+        return "end other programs on this machine, and measure again"
     if abs(found.drift) > found.one_run:
-        return "the machine drifts, as one that warms up: let it run for a while first; compare within one run alone"
-    return "use mains power and a fixed clock, end other programs, or take several --seeds: n of them narrow it by √n"
+        return "the machine drifts, perhaps because it warms up: let it run for a while first; compare within one run"
+    return "use mains power and a fixed clock, end other programs, or use more --seeds: n seeds reduce the noise by √n"

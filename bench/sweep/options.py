@@ -1,4 +1,4 @@
-"""How to run a grid: everything that a command adds to it."""
+"""Options of a sweep: everything that a command adds to a grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALLEST_LIMIT, LARGEST_LIMIT = 1 << 20, 1 << 60
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to run a grid. Data and weights are here because cells know them by their digests, not by their places."""
+    """How to run a grid. The paths of data and weights are here, since cells hold only their digests."""
 
     data: str | None = None
     weights: str = "auto"
@@ -41,11 +41,11 @@ class Options:
     command: str = ""
     """The command as typed, for the manifest."""
     on_record: Callable[[Run], None] | None = None
-    """Called with the run between two cells, whenever a record was written."""
+    """Called with the run after each record, between two cells."""
 
 
 def make_options(*, timeout: float | None, memory_limit: str | None, executor: str, **others: Any) -> Options:
-    """`Options` of what a person typed: a size in words, and a time limit that is there unless it can't be.
+    """Make `Options` from what a user gave: the memory limit is text, and the time limit has a default.
 
     Args:
         timeout: seconds; None means an hour, or no limit with the inline executor, which can't end a cell.
@@ -64,7 +64,7 @@ def make_options(*, timeout: float | None, memory_limit: str | None, executor: s
 
 
 def _bytes(option: str, text: str) -> int:
-    """`512MiB`, `2GB`, in bytes. Raises `ConfigError`."""
+    """Convert a size such as `512MiB` or `2GB` to bytes. Raises `ConfigError`."""
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     try:

@@ -18,7 +18,7 @@ from tl.results import EpochResult, accuracy_counts
 
 
 class Reporter(Protocol):
-    """What the runner tells while it works."""
+    """Shows the progress of a sweep."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -26,45 +26,45 @@ class Reporter(Protocol):
     ) -> None: ...
 
     def started(self, cell: Cell) -> None:
-        """A cell begins."""
+        """A cell starts."""
 
     def stage(self, cell: Cell, text: str) -> None:
-        """One of its trainings begins, where the protocol has several; `text` is a few words on it."""
+        """One of several trainings of a cell starts; `text` describes it in a few words."""
 
     def epoch(self, cell: Cell, row: EpochResult) -> None:
-        """One of its epochs is over."""
+        """An epoch of a cell has ended."""
 
     def warned(self, text: str) -> None:
-        """Something disturbs the cell."""
+        """Something disturbs a cell, such as another process."""
 
     def ended(self, record: Record) -> None:
-        """The cell is over, with or without a result."""
+        """A cell has ended, with or without a result."""
 
 
 def make_reporter(console: Console, cells: int, epochs: int) -> Reporter:
-    """A live display where `console` is a terminal, else plain lines. `epochs` is that of all trainings."""
+    """A live display if `console` is a terminal, otherwise plain lines. `epochs` is the total over all trainings."""
     return LiveReporter(console, cells, epochs) if console.is_terminal else PlainReporter(console, cells, epochs)
 
 
 class _Count:
-    """Cells and epochs done, and an estimate of the time left."""
+    """Counts cells and epochs, and estimates the time left."""
 
     def __init__(self, cells: int, epochs: int) -> None:
         self.cells, self.epochs = cells, epochs
         self.cells_done = self.epochs_done = 0
         self.running: dict[str, int] = {}
-        """Cell → its epochs so far; in a cluster there may be several."""
-        self.begun = time.monotonic()
+        """Id of a running cell → its epochs so far; several cells run at a time on a cluster."""
+        self.started = time.monotonic()
 
     def left(self) -> str:
-        """Time left if the epochs to come take as long as those so far: they differ, so it is a rough guide."""
+        """A rough estimate of the time left. It assumes that the remaining epochs take as long as those so far."""
         if not self.epochs_done:
             return ""
-        seconds = (time.monotonic() - self.begun) / self.epochs_done * (self.epochs - self.epochs_done)
+        seconds = (time.monotonic() - self.started) / self.epochs_done * (self.epochs - self.epochs_done)
         return f"about {_duration(seconds)} left"
 
     def start(self, cell: Cell) -> int:
-        """Its number, counted from 1."""
+        """Count a cell that starts, and return its number, from 1."""
         self.running[cell.id] = 0
         return self.cells_done + len(self.running)
 
@@ -74,16 +74,16 @@ class _Count:
 
     def end(self, cell: Cell) -> None:
         self.cells_done += 1
-        # A cell that failed early leaves epochs that will not come; one that began anew has had more.
+        # A cell that failed had fewer epochs than planned; one that was restarted on a cluster may have had more.
         self.epochs -= cell.config.passes * cell.config.trainings - self.running.pop(cell.id, 0)
 
-    def among(self, cell: Cell) -> str:
-        """Which cell a line is about, where that isn't clear."""
+    def prefix(self, cell: Cell) -> str:
+        """The cell's name as a prefix for a line; empty if only one cell runs."""
         return f"{_short(cell)}: " if len(self.running) > 1 else ""
 
 
 class PlainReporter:
-    """A line a cell start, epoch and end."""
+    """Prints one line for each start, epoch and end of a cell."""
 
     def __init__(self, console: Console, cells: int, epochs: int) -> None:
         self._console, self._count = console, _Count(cells, epochs)
@@ -98,31 +98,31 @@ class PlainReporter:
         self._say(f"[{self._count.start(cell)}/{self._count.cells}] {cell}")
 
     def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
-        self._say(f"    {self._count.among(cell)}{text}")
+        self._say(f"    {self._count.prefix(cell)}{text}")
 
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch(cell)
         left = self._count.left()
-        self._say(f"    {self._count.among(cell)}{_epoch_text(cell, row)}{', ' + left if left else ''}")
+        self._say(f"    {self._count.prefix(cell)}{_epoch_text(cell, row)}{', ' + left if left else ''}")
 
     def warned(self, text: str) -> None:  # noqa: D102
         self._say(f"    WARNING: {text}")
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        among = self._count.among(record.cell)
+        prefix = self._count.prefix(record.cell)
         self._count.end(record.cell)
-        self._say(f"    {among}{_end_text(record)}")
+        self._say(f"    {prefix}{_end_text(record)}")
 
     def _say(self, text: str) -> None:
         say(self._console, text)
 
 
 class LiveReporter:
-    """One line at the bottom that moves, and a line above it for each cell that ended."""
+    """Updates one line at the bottom of the terminal, and prints a line above it for each cell that has ended."""
 
     def __init__(self, console: Console, cells: int, epochs: int) -> None:
         self._console, self._count = console, _Count(cells, epochs)
-        # Once a second: redrawing more often would take time from the measurement.
+        # Redrawing more often than once per second would disturb the measurement.
         self._bar = Progress(
             TextColumn("{task.fields[cells]}"),
             BarColumn(bar_width=10),
@@ -132,7 +132,7 @@ class LiveReporter:
             transient=True,
         )
         self._stages: dict[str, str] = {}
-        """By cell."""
+        """Id of a cell → the text of its current stage."""
         self._task = self._bar.add_task("", total=epochs, cells=f"0/{cells} cells", cell="", left="")
 
     def __enter__(self) -> Self:
@@ -153,9 +153,9 @@ class LiveReporter:
 
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch(cell)
-        # What moves comes first: a narrow terminal cuts the rest off.
-        moving = f"{self._stages.get(cell.id, '')}{_pass_text(cell, row)}, {_accuracy_text(cell, row)}"
-        self._update(cell=f"{moving} · {_short(cell)}")
+        # What changes comes first, since a narrow terminal cuts off the end.
+        changing = f"{self._stages.get(cell.id, '')}{_pass_text(cell, row)}, {_accuracy_text(cell, row)}"
+        self._update(cell=f"{changing} · {_short(cell)}")
 
     def warned(self, text: str) -> None:  # noqa: D102
         self._bar.console.print(Text(f"! {text}", style="yellow"), soft_wrap=True)
@@ -184,7 +184,7 @@ class LiveReporter:
 
 
 class _CellColumn(ProgressColumn):
-    """What runs now and the time left, cut to the width that is there."""
+    """The time left and the running cell, cut to the available width."""
 
     def render(self, task: Task) -> Text:
         parts = [part for part in (task.fields["left"], task.fields["cell"]) if part]
@@ -200,11 +200,11 @@ def _pass_text(cell: Cell, row: EpochResult) -> str:
 
 
 def _epoch_text(cell: Cell, row: EpochResult) -> str:
-    said = f"{_pass_text(cell, row)}: {_accuracy_text(cell, row)}"
+    text = f"{_pass_text(cell, row)}: {_accuracy_text(cell, row)}"
     if row.seconds is None:
-        return f"{said}, {row.val_seconds:.1f} s"
+        return f"{text}, {row.val_seconds:.1f} s"
     loss = "not finite" if row.train_loss is None else f"{row.train_loss:.3f}"
-    return f"{said}, loss {loss}, {row.seconds:.1f} s"
+    return f"{text}, loss {loss}, {row.seconds:.1f} s"
 
 
 def _accuracy_text(cell: Cell, row: EpochResult) -> str:

@@ -1,4 +1,4 @@
-"""Turns what an executor reports into records and progress."""
+"""Writes records and shows progress from the events of an executor."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from tl.weights import Weights
 
 @dataclass
 class Recorder:
-    """Writes a record when a cell has ended, and reports progress. See `bench.execution.base.Events`."""
+    """Writes a record when a cell has ended, and reports progress. It implements `bench.execution.base.Events`."""
 
     sweep: Sweep
     options: Options
     reporter: Reporter
     records: dict[str, Record]
-    """By cell id; it grows."""
+    """Cell id → record. New records are added here."""
     located: dict[str, Answer]
+    """Cell id → weights, with the path of their file."""
     machine: Environment
-    """The machine that the sweep is run from."""
+    """The environment of the process that runs the sweep."""
     order: int
-    """The place of the next cell to start among all that the command runs."""
+    """Position of the next cell to start among all cells that the command runs."""
 
     def __post_init__(self) -> None:
         self.blocks = sorted({cell.config.seed for cell in self.sweep.cells.values()})
         self.orders: dict[str, int] = {}
         self.ran_out: dict[str, int] = {}
-        """Key of a cell without its seed and batch size → the smallest batch that ran out of memory."""
-        for record in self.sweep.done.values():  # of seeds that this command ran before
-            self._learn(record.cell, record.status)
+        """Key of a cell without its seed and batch size → the smallest batch size that ran out of memory."""
+        for record in self.sweep.done.values():  # from seeds that this command has already run
+            self._note_oom(record.cell, record.status)
 
-    def _learn(self, cell: Cell, status: str) -> None:
+    def _note_oom(self, cell: Cell, status: str) -> None:
         if status == "oom":
             key = cell.key("seed", "batch_size")
             self.ran_out[key] = min(cell.config.batch_size, self.ran_out.get(key, cell.config.batch_size))
@@ -51,7 +52,7 @@ class Recorder:
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Events
         self.orders[cell.id] = self.order
         self.order += 1
-        with signals_delivered():  # a terminal may be stopped
+        with signals_delivered():  # writing to a terminal can block
             self.reporter.started(cell)
 
     def progressed(self, cell: Cell, event: EpochResult | str) -> None:  # noqa: D102 - see Events
@@ -70,7 +71,7 @@ class Recorder:
         if isinstance(answer, str):
             self._record_unstarted(cell, "failed", answer)
         elif self.options.skip_larger_after_oom and smallest < cell.config.batch_size:
-            reason = f"not tried: batch {smallest} ran out of memory (--skip-larger-after-oom)"
+            reason = f"not tried: batch size {smallest} ran out of memory (--skip-larger-after-oom)"
             self._record_unstarted(cell, "skipped", reason)
         else:
             return False
@@ -84,7 +85,7 @@ class Recorder:
 
     def ended(self, cell: Cell, attempt: Attempt) -> None:  # noqa: D102 - see Events
         splits, answer, outcome = self.sweep.splits, self.located[cell.id], attempt.outcome
-        self._learn(cell, outcome.status)
+        self._note_oom(cell, outcome.status)
         result, allocator = outcome.value if outcome.status == "done" else (None, "")
         record = Record(
             cell_id=cell.id,

@@ -1,4 +1,4 @@
-"""A whole sweep: plan it, say what it will do, and run what is missing."""
+"""Runs a whole sweep: plan it, describe it, and run the missing cells."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def run_sweep(
     """Run the cells of a grid that have no result yet. Each record is on disk the moment its cell ends.
 
     Args:
-        grid: which cells.
-        options: how, and where.
-        console: receives what a person wants to read.
+        grid: the cells to run.
+        options: how to run them, and where to write.
+        console: where the description of the sweep and its progress are printed.
         goal: add seeds until it is reached; None runs the grid's seeds.
         on_plan: called with the sweep before anything is written.
 
-    Returns the records of the grid's cells, old and new, by cell id; of a dry run only the old ones.
+    Returns cell id → record of the grid's cells, old and new; for a dry run, only the old ones.
 
-    Raises `UserError` for what the user can mend, and `KeyboardInterrupt` for Ctrl-C or SIGTERM: what has ended by then
-    is kept, and the same call continues from there.
+    Raises `UserError` for mistakes that the user can correct, and `KeyboardInterrupt` for Ctrl-C or SIGTERM: finished
+    cells are kept, and the same call continues from there.
     """
     with sigterm_as_interrupt(), held_from_the_start(options, console):
         executor = executor_for(options)

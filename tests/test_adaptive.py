@@ -1,4 +1,4 @@
-"""More seeds until speed-ups are known: when it stops, and what is on disk then."""
+"""Adaptive sampling, `--until-decided`: when it stops, and what is on disk then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 import bench
 from bench.analysis.stats import MIN_SAMPLES, ratio
 from bench.store.records import Record
-from bench.sweep import adaptive as until
+from bench.sweep import adaptive
 from bench.sweep.adaptive import Goal, _why_stop, make_goal, seconds
 from bench.sweep.grid import Grid, Matrix
 from bench.sweep.options import Options
@@ -32,19 +32,19 @@ RUN = ("run", "--grid", "pair.toml", "--name", "pair", "--weights", "random", "-
 
 @pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("10m", 600), ("10 min", 600), ("1.5h", 5400)])
 def test_times_are_read(text: str, value: float) -> None:
-    """In seconds, minutes, hours."""
+    """Seconds, minutes and hours are understood."""
     assert seconds("--budget", text) == value
 
 
 @pytest.mark.parametrize("text", ["", "0m", "-5m", "ten", "5 weeks", "nan"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    """With an example of what is."""
+    """The message has examples of valid times."""
     with pytest.raises(ConfigError, match=r"--budget .*: must be a time above 0, such as 90s, 10m or 1.5h"):
         seconds("--budget", text)
 
 
 @pytest.mark.parametrize(
-    ("goal", "decided", "seeds", "until_next", "why"),
+    ("goal", "decided", "seeds", "seconds_after_next", "why"),
     [
         (Goal(), True, 4, 0, "nothing left"),
         (Goal(), False, 3, 1e9, ""),
@@ -55,19 +55,19 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         (Goal(budget_seconds=60, max_seeds=5), False, 5, 1, "as many as allowed"),
     ],
 )
-def test_when_it_stops(goal: Goal, decided: bool, seeds: int, until_next: float, why: str) -> None:
-    """Everything decided, seeds or budget used up; by default ten seeds, with a budget as many as fit."""
-    told = _why_stop(goal, decided, seeds, until_next)
-    assert why in told and bool(why) == bool(told)
+def test_when_it_stops(goal: Goal, decided: bool, seeds: int, seconds_after_next: float, why: str) -> None:
+    """It stops when everything is decided, or when seeds or budget are used up. The default is ten seeds."""
+    reason = _why_stop(goal, decided, seeds, seconds_after_next)
+    assert why in reason and bool(why) == bool(reason)
 
 
-def test_seeds_are_added_until_the_limit_and_the_open_ones_are_named(tmp_path: Path) -> None:
-    """One run, a block a seed, the order going on; ±0.01% is out of reach."""
+def test_seeds_are_added_until_the_limit_and_undecided_comparisons_are_named(tmp_path: Path) -> None:
+    """All seeds are in one run, one block per seed, and the order continues. ±0.01% is out of reach."""
     Path("pair.toml").write_text(PAIR)
     done = command(*RUN, "--within", "0.01", "--max-seeds", "4")
     assert done.returncode == 0, done.stderr
     last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("until decided: 0 of 1 speed-ups within ±0.01%; open: timm:test_resnet frozen cpu (±")
+    assert last.startswith("until decided: 0 of 1 speed-ups within ±0.01%; undecided: timm:test_resnet frozen cpu (±")
     assert last.endswith("4 seeds, as many as allowed (--max-seeds 4)")
     table = bench.load_results("results/pair")
     assert sorted(table["seed"]) == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -75,22 +75,22 @@ def test_seeds_are_added_until_the_limit_and_the_open_ones_are_named(tmp_path: P
 
 
 class Fake:
-    """In place of real cells: records with those epoch seconds, by regime and seed; `ran` is what was run, in order."""
+    """Replaces real cells by records with given epoch seconds per regime and seed. `ran` lists the cells that ran."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, times: dict[str, list[float]], failed: str = "") -> None:
         self.times, self.failed = times, failed
         self.disk: dict[str, Record] = {}
         self.ran: list[str] = []
         self.free: list[bool] = []
-        """Whether another command could have begun in the folder whenever seeds were planned."""
+        """For each planning: true if another command could have started in the folder."""
         self.console = Console(record=True, width=300, file=io.StringIO())
-        monkeypatch.setattr(until, "plan", self.plan)
-        monkeypatch.setattr(until, "execute", self.execute)
+        monkeypatch.setattr(adaptive, "plan", self.plan)
+        monkeypatch.setattr(adaptive, "execute", self.execute)
 
     def run(self, goal: Goal, seeds: int = 1) -> str:
-        """The last line that is said."""
+        """Run, and return the last line of the output."""
         grid = Grid(name="g", matrix=Matrix(backbones=["timm:a"], seeds=seeds))
-        until.run_until_decided(self.plan(grid), grid, Options(name="r"), None, self.console, goal)  # type: ignore[arg-type]
+        adaptive.run_until_decided(self.plan(grid), grid, Options(name="r"), None, self.console, goal)  # type: ignore[arg-type]
         return self.console.export_text().strip().splitlines()[-1]
 
     def plan(self, grid: Grid, *_: object) -> Sweep:
@@ -120,18 +120,18 @@ class Fake:
 
 
 def _is_free(folder: Path) -> bool:
-    """As another process finds it."""
+    """True if another process can lock the folder."""
     code = (
         "import sys; from pathlib import Path; from bench.store.lock import locked\n"
         "with locked(Path(sys.argv[1]), 'other'): pass"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 or "is at work there" in done.stderr, done.stderr
+    assert done.returncode == 0 or "is working there" in done.stderr, done.stderr
     return done.returncode == 0
 
 
 def test_no_other_command_begins_between_two_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would end this one, after hours perhaps."""
+    """Another command between two seeds would end this one, perhaps after hours."""
     fake = Fake(monkeypatch, TIMES)
     fake.run(Goal(within=1.0, max_seeds=3))
     assert fake.free == [True, False, False] and _is_free(Path("r"))
@@ -141,24 +141,24 @@ TIMES = {"finetune": [20.0, 20.4, 19.2, 20.0, 20.1, 20.0], "frozen": [10.0, 9.8,
 
 
 @pytest.mark.parametrize(
-    ("within", "seeds", "said"),
+    ("within", "seeds", "line"),
     [
         (1.0, 4, "1 of 1 speed-ups within ±100%; 4 seeds, nothing left to decide"),
         (0.06, 6, "1 of 1 speed-ups within ±6%; 6 seeds, nothing left to decide"),
-        (0.001, 6, "0 of 1 speed-ups within ±0.1%; open: timm:a frozen cpu (±"),
+        (0.001, 6, "0 of 1 speed-ups within ±0.1%; undecided: timm:a frozen cpu (±"),
     ],
 )
 def test_it_stops_once_everything_is_decided_twice_in_a_row(
-    monkeypatch: pytest.MonkeyPatch, within: float, seeds: int, said: str
+    monkeypatch: pytest.MonkeyPatch, within: float, seeds: int, line: str
 ) -> None:
-    """Not before the three seeds that an interval needs and one more; or at the limit."""
+    """An interval needs three seeds, so it stops after four at the earliest, or at the limit."""
     fake = Fake(monkeypatch, TIMES)
-    assert said in fake.run(Goal(within=within, max_seeds=6))
+    assert line in fake.run(Goal(within=within, max_seeds=6))
     assert fake.ran == [f"{regime} {seed}" for seed in range(seeds) for regime in TIMES]
 
 
 def test_the_seeds_of_the_grid_are_run_in_any_case_but_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than the goal needs; a seed of 122 s is not begun where it would end beyond the budget."""
+    """The grid's seeds run although the goal needs fewer. A seed of 122 s that would exceed the budget doesn't start."""
     assert "; 6 seeds, nothing left" in Fake(monkeypatch, TIMES).run(Goal(within=1.0), seeds=6)
     assert "; 1 seeds, one more would overrun the budget of 100 s" in Fake(monkeypatch, TIMES).run(
         Goal(within=1.0, budget_seconds=100), seeds=6
@@ -166,21 +166,22 @@ def test_the_seeds_of_the_grid_are_run_in_any_case_but_for_the_budget(monkeypatc
 
 
 def test_a_cell_that_failed_is_not_tried_again_by_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the comparison that it is missing from is said to be lost, not decided."""
+    """Its comparison is reported as missing, not as decided."""
     fake = Fake(monkeypatch, TIMES, failed="finetune")
-    assert "0 of 0 speed-ups within ±5%; 1 more can't be compared, for want of a result" in fake.run(Goal(), seeds=3)
+    line = fake.run(Goal(), seeds=3)
+    assert "0 of 0 speed-ups within ±5%; 1 more can't be compared, because a cell has no result" in line
     assert len(fake.ran) == len(set(fake.ran))
 
 
 def test_a_grid_that_compares_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There would be nothing to decide."""
+    """Such a grid has nothing to decide."""
     with pytest.raises(ConfigError, match="no backbone has both finetune and a regime that trains only the head"):
         Fake(monkeypatch, {"frozen": TIMES["frozen"]}).run(Goal())
 
 
 @pytest.mark.parametrize("seeds", [3, 10])
 def test_stopping_when_it_looks_narrow_costs_little_coverage(seeds: int) -> None:
-    """Intervals that were added to until narrow twice in a row hold the truth at least 92 times in 100."""
+    """If seeds are added until the interval is narrow twice in a row, it covers the true value in at least 92%."""
     rng = np.random.default_rng(seeds)
     held = 0
     for _ in range(2_000):
@@ -201,7 +202,7 @@ LIGHT_PAIR = PAIR.replace("timm:test_resnet", "timm:quick0")
 
 
 def test_with_fresh_all_seeds_are_in_one_folder(tmp_path: Path) -> None:
-    """The one that was made for this command."""
+    """All seeds are in the folder that was made for this command."""
     Path("pair.toml").write_text(LIGHT_PAIR)
     for _ in range(2):
         assert light_command(*RUN, "--fresh", "--within", "0.01", "--max-seeds", "3").returncode == 0
@@ -210,7 +211,7 @@ def test_with_fresh_all_seeds_are_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_done_seeds_count_and_are_not_run_again(tmp_path: Path) -> None:
-    """The same command with more seeds allowed goes on where it stopped."""
+    """The same command with more seeds allowed continues where it stopped."""
     Path("pair.toml").write_text(LIGHT_PAIR)
     assert light_command(*RUN, "--within", "0.01", "--max-seeds", "3").returncode == 0
     before = {path.name: path.read_text() for path in Path("results/pair/cells").iterdir()}
@@ -222,7 +223,7 @@ def test_done_seeds_count_and_are_not_run_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--budget", "10m"], "--budget 10m: says when --until-decided is to stop"),
+        (["--budget", "10m"], "--budget 10m needs --until-decided"),
         (["--until-decided", "--within", "0"], "--within 0: must be a percentage above 0"),
         (["--until-decided", "--max-seeds", "2"], "--max-seeds 2: must be at least 3"),
         (["--until-decided", "--seeds", "5", "--max-seeds", "4"], "--max-seeds 4: must be at least 5"),
@@ -231,7 +232,7 @@ def test_done_seeds_count_and_are_not_run_again(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_end_in_one_line(options: list[str], message: str) -> None:
-    """Before anything is run."""
+    """The message comes before anything runs."""
     done = command("run", "--grid", "smoke", *options)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
@@ -239,11 +240,18 @@ def test_mistakes_end_in_one_line(options: list[str], message: str) -> None:
 def test_named_seeds_have_no_next_one() -> None:
     """A grid that lists its seeds is refused."""
     Path("pair.toml").write_text(PAIR.replace("seeds = 2", "seeds = [3, 5]"))
-    assert "the grid names its seeds ([3, 5])" in command(*RUN).stderr
+    assert "the grid lists its seeds ([3, 5])" in command(*RUN).stderr
 
 
 def test_a_goal_is_what_the_options_say() -> None:
-    """Percent become a share; with a budget the number of seeds is no limit unless it is given."""
+    """Percents become a share. With a budget, the number of seeds is only limited if it is given."""
     grid = Grid(name="g", matrix=Matrix(backbones=["timm:a"]))
-    assert make_goal(grid, 5.0, 7, "10m") == Goal(within=0.05, max_seeds=7, budget_seconds=600)
-    assert make_goal(grid, 5.0, None, None).max_seeds == 10 < make_goal(grid, 5.0, None, "10m").max_seeds
+
+    def goal(within: float | None = None, max_seeds: int | None = None, budget: str | None = None) -> Goal:
+        made = make_goal(grid, until_decided=True, within=within, max_seeds=max_seeds, budget=budget)
+        assert made is not None
+        return made
+
+    assert goal(5.0, 7, "10m") == Goal(within=0.05, max_seeds=7, budget_seconds=600)
+    assert goal().within == 0.05 and goal().max_seeds == 10 < goal(budget="10m").max_seeds
+    assert make_goal(grid, until_decided=False, within=None, max_seeds=None, budget=None) is None

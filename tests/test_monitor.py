@@ -1,4 +1,4 @@
-"""What else a machine did while a cell ran."""
+"""The monitor of what else a machine does while a cell runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.execution import monitor as watch
+from bench.execution import monitor as module
 from bench.execution.executors import make_executor
 from bench.execution.monitor import Counters, Monitor, parse_stat, read_counters, shares
 from bench.export.frame import frame, row
@@ -39,32 +39,32 @@ intr 1 2 3
 
 
 def test_stat_by_hand() -> None:
-    """Busy is user, nice, system and interrupts, of the cores that count; waiting is idle; guests count once."""
+    """Busy time is user, nice, system and interrupts of the given cores. Waiting is idle, and guests count once."""
     tick = os.sysconf("SC_CLK_TCK")
     assert parse_stat(STAT, {0, 1}) == pytest.approx(((100 + 20 + 30 + 6 + 7 + 300) / tick, 80 / tick))
 
 
 def test_shares_by_hand() -> None:
-    """Of 10 s on two cores all processes used 12 s, we 9 s, and 2 s were stolen."""
+    """In 10 s on two cores, all processes used 12 s, this suite 9 s, and 2 s were stolen."""
     before = Counters(at=100.0, busy=50.0, stolen=7.0, own=30.0)
     after = Counters(at=110.0, busy=62.0, stolen=9.0, own=39.0)
     assert shares(before, after, 2) == pytest.approx((3 / 20, 2 / 20))
-    assert shares(before, Counters(at=110.0, busy=55.0, stolen=7.0, own=39.0), 2) == (0.0, 0.0), "never below nothing"
+    assert shares(before, Counters(at=110.0, busy=55.0, stolen=7.0, own=39.0), 2) == (0.0, 0.0), "never negative"
 
 
 @pytest.fixture
 def counters(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Counters]]:
-    """Readings to come, on a machine of two cores."""
+    """The readings that the monitor will get, on a machine with two cores."""
     readings: list[Counters] = []
-    monkeypatch.setattr(watch, "read_counters", lambda: readings.pop(0))
-    monkeypatch.setattr(watch, "core_numbers", lambda: {0, 1})
-    monkeypatch.setattr(watch.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(module, "read_counters", lambda: readings.pop(0))
+    monkeypatch.setattr(module, "core_numbers", lambda: {0, 1})
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     yield readings
     assert readings == []
 
 
 def reading(at: float, *, other: float = 0.0, stolen: float = 0.0) -> Counters:
-    """After `at` seconds in which we used one core and a half."""
+    """A reading after `at` seconds in which this suite used 1.5 cores."""
     return Counters(at=at, busy=1.5 * at + other, stolen=stolen, own=1.5 * at)
 
 
@@ -79,12 +79,12 @@ def reading(at: float, *, other: float = 0.0, stolen: float = 0.0) -> Counters:
     ],
 )
 def test_more_than_a_tenth_of_a_core_is_a_warning(counters: list[Counters], after: Counters, words: list[str]) -> None:
-    """Told at once and kept in the state; less is kept as a figure alone."""
-    told: list[str] = []
+    """It is reported at once and kept in the state. Less than that is only kept as a figure."""
+    reported: list[str] = []
     counters += [reading(0), after]
-    state = Monitor(told.append).end()
-    assert list(state.warnings) == told and len(told) == len(words)
-    assert all(word in text for word, text in zip(words, told, strict=True))
+    state = Monitor(reported.append).end()
+    assert list(state.warnings) == reported and len(reported) == len(words)
+    assert all(word in text for word, text in zip(words, reported, strict=True))
     assert state.other_cpu_share == pytest.approx((after.busy - after.own) / 20)
     assert state.steal_share == pytest.approx(after.stolen / 20)
 
@@ -92,8 +92,8 @@ def test_more_than_a_tenth_of_a_core_is_a_warning(counters: list[Counters], afte
 def test_a_large_machines_own_services_are_no_warning(
     counters: list[Counters], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A core of 64 is little; two are not."""
-    monkeypatch.setattr(watch, "core_numbers", lambda: set(range(64)))
+    """One core of 64 is no reason for a warning; two are."""
+    monkeypatch.setattr(module, "core_numbers", lambda: set(range(64)))
     for other, warned in ((10.0, False), (20.0, True)):
         counters += [reading(0), reading(10, other=other)]
         assert bool(Monitor(lambda text: None).end().warnings) is warned
@@ -107,26 +107,26 @@ def test_a_large_machines_own_services_are_no_warning(
         (reading(0.25, stolen=0.1), "the hypervisor takes 0.4 of 2 cores now"),
     ],
 )
-def test_the_look_before_a_sweep(counters: list[Counters], after: Counters, words: str) -> None:
-    """One line, or nothing."""
+def test_the_check_before_a_sweep(counters: list[Counters], after: Counters, words: str) -> None:
+    """It returns one line if the machine is busy."""
     counters += [reading(0), after]
-    said = watch.look()
-    assert said.startswith(words) and bool(said) is bool(words)
+    warning = module.busy_warning()
+    assert warning.startswith(words) and bool(warning) is bool(words)
 
 
 @pytest.mark.parametrize("text", [None, "cpu0 0 0 0 0 0 0 0 0 0 0\n"])
 def test_without_counters_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None) -> None:
-    """No /proc/stat, or a sandbox's with zeros: shares are unknown, not 0."""
+    """Without /proc/stat, or with only zeros in it, the shares are unknown, not 0."""
     if text:
         (tmp_path / "stat").write_text(text)
-    monkeypatch.setattr(watch, "_STAT", tmp_path / "stat")
+    monkeypatch.setattr(module, "_STAT", tmp_path / "stat")
     state = Monitor(lambda text: None).end()
     assert (state.other_cpu_share, state.steal_share, state.warnings) == (None, None, ())
-    assert watch.look() == ""
+    assert module.busy_warning() == ""
 
 
 def start_stranger(code: str) -> int:
-    """A process that is nobody's child: the one that started it has ended. Returns its id."""
+    """Start a process whose parent has ended, so that it is not our descendant. Returns its id."""
     start = f"subprocess.Popen([sys.executable, '-c', {code!r}], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
     script = f"import subprocess, sys; print({start}.pid)"
     return int(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout)
@@ -135,9 +135,9 @@ def start_stranger(code: str) -> int:
 @linux
 @pytest.mark.parametrize("job", ["tests.jobs:burn", "tests.jobs:burn_and_be_killed"])
 def test_what_a_cell_uses_is_its_own(job: str) -> None:
-    """However it ends: after it, its CPU time is in its parents' counters."""
+    """However a cell ends, its CPU time counts as the suite's own afterwards."""
     executor = make_executor("process")
-    executor.call("tests.jobs:double", 1)  # the server is there
+    executor.call("tests.jobs:double", 1)  # starts the server
     before = read_counters()
     executor.call(job, 1.0)
     after = read_counters()
@@ -148,7 +148,7 @@ def test_what_a_cell_uses_is_its_own(job: str) -> None:
 
 @linux
 def test_what_a_stranger_uses_is_not() -> None:
-    """A process whose parent has gone is nobody's: busy, and not our own."""
+    """The CPU time of a process that is not our descendant counts as busy, but not as our own."""
     before = read_counters()
     stranger = start_stranger("import time\nwhile time.process_time() < 1: pass")
     assert wait_until(lambda: not _runs(stranger), 30)
@@ -164,13 +164,13 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_what_the_cells_process_tells_is_taken_over(counters: list[Counters]) -> None:
-    """Each part when it comes; later parts leave earlier ones alone."""
+def test_what_the_cells_process_sends_is_added(counters: list[Counters]) -> None:
+    """Each part is added when it comes. Later parts don't overwrite earlier ones."""
     counters += [reading(0), reading(1)]
-    seen = Monitor(lambda text: None)
-    seen.receive(MachineState(cpu_capability="AVX2", cuda_version="13.0", gpu_before=GpuState(driver="1")))
-    seen.receive(MachineState(gpu_after=GpuState(sm_clock_mhz=1980)))
-    state = seen.end()
+    monitor = Monitor(lambda text: None)
+    monitor.receive(MachineState(cpu_capability="AVX2", cuda_version="13.0", gpu_before=GpuState(driver="1")))
+    monitor.receive(MachineState(gpu_after=GpuState(sm_clock_mhz=1980)))
+    state = monitor.end()
     assert (state.cpu_capability, state.cuda_version) == ("AVX2", "13.0")
     assert state.gpu_before == GpuState(driver="1") and state.gpu_after == GpuState(sm_clock_mhz=1980)
     assert state.load_before is not None and state.load_after is not None
@@ -192,45 +192,47 @@ def test_what_the_cells_process_tells_is_taken_over(counters: list[Counters]) ->
     ],
 )
 def test_a_gpu_in_use_is_a_warning(counters: list[Counters], state: GpuState, words: str | None) -> None:
-    """Other processes, work before the cell began, slowing down for heat; an idle or power-limited GPU is none."""
-    told: list[str] = []
+    """It warns of other processes, of work before the cell began and of throttling by heat, not of an idle or
+    power-limited GPU.
+    """
+    reported: list[str] = []
     counters += [reading(0), reading(1)]
-    seen = Monitor(told.append)
-    seen.receive(MachineState(gpu_before=state))
-    assert len(told) == (words is not None) and (not words or words in told[0])
-    assert list(seen.end().warnings) == told
+    monitor = Monitor(reported.append)
+    monitor.receive(MachineState(gpu_before=state))
+    assert len(reported) == (words is not None) and (not words or words in reported[0])
+    assert list(monitor.end().warnings) == reported
 
 
 def test_a_gpu_that_slows_down_or_is_shared_by_the_end_is_a_warning(counters: list[Counters]) -> None:
-    """Idle and cool before says nothing of that; utilisation by then is the cell's own."""
-    told: list[str] = []
+    """The GPU's state at the end counts too, even if it was idle before; utilisation then is the cell's own."""
+    reported: list[str] = []
     counters += [reading(0), reading(1)]
-    seen = Monitor(told.append)
+    monitor = Monitor(reported.append)
     after = GpuState(other_processes=1, utilisation_percent=99, throttle_reasons=("HwThermalSlowdown",))
-    seen.receive(MachineState(gpu_before=GpuState(), gpu_after=after))
-    assert list(seen.end().warnings) == told
-    assert "1 other process on the GPU as training ended" in told[0]
-    assert "slowed itself down as training ended (HwThermalSlowdown)" in told[1] and len(told) == 2
+    monitor.receive(MachineState(gpu_before=GpuState(), gpu_after=after))
+    assert list(monitor.end().warnings) == reported
+    assert "1 other process on the GPU as training ended" in reported[0]
+    assert "slowed itself down as training ended (HwThermalSlowdown)" in reported[1] and len(reported) == 2
 
 
 def test_a_cell_too_short_for_the_counters_is_no_warning(counters: list[Counters]) -> None:
-    """They advance in steps of 10 ms."""
-    told: list[str] = []
+    """Counters advance in steps of 10 ms, which is too coarse for a short cell."""
+    reported: list[str] = []
     counters += [reading(0), reading(0.1, other=0.03)]
-    state = Monitor(told.append).end()
-    assert told == [] and state.other_cpu_share == pytest.approx(0.15)
+    state = Monitor(reported.append).end()
+    assert reported == [] and state.other_cpu_share == pytest.approx(0.15)
 
 
 def test_the_cell_before_is_not_taken_for_another(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Utilisation looks back a second: a high one is read again after that."""
+    """NVML averages utilisation over a second, so a high value is read again after a second."""
     slept: list[float] = []
-    monkeypatch.setattr(watch.time, "sleep", slept.append)
+    monkeypatch.setattr(module.time, "sleep", slept.append)
     nvml.utilisation = [80, 0]
-    assert watch.gpu_before(UUID).utilisation_percent == 0 and slept == [1.0]
+    assert module.gpu_before(UUID).utilisation_percent == 0 and slept == [1.0]
     nvml.utilisation = [80, 70]
-    assert watch.gpu_before(UUID).utilisation_percent == 70
+    assert module.gpu_before(UUID).utilisation_percent == 70
     nvml.utilisation = [5]
-    assert watch.gpu_before(UUID).utilisation_percent == 5 and len(slept) == 2
+    assert module.gpu_before(UUID).utilisation_percent == 5 and len(slept) == 2
 
 
 def disturbed(**fields: object) -> Record:
@@ -238,7 +240,7 @@ def disturbed(**fields: object) -> Record:
 
 
 def test_columns_of_the_machine() -> None:
-    """Readings as training ended, but for what must be known before; unknown is missing."""
+    """Columns have the readings at the end of training, or before it where that matters. Unknown values are missing."""
     full = disturbed(
         governor="powersave",
         load_before=0.5,
@@ -257,7 +259,7 @@ def test_columns_of_the_machine() -> None:
 
 
 def test_reports_say_what_was_disturbed(tmp_path: Path) -> None:
-    """How many cells, and what it was with one of them; nothing where nothing was."""
+    """The report has the number of disturbed cells and one example, or nothing."""
     calm = record("timm:a", "finetune").replace(machine=MachineState())
     run = write_run(tmp_path / "r", [calm, disturbed(warnings=("the moon was in the way",))])
     assert any(
@@ -268,7 +270,7 @@ def test_reports_say_what_was_disturbed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_warning_is_a_line_on_the_terminal(terminal: bool) -> None:
-    """Of its own, whole, in both kinds of progress."""
+    """Both kinds of progress print it as one unbroken line."""
     text = io.StringIO()
     with make_reporter(Console(file=text, width=60, force_terminal=terminal, no_color=True), 1, 1) as reporter:
         reporter.warned("other processes took 0.5 of 2 cores while the cell ran: its times are too long")
@@ -276,14 +278,14 @@ def test_a_warning_is_a_line_on_the_terminal(terminal: bool) -> None:
 
 
 def test_old_records_have_no_machine() -> None:
-    """The committed run of version 1."""
+    """Records of the committed run of version 1 have no machine state."""
     (run,) = find_runs([ROOT / "results" / "reference-cpu-2core"])
     assert all(one.machine is None and one.schema_version < 3 for one in run.records().values())
 
 
 @linux
 def test_a_run_on_a_busy_machine(tmp_path: Path) -> None:
-    """A stranger on one of our two cores: warned of before the sweep and at the cell, and recorded."""
+    """Another process on one of our two cores leads to a warning before the sweep and at the cell, and is recorded."""
     usable = os.sched_getaffinity(0)
     os.sched_setaffinity(0, set(sorted(usable)[:2]))
     stranger = start_stranger("while True: pass")
