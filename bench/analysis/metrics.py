@@ -180,7 +180,7 @@ def _above_baseline(mark: int | None, result: TrainResult) -> Number:
 
 
 def _phase(name: str, meaning: str) -> Metric:
-    return _seconds(name, lambda result: result.phase_seconds(name), f"median an epoch: {meaning}")
+    return _seconds(name, lambda result: result.phase_seconds(name), f"median per epoch: {meaning}")
 
 
 def _flops(label: str, value: Callable[[Work], int], meaning: str) -> Metric:
@@ -274,7 +274,7 @@ METRICS: dict[str, Metric] = {
         column=True,
         by_default=True,
         matters="time",
-        phrase="{} an epoch",
+        phrase="{} per epoch",
     ),
     "train_epoch_seconds": _seconds(
         "training pass",
