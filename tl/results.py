@@ -104,7 +104,7 @@ class TrainResult(Strict):
     total_params: int
     trainable_params: int
     frozen_verified: bool | None = Field(
-        description="backbone parameters and buffers bit-identical after training; None where they may change"
+        description="all that the regime freezes is bit-identical after training; None if it freezes nothing"
     )
     setup_seconds: float = Field(description="from the call to the first epoch: weights, network, images")
     training_seconds: float = Field(description="all training and validation passes")

@@ -27,8 +27,8 @@ from fastai.vision.all import (
 )
 from torch import nn
 
-from bench.devtools.plain_loop import BATCH, REGIMES, WORKERS, network
-from bench.devtools.side import options, tell_end, tell_epoch
+from bench.devtools.plain_loop import BATCH, WORKERS, network
+from bench.devtools.side import PLAIN_REGIMES, options, tell_end, tell_epoch
 from tl.backbones import Classifier
 from tl.machine import usable_cores
 
@@ -60,11 +60,12 @@ def body_and_head(model: Classifier) -> list[list[nn.Parameter]]:
 
 def main() -> None:
     """Train, a line an epoch."""
-    given = options(__doc__, REGIMES)
+    given = options(__doc__, PLAIN_REGIMES)
     warnings.simplefilter("ignore")
     begun = time.perf_counter()
     torch.manual_seed(given.seed)
-    model, preprocessing, _ = network(given)
+    model, preprocessing, trained = network(given)
+    only_head = trained is model.head
     device = torch.device(given.device)
     normalise = Normalize.from_stats(preprocessing.mean, preprocessing.std, cuda=device.type == "cuda")
     loaders = ImageDataLoaders.from_folder(
@@ -84,10 +85,10 @@ def main() -> None:
         opt_func=lambda groups, lr: SGD(groups, lr, mom=0.9),
         metrics=accuracy,
         splitter=body_and_head,
-        train_bn=given.regime != "frozen",
+        train_bn=not only_head,
         cbs=TellEpochs(),
     )
-    if given.regime == "frozen":
+    if only_head:
         learner.freeze()
     with learner.no_bar(), learner.no_logging():
         learner.fit(given.epochs, 1e-3)

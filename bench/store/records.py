@@ -27,6 +27,7 @@ from pydantic import Field, field_validator
 
 from bench.store.environment import Environment, MachineState
 from tl.config import TrainConfig
+from tl.regimes import REGIMES
 from tl.results import TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
@@ -49,6 +50,9 @@ AS_BEFORE: dict[str, Any] = {
 A field with that value is no part of a cell's id, so that cells keep the ids that they had without the field. Not
 the field's default, which may change one day: this may not.
 """
+
+ANY_REGIME = next(iter(REGIMES))
+"""Stands for all regimes where cells of several are compared; it doesn't matter which it is, only that it is one."""
 
 Status = Literal["done", "failed", "oom", "timeout", "skipped"]
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -86,7 +90,7 @@ class Cell(Strict):
     @cached_property
     def bare(self) -> Cell:
         """What cells of other regimes and seeds must have in common with this one to be compared with it."""
-        return self.but(regime="finetune", seed=0)
+        return self.but(regime=ANY_REGIME, seed=0)
 
     @cached_property
     def without_start(self) -> Cell:

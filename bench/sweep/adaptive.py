@@ -76,7 +76,8 @@ def run_until_decided(
     seeds; what it raises is as `runner.execute`. Raises `ConfigError` where the grid compares nothing.
     """
     if not planned(HALF_THE_TIME, whole.cells.values()):
-        raise ConfigError("--until-decided: no backbone has both finetune and a regime that trains only the head")
+        both = f"{HALF_THE_TIME.against} and a regime that trains only the head"
+        raise ConfigError(f"--until-decided: no backbone has both {both}")
     here = replace(options, fresh=False, name=whole.run.folder.name)  # --fresh has chosen its folder: all seeds join it
     with runner.alone(whole.run, options, console):  # between two seeds, too
         return _until_decided(whole, grid, here, executor, console, goal)

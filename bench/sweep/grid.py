@@ -26,7 +26,7 @@ epochs = 10                         # also fields of [train], for these cells on
 name = "a-third-of-the-memory"
 statement = "Training only the head needs a third of the memory"
 metric = "peak_memory_bytes"
-regime = "frozen"                   # against = "finetune" unless said otherwise
+regime = "frozen"                   # or kind = "head-only"; against = "finetune" unless said otherwise
 low = 2.5                           # holds where finetune / frozen is at least that
 """
 
@@ -84,8 +84,9 @@ class Grid(Strict):
 
         Raises `ConfigError` for one out of range.
         """
-        # Of a regime that reads every setting: others have their own value of what they don't read.
-        settings = TrainConfig(backbone="any", regime="cached", **self.train).model_dump(mode="json")
+        # By a regime that reads every setting, `views` too: others have their own value of what they don't read.
+        reader = max(REGIMES, key=lambda name: REGIMES[name].features == "once")
+        settings = TrainConfig(backbone="any", regime=reader, **self.train).model_dump(mode="json")
         return {name: settings[name] for name in PROTOCOL}
 
     def override(self, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:
