@@ -19,11 +19,7 @@ from tl.images import open_store
 from tl.regimes import REGIMES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-LEARNING = [
-    name
-    for name, regime in REGIMES.items()
-    if regime.start == "random" or name.startswith(("fine", "frozen", "cached"))
-]
+LEARNING = [name for name, regime in REGIMES.items() if regime.trains and regime.extractor == "float"]
 
 
 def train(splits: tl.Splits, device: str, **settings: object) -> tl.TrainResult:

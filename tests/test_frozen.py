@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,23 @@ from bench.sweep.options import Options
 from bench.sweep.plan import plan
 from tests.commands import ONE_CELL
 from tl import train
-from tl.regimes import REGIMES, Regime
+from tl.backbones import Classifier
+from tl.freezing import Freezing, freeze
+from tl.regimes import Regime
 from tl.step import TrainStep
 
 
-@dataclass(frozen=True, kw_only=True)
-class Careless(Regime):
-    """A regime whose backbone must stay frozen, though its other fields may train it."""
+def as_it_should_be(freezing: Freezing) -> Freezing:
+    return freezing
 
-    @property
-    def must_stay_frozen(self) -> bool:
-        return True
+
+def parameters_are_trained(freezing: Freezing) -> Freezing:
+    freezing.model.requires_grad_(True)
+    return replace(freezing, parameters=tuple(freezing.model.parameters()))
+
+
+def statistics_move(freezing: Freezing) -> Freezing:
+    return replace(freezing, in_train_mode=(freezing.model,))
 
 
 def _sweep(folder: Path) -> tuple[str, tuple[str, str]]:
@@ -44,16 +51,19 @@ def _sweep(folder: Path) -> tuple[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("trains_backbone", "mode", "moved"),
-    [(False, "eval", False), (True, "eval", True), (False, "train", True)],
+    ("plant", "moved"),
+    [(as_it_should_be, False), (parameters_are_trained, True), (statistics_move, True)],
     ids=["as it should be", "parameters are trained", "BatchNorm statistics move"],
 )
 def test_a_backbone_that_moves_is_reported_everywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trains_backbone: bool, mode: str, moved: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Freezing], Freezing], moved: bool
 ) -> None:
-    """A bug planted in the regime shows on the terminal, twice in both reports, and in the export."""
-    planted = Careless(summary="x", start="pretrained", trains_backbone=trains_backbone, backbone_mode=mode)
-    monkeypatch.setitem(REGIMES, "frozen", planted)
+    """A bug planted in what freezes shows on the terminal, twice in both reports, and in the export."""
+
+    def careless(model: Classifier, regime: Regime) -> Freezing:
+        return plant(freeze(model, regime))
+
+    monkeypatch.setattr("tl.train.freeze", careless)
     said, pages = _sweep(tmp_path)
     assert ("NOT FROZEN" in said) is moved
     for page in pages:

@@ -18,9 +18,12 @@ WEIGHTS = {"timm:test_resnet": "random", "timm:tf_efficientnet_lite0": "pretrain
 
 
 def plain_loop(
-    config: tl.TrainConfig, splits: tl.Splits, *, only_head: bool
+    config: tl.TrainConfig, splits: tl.Splits, *, only_head: bool = False, only: tuple[str, ...] = ()
 ) -> tuple[list[dict[str, float]], nn.Module]:
-    """Train with the tutorial's loop: `.item()` after every batch, and small validation batches."""
+    """Train with the tutorial's loop: `.item()` after every batch, and small validation batches.
+
+    With `only` these modules are in the optimiser, and in train mode while all others are in eval mode.
+    """
     backbone = make_backbone(config.backbone, weights=config.weights, seed=config.seed)
     model = Classifier(backbone, len(splits.classes), config).to(memory_format=torch.channels_last)
     if only_head:
@@ -29,14 +32,18 @@ def plain_loop(
     store = open_store(splits)
     train = Batches(store, splits.train, backbone.preprocessing, torch.device("cpu"))
     val = Batches(store, splits.val, backbone.preprocessing, torch.device("cpu"))
-    optimizer = torch.optim.SGD(model.head.parameters() if only_head else model.parameters(), lr=1e-3, momentum=0.9)
+    trained = [model.get_submodule(name) for name in only] or [model.head if only_head else model]
+    parameters = [parameter for module in trained for parameter in module.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
     criterion = nn.CrossEntropyLoss()
     rows, best, best_state = [], 0.0, copy.deepcopy(model.state_dict())
     for epoch in range(config.epochs):
         row = {}
         for phase in ("train", "val"):
-            model.train(phase == "train")
+            model.train(phase == "train" and not only)
+            for name in only:
+                model.get_submodule(name).train(phase == "train")
             loss_sum, correct, seen = 0.0, 0, 0
             batches = train.training(4, seed=config.seed, epoch=epoch) if phase == "train" else val.evaluation(4)
             for images, labels in batches:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 import tl
 from tests.conftest import TINY
 from tests.weights import TRAINING, policy, published
+from tl import freezing, optimizers
 from tl import train as train_module
 from tl.backbones import HEAD_BUILDERS, find_weights, make_backbone
 from tl.batches import Batches
@@ -20,7 +21,7 @@ from tl.cache import to_json
 from tl.config import HEADS, LOSSES, OPTIMIZERS, SCHEDULES
 from tl.errors import NotApplicable
 from tl.images import open_store
-from tl.regimes import REGIMES
+from tl.regimes import REGIMES, Regime
 
 
 def train(splits: tl.Splits, regime: str, backbone: str = TINY[1], **settings: object) -> tl.TrainResult:
@@ -28,16 +29,31 @@ def train(splits: tl.Splits, regime: str, backbone: str = TINY[1], **settings: o
     return tl.train_model(config, splits, device="cpu", weights_dir=published())
 
 
-def changed(result: tl.TrainResult) -> tuple[bool, bool]:
-    """Return whether parameters and whether buffers of the backbone differ from those of a fresh one."""
-    config = result.config
-    fresh = make_backbone(config.backbone, weights=config.weights, weights_dir=published(), seed=config.seed).module
-    trained = result.model.backbone
-    if REGIMES[config.regime].extractor == "int8":  # the network was replaced: see tests/test_quantize.py
-        return False, False
-    parameters = any(not torch.equal(a, b) for a, b in zip(fresh.parameters(), trained.parameters(), strict=True))
-    buffers = any(not torch.equal(a, b) for a, b in zip(fresh.buffers(), trained.buffers(), strict=True))
-    return parameters, buffers
+def fresh(config: tl.TrainConfig) -> torch.nn.Module:
+    return make_backbone(config.backbone, weights=config.weights, weights_dir=published(), seed=config.seed).module
+
+
+def changed(result: tl.TrainResult) -> tuple[set[str], set[str]]:
+    """Names of parameters, and of buffers, of the backbone that differ from a fresh one's."""
+    before, trained = fresh(result.config), result.model.backbone
+    if REGIMES[result.config.regime].extractor == "int8":  # another network by then: see tests/test_quantize.py
+        return set(), set()
+    parameters = zip(before.named_parameters(), trained.parameters(), strict=True)
+    buffers = zip(before.named_buffers(), trained.buffers(), strict=True)
+    return tuple({name for (name, a), b in pairs if not torch.equal(a, b)} for pairs in (parameters, buffers))
+
+
+def changing(entry: Regime, backbone: torch.nn.Module) -> tuple[set[str], set[str]]:
+    """Names of parameters, and of buffers, of a backbone that may change with a regime."""
+    chosen = list(entry.trainable.backbone(backbone)) if entry.trainable.backbone else []
+    modules = [part for part in chosen if isinstance(part, torch.nn.Module)]
+    parameters = {id(p) for part in modules for p in part.parameters()} | {id(part) for part in chosen}
+    moving = [backbone] if entry.frozen_mode == "train" else modules
+    buffers = {id(b) for part in moving for b in part.buffers()}
+    return (
+        {name for name, p in backbone.named_parameters() if id(p) in parameters},
+        {name for name, b in backbone.named_buffers() if id(b) in buffers},
+    )
 
 
 @pytest.mark.parametrize("backbone", TINY)
@@ -46,14 +62,16 @@ def test_contract(mini: tl.Splits, regime: str, backbone: str) -> None:
     """Only what the regime trains changes; history, predictions and the returned model agree."""
     result = train(mini, regime, backbone)
     entry = REGIMES[regime]
-    assert changed(result) == (entry.trains_backbone, entry.backbone_mode == "train")
-    assert result.frozen_verified is (True if entry.must_stay_frozen else None)
-    parts = {result.model.backbone: entry.trains_backbone, result.model.head: entry.trains_head}
-    counts = {part: sum(p.numel() for p in part.parameters()) for part in parts}
-    if entry.extractor == "int8":
-        counts[result.model.backbone] = result.total_params - counts[result.model.head]
-    assert result.trainable_params == sum(counts[part] for part, trained in parts.items() if trained)
-    assert result.total_params == sum(counts.values())
+    before = fresh(result.config)
+    parameters, buffers = changing(entry, before)
+    for moved, may_move in zip(changed(result), (parameters, buffers), strict=True):
+        assert moved <= may_move and bool(moved) is bool(may_move)
+    whole = parameters == {name for name, _ in before.named_parameters()} and entry.trainable.head
+    assert result.frozen_verified is (None if whole or entry.frozen_mode == "train" else True)
+    head = sum(p.numel() for p in result.model.head.parameters())
+    trained = sum(p.numel() for name, p in before.named_parameters() if name in parameters)
+    assert result.trainable_params == trained + (head if entry.trainable.head else 0)
+    assert result.total_params == sum(p.numel() for p in before.parameters()) + head
     assert [row.epoch for row in result.epochs] == ([0, 1] if entry.trains else [0])
     truth = torch.tensor(mini.val.labels)
     best = (torch.tensor(result.best.labels) == truth).float().mean().item()
@@ -69,7 +87,7 @@ def test_contract(mini: tl.Splits, regime: str, backbone: str) -> None:
 
 def test_a_backbone_that_moves_is_reported(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted bug puts the whole model into train mode, so a `frozen` backbone's BatchNorm statistics change."""
-    monkeypatch.setattr("tl.train.set_mode", lambda model, regime: model.train())
+    monkeypatch.setattr("tl.freezing.Freezing.train_mode", lambda self: self.model.train())
     assert train(mini, "frozen").frozen_verified is False
 
 
@@ -191,9 +209,9 @@ def test_without_a_compiler_a_compiled_cell_is_skipped(mini: tl.Splits, monkeypa
 @pytest.mark.parametrize(
     ("table", "builders"),
     [
-        (OPTIMIZERS, train_module.OPTIMIZER_BUILDERS),
-        (SCHEDULES, train_module.SCHEDULE_BUILDERS),
-        (LOSSES, train_module.LOSS_BUILDERS),
+        (OPTIMIZERS, optimizers.OPTIMIZER_BUILDERS),
+        (SCHEDULES, optimizers.SCHEDULE_BUILDERS),
+        (LOSSES, optimizers.LOSS_BUILDERS),
         (HEADS, HEAD_BUILDERS),
     ],
 )
@@ -227,8 +245,8 @@ def test_optimisers_are_torchs_own() -> None:
     """They get the settings under torch's names."""
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     config = tl.TrainConfig(backbone="x", learning_rate=0.2, momentum=0.7, weight_decay=0.3)
-    sgd = train_module.OPTIMIZER_BUILDERS["sgd"](config, parameters)
-    adamw = train_module.OPTIMIZER_BUILDERS["adamw"](config, parameters)
+    sgd = optimizers.OPTIMIZER_BUILDERS["sgd"](config, parameters)
+    adamw = optimizers.OPTIMIZER_BUILDERS["adamw"](config, parameters)
     assert isinstance(sgd, torch.optim.SGD) and isinstance(adamw, torch.optim.AdamW)
     assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.2, 0.7, 0.3)
     assert (adamw.defaults["lr"], adamw.defaults["betas"], adamw.defaults["weight_decay"]) == (0.2, (0.7, 0.999), 0.3)
@@ -238,7 +256,7 @@ def test_a_first_step_that_overflows_leaves_no_trace() -> None:
     """With scaled gradients (fp16) the step is skipped, and the next step is like a first one."""
     parameter = torch.nn.Parameter(torch.zeros(1000))
     config = tl.TrainConfig(backbone="x", learning_rate=1.0, momentum=0.9)
-    optimizer = train_module.OPTIMIZER_BUILDERS["sgd"](config, [parameter])
+    optimizer = optimizers.OPTIMIZER_BUILDERS["sgd"](config, [parameter])
     scaler = torch.amp.GradScaler("cpu")
     for gradient in (float("inf"), 1.0):
         optimizer.zero_grad()
@@ -253,9 +271,9 @@ def test_focal_loss_is_its_formula() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     p = logits.softmax(1)[range(6), labels]
-    focal = train_module.LOSS_BUILDERS["focal"](tl.TrainConfig(backbone="x"))
+    focal = optimizers.LOSS_BUILDERS["focal"](tl.TrainConfig(backbone="x"))
     torch.testing.assert_close(focal(logits, labels), (-((1 - p) ** 2) * p.log()).mean())
-    plain = train_module.LOSS_BUILDERS["cross_entropy"](tl.TrainConfig(backbone="x", label_smoothing=0.2))
+    plain = optimizers.LOSS_BUILDERS["cross_entropy"](tl.TrainConfig(backbone="x", label_smoothing=0.2))
     torch.testing.assert_close(plain(logits, labels), cross_entropy(logits, labels, label_smoothing=0.2))
 
 
@@ -296,9 +314,10 @@ def test_a_changed_buffer_that_is_not_saved_is_noticed() -> None:
     """The check of frozen backbones covers buffers that a state dict leaves out."""
     module = torch.nn.Linear(1, 1)
     module.register_buffer("hidden", torch.zeros(2), persistent=False)
-    before = train_module._digest(module)
+    names = {"weight", "bias", "hidden"}
+    before = freezing.digest(module, names)
     module.hidden.add_(1)
-    assert train_module._digest(module) != before
+    assert freezing.digest(module, names) != before
 
 
 def test_step_schedule_falls_after_seven_epochs(mini: tl.Splits) -> None:

@@ -168,10 +168,10 @@ def test_work_of_each_regime(mini: tl.Splits, regime: str) -> None:
     work = result.work
     assert work is not None and work.step_images == 4
     head = sum(p.numel() for p in result.model.head.parameters())
-    trained = result.total_params if REGIMES[regime].trains_backbone else head
+    trained = result.total_params if REGIMES[regime].trainable.backbone else head
     assert work.gradient_bytes == work.optimizer_state_bytes == 4 * trained == 4 * result.trainable_params
     assert work.parameter_bytes == 4 * result.total_params
-    if REGIMES[regime].trains_backbone:
+    if REGIMES[regime].trainable.backbone:
         assert 1.5 < work.backward_flops / work.forward_flops < 2.0
         assert work.saved_activation_bytes > 1_000_000
     else:

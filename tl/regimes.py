@@ -1,12 +1,46 @@
-"""Regimes: which parameters train, if any, from which start, and in which mode the backbone runs.
+"""Regimes: which parts of a classifier train, from which start, and what the backbone is during training.
 
-To add one, add an entry to `REGIMES`; the tests, `bench list regimes` and the grids pick it up.
+To add one, add an entry to `REGIMES`; the tests, `bench list regimes` and the grids pick it up. What trains is said
+once, in `Regime.trainable`: gradients, train and eval modes, the optimiser's parameters, the weights kept of the best
+epoch, the proof that the rest stayed frozen, and what claims compare all follow from it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from tl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """Which parts of a classifier train; everything else in it is frozen.
+
+    A module that trains does so with all that is in it: its parameters get gradients, and it runs in train mode, so
+    its BatchNorm statistics move and its dropout drops.
+    """
+
+    head: bool
+    backbone: Callable[[nn.Module], Iterable[nn.Module | nn.Parameter]] | None = None
+    """Maps a backbone to those of its modules that train; None if none of it does. A parameter may stand for itself:
+    it trains within a module that stays in eval mode. For example, the last stage of a ResNet is
+    `lambda network: [network.layer4]`, and all biases are
+    `lambda network: [p for name, p in network.named_parameters() if name.endswith("bias")]`."""
+
+    @property
+    def only_head(self) -> bool:
+        """The head trains and nothing else does."""
+        return self.head and self.backbone is None
+
+
+EVERYTHING = Trainable(head=True, backbone=lambda network: [network])
+HEAD = Trainable(head=True)
+NOTHING = Trainable(head=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +50,13 @@ class Regime:
     summary: str
     start: Literal["pretrained", "random"]
     """Where the backbone's weights come from. `random` is meant, not a fallback: accuracy counts."""
-    trains_backbone: bool
-    """Backbone parameters get gradients and are in the optimiser."""
-    backbone_mode: Literal["train", "eval"]
-    """BatchNorm, dropout and drop-path mode of the backbone during training passes."""
+    trainable: Trainable
+    frozen_mode: Literal["eval", "train"] = "eval"
+    """The mode of frozen modules in training passes. With `train`, as in the tutorial, BatchNorm statistics move
+    although no parameter does: nothing is proved to stay as it was."""
     head: Literal["new", "own"] = "new"
-    """`new`: as `TrainConfig.head` says, and trained. `own`: those rows of the classifier that the pretrained network
-    was published with that belong to the classes of the data set; they stay as they are."""
+    """`new`: as `TrainConfig.head` says. `own`: those rows of the classifier that the pretrained network was published
+    with that belong to the classes of the data set."""
     features: Literal["each step", "once"] = "each step"
     """`once`: the backbone runs over all images before training, and the head trains on what it gave."""
     extractor: Literal["float", "int8"] = "float"
@@ -30,67 +64,66 @@ class Regime:
     control: bool = False
     """A yardstick: no report recommends it or compares its time with that of fine-tuning."""
 
-    @property
-    def trains_head(self) -> bool:
-        """Head parameters get gradients and are in the optimiser."""
-        return self.head == "new"
+    def __post_init__(self) -> None:
+        for name, value, plain in (("features", self.features, "each step"), ("extractor", self.extractor, "float")):
+            if value != plain and not self.fixed_features:
+                raise ConfigError(f"{name}={value!r}: needs a backbone that is frozen in eval mode, or use {plain!r}")
 
     @property
     def trains(self) -> bool:
         """There is something to train. Without it one validation pass is all, and neither seed nor epochs matter."""
-        return self.trains_backbone or self.trains_head
+        return self.trainable.head or self.trainable.backbone is not None
 
     @property
-    def must_stay_frozen(self) -> bool:
-        """No parameter or buffer of the backbone may change: verified after training."""
-        return not self.trains_backbone and self.backbone_mode == "eval"
+    def fixed_features(self) -> bool:
+        """An image has the same features in every epoch: nothing in the backbone changes, and it runs in eval mode."""
+        return self.trainable.backbone is None and self.frozen_mode == "eval"
+
+    @property
+    def plain(self) -> bool:
+        """Each step runs the backbone itself on its images: not features kept from before, nor an int8 copy."""
+        return self.features == "each step" and self.extractor == "float"
 
 
 REGIMES: dict[str, Regime] = {
     "finetune": Regime(
         summary="all parameters are trained, from pretrained weights",
         start="pretrained",
-        trains_backbone=True,
-        backbone_mode="train",
+        trainable=EVERYTHING,
     ),
     "frozen": Regime(
         summary="only the new head is trained; the backbone runs in eval mode and nothing in it changes",
         start="pretrained",
-        trains_backbone=False,
-        backbone_mode="eval",
+        trainable=HEAD,
     ),
     "frozen-tutorial": Regime(
         summary="only the new head is trained, but BatchNorm statistics keep moving, as in the PyTorch tutorial",
         start="pretrained",
-        trains_backbone=False,
-        backbone_mode="train",
+        trainable=HEAD,
+        frozen_mode="train",
     ),
     "cached": Regime(
         summary="as frozen, but features are extracted once, of centre views unless `views` says more",
         start="pretrained",
-        trains_backbone=False,
-        backbone_mode="eval",
+        trainable=HEAD,
         features="once",
     ),
     "quantized": Regime(
         summary="as frozen, with the backbone quantised to int8 after loading; the head stays in single precision",
         start="pretrained",
-        trains_backbone=False,
-        backbone_mode="eval",
+        trainable=HEAD,
         extractor="int8",
     ),
     "scratch": Regime(
         summary="all parameters are trained from random weights: the control that shows what transfer buys",
         start="random",
-        trains_backbone=True,
-        backbone_mode="train",
+        trainable=EVERYTHING,
         control=True,
     ),
     "zeroshot": Regime(
         summary="nothing is trained, the backbone's own ImageNet classifier decides: the control for what it knew",
         start="pretrained",
-        trains_backbone=False,
-        backbone_mode="eval",
+        trainable=NOTHING,
         head="own",
         control=True,
     ),

@@ -128,7 +128,7 @@ class TrainResult(Strict):
     total_params: int
     trainable_params: int
     frozen_verified: bool | None = Field(
-        description="True if backbone parameters and buffers are bit-identical after training; None if they may change"
+        description="True if all that the regime freezes is bit-identical after training; None if it freezes nothing"
     )
     setup_seconds: float = Field(description="time from the call to the first epoch: weights, network, images")
     training_seconds: float = Field(description="all training and validation passes")

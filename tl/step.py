@@ -18,7 +18,6 @@ import torch
 from tl.backbones import Classifier
 from tl.config import TrainConfig
 from tl.precision import autocast, gradient_scaler
-from tl.regimes import REGIMES
 from tl.work import StepWork
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,7 +34,7 @@ class TrainStep:
 
     Args:
         model: the whole network; its `head` maps features to logits.
-        body: maps inputs to features; without gradients where the regime doesn't train the backbone.
+        body: maps inputs to features; without gradients if none of the backbone's parameters has them.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class TrainStep:
         self._optimizer = optimizer
         self._config, self._device = config, device
         self._scaler = gradient_scaler(config.precision, device)
-        self._trains_body = REGIMES[config.regime].trains_backbone
+        self._trains_body = any(parameter.requires_grad for parameter in model.backbone.parameters())
         self.loss_sum = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device, dtype=torch.int64)
         self._inputs = self._labels = self._logits = self._loss = torch.empty(0)

@@ -2,20 +2,18 @@
 
 It follows the PyTorch transfer-learning tutorial's protocol (a validation pass every epoch, the best weights
 kept and loaded at the end) and reports what it did: raw figures of every epoch, predictions for every
-validation image, and proof that a frozen backbone stayed as it was.
+validation image, and proof that what is frozen stayed as it was. It prepares, runs the epochs, and makes the result.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import math
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +21,6 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices
@@ -35,8 +32,10 @@ from tl.datasets import Splits
 from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError, NotApplicable
 from tl.features import EXTRACTION_BATCH, Extraction, Features
+from tl.freezing import Freezing, freeze
 from tl.images import batch_bounds, open_store
 from tl.memory import MemoryMarks
+from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS
 from tl.precision import autocast, check_precision, single_precision
 from tl.quantize import CALIBRATION_IMAGES, quantized, quantized_weights
 from tl.regimes import REGIMES, Regime
@@ -98,125 +97,249 @@ def train_model(
     target = devices.resolve(device)
     check_precision(config.precision, target)
     memory = MemoryMarks(target)
+    setup = _prepare(config, splits, target, weights, weights_dir)
+    with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(target):
+        body: Body = _compiled(setup.model.backbone) if config.compile else setup.model.backbone
+        setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
+        passes = _passes(setup, body, Graphs() if target.type == "cuda" and cuda_graphs else None)
+        trained = _epochs(setup, passes, memory, keep, on_epoch)
+    return _result(setup, passes, trained, memory, setup_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """What is there before anything runs: network, images, and what of the network trains."""
+
+    config: TrainConfig
+    splits: Splits
+    device: torch.device
+    backbone: Backbone
+    model: Classifier
+    layout: str
+    total_params: int
+    """Counted before quantisation, which packs parameters away."""
+    quantization_seconds: float | None
+    train: Batches
+    val: Batches
+    resident_bytes: int | None
+    """Pixels in the GPU's memory; None where they aren't there."""
+    decoded_once: bool
+    freezing: Freezing
+    frozen_digest: str | None
+    optimizer: torch.optim.Optimizer | None
+    """None where nothing trains."""
+    schedule: LRScheduler | None
+
+    @property
+    def regime(self) -> Regime:
+        """The config's."""
+        return REGIMES[self.config.regime]
+
+
+def _prepare(
+    config: TrainConfig,
+    splits: Splits,
+    device: torch.device,
+    weights: Weights | None,
+    weights_dir: str | Path | None,
+) -> _Setup:
+    """Build the network, open the images, and freeze what the regime doesn't train."""
     regime = REGIMES[config.regime]
+    backbone = _backbone(config, regime, splits, weights, weights_dir)
+    model, layout = Classifier(backbone, len(splits.classes), config), memory_format(device, config.precision)
+    model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    total_params = sum(p.numel() for p in model.parameters())
+    store = open_store(splits)
+    resident = resident_pixels(store, device)
+    train, val = (
+        Batches(store, images, backbone.preprocessing, device, memory_format=LAYOUTS[layout], resident=resident)
+        for images in (splits.train, splits.val)
+    )
+    quantization_seconds = _quantize(model, config, train) if regime.extractor == "int8" else None
+    freezing = freeze(model, regime)
+    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if freezing.parameters else None
+    resident_bytes = None if resident is None else resident.nbytes
+    if resident_bytes is not None and regime.features == "each step":
+        resident_bytes += val.keep_centred()
+    return _Setup(
+        config=config,
+        splits=splits,
+        device=device,
+        backbone=backbone,
+        model=model,
+        layout=layout,
+        total_params=total_params,
+        quantization_seconds=quantization_seconds,
+        train=train,
+        val=val,
+        resident_bytes=resident_bytes,
+        decoded_once=store.pixels is not None,
+        freezing=freezing,
+        frozen_digest=freezing.digest(),
+        optimizer=optimizer,
+        schedule=SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None,
+    )
+
+
+def _backbone(
+    config: TrainConfig, regime: Regime, splits: Splits, weights: Weights | None, weights_dir: str | Path | None
+) -> Backbone:
+    """The config's backbone with the weights that its regime starts from."""
     policy = "random" if regime.start == "random" else config.weights
     if weights and policy != "auto" and weights.kind != policy:
         raise ConfigError(f"weights={weights.kind!r}: regime {config.regime!r} was to start from {policy} weights")
-    backbone = make_backbone(
+    return make_backbone(
         config.backbone,
         weights=weights or policy,
         weights_dir=weights_dir,
         seed=config.seed,
         own_head_for=splits.classes if regime.head == "own" else None,
     )
-    model = Classifier(backbone, len(splits.classes), config)
-    layout = memory_format(target, config.precision)
-    model.to(device=target, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-    total_params = sum(p.numel() for p in model.parameters())
-    store = open_store(splits)
-    resident = resident_pixels(store, target)
-    train_images, val_images = (
-        Batches(store, images, backbone.preprocessing, target, memory_format=LAYOUTS[layout], resident=resident)
-        for images in (splits.train, splits.val)
-    )
-    quantization_seconds = _quantize(model, config, train_images) if regime.extractor == "int8" else None
-    trainable = _freeze(model, regime)
-    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, trainable) if trainable else None
-    schedule = SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None
-    before = _digest(model.backbone) if regime.must_stay_frozen else None
-    kept_bytes = 0 if resident is None else resident.nbytes
-    if resident is not None and regime.features == "each step":
-        kept_bytes += val_images.keep_centred()
-    graphs = Graphs() if target.type == "cuda" and cuda_graphs else None
 
-    clock, counted = Clock(target), StepWork()
-    work: StepWork | None = counted
-    history: list[EpochResult] = []
-    best: _Best | None = None
-    with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(target):
-        body: Body = _compiled(model.backbone) if config.compile else model.backbone
-        train: Batches | Features = train_images
-        val: Batches | Features = val_images
-        extraction: Extraction | None = None
-        setup_seconds = time.perf_counter() - started - (quantization_seconds or 0.0)
-        if regime.features == "once":
-            model.eval()
-            extraction = _extraction(body, backbone, config, splits, target, on_device=resident is not None)
-            train, val = extraction.features(train_images, config.views), extraction.features(val_images, 1)
-            body = nn.Identity()
-        loss_function = LOSS_BUILDERS[config.loss](config)
-        step = _step(model, body, loss_function, optimizer, config, target, graphs) if optimizer else None
-        evaluation = _evaluation(model, body, config, target, graphs)
-        for epoch in range(config.passes):
-            rate = optimizer.param_groups[0]["lr"] if optimizer else None
-            trained, train_seconds = None, 0.0
-            with _garbage_later():
-                memory.begin("train" if step else "val")
-                clock.start()
-                if step:
-                    set_mode(model, regime)
-                    trained = _train_pass(step, train, config, epoch, clock, work)
-                    train_seconds = clock.elapsed()
-                    memory.begin("val")
-                    clock.mark(None)
-                model.eval()
-                judged = _val_pass(evaluation, val, loss_function, config)
-                clock.mark("validation")
-                whole, parts = clock.read()
-                memory.end()
-            if schedule:
-                schedule.step()
-            work = None  # counted on the first step alone, which is warm-up anyway
-            history.append(
-                EpochResult(
-                    epoch=epoch,
-                    learning_rate=rate,
-                    train_seconds=train_seconds if trained else None,
-                    val_seconds=whole - train_seconds,
-                    phases=Phases(**parts, other=whole - sum(parts.values())) if trained else None,
-                    train_loss=_finite(trained.loss) if trained else None,
-                    train_accuracy=trained.accuracy if trained else None,
-                    val_loss=_finite(judged.loss),
-                    val_accuracy=judged.accuracy,
-                )
-            )
-            last = Predictions(epoch=epoch, labels=judged.predicted, confidences=judged.confidences)
-            if best is None or keep == "last" or judged.accuracy > best.accuracy:
-                kept = model.head if regime.must_stay_frozen else model
-                copied = {key: value.detach().clone() for key, value in kept.state_dict().items()}
-                best = _Best(accuracy=judged.accuracy, predictions=last, state=copied, owner=kept)
-            if on_epoch:
-                on_epoch(history[-1])
-        assert best is not None  # there is at least one pass
-        best.owner.load_state_dict(best.state)
-    model.eval()
+
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """What the passes of every epoch run on: images, or features of them that were extracted before."""
+
+    train: Batches | Features
+    val: Batches | Features
+    loss_function: Loss
+    step: TrainStep | None
+    """None where nothing trains."""
+    evaluation: Evaluation
+    graphs: Graphs | None
+    extraction: Extraction | None
+    work: StepWork
+    """Counted on the first step alone, which is warm-up anyway."""
+
+
+def _passes(setup: _Setup, body: Body, graphs: Graphs | None) -> _Passes:
+    """Extract features where the regime wants them once, and make the steps."""
+    config, model, device = setup.config, setup.model, setup.device
+    train: Batches | Features = setup.train
+    val: Batches | Features = setup.val
+    extraction: Extraction | None = None
+    if setup.regime.features == "once":
+        model.eval()
+        extraction = _extraction(body, setup)
+        train, val = extraction.features(setup.train, config.views), extraction.features(setup.val, 1)
+        body = nn.Identity()
+    loss_function = LOSS_BUILDERS[config.loss](config)
+    return _Passes(
+        train=train,
+        val=val,
+        loss_function=loss_function,
+        step=_step(model, body, loss_function, setup.optimizer, config, device, graphs) if setup.optimizer else None,
+        evaluation=_evaluation(model, body, config, device, graphs),
+        graphs=graphs,
+        extraction=extraction,
+        work=StepWork(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What the epochs gave."""
+
+    history: tuple[EpochResult, ...]
+    best: Predictions
+    """Of the epoch whose weights the model has at the end."""
+    last: Predictions
+
+
+def _epochs(
+    setup: _Setup,
+    passes: _Passes,
+    memory: MemoryMarks,
+    keep: Literal["best", "last"],
+    on_epoch: Callable[[EpochResult], None] | None,
+) -> _Trained:
+    """Train and validate, epoch after epoch; the model ends with the weights of the epoch that is kept."""
+    clock, history = Clock(setup.device), []
+    best = last = None
+    kept: dict[str, torch.Tensor] = {}
+    for epoch in range(setup.config.passes):
+        row, last = _epoch(setup, passes, memory, clock, epoch)
+        if best is None or keep == "last" or row.val_accuracy > history[best.epoch].val_accuracy:
+            best, kept = last, setup.freezing.state()
+        history.append(row)
+        if on_epoch:
+            on_epoch(row)
+    assert best is not None and last is not None  # there is at least one pass
+    setup.freezing.restore(kept)
+    setup.model.eval()
+    return _Trained(history=tuple(history), best=best, last=last)
+
+
+def _epoch(
+    setup: _Setup, passes: _Passes, memory: MemoryMarks, clock: Clock, epoch: int
+) -> tuple[EpochResult, Predictions]:
+    """A training pass, unless nothing trains, and a validation pass."""
+    optimizer, step = setup.optimizer, passes.step
+    rate = optimizer.param_groups[0]["lr"] if optimizer else None
+    trained, train_seconds = None, 0.0
+    with _garbage_later():
+        memory.begin("train" if step else "val")
+        clock.start()
+        if step:
+            setup.freezing.train_mode()
+            work = passes.work if epoch == 0 else None
+            trained = _train_pass(step, passes.train, setup.config, epoch, clock, work)
+            train_seconds = clock.elapsed()
+            memory.begin("val")
+            clock.mark(None)
+        setup.model.eval()
+        judged = _val_pass(passes.evaluation, passes.val, passes.loss_function, setup.config)
+        clock.mark("validation")
+        whole, parts = clock.read()
+        memory.end()
+    if setup.schedule:
+        setup.schedule.step()
+    row = EpochResult(
+        epoch=epoch,
+        learning_rate=rate,
+        train_seconds=train_seconds if trained else None,
+        val_seconds=whole - train_seconds,
+        phases=Phases(**parts, other=whole - sum(parts.values())) if trained else None,
+        train_loss=_finite(trained.loss) if trained else None,
+        train_accuracy=trained.accuracy if trained else None,
+        val_loss=_finite(judged.loss),
+        val_accuracy=judged.accuracy,
+    )
+    return row, Predictions(epoch=epoch, labels=judged.predicted, confidences=judged.confidences)
+
+
+def _result(
+    setup: _Setup, passes: _Passes, trained: _Trained, memory: MemoryMarks, setup_seconds: float
+) -> TrainResult:
+    """All that there is to say of a training once its epochs are over."""
+    config, model, device, extraction = setup.config, setup.model, setup.device, passes.extraction
+    on_cuda = device.type == "cuda"
     return TrainResult(
         config=config,
-        weights=backbone.weights,
-        classes=splits.classes,
-        device=str(target),
-        device_name=devices.present()[str(target)],
+        weights=setup.backbone.weights,
+        classes=setup.splits.classes,
+        device=str(device),
+        device_name=devices.present()[str(device)],
         threads=torch.get_num_threads(),
-        memory_format=layout,
-        cuda_graph=isinstance(step, GraphedStep) and step.replayed if target.type == "cuda" else None,
-        epochs=tuple(history),
-        best=best.predictions,
-        last=last,
-        total_params=total_params,
-        trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        frozen_verified=None if before is None else _digest(model.backbone) == before,
+        memory_format=setup.layout,
+        cuda_graph=isinstance(passes.step, GraphedStep) and passes.step.replayed if on_cuda else None,
+        epochs=trained.history,
+        best=trained.best,
+        last=trained.last,
+        total_params=setup.total_params,
+        trainable_params=sum(p.numel() for p in setup.freezing.parameters),
+        frozen_verified=None if setup.frozen_digest is None else setup.freezing.digest() == setup.frozen_digest,
         setup_seconds=setup_seconds,
         extraction_seconds=extraction.seconds if extraction else None,
         extracting_seconds=extraction.spent if extraction else None,
-        quantization_seconds=quantization_seconds,
+        quantization_seconds=setup.quantization_seconds,
         features_reused=extraction.spent == 0 if extraction else None,
-        training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in history),
+        training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in trained.history),
         **memory.figures(),
-        resident_image_bytes=kept_bytes if target.type == "cuda" else None,
-        work=_work(counted, config, len(splits.train), model, optimizer) if optimizer else None,
-        notes=_notes(
-            history, splits, backbone.weights, config, graphs, extraction, decoded_once=store.pixels is not None
-        ),
+        resident_image_bytes=(setup.resident_bytes or 0) if on_cuda else None,
+        work=_work(passes.work, setup, setup.optimizer) if setup.optimizer else None,
+        notes=_notes(setup, passes, trained.history),
         model=model,
     )
 
@@ -268,13 +391,12 @@ def _evaluation(
     return GraphedEvaluation(*arguments, graphs=graphs) if graphs else Evaluation(*arguments)
 
 
-def _extraction(
-    body: Body, backbone: Backbone, config: TrainConfig, splits: Splits, device: torch.device, *, on_device: bool
-) -> Extraction:
+def _extraction(body: Body, setup: _Setup) -> Extraction:
     """Features are the same where all of this is, up to rounding that depends on what was extracted together.
 
     Random weights follow from the seed.
     """
+    config, backbone, device = setup.config, setup.backbone, setup.device
 
     def forward(images: torch.Tensor) -> torch.Tensor:
         with autocast(config.precision, device):
@@ -283,12 +405,12 @@ def _extraction(
     identity = {
         "backbone": backbone.spec,
         "weights": backbone.weights.digest or f"random, seed {config.seed}",
-        "dataset": splits.digest,
+        "dataset": setup.splits.digest,
         "precision": config.precision,
         "compile": config.compile,
         "device": devices.present()[str(device)],
         "threads": torch.get_num_threads(),
-        "cropped on the device": on_device,
+        "cropped on the device": setup.resident_bytes is not None,
         "preprocessing": asdict(backbone.preprocessing),
         "libraries": [torch.__version__, torchvision.__version__, timm.__version__],
     }
@@ -303,39 +425,18 @@ class _Pass:
     confidences: list[float | None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Best:
-    accuracy: float
-    predictions: Predictions
-    state: dict[str, torch.Tensor]
-    owner: nn.Module
-
-
-def _work(step: StepWork, config: TrainConfig, images: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Work:
+def _work(step: StepWork, setup: _Setup, optimizer: torch.optim.Optimizer) -> Work:
     """Work of the first step, the largest number of images a step has but for a lonely last one."""
-    first = batch_bounds(images, config.batch_size)[0]
+    model, first = setup.model, batch_bounds(len(setup.splits.train), setup.config.batch_size)[0]
     return Work(
         step_images=first[1] - first[0],
         forward_flops=step.forward_flops,
         backward_flops=step.backward_flops,
         saved_activation_bytes=step.saved_bytes,
         parameter_bytes=tensor_bytes([*model.parameters(), *(weight for _, weight in quantized_weights(model))]),
-        gradient_bytes=tensor_bytes(p for p in model.parameters() if p.requires_grad),
+        gradient_bytes=tensor_bytes(setup.freezing.parameters),
         optimizer_state_bytes=optimizer_state_bytes(optimizer),
     )
-
-
-def _freeze(model: Classifier, regime: Regime) -> list[nn.Parameter]:
-    """Switch gradients on and off, and return what the optimiser may change."""
-    model.backbone.requires_grad_(regime.trains_backbone)
-    model.head.requires_grad_(regime.trains_head)
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def set_mode(model: Classifier, regime: Regime) -> None:
-    """Train mode as the regime wants it: a frozen backbone stays in eval mode."""
-    model.train()
-    model.backbone.train(regime.backbone_mode == "train")
 
 
 def _train_pass(
@@ -372,59 +473,6 @@ def _val_pass(evaluation: Evaluation, batches: Batches | Features, loss_function
     )
 
 
-def _focal(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    per_image = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    share = logits.softmax(1).gather(1, labels[:, None])[:, 0]
-    return ((1 - share) ** 2 * per_image).mean()
-
-
-def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
-    """Begin momentum at zero, which gives the first step that torch takes without.
-
-    Torch's fused SGD begins it with memory as it finds it, and trains on that where the first step is skipped
-    because scaled gradients have overflowed (fp16).
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group["momentum"] else ():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-OPTIMIZER_BUILDERS: dict[str, Callable[[TrainConfig, list[nn.Parameter]], torch.optim.Optimizer]] = {
-    "sgd": lambda c, parameters: _with_momentum(
-        torch.optim.SGD(parameters, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
-    ),
-    "adamw": lambda c, parameters: torch.optim.AdamW(
-        parameters,
-        lr=c.learning_rate,
-        betas=(c.momentum, 0.999),
-        weight_decay=c.weight_decay,
-        fused=True,
-        capturable=parameters[0].is_cuda,  # counts its steps where a CUDA graph can
-    ),
-}
-SCHEDULE_BUILDERS: dict[str, Callable[[TrainConfig, torch.optim.Optimizer], LRScheduler]] = {
-    "step": lambda c, optimizer: torch.optim.lr_scheduler.StepLR(optimizer, c.step_size, c.gamma),
-    "cosine": lambda c, optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs),
-    "constant": lambda c, optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
-}
-LOSS_BUILDERS: dict[str, Callable[[TrainConfig], Loss]] = {
-    "cross_entropy": lambda c: partial(cross_entropy, label_smoothing=c.label_smoothing),
-    "focal": lambda c: partial(_focal, smoothing=c.label_smoothing),
-}
-
-
-def _digest(module: nn.Module) -> str:
-    """SHA-256 over all parameters, int8 weights and buffers, bit for bit."""
-    sha = hashlib.sha256()
-    integers = ((name, value.int_repr()) for name, value in quantized_weights(module))
-    # Not `state_dict` alone: it leaves out buffers that are not saved.
-    for name, value in [*module.named_parameters(), *module.named_buffers(), *integers]:
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
 @contextmanager
 def _garbage_later() -> Iterator[None]:
     """Keep the garbage collector out of a timed epoch."""
@@ -441,31 +489,23 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _notes(
-    history: list[EpochResult],
-    splits: Splits,
-    weights: Weights,
-    config: TrainConfig,
-    graphs: Graphs | None,
-    extraction: Extraction | None,
-    *,
-    decoded_once: bool,
-) -> tuple[Note, ...]:
+def _notes(setup: _Setup, passes: _Passes, history: Sequence[EpochResult]) -> tuple[Note, ...]:
     """What a reader of the figures must know."""
-    images, size = len(splits.train), config.batch_size
+    splits, weights, size = setup.splits, setup.backbone.weights, setup.config.batch_size
+    images = len(splits.train)
     fallbacks, notes = [], []
     if splits.stand_in:
         fallbacks.append(Note(about="images", text=f"the images are {splits.stand_in}"))
     if weights.reason:
         fallbacks.append(Note(about="weights", text=f"random weights: {weights.reason}"))
-    if graphs and graphs.failure:
-        notes.append(f"without CUDA graphs: {graphs.failure}")
-    if extraction and extraction.spent == 0:
+    if passes.graphs and passes.graphs.failure:
+        notes.append(f"without CUDA graphs: {passes.graphs.failure}")
+    if passes.extraction and passes.extraction.spent == 0:
         notes.append("features were at hand: the memory that their extraction took is unknown")
-    if not decoded_once:
+    if not setup.decoded_once:
         notes.append("images were decoded anew in every epoch: times hold more than with decoded images at hand")
     if any((row.train_loss is None and row.train_seconds is not None) or row.val_loss is None for row in history):
         notes.append("the loss was not finite in at least one epoch")
-    if REGIMES[config.regime].trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
+    if setup.regime.trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
     return (*fallbacks, *(Note(about="figures", text=text) for text in notes))

@@ -6,6 +6,8 @@ To add one for everybody, add an entry to `CLAIMS`; for one's own runs, a `[[cla
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,8 +15,13 @@ from pydantic import Field, field_validator, model_validator
 
 from bench.analysis.metrics import METRICS
 from tl.errors import ConfigError, not_one_of
-from tl.regimes import REGIMES
+from tl.regimes import REGIMES, Regime
 from tl.strict import Strict
+
+KINDS: dict[str, Callable[[Regime], bool]] = {
+    "head-only": lambda regime: regime.trainable.only_head and regime.plain and not regime.control,
+}
+"""Kinds of regimes that a claim can be about: by what regimes do, whatever they are called."""
 
 
 class Claim(Strict):
@@ -28,18 +35,21 @@ class Claim(Strict):
     statement: str = Field(min_length=1)
     source: str = ""
     metric: str = Field(description="a key of `bench.analysis.metrics.METRICS`")
-    regime: str = Field(description="a regime, or a pattern with * and ?")
+    regime: str | None = Field(None, description="a regime, or a pattern with * and ?; None with `kind`")
+    kind: str | None = Field(None, description="a key of `KINDS`; None with `regime`")
     against: str = Field("finetune", description="a regime")
     low: float | None = Field(None, description="None where it has no lower bound")
     high: float | None = None
     above: str = Field("above the claim", description="verdict where it lies above the region for certain")
     below: str = "below the claim"
 
-    @field_validator("metric", "against", "regime")
+    @field_validator("metric", "against", "regime", "kind")
     @classmethod
-    def _known(cls, value: str, info: Any) -> str:
-        choices = METRICS if info.field_name == "metric" else REGIMES
-        if not any(fnmatchcase(name, value) if info.field_name == "regime" else name == value for name in choices):
+    def _known(cls, value: str | None, info: Any) -> str | None:
+        tables: dict[str, Collection[str]] = {"metric": METRICS, "kind": KINDS}
+        choices = tables.get(info.field_name, REGIMES)
+        fits = fnmatchcase if info.field_name == "regime" else operator.eq
+        if value is not None and not any(fits(name, value) for name in choices):
             raise ConfigError(not_one_of(info.field_name, value, choices))
         return value
 
@@ -51,6 +61,8 @@ class Claim(Strict):
             raise ConfigError(f"low={self.low}, high={self.high}: give one of them, or a low below a high")
         if self.is_ratio and min(given) <= 0:
             raise ConfigError(f"low={self.low}, high={self.high}: a ratio is above 0, and so must be its bounds")
+        if (self.regime is None) == (self.kind is None):
+            raise ConfigError(f"regime={self.regime!r}, kind={self.kind!r}: give one of them")
         if self.regime == self.against:
             raise ConfigError(f"against={self.against!r}: is the regime itself; name another")
         return self
@@ -67,7 +79,14 @@ class Claim(Strict):
 
     def is_about(self, regime: str) -> bool:
         """Whether a regime is one that it compares with `against`."""
-        return fnmatchcase(regime, self.regime) and regime != self.against
+        if regime == self.against:
+            return False
+        return KINDS[self.kind](REGIMES[regime]) if self.kind else fnmatchcase(regime, self.regime or "")
+
+    @property
+    def subject(self) -> str:
+        """The regimes that it is about, for a sentence."""
+        return f"{self.kind} regimes" if self.kind else self.regime or ""
 
     @property
     def region(self) -> str:
@@ -92,7 +111,7 @@ CLAIMS: dict[str, Claim] = {
             statement="Training only the head takes about half the time of fine-tuning",
             source="PyTorch transfer-learning tutorial, on training with a fixed backbone on a CPU",
             metric="epoch_seconds",
-            regime="frozen*",
+            kind="head-only",
             low=1.6,
             high=2.5,
             above="faster than claimed",
@@ -103,7 +122,7 @@ CLAIMS: dict[str, Claim] = {
             statement="Training only the head needs less memory than fine-tuning",
             source="common advice; what is kept for the backward pass and the optimiser falls away",
             metric="peak_memory_bytes",
-            regime="frozen*",
+            kind="head-only",
             low=1.0,
         ),
         Claim(
@@ -111,7 +130,7 @@ CLAIMS: dict[str, Claim] = {
             statement="Training only the head loses at most 2 points of accuracy",
             source="PyTorch transfer-learning tutorial: 93% fine-tuned, 95% with the head alone",
             metric="val_accuracy_best",
-            regime="frozen*",
+            kind="head-only",
             low=-0.02,
         ),
         Claim(

@@ -206,10 +206,11 @@ def _level(cell: Cell, by: Axis) -> str:
 
 def _key(cell: Cell, by: Axis) -> str:
     """What two cells must have in common to be compared."""
+    if by == "regime":
+        return cell.without_start.id
     bare = cell.but(seed=0)
-    if by in ("regime", "backbone"):
-        # Other backbones have other weights, and so has a regime that starts from random ones.
-        bare = bare.but(**{by: "finetune" if by == "regime" else "any"}, weights="auto").replace(weights_digest="")
+    if by == "backbone":  # other backbones have other weights
+        bare = bare.but(backbone="any", weights="auto").replace(weights_digest="")
     if by == "precision":
         bare = bare.but(precision="fp32")
     if by == "device":

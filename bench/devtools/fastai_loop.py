@@ -28,8 +28,8 @@ from fastai.vision.all import (
 )
 from torch import nn
 
-from bench.devtools.plain_loop import BATCH, REGIMES, WORKERS, network
-from bench.devtools.side import emit_end, emit_epoch, options
+from bench.devtools.plain_loop import BATCH, WORKERS, network
+from bench.devtools.side import PLAIN_REGIMES, emit_end, emit_epoch, options
 from tl.backbones import Classifier
 from tl.machine import usable_cores
 
@@ -61,11 +61,12 @@ def body_and_head(model: Classifier) -> list[list[nn.Parameter]]:
 
 def main() -> None:
     """Train, and emit one line per epoch."""
-    given = options(__doc__, REGIMES)
+    given = options(__doc__, PLAIN_REGIMES)
     warnings.simplefilter("ignore")
     started = time.perf_counter()
     torch.manual_seed(given.seed)
-    model, preprocessing, _ = network(given)
+    model, preprocessing, trained = network(given)
+    only_head = trained is model.head
     device = torch.device(given.device)
     normalise = Normalize.from_stats(preprocessing.mean, preprocessing.std, cuda=device.type == "cuda")
     loaders = ImageDataLoaders.from_folder(
@@ -85,10 +86,10 @@ def main() -> None:
         opt_func=lambda groups, lr: SGD(groups, lr, mom=0.9),
         metrics=accuracy,
         splitter=body_and_head,
-        train_bn=given.regime != "frozen",
+        train_bn=not only_head,
         cbs=EmitEpochs(),
     )
-    if given.regime == "frozen":
+    if only_head:
         learner.freeze()
     with learner.no_bar(), learner.no_logging():
         learner.fit(given.epochs, 1e-3)

@@ -18,8 +18,8 @@ import lightning
 import torch
 from torch import nn
 
-from bench.devtools.plain_loop import REGIMES, WORKERS, loader, network
-from bench.devtools.side import emit_end, emit_epoch, options
+from bench.devtools.plain_loop import WORKERS, loader, network
+from bench.devtools.side import PLAIN_REGIMES, emit_end, emit_epoch, options
 from tl.machine import usable_cores
 
 
@@ -63,7 +63,7 @@ class Cell(lightning.LightningModule):
 
 def main() -> None:
     """Train, and emit one line per epoch."""
-    given = options(__doc__, REGIMES)
+    given = options(__doc__, PLAIN_REGIMES)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     started = time.perf_counter()

@@ -34,6 +34,7 @@ from typing import IO, Any
 import psutil
 
 from bench.devtools.samples import OURS, PLAIN, Samples, SideRun, What, render
+from bench.devtools.side import PLAIN_REGIMES
 from bench.execution.monitor import Monitor, busy_warning
 from bench.store.environment import environment
 from tl.cache import to_json, write_atomic
@@ -205,7 +206,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--weights-file", help="a state dict for ours and plain")
     parser.add_argument("--regime", default="finetune", help="our regime")
     parser.add_argument("--precision", default="fp32", help="our precision; see tl.config.PRECISIONS")
-    parser.add_argument("--against", help="regime of the others, finetune or frozen; by default the same as ours")
+    parser.add_argument("--against", help=f"regime of the others, {' or '.join(PLAIN_REGIMES)}; by default ours")
     parser.add_argument("--device", default="cpu", help="cpu, cuda[:i] or mps")
     parser.add_argument("--rounds", type=int, default=5, help="processes per side")
     parser.add_argument("--epochs", type=int, default=3, help="epochs per process; the first is warm-up")
@@ -232,8 +233,9 @@ def _place(given: argparse.Namespace) -> Path:
         raise UserError(f"--against-epochs {given.against_epochs} needs --whole")
     if given.memory and not psutil.LINUX:
         raise UserError("--memory: proportional set sizes are only known on Linux")
-    if (against := given.against or given.regime) not in ("finetune", "frozen"):
-        raise UserError(f"the plain loop has no regime {against!r}; use --against finetune or --against frozen")
+    if (against := given.against or given.regime) not in PLAIN_REGIMES:
+        others = " or ".join(f"--against {name}" for name in PLAIN_REGIMES)
+        raise UserError(f"the plain loop has no regime {against!r}; use {others}")
     parts = [_what(given), given.backbone, *dict.fromkeys((given.regime, against)), given.device]
     parts += [given.precision] if given.precision != "fp32" else []
     path: Path = given.out / (re.sub(r"[^\w.-]+", "-", "-".join(parts)) + ".json")

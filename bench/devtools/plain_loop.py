@@ -23,12 +23,11 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import tl
-from bench.devtools.side import emit_end, emit_epoch, options, weights_in
+from bench.devtools.side import PLAIN_REGIMES, emit_end, emit_epoch, options, weights_in
 from tl.backbones import Classifier
 from tl.batches import Preprocessing
 from tl.datasets import load_splits
 
-REGIMES = ("finetune", "frozen")
 BATCH, WORKERS = 4, 4
 
 
@@ -50,9 +49,10 @@ def network(given: argparse.Namespace) -> tuple[Classifier, Preprocessing, nn.Mo
     backbone = tl.make_backbone(given.backbone, weights=weights_in(given.weights_file) or "auto", seed=given.seed)
     classes = len(load_splits(given.data).classes)
     model = Classifier(backbone, classes, tl.TrainConfig(backbone=given.backbone, seed=given.seed))
-    if given.regime == "frozen":
+    if tl.REGIMES[given.regime].trainable.only_head:
         model.backbone.requires_grad_(False)
-    return model, backbone.preprocessing, model.head if given.regime == "frozen" else model
+        return model, backbone.preprocessing, model.head
+    return model, backbone.preprocessing, model
 
 
 def one_pass(
@@ -82,7 +82,7 @@ def one_pass(
 
 def main() -> None:
     """Train, and emit one line per epoch. As in the tutorial, the best weights are saved, and loaded at the end."""
-    given = options(__doc__, REGIMES)
+    given = options(__doc__, PLAIN_REGIMES)
     started = time.perf_counter()
     torch.manual_seed(given.seed)
     device, folder = torch.device(given.device), Path(given.data)

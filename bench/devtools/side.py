@@ -12,7 +12,16 @@ from pathlib import Path
 
 from tl.digest import file_digest
 from tl.errors import StandInWarning
+from tl.regimes import EVERYTHING, REGIMES
 from tl.weights import Weights
+
+PLAIN_REGIMES = tuple(
+    name
+    for name, regime in REGIMES.items()
+    if regime.start == "pretrained" and regime.plain and regime.frozen_mode == "eval"
+    if regime.trainable == EVERYTHING or regime.trainable.only_head
+)
+"""Regimes that the plain loop and its like can run: everything trains, or the head alone."""
 
 
 def options(

@@ -15,10 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 import tl
 from tl.backbones import Classifier, make_backbone
+from tl.freezing import freeze
+from tl.optimizers import OPTIMIZER_BUILDERS
 from tl.quantize import quantized
 from tl.regimes import REGIMES
 from tl.step import TrainStep
-from tl.train import OPTIMIZER_BUILDERS, set_mode
 from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
 
 NETWORKS = ("torchvision:shufflenet_v2_x0_5", "timm:mobilenetv3_small_050")
@@ -49,15 +50,14 @@ def make_step(backbone: str, regime: str) -> Step:
     if kind.extractor == "int8":
         model.eval()
         model.backbone = quantized(model.backbone, iter([images]), device)
-    model.backbone.requires_grad_(kind.trains_backbone)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZER_BUILDERS["sgd"](config, trained)
+    freezing = freeze(model, kind)
+    optimizer = OPTIMIZER_BUILDERS["sgd"](config, freezing.parameters)
     body: Any = model.backbone
     if kind.features == "once":
         with torch.inference_mode():
             images = model.backbone.eval()(images).clone()
         images, body = images.clone().detach(), nn.Identity()
-    set_mode(model, kind)
+    freezing.train_mode()
     step = TrainStep(model, body, cross_entropy, optimizer, config, device)
     labels = torch.arange(BATCH) % 2
 
@@ -74,7 +74,7 @@ def make_step(backbone: str, regime: str) -> Step:
             "allocations": dispatches.allocations,
             "allocated_bytes": dispatches.allocated_bytes,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "trained_parameters": sum(parameter.numel() for parameter in trained),
+            "trained_parameters": sum(parameter.numel() for parameter in freezing.parameters),
             "gradient_bytes": tensor_bytes(p.grad for p in model.parameters() if p.grad is not None),
             "optimizer_state_bytes": optimizer_state_bytes(optimizer),
         }

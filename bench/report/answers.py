@@ -68,7 +68,7 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
     said = []
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
-        nothing = f"not tested: no result of {claim.regime} and {claim.against} for the same backbone and device"
+        nothing = f"not tested: no result of {claim.subject} and {claim.against} for the same backbone and device"
         said.append((claim, (f"{overall(about)}. {tally(about)}" if about else nothing) + _lost(claim, summary)))
     return said
 

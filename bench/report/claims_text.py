@@ -58,6 +58,7 @@ def _row(claim: Claim, finding: Finding | None, together: str) -> dict[str, Any]
         "is_ratio": claim.is_ratio,
         "backbone": cell.config.backbone if cell else None,
         "regime": cell.config.regime if cell else claim.regime,
+        "kind": claim.kind,
         "against": claim.against,
         "device": cell.device if cell else None,
         "config": cell.config.model_dump(mode="json", exclude={"backbone", "regime", "seed"}) if cell else None,

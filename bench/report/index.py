@@ -31,7 +31,7 @@ class Entry:
     headlines: tuple[Headline, ...]
     answers: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-    """That its images are drawn ones, or a backbone that was to be frozen changed."""
+    """That its images are drawn ones, or something changed that should have stayed frozen."""
     error: str = ""
     """Why the run can't be read."""
 

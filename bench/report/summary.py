@@ -145,7 +145,7 @@ class Summary:
 
     @property
     def not_frozen(self) -> list[Record]:
-        """Cells whose backbone should have stayed as it was and didn't."""
+        """Cells in which something changed that should have stayed frozen."""
         return [record for _, record in self.records if record.result and record.result.frozen_verified is False]
 
     @property

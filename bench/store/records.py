@@ -32,6 +32,7 @@ from pydantic import Field, field_validator
 
 from bench.store.environment import Environment, MachineState
 from tl.config import TrainConfig
+from tl.regimes import REGIMES
 from tl.results import TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
@@ -54,6 +55,9 @@ AS_BEFORE: dict[str, Any] = {
 A field with that value is left out of a cell's id, so that cells keep the ids that they had before the field existed.
 The value is not the field's default: a default may change, this value may not.
 """
+
+ANY_REGIME = next(iter(REGIMES))
+"""Stands for all regimes where cells of several are compared; it doesn't matter which it is, only that it is one."""
 
 Status = Literal["done", "failed", "oom", "timeout", "skipped"]
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -91,7 +95,7 @@ class Cell(Strict):
     @cached_property
     def bare(self) -> Cell:
         """This cell with a fixed regime and seed. Cells can be compared across regimes if this is equal."""
-        return self.but(regime="finetune", seed=0)
+        return self.but(regime=ANY_REGIME, seed=0)
 
     @cached_property
     def without_start(self) -> Cell:

@@ -94,7 +94,8 @@ def run_until_decided(
     if the grid compares nothing.
     """
     if not planned(HALF_THE_TIME, whole.cells.values()):
-        raise ConfigError("--until-decided: no backbone has both finetune and a regime that trains only the head")
+        both = f"{HALF_THE_TIME.against} and a regime that trains only the head"
+        raise ConfigError(f"--until-decided: no backbone has both {both}")
     same_folder = replace(options, fresh=False, name=whole.run.folder.name)  # --fresh has made a folder for all seeds
     with held(whole.run, options, console):  # also between two seeds
         return _add_seeds(whole, grid, same_folder, executor, console, goal)

@@ -26,7 +26,7 @@ epochs = 10                         # fields of [train] are allowed too, for the
 name = "a-third-of-the-memory"
 statement = "Training only the head needs a third of the memory"
 metric = "peak_memory_bytes"
-regime = "frozen"                   # the default of `against` is "finetune"
+regime = "frozen"                   # or kind = "head-only"; the default of `against` is "finetune"
 low = 2.5                           # the claim holds if finetune ÷ frozen is at least this
 """
 
@@ -85,8 +85,9 @@ class Grid(Strict):
 
         Raises `ConfigError` if one is out of range.
         """
-        # `cached` reads every setting. Other regimes replace the settings that they don't read.
-        settings = TrainConfig(backbone="any", regime="cached", **self.train).model_dump(mode="json")
+        # This regime reads every setting, `views` too. Others replace the settings that they don't read.
+        reader = max(REGIMES, key=lambda name: REGIMES[name].features == "once")
+        settings = TrainConfig(backbone="any", regime=reader, **self.train).model_dump(mode="json")
         return {name: settings[name] for name in PROTOCOL}
 
     def override(self, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:

@@ -24,7 +24,7 @@ def arrange(cells: Mapping[str, Cell], run: str, *, seeds: Collection[int] = ())
     ranks = {seed: rank for rank, seed in enumerate(sorted({*seeds, *(c.config.seed for c in cells.values())}))}
     blocks: dict[int, dict[str, list[str]]] = {}
     for cell_id, cell in cells.items():
-        group = cell.but(regime="finetune", seed=0).replace(weights_digest="").model_dump_json(exclude=_WEIGHTS)
+        group = cell.bare.replace(weights_digest="").model_dump_json(exclude=_WEIGHTS)
         blocks.setdefault(cell.config.seed, {}).setdefault(group, []).append(cell_id)
     arranged: list[str] = []
     for seed in sorted(blocks):

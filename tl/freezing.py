@@ -1,0 +1,101 @@
+"""What of a classifier trains and what is frozen, as its regime says; and proof that the frozen part stayed as it was.
+
+The regime's rule is applied once, by `freeze`, to the modules and tensors of one network. Gradients are switched on and
+off there; the optimiser, the modes, the weights kept of the best epoch and the digest of the frozen part read what it
+found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tl.backbones import Classifier
+from tl.errors import NotApplicable
+from tl.quantize import quantized_weights
+from tl.regimes import Regime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freezing:
+    """A classifier, divided into what trains and what is frozen."""
+
+    model: Classifier
+    parameters: tuple[nn.Parameter, ...]
+    """What the optimiser may change, in the order of the model."""
+    in_train_mode: tuple[nn.Module, ...]
+    """Modules that are in train mode during training passes, with all that is in them; all others are in eval mode."""
+    changing: frozenset[str]
+    """Names of the parameters and buffers that training may change."""
+    frozen: frozenset[str]
+    """Names of the parameters, int8 weights and buffers that must stay as they are, bit for bit. A regime that lets
+    frozen modules run in train mode makes no such promise: then this is empty."""
+
+    def train_mode(self) -> None:
+        """Put each module into its mode of a training pass."""
+        self.model.eval()
+        for module in self.in_train_mode:
+            module.train()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """A copy of everything that training may change."""
+        return {name: value.detach().clone() for name, value in _tensors(self.model) if name in self.changing}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put what `state` returned back into the model."""
+        for name, value in _tensors(self.model):
+            if name in state:
+                value.copy_(state[name])
+
+    def digest(self) -> str | None:
+        """The SHA-256 of what is frozen; None if nothing is."""
+        return digest(self.model, self.frozen) if self.frozen else None
+
+
+def freeze(model: Classifier, regime: Regime) -> Freezing:
+    """Switch gradients on for what the regime trains, and off for the rest.
+
+    Raises `NotApplicable` if the regime trains part of a backbone and this one has no such part.
+    """
+    rule = regime.trainable
+    chosen = list(rule.backbone(model.backbone)) if rule.backbone else []
+    chosen += [model.head] if rule.head else []
+    modules = tuple(part for part in chosen if isinstance(part, nn.Module))
+    trained = {part for part in chosen if isinstance(part, nn.Parameter)}
+    trained |= {parameter for module in modules for parameter in module.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in trained)
+    if rule.backbone and not trained.intersection(model.backbone.parameters()):
+        raise NotApplicable("this backbone has no part that the regime trains")
+    in_train_mode = modules if regime.frozen_mode == "eval" else (model,)
+    moving = trained.union(*(module.buffers() for module in in_train_mode))
+    changing = frozenset(name for name, value in _tensors(model) if value in moving)
+    everything = {name for name, _ in [*_tensors(model), *quantized_weights(model)]}
+    return Freezing(
+        model=model,
+        parameters=tuple(parameter for parameter in model.parameters() if parameter.requires_grad),
+        in_train_mode=in_train_mode,
+        changing=changing,
+        frozen=frozenset(everything - changing) if regime.frozen_mode == "eval" else frozenset(),
+    )
+
+
+def digest(module: nn.Module, names: Collection[str]) -> str:
+    """SHA-256 over the parameters, int8 weights and buffers of these names, bit for bit."""
+    sha = hashlib.sha256()
+    integers = ((name, value.int_repr()) for name, value in quantized_weights(module))
+    for name, value in [*_tensors(module), *integers]:
+        if name in names:
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by name; unlike in a state dict, also buffers that are not saved."""
+    return [*module.named_parameters(), *module.named_buffers()]
