@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.analysis.plugins import load_plugins
 from bench.store import runs as folders
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Run:
 
     def __init__(self, name: str | Path, results: str | Path = _RESULTS) -> None:
         """`name` is a folder, or the name of one below `results`. Raises `tl.UserError` if there is no such run."""
+        load_plugins()
         self._run = folders.find_run(name, Path(results))
 
     @property
@@ -154,6 +156,7 @@ def run(
     Raises `tl.UserError` for mistakes that the caller can correct, and `KeyboardInterrupt`: finished cells are kept,
     and the same call continues from there.
     """
+    load_plugins()
     from rich.console import Console
 
     from bench.report.live import LivePage
@@ -203,6 +206,7 @@ def load_results(paths: str | Path | Iterable[str | Path], results: str | Path =
     `paths` are folders, or names of runs below `results`. Unknown values are missing (`NA`), never 0.
     Raises `tl.UserError` if a path is not a run.
     """
+    load_plugins()
     from bench.export import frame
 
     return frame.load_results(paths, Path(results))

@@ -12,6 +12,7 @@ import pytest
 from bench.execution.discovery import backbone_names
 from bench.execution.executors import make_executor
 from tests.commands import command
+from tests.runs import record, write_run
 from tl import plugins
 from tl.errors import ConfigError
 
@@ -113,6 +114,75 @@ def test_a_script_adds_a_source(tmp_path: Path) -> None:
     assert without.returncode == 2 and "unknown source 'script'" in without.stderr
 
 
+PLUGIN = """
+import torch
+
+from bench.analysis.claims import CLAIMS, Claim
+from bench.analysis.metrics import METRICS, Metric
+from tl.regimes import REGIMES, Regime, Trainable
+
+REGIMES["norms"] = Regime(
+    summary="the head and all BatchNorm layers are trained",
+    start="pretrained",
+    trainable=Trainable(
+        head=True, backbone=lambda net: [part for part in net.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    ),
+)
+METRICS["losses_seen"] = Metric(
+    label="losses", unit="count", value=lambda cell: len(cell.result.epochs), meaning="epochs with a loss"
+)
+CLAIMS["norms-cheaper"] = Claim(
+    name="norms-cheaper", statement="Norms alone are cheaper", metric="epoch_seconds", regime="norms", low=1.01
+)
+"""
+
+
+def test_a_script_adds_a_regime_a_metric_and_a_claim(tmp_path: Path) -> None:
+    """All three are there in every command that is given the script; its runs are sound without it, and say so."""
+    (tmp_path / "my_plugin.py").write_text(PLUGIN)
+    plugin = ("--plugin", "my_plugin.py")
+    words = ["--grid", "smoke", "--backbone", "timm:test_resnet", "--regime", "norms", "--regime", "finetune"]
+    words += ["--weights", "random", "--device", "cpu", "--seeds", "1", "--name", "r", "--no-report"]
+    done = command("run", *words, *plugin)
+    assert done.returncode == 0 and done.stdout.count("done in") == 2, done.stdout + done.stderr
+    exported = command("export", "r", *plugin)
+    assert "losses_seen" in exported.stdout.splitlines()[0]
+    assert "norms-cheaper" in command("claims", "r", *plugin).stdout
+    records = {path: path.read_bytes() for path in (tmp_path / "results" / "r" / "cells").iterdir()}
+    for without in (["show", "r"], ["run", *words[:4], "--weights", "random", "--device", "cpu", "--name", "r"]):
+        refused = command(*without)
+        assert refused.returncode == 2 and "regime 'norms' is not known here" in refused.stderr, refused.stderr
+        assert refused.stderr.count("\n") == 1 and "--plugin" in refused.stderr
+    assert {path: path.read_bytes() for path in records} == records, "nothing is set aside as damaged"
+
+
+GROUPS = {
+    "tl.regimes": ("my_entries:REGIME", ["list", "regimes"], "mine"),
+    "bench.metrics": ("my_entries:METRIC", ["export", "r"], "mine"),
+    "bench.claims": ("my_entries:CLAIM", ["claims", "r"], "mine"),
+}
+ENTRIES = """
+from bench.analysis.claims import Claim
+from bench.analysis.metrics import Metric
+from tl.regimes import HEAD, Regime
+
+REGIME = Regime(summary="mine", start="pretrained", trainable=HEAD)
+METRIC = Metric(label="mine", unit="count", value=lambda cell: 1, meaning="one")
+CLAIM = Claim(name="mine", statement="Mine", metric="epoch_seconds", regime="frozen", low=1.0)
+"""
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_package_adds_an_entry(group: str, package: Path) -> None:
+    """An entry point per registry; here each is seen by the command that shows it."""
+    write_run(Path("results/r"), [record("timm:a", "finetune"), record("timm:a", "frozen")])
+    target, words, seen = GROUPS[group]
+    (package / "my_entries.py").write_text(ENTRIES)
+    (package / "mine-1.0.dist-info" / "entry_points.txt").write_text(f"[{group}]\nmine = {target}\n")
+    done = command(*words)
+    assert done.returncode == 0 and seen in done.stdout, done.stdout + done.stderr
+
+
 BAD = {
     "missing": ("nowhere.py", "", "must be a Python file"),
     "other kind": ("my_plugin.txt", "", "must be a Python file"),
@@ -140,7 +210,7 @@ def test_a_script_is_loaded_once_and_by_children(tmp_path: Path, monkeypatch: py
     plugins.load_script(script)
     plugins.load_script(script)
     assert (tmp_path / "loads").read_text() == "x" and plugins.scripts() == [script]
-    code = "from tl.plugins import load_scripts; load_scripts(); import counted_plugin"
+    code = "from tl.plugins import load_as_parent; load_as_parent(); import counted_plugin"
     root = str(Path(__file__).parents[1])
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": root})
     assert (tmp_path / "loads").read_text() == "xx"

@@ -2,7 +2,10 @@
 
 An installed package names its entries as entry points, in a group per registry: `tl.sources`, `tl.regimes`,
 `bench.metrics` and `bench.claims`. A script puts entries into the registries itself, and is loaded with
-`--plugin FILE`. The processes that cells run in load the same scripts.
+`--plugin FILE`. The processes that cells run in load the same entries.
+
+Entries are loaded by whoever starts something (a command, `bench.run`, a cell's process, the first name of `tl`), not
+when a registry is imported: a package may have all its entries in one module, which needs all registries.
 """
 
 from __future__ import annotations
@@ -43,6 +46,22 @@ def add_entry_points(group: str, registry: dict[str, Entry], kind: type[Entry]) 
         registry[point.name] = entry
 
 
+_started: list[bool] = []
+"""Not empty once entry points are being loaded: a package's module may itself use names of `tl`, which load them."""
+
+
+def load_entry_points() -> None:
+    """Add the sources and regimes of installed packages, once. Raises as `add_entry_points`."""
+    if _started:
+        return
+    _started.append(True)
+    from tl.regimes import REGIMES, Regime
+    from tl.sources import SOURCES, Source
+
+    add_entry_points("tl.sources", SOURCES, Source)
+    add_entry_points("tl.regimes", REGIMES, Regime)
+
+
 def load_script(path: Path) -> None:
     """Run a script that adds entries, once, as a module named after its file; children of this process will, too.
 
@@ -72,8 +91,9 @@ def load_script(path: Path) -> None:
     os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*map(os.fspath, scripts()), os.fspath(path)]))
 
 
-def load_scripts() -> None:
-    """Load the scripts that the parent process has loaded. Raises as `load_script`."""
+def load_as_parent() -> None:
+    """Load the entries of packages and the scripts that the parent process has loaded. Raises as both do."""
+    load_entry_points()
     for path in scripts():
         load_script(path)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tl.plugins import add_entry_points
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -25,4 +23,3 @@ SOURCES: dict[str, Source] = {
     "torchvision": Source(packages=("torchvision",), library="tl.torchvision_models:LIBRARY"),
     "timm": Source(packages=("timm",), library="tl.timm_models:LIBRARY"),
 }
-add_entry_points("tl.sources", SOURCES, Source)

@@ -41,10 +41,10 @@ SidesArgument = Annotated[
 
 
 def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
-    from tl.plugins import load_script
+    """Called for every command that has the option, given or not, before its other options are looked at."""
+    from bench.analysis.plugins import load_plugins
 
-    for path in paths or ():
-        load_script(path)
+    load_plugins(paths or ())
     return paths
 
 

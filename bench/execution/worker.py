@@ -20,7 +20,7 @@ from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
 from tl.errors import WeightsError
 from tl.machine import DeviceKey, keep_freed_pages
-from tl.plugins import load_scripts
+from tl.plugins import load_as_parent
 from tl.protocols import run_protocol
 from tl.results import TrainResult
 from tl.weights import Weights
@@ -32,7 +32,7 @@ def get_ready(emit: Emit) -> None:
 
 def list_names(emit: Emit) -> dict[str, list[str]]:
     """Source → names of its backbones."""
-    load_scripts()
+    load_as_parent()
     return known_names()
 
 
@@ -45,7 +45,7 @@ def resolve_weights(
     specs: list[str], policy: str, weights_dir: Path | None, download: bool, emit: Emit
 ) -> dict[str, Weights | str]:
     """Backbone → its weights, or the reason why there are none. Downloads them if `download` allows it."""
-    load_scripts()
+    load_as_parent()
     found: dict[str, Weights | str] = {}
     for spec in specs:
         emit(spec)
@@ -62,7 +62,7 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     Emits each `EpochResult`; for protocols of several trainings, a few words before each training; and before and
     after training a `MachineState` with what only this process knows.
     """
-    load_scripts()
+    load_as_parent()
     torch.set_num_threads(threads)
     device = DeviceKey.parse(cell.device).name
     allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"

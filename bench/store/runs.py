@@ -25,6 +25,7 @@ from bench.store.records import SCHEMA_VERSION, SEALED_SINCE, Manifest, Record
 from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import to_json, write_atomic
 from tl.errors import ConfigError, UserError
+from tl.regimes import REGIMES
 
 _RESERVE, _RESERVED_BYTES, _BYTES_PER_IMAGE = ".reserve", 1 << 20, 200
 """The file that reserves disk space, its size without predictions, and its bytes per image. The two predictions of an
@@ -241,7 +242,21 @@ def _parse(path: Path, kind: type[Format]) -> Format:
     try:
         return kind.from_json(text)
     except ConfigError as error:
+        if unknown := _unknown_regime(text):
+            raise UserError(
+                f"{path}: regime {unknown!r} is not known here: name the file that adds it with --plugin, or install "
+                "the package that does"
+            ) from error
         raise Damaged(f"{path}: damaged: {error}") from error
+
+
+def _unknown_regime(text: bytes) -> str:
+    """The first regime of a file's cells that is in no registry here; empty if all are. The file itself is sound."""
+    data = from_json(text)
+    cells = [data.get("cell"), *(data["cells"].values() if isinstance(data.get("cells"), dict) else ())]
+    configs = [cell.get("config") for cell in cells if isinstance(cell, dict)]
+    regimes = [config.get("regime") for config in configs if isinstance(config, dict)]
+    return next((name for name in regimes if isinstance(name, str) and name not in REGIMES), "")
 
 
 def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str, Any]:
