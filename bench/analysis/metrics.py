@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.analysis.scores import balanced_accuracy, calibration_error, macro_f1
+from bench.analysis.scores import BINS, balanced_accuracy, calibration_error, macro_f1
 from bench.store.records import Record
 from tl.errors import ConfigError, UserError
 from tl.results import Phases, Predictions, TrainResult, Work
@@ -264,7 +264,7 @@ METRICS: dict[str, Metric] = {
     "calibration_error_last": share(
         "calibration error (ECE)",
         _score(_calibration_error),
-        "expected difference of confidence and accuracy after the last epoch, over 15 bins of equal width",
+        f"mean difference of confidence and accuracy after the last epoch, over {BINS} bins of equal width",
         better="lower",
     ),
     "epoch_seconds": _seconds(
