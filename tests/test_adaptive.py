@@ -158,7 +158,7 @@ def test_it_stops_once_everything_is_decided_twice_in_a_row(
 
 
 def test_the_seeds_of_the_grid_are_run_in_any_case_but_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The grid's seeds run although the goal needs fewer. A seed of 122 s that would exceed the budget doesn't start."""
+    """The grid's seeds run although the goal needs fewer; a seed of 122 s that exceeds the budget does not start."""
     assert "; 6 seeds, nothing left" in Fake(monkeypatch, TIMES).run(Goal(within=1.0), seeds=6)
     assert "; 1 seeds, one more would overrun the budget of 100 s" in Fake(monkeypatch, TIMES).run(
         Goal(within=1.0, budget_seconds=100), seeds=6
