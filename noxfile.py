@@ -82,7 +82,7 @@ def peers(session: nox.Session) -> None:
     session.install("lightning", "fastai")
     python = (Path(session.virtualenv.bin) / "python").relative_to(Path.cwd())
     cell = "--data {data} --regime {regime} --backbone {backbone} --epochs {epochs} --device {device} --seed {seed}"
-    sides = [f"--peer={name}={python} -m tests.benchmarks.{name}_loop {cell}" for name in ("lightning", "fastai")]
+    sides = [f"--peer={name}={python} -m bench.devtools.{name}_loop {cell}" for name in ("lightning", "fastai")]
     out = f"results/peers-{datetime.now(UTC):%Y%m%d}"
     measure = [sys.executable, "-m", "bench.devtools.peers", *sides, "--out", out, *session.posargs]
     for figure in ([], ["--memory"], ["--accuracy"]):

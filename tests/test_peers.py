@@ -1,4 +1,4 @@
-"""Timing beside other programs: order, pairs, ratios, peers that fail, and the loops of both sides."""
+"""Comparison with other programs: order, pairs, ratios, peers that fail, and the training loops of all sides."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ print(json.dumps({"total_seconds": 6.5, "cache": os.environ["TL_CACHE"], "at": o
 
 
 def samples(ours: list[float], theirs: list[float], side: str = "plain", **fields: Any) -> Samples:
-    """Rounds whose figures are these: the median of an epoch's seconds but for a long first one, or MiB."""
+    """Rounds with these figures: the median of the epochs' seconds without a long first one, or MiB, or percent."""
     runs = [
         SideRun(
             side=name,
-            round=turn,
+            round=number,
             started="2024-01-02T03:04:05+00:00",
             wall_seconds=1,
             printed=(
@@ -54,10 +54,10 @@ def samples(ours: list[float], theirs: list[float], side: str = "plain", **field
                 {"total_seconds": value},
             ),
             peak_pss_bytes=int(value * 2**20),
-            machine=MachineState(warnings=("others",) if (name, turn) == (side, 0) else ()),
+            machine=MachineState(warnings=("others",) if (name, number) == (side, 0) else ()),
         )
         for name, values in (("ours", ours), (side, theirs))
-        for turn, value in enumerate(values)
+        for number, value in enumerate(values)
     ]
     settings = {"what": "epoch", "regime": "finetune", "against": "finetune", "device": "cpu", "epochs": 3} | fields
     return Samples(
@@ -79,20 +79,20 @@ def rows(markdown: str) -> list[dict[str, str]]:
 
 
 def test_the_order_alternates() -> None:
-    """A B C, C B A, A B C."""
+    """The order is A B C, C B A, A B C."""
     assert "".join(side for _, side in peers.order("ABC", 3)) == "ABCCBAABC"
-    assert [turn for turn, _ in peers.order("AB", 2)] == [0, 0, 1, 1]
+    assert [number for number, _ in peers.order("AB", 2)] == [0, 0, 1, 1]
 
 
 def test_placeholders_are_replaced_without_a_shell() -> None:
-    """A value with blanks and quotes stays one word, is not itself searched, and other braces stay."""
+    """A value with blanks and quotes stays one word, placeholders in values are not replaced, and other braces stay."""
     values = {"data": "/a b/'{epochs}'", "epochs": "3"}
-    said = peers.words("""mine "{data}/x" {epochs} $HOME;ls '{"k": 1}' {other}""", values)
-    assert said == ["mine", "/a b/'{epochs}'/x", "3", "$HOME;ls", '{"k": 1}', "{other}"]
+    found = peers.words("""mine "{data}/x" {epochs} $HOME;ls '{"k": 1}' {other}""", values)
+    assert found == ["mine", "/a b/'{epochs}'/x", "3", "$HOME;ls", '{"k": 1}', "{other}"]
 
 
 def test_ratios_are_of_pairs() -> None:
-    """Geometric mean over rounds and Student's interval of its logarithm, against scipy; warm-up is left out."""
+    """The geometric mean over rounds and Student's interval of its logarithm equal scipy's, without warm-up epochs."""
     ours, theirs = [1.0, 2.1, 3.9], [2.0, 4.0, 8.0]
     ratios = np.divide(ours, theirs)
     interval = ttest_1samp(np.log(ratios), 0).confidence_interval(0.95)
@@ -123,7 +123,7 @@ def test_ratios_are_of_pairs() -> None:
     ],
 )
 def test_targets(fields: dict[str, Any], ours: list[float], target: str, verdict: str) -> None:
-    """Met or missed by the mean, certain where the interval doesn't hold the target; each target has its own row."""
+    """The mean meets or misses a target, certainly if the interval doesn't contain it. Each target has its own row."""
     theirs = [1.0] * len(ours)
     (row,) = rows(render([samples(ours, theirs, **{"against_epochs": 3, **fields})]))
     assert (row["target"], row["verdict"]) == (target, verdict)
@@ -144,7 +144,7 @@ def test_targets(fields: dict[str, Any], ours: list[float], target: str, verdict
 def test_accuracy_is_a_difference_over_seeds(
     fields: dict[str, Any], points: list[float], target: str, verdict: str
 ) -> None:
-    """Of the last epochs, in points, with Student's interval as scipy's; how much may be lost goes by the job."""
+    """It is that of the last epochs, in points, with scipy's t interval. The allowed loss depends on the job."""
     theirs = [90.0, 92.0, 91.0]
     ours = [a + b for a, b in zip(theirs, points, strict=True)]
     (row,) = rows(render([samples(ours, theirs, what="accuracy", **fields)]))
@@ -157,15 +157,15 @@ def test_accuracy_is_a_difference_over_seeds(
 
 
 def test_a_whole_job_is_scaled_up_only_where_it_was_cut_short() -> None:
-    """Ours is its own total; theirs the sum of all epochs, or a warm epoch's median times the job's epochs."""
+    """Ours is its own total. Theirs is the sum of all epochs, or the median warm epoch times the job's epochs."""
     (whole,) = rows(render([samples([6.0], [4.0], what="whole", epochs=3)]))
     (scaled,) = rows(render([samples([6.0], [4.0], what="whole", epochs=25, against_epochs=3)]))
     assert (whole["ours"], whole["theirs"]) == ("6", "107") and (scaled["ours"], scaled["theirs"]) == ("6", "100")
     assert scaled["regime"] == "finetune, 25 epochs"
 
 
-def test_several_files_are_told_in_order() -> None:
-    """Each has its row, with the number of the run that made it, and a table for its kind."""
+def test_several_files_are_rendered_in_order() -> None:
+    """Each has a row with the number of its run, in the table of its kind."""
     text = render([samples([1], [2], what="memory"), samples([1], [2]), samples([1], [2], side="fastai")])
     assert [(row["run"], row["against"]) for row in rows(text)] == [("2", "plain"), ("3", "fastai"), ("1", "plain")]
     assert text.index("Seconds an epoch") < text.index("Peak memory") < text.index("\n1. `python -m")
@@ -174,19 +174,21 @@ def test_several_files_are_told_in_order() -> None:
 
 @pytest.fixture
 def sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Quick scripts in place of both sides', on a machine at rest; returns a folder of images."""
-    place = tmp_path / "tests" / "benchmarks"
+    """Replace the scripts of both sides by quick ones, and report an idle machine. Returns a folder of images."""
+    place = tmp_path / "bench" / "devtools"
     place.mkdir(parents=True)
+    for package in (place.parent, place):  # else an installed `bench` would be found instead
+        (package / "__init__.py").write_text("")
     for name, seconds in (("our_loop", 2), ("plain_loop", 4)):
         (place / f"{name}.py").write_text(SCRIPT.replace("SECONDS", str(seconds)))
     monkeypatch.setattr(peers, "ROOT", tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setattr(peers, "look", lambda: "")
+    monkeypatch.setattr(peers, "busy_warning", lambda: "")
     return write_folder(tmp_path / "my images")
 
 
 def test_the_command_from_start_to_end(sides: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Real processes in turn, each with its options; what they printed is kept, rendered, and never overwritten."""
+    """Real processes alternate, each with its options. Their lines are kept, rendered, and never overwritten."""
     code = (
         "import sys; [print('{\"epoch_seconds\": 8}') for _ in range(int(sys.argv[2]))]; sys.argv[1] == 'frozen' or 1/0"
     )
@@ -207,21 +209,21 @@ def test_the_command_from_start_to_end(sides: Path, capsys: pytest.CaptureFixtur
     found = rows(capsys.readouterr().out)
     assert [(row["against"], row["ours"], row["theirs"]) for row in found] == [("plain", "2", "4"), ("mine", "2", "8")]
     before = path.read_bytes()
-    with pytest.raises(UserError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(UserError, match="exists, and nothing is overwritten"):
         peers.run(command)
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(("kind", "seeds"), [([], ["0"] * 4), (["--accuracy"], ["0", "0", "1", "1"])])
 def test_a_round_of_accuracies_is_a_seed(sides: Path, kind: list[str], seeds: list[str]) -> None:
-    """Both sides of a round have the same; times are all of one seed."""
+    """Both sides of a round have the same seed. Times are all measured with one seed."""
     peers.run(["--data", str(sides), "--rounds", "2", "--out", "out", *kind])
     (path,) = Path("out").iterdir()
     assert [run.printed[0]["--seed"] for run in Samples.from_json(path.read_text()).runs] == seeds
 
 
 def test_a_whole_job_starts_with_an_empty_cache(sides: Path) -> None:
-    """Of ours, each time another; the others run their own regime and as many epochs as they are asked for."""
+    """Each process of ours gets a new cache. The other sides run their own regime and number of epochs."""
     options = ["--whole", "--regime", "cached", "--against", "frozen", "--epochs", "25", "--against-epochs", "2"]
     peers.run(["--data", str(sides), "--rounds", "2", "--out", "out", *options])
     (path,) = Path("out").iterdir()
@@ -234,11 +236,11 @@ def test_a_whole_job_starts_with_an_empty_cache(sides: Path) -> None:
     ]
 
 
-def test_a_busy_machine_is_told_before_anything_runs(
+def test_a_busy_machine_is_reported_before_anything_runs(
     sides: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line."""
-    monkeypatch.setattr(peers, "look", lambda: "other processes use 1.9 of 2 cores now")
+    """It is one line on standard error."""
+    monkeypatch.setattr(peers, "busy_warning", lambda: "other processes use 1.9 of 2 cores now")
     monkeypatch.setattr(peers, "measure", lambda *_: samples([1], [2]))
     peers.run(["--data", str(sides), "--out", "out"])
     assert capsys.readouterr().err == "WARNING: other processes use 1.9 of 2 cores now\n"
@@ -251,16 +253,16 @@ def test_a_busy_machine_is_told_before_anything_runs(
             "import sys; print('{\"epoch_seconds\": 1}\\n' * 2); sys.exit('first\\nthe last word\\n\\n')",
             "exit status 1",
         ),
-        ("print('epoch 1 took 3 s')", "told of 0 epochs where 2 .* stderr: nothing"),
-        ("print('{\"epoch_seconds\": 1}')", "told of 1 epochs where 2"),
+        ("print('epoch 1 took 3 s')", "printed 0 epochs instead of 2 .* stderr: nothing"),
+        ("print('{\"epoch_seconds\": 1}')", "printed 1 epochs instead of 2"),
         ("print('{\"epoch_seconds\": NaN}\\n' * 2)", "with seconds above 0"),
         ('print(\'{"epoch_seconds": "1"}\\n[1]\\n\' * 2)', "with seconds above 0"),
     ],
 )
 def test_a_peer_that_fails_ends_in_one_line(code: str, words: str) -> None:
-    """Its name, what was wrong, and its last line on stderr."""
+    """The line has its name, what was wrong, and its last line on stderr."""
     with pytest.raises(UserError, match=words) as caught:
-        peers.run_side("mine", [sys.executable, "-c", code], epochs=2, turn=0, sample_memory=False, env=os.environ)
+        peers.run_side("mine", [sys.executable, "-c", code], epochs=2, number=0, sample_memory=False, env=os.environ)
     assert str(caught.value).startswith("mine: ") and "\n" not in str(caught.value)
     assert ("the last word" in str(caught.value)) is ("sys.exit" in code)
 
@@ -270,65 +272,65 @@ def test_a_peer_that_fails_ends_in_one_line(code: str, words: str) -> None:
     [
         (["--epochs", "1"], "warm-up"),
         (["--rounds", "0"], "at least 1"),
-        (["--against-epochs", "3"], "--whole"),
+        (["--against-epochs", "3"], "--against-epochs 3 needs --whole"),
         (["--regime", "scratch"], "no regime 'scratch'"),
         (["--peer", "plain=x"], "NAME=COMMAND"),
         (["--peer", "mine"], "NAME=COMMAND"),
-        (["--peer", "a=x", "--peer", "a=y"], "a name of its own"),
+        (["--peer", "a=x", "--peer", "a=y"], "a name that is not taken"),
         (["--data", "nowhere"], "no such folder"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(
+def test_mistakes_are_reported_before_anything_runs(
     options: list[str], words: str, sides: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one line."""
+    """Options are checked before a process starts."""
     monkeypatch.setattr(peers, "run_side", lambda *_, **__: pytest.fail("a process was started"))
     with pytest.raises(UserError, match=words):
         peers.run(["--data", str(sides), "--out", "out", *options])
 
 
-def test_a_program_that_is_not_there() -> None:
-    """One line, with its name."""
+def test_a_program_that_does_not_exist() -> None:
+    """The message is one line with its name."""
     with pytest.raises(UserError, match="mine: no-such-program can't be run: No such file"):
-        peers.run_side("mine", ["no-such-program"], epochs=2, turn=0, sample_memory=False, env=os.environ)
+        peers.run_side("mine", ["no-such-program"], epochs=2, number=0, sample_memory=False, env=os.environ)
 
 
-@pytest.mark.skipif(not psutil.LINUX, reason="proportional set sizes are known on Linux alone")
+@pytest.mark.skipif(not psutil.LINUX, reason="proportional set sizes are only known on Linux")
 def test_memory_is_that_of_the_whole_tree() -> None:
-    """Two processes of one program, one below the other, with 64 MiB of their own each, and pages that they share."""
+    """A parent and a child hold 64 MiB each, and share 128 MiB, which count once."""
     hold = "import time; held = bytearray(b'1') * (64 << 20); time.sleep(1.2)"
     both = f"import os; shared = bytearray(b'1') * (128 << 20); os.fork(); {hold}"
     code = f"import os; me = os.getpid(); {both}; os.getpid() == me and print('{{\"epoch_seconds\": 1}}')"
-    run = peers.run_side("mine", [sys.executable, "-c", code], epochs=1, turn=0, sample_memory=True, env=os.environ)
+    run = peers.run_side("mine", [sys.executable, "-c", code], epochs=1, number=0, sample_memory=True, env=os.environ)
     assert run.peak_pss_bytes is not None
     assert 256 << 20 < run.peak_pss_bytes < 320 << 20
 
 
 def test_a_pass_of_the_plain_loop_is_gradient_descent() -> None:
-    """Softmax regression with momentum written out in numpy: loss, accuracy and weights."""
+    """Loss, accuracy and weights equal those of softmax regression with momentum, written in numpy."""
     rng = np.random.default_rng(0)
     batches = [(rng.normal(size=(4, 3)), rng.integers(0, 2, 4)) for _ in range(3)]
     model = nn.Linear(3, 2, bias=False).double()
     weights = model.weight.detach().numpy().copy()
-    velocity, losses, right = np.zeros_like(weights), [], 0
+    velocity, losses, correct = np.zeros_like(weights), [], 0
     for x, y in batches:
         scores = np.exp(x @ weights.T)
         shares = scores / scores.sum(1, keepdims=True)
         losses.append(-np.log(shares[range(4), y]).mean())
-        right += int((shares.argmax(1) == y).sum())
+        correct += int((shares.argmax(1) == y).sum())
         velocity = 0.9 * velocity + (shares - np.eye(2)[y]).T @ x / 4
         weights = weights - 0.1 * velocity
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     tensors: Any = [(torch.tensor(x), torch.tensor(y)) for x, y in batches]
     loss, accuracy, seconds = plain_loop.one_pass(model, tensors, torch.device("cpu"), optimizer)
-    assert loss == pytest.approx(np.mean(losses)) and accuracy == right / 12 and seconds > 0
+    assert loss == pytest.approx(np.mean(losses)) and accuracy == correct / 12 and seconds > 0
     np.testing.assert_allclose(model.weight.detach().numpy(), weights)
     plain_loop.one_pass(model, tensors, torch.device("cpu"))
     np.testing.assert_allclose(model.weight.detach().numpy(), weights, err_msg="validation trains nothing")
 
 
-def test_the_plain_loop_judges_what_pil_reads(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each validation image once, resized and cropped by hand; loss and accuracy of all as one batch."""
+def test_the_plain_loop_validates_on_what_pil_reads(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and accuracy equal those of one batch with every validation image, resized and cropped by hand."""
     monkeypatch.setattr(plain_loop, "WORKERS", 0)
     backbone = tl.make_backbone(TINY[1], weights="random")
     given = backbone.preprocessing
@@ -355,10 +357,10 @@ def test_the_plain_loop_judges_what_pil_reads(mini: tl.Splits, monkeypatch: pyte
 def test_all_sides_print_the_same_lines(
     name: str, mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A line an epoch and a last one; ours is set up as a cell's process is before it trains."""
+    """Each side prints a line per epoch and a last one. Our process is set up like a cell's process."""
     if name in ("lightning", "fastai"):
-        pytest.importorskip(name, reason=f"{name} is installed by `nox -s peers` alone")
-    loop = importlib.import_module(f"tests.benchmarks.{name}_loop")
+        pytest.importorskip(name, reason=f"only `nox -s peers` installs {name}")
+    loop = importlib.import_module(f"bench.devtools.{name}_loop")
     monkeypatch.setattr(plain_loop, "WORKERS", 0)
     calls: list[Any] = []
     monkeypatch.setattr(our_loop, "keep_freed_pages", lambda: calls.append("pages kept"))
@@ -382,7 +384,7 @@ def test_all_sides_print_the_same_lines(
 
 
 def test_the_committed_report_is_what_the_samples_say() -> None:
-    """Word for word, from all committed samples; both are there, or neither."""
+    """The report is rendered from all committed samples, word for word. Both exist, or neither."""
     report, files = ROOT / "reports" / "peers.md", sorted((ROOT / "results").glob("peers-*/*.json"))
     assert report.exists() == bool(files)
     if files:

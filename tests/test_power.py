@@ -1,4 +1,4 @@
-"""The instrument that tests the gates: what it plants is there, what it replays it finds, what it renders adds up."""
+"""The program `power`: planted changes have an effect, replayed gates find them, and the report adds up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NETWORK = "timm:mobilenetv3_small_050"
 
 
 def recorded(scatter: float, rounds: int = 40) -> list[dict[str, dict[str, float]]]:
-    """Rounds of two benchmarks on both sides."""
+    """Recorded rounds of two benchmarks on both sides."""
     draws = np.random.default_rng(0)
     names = ("t::step[finetune-torchvision]", "t::step[frozen]")
     sides = ("base", "new")
@@ -41,7 +41,7 @@ def share(outcomes: list[Outcome], planted: str, status: int = REGRESSED) -> flo
 
 
 def test_replayed_gates() -> None:
-    """Little scatter: nothing fails where nothing is planted, all large slowdowns are found, rounds are told."""
+    """With little scatter, no gate fails without a planted change, and all large slowdowns are found."""
     outcomes = list(power.replay(recorded(0.02), gates=10))
     assert share(outcomes, NOTHING) == 0 and share(outcomes, "20% slower") == share(outcomes, "50% slower") == 1
     assert {outcome.how for outcome in outcomes} == {"replayed"}
@@ -65,12 +65,12 @@ def test_only_what_was_planted_counts_as_found() -> None:
     assert power._outcome(NOTHING, "live", decision, 5).found
     for what, shown in power.SHOWS.items():
         for metric in ("epoch_seconds", shown):
-            told = failed("a cpu", QUANTITIES[metric])
-            assert power._outcome(what, "runs", told, 5).found == (metric == shown)
+            decision = failed("a cpu", QUANTITIES[metric])
+            assert power._outcome(what, "runs", decision, 5).found == (metric == shown)
 
 
 def failed(cell: str, quantity: Quantity) -> Decision:
-    """A gate that fails since one quantity of one cell is worse."""
+    """A gate that fails because one quantity of one cell is worse."""
     worse = Change(
         cell=cell, quantity=quantity, base={}, new={}, new_side="new", estimate=None, allowed=None, verdict="worse"
     )
@@ -78,7 +78,7 @@ def failed(cell: str, quantity: Quantity) -> Decision:
 
 
 def test_how_slow_it_was_measured_is_a_figure() -> None:
-    """Of the benchmark that was slowed, whatever names and reasons look like; older outcomes say it in a reason."""
+    """It is that of the slowed benchmark, for any names and reasons. Older outcomes have it in a reason."""
     times = recorded(0.02)
     (outcome, *_) = (one for one in power.replay(times, gates=1) if one.planted == "50% slower")
     assert outcome.slower is not None and outcome.slower == pytest.approx([1.5], rel=0.1)
@@ -92,7 +92,7 @@ def test_how_slow_it_was_measured_is_a_figure() -> None:
 
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Plants in this process what the gates plant in a copy."""
+    """Plant a change in this process, as the gates do in a copy of the tree."""
 
     def put(what: str) -> dict[str, Any]:
         names: dict[str, Any] = {"TrainStep": TrainStep, "torch": torch}
@@ -112,7 +112,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_planted_changes_of_counters(what: str, counter: str, plant: Any) -> None:
-    """Each moves the counter that it ought to."""
+    """Each change increases its counter."""
     before = {regime: make_step(NETWORK, regime).counted() for regime in ("finetune", "frozen")}
     plant(what)
     after = {regime: make_step(NETWORK, regime).counted() for regime in ("finetune", "frozen")}
@@ -120,10 +120,10 @@ def test_planted_changes_of_counters(what: str, counter: str, plant: Any) -> Non
 
 
 def test_planted_slowness(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that trains the backbone takes half as long again; one that doesn't is as it was, and counters are: they
-    would be found in place of the time.
+    """A step that trains the backbone takes 1.5 times as long, and other steps don't. The counters don't change, since
+    the exact gate would find that instead of the time.
 
-    Each step is held against itself, whatever else the machine does meanwhile.
+    Each step is compared with itself, so that other load of the machine doesn't matter.
     """
     inner: list[float] = []
     real = TrainStep.run
@@ -152,7 +152,7 @@ def test_planted_slowness(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_planted_leak(plant: Any) -> None:
-    """A MiB is kept a step."""
+    """Each step keeps a MiB."""
     names = plant("a leak of 1 MiB a step")
     step = make_step(NETWORK, "frozen")
     step.run()
@@ -161,7 +161,7 @@ def test_planted_leak(plant: Any) -> None:
 
 
 def test_planted_loss(mini: tl.Splits, plant: Any) -> None:
-    """Weights are after a training what they were before."""
+    """Training doesn't change the weights."""
     plant("weights that don't train")
     config = tl.TrainConfig(backbone=TINY[0], regime="finetune", weights="random", epochs=1)
     trained, again = (tl.train_model(config.replace(epochs=n), mini, device="cpu").model for n in (1, 2))
@@ -170,15 +170,15 @@ def test_planted_loss(mini: tl.Splits, plant: Any) -> None:
         assert torch.equal(one, two)
 
 
-def test_every_plant_fits_the_file_that_it_goes_into() -> None:
-    """As Python; appended to the module that it is meant for."""
+def test_every_planted_code_compiles() -> None:
+    """It is valid Python at the end of the module that it is appended to."""
     source = (ROOT / "tl" / "step.py").read_text(encoding="utf-8")
     for body in PLANTS.values():
         compile(source + power._STEP.format(body=body), "step.py", "exec")
 
 
 def test_the_report_adds_up() -> None:
-    """Shares with Wilson's interval, targets, rounds and seconds; what was not measured has no column."""
+    """It has shares with Wilson's interval, targets, rounds and seconds, and no columns without a value."""
     outcomes = [
         Outcome(planted="10% slower", how="live", status=REGRESSED, found=True, rounds=5 + i, seconds=10.0 * i)
         for i in range(19)
@@ -187,16 +187,16 @@ def test_the_report_adds_up() -> None:
     outcomes += [Outcome(planted=NOTHING, how="live", status=PASSED, found=False, rounds=5, seconds=1.0)]
     page = render([Power(command="python -m x", environment=environment(), outcomes=tuple(outcomes))])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    told = dict(zip(rows[0], rows[2], strict=True))
-    assert told["found"] == "19" and told["undecided"] == "1" and told["passed"] == "0"
-    assert told["share found (95%)"] == "95.0% (76.4%–99.1%)" and told["target"] == "at least 95%"
-    assert told[""] == "met, not certain" and told["rounds, median (most)"] == "14.5 (23)"
-    assert told["seconds, median (most)"] == "95 (500)" and "others' share of the cores, median (most)" not in told
+    row = dict(zip(rows[0], rows[2], strict=True))
+    assert row["found"] == "19" and row["undecided"] == "1" and row["passed"] == "0"
+    assert row["share found (95%)"] == "95.0% (76.4%–99.1%)" and row["target"] == "at least 95%"
+    assert row[""] == "met, not certain" and row["rounds, median (most)"] == "14.5 (23)"
+    assert row["seconds, median (most)"] == "95 (500)" and "others' share of the cores, median (most)" not in row
     assert dict(zip(rows[0], rows[3], strict=True))["target"] == "at most 2%" and "`python -m x`: 21 gates" in page
 
 
 def test_the_committed_report_is_what_the_outcomes_say() -> None:
-    """Word for word."""
+    """The report is rendered from all committed outcomes, word for word."""
     report, files = ROOT / "reports" / "gate-power.md", sorted((ROOT / "results").glob("gate-power*/*.json"))
     assert report.exists() == bool(files)
     if files:

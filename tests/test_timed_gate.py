@@ -1,4 +1,4 @@
-"""The timed gate: which rounds it runs, when it stops, what it says, and a whole run on a small repository."""
+"""The timed gate: its rounds, when it stops, its messages, and whole gates on a small repository."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TREES = {name: Tree(folder=Path(name), python=sys.executable) for name in (BASE,
 
 
 class Machine:
-    """Runs no benchmark, but writes the times that it is told to: a factor for the new side, and scatter."""
+    """Runs no benchmark, but writes made-up times with scatter, and with a factor for the new side."""
 
     def __init__(self, factor: float = 1.0, scatter: float = 0.01, seed: int = 0) -> None:
         self.factor, self.scatter = factor, scatter
@@ -58,7 +58,7 @@ class Machine:
 
 
 def test_sides_take_turns_and_a_clear_case_ends_early(tmp_path: Path) -> None:
-    """Each side begins every other round; five are enough where nothing is open."""
+    """Each side goes first in every other round. Five rounds are enough if nothing is undecided."""
     machine = Machine()
     _, decision, count = gate.rounds(TREES, tmp_path, machine, rules=[], most=20, budget=None)
     assert (decision.status, count) == (PASSED, 5)
@@ -66,8 +66,8 @@ def test_sides_take_turns_and_a_clear_case_ends_early(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*/round-*.json"))) == 10
 
 
-def test_more_rounds_while_something_is_open(tmp_path: Path) -> None:
-    """Until it is decided, the rounds are spent, or the budget is."""
+def test_more_rounds_while_something_is_undecided(tmp_path: Path) -> None:
+    """Rounds are added until everything is decided, or until rounds or budget are used up."""
     _, decision, count = gate.rounds(TREES, tmp_path / "a", Machine(1.1, 0.04), rules=[], most=20, budget=None)
     assert decision.status == REGRESSED and 5 < count < 20
     _, decision, count = gate.rounds(TREES, tmp_path / "b", Machine(1.0, 0.5), rules=[], most=10, budget=None)
@@ -77,7 +77,7 @@ def test_more_rounds_while_something_is_open(tmp_path: Path) -> None:
 
 
 def test_false_alarms_and_planted_slowdowns(tmp_path: Path) -> None:
-    """Drawn rounds with 3% scatter: at most 2 of 100 gates of equal sides fail, and 95 of 100 find 10% more."""
+    """With 3% scatter, at most 2 of 100 gates with equal sides fail, and at least 95 of 100 find a slowdown of 10%."""
     alarms = found = 0
     for seed in range(100):
         for factor in (1.0, 1.1):
@@ -88,8 +88,8 @@ def test_false_alarms_and_planted_slowdowns(tmp_path: Path) -> None:
     assert alarms <= 2 and found >= 95
 
 
-def test_what_just_counts_seldom_passes(tmp_path: Path) -> None:
-    """A slowdown of the factor itself is shown to be no worse at most 25 times in 1,000, however often one looks."""
+def test_a_slowdown_of_the_allowed_factor_seldom_passes(tmp_path: Path) -> None:
+    """It passes at most 25 times in 1,000, however often the sides are compared."""
     passed = 0
     for seed in range(400):
         machine = Machine(1.05, 0.04, seed)
@@ -100,7 +100,7 @@ def test_what_just_counts_seldom_passes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository with one benchmark, that takes as long as its module says."""
+    """A repository with one benchmark, whose module says how long it takes."""
     root = tmp_path / "repository"
     place = root / "tests" / "benchmarks"
     place.mkdir(parents=True)
@@ -125,16 +125,16 @@ def commit(root: Path, message: str) -> None:
 
 
 def test_a_slower_working_tree(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Really run, against a commit beside it: the change isn't committed, is found, and nothing is left behind."""
+    """A whole gate finds a change that isn't committed, and leaves no work tree behind."""
     (repository / "speed.py").write_text("SECONDS = 0.013\n")
     options = ["--base", "main", "--select", "test_it", "--rounds", "5"]
     status = gate.gate([*options, "--out", str(tmp_path / "raw"), "--output", str(tmp_path / "g.md")], repository)
-    said = capsys.readouterr().out
-    assert status == REGRESSED, said
-    assert re.search("new: this tree, [0-9a-f]{12} with uncommitted changes", said)
-    assert "test_it.py::test_it: time 1." in said
+    output = capsys.readouterr().out
+    assert status == REGRESSED, output
+    assert re.search("new: this tree, [0-9a-f]{12} with uncommitted changes", output)
+    assert "test_it.py::test_it: time 1." in output
     page = (tmp_path / "g.md").read_text()
-    assert page in said and "with uncommitted changes" in page and len(list(tmp_path.glob("raw/*/*.json"))) == 10
+    assert page in output and "with uncommitted changes" in page and len(list(tmp_path.glob("raw/*/*.json"))) == 10
     trees = subprocess.run(
         ["git", "-C", str(repository), "worktree", "list"], capture_output=True, text=True, check=True
     )
@@ -144,7 +144,7 @@ def test_a_slower_working_tree(repository: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_turns() -> None:
-    """Each sets up in its turn, rounds alternate strictly, whoever begins; when one ends, the other goes on alone."""
+    """Each process sets up in its own turn, and rounds alternate strictly. When one ends, the other continues alone."""
     to_first, to_second = os.pipe(), os.pipe()
     log = os.pipe()
     code = (
@@ -167,15 +167,15 @@ def test_turns() -> None:
     for end in (*to_first, *to_second, log[1]):
         os.close(end)
     assert [process.wait() for process in processes] == [0, 0]
-    said = os.read(log[0], 100).decode()
-    assert said.replace(".", "") == "BAbabababb"
-    assert said.index(".") >= len("BAbababab")  # the first to end waits for the other's round
+    written = os.read(log[0], 100).decode()
+    assert written.replace(".", "") == "BAbabababb"
+    assert written.index(".") >= len("BAbababab")  # the first to end waits for the other's round
     os.close(log[0])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't tell which threads run")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't show which threads run")
 def test_a_turn_ends_when_no_thread_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that goes on computing is waited for; one that sleeps isn't."""
+    """It waits for a thread that computes, but not for one that sleeps."""
     stop, done = time.perf_counter() + 0.03, threading.Event()
 
     def compute() -> None:
@@ -184,23 +184,23 @@ def test_a_turn_ends_when_no_thread_is_busy(monkeypatch: pytest.MonkeyPatch) -> 
         done.set()
 
     threading.Thread(target=compute).start()
-    turns.settle()
+    turns.wait_for_threads()
     assert done.is_set()
     sleeper, waits = threading.Event(), []
     threading.Thread(target=sleeper.wait).start()
     monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=waits.append))
-    turns.settle()
+    turns.wait_for_threads()
     sleeper.set()
     assert len(waits) < 100, "it gave up"
 
 
 def test_benchmarks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first turn is taken before all tests, the last ends after them, and each round of one has a turn."""
-    said: list[str] = []
+    """The first turn begins before all tests, the last ends after them, and each round of a benchmark has a turn."""
+    calls: list[str] = []
 
     class Recorder:
         def __getattr__(self, name: str) -> Any:
-            return lambda: said.append(name)
+            return lambda: calls.append(name)
 
     class Benchmark:
         def pedantic(self, function: Any, setup: Any, **_: Any) -> None:
@@ -213,19 +213,19 @@ def test_benchmarks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     session: Any = SimpleNamespace(config=SimpleNamespace(getoption=lambda name: False))
     loop: Any = conftest.pytest_runtestloop(session)
     next(loop)
-    turns.timed(Benchmark(), lambda: said.append("round"))  # type: ignore[arg-type]
+    turns.timed(Benchmark(), lambda: calls.append("round"))  # type: ignore[arg-type]
     with pytest.raises(StopIteration):
         loop.send(True)
-    assert said == ["take", "next", "round", "next", "round", "end"]
+    assert calls == ["take", "next", "round", "next", "round", "end"]
     loop = conftest.pytest_runtestloop(session)
     next(loop)
     with pytest.raises(KeyboardInterrupt):
         loop.throw(KeyboardInterrupt)
-    assert said[-1] == "end", "or the other would wait"
+    assert calls[-1] == "end", "otherwise the other process would wait"
 
 
 def test_benchmarks_run_as_cells_do(tmp_path: Path) -> None:
-    """Where they are timed: the allocator keeps freed pages. Its file has all that times depend on."""
+    """Timed benchmarks run with an allocator that keeps freed pages. The file has everything that times depend on."""
     file = tmp_path / "one.json"
     argv = [sys.executable, "-m", "pytest", "tests/benchmarks/test_speed.py", "-k", "crop_table", "--benchmark-enable"]
     argv += ["-p", "no:cacheprovider", "--benchmark-max-time=0.01", f"--benchmark-json={file}"]
@@ -241,7 +241,7 @@ def test_benchmarks_run_as_cells_do(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_that_fails(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only in the new tree: a regression, told with its last words. In the base too: nothing can be compared."""
+    """A failure in the new tree only is a regression, with its first failing test. One in the base ends the gate."""
     broken = "SECONDS = 'slow'\n"
     (repository / "speed.py").write_text(broken)
     page = tmp_path / "g.md"
@@ -258,7 +258,7 @@ def test_a_benchmark_that_fails(repository: Path, tmp_path: Path, capsys: pytest
 
 
 def test_a_process_that_is_killed(repository: Path) -> None:
-    """Is told as such: of its output there is nothing that says why."""
+    """The message has the signal, since the output doesn't say why it ended."""
     (repository / "tests" / "benchmarks" / "conftest.py").write_text(
         "import os, signal\ndef pytest_sessionfinish():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -267,8 +267,8 @@ def test_a_process_that_is_killed(repository: Path) -> None:
         gate.gate(["--base", "HEAD", "--select", "test_it"], repository)
 
 
-def test_noise_may_be_let_through(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On request, and told; never what is missing."""
+def test_noise_may_pass(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With --pass-noise an undecided gate passes and says so, unless a benchmark is missing."""
     page = tmp_path / "g.md"
 
     def status(lost: bool, *words: str) -> int:
@@ -285,12 +285,12 @@ def test_noise_may_be_let_through(repository: Path, monkeypatch: pytest.MonkeyPa
         return gate.gate(["--base", "HEAD", "--rounds", "5", "--output", str(page), *words], repository)
 
     assert status(False) == INCOMPLETE
-    assert status(False, "--pass-noise") == PASSED and "let through" in page.read_text()
-    assert status(True, "--pass-noise") == INCOMPLETE and "let through" not in page.read_text()
+    assert status(False, "--pass-noise") == PASSED and "because of --pass-noise" in page.read_text()
+    assert status(True, "--pass-noise") == INCOMPLETE and "because of --pass-noise" not in page.read_text()
 
 
 def test_mistakes(repository: Path, tmp_path: Path) -> None:
-    """A commit that isn't there, or has nothing to compare; too few rounds; a rule that fits nothing."""
+    """An unknown commit, one without benchmarks, too few rounds and a useless rule each end in a message."""
     git(repository, "rm", "--quiet", "tests/benchmarks/conftest.py")
     commit(repository, "without")
     for words, message in (
@@ -300,7 +300,7 @@ def test_mistakes(repository: Path, tmp_path: Path) -> None:
         (["--base", "HEAD", "--rounds", "2"], "must be at least 5"),
         (["--base", "HEAD", "--budget", "soon"], "--budget"),
         (["--base", "HEAD", "--rule", "x"], "must be like"),
-        (["--base", "HEAD", "--rule", "epoch_seconds: max=9"], "epoch_seconds is of runs; benchmarks have seconds"),
+        (["--base", "HEAD", "--rule", "epoch_seconds: max=9"], "only runs have epoch_seconds; benchmarks have seconds"),
     ):
         with pytest.raises(UserError, match=message):
             gate.gate(words, repository)
@@ -308,20 +308,20 @@ def test_mistakes(repository: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("most", "looks"), [(5, 1), (6, 2), (10, 2), (12, 3), (20, 4)])
 def test_the_error_rate_is_shared_among_all_looks(most: int, looks: int, tmp_path: Path) -> None:
-    """However many rounds the last of them has."""
+    """The share doesn't depend on the number of rounds before the last look."""
     machine = Machine(1.0, 0.5)
     comparison, _, count = gate.rounds(TREES, tmp_path, machine, rules=[], most=most, budget=None)
     assert comparison.level == pytest.approx(0.01 / looks) and count == most
 
 
 def test_a_benchmarks_source_is_all_that_it_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its function, what that uses of its module, and other modules of tests; nothing else of its own."""
+    """The digest covers its function, what that uses of its module and other modules of tests, but not docstrings."""
     monkeypatch.syspath_prepend(tmp_path)
     base = "SIZE = 1\ndef helper():\n    return SIZE\ndef other():\n    return 0\ndef bench():\n    return helper()\n"
     digests = []
-    told = base.replace("def bench():", 'def bench():\n    """All that it does."""  # and more')
+    commented = base.replace("def bench():", 'def bench():\n    """All that it does."""  # and more')
     for number, text in enumerate(
-        (base, base.replace("SIZE = 1", "SIZE = 2"), base.replace("return SIZE", "return -SIZE"), told)
+        (base, base.replace("SIZE = 1", "SIZE = 2"), base.replace("return SIZE", "return -SIZE"), commented)
     ):
         (tmp_path / f"bench_{number}.py").write_text(text)
         digests.append(source_digest(importlib.import_module(f"bench_{number}").bench))
@@ -334,8 +334,8 @@ def test_a_benchmarks_source_is_all_that_it_uses(tmp_path: Path, monkeypatch: py
     assert source_digest(test_speed.test_step, ["mini"]) != step == source_digest(test_speed.test_step, ["benchmark"])
 
 
-def test_other_code_of_a_benchmark_does_not_compare(tmp_path: Path) -> None:
-    """Its times are those of something else."""
+def test_a_benchmark_with_other_code_is_not_comparable(tmp_path: Path) -> None:
+    """If a benchmark's source differs, its times measure something else."""
 
     def machine(trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
         Machine()(trees, files, first)
@@ -345,8 +345,8 @@ def test_other_code_of_a_benchmark_does_not_compare(tmp_path: Path) -> None:
     assert decision.status == NOT_COMPARABLE and "source: s → other" in decision.reasons[0]
 
 
-def test_one_environment_where_needs_are_the_same(repository: Path, tmp_path: Path) -> None:
-    """Whatever their order; another version is another need."""
+def test_one_environment_if_both_need_the_same_packages(repository: Path, tmp_path: Path) -> None:
+    """The order of the packages doesn't matter, but their versions do."""
     other = tmp_path / "other"
     other.mkdir()
     for listed, same in (('["b", "a"]', True), ('["a", "b>=2"]', False)):
@@ -358,7 +358,7 @@ def test_one_environment_where_needs_are_the_same(repository: Path, tmp_path: Pa
 
 
 def test_an_environment_for_other_needs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has what this one has, and nothing of that twice; no network is asked."""
+    """It sees the packages of this environment, installs none of them twice, and needs no network."""
     base = tmp_path / "place" / "base"
     base.mkdir(parents=True)
     (base / "pyproject.toml").write_text('[project]\ndependencies = ["numpy>=1"]\n')
@@ -366,5 +366,5 @@ def test_an_environment_for_other_needs(repository: Path, tmp_path: Path, monkey
     monkeypatch.setenv("PIP_CONSTRAINT", str(tmp_path / "missing.txt"))
     python = gate.python_for(base, repository)
     assert python != sys.executable
-    told = subprocess.run([python, "-c", "import numpy; print(numpy.__file__)"], capture_output=True, text=True)
-    assert Path(told.stdout.strip()) == Path(np.__file__), told.stderr
+    done = subprocess.run([python, "-c", "import numpy; print(numpy.__file__)"], capture_output=True, text=True)
+    assert Path(done.stdout.strip()) == Path(np.__file__), done.stderr

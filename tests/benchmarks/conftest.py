@@ -1,4 +1,4 @@
-"""What a file of pytest-benchmark must say of the machine and of the benchmark for its times to be compared."""
+"""Adds to pytest-benchmark's files what comparisons need: the machine, and a digest of each benchmark's code."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from bench.store.environment import environment
 from tl.machine import keep_freed_pages
 
 ALLOCATOR = pytest.StashKey[str]()
-"""As `Record.allocator` has it."""
+"""The allocator's setting, as in `Record.allocator`."""
 HOMES = ("tests.", "bench.devtools.")
-"""Where a benchmark may have code of its own; what it measures lies elsewhere."""
+"""Packages with the code of benchmarks themselves; the code that they measure is elsewhere."""
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
-    """All that times depend on: processor, system, libraries, threads and allocator.
+    """Return everything that times depend on: processor, system, libraries, threads and allocator.
 
-    In place of pytest-benchmark's own, which asks py-cpuinfo: that takes a second a process and can fail.
+    It replaces pytest-benchmark's own function, which calls py-cpuinfo: that takes a second per process and can fail.
     """
     here = environment()
     own = {"threads": str(torch.get_num_threads()), "allocator": config.stash.get(ALLOCATOR, "default")}
@@ -47,10 +47,10 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """All that benchmarks do is done in this process's turn; loading modules before them and writing after needn't.
+    """Run all benchmarks in this process's turns. Modules are loaded before that, and files are written after it.
 
-    Where they are timed the allocator is that of a cell's process. With glibc's own settings it depends on what ran
-    before whether a step has page faults: some processes took a fifth longer for a frozen one.
+    If benchmarks are timed, the allocator has the setting of a cell's process. With glibc's defaults, page faults in a
+    step depend on what ran before it: in some processes a frozen step took 20% longer.
     """
     if session.config.getoption("benchmark_enable") and keep_freed_pages():
         session.config.stash[ALLOCATOR] = "glibc, freed pages kept"
@@ -63,16 +63,16 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 @pytest.fixture(autouse=True)
 def _source(request: pytest.FixtureRequest) -> None:
-    """The benchmark's own code: times of a benchmark that was changed are those of something else."""
+    """Record a digest of the benchmark's own code. If it changes, its times measure something else."""
     if "benchmark" in request.fixturenames:
         digest = source_digest(request.function, request.fixturenames)
         request.getfixturevalue("benchmark").extra_info[SOURCE] = digest
 
 
 def source_digest(function: Callable[..., object], fixtures: Collection[str] = ()) -> str:
-    """Of a benchmark's code, with what it uses of its own module, other modules of tests that it uses, and fixtures.
+    """Digest of a benchmark's code, what it uses of its own module, other modules of tests that it uses, and fixtures.
 
-    Comments and docstrings are no part of it.
+    Comments and docstrings don't count.
     """
     seen: set[Any] = set()
     shared = ast.parse(inspect.getsource(sys.modules["tests.conftest"])).body
@@ -82,7 +82,7 @@ def source_digest(function: Callable[..., object], fixtures: Collection[str] = (
 
 
 def _code(source: str) -> str:
-    """The code alone, however it is laid out."""
+    """The code without comments, docstrings and layout."""
     tree = ast.parse(textwrap.dedent(source))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
@@ -101,7 +101,7 @@ def _sources(function: Any, seen: set[Any]) -> Iterator[str]:
         elif inspect.isfunction(value) or inspect.isclass(value):
             home = value.__module__
         else:
-            with contextlib.suppress(TypeError, ValueError):  # no constant
+            with contextlib.suppress(TypeError, ValueError):  # not a constant
                 yield f"{name} = {json.dumps(value, sort_keys=True)}"
             continue
         if home == function.__module__ and inspect.isfunction(value):
@@ -111,7 +111,7 @@ def _sources(function: Any, seen: set[Any]) -> Iterator[str]:
 
 
 def _modules(name: str, seen: set[Any]) -> Iterator[str]:
-    """The source of a module of tests, and of those that it has from other modules of tests."""
+    """Yield the source of a module of tests, and of the other modules of tests that it imports from."""
     if name in seen:
         return
     seen.add(name)
@@ -124,6 +124,6 @@ def _modules(name: str, seen: set[Any]) -> Iterator[str]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """All names that a function's code looks up, its inner functions' included."""
+    """All names that a function's code looks up, including its inner functions."""
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*map(_names, inner))

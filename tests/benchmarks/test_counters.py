@@ -1,4 +1,4 @@
-"""The exact gate: that it holds now, and that it finds what it must."""
+"""The exact gate: the committed baseline holds, and any change of a counter is found."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BASE = {"net frozen": {"flops": 10, "operations": 3}}
 
 
 def test_counters_are_those_of_the_baseline() -> None:
-    """Where a change is meant: `python -m bench.devtools.counters --update`. CI has the baseline's libraries."""
-    there, base = counters.baseline()
-    assert (counters.BASELINE.parent / counters.CONSTRAINTS).read_text() == counters.constraints(there)
-    if there != counters.libraries():
+    """After an intended change, run `python -m bench.devtools.counters --update`. CI has the baseline's libraries."""
+    expected, base = counters.baseline()
+    assert (counters.BASELINE.parent / counters.CONSTRAINTS).read_text() == counters.constraints(expected)
+    if expected != counters.libraries():
         assert not os.environ.get("CI"), "install with PIP_CONSTRAINT=results/baseline/constraints.txt"
-        pytest.skip(f"the baseline is of {there}, here is {counters.libraries()}: write it anew")
+        pytest.skip(f"the baseline has {expected}, installed are {counters.libraries()}: rewrite it")
     assert list(counters.changes(base, counters.count())) == []
 
 
@@ -39,13 +39,14 @@ def test_counters_are_those_of_the_baseline() -> None:
     ],
 )
 def test_any_change_is_found(new: dict[str, int], lines: list[str]) -> None:
-    """Up, down, gone and new."""
+    """Counters that increase, decrease, disappear and appear are found."""
     assert list(counters.changes(BASE, {"net frozen": new})) == lines
 
 
 def test_allocations_are_what_operations_make_anew() -> None:
-    """Not views, nor what is changed in place; of an operation with two results both. All are seen by torch's profiler
-    too, which also has what kernels take for themselves."""
+    """Views and in-place changes don't count; both results of an operation with two do. Torch's profiler sees them too,
+    together with temporary memory of kernels.
+    """
 
     def work() -> None:
         ones = torch.ones(1000)
@@ -65,11 +66,11 @@ def test_allocations_are_what_operations_make_anew() -> None:
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Exit statuses; an update writes what was counted, and says what changed."""
+    """It has an exit status per outcome. An update writes the counters, and prints what has changed."""
     monkeypatch.setattr(counters, "BASELINE", tmp_path / "baseline" / "counters.json")
     monkeypatch.setattr(counters, "count", lambda: BASE)
     monkeypatch.setattr(sys, "argv", ["counters"])
-    with pytest.raises(UserError, match="is not there: write it with --update"):
+    with pytest.raises(UserError, match="doesn't exist; write it with --update"):
         counters.main()
     for arguments, status, words in (
         (["--update"], counters.PASSED, "2 counters, 2 changed"),
@@ -85,5 +86,5 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert counters.main() == counters.NOT_COMPARABLE
     for text in ("{", "[]", "{}"):
         counters.BASELINE.write_text(text)
-        with pytest.raises(UserError, match="is no baseline"):
+        with pytest.raises(UserError, match="is not a baseline"):
             counters.main()

@@ -1,4 +1,4 @@
-"""Benchmarks (pytest-benchmark). In the normal test run each runs once, as a test of correctness.
+"""Benchmarks (pytest-benchmark). In a normal test run, each runs once as a test of correctness.
 
 python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
 """
@@ -37,14 +37,14 @@ from tl.features import Extraction
 from tl.images import batch_bounds, crops, open_store
 from tl.regimes import REGIMES
 
-MARKS_A_STEP = 7
-"""See `_train_pass` and `Batches.training`."""
+MARKS_PER_STEP = 7
+"""Marks of the clock in a training step; see `_train_pass` and `Batches.training`."""
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("regime", TRAINING)
 def test_step(benchmark: BenchmarkFixture, network: str, regime: str) -> None:
-    """A training step on four images; its counters are exact."""
+    """Time a training step on four images, and check that its counters are exact."""
     step = make_step(network, regime)
     benchmark.extra_info.update(step.counted())
     timed(benchmark, step.run, repeats=50 if REGIMES[regime].features == "once" else 1)
@@ -53,7 +53,7 @@ def test_step(benchmark: BenchmarkFixture, network: str, regime: str) -> None:
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_epoch(benchmark: BenchmarkFixture, mini: tl.Splits, regime: str) -> None:
-    """One epoch of 24 + 16 images on a tiny network, set-up included."""
+    """Time one epoch of 24 + 16 images on a tiny network, including set-up."""
     config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights=policy(regime), epochs=1)
     result = benchmark(tl.train_model, config, mini, device="cpu", weights_dir=published())
     assert len(result.epochs) == 1
@@ -62,7 +62,7 @@ def test_epoch(benchmark: BenchmarkFixture, mini: tl.Splits, regime: str) -> Non
 
 
 def test_clock(benchmark: BenchmarkFixture, mini: tl.Splits) -> None:
-    """The marks of one training step: under 1% of the smallest network's step."""
+    """Time the clock's marks of one training step; they take under 1% of the smallest network's step."""
     config = tl.TrainConfig(backbone=TINY[0], regime="frozen", weights="random", epochs=3)
     epoch = tl.train_model(config, mini, device="cpu").train_epoch_seconds
     assert epoch is not None
@@ -71,7 +71,7 @@ def test_clock(benchmark: BenchmarkFixture, mini: tl.Splits) -> None:
     def marks() -> float:
         clock.start()
         begun = time.perf_counter()
-        for _ in range(MARKS_A_STEP):
+        for _ in range(MARKS_PER_STEP):
             clock.mark("forward")
         return time.perf_counter() - begun
 
@@ -84,7 +84,7 @@ def test_clock(benchmark: BenchmarkFixture, mini: tl.Splits) -> None:
 
 @pytest.mark.parametrize("kind", ["training", "evaluation"])
 def test_image_path(benchmark: BenchmarkFixture, mini: tl.Splits, kind: str) -> None:
-    """Pixels from the store to a normalised batch, 24 images."""
+    """Time the path of 24 images from stored pixels to normalised batches."""
     preprocessing = make_backbone(TINY[1], weights="random").preprocessing
     batches = Batches(open_store(mini), mini.train, preprocessing, torch.device("cpu"))
 
@@ -99,13 +99,13 @@ def test_image_path(benchmark: BenchmarkFixture, mini: tl.Splits, kind: str) -> 
 
 
 def test_crop_table(benchmark: BenchmarkFixture) -> None:
-    """Crops of 10,000 images for one epoch."""
+    """Time the crops of 10,000 images for one epoch."""
     sizes = torch.randint(200, 600, (10_000, 2)).numpy()
     assert benchmark(crops, sizes, 0).shape == (10_000, 5)
 
 
 def test_extraction(benchmark: BenchmarkFixture, mini: tl.Splits) -> None:
-    """Features of 24 images, extracted anew in each round."""
+    """Time the extraction of features of 24 images."""
     backbone = make_backbone(NETWORKS[0], weights="random")
     network = backbone.module.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = Batches(open_store(mini), mini.train, backbone.preprocessing, torch.device("cpu"))
@@ -134,7 +134,7 @@ def _options(folder: Path) -> Options:
 
 
 def test_planning(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """A grid of 1,000 cells."""
+    """Time the planning of a grid of 1,000 cells."""
     grid = load_grid("smoke").override({"backbones": list(TINY), "regimes": ["finetune", "frozen"], "seeds": 250}, {})
     options = _options(tmp_path)
     worker = executor_for(options)
@@ -143,8 +143,8 @@ def test_planning(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
 
 
 def test_resuming(benchmark: BenchmarkFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A grid of 1,000 cells that are all done; forty in the normal test run."""
-    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))  # names of networks are kept there, and these are made up
+    """Time the resuming of a run with 1,000 finished cells; forty in a normal test run."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))  # the names of networks, which are cached, are made up
     seeds = 10 if benchmark.disabled else 250
     matrix = {"backbones": ["b00000", "b00001"], "regimes": ["finetune", "frozen"], "seeds": seeds}
     grid, options, worker = load_grid("smoke").override(matrix, {}), _options(tmp_path), InstantExecutor()
@@ -159,7 +159,7 @@ def test_resuming(benchmark: BenchmarkFixture, tmp_path: Path, monkeypatch: pyte
 
 
 def many_records(folder: Path, count: int) -> Run:
-    """A run of finished cells that differ in their backbones' names; written without waiting for the disk."""
+    """A run of finished cells that differ in their backbones' names. The files are written without fsync."""
     one = record("timm:BACKBONE", "frozen")
     run = write_run(folder, [])
     (folder / "cells").mkdir()
@@ -174,7 +174,7 @@ def many_records(folder: Path, count: int) -> Run:
 
 
 def test_loading(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """10,000 records; a hundred in the normal test run."""
+    """Time the reading of 10,000 records; a hundred in a normal test run."""
     count = 100 if benchmark.disabled else 10_000
     run = many_records(tmp_path / "run", count)
     records = benchmark.pedantic(run.records, rounds=1 if benchmark.disabled else 3)
@@ -182,7 +182,7 @@ def test_loading(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
 
 
 def test_report(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """Markdown, HTML and pictures of a run of 24 cells."""
+    """Time the report of a run of 24 cells: Markdown, HTML and figures."""
     names = ("finetune", "frozen")
     records = [record(f"timm:b{i}", regime, seconds=2.0 + i) for i in range(12) for regime in names]
     run = write_run(tmp_path / "run", records)
