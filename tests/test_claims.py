@@ -12,7 +12,7 @@ import pytest
 from bench.analysis.claims import CLAIMS, HALF_THE_TIME, Claim
 from bench.analysis.groups import make_groups
 from bench.analysis.stats import LEVEL, ratio
-from bench.analysis.verdicts import _likeliest, judge, overall
+from bench.analysis.verdicts import _likeliest, decide_claims, overall
 from bench.report.answers import answers
 from bench.report.summary import summarise
 from bench.store.records import Record
@@ -45,7 +45,7 @@ def seeds(regime: str, times: list[float], backbone: str = "timm:a", **given: ob
 
 def verdict(fast: list[float], slow: tuple[float, ...] = (20.0, 20.2, 19.9)) -> str:
     records = [("r", one) for one in [*seeds("finetune", list(slow)), *seeds("frozen", fast)]]
-    (finding,) = judge({"r": [HALF_THE_TIME]}, make_groups(records, {"r": TRUTH}))
+    (finding,) = decide_claims({"r": [HALF_THE_TIME]}, make_groups(records, {"r": TRUTH}))
     return finding.words
 
 
@@ -90,7 +90,9 @@ def test_verdicts_of_a_report_share_one_error_rate(tmp_path: Path) -> None:
         for regime, times in zip(("finetune", "frozen"), slow, strict=True)
         for one in seeds(regime, times, f"timm:{name}")
     ]
-    together = {finding.verdict for finding in judge({"r": [HALF_THE_TIME]}, make_groups(records, {"r": TRUTH}))}
+    together = {
+        finding.verdict for finding in decide_claims({"r": [HALF_THE_TIME]}, make_groups(records, {"r": TRUTH}))
+    }
     assert (alone, together) == ("supported", {"inconclusive"})
 
 
@@ -103,7 +105,7 @@ def test_accuracies_are_compared_image_by_image_and_only_where_they_count() -> N
             for regime, right in (("finetune", 90), ("frozen", 95))
             for r in seeds(regime, [9.0] * 3, right=right, **given)
         ]
-        (finding,) = judge({"r": [CLAIMS["no-worse"]]}, make_groups(records, {"r": TRUTH}))
+        (finding,) = decide_claims({"r": [CLAIMS["no-worse"]]}, make_groups(records, {"r": TRUTH}))
         return finding.verdict, finding.estimate.value if finding.estimate else None
 
     said, value = found()
@@ -117,13 +119,13 @@ def test_scratch_is_compared_with_fine_tuning_though_its_weights_differ() -> Non
         *(("r", one) for one in seeds("finetune", [9.0] * 3, right=95)),
         *(("r", one) for one in seeds("scratch", [9.0] * 3, right=60, weights=RANDOM)),
     ]
-    (finding,) = judge({"r": [CLAIMS["transfer-helps"]]}, make_groups(records, {"r": TRUTH}))
+    (finding,) = decide_claims({"r": [CLAIMS["transfer-helps"]]}, make_groups(records, {"r": TRUTH}))
     assert finding.verdict == "supported" and finding.against.config.regime == "scratch"
     mixed = [
         *(("r", one) for one in seeds("finetune", [9.0] * 3)),
         *(("r", one) for one in seeds("frozen", [9.0] * 3, weights=RANDOM)),
     ]
-    assert judge({"r": [HALF_THE_TIME]}, make_groups(mixed, {"r": TRUTH})) == [], (
+    assert decide_claims({"r": [HALF_THE_TIME]}, make_groups(mixed, {"r": TRUTH})) == [], (
         "else weights are part of what is equal"
     )
 
@@ -144,7 +146,7 @@ def test_scratch_is_compared_with_fine_tuning_though_its_weights_differ() -> Non
 )
 def test_all_backbones_together(verdicts: list[str], word: str) -> None:
     """Open unless every comparison that could be made agrees, or two disagree."""
-    (finding,) = judge(
+    (finding,) = decide_claims(
         {"r": [HALF_THE_TIME]},
         make_groups([("r", r) for r in [record("timm:a", "finetune"), record("timm:a", "frozen")]], {"r": TRUTH}),
     )

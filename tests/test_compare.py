@@ -13,9 +13,10 @@ from scipy.stats import gmean, ttest_ind, ttest_rel
 
 from bench import cli
 from bench.analysis.stats import ratio_of_means
-from bench.compare.changes import Comparison, Rule, compare
+from bench.compare.changes import Comparison, compare
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED, decide, read_rules
 from bench.compare.render import show
+from bench.compare.rules import Rule
 from bench.compare.sides import SECONDS, Entry, Quantity, Side, quantities, read_sides
 from bench.store.records import Record
 from bench.store.runs import Run

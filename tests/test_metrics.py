@@ -18,10 +18,11 @@ from bench.analysis.claims import Claim
 from bench.analysis.groups import make_groups
 from bench.analysis.metrics import METRICS, RATED_BY, Finished, Metric, costs, finished, headline, share
 from bench.analysis.scores import BINS, balanced_accuracy, calibration_error, macro_f1
-from bench.analysis.verdicts import judge
-from bench.compare.changes import Rule, compare
+from bench.analysis.verdicts import decide_claims
+from bench.compare.changes import compare
 from bench.compare.gate import PASSED, REGRESSED, decide, read_rules
 from bench.compare.render import change_text, show
+from bench.compare.rules import Rule
 from bench.compare.sides import compared_by_default, read_sides
 from bench.export.trackers import export_to
 from bench.report.data import page_data
@@ -169,7 +170,7 @@ def test_a_claim_can_be_about_a_score(tmp_path: Path) -> None:
     claim = Claim(name="fair", statement="It is as fair", metric="macro_f1_last", regime="frozen", low=-0.02)
     records = [*seeds("finetune", (90, 91, 90)), *seeds("frozen", (95, 96, 97))]
     groups = make_groups([("r", one) for one in records], {"r": TRUTH})
-    (finding,) = judge({"r": [claim]}, groups)
+    (finding,) = decide_claims({"r": [claim]}, groups)
     ours, theirs = (group.values("macro_f1_last") for group in (finding.group, finding.against))
     assert finding.estimate is not None and finding.verdict == "supported"
     assert finding.estimate.value == pytest.approx(statistics.fmean(ours[s] - theirs[s] for s in range(3)))

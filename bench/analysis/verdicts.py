@@ -72,7 +72,7 @@ def without_result(claim: Claim, run: str, manifest: Manifest, findings: Iterabl
     return planned(claim, manifest.cells.values()) - found
 
 
-def judge(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]) -> list[Finding]:
+def decide_claims(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]) -> list[Finding]:
     """Hold every claim against every pair of groups that it is about. `claims` are by run.
 
     A verdict stands where it would be wrong at most one time in twenty, over all the verdicts of one call

@@ -1,4 +1,5 @@
-"""Two sides beside each other: runs of this suite, levels of one of their axes, or pytest-benchmark files.
+"""Compares two sides: runs of this suite, levels of one of their axes, or pytest-benchmark files.
 
-`sides` reads them, `judge` says what changed, `show` puts it into words, `gate` makes an exit status of it.
+`sides` reads them, `changes` decides what changed, `rules` says how much of a change counts, `render` puts it into words,
+and `gate` makes an exit status of it.
 """

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Literal
-
-from pydantic import Field, model_validator
 
 from bench.analysis.metrics import METRICS
 from bench.analysis.stats import (
@@ -22,75 +17,19 @@ from bench.analysis.stats import (
     ratio,
     ratio_of_means,
 )
+from bench.compare.rules import DEFAULTS, CellTexts, Rule, check_rule, limits, samples_text, typical
 from bench.compare.sides import (
     MEMORY_METHOD,
-    SECONDS,
     Entry,
     Figure,
     Quantity,
-    Repeats,
     Sample,
     Side,
     compared_by_default,
-    quantities,
 )
-from tl.errors import ConfigError, UserError, not_one_of
-from tl.strict import Strict
+from tl.errors import UserError, not_one_of
 
 Verdict = Literal["worse", "better", "same", "inconclusive", "too few samples", "not comparable", "unknown"]
-
-
-class Rule(Strict):
-    """How much of a change counts. Of several that fit a cell and a metric, the last that says something holds."""
-
-    metric: str = Field(
-        "*", description="a metric's name, which is compared then, or a pattern with * and ? of those that are"
-    )
-    cells: str = Field("*", description="a cell's label, or a pattern")
-    factor: float | None = Field(None, gt=1, description="of times and memory: a smaller one doesn't count")
-    points: float | None = Field(None, gt=0, description="of shares such as accuracies, percentage points")
-    max: float | None = Field(None, description="most that the new side may have on average, in the metric's unit")
-    min: float | None = Field(None, description="least that it may have on average; each of a counter's values")
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Rule:
-        given = {"factor": self.factor, "points": self.points, "max": self.max, "min": self.min}
-        if all(value is None for value in given.values()):
-            raise ConfigError("a rule needs factor, points, max or min")
-        for name, value in given.items():
-            if value is not None and not math.isfinite(value):
-                raise ConfigError(f"{name}={value}: must be finite")
-        return self
-
-    def fits(self, metric: str, cell: str) -> bool:
-        """Whether it says something of that metric in the cell of that label."""
-        return _like(metric, self.metric) and _like(cell, self.cells)
-
-    def is_elsewhere(self, kinds: Collection[Repeats], metrics: Collection[str]) -> bool:
-        """Whether its metric is of runs alone where there are none, of benchmarks alone, or known and not compared."""
-        if metrics and not any(_like(name, self.metric) for name in metrics):
-            return any(_like(name, self.metric) for name in (*quantities(), SECONDS.name))
-        if self.is_of_runs:
-            return "seed" not in kinds
-        return self.metric == SECONDS.name and "round" not in kinds
-
-    @property
-    def is_of_runs(self) -> bool:
-        """Whether no benchmark can have its metric: exact counters have the same names everywhere."""
-        of_runs = quantities()
-        return self.metric in of_runs and of_runs[self.metric].kind != "exact"
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.model_dump().items() if value not in (None, "*"))
-
-
-def _like(text: str, pattern: str) -> bool:
-    """As in a shell, but for brackets, which stand for themselves: pytest puts them into names."""
-    return text == pattern or fnmatchcase(text, pattern.replace("[", "[[]"))
-
-
-DEFAULTS = (Rule(factor=1.05), Rule(points=2.0))
-"""For all metrics of the kind that they fit. Exact counters have none: any change counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +103,6 @@ class Change:
         return typical(self.base.values(), self.quantity), typical(self.new.values(), self.quantity)
 
 
-Told = tuple[tuple[str, str], ...]
-"""Cells, each with what is to be said of it."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """All of base against all other sides."""
@@ -175,15 +110,15 @@ class Comparison:
     base: Side
     others: tuple[Side, ...]
     changes: tuple[Change, ...]
-    beyond_limits: Told
+    beyond_limits: CellTexts
     """Absolute limits that another side breaks."""
-    unchecked: Told
+    unchecked: CellTexts
     """Absolute limits on what another side doesn't know."""
-    newly_failing: Told
+    newly_failing: CellTexts
     """Cells with a sample that base has and the other side fails at → what became of it there."""
-    incomplete: Told
+    incomplete: CellTexts
     """Cells without results on a side, but for those newly failing; cells and samples that only base has."""
-    only_new: Told
+    only_new: CellTexts
     """Cells and samples that only another side has → its name."""
     level: float
     """Error rate of all changes together, at this look."""
@@ -246,8 +181,8 @@ def compare(
         if not any(change.quantity.name == name and (change.base or change.new) for change in drafts):
             raise UserError(f"nothing to compare: no cell has {name} on either side")
     for rule in rules:
-        _check(rule, wanted, sides)
-    beyond, unchecked = _limits(held, rules)
+        check_rule(rule, wanted, sides)
+    beyond, unchecked = limits(held, rules)
     failing, incomplete, only_new = _lost(base, others, shared, wanted)
     if not any(change.base or change.new for change in drafts) and not failing and not incomplete:
         raise UserError(f"nothing to compare: no cell has {', '.join(wanted)} on either side")
@@ -304,68 +239,6 @@ def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
     alike = any(entry.label in labels for side in others for entry in side.entries.values())
     why = "their cells differ in images, weights or settings" if alike else ", ".join(map(first, [base, *others]))
     return f"{base.name}: has no cell in common with {' or '.join(side.name for side in others)}: {why}"
-
-
-Held = tuple[Side, Entry, Quantity, Entry | None]
-"""A cell of a new side, what is measured of such cells, and the cell of base."""
-
-
-def _check(rule: Rule, wanted: Mapping[str, Quantity], sides: Sequence[Side]) -> None:
-    """Raises `ConfigError` for a rule that fits nothing: it would be taken for one that holds.
-
-    A cell without a result fits: that it has none is told in its place.
-    """
-    if not any(_like(name, rule.metric) for name in wanted):
-        raise ConfigError(f"rule {rule}: {not_one_of('metric', rule.metric, wanted)}")
-    entries = [entry for side in sides for entry in side.entries.values()]
-    fitting = [entry for entry in entries if _like(entry.label, rule.cells)]
-    if not fitting:
-        raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {entries[0].label!r}, for one")
-    known = [q for q in wanted.values() if _like(q.name, rule.metric) and any(q.name in e.samples for e in fitting)]
-    if not known:
-        if any(entry.lost for entry in fitting):
-            return
-        raise ConfigError(f"rule {rule}: no cell that fits has that metric")
-    for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
-        if said is not None and not any(quantity.kind == kind for quantity in known):
-            what = "times and memory have a factor, shares such as accuracies have points, exact counters have neither"
-            raise ConfigError(f"rule {rule}: {known[0].name} is none of that kind: {what}")
-    limits = rule.max is not None or rule.min is not None
-    if not limits and not any(_like(entry.label, rule.cells) for entry in sides[0].entries.values()):
-        raise ConfigError(f"rule {rule}: no cell that fits is in {sides[0].name}: nothing to compare with")
-
-
-def _limits(held: Sequence[Held], rules: Sequence[Rule]) -> tuple[Told, Told]:
-    """Absolute limits of every cell of the new sides: those that are broken, and those that can't be checked.
-
-    Held against them are means; of counters, each value. A sample that base doesn't know either is no gap.
-    """
-    broken: list[tuple[str, str]] = []
-    unchecked: list[tuple[str, str]] = []
-    limits = [rule for rule in rules if rule.max is not None or rule.min is not None]
-    for side, entry, quantity, before in held:
-        fitting = [rule for rule in limits if rule.fits(quantity.name, entry.label)]
-        if not fitting:
-            continue
-        samples = entry.samples.get(quantity.name, {})
-        gaps = entry.done - samples.keys()
-        if samples and before:
-            gaps &= before.samples.get(quantity.name, {}).keys() | (gaps - before.done)
-        if gaps or not samples:
-            what = f" in {_samples(entry, gaps)}" if gaps and samples else ""
-            words = f"{side.name}: {quantity.label} is not known{what}, so its limit isn't checked"
-            unchecked.append((entry.label, words))
-        if not samples:
-            continue
-        exact = quantity.kind == "exact"
-        middle = typical(samples.values(), quantity)
-        high, low = (max(samples.values()), min(samples.values())) if exact else (middle, middle)
-        most = [rule.max for rule in fitting if rule.max is not None][-1:]
-        least = [rule.min for rule in fitting if rule.min is not None][-1:]
-        told = [f"{quantity.show(high)} is above max {quantity.show(limit)}" for limit in most if high > limit]
-        told += [f"{quantity.show(low)} is below min {quantity.show(limit)}" for limit in least if low < limit]
-        broken += [(entry.label, f"{quantity.label}: {words}") for words in told]
-    return tuple(broken), tuple(unchecked)
 
 
 def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Sequence[Rule], looks: int) -> Change:
@@ -428,17 +301,6 @@ def _differences(base: Entry, new: Entry, quantity: Quantity) -> Iterator[Differ
             yield Difference(condition=name, base=tuple(sorted(there)), new=tuple(sorted(here)))
 
 
-def typical(values: Collection[Figure], quantity: Quantity) -> float:
-    """Geometric mean of times and memory, mean of shares; of counters the largest. NaN without values."""
-    if not values:
-        return math.nan
-    if quantity.kind == "exact":
-        return max(values)
-    return (
-        statistics.geometric_mean(values) if quantity.kind == "ratio" and min(values) > 0 else statistics.fmean(values)
-    )
-
-
 def _verdict(change: Change, p: float | None, level: float) -> Verdict:
     if not change.base or not change.new:
         return "unknown"
@@ -476,7 +338,7 @@ def _direction(change: Change, more: bool) -> Verdict:
 
 def _lost(
     base: Side, others: Sequence[Side], shared: Sequence[tuple[Side, str]], wanted: Mapping[str, Quantity]
-) -> tuple[Told, Told, Told]:
+) -> tuple[CellTexts, CellTexts, CellTexts]:
     """Cells that newly fail, those without a result on a side for another reason, and what only others have."""
     failing: list[tuple[str, str]] = []
     incomplete: list[tuple[str, str]] = []
@@ -494,14 +356,14 @@ def _lost(
         for name, samples in there.samples.items():
             known = here.samples.get(name, {})
             if name in wanted and known and (unknown := samples.keys() & here.done - known.keys()):
-                what = f"{wanted[name].label} is unknown in {_samples(there, unknown)}"
+                what = f"{wanted[name].label} is unknown in {samples_text(there, unknown)}"
                 incomplete.append((there.label, f"{side.name}: {what}"))
         if there.repeats == "round" and not there.done & here.done:
             continue  # rounds with names of their own are no pairs, and none is missing
         if missing := there.done - here.done - here.lost.keys():
-            incomplete.append((there.label, f"{side.name}: has no {_samples(there, missing)}"))
+            incomplete.append((there.label, f"{side.name}: has no {samples_text(there, missing)}"))
         if more := here.done - there.done - there.lost.keys():
-            only_new.append((f"{there.label}, {_samples(there, more)}", side.name))
+            only_new.append((f"{there.label}, {samples_text(there, more)}", side.name))
     for side in others:
         incomplete += [
             (entry.label, f"{side.name}: has no such cell")
@@ -512,8 +374,3 @@ def _lost(
             only_new.append((entry.label, side.name))
             incomplete += [(entry.label, f"{side.name}: {lost}") for lost in list(entry.lost.values())[:1]]
     return tuple(failing), tuple(dict.fromkeys(incomplete)), tuple(only_new)
-
-
-def _samples(entry: Entry, samples: Collection[Sample]) -> str:
-    names = sorted(map(str, samples), key=lambda name: (len(name), name))
-    return f"{entry.repeats}{'s' if len(names) > 1 else ''} {', '.join(names)}"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.compare.changes import Change, Comparison, Rule
+from bench.compare.changes import Change, Comparison
 from bench.compare.render import change_text, unknown_lines
+from bench.compare.rules import Rule
 from bench.compare.sides import SOURCE, Repeats
 from tl.errors import ConfigError, UserError, not_one_of
 

@@ -35,9 +35,10 @@ from typing import IO
 
 import pytest
 
-from bench.compare.changes import Comparison, Rule, compare
+from bench.compare.changes import Comparison, compare
 from bench.compare.gate import GATE_LEVEL, PASSED, REGRESSED, Decision, decide, read_rules
 from bench.compare.render import show
+from bench.compare.rules import Rule
 from bench.compare.sides import SECONDS, read_sides
 from bench.devtools.turns import VARIABLE
 from bench.execution.monitor import busy_warning

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY
+from bench.analysis.recommend import Choice
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import Finding, overall, tally
 from bench.report.protocol import accuracy_name
-from bench.report.summary import Choice, Summary
+from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.analysis.metrics import METRICS
+from bench.analysis.recommend import TIE
 from bench.analysis.stats import MIN_SAMPLES
 from bench.report.protocol import accuracy_note
-from bench.report.summary import TIE, Summary
+from bench.report.summary import Summary
 from tl.regimes import REGIMES
 
 _TIES = (

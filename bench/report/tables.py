@@ -10,9 +10,10 @@ import pandas as pd
 from bench.analysis.claims import CLAIMS
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs
+from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate
 from bench.report.protocol import chosen_rates
-from bench.report.summary import HeadOnly, Summary
+from bench.report.summary import Summary
 from tl.regimes import REGIMES
 
 MOST_TIED = 4
@@ -91,7 +92,7 @@ def comparison_table(summary: Summary) -> pd.DataFrame:
     return pd.DataFrame([_comparison_row(row, summary) for row in summary.comparisons])
 
 
-def _comparison_row(row: HeadOnly, summary: Summary) -> dict[str, str]:
+def _comparison_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
     saved, slow = row.memory_saved_bytes, row.slow.median(lambda r: r.peak_memory_bytes)
     memory = "n/a"
     if saved is not None and slow:

@@ -11,7 +11,7 @@ from rich.console import Console
 from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import make_groups
 from bench.analysis.stats import MIN_SAMPLES
-from bench.analysis.verdicts import Finding, judge, planned
+from bench.analysis.verdicts import Finding, decide_claims, planned
 from bench.console import say
 from bench.execution.base import Executor
 from bench.store.records import Record
@@ -140,7 +140,7 @@ def _first_seed(sweep: Sweep) -> Sweep:
 def _speed_ups(sweep: Sweep, records: dict[str, Record]) -> list[Finding]:
     run = sweep.run.name
     groups = make_groups(((run, record) for record in records.values()), {run: sweep.run.manifest().dataset.val_labels})
-    return judge({run: [HALF_THE_TIME]}, groups)
+    return decide_claims({run: [HALF_THE_TIME]}, groups)
 
 
 def _is_decided(finding: Finding, goal: Goal) -> bool:

@@ -1,0 +1,115 @@
+"""What to use on each device: the most accurate, the quickest of those that are tied with it, and other priorities."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.analysis.groups import Group, most_accurate
+from bench.analysis.metrics import RATED_BY, costs
+from bench.analysis.speedups import compare_accuracy
+from bench.analysis.stats import LEVEL, holm, ratio
+from tl.regimes import REGIMES
+
+TIE = 1.05
+"""A difference in time or memory below this factor is no reason to choose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priority:
+    """What to use on one device if one metric matters most."""
+
+    metric: str
+    groups: tuple[Group, ...]
+    """The best first, then those that are statistically tied with it, the quickest of them first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What to use on one device."""
+
+    run: str
+    device: str
+    best: Group
+    pick: Group
+    """The quickest of the best and those that are statistically tied with it."""
+    tied: int
+    """How many other groups are statistically tied with the best."""
+    left_out: tuple[str, ...]
+    """Backbones without pretrained weights."""
+    priorities: tuple[Priority, ...]
+    """What is best by accuracy, by time and by memory."""
+    front: tuple[Group, ...]
+    """Groups that none beats in accuracy, time and memory at once (Pareto), the most accurate first."""
+
+
+def _least(groups: list[Group], metric: str) -> Priority | None:
+    """The group that takes least, with those that take less than `TIE` times as much or, by Student's t over seeds
+    (Holm), are statistically tied with it."""
+    known = [(group, statistics.geometric_mean(values)) for group in groups if (values := _above_0(group, metric))]
+    if not known:
+        return None
+    least, _ = min(known, key=lambda pair: pair[1])
+    others = [group for group, _ in known if group is not least]
+    ratios = [ratio(group.values(metric), least.values(metric)) for group in others]
+    tests = holm([found.p if found and found.error is not None else 0.0 for found in ratios])
+    tied = [
+        group
+        for group, found, p in zip(others, ratios, tests, strict=True)
+        if found is None or found.value < TIE or p >= LEVEL
+    ]
+    return Priority(metric=metric, groups=(least, *sorted(tied, key=lambda group: group.seconds)))
+
+
+def _above_0(group: Group, metric: str) -> list[float]:
+    values = list(group.values(metric).values())
+    return values if values and min(values) > 0 else []
+
+
+def _front(groups: list[Group]) -> list[Group]:
+    """Groups that none beats in all of accuracy, time and memory; what isn't known of a group beats nobody."""
+
+    def taken(group: Group) -> tuple[float, ...]:
+        known = (list(group.values(name).values()) for name in costs())
+        return (-(group.accuracy or 0.0), *(statistics.median(values) if values else math.inf for values in known))
+
+    rated = [(group, taken(group)) for group in groups]
+    front = [
+        group
+        for group, mine in rated
+        if not any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for _, other in rated)
+    ]
+    return sorted(front, key=lambda group: -(group.accuracy or 0.0))
+
+
+def recommend(groups: Sequence[Group]) -> list[Choice]:
+    """A choice for each run and device that has a group with a meaningful accuracy; controls are never chosen."""
+    choices = []
+    for run, device in dict.fromkeys((group.run, group.cell.device) for group in groups):
+        here = [group for group in groups if (group.run, group.cell.device) == (run, device)]
+        rated = [g for g in here if g.accuracy is not None and not REGIMES[g.config.regime].control]
+        best = most_accurate(rated)
+        if best is None:
+            continue
+        others = [group for group in rated if group is not best]
+        tests = compare_accuracy([(best, other) for other in others])
+        tied = [other for other, test in zip(others, tests, strict=True) if test is None or test.p >= LEVEL]
+        tied = sorted(tied, key=lambda group: group.seconds)
+        choices.append(
+            Choice(
+                run=run,
+                device=device,
+                best=best,
+                pick=min([best, *tied], key=lambda group: group.seconds),
+                tied=len(tied),
+                left_out=tuple(dict.fromkeys(group.config.backbone for group in here if group.accuracy is None)),
+                priorities=(
+                    Priority(metric=RATED_BY, groups=(best, *tied)),
+                    *(found for name in costs() if (found := _least(rated, name))),
+                ),
+                front=tuple(_front(rated)),
+            )
+        )
+    return choices

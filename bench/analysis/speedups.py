@@ -1,0 +1,104 @@
+"""Training only the head against fine-tuning: speed-up, memory and accuracy of each pair that can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.analysis.claims import HALF_THE_TIME
+from bench.analysis.groups import Group
+from bench.analysis.prediction import explain, predicted
+from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio
+from bench.analysis.verdicts import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjusted:
+    """A p-value among several: adjusted (Holm), and whether so many images and seeds could have shown anything."""
+
+    p: float
+    can_show: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedUp:
+    """Training only the head against fine-tuning, all else being equal."""
+
+    finding: Finding
+    """What is found about the time per epoch, training and validation."""
+    training: Estimate | None
+    """The same for training passes alone."""
+    training_predicted: float | None
+    explanation: str | None
+    """Why the measured speed-up is not the predicted one; None if the work was not counted."""
+    memory_saved_bytes: float | None
+    accuracy: Estimate | None
+    """Best accuracy of head-only minus fine-tuned; None if nothing can be paired."""
+    accuracy_test: Adjusted | None
+    """Test that both accuracies are equal, adjusted for all comparisons; None if nothing can be paired."""
+
+    @property
+    def slow(self) -> Group:
+        """Fine-tuned."""
+        return self.finding.against
+
+    @property
+    def fast(self) -> Group:
+        """The head alone."""
+        return self.finding.group
+
+    @property
+    def speed_up(self) -> Estimate | None:
+        """Time per epoch of fine-tuning, divided by that of the head alone; None without a warm epoch of both."""
+        return self.finding.estimate
+
+
+def speed_ups(findings: Sequence[Finding]) -> list[SpeedUp]:
+    """One for each finding on the time of an epoch."""
+    timed = [finding for finding in findings if finding.claim == HALF_THE_TIME]
+    tests = compare_accuracy([(finding.against, finding.group) for finding in timed])
+    return [_compare(finding, test) for finding, test in zip(timed, tests, strict=True)]
+
+
+def _compare(finding: Finding, test: Adjusted | None) -> SpeedUp:
+    slow, fast = finding.against, finding.group
+    memory = [group.median(lambda r: r.peak_memory_bytes) for group in (slow, fast)]
+    saved = None if memory[0] is None or memory[1] is None else memory[0] - memory[1]
+    counts = slow.accuracy is not None and fast.accuracy is not None
+    return SpeedUp(
+        finding=finding,
+        training=ratio(slow.values("train_epoch_seconds"), fast.values("train_epoch_seconds")),
+        training_predicted=predicted("train_epoch_seconds", slow, fast),
+        explanation=explain(slow, fast, finding.estimate.value if finding.estimate else None),
+        memory_saved_bytes=saved,
+        accuracy=accuracy_difference(fast.right(), slow.right()) if counts else None,
+        accuracy_test=test,
+    )
+
+
+def compare_accuracy(pairs: Sequence[tuple[Group, Group]]) -> list[Adjusted | None]:
+    """For each pair a test that both are equally accurate, Holm-adjusted over all of them.
+
+    From three seeds on that of `accuracy_difference`; below, McNemar's exact test on the images of each seed, the
+    smallest of which counts. None where an accuracy says nothing, or no seed is on both sides.
+    """
+    tests: list[tuple[int, Test]] = []
+    for number, (first, second) in enumerate(pairs):
+        if first.accuracy is None or second.accuracy is None:
+            continue
+        one, other = first.right(), second.right()
+        both = [seed for seed in one if seed in other]
+        estimate = accuracy_difference(one, other)
+        if estimate and len(both) >= MIN_SAMPLES:
+            tests.append((number, Test(p=estimate.p, smallest=0.0)))
+        else:
+            tests += [(number, mcnemar(one[seed], other[seed])) for seed in both]
+    adjusted = holm([test.p for _, test in tests])
+    found: list[Adjusted | None] = [None] * len(pairs)
+    for (number, test), p in zip(tests, adjusted, strict=True):
+        before = found[number]
+        found[number] = Adjusted(
+            p=min(p, before.p if before else 1.0),
+            can_show=test.smallest * len(tests) < LEVEL or bool(before and before.can_show),
+        )
+    return found
