@@ -105,7 +105,7 @@ def write_run(
     records: list[Record],
     *,
     classes: tuple[str, str] = ("ants", "bees"),
-    stand_in: str = "",
+    fallback: str = "",
     missing: Sequence[Cell] = (),
 ) -> Run:
     """A run of these records, and of cells that were planned and have none."""
@@ -123,7 +123,7 @@ def write_run(
                 train_images=244,
                 val_files=tuple(f"{i}.jpg" for i in range(100)),
                 val_labels=TRUTH,
-                stand_in=stand_in,
+                fallback=fallback,
             ),
             weights={},
             cells=cells,

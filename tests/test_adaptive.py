@@ -100,7 +100,7 @@ class Fake:
         cells = {one.cell_id: one.cell for one in self.records(grid)}
         done = {key: one for key, one in self.disk.items() if key in cells and one.status == "done"}
         none: Any = None
-        return Sweep(run=run, splits=none, cells=cells, weights={}, settled={}, done=done, damaged={}, previous=None)
+        return Sweep(run=run, splits=none, cells=cells, weights={}, resolved={}, done=done, damaged={}, previous=None)
 
     def records(self, grid: Grid) -> list[Record]:
         return [

@@ -63,7 +63,7 @@ def test_a_run_from_start_to_report(smoke: Path) -> None:
     records = run.records()
     assert set(records) == set(run.manifest().cells) and len(records) == 4
     assert {record.status for record in records.values()} == {"done"}
-    assert all("synthetic: times" in record.stand_in for record in records.values())
+    assert all("synthetic: times" in record.fallback for record in records.values())
     output = (smoke / "output.txt").read_text()
     assert "WARNING: the images are synthetic" in output
     assert "[4/4]" in output and "epoch 3/3" in output and "left" in output

@@ -34,9 +34,9 @@ def test_contract(name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     assert len(splits.classes) >= 2
     assert set(splits.train.labels) == set(splits.val.labels) == set(range(len(splits.classes)))
     assert all((splits.root / file).is_file() for file in (*splits.train.files, *splits.val.files))
-    assert bool(splits.stand_in) == (name != "hymenoptera")
+    assert bool(splits.fallback) == (name != "hymenoptera")
     assert tl.load_splits(splits.root).name == name, "its content identifies it in any folder"
-    assert tl.load_splits(splits.root).stand_in == splits.stand_in
+    assert tl.load_splits(splits.root).fallback == splits.fallback
 
 
 def test_the_digest_is_that_of_the_definition(tmp_path: Path) -> None:
@@ -137,10 +137,10 @@ def test_auto_prefers_real_images_and_falls_back_loudly(monkeypatch: pytest.Monk
     """Without real images `auto` takes synthetic ones, and says so with the reason."""
     monkeypatch.delenv("TL_OFFLINE")
     monkeypatch.setattr(hymenoptera, "URL", UNREACHABLE)
-    with pytest.warns(tl.StandInWarning, match="the images are synthetic"):
+    with pytest.warns(tl.FallbackWarning, match="the images are synthetic"):
         splits = tl.load_splits("auto")
     assert splits.name == "synthetic"
-    assert splits.stand_in.startswith(synthetic.SYNTHETIC_NOTE) and "could not be downloaded" in splits.stand_in
+    assert splits.fallback.startswith(synthetic.SYNTHETIC_NOTE) and "could not be downloaded" in splits.fallback
     with pytest.raises(hymenoptera.Unavailable):
         tl.load_splits("hymenoptera")
 
@@ -168,9 +168,9 @@ def test_the_real_set_is_searched_in_order(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("TL_DATA")
     for name in ("local", "cache"):
         splits = tl.load_splits("auto")
-        assert splits.root == places[name].resolve() and splits.name == "hymenoptera" and not splits.stand_in
+        assert splits.root == places[name].resolve() and splits.name == "hymenoptera" and not splits.fallback
         shutil.rmtree(places[name])
-    with pytest.warns(tl.StandInWarning):
+    with pytest.warns(tl.FallbackWarning):
         assert tl.load_splits("auto").name == "synthetic"
 
 

@@ -102,7 +102,7 @@ def test_the_library_example_runs(tmp_path: Path) -> None:
     """As it stands, in an empty folder; it is ten lines at most and draws both pictures."""
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "import tl" in block)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    quiet = "import warnings, tl\nwarnings.simplefilter('ignore', tl.StandInWarning)\n"
+    quiet = "import warnings, tl\nwarnings.simplefilter('ignore', tl.FallbackWarning)\n"
     command = [sys.executable, "-W", "error", "-c", quiet + code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

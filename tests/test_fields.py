@@ -54,6 +54,9 @@ def as_version_5(folder: Path, path: Path, edit: Callable[[dict[str, Any]], None
     data = json.loads((folder / path).read_text())
     del data["digest"]
     edit(data)
+    for part in (data, data["dataset"]) if isinstance(data["dataset"], dict) else (data,):
+        if "fallback" in part:
+            part["stand_in"] = part.pop("fallback")
     (folder / path).write_text(json.dumps(data | {"schema_version": 4}))
 
 
@@ -225,8 +228,8 @@ def test_notes_that_end_alike(tmp_path: Path) -> None:
         Note(about="figures", text=f"every line was {drawn}"),
         Note(about="figures", text=random),
     )
-    one = with_notes(record("timm:a", "frozen", weights=RANDOM), *notes).replace(stand_in=drawn)
-    run = write_run(tmp_path / "r", [one], stand_in=drawn)
+    one = with_notes(record("timm:a", "frozen", weights=RANDOM), *notes).replace(fallback=drawn)
+    run = write_run(tmp_path / "r", [one], fallback=drawn)
     assert summarise([run], "r").notes == [f"every line was {drawn}", random]
     elsewhere = write_run(tmp_path / "real", [one])
     assert summarise([elsewhere], "r").notes == [str(notes[0]), *map(str, notes[2:])], "here nothing else says it"
@@ -237,15 +240,15 @@ def test_notes_of_version_5(tmp_path: Path) -> None:
     kept = "drawn; so this run began, and --fresh looks again"
     texts = ["the images are " + kept, f"random weights: {RANDOM.reason}", "the loss was not finite"]
     one = record("timm:a", "frozen", weights=RANDOM)
-    run = write_run(tmp_path / "r", [one], stand_in="drawn")
+    run = write_run(tmp_path / "r", [one], fallback="drawn")
 
     def older(data: dict[str, Any]) -> None:
-        data["result"]["notes"], data["stand_in"] = texts, kept
+        data["result"]["notes"], data["fallback"] = texts, kept
 
     as_version_5(run.folder, Path("cells") / f"{one.cell_id}.json", older)
-    as_version_5(run.folder, Path("manifest.json"), lambda data: data["dataset"].update(stand_in=kept))
+    as_version_5(run.folder, Path("manifest.json"), lambda data: data["dataset"].update(fallback=kept))
     (found,) = run.records().values()
-    assert found.result is not None and found.stand_in == run.manifest().dataset.stand_in == "drawn"
+    assert found.result is not None and found.fallback == run.manifest().dataset.fallback == "drawn"
     assert [note.about for note in found.result.notes] == ["images", "weights", "figures"]
     assert [note.text for note in found.result.notes] == texts
     assert summarise([run], "r").notes == ["the loss was not finite"]
@@ -301,7 +304,7 @@ def test_a_run_goes_on_with_its_images(mini: Splits, tmp_path: Path, monkeypatch
 
     def load(name: str, **_: Any) -> Splits:
         asked.append(name)
-        return replace(mini, stand_in=f"drawn ({len(asked)})")
+        return replace(mini, fallback=f"drawn ({len(asked)})")
 
     monkeypatch.setattr(planning, "load_splits", load)
     grid = Grid(name="g", dataset="auto", matrix=Matrix(backbones=["timm:b00000"], regimes=["frozen"], devices=["cpu"]))
@@ -316,9 +319,9 @@ def test_a_run_goes_on_with_its_images(mini: Splits, tmp_path: Path, monkeypatch
         said.append(console.export_text())
     assert asked == ["auto", mini.name, mini.name]
     run = Run(tmp_path / "r")
-    assert run.manifest().dataset.stand_in == "drawn (1)"
-    assert {one.stand_in for one in run.records().values()} == {"drawn (1)"} and len(run.records()) == 3
-    assert summarise([run], "r").stand_ins == ["drawn (1)"]
+    assert run.manifest().dataset.fallback == "drawn (1)"
+    assert {one.fallback for one in run.records().values()} == {"drawn (1)"} and len(run.records()) == 3
+    assert summarise([run], "r").fallbacks == ["drawn (1)"]
     kept = "; so this run began, and --fresh looks again"
     assert f"the images are drawn (1){kept}" not in said[0] and f": {RANDOM.reason}{kept}" not in said[0]
     for text in said[1:]:

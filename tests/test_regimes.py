@@ -303,7 +303,7 @@ def test_weights_must_be_what_the_regime_starts_from(mini: tl.Splits) -> None:
 def test_random_weights_in_place_of_pretrained_ones_are_reported(mini: tl.Splits) -> None:
     """There is a warning, a note in the result, and the accuracy doesn't count."""
     config = tl.TrainConfig(backbone=TINY[1], regime="frozen", epochs=1)
-    with pytest.warns(tl.StandInWarning, match="random weights"):
+    with pytest.warns(tl.FallbackWarning, match="random weights"):
         result = tl.train_model(config, mini, device="cpu")
     assert not result.accuracy_counts
     assert any(note.about == "weights" and note.text.startswith("random weights: ") for note in result.notes)

@@ -190,7 +190,7 @@ def test_names_from_data_are_text(tmp_path: Path) -> None:
     """Classes, reasons and run names with markup in them do nothing."""
     classes = ("<script>alert(1)</script>", "a|b")
     records = [record("timm:a", "frozen", classes=classes), record("timm:a", "finetune", status="failed")]
-    run = write_run(tmp_path / "<b>r", records, classes=classes, stand_in="a drawn <b>stand-in</b>")
+    run = write_run(tmp_path / "<b>r", records, classes=classes, fallback="synthetic <b>images</b>")
     markdown, page = pages(run, tmp_path)
     assert "<script>" not in markdown and "<b>" not in re.sub(r"`[^`]*`", "", markdown)
     tags = _Tags()
@@ -287,10 +287,10 @@ def test_the_machine_is_that_of_the_records(tmp_path: Path) -> None:
         assert "another processor" in page and "2 machines" in page
 
 
-def test_a_drawn_set_is_said_in_the_answer(tmp_path: Path) -> None:
-    """A recommendation on drawn images says so itself."""
-    run = write_run(tmp_path / "r", [record("timm:a", "frozen")], stand_in="a drawn stand-in")
-    assert "That is on drawn images" in pages(run, tmp_path)[0]
+def test_synthetic_images_are_named_in_the_answer(tmp_path: Path) -> None:
+    """A recommendation made on synthetic images says so itself."""
+    run = write_run(tmp_path / "r", [record("timm:a", "frozen")], fallback="synthetic")
+    assert "These images are synthetic" in pages(run, tmp_path)[0]
 
 
 def test_a_command_cannot_leave_its_fence(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tl.backbones import Backbone, Classifier, make_backbone
     from tl.config import TrainConfig
     from tl.datasets import DATASETS, Splits, load_splits
-    from tl.errors import ConfigError, DataError, DeviceError, NotApplicable, StandInWarning, UserError, WeightsError
+    from tl.errors import ConfigError, DataError, DeviceError, FallbackWarning, NotApplicable, UserError, WeightsError
     from tl.protocols import run_protocol
     from tl.regimes import REGIMES, Regime
     from tl.results import EpochResult, TrainResult
@@ -33,7 +33,7 @@ _HOMES = {
     "tl.datasets": ("DATASETS", "Splits", "load_splits"),
     "tl.errors": (
         *("ConfigError", "DataError", "DeviceError", "NotApplicable"),
-        *("StandInWarning", "UserError", "WeightsError"),
+        *("FallbackWarning", "UserError", "WeightsError"),
     ),
     "tl.protocols": ("run_protocol",),
     "tl.regimes": ("REGIMES", "Regime"),
@@ -52,10 +52,10 @@ __all__ = [
     "DataError",
     "DeviceError",
     "EpochResult",
+    "FallbackWarning",
     "NotApplicable",
     "Regime",
     "Splits",
-    "StandInWarning",
     "TrainConfig",
     "TrainResult",
     "UserError",

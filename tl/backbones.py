@@ -16,7 +16,7 @@ from torch import nn
 from tl.batches import Preprocessing
 from tl.config import TrainConfig
 from tl.devices import seeded
-from tl.errors import NotApplicable, StandInWarning
+from tl.errors import FallbackWarning, NotApplicable
 from tl.imagenet import CLASSES, head_of, output, probe_image, rows
 from tl.library import Library, library
 from tl.seeding import seed_for
@@ -77,7 +77,7 @@ def make_backbone(
         seed: decides random weights; pretrained ones don't depend on it.
         own_head_for: classes of a data set, to keep as `head` what the weights' own ImageNet classifier knows of them.
 
-    Warns with `StandInWarning` when `auto` falls back to random weights. Raises `ConfigError` for an unknown
+    Warns with `FallbackWarning` when `auto` falls back to random weights. Raises `ConfigError` for an unknown
     name, `WeightsError` when weights are missing or don't fit, `NotApplicable` where no such head can be had.
     The global random state is left as it was.
     """
@@ -86,7 +86,7 @@ def make_backbone(
     if isinstance(weights, str):
         weights = find_weights(spec, weights, weights_dir=Path(weights_dir) if weights_dir else None)
         if weights.reason and own_head_for is None:
-            warnings.warn(f"{spec} has random weights: {weights.reason}", StandInWarning, stacklevel=2)
+            warnings.warn(f"{spec} has random weights: {weights.reason}", FallbackWarning, stacklevel=2)
     entry, head = library(found.source), None
     preprocessing = entry.preprocessing(name)
     with seeded(seed_for("init", spec, seed)):

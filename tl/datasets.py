@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tl import hymenoptera, synthetic
 from tl.digest import file_digests, set_digest
-from tl.errors import DataError, StandInWarning, not_one_of
+from tl.errors import DataError, FallbackWarning, not_one_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -41,7 +41,7 @@ class Splits:
     classes: tuple[str, ...]
     train: ImageList
     val: ImageList
-    stand_in: str = ""
+    fallback: str = ""
     """Says that the images are synthetic, and why; empty for real images."""
     ignored: tuple[str, ...] = ()
     """Files in class folders whose suffix is not that of an image."""
@@ -76,7 +76,7 @@ def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
     """Find a data set, list its images and compute its digest.
 
     `data` is a key of `DATASETS`, a folder, or `auto`. `auto` means the real ants and bees if they are available,
-    else the synthetic ones, with a `StandInWarning` and the reason in `Splits.stand_in`. With `download=False`
+    else the synthetic ones, with a `FallbackWarning` and the reason in `Splits.fallback`. With `download=False`
     nothing is downloaded.
 
     Raises `DataError` if the folder is missing, incomplete or not the set that it claims to be. It doesn't check
@@ -88,8 +88,8 @@ def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
             return scan(DATASETS["hymenoptera"].find(download), name="hymenoptera")
         except hymenoptera.Unavailable as reason:
             generated = scan(DATASETS["synthetic"].find(download), name="synthetic")
-            fallback = replace(generated, stand_in=f"{generated.stand_in} ({reason})")
-            warnings.warn(f"the images are {fallback.stand_in}", StandInWarning, stacklevel=2)
+            fallback = replace(generated, fallback=f"{generated.fallback} ({reason})")
+            warnings.warn(f"the images are {fallback.fallback}", FallbackWarning, stacklevel=2)
             return fallback
     if name in DATASETS:
         return scan(DATASETS[name].find(download), name=name)
@@ -146,7 +146,7 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
         classes=classes,
         train=train,
         val=val,
-        stand_in=synthetic.SYNTHETIC_NOTE if synthetic.set_name(root) else "",
+        fallback=synthetic.SYNTHETIC_NOTE if synthetic.set_name(root) else "",
         ignored=tuple(ignored),
     )
 

@@ -37,7 +37,7 @@ class NotApplicable(UserError):
     """A combination of valid settings that can't run here. `bench` skips such a cell and shows the reason."""
 
 
-class StandInWarning(UserWarning):
+class FallbackWarning(UserWarning):
     """Synthetic images or random weights replace the requested ones, so accuracy is meaningless."""
 
 

@@ -44,12 +44,12 @@ def every_image(splits: Splits) -> ImageList:
     return ImageList(files=splits.train.files + splits.val.files, labels=splits.train.labels + splits.val.labels)
 
 
-def judged_images(config: TrainConfig, splits: Splits) -> ImageList:
+def evaluated_images(config: TrainConfig, splits: Splits) -> ImageList:
     """Return the images that the predictions of a result are for, in the same order."""
     return every_image(splits) if config.protocol == "kfold" else splits.val
 
 
-def images_an_epoch(config: TrainConfig, splits: Splits) -> int:
+def images_per_epoch(config: TrainConfig, splits: Splits) -> int:
     """Return the number of images that an epoch trains on; with `kfold` the sum over all folds."""
     if config.protocol == "kfold":
         return (config.folds - 1) * len(every_image(splits))

@@ -494,8 +494,8 @@ def _notes(setup: _Setup, passes: _Passes, history: Sequence[EpochResult]) -> tu
     splits, weights, size = setup.splits, setup.backbone.weights, setup.config.batch_size
     images = len(splits.train)
     fallbacks, notes = [], []
-    if splits.stand_in:
-        fallbacks.append(Note(about="images", text=f"the images are {splits.stand_in}"))
+    if splits.fallback:
+        fallbacks.append(Note(about="images", text=f"the images are {splits.fallback}"))
     if weights.reason:
         fallbacks.append(Note(about="weights", text=f"random weights: {weights.reason}"))
     if passes.graphs and passes.graphs.failure:

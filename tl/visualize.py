@@ -11,7 +11,7 @@ import torch
 from tl.backbones import known_names
 from tl.batches import Batches
 from tl.errors import ConfigError
-from tl.folds import judged_images
+from tl.folds import evaluated_images
 from tl.images import open_store
 from tl.library import library
 from tl.specs import find
@@ -48,7 +48,7 @@ def show_predictions(result: TrainResult, splits: Splits, *, count: int = 16, wr
     `wrong_first` puts mistakes first, the most confident ones ahead.
     """
     _at_least_one(count)
-    images = judged_images(result.config, splits)
+    images = evaluated_images(result.config, splits)
     rows = list(zip(result.best.labels, result.best.confidences, images.labels, images.files, strict=True))
     if wrong_first:
         rows.sort(key=lambda row: (row[0] == row[2], -(row[1] or 0.0)))

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from bench.analysis.stats import ratio
 from bench.store.environment import environment
 from tl.backbones import make_backbone
-from tl.errors import StandInWarning
+from tl.errors import FallbackWarning
 from tl.machine import keep_freed_pages, usable_cores
 from tl.quantize import quantized
 from tl.work import StepWork
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
-    warnings.simplefilter("ignore", StandInWarning)  # random weights change no time
+    warnings.simplefilter("ignore", FallbackWarning)  # random weights change no time
     torch.set_num_threads(usable_cores())
     keep_freed_pages()
     torch.manual_seed(0)

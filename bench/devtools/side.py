@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tl.digest import file_digest
-from tl.errors import StandInWarning
+from tl.errors import FallbackWarning
 from tl.regimes import EVERYTHING, REGIMES
 from tl.weights import Weights
 
@@ -28,7 +28,7 @@ def options(
     description: str | None, regimes: Iterable[str], *, precisions: Iterable[str] = ("fp32",)
 ) -> argparse.Namespace:
     """Parse the command line, which describes one training."""
-    warnings.simplefilter("ignore", StandInWarning)  # random weights don't change the times
+    warnings.simplefilter("ignore", FallbackWarning)  # random weights don't change the times
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", required=True, help="a folder with train/CLASS/* and val/CLASS/*")
     parser.add_argument("--regime", choices=list(regimes), default="finetune")

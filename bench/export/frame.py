@@ -38,7 +38,7 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "reason": lambda run, record: record.reason or None,
     "dataset": lambda run, record: record.dataset,
     "dataset_digest": lambda run, record: record.cell.dataset_digest,
-    "stand_in": lambda run, record: record.stand_in or None,
+    "fallback": lambda run, record: record.fallback or None,
     "backbone": lambda run, record: record.cell.config.backbone,
     "weights": lambda run, record: record.cell.config.weights,
     "weights_source": lambda run, record: record.weights.source if record.weights else None,

@@ -122,8 +122,8 @@ def _choice(choice: Choice, summary: Summary) -> str:
         text += f" {choice.tied} more can't be told from it on these images, and none of them is quicker."
     if choice.left_out:
         text += f" Not in the choice, for want of pretrained weights: {', '.join(choice.left_out)}."
-    if any(name == choice.run and manifest.dataset.stand_in for name, manifest in summary.runs):
-        text += " That is on drawn images: on real ones the choice may be another."
+    if any(name == choice.run and manifest.dataset.fallback for name, manifest in summary.runs):
+        text += " These images are synthetic: on real ones the choice may be another."
     return text
 
 

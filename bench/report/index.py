@@ -75,7 +75,7 @@ def _entry(run: Run, folder: Path, *, linked: bool) -> Entry:
         headlines=tuple(headlines(summary)),
         answers=tuple(answers(summary)),
         warnings=(
-            *(f"The images are {reason}." for reason in summary.stand_ins),
+            *(f"The images are {reason}." for reason in summary.fallbacks),
             *(f"Not frozen: {record.cell}." for record in summary.not_frozen),
         ),
     )

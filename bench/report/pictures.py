@@ -18,7 +18,7 @@ from PIL import Image
 from bench.analysis.groups import Group, most_accurate
 from bench.report.summary import Summary
 from tl.datasets import Splits, load_splits
-from tl.errors import StandInWarning, UserError
+from tl.errors import FallbackWarning, UserError
 from tl.images import Store, crops, open_store
 from tl.regimes import REGIMES
 from tl.seeding import seed_for
@@ -74,7 +74,7 @@ def find_images(summary: Summary, data: str | None = None) -> Splits:
     for place in dict.fromkeys(places):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", StandInWarning)
+                warnings.simplefilter("ignore", FallbackWarning)
                 splits = load_splits(place, download=False)
         except UserError:
             if data:

@@ -53,9 +53,9 @@ class Summary:
         return [record for _, record in self.records if record.status != "done"]
 
     @property
-    def stand_ins(self) -> list[str]:
+    def fallbacks(self) -> list[str]:
         """Why images are drawn ones, each reason once."""
-        return list(dict.fromkeys(m.dataset.stand_in for _, m in self.runs if m.dataset.stand_in))
+        return list(dict.fromkeys(m.dataset.fallback for _, m in self.runs if m.dataset.fallback))
 
     @property
     def commands(self) -> list[str]:
@@ -89,7 +89,7 @@ class Summary:
     @property
     def notes(self) -> list[str]:
         """What cells noted of themselves, each once: odd batches, losses that overflowed."""
-        told_elsewhere = {("images", reason) for reason in self.stand_ins}
+        told_elsewhere = {("images", reason) for reason in self.fallbacks}
         told_elsewhere |= {("weights", reason) for reason in self.random_weights.values()}
         notes = [
             note.text
@@ -193,7 +193,7 @@ class Summary:
 def _reason(note: Note, record: Record) -> str:
     """The record's own reason for what a note is about; empty for a note on figures."""
     weights = record.weights.reason if record.weights else ""
-    return {"images": record.stand_in, "weights": weights, "figures": ""}[note.about]
+    return {"images": record.fallback, "weights": weights, "figures": ""}[note.about]
 
 
 def summarise(runs: Iterable[Run], name: str) -> Summary:

@@ -23,7 +23,7 @@ NARROWEST = 2
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print what a report says first; columns that the terminal has no room for are left out, and that is said."""
-    for reason in summary.stand_ins:
+    for reason in summary.fallbacks:
         say(console, f"WARNING: the images are {reason}", style="bold yellow")
     for answer in answers(summary):
         console.print(Text(answer, style="bold"))

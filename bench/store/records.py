@@ -13,9 +13,9 @@ History of the format (`SCHEMA_VERSION`):
     protocol `kfold` the epochs of each fold
 5   a file begins with its `digest`, by which a changed one is told; a record has `attempts`, None where older versions
     are read
-6   a manifest has weights by policy and backbone, and an invocation its `data`, where older versions had texts; a note
-    of a result says what it is about; what says why images are drawn ones has no words for the terminal in it. Older
-    versions are upgraded on reading: see `bench.store.upgrade`
+6   a manifest has weights by policy and backbone, and an invocation its `data`; a note of a result says what it is about;
+    `stand_in` is called `fallback`, and has no words for the terminal in it. Older versions are upgraded on reading:
+    see `bench.store.upgrade`
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Record(Strict):
     cell: Cell
     dataset: str
     train_images: int = Field(description="images per training epoch; for protocol `kfold`, summed over its folds")
-    stand_in: str = Field("", description="why the images are synthetic; empty for real images")
+    fallback: str = Field("", description="why the images are synthetic; empty for real images")
     weights: Weights | None = Field(description="weights that the backbone started from; None if none were available")
     status: Status
     reason: str = Field("", description="one line; empty when done")
@@ -205,7 +205,7 @@ class DatasetIdentity(Strict):
         description="files in the order of every record's predictions; for protocol `kfold` all images, `train/` first"
     )
     val_labels: tuple[int, ...]
-    stand_in: str = Field("", description="why the images are synthetic; empty for real images")
+    fallback: str = Field("", description="why the images are synthetic; empty for real images")
 
 
 class Invocation(Strict):

@@ -15,7 +15,9 @@ _KEPT = "; so this run began, and --fresh looks again"
 
 
 def upgrade_manifest(data: dict[str, Any]) -> bool:
-    """Before version 6, weights had keys `POLICY BACKBONE`, and `--data` was only in the command line."""
+    """Before version 6, weights had keys `POLICY BACKBONE`, `--data` was only in the command line, and the data set's
+    `fallback` was called `stand_in`.
+    """
     if data["schema_version"] >= 6:
         return False
     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
@@ -24,24 +26,20 @@ def upgrade_manifest(data: dict[str, Any]) -> bool:
         for call in data["invocations"]:
             call.setdefault("data", _option("--data", call["command"]))
     with contextlib.suppress(AttributeError, KeyError, TypeError):
-        data["dataset"]["stand_in"] = data["dataset"]["stand_in"].removesuffix(_KEPT)
+        data["dataset"]["fallback"] = data["dataset"].pop("stand_in").removesuffix(_KEPT)
     return True
 
 
 def upgrade_record(data: dict[str, Any]) -> bool:
-    """Before version 6, a note was a plain text."""
+    """Before version 6, a note was a plain text, and `fallback` was called `stand_in`."""
     if data["schema_version"] >= 6:
         return False
-    changed = False
     with contextlib.suppress(AttributeError, KeyError, TypeError):
         about = {"images": data["stand_in"], "weights": (data["weights"] or {}).get("reason", "")}
-        notes = [_note(text, about) for text in data["result"]["notes"]]
-        changed = bool(notes)
-        data["result"]["notes"] = notes
+        data["result"]["notes"] = [_note(text, about) for text in data["result"]["notes"]]
     with contextlib.suppress(AttributeError, KeyError):
-        changed |= data["stand_in"].endswith(_KEPT)
-        data["stand_in"] = data["stand_in"].removesuffix(_KEPT)
-    return changed
+        data["fallback"] = data.pop("stand_in").removesuffix(_KEPT)
+    return True
 
 
 def _by_policy(weights: dict[str, Any]) -> dict[str, Any]:

@@ -23,12 +23,12 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
     if config.protocol != "fixed":
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
     unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""
-    if splits.stand_in:
+    if splits.fallback:
         kept = KEPT if sweep.keeps_images else ""
-        say(console, f"WARNING: {unless}the images are {splits.stand_in}{kept}", style="bold yellow")
+        say(console, f"WARNING: {unless}the images are {splits.fallback}{kept}", style="bold yellow")
     fallbacks: dict[tuple[str, bool], list[str]] = {}
     before = sweep.previous.resolved if sweep.previous else {}
-    for key, answer in sweep.settled.items():
+    for key, answer in sweep.resolved.items():
         if answer.reason:
             fallbacks.setdefault((answer.reason, key in before), []).append(key.backbone)
     for (reason, is_kept), specs in fallbacks.items():

@@ -27,7 +27,7 @@ from bench.sweep.recorder import Recorder
 from bench.sweep.weights import locate
 from tl import plugins
 from tl.errors import ConfigError, UserError, not_one_of
-from tl.folds import judged_images
+from tl.folds import evaluated_images
 
 STOPPING = "stopping: the running cell ends first, and no new one starts; Ctrl-C again ends it at once"
 
@@ -120,7 +120,7 @@ def _write_manifest(
     for cell_id in replaced - sweep.cells.keys():
         planned.pop(cell_id, None)
         sweep.run.retire(cell_id)
-    evaluated = judged_images(next(iter(sweep.cells.values())).config, splits)
+    evaluated = evaluated_images(next(iter(sweep.cells.values())).config, splits)
     invocation = Invocation(
         command=options.command,
         data=options.data,
@@ -139,9 +139,9 @@ def _write_manifest(
             train_images=len(splits.train),
             val_files=evaluated.files,
             val_labels=evaluated.labels,
-            stand_in=splits.stand_in,
+            fallback=splits.fallback,
         ),
-        weights=by_policy((previous.resolved if previous else {}) | sweep.settled),
+        weights=by_policy((previous.resolved if previous else {}) | sweep.resolved),
         cells=planned,
         invocations=(*(previous.invocations if previous else ()), invocation),
     )

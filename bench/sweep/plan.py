@@ -19,9 +19,9 @@ from bench.sweep.folder import run_folder
 from bench.sweep.grid import Grid, expand, load_grid
 from bench.sweep.options import Options
 from bench.sweep.order import arrange
-from bench.sweep.weights import Answer, settle, settle_key
+from bench.sweep.weights import Answer, resolve_weights, weights_key
 from tl.datasets import Splits, load_splits
-from tl.errors import ConfigError, StandInWarning
+from tl.errors import ConfigError, FallbackWarning
 from tl.folds import check_protocol
 from tl.images import open_store
 from tl.specs import canonical
@@ -37,7 +37,7 @@ class Sweep:
     cells: dict[str, Cell]
     weights: dict[str, Answer]
     """By cell."""
-    settled: dict[WeightsKey, Weights]
+    resolved: dict[WeightsKey, Weights]
     """For the manifest."""
     done: dict[str, Record]
     damaged: dict[Path, str]
@@ -103,11 +103,11 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         check_protocol(item.config, splits)
     if previous:
         _same_run(run, previous, grid, splits)
-    answers = settle(planned, options, previous.resolved if previous else {}, executor, console)
+    answers = resolve_weights(planned, options, previous.resolved if previous else {}, executor, console)
     cells: dict[str, Cell] = {}
     weights: dict[str, Answer] = {}
     for item in planned:
-        found = answers[settle_key(item)]
+        found = answers[weights_key(item)]
         kind, digest = (found.kind, found.digest) if isinstance(found, Weights) else ("pretrained", "")
         config = item.config.replace(weights=kind)
         cell = Cell(config=config, weights_digest=digest, dataset_digest=splits.digest, device=item.device)
@@ -118,7 +118,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         splits=splits,
         cells=cells,
         weights=weights,
-        settled={key: answer for key, answer in answers.items() if isinstance(answer, Weights)},
+        resolved={key: answer for key, answer in answers.items() if isinstance(answer, Weights)},
         done=done,
         damaged=damaged,
         previous=previous,
@@ -129,16 +129,16 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
 def _kept_images(grid: Grid, options: Options, previous: Manifest | None) -> DatasetIdentity | None:
     """The synthetic images that a run began with under `auto` and goes on with; None if images are looked for."""
     wanted = options.data or grid.dataset
-    return previous.dataset if wanted == "auto" and previous and previous.dataset.stand_in else None
+    return previous.dataset if wanted == "auto" and previous and previous.dataset.fallback else None
 
 
 def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Splits:
     """The images. Those that a run keeps have the reason that it began with."""
     wanted = options.data or grid.dataset
     if kept:
-        return replace(load_splits(kept.name), stand_in=kept.stand_in)
+        return replace(load_splits(kept.name), fallback=kept.fallback)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StandInWarning)  # the terminal, records and reports say it
+        warnings.simplefilter("ignore", FallbackWarning)  # the terminal, records and reports say it
         return load_splits(wanted, download=not options.dry_run)
 
 

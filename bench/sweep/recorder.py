@@ -15,7 +15,7 @@ from bench.sweep.options import Options
 from bench.sweep.plan import Sweep
 from bench.sweep.progress import Reporter
 from bench.sweep.weights import Answer
-from tl.folds import images_an_epoch
+from tl.folds import images_per_epoch
 from tl.results import EpochResult
 from tl.weights import Weights
 
@@ -91,8 +91,8 @@ class Recorder:
             cell_id=cell.id,
             cell=cell,
             dataset=splits.name,
-            train_images=images_an_epoch(cell.config, splits),
-            stand_in=splits.stand_in,
+            train_images=images_per_epoch(cell.config, splits),
+            fallback=splits.fallback,
             weights=answer if isinstance(answer, Weights) else None,
             status=outcome.status,
             reason=outcome.reason,

@@ -1,4 +1,4 @@
-"""Which weights each backbone of a run gets: settled once, written into the manifest, and kept.
+"""Which weights each backbone of a run gets: resolved once, written into the manifest, and kept.
 
 Were `auto` decided anew by every command, a run that began without a network would mix random and pretrained
 weights as soon as there is one, and compare the two.
@@ -22,17 +22,17 @@ Answer = Weights | str
 """Weights, or why there are none though pretrained ones were insisted on."""
 
 
-def settle_key(item: Planned) -> WeightsKey:
+def weights_key(item: Planned) -> WeightsKey:
     """What an answer depends on."""
     policy = "random" if REGIMES[item.config.regime].start == "random" else item.config.weights
     return WeightsKey(policy=policy, backbone=item.config.backbone)
 
 
-def settle(
+def resolve_weights(
     planned: list[Planned], options: Options, before: dict[WeightsKey, Weights], executor: Executor, console: Console
 ) -> dict[WeightsKey, Answer]:
     """An answer for each key: what the manifest has, else looked up, downloading unless it is a dry run."""
-    keys = list(dict.fromkeys(settle_key(item) for item in planned))
+    keys = list(dict.fromkeys(weights_key(item) for item in planned))
     answers: dict[WeightsKey, Answer] = {key: before[key] for key in keys if key in before}
     if options.weights_dir:
         _refuse_late_weights(before, list(answers), options, executor)
