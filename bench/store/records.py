@@ -13,7 +13,7 @@ History of the format (`SCHEMA_VERSION`):
     protocol `kfold` the epochs of each fold
 5   a file begins with its `digest`, by which a changed one is told; a record has `attempts`, None where older versions
     are read
-6   a manifest has weights by policy and backbone, and an invocation its `data`; a note of a result says what it is about;
+6   a manifest has weights by policy and backbone, and an invocation its `data`; a note of a result says its subject;
     `stand_in` is called `fallback`, and has no words for the terminal in it. Older versions are upgraded on reading:
     see `bench.store.upgrade`
 """
