@@ -22,7 +22,8 @@ def upgrade_manifest(data: dict[str, Any]) -> bool:
         data["weights"] = _by_policy(data["weights"])
     with contextlib.suppress(AttributeError, KeyError, TypeError):
         for call in data["invocations"]:
-            call.setdefault("data", _option("--data", call["command"]))
+            if "data" not in call:
+                call["data"] = _option("--data", call["command"])
     with contextlib.suppress(AttributeError, KeyError, TypeError):
         data["dataset"]["stand_in"] = data["dataset"]["stand_in"].removesuffix(_KEPT)
     return True
@@ -35,9 +36,9 @@ def upgrade_record(data: dict[str, Any]) -> bool:
     changed = False
     with contextlib.suppress(AttributeError, KeyError, TypeError):
         about = {"images": data["stand_in"], "weights": (data["weights"] or {}).get("reason", "")}
-        notes = [_note(text, about) for text in data["result"]["notes"]]
-        changed = bool(notes)
-        data["result"]["notes"] = notes
+        if isinstance(notes := data["result"]["notes"], list):
+            data["result"]["notes"] = [_note(text, about) for text in notes]
+            changed = bool(notes)
     with contextlib.suppress(AttributeError, KeyError):
         changed |= data["stand_in"].endswith(_KEPT)
         data["stand_in"] = data["stand_in"].removesuffix(_KEPT)
@@ -55,10 +56,10 @@ def _by_policy(weights: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _option(name: str, command: str) -> str | None:
+def _option(name: str, command: Any) -> str | None:
     """The value that an option has in a command line, the last where it has several; None where it is not there."""
     try:
-        words = shlex.split(command)
+        words = shlex.split(command) if isinstance(command, str) else []
     except ValueError:  # only in a file that was edited by hand
         return None
     found = None
