@@ -24,7 +24,8 @@ def upgrade_manifest(data: dict[str, Any]) -> bool:
         data["weights"] = _by_policy(data["weights"])
     with contextlib.suppress(AttributeError, KeyError, TypeError):
         for call in data["invocations"]:
-            call.setdefault("data", _option("--data", call["command"]))
+            if "data" not in call:
+                call["data"] = _option("--data", call["command"])
     with contextlib.suppress(AttributeError, KeyError, TypeError):
         data["dataset"]["fallback"] = data["dataset"].pop("stand_in").removesuffix(_KEPT)
     return True
@@ -36,7 +37,8 @@ def upgrade_record(data: dict[str, Any]) -> bool:
         return False
     with contextlib.suppress(AttributeError, KeyError, TypeError):
         about = {"images": data["stand_in"], "weights": (data["weights"] or {}).get("reason", "")}
-        data["result"]["notes"] = [_note(text, about) for text in data["result"]["notes"]]
+        if isinstance(notes := data["result"]["notes"], list):
+            data["result"]["notes"] = [_note(text, about) for text in notes]
     with contextlib.suppress(AttributeError, KeyError):
         data["fallback"] = data.pop("stand_in").removesuffix(_KEPT)
     return True
@@ -53,10 +55,10 @@ def _by_policy(weights: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _option(name: str, command: str) -> str | None:
+def _option(name: str, command: Any) -> str | None:
     """The last value of an option in a command line; None if the option is not given."""
     try:
-        words = shlex.split(command)
+        words = shlex.split(command) if isinstance(command, str) else []
     except ValueError:  # possible only if the file was edited by hand
         return None
     found = None
