@@ -293,6 +293,7 @@ def test_a_program_that_is_not_there() -> None:
         peers.run_side("mine", ["no-such-program"], epochs=2, turn=0, sample_memory=False, env=os.environ)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not psutil.LINUX, reason="proportional set sizes are known on Linux alone")
 def test_memory_is_that_of_the_whole_tree() -> None:
     """Two processes of one program, one below the other, with 64 MiB of their own each, and pages that they share."""

@@ -119,6 +119,7 @@ def test_planted_changes_of_counters(what: str, counter: str, plant: Any) -> Non
     assert any(after[regime][counter] > before[regime][counter] for regime in before)
 
 
+@pytest.mark.alone
 def test_planted_slowness(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that trains the backbone takes half as long again; one that doesn't is as it was, and counters are: they
     would be found in place of the time.

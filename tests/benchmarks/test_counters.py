@@ -18,6 +18,7 @@ from tl.errors import UserError
 BASE = {"net frozen": {"flops": 10, "operations": 3}}
 
 
+@pytest.mark.alone
 def test_counters_are_those_of_the_baseline() -> None:
     """Where a change is meant: `python -m bench.devtools.counters --update`. CI has the baseline's libraries."""
     there, base = counters.baseline()
@@ -43,6 +44,7 @@ def test_any_change_is_found(new: dict[str, int], lines: list[str]) -> None:
     assert list(counters.changes(BASE, {"net frozen": new})) == lines
 
 
+@pytest.mark.alone
 def test_allocations_are_what_operations_make_anew() -> None:
     """Not views, nor what is changed in place; of an operation with two results both. All are seen by torch's profiler
     too, which also has what kernels take for themselves."""

@@ -41,6 +41,7 @@ MARKS_A_STEP = 7
 """See `_train_pass` and `Batches.training`."""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("regime", TRAINING)
 def test_step(benchmark: BenchmarkFixture, network: str, regime: str) -> None:
@@ -61,6 +62,7 @@ def test_epoch(benchmark: BenchmarkFixture, mini: tl.Splits, regime: str) -> Non
     benchmark.extra_info["trainable_params"] = result.trainable_params
 
 
+@pytest.mark.alone
 def test_clock(benchmark: BenchmarkFixture, mini: tl.Splits) -> None:
     """The marks of one training step: under 1% of the smallest network's step."""
     config = tl.TrainConfig(backbone=TINY[0], regime="frozen", weights="random", epochs=3)
