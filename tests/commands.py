@@ -46,8 +46,19 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+def light_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `LIGHT`, in this process. Cells have the environment in which this process started its fork server."""
+    from bench.execution.executors import EXECUTORS
+    from bench.execution.process import PRELOAD
+    from tests.light import LightExecutor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EXECUTORS, "process", lambda address: LightExecutor(PRELOAD))
+        return here(*arguments)
+
+
 def light_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `LIGHT` with a cache in the working folder, since its names of backbones are not the real ones."""
-    root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": str(root), "TL_CACHE": str(Path.cwd() / "cache")}
-    return subprocess.run([*LIGHT, *arguments], capture_output=True, text=True, check=False, env=env)
+    """`light_here` with a cache in the working folder, since its names of backbones are not the real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TL_CACHE", str(Path.cwd() / "cache"))
+        return light_here(*arguments)

@@ -46,8 +46,9 @@ LOUD_BYTES = 5 << 20
 class LightExecutor(process.ProcessExecutor):
     """Runs the functions of this module in real processes."""
 
-    def __init__(self) -> None:
-        super().__init__(preload="tests.light")
+    def __init__(self, preload: str = "tests.light") -> None:
+        """In a test's own process `preload` is what all tests share: a process has one fork server."""
+        super().__init__(preload=preload)
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
         name = function.rpartition(":")[2]

@@ -72,8 +72,18 @@ def test_a_run_from_start_to_report(smoke: Path) -> None:
         page = (smoke / "reports" / f"smoke.{suffix}").read_text()
         assert page.index("images are synthetic") < page.index("timm:test_resnet")
     for record in records.values():
-        assert record.overhead_seconds is not None and record.overhead_seconds < 1
         assert record.result is not None and record.result.threads == record.environment.cores
+
+
+@pytest.mark.alone
+def test_little_of_a_cell_is_overhead(tmp_path: Path) -> None:
+    """Less than a second, of each cell of the smoke grid."""
+    done = command("run", "--grid", "smoke", "--device", "cpu", "--no-report")
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = Run(tmp_path / "results" / "smoke").records()
+    assert len(records) == 4
+    for record in records.values():
+        assert record.overhead_seconds is not None and record.overhead_seconds < 1
 
 
 def test_no_record_holds_a_path_of_this_machine(smoke: Path) -> None:

@@ -18,7 +18,10 @@ from tl.clock import Clock
 from tl.images import open_store
 from tl.regimes import REGIMES
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
 LEARNING = [name for name, regime in REGIMES.items() if regime.trains and regime.extractor == "float"]
 
 

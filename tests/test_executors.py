@@ -73,6 +73,7 @@ def test_a_killed_process_is_oom_and_a_crash_a_failure() -> None:
     assert process.call("tests.jobs:double", 1).value == 2, "the next call is not affected"
 
 
+@pytest.mark.alone
 def test_a_timeout_ends_the_process_and_its_children(tmp_path: Path) -> None:
     """The whole process group ends soon after the time limit."""
     outcome = make_executor("process").call("tests.jobs:hang", tmp_path / "ids", limits=Limits(seconds=3))
@@ -120,6 +121,7 @@ def test_a_log_that_can_t_be_written(tmp_path: Path) -> None:
     assert done.stdout.startswith("failed ") and "cell.log" in done.stdout and done.stderr == ""
 
 
+@pytest.mark.alone
 def test_a_call_goes_on_if_the_fork_server_ends(tmp_path: Path) -> None:
     """The call's result is kept, though a dying server makes all its processes look as if they had ended."""
     code = (
@@ -136,6 +138,7 @@ def test_a_call_goes_on_if_the_fork_server_ends(tmp_path: Path) -> None:
     assert done.stdout == "done\n", done.stdout + done.stderr
 
 
+@pytest.mark.alone
 def test_an_interrupt_while_the_server_starts(tmp_path: Path) -> None:
     """Importing torch takes seconds. Ctrl-C meanwhile ends the parent at once, and the server after the import."""
     code = (
@@ -161,6 +164,7 @@ def test_an_interrupt_while_the_server_starts(tmp_path: Path) -> None:
     assert parent.communicate()[0] == ""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> None:
     """However the parent ends, its call, the children of that and the fork server end too."""

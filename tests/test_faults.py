@@ -36,7 +36,7 @@ from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
 from bench.sweep.plan import plan
 from tests import light
-from tests.commands import LIGHT
+from tests.commands import LIGHT, light_here
 from tests.test_executors import wait_until
 from tl.cache import write_atomic
 from tl.errors import UserError
@@ -66,17 +66,23 @@ def write_grid(*backbones: str, regimes: str = '"frozen"', seeds: int = 1, more:
     )
 
 
-def arguments(*more: str) -> list[str]:
-    return [*LIGHT, "run", "--grid", "grid.toml", "--no-report", *more]
+RUN = ("run", "--grid", "grid.toml", "--no-report")
 
 
 def run(*more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments(*more), capture_output=True, text=True, check=False, timeout=120)
+    """The command in this process: where its own process, and the environment of its cells, are not what is tested."""
+    return light_here(*RUN, *more)
+
+
+def run_apart(*more: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run([*LIGHT, *RUN, *more], capture_output=True, text=True, check=False, timeout=120)
 
 
 def begin(*more: str) -> subprocess.Popen[str]:
+    """The command in a process of its own, which is not waited for."""
     return subprocess.Popen(
-        arguments(*more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*LIGHT, *RUN, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
@@ -91,13 +97,14 @@ def statuses() -> dict[str, str]:
 # Ends of a cell
 
 
+@pytest.mark.alone
 def test_ends_of_a_cell() -> None:
     """Each of these cells has a record, and the sweep goes on: a hang that ignores SIGTERM, a crash in native code, an
     exit without a result, an exception that can be neither pickled nor printed, megabytes on stderr, too much memory.
     """
     odd = (light.HANGS, light.CRASHES, light.LEAVES, light.UNTELLABLE, light.LOUD, light.GREEDY, light.QUICK[0])
     write_grid(*odd)
-    done = run("--timeout", "2", "--memory-limit", "1GiB")
+    done = run_apart("--timeout", "2", "--memory-limit", "1GiB")
     assert done.returncode == 1 and done.stderr == "", "output of cells is not on the terminal"
     found = {record.cell.config.backbone: record for record in the_run().records().values()}
     assert {name: record.status for name, record in found.items()} == {
@@ -224,7 +231,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     again = sum(begun.values()) - len(begun)
     counts = f"{cut_short} of them in time; {len(kept)} cells finished, 0 lost, {again} ran again"
     print(f"{KILLS} tries {dict(tries)}, {counts}")  # noqa: T201
-    assert run().returncode == 0
+    assert run_apart().returncode == 0
     begun = Counter(ledger.read_text().split())
     assert all(begun[cell_id] == before[cell_id] for cell_id in kept), "none that was done ran again"
     assert set(statuses().values()) == {"done"} and len(the_run().records()) == len(the_run().manifest().cells)
@@ -280,6 +287,7 @@ def test_ctrl_c_once_ends_the_sweep_after_the_cell() -> None:
     assert run().returncode == 0 and set(statuses().values()) == {"done"}
 
 
+@pytest.mark.alone
 def test_ctrl_c_twice_ends_it_at_once() -> None:
     """The command ends within seconds, even if the cell would never end."""
     write_grid(light.QUICK[0], light.HANGS)
@@ -326,9 +334,9 @@ def test_a_signal_while_a_cell_is_kept(moment: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(place, moment, disturbed)
     grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
-    sweep = plan(grid, options, light.LightExecutor(), console)
+    sweep = plan(grid, options, light.LightExecutor(process_executor.PRELOAD), console)
     with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
-        execute(sweep, grid, options, light.LightExecutor(), console)
+        execute(sweep, grid, options, light.LightExecutor(process_executor.PRELOAD), console)
     assert sent and list(statuses().values()) == ["done"]
 
 
@@ -374,16 +382,16 @@ def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch)
     """The cell that has just ended is saved, the run stops with the reason, and continues when there is space."""
     monkeypatch.setenv("LIGHT_FILLS", str(small_disk / "filler"))
     write_grid(*light.QUICK[:2], light.FILLS, seeds=2)
-    done = run()
+    done = run_apart()
     assert done.returncode == 2 and "No space left on device" in done.stderr, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1 and "was saved in the space reserved for it" in done.stderr
     assert statuses()[f"{light.FILLS} 4"] == "done" and set(statuses().values()) == {"done"}
     before = {cell_id: _bytes(cell_id) for cell_id in the_run().records()}
-    full = run()
+    full = run_apart()
     assert full.returncode == 2 and "No space left on device" in full.stderr and len(full.stderr.splitlines()) == 1
     monkeypatch.setenv("LIGHT_FILLS", os.devnull + "/none")
     (small_disk / "filler").unlink()
-    assert run().returncode == 0
+    assert run_apart().returncode == 0
     assert {cell_id: _bytes(cell_id) for cell_id in before} == before
     assert len(the_run().records()) == 6
 
@@ -424,9 +432,9 @@ def test_a_disk_that_fails_for_good(number: int, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(runs, "write_atomic", fail)
     grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
-    sweep = plan(grid, options, light.LightExecutor(), console)
+    sweep = plan(grid, options, light.LightExecutor(process_executor.PRELOAD), console)
     with pytest.raises(UserError, match=f"{os.strerror(number)}.*was NOT saved"):
-        execute(sweep, grid, options, light.LightExecutor(), console)
+        execute(sweep, grid, options, light.LightExecutor(process_executor.PRELOAD), console)
     assert statuses() == {f"{light.QUICK[0]} 4": "done"}
     assert not list(the_run().folder.rglob(".*.tmp")) and not (the_run().folder / ".reserve").exists()
 
@@ -564,7 +572,7 @@ def test_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "datetime", Jumping)
     write_grid(*light.QUICK[:2], light.LEAVES)
     grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
-    executor = light.LightExecutor()
+    executor = light.LightExecutor(process_executor.PRELOAD)
     for expected in (3, 1):
         sweep = plan(grid, options, executor, console)
         assert len(sweep.missing) == expected

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from bench import cli
 from bench.compare.gate import TABLE, read_rules
 from bench.execution import executors
+from bench.execution.process import PRELOAD
 from bench.store.records import SCHEMA_VERSION, Record
 from bench.store.runs import Run
 from bench.sweep.grid import Grid, expand, load_grid
@@ -356,7 +357,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 def at_work(small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a run and a grid, and cells that take no torch."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(executors.EXECUTORS, "process", lambda address: light.LightExecutor())
+    monkeypatch.setitem(executors.EXECUTORS, "process", lambda address: light.LightExecutor(PRELOAD))
     for name in ("small", "other"):
         shutil.copytree(small.folder, tmp_path / "results" / name)
     (tmp_path / "grid.toml").write_text('dataset = "synthetic-mini"\n[matrix]\nbackbones = ["quick0"]\n')

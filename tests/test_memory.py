@@ -45,6 +45,7 @@ def hogging(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_hog
 
 
+@pytest.mark.alone
 @linux
 @pytest.mark.parametrize("place", ["open_store", "_train_pass", "_val_pass"])
 def test_memory_shows_in_the_phase_that_needs_it(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
@@ -74,6 +75,7 @@ def test_a_mark_that_cannot_be_reset_has_no_phases(monkeypatch: pytest.MonkeyPat
     assert figures["peak_rss_bytes"] >= figures["baseline_rss_bytes"] > 0
 
 
+@pytest.mark.alone
 @linux
 def test_reading_takes_little_of_an_epoch() -> None:
     """Reading happens between training and validation; a millisecond would show in times of small networks."""
@@ -169,6 +171,7 @@ def test_metal_is_read_as_passes_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["cuda_allocated_bytes"] is None and figures["gpu_process_bytes"] is None
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_fine_tuning_on_cuda_needs_more_than_validation(mini: tl.Splits) -> None:
     """Training keeps all activations and gradients, validation those of one layer; NVML's figure includes torch's."""

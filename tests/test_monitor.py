@@ -132,6 +132,7 @@ def start_stranger(code: str) -> int:
     return int(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout)
 
 
+@pytest.mark.alone
 @linux
 @pytest.mark.parametrize("job", ["tests.jobs:burn", "tests.jobs:burn_and_be_killed"])
 def test_what_a_cell_uses_is_its_own(job: str) -> None:
@@ -146,6 +147,7 @@ def test_what_a_cell_uses_is_its_own(job: str) -> None:
     assert after.busy - before.busy > 0.9
 
 
+@pytest.mark.alone
 @linux
 def test_what_a_stranger_uses_is_not() -> None:
     """The CPU time of a process that is not our descendant counts as busy, but not as our own."""
@@ -283,6 +285,7 @@ def test_old_records_have_no_machine() -> None:
     assert all(one.machine is None and one.schema_version < 3 for one in run.records().values())
 
 
+@pytest.mark.alone
 @linux
 def test_a_run_on_a_busy_machine(tmp_path: Path) -> None:
     """Another process on one of our two cores leads to a warning before the sweep and at the cell, and is recorded."""

@@ -295,6 +295,7 @@ def test_a_program_that_does_not_exist() -> None:
         peers.run_side("mine", ["no-such-program"], epochs=2, number=0, sample_memory=False, env=os.environ)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not psutil.LINUX, reason="proportional set sizes are only known on Linux")
 def test_memory_is_that_of_the_whole_tree() -> None:
     """A parent and a child hold 64 MiB each, and share 128 MiB, which count once."""

@@ -119,6 +119,7 @@ def test_planted_changes_of_counters(what: str, counter: str, plant: Any) -> Non
     assert any(after[regime][counter] > before[regime][counter] for regime in before)
 
 
+@pytest.mark.alone
 def test_planted_slowness(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that trains the backbone takes 1.5 times as long, and other steps don't. The counters don't change, since
     the exact gate would find that instead of the time.

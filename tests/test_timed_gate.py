@@ -124,6 +124,7 @@ def commit(root: Path, message: str) -> None:
     git(root, "-c", "user.name=x", "-c", "user.email=x@y.z", "commit", "--quiet", "-m", message)
 
 
+@pytest.mark.alone
 def test_a_slower_working_tree(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A whole gate finds a change that isn't committed, and leaves no work tree behind."""
     (repository / "speed.py").write_text("SECONDS = 0.013\n")
@@ -173,6 +174,7 @@ def test_turns() -> None:
     os.close(log[0])
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems don't show which threads run")
 def test_a_turn_ends_when_no_thread_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for a thread that computes, but not for one that sleeps."""

@@ -192,6 +192,7 @@ def test_counting_changes_no_number(mini: tl.Splits, monkeypatch: pytest.MonkeyP
     assert [e.train_loss for e in counted.epochs] == [e.train_loss for e in plain.epochs]
 
 
+@pytest.mark.alone
 def test_phases_are_the_epoch(mini: tl.Splits) -> None:
     """Phases add up to the epoch within 2%, and each has a plausible share."""
     config = tl.TrainConfig(backbone=TINY[0], regime="finetune", weights="random", epochs=3)
@@ -207,6 +208,7 @@ def test_phases_are_the_epoch(mini: tl.Splits) -> None:
         assert tuple(parts) == PHASES
 
 
+@pytest.mark.alone
 def test_the_clock_puts_time_where_it_was_spent() -> None:
     """Sleeps of known length are the reference; time of no phase is only in the total."""
     clock = Clock(torch.device("cpu"))
@@ -227,6 +229,7 @@ def test_the_clock_puts_time_where_it_was_spent() -> None:
     assert sum(clock.read()[1].values()) == 0, "each epoch begins at 0"
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_the_clock_on_cuda_measures_the_device() -> None:
     """The time of a matrix product is in its phase, though the host doesn't wait for it."""

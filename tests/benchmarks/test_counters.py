@@ -18,6 +18,7 @@ from tl.errors import UserError
 BASE = {"net frozen": {"flops": 10, "operations": 3}}
 
 
+@pytest.mark.alone
 def test_counters_are_those_of_the_baseline() -> None:
     """After an intended change, run `python -m bench.devtools.counters --update`. CI has the baseline's libraries."""
     expected, base = counters.baseline()
@@ -43,6 +44,7 @@ def test_any_change_is_found(new: dict[str, int], lines: list[str]) -> None:
     assert list(counters.changes(BASE, {"net frozen": new})) == lines
 
 
+@pytest.mark.alone
 def test_allocations_are_what_operations_make_anew() -> None:
     """Views and in-place changes don't count; both results of an operation with two do. Torch's profiler sees them too,
     together with temporary memory of kernels.

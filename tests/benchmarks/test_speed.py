@@ -41,6 +41,7 @@ MARKS_PER_STEP = 7
 """Marks of the clock in a training step; see `_train_pass` and `Batches.training`."""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("regime", TRAINING)
 def test_step(benchmark: BenchmarkFixture, network: str, regime: str) -> None:
@@ -61,6 +62,7 @@ def test_epoch(benchmark: BenchmarkFixture, mini: tl.Splits, regime: str) -> Non
     benchmark.extra_info["trainable_params"] = result.trainable_params
 
 
+@pytest.mark.alone
 def test_clock(benchmark: BenchmarkFixture, mini: tl.Splits) -> None:
     """Time the clock's marks of one training step; they take under 1% of the smallest network's step."""
     config = tl.TrainConfig(backbone=TINY[0], regime="frozen", weights="random", epochs=3)
