@@ -12,7 +12,7 @@ from typing import Literal
 from bench.analysis.groups import varying_settings
 from bench.analysis.metrics import METRICS, Finished, Kind
 from bench.compare import pytest_benchmark
-from bench.store.environment import PACKAGES
+from bench.store.environment import packages
 from bench.store.records import Cell, Lost, Manifest, Record
 from bench.store.runs import Run, each_once, find_run, find_runs
 from tl.errors import UserError, not_one_of
@@ -289,7 +289,7 @@ def _add(entry: Entry, record: Record, seed: int, truth: tuple[int, ...], by: Ax
         **({} if by == "device" else {"device": result.device_name}),
         "allocator": record.allocator or "as the C library sets it",
         MEMORY_METHOD: result.memory_method,
-        **{name: machine.packages.get(name, "none") for name in PACKAGES},
+        **{name: machine.packages.get(name, "none") for name in packages()},
     }
     for name, text in told.items():
         entry.conditions.setdefault(name, {})[seed] = text

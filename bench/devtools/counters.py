@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.compare.gate import NOT_COMPARABLE, PASSED, REGRESSED
 from bench.devtools.steps import NETWORKS, TRAINING, make_step
-from bench.store.environment import NETWORK_PACKAGES, package_version
+from bench.store.environment import network_packages, package_version
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
 
@@ -28,7 +28,7 @@ Counters = dict[str, dict[str, int]]
 
 def libraries() -> dict[str, str]:
     """Package → version, without the suffix of a build: builds differ in their kernels, not in the operations."""
-    return {name: package_version(name).partition("+")[0] for name in NETWORK_PACKAGES}
+    return {name: package_version(name).partition("+")[0] for name in network_packages()}
 
 
 def count() -> Counters:

@@ -12,12 +12,18 @@ from pydantic import Field
 
 from tl.gpu import GpuState
 from tl.machine import cpu_name, usable_cores
+from tl.sources import SOURCES
 from tl.strict import Strict
 
-NETWORK_PACKAGES = ("torch", "torchvision", "timm")
-"""Where networks and their operations come from: counted work belongs to their versions."""
-PACKAGES = (*NETWORK_PACKAGES, "numpy", "pillow")
-"""What times depend on: they belong to the versions of all of these."""
+
+def network_packages() -> tuple[str, ...]:
+    """Where networks and their operations come from: counted work belongs to their versions."""
+    return tuple(dict.fromkeys(["torch", *(name for source in SOURCES.values() for name in source.packages)]))
+
+
+def packages() -> tuple[str, ...]:
+    """What times depend on: they belong to the versions of all of these."""
+    return (*network_packages(), "numpy", "pillow")
 
 
 class Environment(Strict):
@@ -80,7 +86,7 @@ def environment() -> Environment:
         cpu=cpu_name(),
         cores=usable_cores(),
         memory_bytes=psutil.virtual_memory().total,
-        packages={name: version for name in PACKAGES if (version := package_version(name))},
+        packages={name: version for name in packages() if (version := package_version(name))},
         git_commit=commit,
         git_dirty=dirty,
     )
