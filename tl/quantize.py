@@ -8,6 +8,7 @@ The newer API, torchao's PT2E, is fast only with a compiler; this one needs none
 from __future__ import annotations
 
 import copy
+import platform
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -146,14 +147,16 @@ def _settings(engine: str, *, layers_only: bool) -> QConfigMapping:
     ranges = QConfig(
         # By default steps are at least 1e-7, but networks with random weights can have smaller features.
         activation=MovingAverageMinMaxObserver.with_args(reduce_range=False, eps=torch.finfo(torch.float32).tiny),
-        weight=default_per_channel_weight_observer,
+        weight=_weight_observer(engine),
     )
     if layers_only:
         mapping = QConfigMapping()
         for layer in (nn.Conv2d, nn.Linear, nn.functional.linear):
             mapping.set_object_type(layer, ranges)
         return mapping
-    mapping = get_default_qconfig_mapping(engine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of processors without VNNI, for which `_weight_observer` provides
+        mapping = get_default_qconfig_mapping(engine)
 
     def averaged(given: QConfig | None) -> QConfig | None:
         by_histogram = given is not None and isinstance(given.activation(), HistogramObserver)
@@ -163,6 +166,17 @@ def _settings(engine: str, *, layers_only: bool) -> QConfigMapping:
     for kind, given in mapping.object_type_qconfigs.items():
         mapping.object_type_qconfigs[kind] = averaged(given)
     return mapping
+
+
+def _weight_observer(engine: str) -> Any:
+    """Weights have a scale per output channel, and 8 bits; 7 on x86 processors without VNNI instructions.
+
+    Those add two products of an 8-bit activation and a weight in 16 bits: 2 * 255 * 127 overflows, 2 * 255 * 64 fits.
+    """
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if engine == "onednn" and x86 and not torch.cpu._is_vnni_supported():
+        return default_per_channel_weight_observer.with_args(quant_min=-64, quant_max=63)
+    return default_per_channel_weight_observer
 
 
 def _split_norms(network: nn.Module) -> None:
