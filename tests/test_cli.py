@@ -313,7 +313,7 @@ def test_weights_given_later_are_not_ignored(in_smoke: Path) -> None:
     assert same.returncode == 0 and "4 of them done before" in same.stdout, same.stderr
     torch.save(timm.create_model("test_resnet").state_dict(), in_smoke / "weights" / "test_resnet.pth")
     done = command("run", "--grid", "smoke", "--device", "cpu", "--weights-dir", "weights")
-    assert done.returncode == 2 and "began with random weights" in done.stderr and "--fresh" in done.stderr
+    assert done.returncode == 2 and "started with random weights" in done.stderr and "--fresh" in done.stderr
 
 
 def test_a_lock_left_behind_does_not_make_a_folder_useless(tmp_path: Path) -> None:

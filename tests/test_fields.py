@@ -322,7 +322,7 @@ def test_a_run_goes_on_with_its_images(mini: Splits, tmp_path: Path, monkeypatch
     assert run.manifest().dataset.fallback == "drawn (1)"
     assert {one.fallback for one in run.records().values()} == {"drawn (1)"} and len(run.records()) == 3
     assert summarise([run], "r").fallbacks == ["drawn (1)"]
-    kept = "; so this run began, and --fresh looks again"
+    kept = "; this run started like that, use --fresh to look again"
     assert f"the images are drawn (1){kept}" not in said[0] and f": {RANDOM.reason}{kept}" not in said[0]
     for text in said[1:]:
         assert f"the images are drawn (1){kept}\n" in text and f": {RANDOM.reason}{kept}\n" in text

@@ -133,7 +133,7 @@ def test_the_command_from_start_to_end(monkeypatch: pytest.MonkeyPatch, capsys: 
     """A tiny network and few pairs run in real processes. The output has n, the kind of interval and the drift."""
     monkeypatch.setattr(module, "CONFIG", module.CONFIG.replace(backbone=TINY[1], regime="frozen", epochs=2))
     monkeypatch.setattr(module, "MOST_PAIRS", 3)
-    monkeypatch.setattr(module, "BUDGET_SECONDS", 300.0)  # tests may run beside other work
+    monkeypatch.setattr(module, "BUDGET_SECONDS", 300.0)  # tests may run together with other work
     monkeypatch.setattr(module, "usable_cores", lambda: 1)
     module.examine_noise()
     output = capsys.readouterr().out

@@ -63,7 +63,7 @@ def samples(ours: list[float], theirs: list[float], side: str = "plain", **field
     return Samples(
         command="python -m bench.devtools.peers --rounds 3",
         sides={"ours": "ours", side: f"{side} {{data}}"},
-        dataset="drawn",
+        dataset="synthetic",
         dataset_digest="0" * 64,
         images=40,
         environment=environment(),

@@ -41,7 +41,7 @@ SidesArgument = Annotated[
 
 
 def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
-    """Called for every command that has the option, given or not, before its other options are looked at."""
+    """Load the files. Typer calls this for every command with the option, before it parses the other options."""
     from bench.analysis.plugins import load_plugins
 
     load_plugins(paths or ())

@@ -21,7 +21,7 @@ PLAIN_REGIMES = tuple(
     if regime.start == "pretrained" and regime.plain and regime.frozen_mode == "eval"
     if regime.trainable == EVERYTHING or regime.trainable.only_head
 )
-"""Regimes that the plain loop and its like can run: everything trains, or the head alone."""
+"""Regimes that the plain loop and the other peers can run: either everything is trained, or only the head."""
 
 
 def options(

@@ -17,12 +17,12 @@ from tl.strict import Strict
 
 
 def network_packages() -> tuple[str, ...]:
-    """Where networks and their operations come from: counted work belongs to their versions."""
+    """Packages that define networks and their operations. Counted work depends on their versions."""
     return tuple(dict.fromkeys(["torch", *(name for source in SOURCES.values() for name in source.packages)]))
 
 
 def packages() -> tuple[str, ...]:
-    """What times depend on: they belong to the versions of all of these."""
+    """Packages whose versions influence times."""
     return (*network_packages(), "numpy", "pillow")
 
 

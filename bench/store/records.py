@@ -1,21 +1,19 @@
-"""Records and manifests: what a run has on disk, in the folder of `bench.store.runs`. Imports neither torch nor pandas.
+"""Records and manifests, the files of a run (`bench.store.runs`). Imports neither torch nor pandas.
 
-History of the format (`SCHEMA_VERSION`):
-1   first
-2   an epoch has `phases`, a result has `work`, a record its `block` and `order`; None where version 1 is read
-3   a result has memory by kind of pass, of the process on its GPU, and of Metal; a record has its `machine`;
-    None where older versions are read; a record may be `skipped`; figures of training are None where nothing is
-    trained (regime `zeroshot`); a config has `protocol`, `learning_rates` and `folds` (see `AS_BEFORE` where an older
-    version is read), a result `trials`, `learning_rate_chosen` and `tuning_seconds`; with protocol `kfold`
-    predictions are of all images
-4   a config has `views` and `compile`; a result has `cuda_graph`, `extraction_seconds`, `extracting_seconds`,
-    `features_reused`, `quantization_seconds` and `resident_image_bytes`, None where older versions are read; with
-    protocol `kfold` the epochs of each fold
-5   a file begins with its `digest`, by which a changed one is told; a record has `attempts`, None where older versions
-    are read
-6   a manifest has weights by policy and backbone, and an invocation its `data`; a note of a result says its subject;
-    `stand_in` is called `fallback`, and has no words for the terminal in it. Older versions are upgraded on reading:
-    see `bench.store.upgrade`
+History of the format (`SCHEMA_VERSION`). New fields are None in files of older versions, unless stated otherwise.
+1   first version
+2   an epoch has `phases`, a result has `work`, a record has `block` and `order`
+3   a result has memory per kind of pass, memory of the process on its GPU, and memory of Metal; a record has `machine`
+    and may be `skipped`; figures of training are None if nothing is trained (regime `zeroshot`); a config has
+    `protocol`, `learning_rates` and `folds` (older files: see `AS_BEFORE`); a result has `trials`,
+    `learning_rate_chosen` and `tuning_seconds`; for protocol `kfold`, predictions cover all images
+4   a config has `views` and `compile` (older files: see `AS_BEFORE`); a result has `cuda_graph`, `extraction_seconds`,
+    `extracting_seconds`, `features_reused`, `quantization_seconds` and `resident_image_bytes`; for protocol `kfold`, it
+    has the epochs of each fold
+5   a file begins with its `digest`, which detects changes; a record has `attempts`
+6   a manifest has weights by policy and backbone, and an invocation has `data`; older versions had both as texts. A
+    note of a result has a subject. `stand_in` is renamed to `fallback`, and has no words for the terminal. Older
+    versions are upgraded on reading, see `bench.store.upgrade`
 """
 
 from __future__ import annotations
@@ -57,7 +55,7 @@ The value is not the field's default: a default may change, this value may not.
 """
 
 ANY_REGIME = next(iter(REGIMES))
-"""Stands for all regimes where cells of several are compared; it doesn't matter which it is, only that it is one."""
+"""Replaces the regime in keys that are equal for cells of all regimes; any regime would do."""
 
 Status = Literal["done", "failed", "oom", "timeout", "skipped"]
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -220,16 +218,16 @@ class Invocation(Strict):
 
 
 class Manifest(Strict):
-    """What a run is: one data set, one protocol, and a matrix of cells that may grow."""
+    """The plan of a run: one data set, one protocol, and a matrix of cells that may grow."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
     protocol: dict[str, Any]
     dataset: DatasetIdentity
     weights: dict[str, dict[str, Weights]] = Field(
-        description="resolved once, then kept: policy → backbone → weights; see `resolved`"
+        description="policy → backbone → weights, resolved once and then kept; see `resolved`"
     )
-    cells: dict[str, Cell] = Field(description="all cells planned so far, by id, in order")
+    cells: dict[str, Cell] = Field(description="id → cell, for all cells planned so far, in their order")
     invocations: tuple[Invocation, ...]
 
     @field_validator("protocol")
@@ -239,7 +237,7 @@ class Manifest(Strict):
 
     @property
     def resolved(self) -> dict[WeightsKey, Weights]:
-        """The weights of all policies and backbones that the run has had."""
+        """All weights that the run has resolved so far, with their keys."""
         return {
             WeightsKey(policy=policy, backbone=backbone): weights
             for policy, some in self.weights.items()

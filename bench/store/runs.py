@@ -244,14 +244,13 @@ def _parse(path: Path, kind: type[Format]) -> Format:
     except ConfigError as error:
         if unknown := _unknown_regime(text):
             raise UserError(
-                f"{path}: regime {unknown!r} is not known here: name the file that adds it with --plugin, or install "
-                "the package that does"
+                f"{path}: unknown regime {unknown!r}; give the file that adds it with --plugin, or install its package"
             ) from error
         raise Damaged(f"{path}: damaged: {error}") from error
 
 
 def _unknown_regime(text: bytes) -> str:
-    """The first regime of a file's cells that is in no registry here; empty if all are. The file itself is sound."""
+    """The first regime in a file that isn't registered; empty if all are. The file itself is intact."""
     data = from_json(text)
     cells = [data.get("cell"), *(data["cells"].values() if isinstance(data.get("cells"), dict) else ())]
     configs = [cell.get("config") for cell in cells if isinstance(cell, dict)]

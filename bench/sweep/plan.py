@@ -1,4 +1,4 @@
-"""What a command amounts to: cells, their images and weights, and which of them are done already."""
+"""Plans a sweep: its cells, their images and weights, and which cells are already done."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ from tl.weights import Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What a command amounts to: the cells, and which of them are done."""
+    """The plan of a command: its cells, and which of them are done."""
 
     run: Run
     splits: Splits
     cells: dict[str, Cell]
     weights: dict[str, Answer]
-    """By cell."""
+    """Cell id → weights, or why there are none."""
     resolved: dict[WeightsKey, Weights]
-    """For the manifest."""
+    """Weights for the manifest."""
     done: dict[str, Record]
     damaged: dict[Path, str]
-    """Records that can't be read as what this suite wrote, and why: they are set aside, and their cells run."""
+    """Path of a damaged record → what is wrong with it. These are set aside, and their cells run."""
     previous: Manifest | None
+    """The manifest before this command; None for a new run."""
     keeps_images: bool = False
-    """The run goes on with the synthetic images that it began with, without looking for real ones again."""
+    """True if the run continues with the synthetic images that it started with, and doesn't look for real ones."""
 
     @property
     def missing(self) -> dict[str, Cell]:
-        """Cells without a finished record, in the order in which they are to run."""
+        """Cells without a result, in the order in which they should run."""
         left = {cell_id: cell for cell_id, cell in self.cells.items() if cell_id not in self.done}
         return arrange(left, self.run.folder.name, seeds={cell.config.seed for cell in self.cells.values()})
 
 
 def choose_grid(name: str, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:
-    """The grid of that name or file, with the axes and settings that are not None in place of its own.
+    """Load a grid by name or file, and override its axes and settings by those that are not None.
 
     Raises `ConfigError`.
     """
@@ -65,9 +66,9 @@ def choose_grid(name: str, axes: Mapping[str, Any], settings: Mapping[str, Any])
 
 
 def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, batch_size: int | None) -> str:
-    """The folder's name where none is given: the grid's, with what the command line changes about the protocol.
+    """The default name of a run's folder: the grid's name, with the options that change data, weights or protocol.
 
-    Any protocol but `fixed` is named in any case.
+    A protocol other than `fixed` is always part of the name.
     """
     parts = [grid.name]
     parts += [grid.protocol["protocol"]] if grid.protocol["protocol"] != "fixed" else []
@@ -80,9 +81,9 @@ def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, bat
 
 
 def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> Sweep:
-    """Check everything that can be checked before anything is written, and decide what is to be done.
+    """Check everything that can be checked before anything is written, and find out which cells are missing.
 
-    Raises `UserError` for whatever the user can mend.
+    Raises `UserError` for mistakes that the user can correct.
     """
     if options.weights_dir and not options.weights_dir.is_dir():
         raise ConfigError(f"--weights-dir {os.fspath(options.weights_dir)!r}: no such folder")
@@ -127,39 +128,39 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
 
 
 def _kept_images(grid: Grid, options: Options, previous: Manifest | None) -> DatasetIdentity | None:
-    """The synthetic images that a run began with under `auto` and goes on with; None if images are looked for."""
+    """The synthetic images that a run started with under `auto` and keeps; None if it looks for images."""
     wanted = options.data or grid.dataset
     return previous.dataset if wanted == "auto" and previous and previous.dataset.fallback else None
 
 
 def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Splits:
-    """The images. Those that a run keeps have the reason that it began with."""
+    """Load the images. Images that a run keeps also keep the reason why they are synthetic."""
     wanted = options.data or grid.dataset
     if kept:
         return replace(load_splits(kept.name), fallback=kept.fallback)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FallbackWarning)  # the terminal, records and reports say it
+        warnings.simplefilter("ignore", FallbackWarning)  # the terminal, records and reports show it
         return load_splits(wanted, download=not options.dry_run)
 
 
 def _same_run(run: Run, previous: Manifest, grid: Grid, splits: Splits) -> None:
-    """Raise `ConfigError` where this command would mix two data sets or protocols in one folder."""
-    way_out = "give this command a --name of its own, or --fresh"
+    """Raise `ConfigError` if this command would mix two data sets or protocols in one folder."""
+    advice = "give this command another --name, or --fresh"
     if previous.dataset.digest != splits.digest:
         raise ConfigError(
             f"{run.folder} holds a run on {previous.dataset.name} ({previous.dataset.digest[:8]}), "
-            f"and this command would use {splits.name} ({splits.digest[:8]}): {way_out}"
+            f"and this command would use {splits.name} ({splits.digest[:8]}); {advice}"
         )
     for key, value in grid.protocol.items():
         if previous.protocol.get(key) != value:
             raise ConfigError(
                 f"{run.folder} holds a run with {key}={previous.protocol.get(key)!r}, "
-                f"and this command has {key}={value!r}: {way_out}"
+                f"and this command has {key}={value!r}; {advice}"
             )
 
 
 def done_records(run: Run, cells: dict[str, Cell]) -> tuple[dict[str, Record], dict[Path, str]]:
-    """Finished records of some cells; and of all records the damaged ones, with the reasons."""
+    """Cell id → record of the cells that are done; and path → what is wrong, for all damaged records."""
     found, damaged = run.survey()
     done = {cell_id: found[cell_id] for cell_id in cells if cell_id in found and found[cell_id].status == "done"}
     return done, damaged

@@ -219,9 +219,9 @@ def _end_text(record: Record) -> str:
     values = {name: METRICS[name].of(cell) for name in headline()}
     trains = REGIMES[record.cell.config.regime].trains
     left_out = set() if trains else {name for name in costs() if values[name] is None}
-    told = [METRICS[name].phrase.format(METRICS[name].say(values[name])) for name in values if name not in left_out]
+    figures = [METRICS[name].phrase.format(METRICS[name].say(values[name])) for name in values if name not in left_out]
     frozen = "" if cell.result.frozen_verified is not False else ", NOT FROZEN"
-    return f"done in {_duration(record.wall_seconds)}: {'best ' if trains else ''}{', '.join(told)}{frozen}"
+    return f"done in {_duration(record.wall_seconds)}: {'best ' if trains else ''}{', '.join(figures)}{frozen}"
 
 
 def _duration(seconds: float) -> str:

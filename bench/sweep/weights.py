@@ -1,7 +1,7 @@
-"""Which weights each backbone of a run gets: resolved once, written into the manifest, and kept.
+"""Resolves the weights of each backbone of a run once. The manifest keeps the result.
 
-Were `auto` decided anew by every command, a run that began without a network would mix random and pretrained
-weights as soon as there is one, and compare the two.
+If every command resolved `auto` again, a run that started without a network would later mix random and pretrained
+weights, and compare them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tl.errors import ConfigError, UserError
 from tl.regimes import REGIMES
 from tl.weights import Weights
 
-KEPT = "; so this run began, and --fresh looks again"
-"""The terminal says this behind the reason for a stand-in that a run goes on with."""
+KEPT = "; this run started like that, use --fresh to look again"
+"""Printed after the reason for a fallback that a run has kept from an earlier command."""
 Answer = Weights | str
-"""Weights, or why there are none though pretrained ones were insisted on."""
+"""Weights, or the reason why the required pretrained weights are not available."""
 
 
 def weights_key(item: Planned) -> WeightsKey:
-    """What an answer depends on."""
+    """The key of a cell's weights."""
     policy = "random" if REGIMES[item.config.regime].start == "random" else item.config.weights
     return WeightsKey(policy=policy, backbone=item.config.backbone)
 
@@ -31,7 +31,7 @@ def weights_key(item: Planned) -> WeightsKey:
 def resolve_weights(
     planned: list[Planned], options: Options, before: dict[WeightsKey, Weights], executor: Executor, console: Console
 ) -> dict[WeightsKey, Answer]:
-    """An answer for each key: what the manifest has, else looked up, downloading unless it is a dry run."""
+    """Resolve the weights of each key: those in the manifest, or else what is found or, unless dry, downloaded."""
     keys = list(dict.fromkeys(weights_key(item) for item in planned))
     answers: dict[WeightsKey, Answer] = {key: before[key] for key in keys if key in before}
     if options.weights_dir:
@@ -51,23 +51,23 @@ def resolve_weights(
 def locate(
     answers: dict[str, Answer], cells: dict[str, Cell], options: Options, executor: Executor
 ) -> dict[str, Answer]:
-    """The same answers with the files' places, which a manifest doesn't keep. Both arguments are by cell.
+    """Add the paths of weights files, which a manifest doesn't keep. `answers` and `cells` have cell ids as keys.
 
-    Raises `UserError` when a file is not the one that the run began with.
+    Raises `UserError` if a file is not the one that the run started with.
     """
-    lost = {
+    without_path = {
         cells[cell_id].config.backbone: answer
         for cell_id, answer in answers.items()
         if isinstance(answer, Weights) and answer.kind == "pretrained" and answer.path is None
     }
-    if not lost:
+    if not without_path:
         return answers
-    found = _look_up(list(lost), "pretrained", options, executor, download=True)
+    found = _look_up(list(without_path), "pretrained", options, executor, download=True)
     for spec, answer in found.items():
-        if isinstance(answer, Weights) and answer.digest != lost[spec].digest:
+        if isinstance(answer, Weights) and answer.digest != (first := without_path[spec]).digest:
             raise UserError(
-                f"{spec}: the weights at hand ({answer.source}) are not those that this run began with "
-                f"({lost[spec].source}, {lost[spec].digest[:8]}): use --fresh"
+                f"{spec}: the available weights ({answer.source}) are not those that this run started with "
+                f"({first.source}, {first.digest[:8]}); use --fresh"
             )
     return {
         cell_id: found.get(cells[cell_id].config.backbone, answer)
@@ -80,14 +80,14 @@ def locate(
 def _refuse_late_weights(
     before: dict[WeightsKey, Weights], keys: list[WeightsKey], options: Options, executor: Executor
 ) -> None:
-    """Raise `ConfigError` where `--weights-dir` now has a file for a backbone that this run began without."""
+    """Raise `ConfigError` if `--weights-dir` has a file for a backbone that this run started without."""
     without = [key.backbone for key in keys if before[key].reason]
     found = _look_up(without, "auto", options, executor, download=False) if without else {}
     for spec, answer in found.items():
         if isinstance(answer, Weights) and answer.source == "weights-dir":
             raise ConfigError(
-                f"--weights-dir {str(options.weights_dir)!r}: this run began with random weights for {spec} and keeps "
-                "them: give it a --name of its own, or --fresh"
+                f"--weights-dir {str(options.weights_dir)!r}: this run started with random weights for {spec} and "
+                "keeps them; give this command another --name, or --fresh"
             )
 
 
@@ -96,6 +96,6 @@ def _look_up(
 ) -> dict[str, Answer]:
     outcome = executor.call("bench.execution.worker:resolve_weights", specs, policy, options.weights_dir, download)
     if outcome.status != "done":
-        raise UserError(f"pretrained weights could not be looked up: {outcome.reason}")
+        raise UserError(f"pretrained weights can't be looked up: {outcome.reason}")
     answers: dict[str, Answer] = outcome.value
     return answers
