@@ -21,6 +21,7 @@ from tests.commands import ONE_CELL
 from tests.commands import here as command
 from tests.runs import RANDOM, TRUTH, record, write_run
 from tl.errors import ConfigError
+from tl.regimes import REGIMES
 
 OWN = """
 [[claims]]
@@ -153,6 +154,15 @@ def test_all_backbones_together(verdicts: list[str], word: str) -> None:
     assert overall([replace(finding, verdict=one) for one in verdicts]) == word  # type: ignore[arg-type]
 
 
+def test_a_claim_of_a_grid_can_be_about_a_kind_of_regimes(tmp_path: Path) -> None:
+    """As the built-in ones are: about every regime that trains only the head on equal terms."""
+    path = tmp_path / "own.toml"
+    path.write_text((MATRIX + OWN).replace('regime = "frozen"', 'kind = "head-only"'))
+    (claim,) = load_grid(str(path)).claims
+    assert {name for name in REGIMES if claim.is_about(name)} == {"frozen", "frozen-tutorial"}
+    assert Claim(**claim.model_dump(mode="json")) == claim
+
+
 def test_a_grid_brings_claims_of_its_own(tmp_path: Path) -> None:
     """They survive what the command line replaces."""
     path = tmp_path / "own.toml"
@@ -178,6 +188,12 @@ def test_a_grid_brings_claims_of_its_own(tmp_path: Path) -> None:
         (("low = 2.9", "low = 0"), r"claims\[1\]\.low=0.0, high=None: a ratio is above 0"),
         (('"frozen"', '"finetune"'), r"claims\[1\]\.against='finetune': is the regime itself"),
         (('"a-third"', '"no-worse"'), r"claims\[1\]\.name='no-worse': is taken"),
+        (('regime = "frozen"', 'kind = "head-olny"'), r"kind='head-olny': not one of .* did you mean 'head-only'"),
+        (('regime = "frozen"', ""), r"claims\[1\]\.regime=None, kind=None: give one of them"),
+        (
+            ('regime = "frozen"', 'regime = "frozen"\nkind = "head-only"'),
+            r"claims\[1\]\.regime='frozen', kind='head-only': give one of them",
+        ),
     ],
 )
 def test_a_mistake_in_a_claim_is_told_with_its_place(tmp_path: Path, change: tuple[str, str], message: str) -> None:
