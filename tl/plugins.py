@@ -25,7 +25,7 @@ Entry = TypeVar("Entry")
 
 GROUPS = ("tl.sources", "tl.regimes", "bench.metrics", "bench.claims")
 VARIABLE = "TL_PLUGINS"
-"""The environment variable through which a process tells its children which scripts to load."""
+"""The environment variable that lists the scripts for the children of a process to load."""
 
 
 def add_entry_points(group: str, registry: dict[str, Entry], kind: type[Entry]) -> None:

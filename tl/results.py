@@ -95,7 +95,7 @@ class Note(Strict):
     """Something that a reader of a result's figures must know; `str(note)` is its text."""
 
     about: Literal["images", "weights", "figures"] = Field(
-        description="`images`: that they are drawn ones; `weights`: that they are random though pretrained ones were "
+        description="`images`: that they are synthetic; `weights`: that they are random although pretrained ones were "
         "looked for; `figures`: how they came about"
     )
     text: str

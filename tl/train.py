@@ -17,13 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import timm
 import torch
-import torchvision
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from tl import devices
+from tl import devices, plugins
 from tl.backbones import Backbone, Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.clock import Clock
@@ -41,6 +39,8 @@ from tl.quantize import CALIBRATION_IMAGES, quantized, quantized_weights
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Note, Phases, Predictions, TrainResult, Work
 from tl.seeding import seed_for
+from tl.sources import SOURCES
+from tl.specs import Spec
 from tl.step import (
     Body,
     Evaluation,
@@ -289,7 +289,7 @@ def _epoch(
             memory.begin("val")
             clock.mark(None)
         setup.model.eval()
-        judged = _val_pass(passes.evaluation, passes.val, passes.loss_function, setup.config)
+        validated = _val_pass(passes.evaluation, passes.val, passes.loss_function, setup.config)
         clock.mark("validation")
         whole, parts = clock.read()
         memory.end()
@@ -303,10 +303,10 @@ def _epoch(
         phases=Phases(**parts, other=whole - sum(parts.values())) if trained else None,
         train_loss=_finite(trained.loss) if trained else None,
         train_accuracy=trained.accuracy if trained else None,
-        val_loss=_finite(judged.loss),
-        val_accuracy=judged.accuracy,
+        val_loss=_finite(validated.loss),
+        val_accuracy=validated.accuracy,
     )
-    return row, Predictions(epoch=epoch, labels=judged.predicted, confidences=judged.confidences)
+    return row, Predictions(epoch=epoch, labels=validated.predicted, confidences=validated.confidences)
 
 
 def _result(
@@ -412,7 +412,7 @@ def _extraction(body: Body, setup: _Setup) -> Extraction:
         "threads": torch.get_num_threads(),
         "cropped on the device": setup.resident_bytes is not None,
         "preprocessing": asdict(backbone.preprocessing),
-        "libraries": [torch.__version__, torchvision.__version__, timm.__version__],
+        "libraries": [torch.__version__, SOURCES[Spec.parse(backbone.spec).source].versions, plugins.fingerprint()],
     }
     return Extraction(forward, identity)
 

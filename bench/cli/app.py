@@ -32,7 +32,7 @@ ClickError: Any = typer.BadParameter.__mro__[2]
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from bench.store.environment import package_version
+        from tl.sources import package_version
 
         print(f"tl-bench {package_version('tl-bench')}")
         raise typer.Exit

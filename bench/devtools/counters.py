@@ -16,9 +16,10 @@ from typing import Any
 
 from bench.compare.gate import NOT_COMPARABLE, PASSED, REGRESSED
 from bench.devtools.steps import NETWORKS, TRAINING, make_step
-from bench.store.environment import network_packages, package_version
+from bench.store.environment import network_packages
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
+from tl.sources import package_version
 
 BASELINE = Path(__file__).parent.parent.parent / "results" / "baseline" / "counters.json"
 CONSTRAINTS = "constraints.txt"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.execution.base import Executor
-from bench.store.environment import package_version
 from tl import plugins
 from tl.cache import cache_dir, write_atomic
 from tl.errors import UserError
@@ -20,7 +19,7 @@ from tl.sources import SOURCES
 
 def backbone_names(executor: Executor) -> dict[str, list[str]]:
     """Source → names of its backbones. They are cached until a library, package or script that adds some changes."""
-    versions = {source: {name: package_version(name) for name in entry.packages} for source, entry in SOURCES.items()}
+    versions = {name: source.versions for name, source in SOURCES.items()}
     deciding = json.dumps([versions, plugins.fingerprint()])
     path = cache_dir() / f"backbones-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
     try:

@@ -19,11 +19,16 @@ from tl import devices, gpu
 from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
 from tl.errors import WeightsError
+from tl.library import library
 from tl.machine import DeviceKey, keep_freed_pages
 from tl.plugins import load_as_parent
 from tl.protocols import run_protocol
 from tl.results import TrainResult
+from tl.sources import SOURCES
 from tl.weights import Weights
+
+for _source in SOURCES:  # in the server that cells are forked from, not in the time and memory of a cell
+    library(_source)
 
 
 def get_ready(emit: Emit) -> None:
@@ -63,6 +68,7 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     after training a `MachineState` with what only this process knows.
     """
     load_as_parent()
+    library(cell.config.spec.source)  # one from outside is loaded here, before anything is measured
     torch.set_num_threads(threads)
     device = DeviceKey.parse(cell.device).name
     allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from tl.gpu import GpuState
 from tl.machine import cpu_name, usable_cores
-from tl.sources import SOURCES
+from tl.sources import SOURCES, package_version
 from tl.strict import Strict
 
 
@@ -90,14 +89,6 @@ def environment() -> Environment:
         git_commit=commit,
         git_dirty=dirty,
     )
-
-
-def package_version(name: str) -> str:
-    """The installed version of a package, or an empty string. The package is not imported."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _git() -> tuple[str, bool | None]:
