@@ -4,6 +4,7 @@ torch is several GB, so all use the Python that nox itself runs in: install with
 adds what it compares with in an environment of its own, which has everything else from that Python.
 """
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -29,11 +30,13 @@ def bench(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests: first side by side, one file a core, then those marked `alone`, with nothing beside them."""
     side_by_side = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+    # Else each of the hundreds of processes that tests start would compile the suite anew.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     statuses = []
     for options in (["-m", "not alone", *side_by_side], ["-m", "alone"]):
         command = ["-m", "pytest", *session.posargs, *options]
         session.log(f"python {' '.join(command)}")
-        statuses.append(subprocess.run([sys.executable, *command], check=False).returncode)
+        statuses.append(subprocess.run([sys.executable, *command], check=False, env=environment).returncode)
     failed = [status for status in statuses if status not in (0, NOTHING_SELECTED)]
     if failed or 0 not in statuses:
         sys.exit(max(failed, default=NOTHING_SELECTED))

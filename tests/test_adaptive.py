@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,8 +82,8 @@ class Fake:
         self.times, self.failed = times, failed
         self.disk: dict[str, Record] = {}
         self.ran: list[str] = []
-        self.free: list[bool] = []
-        """For each planning: true if another command could have started in the folder."""
+        self.planned: Callable[[], None] = lambda: None
+        """Called whenever seeds are planned."""
         self.console = Console(record=True, width=300, file=io.StringIO())
         monkeypatch.setattr(adaptive, "plan", self.plan)
         monkeypatch.setattr(adaptive, "execute", self.execute)
@@ -94,7 +95,7 @@ class Fake:
         return self.console.export_text().strip().splitlines()[-1]
 
     def plan(self, grid: Grid, *_: object) -> Sweep:
-        self.free.append(not Path("r/.lock").exists() or _is_free(Path("r")))
+        self.planned()
         manifest = SimpleNamespace(dataset=SimpleNamespace(val_labels=TRUTH))
         run: Any = SimpleNamespace(name="r", folder=Path("r"), manifest=lambda: manifest)
         cells = {one.cell_id: one.cell for one in self.records(grid)}
@@ -132,9 +133,10 @@ def _is_free(folder: Path) -> bool:
 
 def test_no_other_command_begins_between_two_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another command between two seeds would end this one, perhaps after hours."""
-    fake = Fake(monkeypatch, TIMES)
+    fake, free = Fake(monkeypatch, TIMES), []
+    fake.planned = lambda: free.append(not Path("r/.lock").exists() or _is_free(Path("r")))
     fake.run(Goal(within=1.0, max_seeds=3))
-    assert fake.free == [True, False, False] and _is_free(Path("r"))
+    assert free == [True, False, False] and _is_free(Path("r"))
 
 
 TIMES = {"finetune": [20.0, 20.4, 19.2, 20.0, 20.1, 20.0], "frozen": [10.0, 9.8, 10.4, 10.0, 10.0, 10.0]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +23,18 @@ def modules(package: str) -> list[str]:
     return [name for name in names if not name.endswith("__main__") and not name.startswith("bench.devtools")]
 
 
-@pytest.mark.parametrize("heavy", ["torch", "timm"])
-def test_reading_commands_do_not_import(heavy: str) -> None:
-    """All of `bench` but the work itself, and `import tl`, leave torch and timm alone."""
-    names = ["tl", *(name for name in modules("bench") if name not in TORCH_SIDE)]
-    imports = "\n".join(f"import {name}" for name in names)
-    code = f"{imports}\nimport sys; assert {heavy!r} not in sys.modules"
+def loaded(*names: str) -> set[str]:
+    """The modules that a process has after it imported these."""
+    code = "\n".join(["import sys", *(f"import {name}" for name in names), "print(*sys.modules)"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_reading_commands_do_not_import_torch() -> None:
+    """All of `bench` but the work itself, and `import tl`, leave torch and timm alone."""
+    found = loaded("tl", *(name for name in modules("bench") if name not in TORCH_SIDE))
+    assert "bench.cli.report" in found and not {"torch", "timm"} & found
 
 
 READING = (
@@ -38,22 +43,45 @@ READING = (
 )
 
 
-@pytest.mark.parametrize("words", READING)
-def test_reading_commands_run_without_torch(words: str, tmp_path: Path) -> None:
-    """Also what is imported on the way: here importing torch or timm is an error."""
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Exit status and errors of each of these commands, in one process in which importing torch or timm is an error."""
+    folder = tmp_path_factory.mktemp("reading")
     for name in ("r", "s"):
-        write_run(tmp_path / "results" / name, [record("timm:a", "finetune"), record("timm:a", "frozen")])
+        write_run(folder / "results" / name, [record("timm:a", "finetune"), record("timm:a", "frozen")])
     code = (
-        "import sys\n"
+        "import contextlib, io, json, sys\n"
         "class Blocker:\n"
         "    def find_spec(self, name, *_):\n"
         "        assert name.partition('.')[0] not in ('torch', 'timm', 'torchvision'), name\n"
         "sys.meta_path.insert(0, Blocker())\n"
         "from bench.cli import main\n"
-        "main()\n"
+        "ended = {}\n"
+        "for words in sys.argv[1:]:\n"
+        "    sys.argv, err = ['bench', *words.split()], io.StringIO()\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):\n"
+        "        try:\n"
+        "            main()\n"
+        "        except SystemExit as error:\n"
+        "            ended[words] = [str(error.code), err.getvalue()]\n"
+        "print(json.dumps(ended))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, *READING]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("words", READING)
+def test_reading_commands_run_without_torch(words: str, without_torch: dict[str, list[str]]) -> None:
+    """Also what is imported on the way."""
+    assert without_torch[words][0] == "0", without_torch[words][1]
+
+
+def test_a_sweep_runs_without_scipy_and_pandas() -> None:
+    """They take a second to load, and only `--until-decided`, reports and exports calculate with them."""
+    found = loaded("bench.cli", "bench.sweep.run", "bench.execution.process")
+    assert "bench.sweep.execute" in found and not {"scipy", "pandas", "matplotlib"} & found
 
 
 def test_help_is_quick_to_load() -> None:

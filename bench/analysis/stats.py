@@ -3,6 +3,8 @@
 Seeds are the unit of repetition: a speed-up from one seed has the scatter of its epochs and no more, while a second
 run of the same cells differs by several times as much. So intervals are over seeds, and there is none below
 `MIN_SAMPLES`.
+
+Functions import scipy when they are called: it takes a second, and a sweep plans and runs without it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
-from scipy.stats import binomtest
 
 Scale = Literal["ratio", "difference"]
 Sample = TypeVar("Sample", bound=Hashable)
@@ -98,10 +98,16 @@ class Estimate:
         distance = side * (self.centre - there)
         if self.error == 0.0:
             return 0.0 if distance > 0 else 1.0
+        from scipy.special import stdtr
+
         return float(stdtr(self.freedom, -distance / self.error))
 
     def _margin(self) -> float | None:
-        return None if self.error is None else float(stdtrit(self.freedom, 1 - LEVEL / 2)) * self.error
+        if self.error is None:
+            return None
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.freedom, 1 - LEVEL / 2)) * self.error
 
     def _back(self, value: float) -> float:
         if self.scale == "difference":
@@ -194,6 +200,8 @@ def accuracy_difference(first: Mapping[int, Sequence[bool]], second: Mapping[int
 
 def wilson(successes: int, trials: int) -> Interval:
     """Share of successes with its Wilson 95% interval (Wilson 1927)."""
+    from scipy.stats import binomtest
+
     test = binomtest(successes, trials).proportion_ci(method="wilson")
     return Interval(value=successes / trials, low=float(test.low), high=float(test.high), n=trials)
 
@@ -211,6 +219,8 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Test:
 
     What counts is the images on which just one is right; with fewer than six no p-value below 0.05 is possible.
     """
+    from scipy.stats import binomtest
+
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     disagree = only_first + only_second
