@@ -59,7 +59,7 @@ class Run:
 
         from bench.report.claims_text import rows
 
-        return pd.DataFrame(rows(self._summary()))
+        return pd.DataFrame(rows(self._summary())).convert_dtypes()  # an unknown number of seeds is no float
 
     def answers(self) -> list[str]:
         """Which backbone to use and which claims hold, in sentences."""

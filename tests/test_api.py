@@ -76,8 +76,9 @@ def test_what_a_run_has() -> None:
     found = run.claims()
     assert list(found.columns) == list(typed[0]) and len(found) == len(typed) > 0
     for name in ("claim", "verdict", "overall", "seeds"):
-        assert list(found[name]) == [row[name] for row in typed]
-    assert list(found["measured"]) == pytest.approx([row["measured"] for row in typed])
+        assert [None if value is pd.NA else value for value in found[name]] == [row[name] for row in typed]
+    measured = [None if value is pd.NA else float(value) for value in found["measured"]]
+    assert measured == pytest.approx([row["measured"] for row in typed])
     assert any(answer.startswith(("Use ", "No cell")) for answer in run.answers())
     markdown, page = run.report("out", images=False)
     assert markdown == Path("out/r.md") and page.read_text().startswith("<!doctype html>")
