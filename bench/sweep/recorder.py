@@ -63,8 +63,8 @@ class Recorder:
                 self.reporter.epoch(cell, event)
 
     def warned(self, text: str) -> None:  # noqa: D102 - see Events
-        with signals_delivered():
-            self.reporter.warned(text)
+        # Signals stay deferred: a warning may come when the cell has ended and its record is not written yet.
+        self.reporter.warned(text)
 
     def skip(self, cell: Cell) -> bool:  # noqa: D102 - see Events
         answer, smallest = self.located[cell.id], self.ran_out.get(cell.key("seed", "batch_size"), math.inf)
