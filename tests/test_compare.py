@@ -558,7 +558,7 @@ def test_a_mistake_of_ours_is_no_regression(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Python's own exit status of an exception would say so; and a terminal that knows no × shows something."""
-    monkeypatch.setattr("bench.compare.sides.read_sides", lambda *_: 1 / 0)
+    monkeypatch.setattr("bench.compare.sides.read_sides", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("sys.argv", ["bench", "gate", "a", "b"])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -794,7 +794,7 @@ def test_the_gates_exit_status(tmp_path: Path) -> None:
     assert Path("gate.html").read_text().startswith("<!doctype html>")
     for wrong, words in (
         (["base"], "a gate has two sides"),
-        (["base", "slow", "-o", "gate.txt"], "say which with --format"),
+        (["base", "slow", "-o", "gate.txt"], "or give --format"),
         (["base", "slow", "-o", "nowhere.md/x.md", "--metric", "x"], "--metric"),
     ):
         ran = command("gate", *wrong)
