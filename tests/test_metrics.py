@@ -288,12 +288,12 @@ def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert "energy, Wh" in {column.heading for column in columns(summary)}
     assert "energy, Wh" in draw(summary)["matrix"].svg
     assert 'name="matrix-metric" value="watt_hours"' in write_report(summary, tmp_path)[1].read_text()
-    assert _end_text(records[0]) == "done in 41 s: best accuracy 95.0%, 10 s an epoch, 10 MiB, 5.01 Wh an epoch"
+    assert _end_text(records[0]) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB, 5.01 Wh an epoch"
 
 
 def test_the_line_of_a_cell_that_ended_has_the_headline() -> None:
     """Word for word; where nothing is trained what isn't known is left out, but not that an accuracy says nothing."""
-    assert _end_text(record("timm:a", "frozen")) == "done in 41 s: best accuracy 95.0%, 10 s an epoch, 10 MiB"
+    assert _end_text(record("timm:a", "frozen")) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB"
     assert _end_text(record("timm:a", "frozen", weights=RANDOM)).startswith("done in 41 s: best accuracy n/a, 10 s")
     assert _end_text(untrained("timm:a")) == "done in 4 s: accuracy 95.0%, 10 MiB"
     assert _end_text(untrained("timm:a", weights=RANDOM)) == "done in 4 s: accuracy n/a, 10 MiB"
