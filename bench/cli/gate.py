@@ -32,7 +32,7 @@ def gate(
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A TOML file with [[tool.bench.gate.rule]].", show_default="pyproject.toml")
+        Path | None, typer.Option(help="A TOML file with tables tool.bench.gate.rule.", show_default="pyproject.toml")
     ] = None,
     metric: MetricOption = None,
     format: FormatOption = None,
