@@ -17,7 +17,7 @@ from bench.compare.changes import Comparison, compare
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED, decide, read_rules
 from bench.compare.render import show
 from bench.compare.rules import Rule
-from bench.compare.sides import SECONDS, Entry, Quantity, Side, quantities, read_sides
+from bench.compare.sides import SECONDS, Quantity, Side, SideCell, quantities, read_sides
 from bench.store.records import Record
 from bench.store.runs import Run
 from tests.commands import command as own_process
@@ -32,13 +32,13 @@ STEADY = (1.0, 1.001, 0.999, 1.0005)
 
 def side(name: str, cells: dict[str, Any]) -> Side:
     """A side whose cells have these samples: cell → seconds, or quantity → samples."""
-    entries = {}
+    cell_table = {}
     for label, given in cells.items():
         samples = given if isinstance(given, dict) else {"seconds": given}
         by_sample = {quantity: dict(enumerate(values)) for quantity, values in samples.items() if len(values)}
         done = {sample for values in by_sample.values() for sample in values}
-        entries[label] = Entry(label=label, repeats="seed", samples=dict(by_sample), done=set(done))
-    return Side(name=name, entries=entries, quantities={"seconds": SECONDS, "flops": COUNTER})
+        cell_table[label] = SideCell(label=label, repeats="seed", samples=dict(by_sample), done=set(done))
+    return Side(name=name, cells=cell_table, quantities={"seconds": SECONDS, "flops": COUNTER})
 
 
 def verdicts(comparison: Comparison) -> list[str]:
@@ -558,7 +558,7 @@ def test_a_mistake_of_ours_is_no_regression(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Python's own exit status of an exception would say so; and a terminal that knows no × shows something."""
-    monkeypatch.setattr("bench.compare.sides.read_sides", lambda *_: 1 / 0)
+    monkeypatch.setattr("bench.compare.sides.read_sides", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("sys.argv", ["bench", "gate", "a", "b"])
     with pytest.raises(SystemExit) as caught:
         cli.main()

@@ -19,13 +19,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench.compare.changes import Difference, compare
+from bench.compare.changes import Mismatch, compare
 from bench.compare.gate import NOT_COMPARABLE, decide
 from bench.compare.sides import read_sides
 from bench.devtools.instant import InstantExecutor
 from bench.execution.base import Outcome
 from bench.report import terminal
-from bench.report.matrix import make_matrix
+from bench.report.heatmap import make_heatmap
 from bench.report.pictures import find_images
 from bench.report.summary import summarise
 from bench.store.records import SCHEMA_VERSION, STATUSES, Lost, Record, WeightsKey, by_policy
@@ -80,7 +80,7 @@ def test_names_of_backbones_with_separators_inside(name: str, tmp_path: Path) ->
     assert progress._short(one.cell) == f"frozen {name} cpu"
     summary = summarise([write_run(tmp_path / "r", [one, lost])], "r")
     assert summary.short(summary.groups[0]) == name
-    ((row, squares),) = make_matrix(summary).rows
+    ((row, squares),) = make_heatmap(summary).rows
     assert row == name and [square.status for square in squares if square] == ["failed", ""]
     table, _ = terminal._cells(summary, width=1)
     assert list(map(str, table.columns[0].cells)) == [name], "a narrow table has no room for the source"
@@ -182,8 +182,8 @@ def test_why_a_cell_has_no_result(status: Any, reason: str, tmp_path: Path) -> N
     write_run(tmp_path / "old", good)
     write_run(tmp_path / "new", [*good[:2], lost])
     _, new = sides = read_sides([str(tmp_path / "old"), str(tmp_path / "new")])
-    (entry,) = new.entries.values()
-    assert entry.lost == {2: Lost(status=status, reason=reason)} == {2: Lost.of(lost)}
+    (cell,) = new.cells.values()
+    assert cell.lost == {2: Lost(status=status, reason=reason)} == {2: Lost.of(lost)}
     found = compare(sides)
     told = (("timm:a frozen cpu", f"new: {status}: {reason}" if reason else f"new: {status}"),)
     failed = status != "skipped"
@@ -198,7 +198,7 @@ def test_a_condition_that_begins_like_another(condition: str, is_noise: bool, tm
         for turn in range(5):
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, **{condition: name})
     comparison = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]))
-    assert comparison.changes[0].differs == (Difference(condition=condition, base=("old",), new=("new",)),)
+    assert comparison.changes[0].differs == (Mismatch(condition=condition, base=("old",), new=("new",)),)
     decision = decide(comparison)
     assert decision.status == NOT_COMPARABLE and decision.is_noise is is_noise
 
@@ -210,7 +210,7 @@ def test_values_of_a_condition_with_separators_inside(tmp_path: Path) -> None:
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, source=value)
     for name, values in (("new", ("x and y",)), ("none", ("",))):
         (change,) = compare(read_sides([str(tmp_path / "old"), str(tmp_path / name)])).changes
-        assert change.differs == (Difference(condition="source", base=("x", "y"), new=values),)
+        assert change.differs == (Mismatch(condition="source", base=("x", "y"), new=values),)
         assert str(change.differs[0]) == f"source: x and y → {values[0] or 'unknown'}"
 
 

@@ -27,7 +27,7 @@ from bench.compare.sides import compared_by_default, read_sides
 from bench.export.trackers import export_to
 from bench.report.data import page_data
 from bench.report.figures import draw
-from bench.report.matrix import make_matrix
+from bench.report.heatmap import make_heatmap
 from bench.report.summary import summarise
 from bench.report.tables import columns, priorities_table
 from bench.report.write import write_report
@@ -279,7 +279,7 @@ def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert headline() == ["val_accuracy_best", "epoch_seconds", "peak_memory_bytes", "watt_hours"]
     records = [record("timm:a", regime, seconds=seconds) for regime, seconds in (("finetune", 10), ("frozen", 4))]
     summary = summarise([write_run(tmp_path / "r", records)], "r")
-    matrix = make_matrix(summary)
+    matrix = make_heatmap(summary)
     ((_, squares),) = matrix.rows
     assert matrix.metrics[-1] == "watt_hours"
     assert [square.shades["watt_hours"].share for square in squares if square] == [0, 1]

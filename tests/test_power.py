@@ -14,7 +14,7 @@ import torch
 import tl
 from bench.compare.changes import Change
 from bench.compare.gate import INCOMPLETE, PASSED, REGRESSED, Decision
-from bench.compare.sides import QUANTITIES, SECONDS, Quantity
+from bench.compare.sides import SECONDS, Quantity, quantities
 from bench.devtools import power
 from bench.devtools.power import NOTHING, PLANTS
 from bench.devtools.power_report import VICTIM, Outcome, Power, render
@@ -65,7 +65,7 @@ def test_only_what_was_planted_counts_as_found() -> None:
     assert power._outcome(NOTHING, "live", decision, 5).found
     for what, shown in power.SHOWS.items():
         for metric in ("epoch_seconds", shown):
-            decision = failed("a cpu", QUANTITIES[metric])
+            decision = failed("a cpu", quantities()[metric])
             assert power._outcome(what, "runs", decision, 5).found == (metric == shown)
 
 

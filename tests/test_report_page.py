@@ -19,8 +19,8 @@ import tl
 from bench.export.trackers import TAG, export_to
 from bench.report.answers import headlines
 from bench.report.data import page_data
+from bench.report.heatmap import make_heatmap
 from bench.report.index import write_index
-from bench.report.matrix import make_matrix
 from bench.report.pictures import find_images, galleries
 from bench.report.summary import summarise
 from bench.report.terminal import print_summary
@@ -89,7 +89,7 @@ def test_times_that_scatter_are_tied(tmp_path: Path) -> None:
 
 def test_the_matrix_has_every_cell_that_was_planned(run: Run) -> None:
     """Figures, shares from worst to best, and what has no result with its reason."""
-    matrix = make_matrix(summarise([run], "run"))
+    matrix = make_heatmap(summarise([run], "run"))
     assert matrix.regimes == ("finetune", "frozen", "cached") and [name for name, _ in matrix.rows] == ["a", "b"]
     squares = {(name, regime): s for name, row in matrix.rows for regime, s in zip(matrix.regimes, row, strict=True)}
     best, worst = squares["b", "finetune"], squares["a", "finetune"]
@@ -107,7 +107,7 @@ def test_the_matrix_has_every_cell_that_was_planned(run: Run) -> None:
 def test_a_seed_that_failed_is_told_beside_the_others(tmp_path: Path) -> None:
     """The figure is of those that are there."""
     records = [*seeds("timm:a", "frozen", 4, count=2), record("timm:a", "frozen", seed=2, status="timeout")]
-    matrix = make_matrix(summarise([write_run(tmp_path / "r", records)], "r"))
+    matrix = make_heatmap(summarise([write_run(tmp_path / "r", records)], "r"))
     ((_, (square,)),) = matrix.rows
     assert square is not None and square.status == "1 of 3 seeds: timeout" and square.number == 0
 

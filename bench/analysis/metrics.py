@@ -15,7 +15,7 @@ from tl.errors import ConfigError, UserError
 from tl.results import Phases, Predictions, TrainResult, Work
 
 Number = float | int | None
-Kind = Literal["ratio", "difference", "exact"]
+ComparedBy = Literal["ratio", "difference", "exact"]
 """How two values are compared: by their ratio, by their difference in percentage points, or to the last digit."""
 
 
@@ -66,7 +66,7 @@ class Metric:
 
     better: Literal["lower", "higher"] | None = None
     """Which direction is an improvement; None where neither is, and nothing is compared."""
-    compared: Kind = "ratio"
+    compared: ComparedBy = "ratio"
     """`exact` is for what is counted: the same in every repetition, so that any change is a real one."""
     by_default: bool = False
     """Is compared where no metrics are named; whatever is `exact` always is."""

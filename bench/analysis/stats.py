@@ -18,7 +18,7 @@ from scipy.special import stdtr, stdtrit
 from scipy.stats import binomtest
 
 Scale = Literal["ratio", "difference"]
-Sample = TypeVar("Sample", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 MIN_SAMPLES = 3
 """Seeds below which nothing is said of their scatter."""
 LEVEL = 0.05
@@ -112,7 +112,7 @@ class Estimate:
             return math.inf
 
 
-def ratio(above: Mapping[Sample, float], below: Mapping[Sample, float]) -> Estimate | None:
+def ratio(above: Mapping[Key, float], below: Mapping[Key, float]) -> Estimate | None:
     """Ratio of two quantities that were measured side by side, seed by seed: seed → median of its epochs, say.
 
     Student's t on the logarithms of the seeds' ratios. The scatter of epochs within a seed is in there, since it
@@ -144,7 +144,7 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Estimate |
     return Estimate(scale="ratio", centre=centre, error=math.sqrt(sum(parts)), freedom=max(1.0, freedom), n=n)
 
 
-def difference(first: Mapping[Sample, float], second: Mapping[Sample, float]) -> Estimate | None:
+def difference(first: Mapping[Key, float], second: Mapping[Key, float]) -> Estimate | None:
     """Mean difference of two quantities, seed by seed, with Student's t; None without a seed in common."""
     values = [first[seed] - second[seed] for seed in first if seed in second]
     return _over_seeds("difference", values) if values else None

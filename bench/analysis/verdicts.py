@@ -13,8 +13,8 @@ from bench.analysis.prediction import predicted
 from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio
 from bench.store.records import Cell, Manifest
 
-Verdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
-DECIDED: tuple[Verdict, ...] = ("supported", "above", "below")
+ClaimVerdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
+DECIDED: tuple[ClaimVerdict, ...] = ("supported", "above", "below")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Finding:
     """None where nothing can be compared: random weights, no seed in common, no warm epoch."""
     predicted: float | None
     """By the counted work; None where that predicts nothing."""
-    verdict: Verdict
+    verdict: ClaimVerdict
     p: float | None
     """Of the verdict, adjusted (Holm) over all findings of the report; None where there was nothing to test."""
 
@@ -95,7 +95,7 @@ def decide_claims(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]
     adjusted = dict(zip(tried, holm([p for _, p in tried.values()]), strict=True))
     findings = []
     for place, ((claim, group, against), estimate) in enumerate(zip(pairs, estimates, strict=True)):
-        verdict: Verdict = "unknown" if estimate is None else "too few samples"
+        verdict: ClaimVerdict = "unknown" if estimate is None else "too few samples"
         if place in tried:
             verdict = tried[place][0] if adjusted[place] < LEVEL else "inconclusive"
         findings.append(
@@ -144,11 +144,11 @@ def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
     return accuracy_difference(group.right(metric.predictions), against.right(metric.predictions))
 
 
-def _likeliest(claim: Claim, estimate: Estimate) -> tuple[Verdict, float]:
+def _likeliest(claim: Claim, estimate: Estimate) -> tuple[ClaimVerdict, float]:
     """The verdict with the smallest p-value, two-sided."""
     low, high = claim.bounds
     inside = max(estimate.p_not_above(low), estimate.p_not_below(high))
-    choices: dict[Verdict, float] = {
+    choices: dict[ClaimVerdict, float] = {
         "supported": inside,
         "above": estimate.p_not_above(high),
         "below": estimate.p_not_below(low),

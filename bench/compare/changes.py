@@ -20,20 +20,20 @@ from bench.analysis.stats import (
 from bench.compare.rules import DEFAULTS, CellTexts, Rule, check_rule, limits, samples_text, typical
 from bench.compare.sides import (
     MEMORY_METHOD,
-    Entry,
-    Figure,
     Quantity,
-    Sample,
+    SampleName,
     Side,
+    SideCell,
+    Value,
     compared_by_default,
 )
 from tl.errors import UserError, not_one_of
 
-Verdict = Literal["worse", "better", "same", "inconclusive", "too few samples", "not comparable", "unknown"]
+ChangeVerdict = Literal["worse", "better", "same", "inconclusive", "too few samples", "not comparable", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Mismatch:
     """A condition that is not known to be one and the same on both sides; `str(difference)` is for people."""
 
     condition: str
@@ -53,18 +53,18 @@ class Change:
 
     cell: str
     quantity: Quantity
-    base: dict[Sample, Figure]
-    """Sample → figure: of those that the estimate rests on, where both sides have some in common that make pairs."""
-    new: dict[Sample, Figure]
+    base: dict[SampleName, Value]
+    """Sample → value. If the estimate rests on pairs, these are only the samples that both sides have."""
+    new: dict[SampleName, Value]
     new_side: str
     estimate: Estimate | None
     """New over base, or new minus base; None of exact counters, and where nothing can be estimated."""
     allowed: float | None
     """Factor, or share: a smaller change doesn't count. None of exact counters."""
-    verdict: Verdict
+    verdict: ChangeVerdict
     p: float | None = None
     """That there is no difference, adjusted (Holm) over the whole comparison; None where there was no test."""
-    differs: tuple[Difference, ...] = ()
+    differs: tuple[Mismatch, ...] = ()
     """Conditions that forbid a comparison."""
     alike: bool = False
     """Of accuracies of one cell in two runs: with each seed both were right on the very same images. Of two regimes or
@@ -125,7 +125,7 @@ class Comparison:
     looks: int = 1
     """How many there may be."""
 
-    def having(self, *verdicts: Verdict) -> list[Change]:
+    def having(self, *verdicts: ChangeVerdict) -> list[Change]:
         """Changes with one of these verdicts."""
         return [change for change in self.changes if change.verdict in verdicts]
 
@@ -160,22 +160,22 @@ def compare(
     """
     base, *others = sides
     wanted, asked = _wanted(sides, metrics, rules)
-    shared = [(side, key) for side in others for key in base.entries if key in side.entries]
+    shared = [(side, key) for side in others for key in base.cells if key in side.cells]
     if not shared:
         raise UserError(_nothing_in_common(base, others))
     drafts = [
-        _draft(base.entries[key], side.entries[key], quantity, side, [*DEFAULTS, *rules], looks)
+        _draft(base.cells[key], side.cells[key], quantity, side, [*DEFAULTS, *rules], looks)
         for side, key in shared
         for name, quantity in wanted.items()
-        if _is_due(name, base.entries[key], side.entries[key], asked)
+        if _is_due(name, base.cells[key], side.cells[key], asked)
     ]
-    kinds = {(entry.repeats, name) for side in sides for entry in side.entries.values() for name in entry.samples}
+    kinds = {(cell.repeats, name) for side in sides for cell in side.cells.values() for name in cell.samples}
     held = [
-        (side, entry, quantity, base.entries.get(key))
+        (side, cell, quantity, base.cells.get(key))
         for side in others
-        for key, entry in side.entries.items()
+        for key, cell in side.cells.items()
         for quantity in wanted.values()
-        if (entry.repeats, quantity.name) in kinds
+        if (cell.repeats, quantity.name) in kinds
     ]
     for name in metrics:
         if not any(change.quantity.name == name and (change.base or change.new) for change in drafts):
@@ -225,7 +225,7 @@ def _wanted(
     return own | rest, set(own)
 
 
-def _is_due(name: str, base: Entry, new: Entry, asked: Collection[str]) -> bool:
+def _is_due(name: str, base: SideCell, new: SideCell, asked: Collection[str]) -> bool:
     """Whether a side knows it, or both should: benchmarks have no metrics of runs."""
     known = name in base.samples or name in new.samples
     return known or (name in asked and name in METRICS and base.repeats == "seed")
@@ -233,15 +233,15 @@ def _is_due(name: str, base: Entry, new: Entry, asked: Collection[str]) -> bool:
 
 def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
     def first(side: Side) -> str:
-        return f"{side.name} has {next((entry.label for entry in side.entries.values()), 'no cells')}"
+        return f"{side.name} has {next((cell.label for cell in side.cells.values()), 'no cells')}"
 
-    labels = {entry.label for entry in base.entries.values()}
-    alike = any(entry.label in labels for side in others for entry in side.entries.values())
+    labels = {cell.label for cell in base.cells.values()}
+    alike = any(cell.label in labels for side in others for cell in side.cells.values())
     why = "their cells differ in images, weights or settings" if alike else ", ".join(map(first, [base, *others]))
     return f"{base.name}: has no cell in common with {' or '.join(side.name for side in others)}: {why}"
 
 
-def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Sequence[Rule], looks: int) -> Change:
+def _draft(base: SideCell, new: SideCell, quantity: Quantity, side: Side, rules: Sequence[Rule], looks: int) -> Change:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     common = [sample for sample in theirs if sample in ours]
     if common and (quantity.kind == "difference" or (base.repeats == "round" and quantity.kind == "ratio")):
@@ -273,7 +273,7 @@ def _alike(base: Mapping[int, Sequence[bool]], new: Mapping[int, Sequence[bool]]
     return len(common) >= MIN_SAMPLES and all(base[seed] == new[seed] for seed in common)
 
 
-def _estimate(base: Entry, new: Entry, quantity: Quantity) -> Estimate | None:
+def _estimate(base: SideCell, new: SideCell, quantity: Quantity) -> Estimate | None:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     if not ours or not theirs or quantity.kind == "exact":
         return None
@@ -287,21 +287,19 @@ def _estimate(base: Entry, new: Entry, quantity: Quantity) -> Estimate | None:
     return ratio_of_means(list(ours.values()), list(theirs.values()))
 
 
-def _differences(base: Entry, new: Entry, quantity: Quantity) -> Iterator[Difference]:
+def _differences(base: SideCell, new: SideCell, quantity: Quantity) -> Iterator[Mismatch]:
     """Conditions that are not known to be one and the same on both sides; nothing where a side has no result."""
     if not base.done or not new.done:
         return
     for name in dict.fromkeys([*base.conditions, *new.conditions]):
         if name == MEMORY_METHOD and not quantity.in_bytes:
             continue
-        there, here = (
-            {entry.conditions.get(name, {}).get(sample, "") for sample in entry.done} for entry in (base, new)
-        )
+        there, here = ({cell.conditions.get(name, {}).get(sample, "") for sample in cell.done} for cell in (base, new))
         if there != here or len(there) > 1 or "" in there:
-            yield Difference(condition=name, base=tuple(sorted(there)), new=tuple(sorted(here)))
+            yield Mismatch(condition=name, base=tuple(sorted(there)), new=tuple(sorted(here)))
 
 
-def _verdict(change: Change, p: float | None, level: float) -> Verdict:
+def _verdict(change: Change, p: float | None, level: float) -> ChangeVerdict:
     if not change.base or not change.new:
         return "unknown"
     if change.quantity.kind == "exact":
@@ -319,8 +317,8 @@ def _verdict(change: Change, p: float | None, level: float) -> Verdict:
     return "same" if change.shown_same else "inconclusive"
 
 
-def _exact_verdict(change: Change) -> Verdict:
-    """Sample by sample where the sides have some in common, and by all values that there are; any change counts."""
+def _exact_verdict(change: Change) -> ChangeVerdict:
+    """SampleName by sample where the sides have some in common, and by all values that there are; any change counts."""
     common = change.base.keys() & change.new.keys()
     moved = {change.new[sample] > change.base[sample] for sample in common if change.new[sample] != change.base[sample]}
     there, here = set(change.base.values()), set(change.new.values())
@@ -332,7 +330,7 @@ def _exact_verdict(change: Change) -> Verdict:
     return "worse" if len(moved) == 2 else _direction(change, moved == {True})
 
 
-def _direction(change: Change, more: bool) -> Verdict:
+def _direction(change: Change, more: bool) -> ChangeVerdict:
     return "worse" if more == (change.quantity.better == "lower") else "better"
 
 
@@ -344,7 +342,7 @@ def _lost(
     incomplete: list[tuple[str, str]] = []
     only_new: list[tuple[str, str]] = []
     for side, key in shared:
-        there, here = base.entries[key], side.entries[key]
+        there, here = base.cells[key], side.cells[key]
         new = [lost for sample, lost in here.lost.items() if sample in there.done and lost.failed]
         old = [lost for lost in here.lost.values() if lost not in new]
         if new:
@@ -366,11 +364,9 @@ def _lost(
             only_new.append((f"{there.label}, {samples_text(there, more)}", side.name))
     for side in others:
         incomplete += [
-            (entry.label, f"{side.name}: has no such cell")
-            for key, entry in base.entries.items()
-            if key not in side.entries
+            (cell.label, f"{side.name}: has no such cell") for key, cell in base.cells.items() if key not in side.cells
         ]
-        for entry in (entry for key, entry in side.entries.items() if key not in base.entries):
-            only_new.append((entry.label, side.name))
-            incomplete += [(entry.label, f"{side.name}: {lost}") for lost in list(entry.lost.values())[:1]]
+        for cell in (cell for key, cell in side.cells.items() if key not in base.cells):
+            only_new.append((cell.label, side.name))
+            incomplete += [(cell.label, f"{side.name}: {lost}") for lost in list(cell.lost.values())[:1]]
     return tuple(failing), tuple(dict.fromkeys(incomplete)), tuple(only_new)

@@ -106,7 +106,7 @@ def read_rules(
         file: None means `pyproject.toml` in `folder`, if there is one; a file that is named must have rules.
         given: rules as options have them.
         folder: see `file`.
-        kinds: what the sides have samples of, see `Entry.repeats`.
+        kinds: what the sides have samples of, see `SideCell.repeats`.
         metrics: those that are compared, if not all are.
     """
     place = folder / "pyproject.toml" if file is None else file

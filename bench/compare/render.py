@@ -10,14 +10,14 @@ from typing import Any, Literal
 import pandas as pd
 
 from bench.analysis.stats import MIN_SAMPLES
-from bench.compare.changes import Change, Comparison, Verdict
-from bench.compare.sides import Figure, Sample, exact_text
+from bench.compare.changes import Change, ChangeVerdict, Comparison
+from bench.compare.sides import SampleName, Value, exact_text
 from bench.report.pages import environment_for, html_table, markdown_table, style
 
 Format = Literal["md", "html", "json"]
 MANY = 20
 """Rows that are the same beyond which they are folded away."""
-ORDER: tuple[Verdict, ...] = (
+ORDER: tuple[ChangeVerdict, ...] = (
     *("worse", "not comparable", "inconclusive", "too few samples", "unknown", "better", "same"),
 )
 
@@ -97,7 +97,7 @@ def _machines(comparison: Comparison) -> list[tuple[str, str]]:
     """What each was measured on, with the sides that were."""
     found: dict[str, list[str]] = {}
     for side in (comparison.base, *comparison.others):
-        for machine in side.told:
+        for machine in side.machines:
             found.setdefault(machine, []).append(side.name)
     return [(", ".join(sides), machine) for machine, sides in found.items()]
 
@@ -129,7 +129,7 @@ def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _figure(change: Change, value: Figure, samples: Mapping[Sample, Figure]) -> str:
+def _figure(change: Change, value: Value, samples: Mapping[SampleName, Value]) -> str:
     if not samples:
         return "n/a"
     if change.quantity.kind == "exact":
@@ -164,7 +164,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
         "level": comparison.level,
         "base": comparison.base.name,
         "sides": [side.name for side in comparison.others],
-        "measured_on": {side.name: list(side.told) for side in (comparison.base, *comparison.others)},
+        "measured_on": {side.name: list(side.machines) for side in (comparison.base, *comparison.others)},
         "beyond_limits": [list(pair) for pair in comparison.beyond_limits],
         "unchecked": [list(pair) for pair in comparison.unchecked],
         "newly_failing": [list(pair) for pair in comparison.newly_failing],

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from pydantic import Field, model_validator
 
-from bench.compare.sides import SECONDS, Entry, Figure, Quantity, Repeats, Sample, Side, quantities
+from bench.compare.sides import SECONDS, Quantity, Repeats, SampleName, Side, SideCell, Value, quantities
 from tl.errors import ConfigError, not_one_of
 from tl.strict import Strict
 
@@ -69,7 +69,7 @@ DEFAULTS = (Rule(factor=1.05), Rule(points=2.0))
 
 CellTexts = tuple[tuple[str, str], ...]
 """A cell's label and what is said of it."""
-Held = tuple[Side, Entry, Quantity, Entry | None]
+CheckedCell = tuple[Side, SideCell, Quantity, SideCell | None]
 """A cell of a new side, what is measured of such cells, and the cell of base."""
 
 
@@ -80,13 +80,13 @@ def check_rule(rule: Rule, wanted: Mapping[str, Quantity], sides: Sequence[Side]
     """
     if not any(matches(name, rule.metric) for name in wanted):
         raise ConfigError(f"rule {rule}: {not_one_of('metric', rule.metric, wanted)}")
-    entries = [entry for side in sides for entry in side.entries.values()]
-    fitting = [entry for entry in entries if matches(entry.label, rule.cells)]
+    cells = [cell for side in sides for cell in side.cells.values()]
+    fitting = [cell for cell in cells if matches(cell.label, rule.cells)]
     if not fitting:
-        raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {entries[0].label!r}, for one")
+        raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {cells[0].label!r}, for one")
     known = [q for q in wanted.values() if matches(q.name, rule.metric) and any(q.name in e.samples for e in fitting)]
     if not known:
-        if any(entry.lost for entry in fitting):
+        if any(cell.lost for cell in fitting):
             return
         raise ConfigError(f"rule {rule}: no cell that fits has that metric")
     for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
@@ -94,30 +94,30 @@ def check_rule(rule: Rule, wanted: Mapping[str, Quantity], sides: Sequence[Side]
             what = "times and memory have a factor, shares such as accuracies have points, exact counters have neither"
             raise ConfigError(f"rule {rule}: {known[0].name} is none of that kind: {what}")
     limits = rule.max is not None or rule.min is not None
-    if not limits and not any(matches(entry.label, rule.cells) for entry in sides[0].entries.values()):
+    if not limits and not any(matches(cell.label, rule.cells) for cell in sides[0].cells.values()):
         raise ConfigError(f"rule {rule}: no cell that fits is in {sides[0].name}: nothing to compare with")
 
 
-def limits(held: Sequence[Held], rules: Sequence[Rule]) -> tuple[CellTexts, CellTexts]:
+def limits(held: Sequence[CheckedCell], rules: Sequence[Rule]) -> tuple[CellTexts, CellTexts]:
     """Absolute limits of every cell of the new sides: those that are broken, and those that can't be checked.
 
-    Held against them are means; of counters, each value. A sample that base doesn't know either is no gap.
+    CheckedCell against them are means; of counters, each value. A sample that base doesn't know either is no gap.
     """
     broken: list[tuple[str, str]] = []
     unchecked: list[tuple[str, str]] = []
     limits = [rule for rule in rules if rule.max is not None or rule.min is not None]
-    for side, entry, quantity, before in held:
-        fitting = [rule for rule in limits if rule.fits(quantity.name, entry.label)]
+    for side, cell, quantity, before in held:
+        fitting = [rule for rule in limits if rule.fits(quantity.name, cell.label)]
         if not fitting:
             continue
-        samples = entry.samples.get(quantity.name, {})
-        gaps = entry.done - samples.keys()
+        samples = cell.samples.get(quantity.name, {})
+        gaps = cell.done - samples.keys()
         if samples and before:
             gaps &= before.samples.get(quantity.name, {}).keys() | (gaps - before.done)
         if gaps or not samples:
-            what = f" in {samples_text(entry, gaps)}" if gaps and samples else ""
+            what = f" in {samples_text(cell, gaps)}" if gaps and samples else ""
             words = f"{side.name}: {quantity.label} is not known{what}, so its limit isn't checked"
-            unchecked.append((entry.label, words))
+            unchecked.append((cell.label, words))
         if not samples:
             continue
         exact = quantity.kind == "exact"
@@ -127,11 +127,11 @@ def limits(held: Sequence[Held], rules: Sequence[Rule]) -> tuple[CellTexts, Cell
         least = [rule.min for rule in fitting if rule.min is not None][-1:]
         told = [f"{quantity.show(high)} is above max {quantity.show(limit)}" for limit in most if high > limit]
         told += [f"{quantity.show(low)} is below min {quantity.show(limit)}" for limit in least if low < limit]
-        broken += [(entry.label, f"{quantity.label}: {words}") for words in told]
+        broken += [(cell.label, f"{quantity.label}: {words}") for words in told]
     return tuple(broken), tuple(unchecked)
 
 
-def typical(values: Collection[Figure], quantity: Quantity) -> float:
+def typical(values: Collection[Value], quantity: Quantity) -> float:
     """Geometric mean of times and memory, mean of shares; of counters the largest. NaN without values."""
     if not values:
         return math.nan
@@ -142,7 +142,7 @@ def typical(values: Collection[Figure], quantity: Quantity) -> float:
     )
 
 
-def samples_text(entry: Entry, samples: Collection[Sample]) -> str:
+def samples_text(cell: SideCell, samples: Collection[SampleName]) -> str:
     """Seeds or rounds by name, such as `seeds 0, 2`."""
     names = sorted(map(str, samples), key=lambda name: (len(name), name))
-    return f"{entry.repeats}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    return f"{cell.repeats}{'s' if len(names) > 1 else ''} {', '.join(names)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.analysis.groups import varying_settings
-from bench.analysis.metrics import METRICS, Finished, Kind
+from bench.analysis.metrics import METRICS, ComparedBy, Finished
 from bench.compare import pytest_benchmark
 from bench.store.environment import PACKAGES
 from bench.store.records import Cell, Lost, Manifest, Record
@@ -20,7 +20,7 @@ from tl.errors import UserError, not_one_of
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
 Repeats = Literal["seed", "round"]
 """What a sample is: a seed of a run, or a round of a benchmark."""
-Figure = int | float
+Value = int | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Quantity:
 
     name: str
     label: str
-    kind: Kind
+    kind: ComparedBy
     better: Literal["lower", "higher"]
 
     @property
@@ -37,7 +37,7 @@ class Quantity:
         """Whether it is memory."""
         return self.name in METRICS and METRICS[self.name].in_bytes
 
-    def show(self, value: Figure) -> str:
+    def show(self, value: Value) -> str:
         """For people, with its unit."""
         metric = METRICS.get(self.name)
         if self.kind == "exact":
@@ -48,7 +48,7 @@ class Quantity:
         return f"{value / step:.3g} {unit}"
 
 
-def exact_text(value: Figure, sign: str = "") -> str:
+def exact_text(value: Value, sign: str = "") -> str:
     """To the last digit, however large: a change of one is a change."""
     whole = isinstance(value, float) and value.is_integer()
     return format(int(value) if whole else value, f"{sign},")
@@ -77,25 +77,25 @@ MEMORY_METHOD = "memory method"
 """A condition of memory alone."""
 SOURCE = "source"
 """The condition that is a benchmark's own code, where it says so in `extra_info`."""
-Sample = int | str
+SampleName = int | str
 """A seed, or the name of a round of benchmarks."""
 
 
 @dataclass(kw_only=True)
-class Entry:
+class SideCell:
     """A cell on one side; its samples are those of its seeds, or of a benchmark's rounds."""
 
     label: str
     repeats: Repeats
-    done: set[Sample] = field(default_factory=set)
+    done: set[SampleName] = field(default_factory=set)
     """Samples with a result."""
-    samples: dict[str, dict[Sample, Figure]] = field(default_factory=dict)
+    samples: dict[str, dict[SampleName, Value]] = field(default_factory=dict)
     """Quantity → sample → figure; unknown figures are missing."""
     right: dict[str, dict[int, list[bool]]] = field(default_factory=dict)
     """Accuracy → seed → whether each validation image was judged right."""
-    lost: dict[Sample, Lost] = field(default_factory=dict)
+    lost: dict[SampleName, Lost] = field(default_factory=dict)
     """Samples without a result → why."""
-    conditions: dict[str, dict[Sample, str]] = field(default_factory=dict)
+    conditions: dict[str, dict[SampleName, str]] = field(default_factory=dict)
     """What times and memory depend on → sample → its value; empty text, or no sample, where it isn't known."""
 
 
@@ -104,11 +104,11 @@ class Side:
     """All cells of one side."""
 
     name: str
-    entries: dict[str, Entry]
+    cells: dict[str, SideCell]
     """By what must be equal on both sides."""
     quantities: dict[str, Quantity]
     by: Axis = "run"
-    told: tuple[str, ...] = ()
+    machines: tuple[str, ...] = ()
     """Of the machine and libraries, each once."""
 
 
@@ -234,38 +234,38 @@ def _side(
     settings: Sequence[str],
     level: str | None = None,
 ) -> Side:
-    entries: dict[str, Entry] = {}
+    cells: dict[str, SideCell] = {}
     machines: dict[str, None] = {}
     for run in runs:
         truth = run.manifest.dataset.val_labels
         for cell_id, cell in run.manifest.cells.items():
             if level is not None and _level(cell, by) != level:
                 continue
-            entry = entries.setdefault(_key(cell, by), Entry(label=_label(cell, by, settings), repeats="seed"))
+            side_cell = cells.setdefault(_key(cell, by), SideCell(label=_label(cell, by, settings), repeats="seed"))
             # Levels of an axis are compared seed by seed; the seed itself as an axis leaves one sample.
             sample = 0 if by == "seed" else cell.config.seed
             record = run.records.get(cell_id)
             if record is not None and record.result is not None and record.status == "done":
-                if sample in entry.done:
+                if sample in side_cell.done:
                     raise UserError(f"{name}: has {cell} twice")
-                _add(entry, record, sample, truth, by)
+                _add(side_cell, record, sample, truth, by)
                 machines[str(record.environment)] = None
-            elif sample not in entry.done:
-                entry.lost[sample] = Lost.of(record)
+            elif sample not in side_cell.done:
+                side_cell.lost[sample] = Lost.of(record)
     known = quantities() if runs else {}
     for path in files:
         data = pytest_benchmark.read(path)
-        _add_benchmarks(entries, known, path, data)
+        _add_benchmarks(cells, known, path, data)
         machines[str(data)] = None
-    return Side(name=name, entries=entries, quantities=known, by=by, told=tuple(machines))
+    return Side(name=name, cells=cells, quantities=known, by=by, machines=tuple(machines))
 
 
-def _add(entry: Entry, record: Record, seed: int, truth: tuple[int, ...], by: Axis) -> None:
+def _add(side_cell: SideCell, record: Record, seed: int, truth: tuple[int, ...], by: Axis) -> None:
     result = record.result
     assert result is not None
     cell = Finished(record=record, result=result, truth=truth)
-    entry.done.add(seed)
-    entry.lost.pop(seed, None)  # of an earlier part of this side
+    side_cell.done.add(seed)
+    side_cell.lost.pop(seed, None)  # of an earlier part of this side
     for name, metric in METRICS.items():
         value = metric.of(cell) if metric.better else None
         if value is None:
@@ -275,10 +275,10 @@ def _add(entry: Entry, record: Record, seed: int, truth: tuple[int, ...], by: Ax
                 raise ValueError(f"is {value}")
             if metric.predictions:
                 pairs = zip(metric.predictions(result).labels, truth, strict=True)
-                entry.right.setdefault(name, {})[seed] = [said == true for said, true in pairs]
+                side_cell.right.setdefault(name, {})[seed] = [said == true for said, true in pairs]
         except ValueError as error:  # only a record edited by hand
             raise UserError(f"record {record.cell_id} ({record.cell}): damaged: {metric.label}: {error}") from error
-        entry.samples.setdefault(name, {})[seed] = value
+        side_cell.samples.setdefault(name, {})[seed] = value
     machine = record.environment
     told = {
         "cpu": machine.cpu,
@@ -292,29 +292,29 @@ def _add(entry: Entry, record: Record, seed: int, truth: tuple[int, ...], by: Ax
         **{name: machine.packages.get(name, "none") for name in PACKAGES},
     }
     for name, text in told.items():
-        entry.conditions.setdefault(name, {})[seed] = text
+        side_cell.conditions.setdefault(name, {})[seed] = text
 
 
 def _add_benchmarks(
-    entries: dict[str, Entry], known: dict[str, Quantity], path: Path, data: pytest_benchmark.BenchmarkFile
+    cells: dict[str, SideCell], known: dict[str, Quantity], path: Path, data: pytest_benchmark.BenchmarkFile
 ) -> None:
     """One process's benchmarks: each a sample, its median, since what a process is given all its rounds share."""
     of_runs = quantities()
     for one in data.benchmarks:
-        entry = entries.setdefault(f"benchmark {one.fullname}", Entry(label=one.fullname, repeats="round"))
+        side_cell = cells.setdefault(f"benchmark {one.fullname}", SideCell(label=one.fullname, repeats="round"))
         known[SECONDS.name] = SECONDS
-        entry.done.add(path.stem)
-        entry.samples.setdefault(SECONDS.name, {})[path.stem] = statistics.median(one.stats.data)
+        side_cell.done.add(path.stem)
+        side_cell.samples.setdefault(SECONDS.name, {})[path.stem] = statistics.median(one.stats.data)
         told = dict(data.machine_info.conditions)
         for name, value in one.extra_info.items():
             if type(value) is int:
                 if name == SECONDS.name or (name in of_runs and of_runs[name].kind != "exact"):
                     raise UserError(f"{path}: {one.fullname}: extra_info has {name!r}, the name of what is measured")
                 known.setdefault(name, Quantity(name=name, label=name, kind="exact", better="lower"))
-                entry.samples.setdefault(name, {})[path.stem] = value
+                side_cell.samples.setdefault(name, {})[path.stem] = value
             elif isinstance(value, str):
                 if name in told:
                     raise UserError(f"{path}: {one.fullname}: extra_info has {name!r}, which the machine has told")
                 told[name] = value
         for name, text in told.items():
-            entry.conditions.setdefault(name, {})[path.stem] = text
+            side_cell.conditions.setdefault(name, {})[path.stem] = text

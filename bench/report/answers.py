@@ -10,7 +10,7 @@ from bench.analysis.metrics import METRICS, RATED_BY
 from bench.analysis.recommend import Choice
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import Finding, overall, tally
-from bench.report.protocol import accuracy_name
+from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
 

@@ -32,7 +32,7 @@ MOST_NAMES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class RenderedFigure:
     """One figure."""
 
     caption: str
@@ -74,7 +74,7 @@ def colours() -> dict[str, tuple[float, float, float]]:
     return {name: palette[PALETTE_ORDER[number % 10]] for number, name in enumerate(REGIMES)}
 
 
-def draw(summary: Summary) -> dict[str, Drawn]:
+def draw(summary: Summary) -> dict[str, RenderedFigure]:
     """All figures that the records allow, by name; of many backbones the first, see `part`."""
     drawn, summary = {}, part(summary)
     with matplotlib.rc_context(_style()):
@@ -84,7 +84,7 @@ def draw(summary: Summary) -> dict[str, Drawn]:
                 figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
                 figure.savefig(pixels, format="png", dpi=120, facecolor="white", metadata={"Software": None})
                 svg = text.getvalue()[text.getvalue().index("<svg") :].replace("<svg", f"<svg{_WHITE}", 1)
-                drawn[name] = Drawn(caption=caption, svg=svg, png=pixels.getvalue())
+                drawn[name] = RenderedFigure(caption=caption, svg=svg, png=pixels.getvalue())
     return drawn
 
 

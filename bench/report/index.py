@@ -18,7 +18,7 @@ from tl.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class IndexRow:
     """One run."""
 
     name: str
@@ -43,9 +43,9 @@ def write_index(runs: Iterable[Run], folder: Path) -> Path:
     """
     runs = list(runs)
     names = Counter(run.folder.resolve().name for run in runs)
-    entries = [_entry(run, folder, linked=names[run.folder.resolve().name] == 1) for run in runs]
-    entries.sort(key=lambda entry: entry.started, reverse=True)
-    page = environment_for("html").get_template("index.html.j2").render(entries=entries, style=style())
+    rows = [_row(run, folder, linked=names[run.folder.resolve().name] == 1) for run in runs]
+    rows.sort(key=lambda row: row.started, reverse=True)
+    page = environment_for("html").get_template("index.html.j2").render(rows=rows, style=style())
     path = folder / "index.html"
     try:
         write_atomic(path, page)
@@ -54,7 +54,7 @@ def write_index(runs: Iterable[Run], folder: Path) -> Path:
     return path
 
 
-def _entry(run: Run, folder: Path, *, linked: bool) -> Entry:
+def _row(run: Run, folder: Path, *, linked: bool) -> IndexRow:
     """Without a link where another run of the list has that name: whose report it is can't be told."""
     name = run.folder.resolve().name
     link = f"{quote(name)}.html" if linked and (folder / f"{name}.html").is_file() else ""
@@ -62,11 +62,13 @@ def _entry(run: Run, folder: Path, *, linked: bool) -> Entry:
     try:
         summary = summarise([run], name)
     except UserError as error:
-        return Entry(name=name, link=link, started="", images="", cells="", headlines=(), answers=(), error=str(error))
+        return IndexRow(
+            name=name, link=link, started="", images="", cells="", headlines=(), answers=(), error=str(error)
+        )
     _, manifest = summary.runs[0]
     last = manifest.invocations[-1].started if manifest.invocations else None
     done = sum(record.status == "done" for _, record in summary.records)
-    return Entry(
+    return IndexRow(
         name=name,
         link=link,
         started=f"{last:%Y-%m-%d %H:%M}" if last else "",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bench.analysis.metrics import METRICS
 from bench.analysis.recommend import TIE
 from bench.analysis.stats import MIN_SAMPLES
-from bench.report.protocol import accuracy_note
+from bench.report.settings_text import accuracy_note
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 

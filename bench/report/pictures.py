@@ -112,7 +112,7 @@ def galleries(summary: Summary, splits: Splits) -> list[Gallery]:
     best = most_accurate(rated)
     files = summary.runs[0][1].dataset.val_files
     if best is not None:
-        found += _judged(best, summary, files, splits, store)
+        found += _right_and_wrong(best, summary, files, splits, store)
     voting = [group for group in rated if not REGIMES[group.config.regime].control]
     if len(voting) > 1:
         found.append(_disputed(voting, summary, files, splits, store))
@@ -145,7 +145,9 @@ def _augmented(seed: int, splits: Splits, store: Store) -> Gallery:
     )
 
 
-def _judged(group: Group, summary: Summary, files: tuple[str, ...], splits: Splits, store: Store) -> list[Gallery]:
+def _right_and_wrong(
+    group: Group, summary: Summary, files: tuple[str, ...], splits: Splits, store: Store
+) -> list[Gallery]:
     result = group.results[0]
     said = result.best
     rows = list(zip(files, group.truth, said.labels, said.confidences, strict=True))
@@ -161,18 +163,18 @@ def _judged(group: Group, summary: Summary, files: tuple[str, ...], splits: Spli
             name=name,
             title=title,
             caption=caption,
-            pictures=tuple(_told(row, splits, store) for row in chosen[:MOST]),
+            pictures=tuple(_picture_of(row, splits, store) for row in chosen[:MOST]),
         )
         for name, (title, caption, chosen) in kinds.items()
     ]
 
 
-def _told(row: tuple[str, int, int, float | None], splits: Splits, store: Store) -> Picture:
+def _picture_of(row: tuple[str, int, int, float | None], splits: Splits, store: Store) -> Picture:
     file, truth, label, confidence = row
     sure = "n/a" if confidence is None else f"{confidence:.0%}"
     caption = f"{splits.classes[label]} {sure}" + (f" (is {splits.classes[truth]})" if label != truth else "")
     return Picture(
-        image=_square(store.read(file)), caption=caption, alternative=f"a picture of {splits.classes[truth]}"
+        image=_centre_square(store.read(file)), caption=caption, alternative=f"a picture of {splits.classes[truth]}"
     )
 
 
@@ -190,7 +192,7 @@ def _disputed(groups: list[Group], summary: Summary, files: tuple[str, ...], spl
         name = splits.classes[truth[image]]
         pictures.append(
             Picture(
-                image=_square(store.read(files[image])),
+                image=_centre_square(store.read(files[image])),
                 caption=f"{said} (is {name})",
                 alternative=f"a picture of {name}",
             )
@@ -203,7 +205,7 @@ def _disputed(groups: list[Group], summary: Summary, files: tuple[str, ...], spl
     )
 
 
-def _square(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+def _centre_square(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     """The middle of an image, `(H, W, 3) uint8`, as a small square."""
     height, width = pixels.shape[:2]
     side = min(height, width)

@@ -12,7 +12,7 @@ from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate
-from bench.report.protocol import chosen_rates
+from bench.report.settings_text import chosen_rates
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 from bench.analysis.groups import Group
-from bench.analysis.metrics import METRICS, Kind, headline
+from bench.analysis.metrics import METRICS, ComparedBy, headline
 from bench.report.summary import Summary
 from bench.report.tables import show
 from bench.store.records import Cell, Lost
 from tl.regimes import REGIMES
 
-LEAST: dict[Kind, float] = {"difference": 0.1, "ratio": math.log(2), "exact": math.log(2)}
+LEAST: dict[ComparedBy, float] = {"difference": 0.1, "ratio": math.log(2), "exact": math.log(2)}
 """What the shades span at least: ten points of accuracy, a factor of two of time and memory. Less is no contrast."""
 
 
@@ -42,7 +42,7 @@ class Square:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matrix:
+class Heatmap:
     """All cells of a report."""
 
     regimes: tuple[str, ...]
@@ -52,7 +52,7 @@ class Matrix:
     """The headline metrics that some cell knows; the first is shown at first."""
 
 
-def make_matrix(summary: Summary) -> Matrix:
+def make_heatmap(summary: Summary) -> Heatmap:
     """Of all cells that were planned: finished, failed, skipped or not run."""
     finished: dict[tuple[str, str], tuple[int, Group]] = {}
     lost: dict[tuple[str, str], list[Lost]] = {}
@@ -73,7 +73,7 @@ def make_matrix(summary: Summary) -> Matrix:
     regimes = tuple(regime for regime in REGIMES if regime in there)
     metrics = tuple(name for name in headline() if any(group.values(name) for group in summary.groups))
     ranges = {name: _range(name, summary) for name in metrics}
-    return Matrix(
+    return Heatmap(
         regimes=regimes,
         metrics=metrics,
         rows=tuple(
