@@ -167,16 +167,16 @@ def test_a_grid_brings_claims_of_its_own(tmp_path: Path) -> None:
     [
         (('"peak_memory_bytes"', '"memory"'), r"claims\[1\]\.metric='memory': not one of"),
         (('"frozen"', '"frozn"'), r"claims\[1\]\.regime='frozn': not one of .* did you mean 'frozen'"),
-        (("low = 2.9", ""), r"claims\[1\]\.low=None, high=None: give one of them"),
+        (("low = 2.9", ""), r"claims\[1\]\.low=None, high=None: give one finite bound, or a low below a high"),
         (
             ("low = 2.9", "low = 2.9\nhigh = 1"),
-            r"claims\[1\]\.low=2.9, high=1.0: give one of them, or a low below a high",
+            r"claims\[1\]\.low=2.9, high=1.0: give one finite bound, or a low below a high",
         ),
         (("low = 2.9", "lower = 2.9"), r"claims\[1\]\.lower: unknown key; nearest valid key: 'low'"),
         (("[[claims]]", "[claims]"), r"claims="),
-        (("low = 2.9", "low = -inf"), r"claims\[1\]\.low=-inf, high=None: give one of them"),
-        (("low = 2.9", "low = 0"), r"claims\[1\]\.low=0.0, high=None: a ratio is above 0"),
-        (('"frozen"', '"finetune"'), r"claims\[1\]\.against='finetune': is the regime itself"),
+        (("low = 2.9", "low = -inf"), r"claims\[1\]\.low=-inf, high=None: give one finite bound"),
+        (("low = 2.9", "low = 0"), r"claims\[1\]\.low=0.0, high=None: bounds of a ratio must be above 0"),
+        (('"frozen"', '"finetune"'), r"claims\[1\]\.against='finetune': must be another regime than `regime`"),
         (('"a-third"', '"no-worse"'), r"claims\[1\]\.name='no-worse': is taken"),
     ],
 )

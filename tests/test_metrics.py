@@ -269,7 +269,7 @@ def test_how_a_metric_is_compared_is_its_own(sides: list[str], monkeypatch: pyte
     assert part.quantity.kind == "difference" and part.quantity.show(0.25) == "25.0%" and part.verdict == "same"
     with pytest.raises(UserError, match="neither"):
         compare(read_sides(sides), metrics=["neither"])
-    with pytest.raises(ConfigError, match="energy: compared='difference' is for shares"):
+    with pytest.raises(ConfigError, match="energy: compared='difference' is only for shares shown in percent"):
         energy(compared="difference")
 
 
