@@ -275,7 +275,7 @@ def test_how_a_metric_is_compared_is_its_own(sides: list[str], monkeypatch: pyte
 
 def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The matrix, its picture, the table, what matters most, and the line of progress show it."""
-    monkeypatch.setitem(METRICS, "watt_hours", energy(matters="energy", phrase="{} an epoch", column=True))
+    monkeypatch.setitem(METRICS, "watt_hours", energy(matters="energy", phrase="{} per epoch", column=True))
     assert headline() == ["val_accuracy_best", "epoch_seconds", "peak_memory_bytes", "watt_hours"]
     records = [record("timm:a", regime, seconds=seconds) for regime, seconds in (("finetune", 10), ("frozen", 4))]
     summary = summarise([write_run(tmp_path / "r", records)], "r")
@@ -288,12 +288,12 @@ def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert "energy, Wh" in {column.heading for column in columns(summary)}
     assert "energy, Wh" in draw(summary)["matrix"].svg
     assert 'name="matrix-metric" value="watt_hours"' in write_report(summary, tmp_path)[1].read_text()
-    assert _end_text(records[0]) == "done in 41 s: best accuracy 95.0%, 10 s an epoch, 10 MiB, 5.01 Wh an epoch"
+    assert _end_text(records[0]) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB, 5.01 Wh per epoch"
 
 
 def test_the_line_of_a_cell_that_ended_has_the_headline() -> None:
     """Word for word; where nothing is trained what isn't known is left out, but not that an accuracy says nothing."""
-    assert _end_text(record("timm:a", "frozen")) == "done in 41 s: best accuracy 95.0%, 10 s an epoch, 10 MiB"
+    assert _end_text(record("timm:a", "frozen")) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB"
     assert _end_text(record("timm:a", "frozen", weights=RANDOM)).startswith("done in 41 s: best accuracy n/a, 10 s")
     assert _end_text(untrained("timm:a")) == "done in 4 s: accuracy 95.0%, 10 MiB"
     assert _end_text(untrained("timm:a", weights=RANDOM)) == "done in 4 s: accuracy n/a, 10 MiB"

@@ -76,7 +76,7 @@ class Metric:
     def __post_init__(self) -> None:
         if self.compared == "difference" and not self.percent:
             raise ConfigError(
-                f"{self.label}: compared='difference' is only for shares shown in percent (shown_unit='%')"
+                f"{self.label}: compared='difference' is only for shares shown in percent: shown_unit='%'"
             )
 
     @property
@@ -96,7 +96,7 @@ class Metric:
 
     @property
     def unit_beside(self) -> str:
-        """The unit that is shown after a value or in a heading. Empty for percentages, where `%` is part of the value."""
+        """The unit that is shown after a value or in a heading. Empty for percentages: `%` is part of the value."""
         return "" if self.percent else self.page_unit
 
     @property
@@ -110,7 +110,7 @@ class Metric:
         return f"{self.label}, {self.unit_beside}" if self.unit_beside else self.label
 
     def of(self, cell: Finished) -> Number:
-        """The value for a cell; None if unknown. Raises `UserError` for a damaged record, such as one edited by hand."""
+        """The value for a cell; None if unknown. Raises `UserError` for a damaged record, such as an edited one."""
         try:
             return self.value(cell)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
