@@ -237,7 +237,7 @@ def test_levels_of_an_axis(tmp_path: Path) -> None:
     assert (change.cell, change.verdict) == ("frozen cpu", "better")
     found = compare(read_sides([str(run.folder)], by="seed"), metrics=["epoch_seconds"])
     assert {change.verdict for change in found.changes} == {"too few samples"} and len(found.others) == 2
-    with pytest.raises(UserError, match="there is only cpu"):
+    with pytest.raises(UserError, match="at least two are needed, but there is only cpu"):
         read_sides([str(run.folder)], by="device")
     with pytest.raises(UserError, match=r"--base='frozn': not one of .* did you mean 'frozen'"):
         read_sides([str(run.folder)], by="regime", base="frozn")
@@ -288,9 +288,9 @@ def test_what_no_side_knows_is_told(tmp_path: Path) -> None:
         compare(sides, rules=[Rule(metric="epoch_seconds", max=99), Rule(metric="total_seconds", max=99)])
     )
     assert decision.status == PASSED
-    with pytest.raises(UserError, match="no cell that fits has that metric"):
+    with pytest.raises(UserError, match="none of the cells that fit has that metric"):
         compare(sides, rules=[Rule(metric="val_accuracy_last", min=0.9)])
-    with pytest.raises(UserError, match="no cell has val_accuracy_last on either side"):
+    with pytest.raises(UserError, match="no cell of either side has val_accuracy_last"):
         compare(sides, metrics=["epoch_seconds", "val_accuracy_last"])
     known = [record("timm:b", "frozen", seed=seed) for seed in range(3)]
     for name in ("x2", "y2"):
@@ -319,7 +319,7 @@ def test_rules_are_checked_against_what_they_would_hold(tmp_path: Path) -> None:
         benchmark_file(tmp_path / f"{name}.json", {"t::a[x]": [1, 1, 1]})
         names.append(f"{tmp_path / name},{tmp_path / name}.json")
     sides = read_sides(names)
-    with pytest.raises(UserError, match="no cell that fits has that metric"):
+    with pytest.raises(UserError, match="none of the cells that fit has that metric"):
         compare(sides, rules=[Rule(metric="epoch_seconds", cells="t::*", factor=2.0)])
     (change,) = (c for c in compare(sides, rules=[Rule(cells="t::a[x]", factor=2.0)]).changes if c.cell == "t::a[x]")
     assert change.allowed == 2.0, "brackets stand for themselves"
@@ -479,7 +479,7 @@ def test_a_figure_that_is_missing_in_some_samples(tmp_path: Path) -> None:
     assert found.incomplete == (("t::a", "n: flops is unknown in rounds 1, 2, 3"),)
     assert decide(found).status == INCOMPLETE
     found = compare(read_sides(sides), rules=[Rule(metric="flops", max=10)])
-    assert found.unchecked == (("t::a", "n: flops is not known in rounds 1, 2, 3, so its limit isn't checked"),)
+    assert found.unchecked == (("t::a", "n: flops is unknown in rounds 1, 2, 3, so its limit can't be checked"),)
     benchmark_file(tmp_path / "m" / "2.json", {"t::a": [1.0]}, flops=7)
     found = compare(read_sides([str(tmp_path / name) for name in "bm"]), rules=[Rule(metric="flops", min=8)])
     assert found.beyond_limits == (("t::a", "flops: 7 is below min 8"),)
@@ -489,7 +489,7 @@ def test_what_a_benchmark_says_of_the_machine(tmp_path: Path) -> None:
     """May not contradict the machine; what only some rounds say isn't known of all."""
     for name in ("a", "b"):
         benchmark_file(tmp_path / name / "0.json", {"t::a": [1.0]}, cpu=name, **{"cores": "x"})
-    with pytest.raises(UserError, match="extra_info has 'cores', which the machine has told"):
+    with pytest.raises(UserError, match="extra_info has 'cores', which machine_info has too"):
         read_sides([str(tmp_path / "a"), str(tmp_path / "b")])
     for name in ("c", "d"):
         for turn in range(3):
@@ -632,7 +632,7 @@ def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("{", "can't be read as JSON"),
-        ("[]", "neither a run's folder nor a file of pytest-benchmark"),
+        ("[]", "must be a run's folder or a file of pytest-benchmark"),
         ('{"benchmarks": [], "machine_info": {}}', "has no benchmarks"),
         ('{"benchmarks": [{"fullname": "t::a", "stats": {}}], "machine_info": {}}', "no raw data"),
         ('{"benchmarks": [{"fullname": "t::a", "stats": {"data": [0]}}], "machine_info": {}}', "no raw data"),
@@ -645,12 +645,12 @@ def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
         (
             '{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}, {"fullname": "t", "stats": {"data": [2]}}],'
             '"machine_info": {}}',
-            "t is there twice",
+            "contains t twice",
         ),
         (
             '{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}, "extra_info": {"seconds": 5}}],'
             '"machine_info": {}}',
-            "extra_info has 'seconds', the name of what is measured",
+            "extra_info has 'seconds', which is the name of a metric",
         ),
     ],
 )
@@ -672,13 +672,13 @@ def test_mistakes_in_what_is_compared(tmp_path: Path) -> None:
     for names, words in (
         ([a, str(tmp_path / "b")], "no cell in common with b: a has timm:a frozen cpu, b has timm:b frozen cpu"),
         ([a, str(tmp_path / "longer")], "no cell in common|differ in images, weights or settings"),
-        ([a], "compared with what"),
+        ([a], "a comparison needs a second run"),
         ([a, a], "named twice"),
         ([a, str(tmp_path / "b" / ".." / "a")], "named twice"),
         ([f"{a},{a}/", str(tmp_path / "b")], "named twice"),
         ([a, str(tmp_path / "empty")], "has no records"),
         ([a, "nowhere"], "nowhere: no such run"),
-        ([a, ""], "names a run or a file with no name"),
+        ([a, ""], "has an empty name between commas, or is empty"),
     ):
         with pytest.raises(UserError, match=words):
             compare(read_sides(names))
@@ -717,7 +717,7 @@ def test_no_comparison_is_no_pass(tmp_path: Path) -> None:
     for name in ("old", "new"):
         write_run(tmp_path / name, seeds("timm:a", (1, 1, 1)))
     sides = read_sides([str(tmp_path / "old"), str(tmp_path / "new")])
-    with pytest.raises(UserError, match="nothing to compare: no cell has tuning_seconds"):
+    with pytest.raises(UserError, match="nothing to compare: no cell of either side has tuning_seconds"):
         compare(sides, metrics=["tuning_seconds"])
 
 
@@ -725,7 +725,10 @@ def test_no_comparison_is_no_pass(tmp_path: Path) -> None:
     ("rule", "words"),
     [
         ("epoch_second: factor=1.1", "rule .*metric='epoch_second': not one of .*; did you mean 'epoch_seconds'"),
-        ("epoch_seconds: factor=1.1, cells=timm:z*", "no cell fits cells='timm:z\\*'; there is 'timm:a frozen cpu'"),
+        (
+            "epoch_seconds: factor=1.1, cells=timm:z*",
+            "no cell fits cells='timm:z\\*'; an existing cell is 'timm:a frozen cpu'",
+        ),
         ("epoch_seconds: points=1", "epoch_seconds is none of that kind"),
         ("epoch_seconds: factor=0.9", "factor"),
         ("epoch_seconds: factor=nan", "factor"),
@@ -755,7 +758,7 @@ def test_rules_that_fit_nothing(rule: str, words: str, tmp_path: Path) -> None:
         ("[[tool.bench.gat.rule]]\nfactor = 2", "key='gat': not one of gate"),
         ("[tool.other]", "has no rules"),
         ("[tool.bench.gate]\nrule = []", "has no rules"),
-        ("[tool.bench.gate]\nrule = 1", "rules are tables"),
+        ("[tool.bench.gate]\nrule = 1", "rules must be tables"),
         ("[[tool.bench.gate.rule]]\nfactor = 'a'", "factor"),
     ],
 )
@@ -794,7 +797,7 @@ def test_the_gates_exit_status(tmp_path: Path) -> None:
     assert Path("gate.html").read_text().startswith("<!doctype html>")
     for wrong, words in (
         (["base"], "a gate has two sides"),
-        (["base", "slow", "-o", "gate.txt"], "say which with --format"),
+        (["base", "slow", "-o", "gate.txt"], "must end in .md, .html or .json; or give --format"),
         (["base", "slow", "-o", "nowhere.md/x.md", "--metric", "x"], "--metric"),
     ):
         ran = command("gate", *wrong)

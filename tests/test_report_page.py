@@ -247,7 +247,7 @@ def test_the_index(run: Run, tmp_path: Path) -> None:
     assert page.index("run.html") < page.index("broken")
     done = command("report", "--index", "--out", str(tmp_path / "none"))
     assert done.returncode == 0 and "no runs yet" in (tmp_path / "none" / "index.html").read_text()
-    assert "of which run?" in command("report").stderr
+    assert "report needs a run: name one below results/" in command("report").stderr
     assert "takes no --collect" in command("report", "--index", "--collect").stderr
 
 
@@ -280,7 +280,7 @@ def test_a_look_at_a_run_that_goes_on(run: Run, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "look").iterdir()] == ["run.html"]
     page = (tmp_path / "look" / "run.html").read_text()
     assert "11 of 12 cells have ended" in page and 'id="live"' not in page
-    assert "no --name" in command("report", "--collect", str(run.folder), "--name", "other").stderr
+    assert "leave out --name" in command("report", "--collect", str(run.folder), "--name", "other").stderr
 
 
 def test_tables_for_papers(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""What changed from one side to the other: a verdict for every cell and quantity, with one error rate for all."""
+"""Decides what changed from one side to another: one verdict per cell and quantity, one error rate for all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.analysis.stats import (
     ratio,
     ratio_of_means,
 )
-from bench.compare.rules import DEFAULTS, CellTexts, Rule, check_rule, limits, samples_text, typical
+from bench.compare.rules import DEFAULTS, CellTexts, Rule, check_limits, check_rule, samples_text, typical
 from bench.compare.sides import (
     MEMORY_METHOD,
     Quantity,
@@ -34,12 +34,12 @@ ChangeVerdict = Literal["worse", "better", "same", "inconclusive", "too few samp
 
 @dataclass(frozen=True, kw_only=True)
 class Mismatch:
-    """A condition that is not known to be one and the same on both sides; `str(difference)` is for people."""
+    """A condition that is not known to be equal on both sides; `str(mismatch)` describes it for people."""
 
     condition: str
-    """Such as `cpu`, or `SOURCE`."""
+    """Name of the condition, such as `cpu` or `SOURCE`."""
     base: tuple[str, ...]
-    """Its values there, in order; an empty one is unknown."""
+    """Its values on the base side, sorted; an empty value is unknown."""
     new: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Mismatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One quantity of one cell on both sides."""
+    """The change of one quantity of one cell from the base side to a new side."""
 
     cell: str
     quantity: Quantity
@@ -58,32 +58,35 @@ class Change:
     new: dict[SampleName, Value]
     new_side: str
     estimate: Estimate | None
-    """New over base, or new minus base; None of exact counters, and where nothing can be estimated."""
+    """New divided by base, or new minus base; None for exact counters, and if nothing can be estimated."""
     allowed: float | None
-    """Factor, or share: a smaller change doesn't count. None of exact counters."""
+    """Smallest change that counts, as a factor or a share; None for exact counters."""
     verdict: ChangeVerdict
     p: float | None = None
-    """That there is no difference, adjusted (Holm) over the whole comparison; None where there was no test."""
+    """p-value against "no difference", adjusted (Holm) over the whole comparison; None without a test."""
     differs: tuple[Mismatch, ...] = ()
     """Conditions that forbid a comparison."""
     alike: bool = False
-    """Of accuracies of one cell in two runs: with each seed both were right on the very same images. Of two regimes or
-    backbones that would not show that they are equally good."""
+    """For accuracies of one cell in two runs: True if with every seed both were right on exactly the same images. For
+    two regimes or backbones it stays False, since that would not show that they are equally good."""
     looks: int = 1
-    """How many times such a comparison may be made before it is over."""
+    """Largest number of times that this comparison is made, with more samples each time."""
 
     @property
     def no_worse(self) -> bool:
-        """Shown not to be worse by as much as counts: with one look, the 95% interval's bad end lies within it."""
+        """True if it is shown not to be worse by a change that counts.
+
+        With one look, this means that the worse end of the 95% interval lies within what is allowed.
+        """
         return self._within(worse_is_more=self.quantity.better == "lower")
 
     @property
     def shown_same(self) -> bool:
-        """Shown to be neither worse nor better by as much as counts."""
+        """True if it is shown to be neither worse nor better by a change that counts."""
         return self.alike or (self._within(worse_is_more=True) and self._within(worse_is_more=False))
 
     def _within(self, *, worse_is_more: bool) -> bool:
-        """Shown to lie on this side of what counts, above or below, with one error rate for all looks."""
+        """True if it is shown to lie below the upper bound (`worse_is_more`) or above the lower one, over all looks."""
         if self.estimate is None or self.allowed is None:
             return False
         if worse_is_more:
@@ -94,39 +97,39 @@ class Change:
 
     @property
     def is_open(self) -> bool:
-        """More samples could decide it: neither a verdict, nor shown to be no worse."""
+        """True if more samples could decide it: it has no verdict, and isn't shown to be no worse."""
         return self.verdict in ("inconclusive", "too few samples") and not self.no_worse
 
     @property
     def typical(self) -> tuple[float, float]:
-        """Of base and new: geometric means of ratios, means of differences; NaN where a side has no samples."""
+        """Typical values of base and new; see `rules.typical`. NaN for a side without samples."""
         return typical(self.base.values(), self.quantity), typical(self.new.values(), self.quantity)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All of base against all other sides."""
+    """The base side compared with all other sides."""
 
     base: Side
     others: tuple[Side, ...]
     changes: tuple[Change, ...]
     beyond_limits: CellTexts
-    """Absolute limits that another side breaks."""
+    """Absolute limits that a new side breaks."""
     unchecked: CellTexts
-    """Absolute limits on what another side doesn't know."""
+    """Absolute limits that can't be checked, since a new side doesn't know the value."""
     newly_failing: CellTexts
-    """Cells with a sample that base has and the other side fails at → what became of it there."""
+    """Cells with a sample that succeeded on the base side and failed on a new side, and how it failed."""
     incomplete: CellTexts
-    """Cells without results on a side, but for those newly failing; cells and samples that only base has."""
+    """Cells without results on a side, except newly failing ones, and cells and samples that only the base side has."""
     only_new: CellTexts
-    """Cells and samples that only another side has → its name."""
+    """Cells and samples that only a new side has, and the name of that side."""
     level: float
-    """Error rate of all changes together, at this look."""
+    """Error rate of all changes together, per look."""
     looks: int = 1
-    """How many there may be."""
+    """Largest number of looks; see `Change.looks`."""
 
     def having(self, *verdicts: ChangeVerdict) -> list[Change]:
-        """Changes with one of these verdicts."""
+        """The changes with one of these verdicts."""
         return [change for change in self.changes if change.verdict in verdicts]
 
 
@@ -138,25 +141,28 @@ def compare(
     level: float = LEVEL,
     looks: int = 1,
 ) -> Comparison:
-    """Hold every side against the first.
+    """Compare every other side with the first.
 
-    A change counts, as better or worse, when its estimate is at least as large as the rules allow, and a test that
-    there is none fails at `level` over the whole comparison (Holm 1979). `same` is shown, not assumed: the 95% interval
-    lies within what is allowed, or both runs were right on the very same images with each of three seeds or more.
-    Times and memory of runs are compared as independent samples (Welch 1947, on logarithms); of rounds that have names
-    in common as pairs; accuracies seed by seed over the same images; other shares seed by seed (Student's t), which
-    says nothing of other images; exact counters sample by sample.
+    A change is better or worse if its estimate is at least as large as the rules require, and a test of "no change" is
+    rejected at `level` over the whole comparison (Holm 1979). `same` must be shown: the 95% interval lies within what
+    the rules allow, or both runs were right on exactly the same images with each of at least three seeds.
+
+    - Times and memory of runs are independent samples (Welch 1947, on logarithms).
+    - Rounds of benchmarks with names in common are pairs.
+    - Accuracies are compared seed by seed over the same images.
+    - Other shares are compared seed by seed (Student's t); that says nothing about other images.
+    - Exact counters are compared sample by sample.
 
     Args:
         sides: see `read_sides`.
-        metrics: names to compare; by default those that say so (`Metric.by_default`), those that a rule names, all
-            exact counters, and all of benchmarks.
-        rules: beyond `DEFAULTS`.
+        metrics: names of metrics to compare. By default: those with `Metric.by_default`, those that a rule names, all
+            exact counters, and everything that benchmarks measure.
+        rules: rules in addition to `DEFAULTS`.
         level: error rate of all changes together, over all looks.
-        looks: how many times the same comparison may be made, with more samples each time; each has its share of the
-            error rates (Bonferroni).
+        looks: largest number of times that the comparison is made, with more samples each time. The looks share the
+            error rates equally (Bonferroni).
 
-    Raises `UserError` where the sides have nothing in common, and for rules and metrics that fit nothing.
+    Raises `UserError` if the sides have nothing in common, and for rules and metrics that fit nothing.
     """
     base, *others = sides
     wanted, asked = _wanted(sides, metrics, rules)
@@ -170,7 +176,7 @@ def compare(
         if _is_due(name, base.cells[key], side.cells[key], asked)
     ]
     kinds = {(cell.repeats, name) for side in sides for cell in side.cells.values() for name in cell.samples}
-    held = [
+    checked = [
         (side, cell, quantity, base.cells.get(key))
         for side in others
         for key, cell in side.cells.items()
@@ -179,13 +185,13 @@ def compare(
     ]
     for name in metrics:
         if not any(change.quantity.name == name and (change.base or change.new) for change in drafts):
-            raise UserError(f"nothing to compare: no cell has {name} on either side")
+            raise UserError(f"nothing to compare: no cell of either side has {name}")
     for rule in rules:
         check_rule(rule, wanted, sides)
-    beyond, unchecked = limits(held, rules)
+    beyond, unchecked = check_limits(checked, rules)
     failing, incomplete, only_new = _lost(base, others, shared, wanted)
     if not any(change.base or change.new for change in drafts) and not failing and not incomplete:
-        raise UserError(f"nothing to compare: no cell has {', '.join(wanted)} on either side")
+        raise UserError(f"nothing to compare: no cell of either side has {', '.join(wanted)}")
     p_values = {
         place: change.estimate.p
         for place, change in enumerate(drafts)
@@ -212,21 +218,21 @@ def compare(
 def _wanted(
     sides: Sequence[Side], metrics: Sequence[str], rules: Sequence[Rule]
 ) -> tuple[dict[str, Quantity], set[str]]:
-    """What is compared, and the names of what must be told of where no side knows it."""
-    there = {name: quantity for side in sides for name, quantity in side.quantities.items()}
+    """The quantities to compare, and the names of those that must be reported even if no side knows them."""
+    known = {name: quantity for side in sides for name, quantity in side.quantities.items()}
     for name in metrics:
-        if name not in there:
-            raise UserError(not_one_of("--metric", name, there))
+        if name not in known:
+            raise UserError(not_one_of("--metric", name, known))
     if metrics:
-        return {name: there[name] for name in dict.fromkeys(metrics)}, set(metrics)
-    named = (rule.metric for rule in rules)  # whoever has a rule for a metric wants it held
-    own = {name: there[name] for name in (*compared_by_default(), *named) if name in there}
-    rest = {name: quantity for name, quantity in there.items() if quantity.kind == "exact" or name not in METRICS}
+        return {name: known[name] for name in dict.fromkeys(metrics)}, set(metrics)
+    named = (rule.metric for rule in rules)  # a rule for a metric asks to compare it
+    own = {name: known[name] for name in (*compared_by_default(), *named) if name in known}
+    rest = {name: quantity for name, quantity in known.items() if quantity.kind == "exact" or name not in METRICS}
     return own | rest, set(own)
 
 
 def _is_due(name: str, base: SideCell, new: SideCell, asked: Collection[str]) -> bool:
-    """Whether a side knows it, or both should: benchmarks have no metrics of runs."""
+    """True if a side has the quantity, or if both should have it. Benchmarks don't have the metrics of runs."""
     known = name in base.samples or name in new.samples
     return known or (name in asked and name in METRICS and base.repeats == "seed")
 
@@ -268,7 +274,7 @@ def _draft(base: SideCell, new: SideCell, quantity: Quantity, side: Side, rules:
 
 
 def _alike(base: Mapping[int, Sequence[bool]], new: Mapping[int, Sequence[bool]]) -> bool:
-    """Enough seeds in common, and the same images right with each of them."""
+    """True if there are enough common seeds, and with each of them both sides got the same images right."""
     common = base.keys() & new.keys()
     return len(common) >= MIN_SAMPLES and all(base[seed] == new[seed] for seed in common)
 
@@ -288,7 +294,7 @@ def _estimate(base: SideCell, new: SideCell, quantity: Quantity) -> Estimate | N
 
 
 def _differences(base: SideCell, new: SideCell, quantity: Quantity) -> Iterator[Mismatch]:
-    """Conditions that are not known to be one and the same on both sides; nothing where a side has no result."""
+    """Conditions that are not known to be equal on both sides; none if a side has no result."""
     if not base.done or not new.done:
         return
     for name in dict.fromkeys([*base.conditions, *new.conditions]):
@@ -318,7 +324,10 @@ def _verdict(change: Change, p: float | None, level: float) -> ChangeVerdict:
 
 
 def _exact_verdict(change: Change) -> ChangeVerdict:
-    """SampleName by sample where the sides have some in common, and by all values that there are; any change counts."""
+    """The verdict on an exact counter. Any change counts.
+
+    Common samples are compared one by one. A value of any other new sample must also occur on the base side.
+    """
     common = change.base.keys() & change.new.keys()
     moved = {change.new[sample] > change.base[sample] for sample in common if change.new[sample] != change.base[sample]}
     there, here = set(change.base.values()), set(change.new.values())
@@ -337,7 +346,7 @@ def _direction(change: Change, more: bool) -> ChangeVerdict:
 def _lost(
     base: Side, others: Sequence[Side], shared: Sequence[tuple[Side, str]], wanted: Mapping[str, Quantity]
 ) -> tuple[CellTexts, CellTexts, CellTexts]:
-    """Cells that newly fail, those without a result on a side for another reason, and what only others have."""
+    """Newly failing cells, other cells without a result on a side, and cells and samples that only new sides have."""
     failing: list[tuple[str, str]] = []
     incomplete: list[tuple[str, str]] = []
     only_new: list[tuple[str, str]] = []
@@ -357,7 +366,7 @@ def _lost(
                 what = f"{wanted[name].label} is unknown in {samples_text(there, unknown)}"
                 incomplete.append((there.label, f"{side.name}: {what}"))
         if there.repeats == "round" and not there.done & here.done:
-            continue  # rounds with names of their own are no pairs, and none is missing
+            continue  # rounds without common names are not pairs, so none is missing
         if missing := there.done - here.done - here.lost.keys():
             incomplete.append((there.label, f"{side.name}: has no {samples_text(there, missing)}"))
         if more := here.done - there.done - there.lost.keys():
