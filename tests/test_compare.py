@@ -298,7 +298,9 @@ def test_what_no_side_knows_is_told(tmp_path: Path) -> None:
     sides = read_sides([str(tmp_path / "x2"), str(tmp_path / "y2")])
     decision = decide(compare(sides, rules=[Rule(metric="val_accuracy_last", min=0.1), Rule(points=10)]))
     assert decision.status == INCOMPLETE
-    assert decision.reasons[0].startswith("timm:a frozen cpu weights random: y2: last accuracy is not known")
+    assert decision.reasons[0].startswith(
+        "timm:a frozen cpu weights random: y2: last accuracy is unknown, so its limit can't be checked"
+    )
 
 
 def test_limits_hold_for_cells_that_base_has_not(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`reports/index.html`: all runs with their headline, newest first."""
+"""Writes `reports/index.html`, which lists all runs with their headlines, newest first."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tl.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class IndexRow:
-    """One run."""
+    """One run in the list."""
 
     name: str
     link: str
-    """Of its report, relative to the index; empty where there is none."""
+    """Link to its report, relative to the index; empty without a report."""
     started: str
-    """Of its last command, to the minute, UTC; empty where it can't be read."""
+    """Start of its last command in UTC, to the minute; empty if unreadable."""
     images: str
     cells: str
     headlines: tuple[Headline, ...]
     answers: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-    """That its images are drawn ones, or something changed that should have stayed frozen."""
+    """Warnings about synthetic images, and about frozen parameters that changed."""
     error: str = ""
     """Why the run can't be read."""
 
@@ -55,7 +55,7 @@ def write_index(runs: Iterable[Run], folder: Path) -> Path:
 
 
 def _row(run: Run, folder: Path, *, linked: bool) -> IndexRow:
-    """Without a link where another run of the list has that name: whose report it is can't be told."""
+    """The row of a run. It is not `linked` if another run has the same name, since the report may be of either."""
     name = run.folder.resolve().name
     link = f"{quote(name)}.html" if linked and (folder / f"{name}.html").is_file() else ""
     name = name if linked else os.fspath(run.folder)
