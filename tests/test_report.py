@@ -370,7 +370,7 @@ def test_a_kfold_report_says_what_its_accuracy_is(tmp_path: Path) -> None:
     ]
     run = write_run(tmp_path / "r", records)
     for page in pages(run, tmp_path):
-        assert "stratified 5-fold cross-validation over all images, a seed a repeat" in page
+        assert "stratified 5-fold cross-validation over all images, one repeat per seed" in page
         assert "each by the network that was trained without it" in page
         assert "flatters" not in page and "244 +" not in page
         assert "Use timm:a, finetune: 5-fold accuracy 95.0% (88.8–97.8)" in page

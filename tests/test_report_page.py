@@ -216,9 +216,9 @@ def test_crops_are_those_of_training(judged: Run, mini: tl.Splits) -> None:
 def test_images_that_are_not_there(run: Run, mini: tl.Splits, tmp_path: Path) -> None:
     """One line; other images than the run's are refused where they were named."""
     summary = summarise([run], "run")
-    with pytest.raises(UserError, match=r"the images of own \(00000000\) aren't here; see --data"):
+    with pytest.raises(UserError, match=r"the images of own \(00000000\) were not found; see --data"):
         find_images(summary)
-    with pytest.raises(UserError, match="these are other images"):
+    with pytest.raises(UserError, match=f"--data {re.escape(str(mini.root))}: has other images"):
         find_images(summary, str(mini.root))
     done = command("report", str(run.folder), "--out", str(tmp_path / "out"))
     assert done.returncode == 0 and "No pictures: the images of own" in (tmp_path / "out" / "run.md").read_text()
@@ -294,7 +294,7 @@ def test_tables_for_papers(run: Run) -> None:
 def test_trackers_that_are_not_installed(name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line with the command that installs them."""
     monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX", "mlflow": "mlflow"}[name], None)
-    with pytest.raises(UserError, match=rf"--to {name}: needs a package: pip install 'tl-bench\[{name}\]'"):
+    with pytest.raises(UserError, match=rf"--to {name} needs another package: pip install 'tl-bench\[{name}\]'"):
         export_to(name, [run], None)
 
 

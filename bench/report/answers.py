@@ -120,7 +120,8 @@ def _choice(choice: Choice, summary: Summary) -> str:
         text += f" It is the quickest of {choice.tied + 1} that are statistically tied on these images;"
         text += f" {_named(best)} has {accuracy(best)}."
     elif choice.tied:
-        text += f" {choice.tied} more are statistically tied with it on these images, and none of them is quicker."
+        are = "is" if choice.tied == 1 else "are"
+        text += f" {choice.tied} more {are} statistically tied with it on these images, and none of them is quicker."
     if choice.left_out:
         text += f" Not in the choice, for want of pretrained weights: {', '.join(choice.left_out)}."
     if any(name == choice.run and manifest.dataset.fallback for name, manifest in summary.runs):
