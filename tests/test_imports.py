@@ -1,4 +1,4 @@
-"""What must not be loaded for commands that only read."""
+"""Tests that commands which only read don't import heavy libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TORCH_SIDE = {"bench.execution.worker"}
 
 
 def modules(package: str) -> list[str]:
-    """All that users load: what measures the suite itself is no part of it."""
+    """All modules that users load. `bench.devtools`, which measures the suite itself, is left out."""
     paths = sorted((ROOT / package).rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
     return [name for name in names if not name.endswith("__main__") and not name.startswith("bench.devtools")]
@@ -24,7 +24,7 @@ def modules(package: str) -> list[str]:
 
 @pytest.mark.parametrize("heavy", ["torch", "timm"])
 def test_reading_commands_do_not_import(heavy: str) -> None:
-    """All of `bench` but the work itself, and `import tl`, leave torch and timm alone."""
+    """Neither `import tl` nor `bench`, apart from the worker, imports torch or timm."""
     names = ["tl", *(name for name in modules("bench") if name not in TORCH_SIDE)]
     imports = "\n".join(f"import {name}" for name in names)
     code = f"{imports}\nimport sys; assert {heavy!r} not in sys.modules"
@@ -40,7 +40,7 @@ READING = (
 
 @pytest.mark.parametrize("words", READING)
 def test_reading_commands_run_without_torch(words: str, tmp_path: Path) -> None:
-    """Also what is imported on the way: here importing torch or timm is an error."""
+    """Importing torch or timm is an error here, so that late imports are found too."""
     for name in ("r", "s"):
         write_run(tmp_path / "results" / name, [record("timm:a", "finetune"), record("timm:a", "frozen")])
     code = (
@@ -57,7 +57,7 @@ def test_reading_commands_run_without_torch(words: str, tmp_path: Path) -> None:
 
 
 def test_help_is_quick_to_load() -> None:
-    """`--help` loads the command line and nothing that reads, checks or draws results."""
+    """`--help` loads the command line, and no library that reads, checks or draws results."""
     heavy = ("pandas", "scipy", "matplotlib", "rich.progress", "pydantic", "numpy", "PIL")
     code = f"import sys, bench.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
