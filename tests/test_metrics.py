@@ -56,10 +56,10 @@ def test_scores_are_those_of_the_libraries() -> None:
     assert calibration_error(SAID, CONFIDENCES, LABELS) == pytest.approx(0.2520000, abs=1e-6)
 
 
-JUDGED = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 1)), min_size=1, max_size=60)
+PREDICTIONS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 1)), min_size=1, max_size=60)
 
 
-@given(predictions=JUDGED)
+@given(predictions=PREDICTIONS)
 def test_scores_follow_their_definitions(predictions: list[tuple[int, int, float]]) -> None:
     """They equal scores computed class by class and bin by bin from precision, recall, accuracy and mean confidence."""
     said, truth, confidences = (list(column) for column in zip(*predictions, strict=True))
