@@ -1,4 +1,4 @@
-"""Records with known figures, and runs of them on disk."""
+"""Makes records with known values, and runs of them on disk."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ def record(
     classes: tuple[str, str] = ("ants", "bees"),
     frozen: bool | None = None,
     rate: float | None = None,
-    **protocol: Any,
+    **settings: Any,
 ) -> Record:
-    """A record with 4 epochs of about `seconds` each, and `right` of 100 validation images; `rate` was chosen."""
-    config = TrainConfig(backbone=backbone, regime=regime, epochs=epochs, weights=weights.kind, seed=seed, **protocol)
+    """A record with 4 epochs of about `seconds` each and `right` of 100 validation images right.
+
+    `rate` is the learning rate that tuning chose; None if nothing was tuned.
+    """
+    config = TrainConfig(backbone=backbone, regime=regime, epochs=epochs, weights=weights.kind, seed=seed, **settings)
     cell = Cell(config=config, weights_digest=weights.digest, dataset_digest="0" * 64, device="cpu")
     labels = [label if index < right else 1 - label for index, label in enumerate(TRUTH)]
-    said = Predictions(epoch=0, labels=labels, confidences=[0.9] * 100)
+    predictions = Predictions(epoch=0, labels=labels, confidences=[0.9] * 100)
     rows = [
         EpochResult(
             epoch=i,
@@ -61,8 +64,8 @@ def record(
         threads=2,
         memory_format="channels_last",
         epochs=tuple(rows),
-        best=said,
-        last=said,
+        best=predictions,
+        last=predictions,
         total_params=10,
         trainable_params=2,
         frozen_verified=frozen,
@@ -91,7 +94,7 @@ def record(
 
 
 def untrained(backbone: str, *, right: int = 95, weights: Weights = PRETRAINED) -> Record:
-    """A record of regime `zeroshot`: a validation pass of 2 seconds and nothing else."""
+    """A record of regime `zeroshot`, which has only a validation pass of 2 seconds."""
     one = record(backbone, "zeroshot", right=right, frozen=True, weights=weights)
     assert one.result is not None
     nothing = dict.fromkeys(("learning_rate", "train_seconds", "train_loss", "train_accuracy"))
@@ -108,7 +111,7 @@ def write_run(
     fallback: str = "",
     missing: Sequence[Cell] = (),
 ) -> Run:
-    """A run of these records, and of cells that were planned and have none."""
+    """Write a run with these records. The cells in `missing` were planned and have no record."""
     run = Run(folder)
     cells = {record.cell_id: record.cell for record in records} | {cell.id: cell for cell in missing}
     now = datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Reports in a real browser: nothing fails, nothing is fetched, and what answers to a reader does."""
+"""Tests reports in a real browser: no errors, no requests, and controls that work."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of three backbones, two regimes, two devices, three seeds; one cell failed, one isn't run yet."""
+    """A report of three backbones, two regimes and three seeds, with a failed cell and one that hasn't run yet."""
     folder = tmp_path_factory.mktemp("report")
     records = [
         record(backbone, regime, seed=seed, seconds=seconds * (1 + seed / 50), right=right + seed)
@@ -67,7 +67,7 @@ def opened(browser: Any, page: Path, hash_: str = "", size: tuple[int, int] = DE
 
 
 def schemes(browser: Any, page: Path) -> Iterator[str]:
-    """The page as it opens in light and in dark."""
+    """Open the page in the light and then in the dark colour scheme."""
     for scheme in ("light", "dark"):
         media = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
@@ -77,14 +77,14 @@ def schemes(browser: Any, page: Path) -> Iterator[str]:
 
 
 def serious(browser: Any) -> list[tuple[str, str]]:
-    """Serious findings of axe on the page that is open: rule and element."""
+    """Rule and element of each serious finding of axe on the open page."""
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python isn't installed")
     browser.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found, held = browser.execute_async_script(
+    violations, passed = browser.execute_async_script(
         "const done = arguments[0]; axe.run().then((r) => done([r.violations, r.passes.map((one) => one.id)]))"
     )
-    assert {"label", "scrollable-region-focusable", "document-title"} <= {*held, *(one["id"] for one in found)}
-    return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+    assert {"label", "scrollable-region-focusable", "document-title"} <= {*passed, *(one["id"] for one in violations)}
+    return [(one["id"], one["nodes"][0]["html"]) for one in violations if one["impact"] in ("serious", "critical")]
 
 
 def texts(browser: Any, selector: str) -> list[str]:
@@ -92,7 +92,7 @@ def texts(browser: Any, selector: str) -> list[str]:
 
 
 def test_nothing_fails_and_nothing_is_fetched(browser: Any, page: Path) -> None:
-    """No message on the console; no request but for the page itself; a name is text."""
+    """The console is empty, only the page itself is requested, and names are text."""
     browser.get_log("browser"), browser.get_log("performance")
     opened(browser, page)
     assert browser.get_log("browser") == []
@@ -105,13 +105,13 @@ def test_nothing_fails_and_nothing_is_fetched(browser: Any, page: Path) -> None:
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_page_never_scrolls_sideways(size: tuple[int, int], browser: Any, page: Path) -> None:
-    """What is wide scrolls within itself."""
+    """Wide content scrolls within its own element."""
     opened(browser, page, size=size)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
 
 
 def test_sorting_filtering_hiding_and_the_link(browser: Any, page: Path) -> None:
-    """Each changes the table and the address, and the address brings the same view."""
+    """Each changes the table and the address. Opening the address restores the view."""
     opened(browser, page)
     head = next(th for th in browser.find_elements(By.CSS_SELECTOR, "#cells th") if th.text.startswith("epoch"))
     head.find_element(By.TAG_NAME, "button").click()
@@ -139,10 +139,10 @@ def test_a_section_s_link_keeps_the_table_s_state(browser: Any, page: Path) -> N
     assert browser.execute_script("return scrollY") > 1000
 
 
-def test_a_page_of_a_run_that_goes_on(
+def test_the_page_of_an_unfinished_run(
     browser: Any, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It loads itself anew, with the view that the reader chose, until the reader or the run ends that."""
+    """It reloads with the view that the reader chose, until the reader stops it."""
     monkeypatch.setattr(write, "REFRESH_SECONDS", 1)
     run = Run(page.parents[1] / "run")
     path = write.write_live(run, tmp_path)
@@ -163,7 +163,7 @@ def _heading(browser: Any) -> str:
 
 
 def _in_page(browser: Any, script: str) -> Any:
-    """What a script returns; None while the page loads itself anew."""
+    """The result of a script; None while the page reloads."""
     try:
         return browser.execute_script(script)
     except WebDriverException:
@@ -171,14 +171,14 @@ def _in_page(browser: Any, script: str) -> Any:
 
 
 def test_a_link_into_the_page_stays(browser: Any, page: Path) -> None:
-    """What the address says is neither lost nor taken for a state."""
+    """The anchor in the address is kept, and isn't taken for the state of the table."""
     opened(browser, page, "#trust")
     assert browser.execute_script("return location.hash") == "#trust"
     assert browser.execute_script("return scrollY") > 1000
 
 
 def test_copies(browser: Any, page: Path) -> None:
-    """What is visible, in each format."""
+    """The visible rows are copied in each format."""
     opened(browser, page, "#q=timm:a")
     browser.execute_script(
         "window.copied = []; Object.defineProperty(navigator, 'clipboard',"
@@ -192,8 +192,8 @@ def test_copies(browser: Any, page: Path) -> None:
     assert latex.startswith("\\begin{tabular}") and "\\%" not in latex.splitlines()[2] and "$\\pm$" in latex
 
 
-def test_the_matrix_switches(browser: Any, page: Path) -> None:
-    """Between accuracy, time and memory; failed cells, skipped ones and those to come are in it."""
+def test_the_heatmap_switches_metrics(browser: Any, page: Path) -> None:
+    """It switches between accuracy, time and memory, and includes failed cells and those that haven't run."""
     opened(browser, page)
     before = texts(browser, "#matrix-table td")
     assert "oom" in before and "not run" in before
@@ -206,7 +206,7 @@ def test_the_matrix_switches(browser: Any, page: Path) -> None:
 
 
 def test_the_explorer(browser: Any, page: Path) -> None:
-    """A point a group that knows both metrics, reachable by keyboard; it leads to its row."""
+    """It has one point per group with both metrics. A point can be reached by keyboard and leads to its row."""
     opened(browser, page)
     assert len(browser.find_elements(By.CSS_SELECTOR, "#explore .point")) == 4
     select = browser.find_element(By.CSS_SELECTOR, '#explore select[aria-label="Up"]')
@@ -219,7 +219,7 @@ def test_the_explorer(browser: Any, page: Path) -> None:
 
 
 def test_light_and_dark(browser: Any, page: Path) -> None:
-    """The page follows the system, and text stands out from it in both."""
+    """The background follows the colour scheme of the system."""
     for scheme in schemes(browser, page):
         back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         brightness = sum(int(part) for part in back[back.index("(") + 1 : -1].split(",")[:3]) / 3
@@ -252,15 +252,15 @@ return found.sort((one, other) => one[0] - other[0]);
 """
 
 
-def test_text_stands_out(browser: Any, page: Path) -> None:
-    """By at least 4.5 to 1, WCAG's AA, on what lies behind it, light and dark."""
+def test_contrast_of_text(browser: Any, page: Path) -> None:
+    """Contrast with the background is at least 4.5 to 1 (WCAG AA), in light and dark."""
     for scheme in schemes(browser, page):
         found = browser.execute_script(CONTRAST)
         assert len(found) > 100 and found[0][0] >= 4.5, (scheme, found[:5])
 
 
 def test_the_keyboard_goes_through_the_page_in_order(browser: Any, page: Path) -> None:
-    """Tab moves down the page, and never to what isn't shown."""
+    """Tab moves down the page, and never to a hidden element."""
     opened(browser, page)
     seen = []
     for _ in range(40):
@@ -276,6 +276,6 @@ def test_the_keyboard_goes_through_the_page_in_order(browser: Any, page: Path) -
 
 
 def test_no_serious_finding_of_axe(browser: Any, page: Path) -> None:
-    """Deque's checks of accessibility, light and dark."""
+    """Deque's accessibility checks pass in light and dark."""
     for scheme in schemes(browser, page):
         assert serious(browser) == [], scheme

@@ -1,4 +1,4 @@
-"""Claims: their verdicts, how often these are wrong, claims of one's own, and the command that prints them."""
+"""Tests verdicts on claims, their error rate, claims in a grid's file, and the command that prints them."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def verdict(fast: list[float], slow: tuple[float, ...] = (20.0, 20.2, 19.9)) -> 
     ],
 )
 def test_verdicts(fast: list[float], expected: str) -> None:
-    """Supported only where the interval is in the region, above or below only where it is out of it."""
+    """A claim is supported only if the interval is inside the region; above or below only if it is outside."""
     assert verdict(fast) == expected
 
 
 @pytest.mark.parametrize("truth", [1.6, 2.5])
 @pytest.mark.parametrize("count", [3, 6])
 def test_a_verdict_is_wrong_one_time_in_twenty_at_most(truth: float, count: int) -> None:
-    """At the region's edge any verdict but `inconclusive` is a mistake: both sides together stay below 5%."""
+    """At the edge of the region, any verdict but `inconclusive` is wrong. At most 5% are, on both sides together."""
     rng = np.random.default_rng(count)
     wrong = 0
     for _ in range(2_000):
@@ -81,7 +81,7 @@ def test_a_verdict_is_wrong_one_time_in_twenty_at_most(truth: float, count: int)
 
 
 def test_verdicts_of_a_report_share_one_error_rate(tmp_path: Path) -> None:
-    """What holds alone need not hold as one of many (Holm)."""
+    """A verdict on one comparison may become inconclusive among ten (Holm)."""
     fast = [9.0, 9.3, 8.9]
     alone = verdict(fast, (20.0, 20.0, 20.0))
     slow = [[20.0, 20.0, 20.0], fast]
@@ -98,7 +98,7 @@ def test_verdicts_of_a_report_share_one_error_rate(tmp_path: Path) -> None:
 
 
 def test_accuracies_are_compared_image_by_image_and_only_where_they_count() -> None:
-    """Random weights in place of pretrained ones say nothing: unknown, not a difference of 0."""
+    """If random weights replaced pretrained ones, the verdict is unknown, not a difference of 0."""
 
     def found(**given: object) -> tuple[str, float | None]:
         records = [
@@ -109,13 +109,13 @@ def test_accuracies_are_compared_image_by_image_and_only_where_they_count() -> N
         (finding,) = decide_claims({"r": [CLAIMS["no-worse"]]}, make_groups(records, {"r": TRUTH}))
         return finding.verdict, finding.estimate.value if finding.estimate else None
 
-    said, value = found()
-    assert said == "supported" and value == pytest.approx(0.05)
+    word, value = found()
+    assert word == "supported" and value == pytest.approx(0.05)
     assert found(weights=RANDOM) == ("unknown", None)
 
 
 def test_scratch_is_compared_with_fine_tuning_though_its_weights_differ() -> None:
-    """It starts from random weights by its nature."""
+    """`scratch` starts from random weights by design."""
     records = [
         *(("r", one) for one in seeds("finetune", [9.0] * 3, right=95)),
         *(("r", one) for one in seeds("scratch", [9.0] * 3, right=60, weights=RANDOM)),
@@ -127,7 +127,7 @@ def test_scratch_is_compared_with_fine_tuning_though_its_weights_differ() -> Non
         *(("r", one) for one in seeds("frozen", [9.0] * 3, weights=RANDOM)),
     ]
     assert decide_claims({"r": [HALF_THE_TIME]}, make_groups(mixed, {"r": TRUTH})) == [], (
-        "else weights are part of what is equal"
+        "for other regimes, weights must be equal"
     )
 
 
@@ -146,7 +146,7 @@ def test_scratch_is_compared_with_fine_tuning_though_its_weights_differ() -> Non
     ],
 )
 def test_all_backbones_together(verdicts: list[str], word: str) -> None:
-    """Open unless every comparison that could be made agrees, or two disagree."""
+    """The overall verdict is open unless all comparisons agree, or two contradict each other."""
     (finding,) = decide_claims(
         {"r": [HALF_THE_TIME]},
         make_groups([("r", r) for r in [record("timm:a", "finetune"), record("timm:a", "frozen")]], {"r": TRUTH}),
@@ -163,8 +163,8 @@ def test_a_claim_of_a_grid_can_be_about_a_kind_of_regimes(tmp_path: Path) -> Non
     assert Claim(**claim.model_dump(mode="json")) == claim
 
 
-def test_a_grid_brings_claims_of_its_own(tmp_path: Path) -> None:
-    """They survive what the command line replaces."""
+def test_a_grid_can_have_claims(tmp_path: Path) -> None:
+    """They stay when the command line replaces axes and settings."""
     path = tmp_path / "own.toml"
     path.write_text(MATRIX + OWN)
     grid = load_grid(str(path)).override({"seeds": 2}, {"epochs": 1})
@@ -177,16 +177,16 @@ def test_a_grid_brings_claims_of_its_own(tmp_path: Path) -> None:
     [
         (('"peak_memory_bytes"', '"memory"'), r"claims\[1\]\.metric='memory': not one of"),
         (('"frozen"', '"frozn"'), r"claims\[1\]\.regime='frozn': not one of .* did you mean 'frozen'"),
-        (("low = 2.9", ""), r"claims\[1\]\.low=None, high=None: give one of them"),
+        (("low = 2.9", ""), r"claims\[1\]\.low=None, high=None: give one finite bound, or a low below a high"),
         (
             ("low = 2.9", "low = 2.9\nhigh = 1"),
-            r"claims\[1\]\.low=2.9, high=1.0: give one of them, or a low below a high",
+            r"claims\[1\]\.low=2.9, high=1.0: give one finite bound, or a low below a high",
         ),
         (("low = 2.9", "lower = 2.9"), r"claims\[1\]\.lower: unknown key; nearest valid key: 'low'"),
         (("[[claims]]", "[claims]"), r"claims="),
-        (("low = 2.9", "low = -inf"), r"claims\[1\]\.low=-inf, high=None: give one of them"),
-        (("low = 2.9", "low = 0"), r"claims\[1\]\.low=0.0, high=None: a ratio is above 0"),
-        (('"frozen"', '"finetune"'), r"claims\[1\]\.against='finetune': is the regime itself"),
+        (("low = 2.9", "low = -inf"), r"claims\[1\]\.low=-inf, high=None: give one finite bound"),
+        (("low = 2.9", "low = 0"), r"claims\[1\]\.low=0.0, high=None: bounds of a ratio must be above 0"),
+        (('"frozen"', '"finetune"'), r"claims\[1\]\.against='finetune': must be another regime than `regime`"),
         (('"a-third"', '"no-worse"'), r"claims\[1\]\.name='no-worse': is taken"),
         (('regime = "frozen"', 'kind = "head-olny"'), r"kind='head-olny': not one of .* did you mean 'head-only'"),
         (('regime = "frozen"', ""), r"claims\[1\]\.regime=None, kind=None: give one of them"),
@@ -196,8 +196,8 @@ def test_a_grid_brings_claims_of_its_own(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_in_a_claim_is_told_with_its_place(tmp_path: Path, change: tuple[str, str], message: str) -> None:
-    """In one line."""
+def test_a_mistake_in_a_claim_is_reported_with_its_place(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    """The message names the key and the value."""
     path = tmp_path / "own.toml"
     path.write_text((MATRIX + OWN).replace(*change))
     with pytest.raises(ConfigError, match=message):
@@ -205,7 +205,7 @@ def test_a_mistake_in_a_claim_is_told_with_its_place(tmp_path: Path, change: tup
 
 
 def test_claims_that_a_grid_gets_later_are_known_to_its_run(tmp_path: Path) -> None:
-    """Though there is nothing to run any more."""
+    """The run gets them even if nothing is left to run."""
     (tmp_path / "one.toml").write_text(ONE_CELL + "[train]\nepochs = 1\n")
     arguments = ["run", "--grid", "one.toml", "--name", "one", "--weights", "random", "--no-report"]
     assert command(*arguments).returncode == 0
@@ -215,7 +215,7 @@ def test_claims_that_a_grid_gets_later_are_known_to_its_run(tmp_path: Path) -> N
 
 
 def test_comparisons_that_have_no_result_are_counted(tmp_path: Path) -> None:
-    """A fine-tuning that ran out of memory doesn't make the claim hold everywhere."""
+    """A claim doesn't hold everywhere if a fine-tuning ran out of memory."""
     records = [
         *seeds("finetune", [20.0] * 3),
         *seeds("frozen", [10.0, 10.1, 9.9]),
@@ -229,12 +229,12 @@ def test_comparisons_that_have_no_result_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
 def test_every_claim_is_complete(claim: Claim) -> None:
-    """With a source, and a region in words."""
+    """It has a source, and a region in words."""
     assert claim.source and claim.region and claim.statement[0].isupper()
 
 
 def test_the_command_prints_measured_predicted_and_verdict(tmp_path: Path) -> None:
-    """As text and as JSON, claims of the grid and those that could not be tested included."""
+    """Text and JSON include claims of the grid and untested claims."""
     own = dumped_grid(tmp_path)
     run = write_run(tmp_path / "r", [*seeds("finetune", [20.0] * 3), *seeds("frozen", [10.0, 10.1, 9.9])])
     manifest = run.manifest()
@@ -251,7 +251,7 @@ def test_the_command_prints_measured_predicted_and_verdict(tmp_path: Path) -> No
         "supported",
     )
     assert half["measured"] == pytest.approx(2.0, abs=0.01) and half["low"] < half["measured"] < half["high"]
-    assert half["predicted"] is None, "the work was not counted: unknown is empty"
+    assert half["predicted"] is None, "None, since the work was not counted"
     assert by_claim["a-third"]["verdict"] == "below the claim"
     assert (by_claim["transfer-helps"]["verdict"], by_claim["transfer-helps"]["measured"]) == ("not tested", None)
     text = command("claims", str(run.folder)).stdout

@@ -1,4 +1,4 @@
-"""Comparing two sides: estimates, verdicts, what pairs with what, what can't be compared, and how it is shown."""
+"""Tests comparisons of two sides: estimates, verdicts, pairing, what can't be compared, and output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.compare.changes import Comparison, compare
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED, decide, read_rules
 from bench.compare.render import show
 from bench.compare.rules import Rule
-from bench.compare.sides import SECONDS, Entry, Quantity, Side, quantities, read_sides
+from bench.compare.sides import SECONDS, Quantity, Side, SideCell, quantities, read_sides
 from bench.store.records import Record
 from bench.store.runs import Run
 from tests.commands import command as own_process
@@ -31,14 +31,14 @@ STEADY = (1.0, 1.001, 0.999, 1.0005)
 
 
 def side(name: str, cells: dict[str, Any]) -> Side:
-    """A side whose cells have these samples: cell → seconds, or quantity → samples."""
-    entries = {}
+    """A side whose cells have these samples. `cells` maps a cell to seconds, or to a table of quantity → samples."""
+    cell_table = {}
     for label, given in cells.items():
         samples = given if isinstance(given, dict) else {"seconds": given}
         by_sample = {quantity: dict(enumerate(values)) for quantity, values in samples.items() if len(values)}
         done = {sample for values in by_sample.values() for sample in values}
-        entries[label] = Entry(label=label, repeats="seed", samples=dict(by_sample), done=set(done))
-    return Side(name=name, entries=entries, quantities={"seconds": SECONDS, "flops": COUNTER})
+        cell_table[label] = SideCell(label=label, repeats="seed", samples=dict(by_sample), done=set(done))
+    return Side(name=name, cells=cell_table, quantities={"seconds": SECONDS, "flops": COUNTER})
 
 
 def verdicts(comparison: Comparison) -> list[str]:
@@ -46,19 +46,23 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 
 def seeds(backbone: str, seconds: tuple[float, ...], **fields: Any) -> list[Record]:
-    """A record a seed."""
+    """One record per seed."""
     return [record(backbone, "frozen", seed=seed, seconds=value, **fields) for seed, value in enumerate(seconds)]
 
 
-def test_independent_samples_are_welchs() -> None:
-    """Value, interval and p-value against scipy, with unequal numbers and scatter."""
+def test_independent_samples_use_welchs_test() -> None:
+    """Value, interval and p-value equal scipy's for samples of unequal size and scatter."""
     above, below = [1.1, 1.3, 1.2, 1.25], [0.9, 1.4, 1.0]
-    told = ratio_of_means(above, below)
+    estimate = ratio_of_means(above, below)
     scipy = ttest_ind(np.log(above), np.log(below), equal_var=False)
     low, high = np.exp(scipy.confidence_interval(0.95))
-    assert told is not None and told.n == 3
-    assert told.value == pytest.approx(gmean(above) / gmean(below))
-    assert (told.low, told.high, told.p) == (pytest.approx(low), pytest.approx(high), pytest.approx(scipy.pvalue))
+    assert estimate is not None and estimate.n == 3
+    assert estimate.value == pytest.approx(gmean(above) / gmean(below))
+    assert (estimate.low, estimate.high, estimate.p) == (
+        pytest.approx(low),
+        pytest.approx(high),
+        pytest.approx(scipy.pvalue),
+    )
     few = ratio_of_means(above, below[:2])
     assert few is not None and few.low is None and few.p == 1.0
     assert ratio_of_means(above, []) is None and ratio_of_means([0.0], [1.0]) is None
@@ -76,13 +80,13 @@ def test_independent_samples_are_welchs() -> None:
     ],
 )
 def test_a_change_counts_from_a_factor_on(new: float, verdict: str) -> None:
-    """Beyond the factor, and significant: worse or better; the interval within it: the same."""
+    """A significant change beyond the factor is worse or better. If the interval lies within it, it is the same."""
     sides = [side("old", {"a": STEADY}), side("new", {"a": [new * value for value in STEADY]})]
     assert verdicts(compare(sides)) == [verdict]
 
 
-def test_what_cannot_be_told() -> None:
-    """Noise hides a change and is no proof that there is none; two samples prove nothing; nor do equal ones."""
+def test_undecided_changes() -> None:
+    """Noise can hide a change and doesn't show that there is none. Two samples show nothing, even equal ones."""
     noisy = [1.0, 1.3, 0.8, 1.1]
     assert verdicts(compare([side("o", {"a": noisy}), side("n", {"a": noisy[::-1]})])) == ["inconclusive"]
     assert verdicts(compare([side("o", {"a": noisy}), side("n", {"a": [v * 1.2 for v in noisy]})])) == ["inconclusive"]
@@ -91,7 +95,7 @@ def test_what_cannot_be_told() -> None:
 
 
 def test_one_error_rate_for_all() -> None:
-    """A change that is significant alone is not among a hundred: p-values are adjusted."""
+    """A change that is significant alone is not significant among a hundred, since p-values are adjusted."""
     old, new = [1.0, 1.02, 0.98, 1.01], [1.09, 1.05, 1.12, 1.06]
     assert verdicts(compare([side("o", {"a": old}), side("n", {"a": new})])) == ["worse"]
     many = {f"cell {i}": old for i in range(100)}
@@ -100,7 +104,7 @@ def test_one_error_rate_for_all() -> None:
 
 
 def test_equal_sides_seldom_alarm_and_slow_ones_are_found() -> None:
-    """Drawn times of eight benchmarks with 2% scatter, ten rounds: at most 5% false alarms, 10% slower is found."""
+    """For random times of eight benchmarks with 2% scatter and ten rounds, at most 5% of gates give a false alarm."""
     draws = np.random.default_rng(0)
 
     def times(factor: float = 1.0) -> dict[str, Any]:
@@ -119,21 +123,21 @@ def test_equal_sides_seldom_alarm_and_slow_ones_are_found() -> None:
         ([10], [9], "better"),
         ([10, 10], [10, 11], "worse"),
         ([10, 20], [20, 10], "worse"),  # the same values, but of other samples
-        ([2**60], [2**60 + 1], "worse"),  # beyond what a float can tell apart
+        ([2**60], [2**60 + 1], "worse"),  # beyond the precision of a float
         ([10**400], [10**400 - 1], "better"),
-        ([10], [10, 11], "worse"),  # a sample that base hasn't got, with a value that it never had
+        ([10], [10, 11], "worse"),  # a sample that base lacks, with a value that base never had
         ([10], [10, 10], "same"),
     ],
 )
 def test_any_change_of_a_counter_counts(old: list[int], new: list[int], verdict: str) -> None:
-    """One sample is enough, and a change for the better fails a gate too: its baseline no longer holds."""
+    """One sample is enough. An improvement fails a gate too, since the baseline is then out of date."""
     found = compare([side("o", {"a": {"flops": old}}), side("n", {"a": {"flops": new}})])
     assert verdicts(found) == [verdict]
     assert decide(found).status == (PASSED if verdict == "same" else REGRESSED)
 
 
 def test_runs_pair_on_every_setting(tmp_path: Path) -> None:
-    """By backbone, regime and settings, over seeds; what one side lacks is told."""
+    """Cells pair by backbone, regime and settings, over seeds. Cells that one side lacks are reported."""
     old = [*seeds("timm:a", (10, 10.1, 9.9)), *seeds("timm:b", (5, 5.1, 4.9)), *seeds("timm:c", (7,))]
     new = [*seeds("timm:a", (13, 13.1, 12.9)), *seeds("timm:b", (5, 5.1, 4.9)), *seeds("timm:d", (7,))]
     write_run(tmp_path / "old", old), write_run(tmp_path / "new", new)
@@ -149,7 +153,7 @@ def test_runs_pair_on_every_setting(tmp_path: Path) -> None:
 
 
 def test_a_newly_failing_cell_is_a_regression(tmp_path: Path) -> None:
-    """One that failed before, was skipped, or was never run leaves the gate undecided instead."""
+    """A cell that failed before, was skipped or never ran leaves the gate undecided instead."""
     good = seeds("timm:a", (10, 10.1, 9.9))
     for number, (old, new, status) in enumerate(
         [
@@ -172,7 +176,7 @@ def test_a_newly_failing_cell_is_a_regression(tmp_path: Path) -> None:
 
 
 def counted(one: Record, flops: int = 100, **fields: Any) -> Record:
-    """With counted work, and an environment with these fields."""
+    """The record with counted work and with these fields of its environment."""
     assert one.result is not None
     work = Work(
         step_images=4,
@@ -187,16 +191,16 @@ def counted(one: Record, flops: int = 100, **fields: Any) -> Record:
 
 
 def test_times_of_two_machines_do_not_compare(tmp_path: Path) -> None:
-    """It says what differs, and how much; accuracies and counters compare all the same."""
+    """The conditions that differ are reported. Accuracies and counters are still compared."""
     old = [counted(one, cpu="A", packages={"torch": "1"}) for one in seeds("timm:a", (10, 10, 10))]
     new = [counted(one, cpu="B", packages={"torch": "2"}) for one in seeds("timm:a", (20, 20, 20))]
     write_run(tmp_path / "old", old), write_run(tmp_path / "new", new)
     found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]), rules=[Rule(points=10)])
-    told = {change.quantity.name: change for change in found.changes}
-    assert told["epoch_seconds"].verdict == told["peak_memory_bytes"].verdict == "not comparable"
-    assert [str(each) for each in told["epoch_seconds"].differs] == ["cpu: A → B", "torch: 1 → 2"]
-    assert told["epoch_seconds"].estimate is not None
-    assert told["val_accuracy_last"].verdict == told["forward_flops"].verdict == "same"
+    changes = {change.quantity.name: change for change in found.changes}
+    assert changes["epoch_seconds"].verdict == changes["peak_memory_bytes"].verdict == "not comparable"
+    assert [str(each) for each in changes["epoch_seconds"].differs] == ["cpu: A → B", "torch: 1 → 2"]
+    assert changes["epoch_seconds"].estimate is not None
+    assert changes["val_accuracy_last"].verdict == changes["forward_flops"].verdict == "same"
     assert decide(found).status == NOT_COMPARABLE
     more = [counted(one, 101) for one in new]
     write_run(tmp_path / "more", more)
@@ -205,8 +209,8 @@ def test_times_of_two_machines_do_not_compare(tmp_path: Path) -> None:
     assert any("forward work +0.25: changed" in line for line in decide(found).reasons)
 
 
-def test_accuracies_are_judged_over_seeds_and_images(tmp_path: Path) -> None:
-    """Fewer right on the same images; stand-ins for pretrained weights have none."""
+def test_accuracies_are_compared_over_seeds_and_images(tmp_path: Path) -> None:
+    """Fewer right predictions on the same images are worse. Random weights have no accuracy to compare."""
     for name, right in (("old", 95), ("new", 60)):
         write_run(tmp_path / name, [record("timm:a", "frozen", seed=seed, right=right) for seed in range(3)])
     folders = [str(tmp_path / "old"), str(tmp_path / "new")]
@@ -222,7 +226,7 @@ def test_accuracies_are_judged_over_seeds_and_images(tmp_path: Path) -> None:
 
 
 def test_levels_of_an_axis(tmp_path: Path) -> None:
-    """One run, its regimes beside each other; the base is the first or the one that is named."""
+    """Regimes of one run are sides. The base is the first, or the one in `base`."""
     records = [record("timm:a", "finetune", seed=s, seconds=10 + s / 100) for s in range(3)]
     records += [record("timm:a", "frozen", seed=s, seconds=5 + s / 100) for s in range(3)]
     records += [record("timm:b", "frozen", seed=s, seconds=2) for s in range(3)]
@@ -237,14 +241,14 @@ def test_levels_of_an_axis(tmp_path: Path) -> None:
     assert (change.cell, change.verdict) == ("frozen cpu", "better")
     found = compare(read_sides([str(run.folder)], by="seed"), metrics=["epoch_seconds"])
     assert {change.verdict for change in found.changes} == {"too few samples"} and len(found.others) == 2
-    with pytest.raises(UserError, match="there is only cpu"):
+    with pytest.raises(UserError, match="at least two are needed, but there is only cpu"):
         read_sides([str(run.folder)], by="device")
     with pytest.raises(UserError, match=r"--base='frozn': not one of .* did you mean 'frozen'"):
         read_sides([str(run.folder)], by="regime", base="frozn")
 
 
 def test_seeds_that_only_one_side_has(tmp_path: Path) -> None:
-    """What base has and the other lacks leaves the gate undecided; what only the other has is told."""
+    """Seeds that only base has leave the gate undecided. Seeds that only the new side has are reported."""
     old, new = seeds("timm:a", (10, 10.1, 9.9, 10)), seeds("timm:a", (10, 10.1, 9.9, 10))
     write_run(tmp_path / "old", old), write_run(tmp_path / "few", new[:2]), write_run(tmp_path / "later", new[1:])
     found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "few")]), rules=[Rule(points=10)])
@@ -257,14 +261,14 @@ def test_seeds_that_only_one_side_has(tmp_path: Path) -> None:
     found = compare(read_sides([str(tmp_path / "few"), str(tmp_path / "failed")]), rules=[Rule(points=10)])
     assert not found.newly_failing, "base never ran that seed"
     assert found.incomplete == (("timm:a frozen cpu", "failed: failed: x"),)
-    # Accuracies are told of the seeds that are compared.
+    # Values of accuracies are those of the compared seeds.
     sides = read_sides([str(tmp_path / "old"), str(tmp_path / "later")])
     (change,) = compare(sides, metrics=["val_accuracy_last"]).changes
     assert list(change.base) == list(change.new) == [1, 2, 3]
 
 
 def test_a_cell_that_a_later_part_of_a_side_finished(tmp_path: Path) -> None:
-    """Is not lost, whichever part comes first."""
+    """The cell isn't lost, whichever part comes first."""
     good = seeds("timm:a", (10, 10.1, 9.9))
     write_run(tmp_path / "old", good)
     write_run(tmp_path / "a", [*good[:2], good[2].replace(status="failed", result=None)])
@@ -275,8 +279,8 @@ def test_a_cell_that_a_later_part_of_a_side_finished(tmp_path: Path) -> None:
         assert not found.newly_failing and not found.incomplete and decide(found).status == PASSED
 
 
-def test_what_no_side_knows_is_told(tmp_path: Path) -> None:
-    """And passes nothing that was asked for: a limit on it is undecided, a metric that no cell has is refused."""
+def test_values_that_no_side_knows_are_reported(tmp_path: Path) -> None:
+    """A limit on them leaves a gate undecided, and a metric that no cell has is refused."""
     for name in ("x", "y"):
         records = [record("timm:a", "frozen", seed=seed, weights=RANDOM, seconds=10 + seed / 10) for seed in range(3)]
         write_run(tmp_path / name, records)
@@ -288,9 +292,9 @@ def test_what_no_side_knows_is_told(tmp_path: Path) -> None:
         compare(sides, rules=[Rule(metric="epoch_seconds", max=99), Rule(metric="total_seconds", max=99)])
     )
     assert decision.status == PASSED
-    with pytest.raises(UserError, match="no cell that fits has that metric"):
+    with pytest.raises(UserError, match="none of the cells that fit has that metric"):
         compare(sides, rules=[Rule(metric="val_accuracy_last", min=0.9)])
-    with pytest.raises(UserError, match="no cell has val_accuracy_last on either side"):
+    with pytest.raises(UserError, match="no cell of either side has val_accuracy_last"):
         compare(sides, metrics=["epoch_seconds", "val_accuracy_last"])
     known = [record("timm:b", "frozen", seed=seed) for seed in range(3)]
     for name in ("x2", "y2"):
@@ -298,11 +302,13 @@ def test_what_no_side_knows_is_told(tmp_path: Path) -> None:
     sides = read_sides([str(tmp_path / "x2"), str(tmp_path / "y2")])
     decision = decide(compare(sides, rules=[Rule(metric="val_accuracy_last", min=0.1), Rule(points=10)]))
     assert decision.status == INCOMPLETE
-    assert decision.reasons[0].startswith("timm:a frozen cpu weights random: y2: last accuracy is not known")
+    assert decision.reasons[0].startswith(
+        "timm:a frozen cpu weights random: y2: last accuracy is unknown, so its limit can't be checked"
+    )
 
 
 def test_limits_hold_for_cells_that_base_has_not(tmp_path: Path) -> None:
-    """They are about the new side alone."""
+    """Limits concern only the new side."""
     a, b = seeds("timm:a", (1, 1, 1)), seeds("timm:b", (9, 9, 9))
     write_run(tmp_path / "old", a), write_run(tmp_path / "new", [*a, *b])
     rules = [Rule(metric="epoch_seconds", max=5)]
@@ -312,23 +318,23 @@ def test_limits_hold_for_cells_that_base_has_not(tmp_path: Path) -> None:
 
 
 def test_rules_are_checked_against_what_they_would_hold(tmp_path: Path) -> None:
-    """A metric that is there and a cell that is there, but not together: a benchmark has no epochs."""
+    """A rule is refused if its cell exists and its metric exists, but no cell has both."""
     names = []
     for name in ("old", "new"):
         write_run(tmp_path / name, seeds("timm:a", (10, 10, 10)))
         benchmark_file(tmp_path / f"{name}.json", {"t::a[x]": [1, 1, 1]})
         names.append(f"{tmp_path / name},{tmp_path / name}.json")
     sides = read_sides(names)
-    with pytest.raises(UserError, match="no cell that fits has that metric"):
+    with pytest.raises(UserError, match="none of the cells that fit has that metric"):
         compare(sides, rules=[Rule(metric="epoch_seconds", cells="t::*", factor=2.0)])
     (change,) = (c for c in compare(sides, rules=[Rule(cells="t::a[x]", factor=2.0)]).changes if c.cell == "t::a[x]")
-    assert change.allowed == 2.0, "brackets stand for themselves"
+    assert change.allowed == 2.0, "brackets are literal"
     (change,) = (c for c in compare(sides, rules=[Rule(cells="*[x]", factor=2.0)]).changes if c.cell == "t::a[x]")
     assert change.allowed == 2.0
 
 
 def test_a_rule_for_a_cell_that_is_lost(tmp_path: Path) -> None:
-    """Is no mistake: that the cell fails, or is missing, is what there is to tell."""
+    """The rule is no mistake: the gate reports the missing or failed cell."""
     a, b = seeds("timm:a", (10, 10.1, 9.9)), seeds("timm:b", (5, 5.1, 4.9))
     write_run(tmp_path / "old", [*a, *b]), write_run(tmp_path / "gone", b)
     write_run(tmp_path / "oom", [*(one.replace(status="oom", result=None, reason="8 GiB") for one in a), *b])
@@ -339,8 +345,7 @@ def test_a_rule_for_a_cell_that_is_lost(tmp_path: Path) -> None:
 
 
 def test_the_same_images_right(tmp_path: Path) -> None:
-    """With each of three seeds: the same, though a hundred images could not show that two networks are equally good.
-    One image apart is not the same."""
+    """With the same images right for each of three seeds, a run is the same. With one image different it isn't."""
     for name, right in (("old", 95), ("new", 95), ("other", 94)):
         write_run(tmp_path / name, seeds("timm:a", (10, 10.01, 9.99), right=right))
     for name, verdict in (("new", "same"), ("other", "inconclusive")):
@@ -348,7 +353,9 @@ def test_the_same_images_right(tmp_path: Path) -> None:
         assert verdicts(compare(sides, metrics=["val_accuracy_last"])) == [verdict]
     regimes = [record("timm:a", name, seed=seed) for name in ("finetune", "frozen") for seed in range(3)]
     sides = read_sides([str(write_run(tmp_path / "regimes", regimes).folder)], by="regime")
-    assert verdicts(compare(sides, metrics=["val_accuracy_last"])) == ["inconclusive"], "of other networks no proof"
+    assert verdicts(compare(sides, metrics=["val_accuracy_last"])) == ["inconclusive"], (
+        "two networks need not be equally good"
+    )
     few = [write_run(tmp_path / f"few {name}", seeds("timm:a", (10, 10))) for name in ("old", "new")]
     sides = read_sides([str(run.folder) for run in few])
     assert verdicts(compare(sides, metrics=["val_accuracy_last"])) == ["too few samples"]
@@ -363,31 +370,31 @@ def test_the_same_images_right(tmp_path: Path) -> None:
     ],
 )
 def test_other_machines_do_not_compare(field: str, value: Any, words: str, tmp_path: Path) -> None:
-    """Times and memory, with what differs; accuracies do."""
+    """Times and memory are not comparable, and the difference is named. Accuracies are."""
     here: dict[str, Any] = {"system": "Linux x86_64", "python": "3.11.0", "packages": {"torch": "2"}}
     for name, own in (("old", here), ("new", here | {field: value})):
         records = seeds("timm:a", (10, 10.01, 9.99))
         write_run(tmp_path / name, [one.replace(environment=one.environment.replace(**own)) for one in records])
     found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]))
-    told = {change.quantity.name: (change.verdict, [*map(str, change.differs)]) for change in found.changes}
-    assert told["epoch_seconds"] == told["peak_memory_bytes"] == ("not comparable", [words])
-    assert told["val_accuracy_last"][0] == "same"
+    changes = {change.quantity.name: (change.verdict, [*map(str, change.differs)]) for change in found.changes}
+    assert changes["epoch_seconds"] == changes["peak_memory_bytes"] == ("not comparable", [words])
+    assert changes["val_accuracy_last"][0] == "same"
 
 
-def test_memory_that_was_measured_otherwise_does_not_compare(tmp_path: Path) -> None:
-    """Times do."""
+def test_memory_of_different_methods_does_not_compare(tmp_path: Path) -> None:
+    """Times are still compared."""
     for name, method in (("old", "VmHWM"), ("new", "torch.cuda")):
         records = seeds("timm:a", (10, 10.01, 9.99))
         results = [one.result.replace(memory_method=method) for one in records if one.result]
         write_run(tmp_path / name, [one.replace(result=two) for one, two in zip(records, results, strict=True)])
     found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]))
-    told = {change.quantity.name: change for change in found.changes}
-    assert told["epoch_seconds"].verdict == "same"
-    assert [str(each) for each in told["peak_memory_bytes"].differs] == ["memory method: VmHWM → torch.cuda"]
+    changes = {change.quantity.name: change for change in found.changes}
+    assert changes["epoch_seconds"].verdict == "same"
+    assert [str(each) for each in changes["peak_memory_bytes"].differs] == ["memory method: VmHWM → torch.cuda"]
 
 
 def test_a_time_that_is_known_of_no_cell_passes_nothing(tmp_path: Path) -> None:
-    """One epoch is warm-up: a gate that has seen no time says so."""
+    """A single epoch is warm-up, so the gate has no time and is undecided."""
     for name in ("old", "new"):
         records = seeds("timm:a", (10, 10.01, 9.99))
         results = [one.result.replace(epochs=one.result.epochs[:1]) for one in records if one.result]
@@ -397,8 +404,8 @@ def test_a_time_that_is_known_of_no_cell_passes_nothing(tmp_path: Path) -> None:
     assert decision.reasons == ("epoch: unknown in old and new: timm:a frozen cpu",)
 
 
-def test_what_is_lost_is_told_from_noise(tmp_path: Path) -> None:
-    """More rounds would decide the one, nothing the other."""
+def test_losses_are_distinguished_from_noise(tmp_path: Path) -> None:
+    """More rounds can decide noise, but not a loss."""
     noisy = {"a": [1.0, 1.3, 0.8, 1.1]}
     decision = decide(compare([side("o", noisy), side("n", {"a": noisy["a"][::-1]})]))
     assert decision.status == INCOMPLETE and decision.is_noise
@@ -406,7 +413,7 @@ def test_what_is_lost_is_told_from_noise(tmp_path: Path) -> None:
     assert decision.status == INCOMPLETE and not decision.is_noise
     flops = {"seconds": noisy["a"], "flops": [1] * 4}
     decision = decide(compare([side("o", noisy), side("n", {"a": flops})]))
-    assert decision.status == INCOMPLETE and decision.is_noise, "a new counter is nothing lost"
+    assert decision.status == INCOMPLETE and decision.is_noise, "a new counter is no loss"
     decision = decide(compare([side("o", {"a": flops}), side("n", noisy)]))
     assert decision.status == INCOMPLETE and not decision.is_noise
     for new in (1.0, 1.2):
@@ -423,7 +430,7 @@ def test_what_is_lost_is_told_from_noise(tmp_path: Path) -> None:
     ],
 )
 def test_only_a_benchmarks_own_code_may_differ(old: Any, new: Any, is_noise: bool, tmp_path: Path) -> None:
-    """For its times to be let through: a change of what it runs on may hide any slowdown."""
+    """Only then it counts as noise: a change of the machine or libraries may hide any slowdown."""
     for name, given in (("old", old), ("new", new)):
         for turn in range(5):
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, **given)
@@ -432,7 +439,7 @@ def test_only_a_benchmarks_own_code_may_differ(old: Any, new: Any, is_noise: boo
 
 
 def test_rules_of_a_project_serve_runs_and_benchmarks(tmp_path: Path) -> None:
-    """Those of the other kind are left out, and of metrics that aren't compared; a misspelt one never is."""
+    """Rules of the other kind, and of metrics that aren't compared, are left out. A misspelt rule never is."""
     file = tmp_path / "rules.toml"
     metrics = ("epoch_seconds", "seconds", "*")
     file.write_text("".join(f'[[tool.bench.gate.rule]]\nmetric = "{name}"\nfactor = 1.2\n' for name in metrics))
@@ -444,7 +451,7 @@ def test_rules_of_a_project_serve_runs_and_benchmarks(tmp_path: Path) -> None:
     assert left(kinds=["round"]) == ["seconds", "*"] and left(kinds=["seed"]) == ["epoch_seconds", "*"]
     assert left(metrics=["peak_memory_bytes"]) == ["*"]
     (rule,) = read_rules(None, ["epoch_seconds: factor=2"], tmp_path, kinds=["round"])
-    assert rule.metric == "epoch_seconds", "an option's rule is meant"
+    assert rule.metric == "epoch_seconds", "a rule in an option is always kept"
     file.write_text('[[tool.bench.gate.rule]]\nmetric = "epoch_secnds"\nfactor = 1.2\n')
     assert left(kinds=["seed"]) == left(metrics=["peak_memory_bytes"]) == ["epoch_secnds"]
     file.write_text('[[tool.bench.gate.rule]]\nmetric = "forward_flops"\nmax = 5\n')
@@ -452,7 +459,7 @@ def test_rules_of_a_project_serve_runs_and_benchmarks(tmp_path: Path) -> None:
 
 
 def test_rounds_that_share_some_names_are_pairs(tmp_path: Path) -> None:
-    """Those that both have; the others are told. Rounds without a common name are independent samples."""
+    """Common rounds are pairs, and the others are reported. Without common names, rounds are independent samples."""
     for name, turns in (("b", range(5)), ("n", range(1, 6)), ("z", range(10, 15))):
         for turn in turns:
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [2.0**turn]})
@@ -468,8 +475,8 @@ def test_rounds_that_share_some_names_are_pairs(tmp_path: Path) -> None:
         read_sides([f"{tmp_path / 'p'},{tmp_path / 'q'}", str(tmp_path / "b")])
 
 
-def test_a_figure_that_is_missing_in_some_samples(tmp_path: Path) -> None:
-    """Of those that base knows: the gate is undecided, and a limit on it unchecked; a counter's every value is held."""
+def test_a_value_that_is_missing_in_some_samples(tmp_path: Path) -> None:
+    """The gate is undecided and a limit unchecked if base has it. All values of a counter are checked."""
     for name in ("b", "n", "m"):
         for turn in range(4):
             flops = {"flops": 10} if name != "n" or turn == 0 else {"flops": 99.5}
@@ -479,17 +486,17 @@ def test_a_figure_that_is_missing_in_some_samples(tmp_path: Path) -> None:
     assert found.incomplete == (("t::a", "n: flops is unknown in rounds 1, 2, 3"),)
     assert decide(found).status == INCOMPLETE
     found = compare(read_sides(sides), rules=[Rule(metric="flops", max=10)])
-    assert found.unchecked == (("t::a", "n: flops is not known in rounds 1, 2, 3, so its limit isn't checked"),)
+    assert found.unchecked == (("t::a", "n: flops is unknown in rounds 1, 2, 3, so its limit can't be checked"),)
     benchmark_file(tmp_path / "m" / "2.json", {"t::a": [1.0]}, flops=7)
     found = compare(read_sides([str(tmp_path / name) for name in "bm"]), rules=[Rule(metric="flops", min=8)])
     assert found.beyond_limits == (("t::a", "flops: 7 is below min 8"),)
 
 
-def test_what_a_benchmark_says_of_the_machine(tmp_path: Path) -> None:
-    """May not contradict the machine; what only some rounds say isn't known of all."""
+def test_conditions_from_extra_info(tmp_path: Path) -> None:
+    """They may not repeat a condition of the machine. A condition that only some rounds have is unknown."""
     for name in ("a", "b"):
         benchmark_file(tmp_path / name / "0.json", {"t::a": [1.0]}, cpu=name, **{"cores": "x"})
-    with pytest.raises(UserError, match="extra_info has 'cores', which the machine has told"):
+    with pytest.raises(UserError, match="extra_info has 'cores', which machine_info has too"):
         read_sides([str(tmp_path / "a"), str(tmp_path / "b")])
     for name in ("c", "d"):
         for turn in range(3):
@@ -500,7 +507,7 @@ def test_what_a_benchmark_says_of_the_machine(tmp_path: Path) -> None:
 
 
 def test_unknown_or_mixed_conditions_do_not_compare(tmp_path: Path) -> None:
-    """A processor that neither side names, or two within one side, is no processor in common."""
+    """Sides don't compare if neither names its processor, or if a side has two."""
     for name, cpus in (("a", ("",) * 3), ("b", ("",) * 3), ("c", ("A", "B", "A")), ("d", ("A", "B", "A"))):
         for turn, cpu in enumerate(cpus):
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, cpu=cpu)
@@ -513,7 +520,7 @@ def test_unknown_or_mixed_conditions_do_not_compare(tmp_path: Path) -> None:
     ("field", "value"), [("best", {"labels": [0]}), ("best", {"epoch": 99}), ("total_seconds", float("nan"))]
 )
 def test_records_that_were_edited_by_hand(field: str, value: Any, tmp_path: Path) -> None:
-    """One line that names the record, whatever can't be read of it."""
+    """The error is one line that names the record."""
     run = write_run(tmp_path / "a", seeds("timm:a", (1, 1, 1)))
     write_run(tmp_path / "b", seeds("timm:a", (1, 1, 1)))
     path = next(iter((run.folder / "cells").glob("*.json")))
@@ -531,33 +538,31 @@ def test_records_that_were_edited_by_hand(field: str, value: Any, tmp_path: Path
 
 
 def test_names_from_data_are_text_in_every_format() -> None:
-    """No line breaks, links, code or markup; columns are told apart whatever the runs are called."""
+    """Names have no line breaks, links, code or markup, and columns differ even for equal names of runs."""
     odd = "t::a[`x`|\n<b>*y*]"
     sides = [side("metric", {odd: STEADY}), side("verdict", {odd: [value * 2 for value in STEADY]})]
     page = show(compare(sides), "md", title="a\n# b")
     (row,) = (line for line in page.splitlines() if line.startswith("| worse"))
     assert r"t::a\[\`x\`\| &lt;b&gt;\*y\*\]" in row and "\n# b" not in page
     assert "| base: metric" in page and "| new: verdict" in page
-    told = json.loads(show(compare(sides), "json", title="", status=1))
+    content = json.loads(show(compare(sides), "json", title="", status=1))
     assert (
-        told["status"] == 1
-        and told["level"] == 0.05
-        and told["changes"][0]["base"] == {str(seed): value for seed, value in enumerate(STEADY)}
+        content["status"] == 1
+        and content["level"] == 0.05
+        and content["changes"][0]["base"] == {str(seed): value for seed, value in enumerate(STEADY)}
     )
 
 
-def test_weights_are_in_labels_where_they_tell_cells_apart(tmp_path: Path) -> None:
-    """Two cells never have one name."""
+def test_labels_have_weights_if_cells_differ_in_them(tmp_path: Path) -> None:
+    """Two cells never have the same label."""
     records = [*seeds("timm:a", (1, 1, 1)), *seeds("timm:a", (1, 1, 1), weights=RANDOM)]
     write_run(tmp_path / "a", records), write_run(tmp_path / "b", records)
     found = compare(read_sides([str(tmp_path / "a"), str(tmp_path / "b")]), metrics=["epoch_seconds"])
     assert len({change.cell for change in found.changes}) == 2
 
 
-def test_a_mistake_of_ours_is_no_regression(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Python's own exit status of an exception would say so; and a terminal that knows no × shows something."""
+def test_a_bug_is_no_regression(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An exception has another exit status than a regression. A terminal that can't show × gets an escape."""
     monkeypatch.setattr("bench.compare.sides.read_sides", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("sys.argv", ["bench", "gate", "a", "b"])
     with pytest.raises(SystemExit) as caught:
@@ -570,7 +575,7 @@ def test_a_mistake_of_ours_is_no_regression(
 
 
 def test_devices_compare_by_design(tmp_path: Path) -> None:
-    """By device, that devices differ forbids nothing."""
+    """With `--by device`, different devices are comparable."""
     cpu = seeds("timm:a", (10, 10, 10))
     gpu = []
     for one in seeds("timm:a", (1, 1, 1)):
@@ -584,7 +589,7 @@ def test_devices_compare_by_design(tmp_path: Path) -> None:
 
 
 def benchmark_file(path: Path, times: dict[str, list[float]], cpu: str = "A", **extra: Any) -> Path:
-    """As pytest-benchmark writes it."""
+    """Write a file as pytest-benchmark does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cpu": {"brand_raw": cpu, "count": 2}, "python_version": "3.11", "packages": {"torch": "2"}}
     machine |= {"system": "Linux", "machine": "x86_64"}
@@ -594,15 +599,15 @@ def benchmark_file(path: Path, times: dict[str, list[float]], cpu: str = "A", **
 
 
 def test_pytest_benchmark_files(tmp_path: Path) -> None:
-    """One file is one sample, for what a process is given all its rounds share; of a folder each file is a round, pairs
-    where the names are the same; whole numbers in extra_info are exact counters, shares are not."""
+    """One file is one sample. Each file of a folder is a round, and rounds of equal names are pairs. Whole numbers in
+    extra_info are exact counters."""
     old = benchmark_file(tmp_path / "old.json", {"t::a": [1, 1.01, 0.99]}, flops=5, share=0.5)
     new = benchmark_file(tmp_path / "new.json", {"t::a": [1.2, 1.21, 1.19]}, flops=6, share=0.7)
     found = compare(read_sides([str(old), str(new)]))
-    told = [(c.quantity.name, c.verdict) for c in found.changes]
-    assert told == [("seconds", "too few samples"), ("flops", "worse")]
+    changes = [(c.quantity.name, c.verdict) for c in found.changes]
+    assert changes == [("seconds", "too few samples"), ("flops", "worse")]
     assert found.changes[0].typical == (1, 1.2) and not found.incomplete
-    # A machine that drifts from round to round: pairs see what means don't.
+    # On a machine that drifts from round to round, pairs show a change that means hide.
     drift = [1.0, 1.5, 2.0, 3.0]
     for name, factor in (("b", 1.0), ("n", 1.1)):
         for turn, value in enumerate(drift):
@@ -618,7 +623,7 @@ def test_pytest_benchmark_files(tmp_path: Path) -> None:
 
 
 def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
-    """Joined by a comma; each is compared with its own kind."""
+    """They are joined by a comma, and each is compared with its own kind."""
     names = []
     for name in ("old", "new"):
         write_run(tmp_path / name, seeds("timm:a", (10, 10, 10)))
@@ -632,7 +637,7 @@ def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("{", "can't be read as JSON"),
-        ("[]", "neither a run's folder nor a file of pytest-benchmark"),
+        ("[]", "must be a run's folder or a file of pytest-benchmark"),
         ('{"benchmarks": [], "machine_info": {}}', "has no benchmarks"),
         ('{"benchmarks": [{"fullname": "t::a", "stats": {}}], "machine_info": {}}', "no raw data"),
         ('{"benchmarks": [{"fullname": "t::a", "stats": {"data": [0]}}], "machine_info": {}}', "no raw data"),
@@ -645,25 +650,25 @@ def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
         (
             '{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}, {"fullname": "t", "stats": {"data": [2]}}],'
             '"machine_info": {}}',
-            "t is there twice",
+            "contains t twice",
         ),
         (
             '{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}, "extra_info": {"seconds": 5}}],'
             '"machine_info": {}}',
-            "extra_info has 'seconds', the name of what is measured",
+            "extra_info has 'seconds', which is the name of a metric",
         ),
     ],
 )
-def test_files_that_are_none(content: str, words: str, tmp_path: Path) -> None:
-    """One line with the file's name, and a status that is no pass."""
+def test_invalid_files(content: str, words: str, tmp_path: Path) -> None:
+    """The error is one line with the name of the file, and the gate doesn't pass."""
     Path("odd.json").write_text(content)
     benchmark_file(Path("fine.json"), {"t::a": [1, 1, 1]})
     ran = command("gate", "fine.json", "odd.json")
     assert ran.returncode == 2 and words in ran.stderr and "odd.json" in ran.stderr and ran.stderr.count("\n") == 1
 
 
-def test_mistakes_in_what_is_compared(tmp_path: Path) -> None:
-    """Nothing in common, one side alone, the same twice, an empty run, a run that isn't there."""
+def test_mistakes_in_the_names_of_sides(tmp_path: Path) -> None:
+    """Sides without common cells, a single side, duplicates, empty runs and missing runs are refused."""
     write_run(tmp_path / "a", seeds("timm:a", (1,)))
     write_run(tmp_path / "b", seeds("timm:b", (1,)))
     write_run(tmp_path / "longer", seeds("timm:a", (1,), epochs=5))
@@ -672,13 +677,13 @@ def test_mistakes_in_what_is_compared(tmp_path: Path) -> None:
     for names, words in (
         ([a, str(tmp_path / "b")], "no cell in common with b: a has timm:a frozen cpu, b has timm:b frozen cpu"),
         ([a, str(tmp_path / "longer")], "no cell in common|differ in images, weights or settings"),
-        ([a], "compared with what"),
+        ([a], "a comparison needs a second run"),
         ([a, a], "named twice"),
         ([a, str(tmp_path / "b" / ".." / "a")], "named twice"),
         ([f"{a},{a}/", str(tmp_path / "b")], "named twice"),
         ([a, str(tmp_path / "empty")], "has no records"),
         ([a, "nowhere"], "nowhere: no such run"),
-        ([a, ""], "names a run or a file with no name"),
+        ([a, ""], "has an empty name between commas, or is empty"),
     ):
         with pytest.raises(UserError, match=words):
             compare(read_sides(names))
@@ -687,7 +692,7 @@ def test_mistakes_in_what_is_compared(tmp_path: Path) -> None:
 
 
 def test_rules_from_a_file_and_from_options() -> None:
-    """Options come last, and the last that fits holds."""
+    """Rules of options come last, and the last rule that fits applies."""
     Path("pyproject.toml").write_text('[[tool.bench.gate.rule]]\nmetric = "seconds"\nfactor = 1.5\nmax = 2.0\n')
     rules = read_rules(None, ["seconds: factor=1.1, cells=b*"])
     assert rules == [Rule(metric="seconds", factor=1.5, max=2.0), Rule(metric="seconds", cells="b*", factor=1.1)]
@@ -701,7 +706,7 @@ def test_rules_from_a_file_and_from_options() -> None:
 
 
 def test_a_rule_brings_its_metric(tmp_path: Path) -> None:
-    """One that is not compared by default is, where a rule names it."""
+    """A metric that isn't compared by default is compared if a rule names it."""
     for name in ("old", "new"):
         write_run(tmp_path / name, seeds("timm:a", (1, 1, 1)))
     sides = read_sides([str(tmp_path / "old"), str(tmp_path / "new")])
@@ -713,11 +718,11 @@ def test_a_rule_brings_its_metric(tmp_path: Path) -> None:
 
 
 def test_no_comparison_is_no_pass(tmp_path: Path) -> None:
-    """Where no cell knows what was asked for."""
+    """A metric that no cell has is refused."""
     for name in ("old", "new"):
         write_run(tmp_path / name, seeds("timm:a", (1, 1, 1)))
     sides = read_sides([str(tmp_path / "old"), str(tmp_path / "new")])
-    with pytest.raises(UserError, match="nothing to compare: no cell has tuning_seconds"):
+    with pytest.raises(UserError, match="nothing to compare: no cell of either side has tuning_seconds"):
         compare(sides, metrics=["tuning_seconds"])
 
 
@@ -725,7 +730,10 @@ def test_no_comparison_is_no_pass(tmp_path: Path) -> None:
     ("rule", "words"),
     [
         ("epoch_second: factor=1.1", "rule .*metric='epoch_second': not one of .*; did you mean 'epoch_seconds'"),
-        ("epoch_seconds: factor=1.1, cells=timm:z*", "no cell fits cells='timm:z\\*'; there is 'timm:a frozen cpu'"),
+        (
+            "epoch_seconds: factor=1.1, cells=timm:z*",
+            "no cell fits cells='timm:z\\*'; an existing cell is 'timm:a frozen cpu'",
+        ),
         ("epoch_seconds: points=1", "epoch_seconds is none of that kind"),
         ("epoch_seconds: factor=0.9", "factor"),
         ("epoch_seconds: factor=nan", "factor"),
@@ -739,7 +747,7 @@ def test_no_comparison_is_no_pass(tmp_path: Path) -> None:
     ],
 )
 def test_rules_that_fit_nothing(rule: str, words: str, tmp_path: Path) -> None:
-    """Each is a mistake, never a gate that passes."""
+    """Each is refused, so that no gate passes by mistake."""
     for name in ("old", "new"):
         write_run(tmp_path / name, seeds("timm:a", (1, 1, 1)))
     with pytest.raises(UserError, match=words) as caught:
@@ -755,12 +763,12 @@ def test_rules_that_fit_nothing(rule: str, words: str, tmp_path: Path) -> None:
         ("[[tool.bench.gat.rule]]\nfactor = 2", "key='gat': not one of gate"),
         ("[tool.other]", "has no rules"),
         ("[tool.bench.gate]\nrule = []", "has no rules"),
-        ("[tool.bench.gate]\nrule = 1", "rules are tables"),
+        ("[tool.bench.gate]\nrule = 1", "rules must be tables"),
         ("[[tool.bench.gate.rule]]\nfactor = 'a'", "factor"),
     ],
 )
 def test_files_of_rules_with_mistakes(text: str, words: str) -> None:
-    """With the file's name."""
+    """The error names the file."""
     Path("gate.toml").write_text(text)
     with pytest.raises(UserError, match=words) as caught:
         read_rules(Path("gate.toml"), [])
@@ -770,7 +778,7 @@ def test_files_of_rules_with_mistakes(text: str, words: str) -> None:
 
 
 def test_the_gates_exit_status(tmp_path: Path) -> None:
-    """As documented, from the command line, with the reasons; the table goes to a file where one is named."""
+    """The command line gives the documented status and the reasons, and writes the table to a file if asked."""
     runs = {
         "base": [counted(one) for one in seeds("timm:a", (10, 10.1, 9.9))],
         "slow": [counted(one) for one in seeds("timm:a", (12, 12.1, 11.9))],
@@ -794,7 +802,7 @@ def test_the_gates_exit_status(tmp_path: Path) -> None:
     assert Path("gate.html").read_text().startswith("<!doctype html>")
     for wrong, words in (
         (["base"], "a gate has two sides"),
-        (["base", "slow", "-o", "gate.txt"], "or give --format"),
+        (["base", "slow", "-o", "gate.txt"], "must end in .md, .html or .json; or give --format"),
         (["base", "slow", "-o", "nowhere.md/x.md", "--metric", "x"], "--metric"),
     ):
         ran = command("gate", *wrong)
@@ -802,7 +810,7 @@ def test_the_gates_exit_status(tmp_path: Path) -> None:
 
 
 def test_names_from_data_are_text(tmp_path: Path) -> None:
-    """In HTML and in Markdown, wherever they come from."""
+    """They are escaped in HTML and in Markdown."""
     old = side("<b>old</b>", {"<script>a|b": STEADY, "c": STEADY})
     new = side("new", {"<script>a|b": [value * 2 for value in STEADY]})
     found = compare([old, new])
@@ -810,13 +818,13 @@ def test_names_from_data_are_text(tmp_path: Path) -> None:
         page = show(found, kind, title="<i>t", headline="Gate <u>.", findings=["<s>"])  # type: ignore[arg-type]
         assert not re.findall("<script|<b>|<i>|<u>|<s>", page)
         assert "&lt;script&gt;a" in page and "verdict" in page and "worse" in page
-    told = json.loads(show(found, "json", title="", findings=[]))
-    assert told["changes"][0]["verdict"] == "worse" and told["incomplete"] == [["c", "new: has no such cell"]]
-    assert list(told["changes"][0]["base"].values()) == list(STEADY)
+    content = json.loads(show(found, "json", title="", findings=[]))
+    assert content["changes"][0]["verdict"] == "worse" and content["incomplete"] == [["c", "new: has no such cell"]]
+    assert list(content["changes"][0]["base"].values()) == list(STEADY)
 
 
 def test_every_metric_with_a_direction_can_be_compared() -> None:
-    """Shares by their difference, times and memory by their ratio; whatever is counted is exact."""
+    """Shares are compared by difference, times and memory by ratio, and counts exactly."""
     known = quantities()
     kinds = {name: quantity.kind for name, quantity in known.items()}
     assert kinds["epoch_seconds"] == kinds["peak_memory_bytes"] == kinds["images_per_second"] == "ratio"
@@ -826,7 +834,7 @@ def test_every_metric_with_a_direction_can_be_compared() -> None:
 
 
 def test_a_thousand_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs of them: pairs, in order, and every planted change is found."""
+    """Cells of two runs pair in order, and every planted change is found."""
     one = seeds("timm:a", (10,))[0]
     monkeypatch.setattr("os.fsync", lambda _: None)
 
@@ -843,7 +851,7 @@ def test_a_thousand_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_two_cells_of_one_side_are_not_mixed(tmp_path: Path) -> None:
-    """Runs that share cells can't be one side, nor put together."""
+    """Runs that share cells can't be one side or be pooled."""
     for name in ("a", "b", "c"):
         write_run(tmp_path / name, seeds("timm:a", (1, 1, 1)))
     a, b, c = (str(tmp_path / name) for name in "abc")

@@ -1,4 +1,4 @@
-"""The documents say what is so."""
+"""Tests that the documents match the code."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ COMMANDS = re.findall(r"^python -m bench [^#\n]*", README, flags=re.MULTILINE)
 
 @pytest.mark.parametrize("name", [*shipped(), *REGIMES, *DATASETS, *PROTOCOLS, *CLAIMS, "auto"])
 def test_the_readme_names(name: str) -> None:
-    """Every grid, regime, data set, protocol and claim."""
+    """The README names every grid, regime, data set, protocol and claim."""
     assert f"`{name}`" in README
 
 
 def test_the_format_names_every_column_and_nothing_else() -> None:
-    """In the order of the export; for metrics also the unit and meaning that the code has."""
+    """Columns are in the order of the export. Metrics have the unit and meaning of the code."""
     assert re.findall(r"^\| `(\w+)` \|", FORMAT, flags=re.MULTILINE) == columns()
     for word in (*STATUSES, *PRECISIONS, *PROTOCOLS):
         assert f"`{word}`" in FORMAT
@@ -48,7 +48,7 @@ def test_the_format_names_every_column_and_nothing_else() -> None:
 
 
 def test_the_readmes_figures_are_those_of_the_committed_run() -> None:
-    """Each row of the table at the top, and the commit and command beside it."""
+    """The table at the top, the commit and the command are those of the committed run."""
     summary = summarise(find_runs([ROOT / "results" / "reference-cpu-3seeds"]), "reference")
     assert summary.comparisons
     for row in summary.comparisons:
@@ -66,14 +66,14 @@ def test_the_readmes_figures_are_those_of_the_committed_run() -> None:
 
 @pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "results").glob("reference-*"))])
 def test_committed_reports_are_what_the_records_say(name: str, tmp_path: Path) -> None:
-    """Word for word, so that none tells what the suite no longer says."""
+    """They are equal word for word, so that no committed report is out of date."""
     written, _ = write_report(summarise(find_runs([ROOT / "results" / name]), name), tmp_path)
     assert written.read_text(encoding="utf-8") == (ROOT / "reports" / f"{name}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: line.removeprefix("python -m ").strip())
 def test_commands_of_the_readme_exist(line: str) -> None:
-    """Subcommand and options are those that `--help` knows."""
+    """`--help` lists the subcommand and its options."""
     words = shlex.split(line)[3:]
     for option in (word for word in words if word.startswith("--")):
         assert option in _help(words[0])
@@ -91,15 +91,15 @@ def _help(subcommand: str) -> str:
 
 
 def test_every_subcommand_is_in_the_readme() -> None:
-    """Nothing is hidden."""
-    said = subprocess.run([sys.executable, "-m", "bench", "--help"], capture_output=True, text=True, check=True).stdout
-    names = re.findall(r"^│ (\w+) ", said, flags=re.MULTILINE)
+    """No subcommand is undocumented."""
+    text = subprocess.run([sys.executable, "-m", "bench", "--help"], capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"^│ (\w+) ", text, flags=re.MULTILINE)
     assert {"run", "report", "export", "list", "doctor"} <= set(names)
     assert all(f"python -m bench {name}" in README for name in names)
 
 
 def test_the_library_example_runs(tmp_path: Path) -> None:
-    """As it stands, in an empty folder; it is ten lines at most and draws both pictures."""
+    """It runs unchanged in an empty folder, has at most ten lines, and writes both pictures."""
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "import tl" in block)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     quiet = "import warnings, tl\nwarnings.simplefilter('ignore', tl.FallbackWarning)\n"
@@ -117,15 +117,15 @@ DOCUMENTS = [ROOT / name for name in COMMITTED if name.endswith(".md")]
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    """In a clean clone, too: to files that are committed."""
+    """They lead to committed files, so that they also work in a clean clone."""
     links = re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8"))
     places = [(document.parent / link).resolve() for link in links if "://" not in link]
     committed = {place for name in COMMITTED for place in (ROOT / name, *(ROOT / name).parents)}
     assert [str(place) for place in places if place not in committed] == []
 
 
-def test_every_promise_names_a_test_that_there_is() -> None:
-    """In the table of faults; and every row has one."""
+def test_every_promise_names_an_existing_test() -> None:
+    """Every row in the table of faults names one."""
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
     assert len(named) > 25 and all(f"def {name}(" in (ROOT / file).read_text(encoding="utf-8") for file, name in named)
@@ -134,7 +134,7 @@ def test_every_promise_names_a_test_that_there_is() -> None:
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
-    """Install and pytest, as they stand in the README."""
+    """CI runs the README's commands for installing and testing."""
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     install, test = re.search(r'^(python -m pip install -e "\.\[test\]") && (.*)$', README, flags=re.MULTILINE).groups()
     assert install.replace("install", "install --quiet") in script and test in script

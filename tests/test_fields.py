@@ -1,7 +1,4 @@
-"""No text is data: what is written for people has fields, whatever separators its parts have inside.
-
-Each name or reason here has the very signs by which a text could be taken apart.
-"""
+"""Tests that no text is parsed as data: names and reasons survive with any separators in them."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench.compare.changes import Difference, compare
+from bench.compare.changes import Mismatch, compare
 from bench.compare.gate import NOT_COMPARABLE, decide
 from bench.compare.sides import read_sides
 from bench.devtools.instant import InstantExecutor
 from bench.execution.base import Outcome
 from bench.report import terminal
-from bench.report.matrix import make_matrix
+from bench.report.heatmap import make_heatmap
 from bench.report.pictures import find_images
 from bench.report.summary import summarise
 from bench.store.records import SCHEMA_VERSION, STATUSES, Lost, Record, WeightsKey, by_policy
@@ -46,11 +43,11 @@ from tl.specs import Spec
 from tl.weights import Weights
 
 NAMES = ("a b", "a@b", "a:b", "auto c", "a/b", "x.pth", "a · b")
-"""Of backbones, each with a separator in it."""
+"""Names of backbones, each with a separator in it."""
 
 
 def as_version_5(folder: Path, path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Write a file of a run anew, as a version without digests would have had it."""
+    """Rewrite a file of a run as a version without digests would have written it."""
     data = json.loads((folder / path).read_text())
     del data["digest"]
     edit(data)
@@ -73,21 +70,21 @@ def test_a_spec_is_what_it_was_made_of(text: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_backbones_with_separators_inside(name: str, tmp_path: Path) -> None:
-    """Told in full, with their source or without, by tables, progress and the matrix."""
+    """Tables, progress and the heat map show them in full, with or without their source."""
     assert Spec.parse(f"timm:{name}") == Spec("timm", name)
     one = record(f"timm:{name}", "frozen")
     lost = record(f"timm:{name}", "finetune", status="failed")
     assert progress._short(one.cell) == f"frozen {name} cpu"
     summary = summarise([write_run(tmp_path / "r", [one, lost])], "r")
     assert summary.short(summary.groups[0]) == name
-    ((row, squares),) = make_matrix(summary).rows
+    ((row, squares),) = make_heatmap(summary).rows
     assert row == name and [square.status for square in squares if square] == ["failed", ""]
     table, _ = terminal._cells(summary, width=1)
     assert list(map(str, table.columns[0].cells)) == [name], "a narrow table has no room for the source"
 
 
 def test_a_bare_name_is_a_name(tmp_path: Path) -> None:
-    """A config may have it without a source."""
+    """A config may name a backbone without its source."""
     one = record("resnet26", "frozen")
     summary = summarise([write_run(tmp_path / "r", [one])], "r")
     assert summary.short(summary.groups[0]) == TrainConfig(backbone="resnet26").spec.name == "resnet26"
@@ -113,7 +110,7 @@ def test_a_device_is_what_it_was_made_of(text: str) -> None:
     ],
 )
 def test_parts_of_devices(text: str, name: str, machine: str, kind: str) -> None:
-    """A kind of machine may have any separator in its name."""
+    """The kind of a machine may have any separator in its name."""
     key = DeviceKey.parse(text)
     assert (key.name, key.machine, key.kind) == (name, machine, kind)
     assert pick(name, {text: "", "mps": ""}) == text
@@ -139,7 +136,7 @@ def test_parts_of_devices(text: str, name: str, machine: str, kind: str) -> None
     ],
 )
 def test_entries_of_a_replaced_axis(axis: str, entry: str, wanted: str, stays: bool) -> None:
-    """An entry stays where it can mean what is wanted; a part of a name is no name."""
+    """An entry stays if it can mean what is wanted. A part of a name doesn't match."""
     key = {"backbone": "backbones", "device": "devices", "precision": "precision"}[axis]
     grid = Grid(name="g", matrix=Matrix(backbones=["timm:x"]), include=[{axis: entry}])
     assert bool(grid.override({key: [wanted]}, {}).include) is stays
@@ -147,7 +144,7 @@ def test_entries_of_a_replaced_axis(axis: str, entry: str, wanted: str, stays: b
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_by_policy_and_backbone(name: str, tmp_path: Path) -> None:
-    """Kept and found again whatever the backbone is called, in today's manifests and in those of version 5."""
+    """They are kept and found under any name of a backbone, in current manifests and in those of version 5."""
     resolved = {
         WeightsKey(policy=policy, backbone=f"timm:{name}"): RANDOM.replace(reason=policy)
         for policy in ("auto", "random")
@@ -172,7 +169,7 @@ def test_weights_by_policy_and_backbone(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("reason", ["", "oom: 8 GiB", "not run", "a: b"])
 def test_why_a_cell_has_no_result(status: Any, reason: str, tmp_path: Path) -> None:
-    """Its status decides whether it newly fails, not what its reason begins with."""
+    """Its status decides whether it newly fails, not the first words of its reason."""
     good = [record("timm:a", "frozen", seed=seed) for seed in range(3)]
     if status == "done":
         with pytest.raises(ValueError, match="has a result"):
@@ -182,35 +179,35 @@ def test_why_a_cell_has_no_result(status: Any, reason: str, tmp_path: Path) -> N
     write_run(tmp_path / "old", good)
     write_run(tmp_path / "new", [*good[:2], lost])
     _, new = sides = read_sides([str(tmp_path / "old"), str(tmp_path / "new")])
-    (entry,) = new.entries.values()
-    assert entry.lost == {2: Lost(status=status, reason=reason)} == {2: Lost.of(lost)}
+    (cell,) = new.cells.values()
+    assert cell.lost == {2: Lost(status=status, reason=reason)} == {2: Lost.of(lost)}
     found = compare(sides)
-    told = (("timm:a frozen cpu", f"new: {status}: {reason}" if reason else f"new: {status}"),)
+    texts = (("timm:a frozen cpu", f"new: {status}: {reason}" if reason else f"new: {status}"),)
     failed = status != "skipped"
-    assert (found.newly_failing, found.incomplete) == ((told, ()) if failed else ((), told))
+    assert (found.newly_failing, found.incomplete) == ((texts, ()) if failed else ((), texts))
     assert str(Lost.of(None)) == "not run" and not Lost.of(None).failed
 
 
 @pytest.mark.parametrize(("condition", "is_noise"), [("source", True), ("source: of the library", False)])
 def test_a_condition_that_begins_like_another(condition: str, is_noise: bool, tmp_path: Path) -> None:
-    """Only where the benchmark's own code differs may its times be let through."""
+    """Only a difference in the benchmark's own code counts as noise."""
     for name in ("old", "new"):
         for turn in range(5):
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, **{condition: name})
     comparison = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]))
-    assert comparison.changes[0].differs == (Difference(condition=condition, base=("old",), new=("new",)),)
+    assert comparison.changes[0].differs == (Mismatch(condition=condition, base=("old",), new=("new",)),)
     decision = decide(comparison)
     assert decision.status == NOT_COMPARABLE and decision.is_noise is is_noise
 
 
 def test_values_of_a_condition_with_separators_inside(tmp_path: Path) -> None:
-    """Two values and one that reads like two are unlike, though people are told the same; unknown has no value."""
+    """Two values differ from one that reads like two, though their texts are equal. An unknown value is empty."""
     for name, values in (("old", ["x", "y"]), ("new", ["x and y", "x and y"]), ("none", ["", ""])):
         for turn, value in enumerate(values):
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, source=value)
     for name, values in (("new", ("x and y",)), ("none", ("",))):
         (change,) = compare(read_sides([str(tmp_path / "old"), str(tmp_path / name)])).changes
-        assert change.differs == (Difference(condition="source", base=("x", "y"), new=values),)
+        assert change.differs == (Mismatch(condition="source", base=("x", "y"), new=values),)
         assert str(change.differs[0]) == f"source: x and y → {values[0] or 'unknown'}"
 
 
@@ -220,27 +217,29 @@ def with_notes(one: Record, *notes: Note) -> Record:
 
 
 def test_notes_that_end_alike(tmp_path: Path) -> None:
-    """A report leaves out what it says elsewhere of images and weights, and nothing that merely ends in those words."""
-    drawn, random = "drawn", RANDOM.reason
+    """A report leaves out notes that it shows elsewhere, and keeps notes that only end in the same words."""
+    synthetic, random = "synthetic", RANDOM.reason
     notes = (
-        Note(about="images", text=f"the images are {drawn}"),
+        Note(about="images", text=f"the images are {synthetic}"),
         Note(about="weights", text=f"random weights: {random}"),
-        Note(about="figures", text=f"every line was {drawn}"),
+        Note(about="figures", text=f"every line was {synthetic}"),
         Note(about="figures", text=random),
     )
-    one = with_notes(record("timm:a", "frozen", weights=RANDOM), *notes).replace(fallback=drawn)
-    run = write_run(tmp_path / "r", [one], fallback=drawn)
-    assert summarise([run], "r").notes == [f"every line was {drawn}", random]
+    one = with_notes(record("timm:a", "frozen", weights=RANDOM), *notes).replace(fallback=synthetic)
+    run = write_run(tmp_path / "r", [one], fallback=synthetic)
+    assert summarise([run], "r").notes == [f"every line was {synthetic}", random]
     elsewhere = write_run(tmp_path / "real", [one])
-    assert summarise([elsewhere], "r").notes == [str(notes[0]), *map(str, notes[2:])], "here nothing else says it"
+    assert summarise([elsewhere], "r").notes == [str(notes[0]), *map(str, notes[2:])], (
+        "here the report shows it nowhere else"
+    )
 
 
 def test_notes_of_version_5(tmp_path: Path) -> None:
-    """Texts, told apart as reports of that version did it: by the record's own reasons."""
-    kept = "drawn; so this run began, and --fresh looks again"
+    """Their texts are sorted by the record's own reasons, as reports of that version did."""
+    kept = "synthetic; so this run began, and --fresh looks again"
     texts = ["the images are " + kept, f"random weights: {RANDOM.reason}", "the loss was not finite"]
     one = record("timm:a", "frozen", weights=RANDOM)
-    run = write_run(tmp_path / "r", [one], fallback="drawn")
+    run = write_run(tmp_path / "r", [one], fallback="synthetic")
 
     def older(data: dict[str, Any]) -> None:
         data["result"]["notes"], data["fallback"] = texts, kept
@@ -248,7 +247,7 @@ def test_notes_of_version_5(tmp_path: Path) -> None:
     as_version_5(run.folder, Path("cells") / f"{one.cell_id}.json", older)
     as_version_5(run.folder, Path("manifest.json"), lambda data: data["dataset"].update(fallback=kept))
     (found,) = run.records().values()
-    assert found.result is not None and found.fallback == run.manifest().dataset.fallback == "drawn"
+    assert found.result is not None and found.fallback == run.manifest().dataset.fallback == "synthetic"
     assert [note.about for note in found.result.notes] == ["images", "weights", "figures"]
     assert [note.text for note in found.result.notes] == texts
     assert summarise([run], "r").notes == ["the loss was not finite"]
@@ -266,7 +265,7 @@ def test_notes_of_version_5(tmp_path: Path) -> None:
     ],
 )
 def test_the_data_of_a_command(command: str, data: str | None, tmp_path: Path) -> None:
-    """Version 5 had it in the command line alone, where it is read; from version 6 on that is for people."""
+    """In version 5 it is read from the command line. From version 6 on, it has a field of its own."""
     run = write_run(tmp_path / "r", [record("timm:a", "frozen")])
 
     def older(manifest: dict[str, Any]) -> None:
@@ -285,7 +284,7 @@ def test_the_data_of_a_command(command: str, data: str | None, tmp_path: Path) -
 
 
 def test_images_are_found_without_a_command(mini: Splits, tmp_path: Path) -> None:
-    """A sweep that no command line began knows where its images were."""
+    """A sweep that wasn't started from a command line knows where its images were."""
     run = write_run(tmp_path / "r", [record("timm:a", "frozen")])
     manifest = run.manifest()
     (call,) = manifest.invocations
@@ -299,12 +298,12 @@ def test_images_are_found_without_a_command(mini: Splits, tmp_path: Path) -> Non
 
 
 def test_a_run_goes_on_with_its_images(mini: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason stays the one that it began with, however often it goes on; the terminal alone says that it stays."""
+    """The reason for synthetic images stays the first one. Only the terminal says that it was kept."""
     asked: list[str] = []
 
     def load(name: str, **_: Any) -> Splits:
         asked.append(name)
-        return replace(mini, fallback=f"drawn ({len(asked)})")
+        return replace(mini, fallback=f"synthetic ({len(asked)})")
 
     monkeypatch.setattr(planning, "load_splits", load)
     grid = Grid(name="g", dataset="auto", matrix=Matrix(backbones=["timm:b00000"], regimes=["frozen"], devices=["cpu"]))
@@ -319,18 +318,18 @@ def test_a_run_goes_on_with_its_images(mini: Splits, tmp_path: Path, monkeypatch
         said.append(console.export_text())
     assert asked == ["auto", mini.name, mini.name]
     run = Run(tmp_path / "r")
-    assert run.manifest().dataset.fallback == "drawn (1)"
-    assert {one.fallback for one in run.records().values()} == {"drawn (1)"} and len(run.records()) == 3
-    assert summarise([run], "r").fallbacks == ["drawn (1)"]
+    assert run.manifest().dataset.fallback == "synthetic (1)"
+    assert {one.fallback for one in run.records().values()} == {"synthetic (1)"} and len(run.records()) == 3
+    assert summarise([run], "r").fallbacks == ["synthetic (1)"]
     kept = "; this run started like that, use --fresh to look again"
-    assert f"the images are drawn (1){kept}" not in said[0] and f": {RANDOM.reason}{kept}" not in said[0]
+    assert f"the images are synthetic (1){kept}" not in said[0] and f": {RANDOM.reason}{kept}" not in said[0]
     for text in said[1:]:
-        assert f"the images are drawn (1){kept}\n" in text and f": {RANDOM.reason}{kept}\n" in text
+        assert f"the images are synthetic (1){kept}\n" in text and f": {RANDOM.reason}{kept}\n" in text
     assert [call.data for call in run.manifest().invocations] == [None, None, None]
 
 
-def test_the_doctor_tells_a_reason_in_full(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever signs are in it, and no advice for commands that insist on weights."""
+def test_the_doctor_shows_a_reason_in_full(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It shows a reason with any separators, and leaves out advice for commands that need weights."""
     reason = "/tmp/timm:a; b/x.pth is damaged; remove it"
 
     class Executor(InstantExecutor):
@@ -353,8 +352,8 @@ def _none() -> Any:
     raise DataError("none")
 
 
-def test_what_lies_beside_earlier_records(tmp_path: Path) -> None:
-    """A copy with a name of somebody's own is left alone, and hinders nobody."""
+def test_other_files_among_earlier_records(tmp_path: Path) -> None:
+    """Files with other names are left alone and cause no error."""
     one = record("timm:a", "frozen", status="failed")
     run = write_run(tmp_path / "r", [one])
     attic = run.folder / "superseded"

@@ -1,4 +1,4 @@
-"""Whatever is thrown at it: never a traceback, never a hang, never a silent pass."""
+"""Fuzz tests: no input causes a traceback, a hang or a silent pass."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def keys(*known: str) -> st.SearchStrategy[str]:
 
 
 def likely(good: st.SearchStrategy[Any], other: st.SearchStrategy[Any] = VALUES) -> st.SearchStrategy[Any]:
-    """Mostly what is valid: else nothing that is thrown gets beyond the first check."""
+    """Draw mostly valid values, so that inputs get beyond the first check."""
     return st.integers(0, 6).flatmap(lambda chance: other if chance == 0 else good)
 
 
@@ -72,7 +72,7 @@ def some(*words: Any) -> st.SearchStrategy[list[Any]]:
 
 
 def table(good: dict[str, st.SearchStrategy[Any]], most: int) -> st.SearchStrategy[dict[str, Any]]:
-    """Some of the keys with values that suit them, and now and then another key or value."""
+    """Draw some of the keys with suitable values, and sometimes another key or value."""
     pair = likely(
         st.sampled_from(sorted(good)).flatmap(lambda key: st.tuples(st.just(key), likely(good[key]))),
         st.tuples(TEXT, VALUES),
@@ -81,7 +81,7 @@ def table(good: dict[str, st.SearchStrategy[Any]], most: int) -> st.SearchStrate
 
 
 def toml(value: Any) -> str:
-    """As TOML has it, inline."""
+    """Format a value as inline TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -130,7 +130,7 @@ CLAIM = {
 
 @st.composite
 def grids(draw: st.DrawFn) -> str:
-    """Text that is a grid, nearly one, or none."""
+    """Draw the text of a grid, of nearly a grid, or of none."""
     if draw(st.integers(0, 9)) == 0:
         return draw(TEXT)
     text = lines(draw(table({"dataset": st.just("synthetic"), "description": TEXT}, 2)))
@@ -144,7 +144,7 @@ def grids(draw: st.DrawFn) -> str:
 @FUZZ
 @given(text=grids())
 def test_grid_files(text: str, tmp_path: Path) -> None:
-    """A grid whose cells are valid configs, or one line that says what is wrong with it."""
+    """A file gives a grid of valid configs, or a one-line error."""
     path = tmp_path / "grid.toml"
     path.write_bytes(text.encode())
     names = {"timm": [spec.partition(":")[2] for spec in light.SPECS], "torchvision": ["resnet18"]}
@@ -164,7 +164,7 @@ def test_grid_files(text: str, tmp_path: Path) -> None:
 
 @st.composite
 def damages(draw: st.DrawFn) -> Any:
-    """What is done to a file's bytes."""
+    """Draw a way to damage the bytes of a file."""
     kind = draw(st.sampled_from(["cut", "flip", "insert", "replace", "value"]))
     return kind, draw(st.floats(0, 1)), draw(st.binary(min_size=1, max_size=6)), draw(VALUES)
 
@@ -184,7 +184,7 @@ def damaged(text: bytes, damage: tuple[str, float, bytes, Any]) -> bytes:
 
 
 def _with_value(text: bytes, where: float, value: Any) -> bytes:
-    """JSON with one of its values, however deep, replaced."""
+    """Replace one value of JSON, at any depth."""
     data, places = json.loads(text), []
 
     def walk(node: Any) -> None:
@@ -208,9 +208,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @FUZZ
 @given(damage=damages(), sealed=st.booleans())
 def test_records(damage: Any, sealed: bool, small: Run, tmp_path: Path) -> None:
-    """Read as it was written, or told to be damaged; nothing that was changed passes for a result.
+    """A record is read as it was written, or reported as damaged. A changed one never counts as a result.
 
-    Without a digest, as older versions wrote them, a changed figure can't be told; what no record can be, is.
+    Records of older versions have no digest, so a changed value isn't noticed, but an impossible record is.
     """
     folder = tmp_path / "run"
     shutil.rmtree(folder, ignore_errors=True)
@@ -239,7 +239,7 @@ def test_records(damage: Any, sealed: bool, small: Run, tmp_path: Path) -> None:
 @FUZZ
 @given(damage=damages(), sealed=st.booleans())
 def test_manifests(damage: Any, sealed: bool, small: Run, tmp_path: Path) -> None:
-    """As records."""
+    """A manifest is read as it was written, or gives a one-line error."""
     folder = tmp_path / "run"
     folder.mkdir(exist_ok=True)
     text = (small.folder / "manifest.json").read_bytes()
@@ -278,7 +278,7 @@ OPTION = likely(
 @FUZZ
 @given(tables=likely(st.lists(table(RULE, 3), max_size=2)), option=OPTION)
 def test_gate_thresholds(tables: Any, option: str, tmp_path: Path) -> None:
-    """Rules, or one line that names what is wrong with them."""
+    """Options and files give rules, or a one-line error."""
     path = tmp_path / "rules.toml"
     if isinstance(tables, list) and all(isinstance(each, dict) for each in tables):
         path.write_bytes("".join(f"[[{TABLE}.rule]]\n{lines(each)}" for each in tables).encode())
@@ -342,7 +342,7 @@ SIDES = {"compare": 2, "gate": 2, "export": 1, "claims": 1, "show": 1}
 
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
-    """Mostly with one mistake or none."""
+    """Draw command lines, mostly with one mistake or none."""
     argument = likely(RUNS, TEXT.filter(lambda text: "\x00" not in text))
     name = draw(st.sampled_from(list(COMMANDS)))
     words = [name, *(draw(argument) for _ in range(SIDES.get(name, 0)))]
@@ -355,7 +355,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 @pytest.fixture
 def at_work(small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with a run and a grid, and cells that take no torch."""
+    """A folder with a run and a grid whose cells run without torch."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(executors.EXECUTORS, "process", lambda address: light.LightExecutor(PRELOAD))
     for name in ("small", "other"):
@@ -367,7 +367,7 @@ def at_work(small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 @settings(FUZZ, max_examples=80)
 @given(words=command_lines())
 def test_command_lines(words: list[str], at_work: Path) -> None:
-    """An exit status that is documented; with 2, one line on standard error; a gate passes only with that word."""
+    """The exit status is a documented one. Status 2 has a one-line error, and a gate passes only if it says so."""
     out, err = io.StringIO(), io.StringIO()
     before = {path: path.read_bytes() for path in (at_work / "results").rglob("*.json")}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -380,4 +380,4 @@ def test_command_lines(words: list[str], at_work: Path) -> None:
         assert said.startswith("error: ") and said.count("\n") == 1, (words, said)
     if words[0] == "gate" and ended.value.code == 0:
         assert "Gate passed" in out.getvalue()
-    assert {path: path.read_bytes() for path in before} == before, "results stay as they are"
+    assert {path: path.read_bytes() for path in before} == before, "results are unchanged"

@@ -48,10 +48,10 @@ def test_the_tutorial_grid_is_the_tutorials_protocol() -> None:
     """It has ResNet-18, batch size 4, 25 epochs, SGD 1e-3, momentum 0.9 and StepLR(7, 0.1)."""
     grid = load_grid("tutorial")
     assert grid.matrix.backbones == ["torchvision:resnet18"]
-    protocol = grid.protocol
-    assert (protocol["epochs"], protocol["batch_size"]) == (25, 4)
-    assert (protocol["optimizer"], protocol["learning_rate"], protocol["momentum"]) == ("sgd", 1e-3, 0.9)
-    assert (protocol["schedule"], protocol["step_size"], protocol["gamma"]) == ("step", 7, 0.1)
+    settings = grid.shared_settings
+    assert (settings["epochs"], settings["batch_size"]) == (25, 4)
+    assert (settings["optimizer"], settings["learning_rate"], settings["momentum"]) == ("sgd", 1e-3, 0.9)
+    assert (settings["schedule"], settings["step_size"], settings["gamma"]) == ("step", 7, 0.1)
 
 
 def test_a_matrix_is_every_combination_by_seed_then_backbone(tmp_path: Path) -> None:
@@ -223,13 +223,13 @@ def test_a_protocol_and_what_it_reads(tmp_path: Path) -> None:
     found = expand(grid, weights="auto", spec=lambda s: s, devices=lambda: HAVE)
     assert {cell.config.learning_rates for cell in found} == {(1e-3, 1e-2, 1.0)}
     assert {cell.config.trainings for cell in found} == {4}
-    assert json.loads(json.dumps(grid.protocol)) == grid.protocol
+    assert json.loads(json.dumps(grid.shared_settings)) == grid.shared_settings
     path.write_text(MATRIX + "[[include]]\nfolds = 3\n[train]\nprotocol = 'kfold'\n")
     found = expand(load_grid(str(path)), weights="auto", spec=lambda s: s, devices=lambda: HAVE)
     assert {(cell.config.protocol, cell.config.trainings) for cell in found} == {("kfold", 5), ("kfold", 3)}
     path.write_text(MATRIX)
     chosen = load_grid(str(path)).override({}, {"protocol": "kfold"})
-    assert chosen.protocol["protocol"] == "kfold"
+    assert chosen.shared_settings["protocol"] == "kfold"
     assert run_name(chosen, None, "auto", None, None) == "own-kfold"
     assert run_name(chosen, None, "random", 1, None) == "own-kfold-epochs1-random"
 
@@ -240,7 +240,7 @@ def test_a_grid_can_ask_for_compiled_backbones(tmp_path: Path) -> None:
     for value, valid in (("true", True), ("1", False), ('"yes"', False)):
         place.write_text(f'[matrix]\nbackbones = ["timm:test_resnet"]\n[train]\ncompile = {value}\n')
         if valid:
-            assert load_grid(str(place)).protocol["compile"] is True
+            assert load_grid(str(place)).shared_settings["compile"] is True
         else:
             with pytest.raises(ConfigError, match=r"compile=.*: must be true or false"):
                 load_grid(str(place))

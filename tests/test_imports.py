@@ -1,4 +1,4 @@
-"""What must not be loaded for commands that only read."""
+"""Tests that commands which only read don't import heavy libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TORCH_SIDE = {"bench.execution.worker"}
 
 
 def modules(package: str) -> list[str]:
-    """All that users load: what measures the suite itself is no part of it."""
+    """All modules that users load. `bench.devtools`, which measures the suite itself, is left out."""
     paths = sorted((ROOT / package).rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
     return [name for name in names if not name.endswith("__main__") and not name.startswith("bench.devtools")]
@@ -85,7 +85,7 @@ def test_a_sweep_runs_without_scipy_and_pandas() -> None:
 
 
 def test_help_is_quick_to_load() -> None:
-    """`--help` loads the command line and nothing that reads, checks or draws results."""
+    """`--help` loads the command line, and no library that reads, checks or draws results."""
     heavy = ("pandas", "scipy", "matplotlib", "rich.progress", "pydantic", "numpy", "PIL")
     code = f"import sys, bench.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Metrics: scores against independent ones, what is unknown, and that one entry is all that a new metric takes."""
+"""Tests scores against independent implementations, unknown values, and that a new metric needs only one entry."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bench.compare.sides import compared_by_default, read_sides
 from bench.export.trackers import export_to
 from bench.report.data import page_data
 from bench.report.figures import draw
-from bench.report.matrix import make_matrix
+from bench.report.heatmap import make_heatmap
 from bench.report.summary import summarise
 from bench.report.tables import columns, priorities_table
 from bench.report.write import write_report
@@ -46,23 +46,23 @@ CONFIDENCES = [
     *(0.48, 0.86, 0.77, 0.79, 0.74, 0.98, 0.53, 0.58, 0.44, 0.34, 0.45, 0.94, 0.89, 0.38, 0.72),
     *(0.64, 0.72, 0.76, 0.51, 0.97, 0.63, 0.74, 0.74, 0.43, 0.34, 0.59, 0.83, 0.87, 0.81, 0.39),
 ]
-"""Three classes that are there, one of which is never predicted, and one that is predicted but not there."""
+"""Three classes with images, one of them never predicted, and one class that is predicted but has no images."""
 
 
 def test_scores_are_those_of_the_libraries() -> None:
-    """scikit-learn 1.9.1 (`f1_score` with macro average, `balanced_accuracy_score`), torchmetrics 1.9.0 (15 bins)."""
+    """They equal scikit-learn 1.9.1 (`f1_score`, macro; `balanced_accuracy_score`) and torchmetrics 1.9.0 (15 bins)."""
     assert macro_f1(SAID, LABELS) == pytest.approx(0.349071207430)
     assert balanced_accuracy(SAID, LABELS) == pytest.approx(0.477124183007)
     assert calibration_error(SAID, CONFIDENCES, LABELS) == pytest.approx(0.2520000, abs=1e-6)
 
 
-JUDGED = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 1)), min_size=1, max_size=60)
+PREDICTIONS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0, 1)), min_size=1, max_size=60)
 
 
-@given(judged=JUDGED)
-def test_scores_follow_their_definitions(judged: list[tuple[int, int, float]]) -> None:
-    """Class by class and bin by bin, from precision, recall, accuracy and mean confidence."""
-    said, truth, confidences = (list(column) for column in zip(*judged, strict=True))
+@given(predictions=PREDICTIONS)
+def test_scores_follow_their_definitions(predictions: list[tuple[int, int, float]]) -> None:
+    """They equal scores computed class by class and bin by bin from precision, recall, accuracy and mean confidence."""
+    said, truth, confidences = (list(column) for column in zip(*predictions, strict=True))
     f1s, recalls = [], []
     for label in {*said, *truth}:
         hits = sum(a == b == label for a, b in zip(said, truth, strict=True))
@@ -83,12 +83,12 @@ def test_scores_follow_their_definitions(judged: list[tuple[int, int, float]]) -
 
 
 def test_conventions_of_scores() -> None:
-    """A class that is never right counts with 0 in F1; one without images has no recall; bins hold their upper edge."""
+    """A class that is never right has F1 0. A class without images has no recall. Bins contain their upper edge."""
     assert macro_f1([0, 0], [0, 1]) == pytest.approx((2 / 3 + 0) / 2), "never predicted"
-    assert macro_f1([0, 7], [0, 0]) == pytest.approx((2 / 3 + 0) / 2), "predicted, but not there"
+    assert macro_f1([0, 7], [0, 0]) == pytest.approx((2 / 3 + 0) / 2), "predicted, but without images"
     assert balanced_accuracy([0, 7], [0, 0]) == 0.5 and balanced_accuracy([0, 0], [0, 1]) == 0.5
     assert calibration_error([0, 0], [1.0, 1.0], [0, 0]) == 0 and calibration_error([1], [1.0], [0]) == 1
-    # At the edge of a bin both are in the lower one, and cancel out; a hair above, each bin has a gap of its own.
+    # At the edge of a bin both are in the lower bin and cancel out. Slightly above it, each bin has its own gap.
     assert calibration_error([0, 1], [2 / BINS, 2 / BINS - 0.01], [0, 0]) == pytest.approx(abs(4 / BINS - 1.01) / 2)
     above = 2 / BINS + 1e-9
     apart = calibration_error([0, 1], [above, 2 / BINS - 0.01], [0, 0])
@@ -98,7 +98,7 @@ def test_conventions_of_scores() -> None:
 
 
 def test_scores_are_of_the_last_epochs_predictions() -> None:
-    """Not of the best ones, which were chosen on the same images."""
+    """They don't use the best predictions, which were chosen on the same images."""
     one = record("timm:a", "frozen", right=90)
     assert one.result is not None
     all_right = one.result.best.replace(labels=list(TRUTH))
@@ -106,7 +106,7 @@ def test_scores_are_of_the_last_epochs_predictions() -> None:
     read = {name: METRICS[name].of(cell) for name in SCORES}
     assert read["balanced_accuracy_last"] == pytest.approx((1 + 0.8) / 2)
     assert read["macro_f1_last"] == pytest.approx((2 * 50 / 110 + 2 * 40 / 90) / 2)
-    assert read["calibration_error_last"] == pytest.approx(0, abs=1e-12), "90 of 100 are right, each with 0.9"
+    assert read["calibration_error_last"] == pytest.approx(0, abs=1e-12), "90 of 100 are right, with confidence 0.9"
     last = one.result.last.replace(confidences=[0.5] * 100)
     sure = replace(cell, result=one.result.replace(last=last))
     assert METRICS["calibration_error_last"].of(sure) == pytest.approx(0.4)
@@ -114,7 +114,7 @@ def test_scores_are_of_the_last_epochs_predictions() -> None:
 
 @pytest.mark.parametrize("name", SCORES)
 def test_an_unknown_score_is_none(name: str) -> None:
-    """Without true labels, with random weights, and of an error of calibration where a confidence is not known."""
+    """Scores are None without true labels and with random weights; calibration error also without a confidence."""
     one, random = record("timm:a", "frozen"), record("timm:a", "frozen", weights=RANDOM)
     known, alone, chance = finished(one, TRUTH), finished(one), finished(random, TRUTH)
     assert known and alone and chance and METRICS[name].of(known) is not None
@@ -126,7 +126,7 @@ def test_an_unknown_score_is_none(name: str) -> None:
 
 
 def test_a_record_that_does_not_fit_its_run_is_one_line(tmp_path: Path) -> None:
-    """Such as one with predictions of fewer images, edited by hand: wherever a metric is read."""
+    """A record with predictions for fewer images gives a one-line error wherever a metric is read."""
     one = record("timm:a", "frozen")
     assert one.result is not None
     few = one.result.replace(last=one.result.last.replace(labels=[0] * 7, confidences=[0.5] * 7))
@@ -142,7 +142,7 @@ def seeds(regime: str, rights: tuple[int, ...], **fields: Any) -> list[Record]:
 
 
 def test_scores_are_compared_over_seeds(tmp_path: Path) -> None:
-    """Their differences with scipy's paired t-test; an error that grows is worse; three seeds are needed."""
+    """Differences equal scipy's paired t-test. A larger calibration error is worse. Three seeds are needed."""
     old, new = (90, 92, 91, 90), (85, 86, 87, 84)
     for name, rights in (("old", old), ("new", new), ("short", new[:2])):
         write_run(tmp_path / name, seeds("frozen", rights))
@@ -166,7 +166,7 @@ def test_scores_are_compared_over_seeds(tmp_path: Path) -> None:
 
 
 def test_a_claim_can_be_about_a_score(tmp_path: Path) -> None:
-    """By the difference over seeds; the report says what the interval leaves out, and only where there is such one."""
+    """It uses the difference over seeds. Only a report with such a claim says what its interval leaves out."""
     claim = Claim(name="fair", statement="It is as fair", metric="macro_f1_last", regime="frozen", low=-0.02)
     records = [*seeds("finetune", (90, 91, 90)), *seeds("frozen", (95, 96, 97))]
     groups = make_groups([("r", one) for one in records], {"r": TRUTH})
@@ -184,7 +184,7 @@ def test_a_claim_can_be_about_a_score(tmp_path: Path) -> None:
 
 
 def test_scores_are_in_exports_pages_and_trackers(tmp_path: Path) -> None:
-    """With the true labels of their run; no column of the report's table is theirs."""
+    """Exports compute them with the true labels of the run. The report's table has no column for them."""
     run = write_run(tmp_path / "r", seeds("frozen", (90, 94)))
     table = bench.load_results(run.folder)
     expected = [balanced_accuracy(one.result.last.labels, TRUTH) for one in run.records().values() if one.result]
@@ -204,21 +204,21 @@ def test_scores_are_in_exports_pages_and_trackers(tmp_path: Path) -> None:
 
 
 def test_one_seed_of_a_score_has_no_interval(tmp_path: Path) -> None:
-    """Wilson's is for shares of right ones alone."""
+    """Wilson's interval is only for accuracies."""
     data = page_data(summarise([write_run(tmp_path / "r", seeds("frozen", (90,)))], "r"))
     figures = data["groups"][0]["figures"]
     assert len(set(figures["macro_f1_last"])) == 1 and len(set(figures["val_accuracy_last"])) == 3
 
 
 def energy(**more: Any) -> Metric:
-    """A metric as somebody else would add it: half a watt-hour a second of an epoch."""
+    """A metric as a user would add it: half a watt-hour per second of an epoch."""
     fields: dict[str, Any] = {"label": "energy", "unit": "Wh", "meaning": "of an epoch", "better": "lower"}
     return Metric(value=lambda cell: (cell.result.epoch_seconds or 0.0) / 2, **(fields | more))
 
 
 @pytest.fixture
 def sides(tmp_path: Path) -> list[str]:
-    """Two runs, the second of which takes twice the time."""
+    """Two runs; the second takes twice as long."""
     for name, factor in (("old", 1), ("new", 2)):
         records = [record("timm:a", "frozen", seed=s, seconds=factor * (10 + s / 10)) for s in range(4)]
         write_run(tmp_path / name, records)
@@ -226,7 +226,7 @@ def sides(tmp_path: Path) -> list[str]:
 
 
 def test_a_metric_from_outside_is_one_entry(sides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports, pages, comparisons and gates know it."""
+    """Exports, pages, comparisons and gates use it."""
     monkeypatch.setitem(METRICS, "watt_hours", energy())
     table = bench.load_results(sides)
     assert table.columns[-1] == "watt_hours" and str(table["watt_hours"].dtype) == "Float64"
@@ -243,7 +243,7 @@ def test_a_metric_from_outside_is_one_entry(sides: list[str], monkeypatch: pytes
 
 
 def test_gate_rules_can_be_about_a_metric_from_outside(sides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a factor and by a limit; without the entry, or of a kind that it isn't, a rule is a mistake."""
+    """A rule may set a factor and a limit. A rule for a missing entry, or of the wrong kind, is refused."""
     rules = read_rules(None, ["watt_hours: factor=3, max=8"], folder=Path(sides[0]))
     with pytest.raises(ConfigError, match="watt_hours"):
         compare(read_sides(sides), rules=rules)
@@ -257,7 +257,7 @@ def test_gate_rules_can_be_about_a_metric_from_outside(sides: list[str], monkeyp
 
 
 def test_how_a_metric_is_compared_is_its_own(sides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exact ones always are, those `by_default` where none are named, those without a better direction never."""
+    """Exact metrics are always compared, `by_default` ones if none are named, those without `better` never."""
     monkeypatch.setitem(METRICS, "counted", energy(compared="exact"))
     monkeypatch.setitem(METRICS, "usual", energy(by_default=True))
     monkeypatch.setitem(METRICS, "neither", energy(better=None))
@@ -269,30 +269,30 @@ def test_how_a_metric_is_compared_is_its_own(sides: list[str], monkeypatch: pyte
     assert part.quantity.kind == "difference" and part.quantity.show(0.25) == "25.0%" and part.verdict == "same"
     with pytest.raises(UserError, match="neither"):
         compare(read_sides(sides), metrics=["neither"])
-    with pytest.raises(ConfigError, match="energy: compared='difference' is for shares"):
+    with pytest.raises(ConfigError, match="energy: compared='difference' is only for shares shown in percent"):
         energy(compared="difference")
 
 
 def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The matrix, its picture, the table, what matters most, and the line of progress show it."""
-    monkeypatch.setitem(METRICS, "watt_hours", energy(matters="energy", phrase="{} an epoch", column=True))
+    """The heat map, its figure, the table, the priorities and the line of progress show it."""
+    monkeypatch.setitem(METRICS, "watt_hours", energy(matters="energy", phrase="{} per epoch", column=True))
     assert headline() == ["val_accuracy_best", "epoch_seconds", "peak_memory_bytes", "watt_hours"]
     records = [record("timm:a", regime, seconds=seconds) for regime, seconds in (("finetune", 10), ("frozen", 4))]
     summary = summarise([write_run(tmp_path / "r", records)], "r")
-    matrix = make_matrix(summary)
-    ((_, squares),) = matrix.rows
-    assert matrix.metrics[-1] == "watt_hours"
+    heatmap = make_heatmap(summary)
+    ((_, squares),) = heatmap.rows
+    assert heatmap.metrics[-1] == "watt_hours"
     assert [square.shades["watt_hours"].share for square in squares if square] == [0, 1]
     assert [square.shades["watt_hours"].text for square in squares if square] == ["5.01", "2.01"]
     assert priorities_table(summary)["what matters most"].tolist() == ["accuracy", "time", "memory", "energy"]
     assert "energy, Wh" in {column.heading for column in columns(summary)}
     assert "energy, Wh" in draw(summary)["matrix"].svg
     assert 'name="matrix-metric" value="watt_hours"' in write_report(summary, tmp_path)[1].read_text()
-    assert _end_text(records[0]) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB, 5.01 Wh an epoch"
+    assert _end_text(records[0]) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB, 5.01 Wh per epoch"
 
 
-def test_the_line_of_a_cell_that_ended_has_the_headline() -> None:
-    """Word for word; where nothing is trained what isn't known is left out, but not that an accuracy says nothing."""
+def test_the_line_of_a_finished_cell_has_the_headline_metrics() -> None:
+    """Unknown values are left out if nothing is trained, but an unknown accuracy is shown."""
     assert _end_text(record("timm:a", "frozen")) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB"
     assert _end_text(record("timm:a", "frozen", weights=RANDOM)).startswith("done in 41 s: best accuracy n/a, 10 s")
     assert _end_text(untrained("timm:a")) == "done in 4 s: accuracy 95.0%, 10 MiB"
@@ -300,7 +300,7 @@ def test_the_line_of_a_cell_that_ended_has_the_headline() -> None:
 
 
 def test_the_lists_follow_the_entries() -> None:
-    """What is rated by is the first of the headline, and no cost."""
+    """The accuracy that combinations are ranked by is the first headline metric and not a cost."""
     assert headline() == [RATED_BY, *costs()] and costs() == ["epoch_seconds", "peak_memory_bytes"]
     assert compared_by_default() == ["epoch_seconds", "peak_memory_bytes", "val_accuracy_last"]
     for name, metric in METRICS.items():
@@ -308,7 +308,7 @@ def test_the_lists_follow_the_entries() -> None:
 
 
 def test_only_metrics_decide_by_units() -> None:
-    """No other module looks at a unit or holds a list of headline metrics."""
+    """No other module checks units or lists the headline metrics."""
     for path in (ROOT / "bench").rglob("*.py"):
         if path.name != "metrics.py":
             text = path.read_text(encoding="utf-8")

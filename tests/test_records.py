@@ -1,4 +1,4 @@
-"""Identity of cells, and records of earlier versions."""
+"""Tests the ids of cells, and reading records of earlier versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KNOWN = Cell(
 
 
 def test_a_cell_keeps_the_id_that_it_had_in_version_1() -> None:
-    """Fields that came later don't change it while they mean what was done before."""
+    """Later fields don't change the id while they have the values that mean the earlier behaviour."""
     assert KNOWN.id == "ddc5e8404fe7"
     assert KNOWN.but(**AS_BEFORE).id == "ddc5e8404fe7"
 
@@ -38,7 +38,7 @@ def test_a_cell_keeps_the_id_that_it_had_in_version_1() -> None:
     ids=str,
 )
 def test_what_can_change_a_number_changes_the_id(settings: dict[str, object]) -> None:
-    """Each differs from the fixed protocol's, from its own protocol's defaults, and between seeds."""
+    """Its id differs from that of protocol `fixed`, from that of its protocol's defaults, and between seeds."""
     cell = KNOWN.but(**settings)
     others = [KNOWN, cell.but(seed=1)]
     others += [KNOWN.but(protocol=settings["protocol"])] if len(settings) > 1 else []
@@ -46,13 +46,13 @@ def test_what_can_change_a_number_changes_the_id(settings: dict[str, object]) ->
 
 
 def test_the_order_of_learning_rates_is_no_part_of_a_cell() -> None:
-    """It decides nothing."""
+    """The order has no effect, so it doesn't change the id."""
     one, other = (KNOWN.but(protocol="tuned", learning_rates=rates) for rates in ([1e-3, 1], [1, 1e-3]))
     assert one == other and one.id == other.id
 
 
 def test_a_run_of_version_1_is_read_as_the_fixed_protocol() -> None:
-    """Every cell of the committed run under its own id; the manifest's protocol is complete."""
+    """Every cell of the committed run keeps its id, and the manifest gets all shared settings."""
     run = Run(REFERENCE)
     assert json.loads((REFERENCE / "manifest.json").read_text())["schema_version"] == 1
     manifest = run.manifest()

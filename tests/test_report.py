@@ -1,4 +1,4 @@
-"""Reports: what they say, and that names from data are shown as text."""
+"""Tests the contents of reports, and that names from data are escaped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tl.regimes import REGIMES
 
 
 def test_commands_in_the_answer_are_code() -> None:
-    """Backticks are Markdown's; names from data stay text."""
+    """Backticks become code, and names from data are escaped."""
     assert str(with_code("use `--seeds 3` on <b>")) == "use <code>--seeds 3</code> on &lt;b&gt;"
 
 
@@ -30,7 +30,7 @@ def pages(run: Run, tmp_path: Path) -> tuple[str, str]:
 
 
 def test_speed_up_memory_and_accuracy_against_fine_tuning(tmp_path: Path) -> None:
-    """Known figures in, the right ratio, share and difference out."""
+    """Known times, memory and accuracies give the right ratio, share and difference."""
     run = write_run(
         tmp_path / "r",
         [
@@ -50,15 +50,15 @@ def test_speed_up_memory_and_accuracy_against_fine_tuning(tmp_path: Path) -> Non
 
 
 def test_one_seed_has_no_interval_and_no_verdict(tmp_path: Path) -> None:
-    """A second run would differ by more than its epochs do; the way to a verdict is said."""
+    """Epochs of one seed don't show the scatter between runs. The report says how to get a verdict."""
     records = [record("timm:a", "finetune", seconds=20), record("timm:a", "frozen", seconds=5)]
     markdown, _ = pages(write_run(tmp_path / "r", records), tmp_path)
     assert "4.00× (1 of 3 seeds)" in markdown and "1 too few samples" in markdown
     assert "`--until-decided`" in markdown.splitlines()[3]
 
 
-def test_the_answer_is_the_quickest_that_cannot_be_told_from_the_best(tmp_path: Path) -> None:
-    """A tie in accuracy goes to the quicker one; a clear loser doesn't win by speed."""
+def test_the_answer_is_the_fastest_that_is_statistically_tied_with_the_best(tmp_path: Path) -> None:
+    """Among groups with tied accuracy the fastest wins. A clearly less accurate one doesn't win by speed."""
     records = [
         record("timm:best", "finetune", seconds=30, right=97),
         record("timm:close", "frozen", seconds=6, right=96, frozen=True),
@@ -73,7 +73,7 @@ def test_the_answer_is_the_quickest_that_cannot_be_told_from_the_best(tmp_path: 
 
 @pytest.mark.parametrize("seeds", [1, 3, 6, 8])
 def test_a_clear_loser_never_wins_by_speed(tmp_path: Path, seeds: int) -> None:
-    """However many seeds and groups there are: 60% is told from 97%."""
+    """60% and 97% are distinguished with any number of seeds and groups."""
     records = [
         record(f"timm:{name}", "frozen", seconds=seconds, right=right - seed % 2, seed=seed)
         for seed in range(seeds)
@@ -83,15 +83,15 @@ def test_a_clear_loser_never_wins_by_speed(tmp_path: Path, seeds: int) -> None:
     assert choice.pick.config.backbone == "timm:best"
 
 
-def test_without_a_seed_in_common_nothing_is_told_apart(tmp_path: Path) -> None:
-    """It is a tie, not a loss."""
+def test_groups_without_a_seed_in_common_are_tied(tmp_path: Path) -> None:
+    """The slower one is not called worse."""
     records = [record("timm:best", "frozen", seconds=30, right=97), record("timm:quick", "frozen", right=96, seed=1)]
     (choice,) = summarise([write_run(tmp_path / "r", records)], "r").choices
     assert (choice.pick.config.backbone, choice.tied) == ("timm:quick", 1)
 
 
 def test_random_weights_have_no_accuracy_anywhere(tmp_path: Path) -> None:
-    """Shown as n/a, with the reason, out of the choice; time stays. `scratch` keeps its accuracy."""
+    """Accuracy is n/a, with the reason, and the cell is never chosen. `scratch` keeps its accuracy."""
     records = [
         record("timm:a", "finetune", weights=RANDOM, right=21),
         record("timm:a", "frozen", weights=RANDOM, right=22),
@@ -105,7 +105,7 @@ def test_random_weights_have_no_accuracy_anywhere(tmp_path: Path) -> None:
 
 
 def test_controls_are_marked_and_never_the_answer(tmp_path: Path) -> None:
-    """Though they are the most accurate; they are in the table with a note, and in no comparison."""
+    """Even the most accurate controls are only in the table, with a note, and in no comparison."""
     records = [
         record("timm:a", "finetune", seconds=20, right=92),
         record("timm:a", "frozen", seconds=10, right=91, frozen=True),
@@ -116,7 +116,7 @@ def test_controls_are_marked_and_never_the_answer(tmp_path: Path) -> None:
     summary = summarise([run], "r")
     (choice,) = summary.choices
     assert choice.best.config.regime == "finetune" and choice.pick.config.regime == "frozen"
-    assert choice.tied == 1, "controls are not counted among those that can't be told apart"
+    assert choice.tied == 1, "controls are not counted as tied"
     assert [c.fast.config.regime for c in summary.comparisons] == ["frozen"]
     for page in pages(run, tmp_path):
         assert "zeroshot (control)" in page and "scratch (control)" in page and "finetune (control)" not in page
@@ -128,7 +128,7 @@ def test_controls_are_marked_and_never_the_answer(tmp_path: Path) -> None:
 
 
 def test_without_controls_there_is_no_note_on_them(tmp_path: Path) -> None:
-    """And with nothing but controls there is no recommendation, which is said."""
+    """With controls only, the report says that there is nothing to recommend."""
     plain = pages(write_run(tmp_path / "plain", [record("timm:a", "finetune")]), tmp_path)
     assert not any("yardsticks" in page for page in plain)
     only = pages(write_run(tmp_path / "only", [untrained("timm:a")]), tmp_path)
@@ -136,7 +136,7 @@ def test_without_controls_there_is_no_note_on_them(tmp_path: Path) -> None:
 
 
 def test_skipped_cells_are_shown_with_their_reason(tmp_path: Path) -> None:
-    """Beside the others without a result, but not as something bad."""
+    """They are listed with other cells without a result, but not marked as bad."""
     run = write_run(tmp_path / "r", [record("timm:a", "finetune"), record("timm:a", "zeroshot", status="skipped")])
     markdown, page = pages(run, tmp_path)
     assert "- **skipped** timm:a zeroshot cpu seed 0: took | too" in markdown
@@ -144,7 +144,7 @@ def test_skipped_cells_are_shown_with_their_reason(tmp_path: Path) -> None:
 
 
 def test_failed_and_missing_cells_are_shown(tmp_path: Path) -> None:
-    """With status and reason; what was never run is named too."""
+    """They have a status and a reason. Cells that never ran are listed too."""
     done, late = record("timm:a", "finetune"), record("timm:a", "frozen", status="timeout")
     run = write_run(tmp_path / "r", [done, late, record("timm:b", "frozen")])
     (run.folder / "cells" / f"{record('timm:b', 'frozen').cell_id}.json").unlink()
@@ -154,15 +154,15 @@ def test_failed_and_missing_cells_are_shown(tmp_path: Path) -> None:
     assert summarise([run], "r").comparisons == ()
 
 
-def test_a_backbone_that_moved_is_said_at_the_top(tmp_path: Path) -> None:
-    """A frozen cell that was not frozen."""
+def test_a_backbone_that_changed_is_reported_at_the_top(tmp_path: Path) -> None:
+    """A frozen cell whose backbone changed has a warning before the results."""
     run = write_run(tmp_path / "r", [record("timm:a", "frozen", frozen=False)])
     for page in pages(run, tmp_path):
         assert page.index("Not frozen") < page.index("Results") and "NOT FROZEN" in page
 
 
 def test_several_seeds_are_mean_and_standard_deviation(tmp_path: Path) -> None:
-    """With their number in the table."""
+    """The table has the number of seeds."""
     run = write_run(tmp_path / "r", [record("timm:a", "frozen", seed=s, right=r) for s, r in ((0, 90), (1, 94))])
     markdown, _ = pages(run, tmp_path)
     row = next(line for line in markdown.splitlines() if line.startswith("| timm:a"))
@@ -170,7 +170,7 @@ def test_several_seeds_are_mean_and_standard_deviation(tmp_path: Path) -> None:
 
 
 def test_every_seed_counts_for_frozen(tmp_path: Path) -> None:
-    """One seed that moved is enough."""
+    """One seed with a changed backbone is enough for NOT FROZEN."""
     seeds = [record("timm:a", "frozen", seed=0, frozen=True), record("timm:a", "frozen", seed=1, frozen=False)]
     assert "NOT FROZEN" in pages(write_run(tmp_path / "r", seeds), tmp_path)[0]
 
@@ -187,7 +187,7 @@ class _Tags(HTMLParser):
 
 
 def test_names_from_data_are_text(tmp_path: Path) -> None:
-    """Classes, reasons and run names with markup in them do nothing."""
+    """Markup in classes, reasons and names of runs has no effect."""
     classes = ("<script>alert(1)</script>", "a|b")
     records = [record("timm:a", "frozen", classes=classes), record("timm:a", "finetune", status="failed")]
     run = write_run(tmp_path / "<b>r", records, classes=classes, fallback="synthetic <b>images</b>")
@@ -200,7 +200,7 @@ def test_names_from_data_are_text(tmp_path: Path) -> None:
 
 
 def test_the_page_is_self_contained(tmp_path: Path) -> None:
-    """Nothing is fetched: no address but anchors within the page; the pictures of the Markdown lie beside it."""
+    """The page fetches nothing: all addresses are anchors within it. Pictures of the Markdown are files next to it."""
     run = write_run(tmp_path / "r", [record("timm:a", r, seconds=s) for r, s in (("finetune", 20), ("frozen", 10))])
     markdown, page = pages(run, tmp_path)
     tags = _Tags()
@@ -214,13 +214,13 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
 
 
 def test_a_report_is_the_same_every_time(tmp_path: Path) -> None:
-    """Byte for byte, so that a committed one changes only when the records do."""
+    """It is equal byte for byte, so that a committed report changes only with its records."""
     run = write_run(tmp_path / "r", [record("timm:a", r, seconds=s) for r, s in (("finetune", 20), ("frozen", 10))])
     assert pages(run, tmp_path) == pages(run, tmp_path)
 
 
 def test_only_seeds_are_pooled(tmp_path: Path) -> None:
-    """Cells that differ in their epochs, or in their weights, are rows of their own, and are told apart."""
+    """Cells that differ in epochs or weights have separate rows with different names."""
     records = [
         *(record("timm:a", regime, seconds=s) for regime, s in (("finetune", 20), ("frozen", 10))),
         record("timm:a", "frozen", seconds=3, epochs=9),
@@ -235,8 +235,8 @@ def test_only_seeds_are_pooled(tmp_path: Path) -> None:
     assert "| epochs" in header
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    """By their paths; a run that is named twice is refused, since its cells would count twice."""
+def test_runs_of_one_name_are_distinguished(tmp_path: Path) -> None:
+    """They are named by their paths. A run that is given twice is refused, since its cells would count twice."""
     for place, right in (("here", 90), ("there", 94)):
         write_run(tmp_path / place / "r", [record("timm:a", "frozen", right=right)])
     runs = find_runs([tmp_path / "here" / "r", tmp_path / "there" / "r"])
@@ -247,15 +247,15 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
         find_runs([tmp_path / "here" / "r", tmp_path / "there" / ".." / "here" / "r"])
 
 
-def test_backbones_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    """A figure must not average torchvision's network with timm's."""
+def test_backbones_of_one_name_are_distinguished(tmp_path: Path) -> None:
+    """Otherwise a figure would average torchvision's network with timm's."""
     records = [record("timm:a", "frozen"), record("torchvision:a", "frozen"), record("timm:b", "frozen")]
     summary = summarise([write_run(tmp_path / "r", records)], "r")
     assert [summary.short(group) for group in summary.groups] == ["timm:a", "torchvision:a", "b"]
 
 
 def test_a_head_that_is_slower_than_fine_tuning_is_in_the_figure(tmp_path: Path) -> None:
-    """The axis reaches down to what contradicts the claim."""
+    """The axis includes ratios below 1."""
     from bench.report.figures import _speed_up
 
     records = [record("timm:a", "finetune", seconds=10), record("timm:a", "frozen", seconds=20)]
@@ -264,7 +264,7 @@ def test_a_head_that_is_slower_than_fine_tuning_is_in_the_figure(tmp_path: Path)
 
 
 def test_p_values_are_adjusted_over_all_comparisons(tmp_path: Path) -> None:
-    """Twice as many comparisons, twice the p of the smallest (Holm)."""
+    """With twice as many comparisons, the smallest p-value doubles (Holm)."""
 
     def smallest(backbones: str) -> float:
         records = [
@@ -280,7 +280,7 @@ def test_p_values_are_adjusted_over_all_comparisons(tmp_path: Path) -> None:
 
 
 def test_the_machine_is_that_of_the_records(tmp_path: Path) -> None:
-    """Not that of the last command; two machines are said to be two."""
+    """The report doesn't take it from the last command, and counts two machines as two."""
     one, other = record("timm:a", "finetune"), record("timm:a", "frozen")
     other = other.replace(environment=other.environment.replace(cpu="another processor"))
     for page in pages(write_run(tmp_path / "r", [one, other]), tmp_path):
@@ -288,13 +288,13 @@ def test_the_machine_is_that_of_the_records(tmp_path: Path) -> None:
 
 
 def test_synthetic_images_are_named_in_the_answer(tmp_path: Path) -> None:
-    """A recommendation made on synthetic images says so itself."""
+    """A recommendation from synthetic images says so."""
     run = write_run(tmp_path / "r", [record("timm:a", "frozen")], fallback="synthetic")
     assert "These images are synthetic" in pages(run, tmp_path)[0]
 
 
 def test_a_command_cannot_leave_its_fence(tmp_path: Path) -> None:
-    """Backticks in what was typed get a longer fence."""
+    """A command with backticks gets a longer fence."""
     run = write_run(tmp_path / "r", [record("timm:a", "frozen")])
     manifest = run.manifest()
     evil = manifest.invocations[0].replace(command="x\n```\n<script>")
@@ -303,7 +303,7 @@ def test_a_command_cannot_leave_its_fence(tmp_path: Path) -> None:
 
 
 def test_records_survive_being_written_again(tmp_path: Path) -> None:
-    """A later attempt replaces the record; all earlier ones stay, whatever has become of their numbers."""
+    """A later attempt replaces the record and keeps all earlier ones, even if a number in between is missing."""
     run = write_run(tmp_path / "r", [record("timm:a", "frozen", status="failed")])
     failed = record("timm:a", "frozen", status="failed")
     for _ in range(2):
@@ -316,7 +316,7 @@ def test_records_survive_being_written_again(tmp_path: Path) -> None:
 
 
 def test_a_record_with_losses_that_overflowed_can_be_read_again(tmp_path: Path) -> None:
-    """None in place of NaN, in confidences too."""
+    """NaN is stored as None, in confidences too."""
     one = record("timm:a", "frozen")
     assert one.result is not None
     broken = one.result.best.replace(confidences=[None] * 100)
@@ -326,14 +326,14 @@ def test_a_record_with_losses_that_overflowed_can_be_read_again(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_can_be_shown(name: str) -> None:
-    """Whole and broken numbers, and unknown."""
+    """It shows integers, fractions and unknown values."""
     for value in (3, 3.5):
         assert METRICS[name].show(value)
     assert METRICS[name].show(None) == "n/a"
 
 
 def test_without_a_warm_epoch_there_is_no_speed_up(tmp_path: Path) -> None:
-    """Unknown, nothing claimed or explained from it."""
+    """The claim's verdict is unknown, and no speed-up is shown."""
     short = []
     for regime, seconds in (("finetune", 20), ("frozen", 1)):
         one = record("timm:a", regime, seconds=seconds)
@@ -345,7 +345,7 @@ def test_without_a_warm_epoch_there_is_no_speed_up(tmp_path: Path) -> None:
 
 
 def test_a_tuned_report_says_which_rates_were_tried_and_chosen(tmp_path: Path) -> None:
-    """In the line of the protocol, and in a column of the cells; seeds may differ."""
+    """The line of settings has the tried rates. A column has the chosen ones, which may differ by seed."""
     records = [
         record("timm:a", "finetune", protocol="tuned", rate=1e-3),
         *(record("timm:a", "frozen", seed=seed, protocol="tuned", rate=rate) for seed, rate in ((0, 1e-2), (1, 3e-3))),
@@ -364,13 +364,13 @@ def test_a_tuned_report_says_which_rates_were_tried_and_chosen(tmp_path: Path) -
 
 
 def test_a_kfold_report_says_what_its_accuracy_is(tmp_path: Path) -> None:
-    """That of all images, at the last epoch; nothing flatters, and no two sets of images are named."""
+    """Accuracy is over all images at the last epoch. It is not called optimistic, and there is one set of images."""
     records = [
         record("timm:a", regime, protocol="kfold", right=right) for regime, right in (("finetune", 95), ("frozen", 85))
     ]
     run = write_run(tmp_path / "r", records)
     for page in pages(run, tmp_path):
-        assert "stratified 5-fold cross-validation over all images, a seed a repeat" in page
+        assert "stratified 5-fold cross-validation over all images, one repeat per seed" in page
         assert "each by the network that was trained without it" in page
         assert "flatters" not in page and "244 +" not in page
         assert "Use timm:a, finetune: 5-fold accuracy 95.0% (88.8–97.8)" in page
@@ -379,8 +379,8 @@ def test_a_kfold_report_says_what_its_accuracy_is(tmp_path: Path) -> None:
     assert comparison.accuracy_test is not None and comparison.accuracy_test.p == pytest.approx(2 * 0.5**10)
 
 
-def test_a_report_of_several_protocols_tells_their_accuracies_apart(tmp_path: Path) -> None:
-    """Each by its name, each once, and the cells have a column for it."""
+def test_a_report_of_several_protocols_explains_each_accuracy(tmp_path: Path) -> None:
+    """It explains each protocol once by name, and the table has a column for it."""
     runs = [
         write_run(tmp_path / name, [record("timm:a", "frozen", protocol=name, rate=1e-3 if name == "tuned" else None)])
         for name in ("fixed", "tuned", "kfold")
@@ -394,13 +394,13 @@ def test_a_report_of_several_protocols_tells_their_accuracies_apart(tmp_path: Pa
 
 
 def test_tuning_is_not_overhead() -> None:
-    """The wall time of a cell is training, tuning and the rest."""
+    """The overhead of a cell is its wall time without training and tuning."""
     one, other = record("timm:a", "frozen"), record("timm:a", "frozen", protocol="tuned", rate=1e-3)
     assert (one.overhead_seconds, other.overhead_seconds) == (1.0, 0.5)
 
 
-def test_seeds_of_different_machines_or_suites_are_told(tmp_path: Path) -> None:
-    """How many groups, in what their seeds differ, and one of them; nothing where all were measured alike."""
+def test_pooled_seeds_of_different_machines_or_suites_have_a_note(tmp_path: Path) -> None:
+    """The note has the number of such groups, what differs, and an example. Without such groups there is none."""
     old, new = (record("timm:a", "frozen", seed=seed) for seed in (0, 1))
     assert summarise([write_run(tmp_path / "alike", [old, new])], "r").mixed == []
     here = old.environment

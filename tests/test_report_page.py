@@ -1,4 +1,4 @@
-"""What a report's page is made of: headlines, priorities, the matrix, data for scripts, pictures; and its relatives."""
+"""Tests the parts of a report's page: headlines, priorities, heat map, data for scripts and pictures; and exports."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import tl
 from bench.export.trackers import TAG, export_to
 from bench.report.answers import headlines
 from bench.report.data import page_data
+from bench.report.heatmap import make_heatmap
 from bench.report.index import write_index
-from bench.report.matrix import make_matrix
 from bench.report.pictures import find_images, galleries
 from bench.report.summary import summarise
 from bench.report.terminal import print_summary
@@ -42,7 +42,7 @@ def seeds(backbone: str, regime: str, seconds: float, right: int = 95, count: in
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Fast and accurate, slow and as accurate, fastest and poor; one failed seed, one skipped cell, one to come."""
+    """A run with two accurate groups, a fast and poor one, a failed seed, a skipped cell and one not yet run."""
     records = [
         *seeds("timm:a", "finetune", 10, 90),
         *seeds("timm:a", "frozen", 4, 90),
@@ -54,7 +54,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_headlines(run: Run) -> None:
-    """Accuracy and time of the pick, and the speed-up with its verdict."""
+    """They are accuracy and time of the recommendation, and the speed-up with its verdict."""
     first, second, third = headlines(summarise([run], "run"))
     assert (first.value, first.detail) == ("91.0%", "± 1.0 (sd, n = 3)") and "timm:a, frozen" in first.what
     assert second.value == "4.06 s" and second.detail == "4.02–4.1 over 3 seeds"
@@ -62,7 +62,7 @@ def test_headlines(run: Run) -> None:
 
 
 def test_priorities_and_the_front(run: Run) -> None:
-    """What can't be told apart is called a tie; the front has what none beats in accuracy, time and memory."""
+    """Priorities include statistical ties. The front has the groups that none beats in accuracy, time and memory."""
     (choice,) = summarise([run], "run").choices
     named = {
         priority.metric: [f"{g.config.backbone} {g.config.regime}" for g in priority.groups]
@@ -74,7 +74,7 @@ def test_priorities_and_the_front(run: Run) -> None:
 
 
 def test_times_that_scatter_are_tied(tmp_path: Path) -> None:
-    """A fifth slower on average, but not for certain; with one seed, by 5% alone."""
+    """With several seeds, groups tie if the difference isn't significant; with one seed, if it is below 5%."""
     fast = [record("timm:a", "frozen", seed=s, seconds=v) for s, v in enumerate((10.0, 14.0, 8.0))]
     slow = [record("timm:b", "frozen", seed=s, seconds=v) for s, v in enumerate((13.0, 11.0, 14.0))]
     (choice,) = summarise([write_run(tmp_path / "r", [*fast, *slow])], "r").choices
@@ -87,11 +87,11 @@ def test_times_that_scatter_are_tied(tmp_path: Path) -> None:
     assert [len(p.groups) for p in choice.priorities if p.metric == "epoch_seconds"] == [1]
 
 
-def test_the_matrix_has_every_cell_that_was_planned(run: Run) -> None:
-    """Figures, shares from worst to best, and what has no result with its reason."""
-    matrix = make_matrix(summarise([run], "run"))
-    assert matrix.regimes == ("finetune", "frozen", "cached") and [name for name, _ in matrix.rows] == ["a", "b"]
-    squares = {(name, regime): s for name, row in matrix.rows for regime, s in zip(matrix.regimes, row, strict=True)}
+def test_the_heatmap_has_every_planned_cell(run: Run) -> None:
+    """Squares have values and shares from worst to best, or a status and a reason."""
+    heatmap = make_heatmap(summarise([run], "run"))
+    assert heatmap.regimes == ("finetune", "frozen", "cached") and [name for name, _ in heatmap.rows] == ["a", "b"]
+    squares = {(name, regime): s for name, row in heatmap.rows for regime, s in zip(heatmap.regimes, row, strict=True)}
     best, worst = squares["b", "finetune"], squares["a", "finetune"]
     assert best and worst and best.shades["epoch_seconds"].share == 1 and worst.shades["epoch_seconds"].share == 0
     assert best.shades["val_accuracy_best"].share == 0
@@ -104,16 +104,16 @@ def test_the_matrix_has_every_cell_that_was_planned(run: Run) -> None:
     assert lost[0] is not None and lost[0].reason == "took | too <b>long</b>"
 
 
-def test_a_seed_that_failed_is_told_beside_the_others(tmp_path: Path) -> None:
-    """The figure is of those that are there."""
+def test_a_failed_seed_is_shown_with_the_others(tmp_path: Path) -> None:
+    """The value is that of the other seeds."""
     records = [*seeds("timm:a", "frozen", 4, count=2), record("timm:a", "frozen", seed=2, status="timeout")]
-    matrix = make_matrix(summarise([write_run(tmp_path / "r", records)], "r"))
-    ((_, (square,)),) = matrix.rows
+    heatmap = make_heatmap(summarise([write_run(tmp_path / "r", records)], "r"))
+    ((_, (square,)),) = heatmap.rows
     assert square is not None and square.status == "1 of 3 seeds: timeout" and square.number == 0
 
 
 def test_data_for_the_scripts(tmp_path: Path) -> None:
-    """Value, low and high in the unit that is shown; what isn't known isn't there."""
+    """They have value, low and high in the unit that is shown, and leave out unknown values."""
     records = [*seeds("timm:a", "frozen", 4, 90), record("timm:b", "frozen", weights=RANDOM)]
     data = page_data(summarise([write_run(tmp_path / "r", records)], "r"))
     first, second = (group["figures"] for group in data["groups"])
@@ -126,7 +126,7 @@ def test_data_for_the_scripts(tmp_path: Path) -> None:
 
 
 def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
-    """And no formula."""
+    """It doesn't begin a formula."""
     records = [record("timm:a$_$b", regime, classes=("$x_$", "b $_$")) for regime in ("finetune", "frozen")]
     page = write_report(summarise([write_run(tmp_path / "r", records)], "r"), tmp_path)[1].read_text()
     assert "$x_$" in page and "a$_$b" in page
@@ -156,7 +156,7 @@ def test_parts_of_memory_never_exceed_their_whole(tmp_path: Path) -> None:
 
 
 def test_names_cannot_end_the_script(tmp_path: Path) -> None:
-    """JSON in a page has no `<`."""
+    """JSON in a page contains no `<`."""
     run = write_run(tmp_path / "r", seeds("timm:</script><b>", "frozen", 4) + seeds("timm:x", "frozen", 4))
     page = write_report(summarise([run], "r"), tmp_path)[1].read_text()
     data = page[page.index('id="data">') + len('id="data">') :]
@@ -165,18 +165,18 @@ def test_names_cannot_end_the_script(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory, mini: tl.Splits) -> Run:
-    """A run on real files, whose cells disagree on some images."""
-    tmp_path = tmp_path_factory.mktemp("judged")
+def real_run(tmp_path_factory: pytest.TempPathFactory, mini: tl.Splits) -> Run:
+    """A run on real files whose cells disagree on some images."""
+    tmp_path = tmp_path_factory.mktemp("real_run")
     grid = ["run", "--grid", "smoke", "--data", str(mini.root), "--device", "cpu", "--epochs", "1", "--no-report"]
-    done = command(*grid, "--name", "judged", "--out", str(tmp_path))
+    done = command(*grid, "--name", "real_run", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    return Run(tmp_path / "judged")
+    return Run(tmp_path / "real_run")
 
 
-def test_pictures(judged: Run, mini: tl.Splits, tmp_path: Path) -> None:
-    """Crops are those of training; what was said stands below; the page has them, and `--no-images` a line instead."""
-    summary = summarise([judged], "judged")
+def test_pictures(real_run: Run, mini: tl.Splits, tmp_path: Path) -> None:
+    """The page shows all galleries; with `--no-images` it has a line instead, and old pictures are deleted."""
+    summary = summarise([real_run], "real_run")
     assert find_images(summary).digest == mini.digest and find_images(summary, str(mini.root)).root == mini.root
     shown = {gallery.name: gallery for gallery in galleries(summary, mini)}
     assert len(shown["augmented"].pictures) == 8
@@ -185,18 +185,18 @@ def test_pictures(judged: Run, mini: tl.Splits, tmp_path: Path) -> None:
     assert len(list((tmp_path / "with").rglob("*.jpg"))) == len(shown)
     markdown, page_without = write_report(summary, tmp_path / "with")
     assert "data:image/jpeg" not in page_without.read_text() and "left out (--no-images)" in markdown.read_text()
-    assert not list((tmp_path / "with").rglob("*.jpg")), "what an earlier report left is gone"
+    assert not list((tmp_path / "with").rglob("*.jpg")), "pictures of an earlier report are deleted"
 
 
-def test_crops_are_those_of_training(judged: Run, mini: tl.Splits) -> None:
-    """Pixel by pixel what the training batches of that epoch have, once both are small."""
+def test_crops_are_those_of_training(real_run: Run, mini: tl.Splits) -> None:
+    """After scaling down, they equal the images of that epoch's training batches."""
     import torch
 
     from tl.backbones import make_backbone
     from tl.batches import Batches
     from tl.images import open_store
 
-    (gallery,) = [g for g in galleries(summarise([judged], "judged"), mini) if g.name == "augmented"]
+    (gallery,) = [g for g in galleries(summarise([real_run], "real_run"), mini) if g.name == "augmented"]
     preprocessing = make_backbone("timm:test_resnet", weights="random").preprocessing
     batches = Batches(open_store(mini), mini.train, preprocessing, torch.device("cpu"))
     ((pixels, _),) = batches.training(len(mini.train), seed=0, epoch=1)
@@ -204,7 +204,7 @@ def test_crops_are_those_of_training(judged: Run, mini: tl.Splits) -> None:
     small = torch.nn.functional.interpolate(pixels * std + mean, size=(24, 24), mode="area").permute(0, 2, 3, 1) * 255
 
     def distance(number: int) -> float:
-        """Of a picture to the nearest image of the epoch, mean over pixels."""
+        """Mean distance over pixels between a picture and the nearest image of the epoch."""
         shown = np.asarray(gallery.pictures[number].image.resize((24, 24), Image.Resampling.BOX), dtype=float)
         return min(float(np.abs(shown - image.numpy()).mean()) for image in small)
 
@@ -213,12 +213,12 @@ def test_crops_are_those_of_training(judged: Run, mini: tl.Splits) -> None:
     assert max(first, second) < 0.6 * min(others), "epoch 1 is nearer than any other"
 
 
-def test_images_that_are_not_there(run: Run, mini: tl.Splits, tmp_path: Path) -> None:
-    """One line; other images than the run's are refused where they were named."""
+def test_missing_images(run: Run, mini: tl.Splits, tmp_path: Path) -> None:
+    """The report has a line instead of pictures. Images in `--data` that aren't the run's are refused."""
     summary = summarise([run], "run")
-    with pytest.raises(UserError, match=r"the images of own \(00000000\) aren't here; see --data"):
+    with pytest.raises(UserError, match=r"the images of own \(00000000\) were not found; see --data"):
         find_images(summary)
-    with pytest.raises(UserError, match="these are other images"):
+    with pytest.raises(UserError, match=f"--data {re.escape(str(mini.root))}: has other images"):
         find_images(summary, str(mini.root))
     done = command("report", str(run.folder), "--out", str(tmp_path / "out"))
     assert done.returncode == 0 and "No pictures: the images of own" in (tmp_path / "out" / "run.md").read_text()
@@ -226,18 +226,18 @@ def test_images_that_are_not_there(run: Run, mini: tl.Splits, tmp_path: Path) ->
 
 @pytest.mark.parametrize("width", [40, 80, 300])
 def test_on_a_terminal(width: int, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """The answer, the claim, the table; no line is wider than the terminal but for messages that aren't broken."""
+    """Answer, claim and table fit every width; only messages that aren't wrapped may be wider."""
     print_summary(summarise([run], "run"), Console(width=width))
     said = capsys.readouterr().out
     assert "oom" in said and "of 12 cells have ended" in said
     assert ("no room for" in said) is (width < 300)
     row = next(line for line in said.splitlines() if re.match(r"(timm:)?a +frozen ", line))
-    assert re.search(r"91\.0%.* 4\.06\b", row) and len(row) <= width, "unbroken, however narrow"
+    assert re.search(r"91\.0%.* 4\.06\b", row) and len(row) <= width, "the row is on one line at any width"
     assert ("± 1.0 (sd, n = 3)" in row) is (width > 40)
 
 
 def test_the_index(run: Run, tmp_path: Path) -> None:
-    """Newest first, with headlines and links; a run that can't be read is listed."""
+    """It lists runs newest first, with headlines and links, and also unreadable runs."""
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "manifest.json").write_text("{")
@@ -247,12 +247,12 @@ def test_the_index(run: Run, tmp_path: Path) -> None:
     assert page.index("run.html") < page.index("broken")
     done = command("report", "--index", "--out", str(tmp_path / "none"))
     assert done.returncode == 0 and "no runs yet" in (tmp_path / "none" / "index.html").read_text()
-    assert "of which run?" in command("report").stderr
+    assert "report needs a run: name one below results/" in command("report").stderr
     assert "takes no --collect" in command("report", "--index", "--collect").stderr
 
 
 def test_runs_of_one_name_in_the_index(run: Run, tmp_path: Path) -> None:
-    """One report can't be both's: they are called by their paths, without a link."""
+    """They are listed by their paths without a link, since the report may be of either."""
     shutil.copytree(run.folder, tmp_path / "other" / "run")
     write_report(summarise([run], "run"), tmp_path / "reports")
     page = write_index([Run(tmp_path / "other" / "run"), run], tmp_path / "reports").read_text()
@@ -260,7 +260,7 @@ def test_runs_of_one_name_in_the_index(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_page_that_follows_a_run(run: Run, tmp_path: Path) -> None:
-    """It says what is missing and loads itself anew until the run is over."""
+    """It says how many cells have ended, and reloads itself until the run is over."""
     write_live(run, tmp_path)
     page = (tmp_path / "run.html").read_text()
     assert 'id="live" data-seconds="10"' in page and "11 of 12 cells have ended" in page
@@ -273,18 +273,18 @@ def test_a_page_that_follows_a_run(run: Run, tmp_path: Path) -> None:
     assert command(*ONE, "--name", "Index").returncode == 2
 
 
-def test_a_look_at_a_run_that_goes_on(run: Run, tmp_path: Path) -> None:
-    """The page alone, with what is missing; of one run."""
+def test_collecting_an_unfinished_run(run: Run, tmp_path: Path) -> None:
+    """Only the page is written, with the number of missing cells, and only for one run."""
     done = command("report", "--collect", str(run.folder), "--out", str(tmp_path / "look"))
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "look").iterdir()] == ["run.html"]
     page = (tmp_path / "look" / "run.html").read_text()
     assert "11 of 12 cells have ended" in page and 'id="live"' not in page
-    assert "no --name" in command("report", "--collect", str(run.folder), "--name", "other").stderr
+    assert "leave out --name" in command("report", "--collect", str(run.folder), "--name", "other").stderr
 
 
 def test_tables_for_papers(run: Run) -> None:
-    """LaTeX of the report's table, with what is special escaped."""
+    """The report's table is exported as LaTeX, with special characters escaped."""
     done = command("export", str(run.folder), "--format", "latex")
     assert done.returncode == 0 and done.stdout.startswith(r"\begin{tabular}") and r"91.0\%" in done.stdout
     assert command("export", str(run.folder), "--format", "latex", "--raw").returncode == 2
@@ -292,14 +292,14 @@ def test_tables_for_papers(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_trackers_that_are_not_installed(name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line with the command that installs them."""
+    """The error is one line with the command that installs the package."""
     monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX", "mlflow": "mlflow"}[name], None)
-    with pytest.raises(UserError, match=rf"--to {name}: needs a package: pip install 'tl-bench\[{name}\]'"):
+    with pytest.raises(UserError, match=rf"--to {name} needs another package: pip install 'tl-bench\[{name}\]'"):
         export_to(name, [run], None)
 
 
 def test_tensorboard(run: Run, tmp_path: Path) -> None:
-    """An event file a cell, once; scalars as recorded."""
+    """Each cell gets one event file, which a second export doesn't repeat."""
     pytest.importorskip("tensorboardX", reason="the extra tensorboard isn't installed")
     said = export_to("tensorboard", [run], tmp_path / "tb")
     assert said.startswith("9 of 9 cells written") and len(list((tmp_path / "tb").rglob("events*"))) == 9
@@ -307,7 +307,7 @@ def test_tensorboard(run: Run, tmp_path: Path) -> None:
 
 
 def test_mlflow(run: Run, tmp_path: Path) -> None:
-    """A run a cell in a local store, once; parameters, epochs and metrics as recorded."""
+    """Each cell gets one run in a local store, with its parameters, epochs and metrics."""
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow isn't installed")
     assert export_to("mlflow", [run], tmp_path / "ml").startswith("9 of 9 cells written")
     assert export_to("mlflow", [run], tmp_path / "ml").startswith("0 of 9 cells written")
@@ -319,8 +319,8 @@ def test_mlflow(run: Run, tmp_path: Path) -> None:
     assert len(client.get_metric_history(one.info.run_id, "epoch_val_loss")) == 4
 
 
-def test_pictures_are_small_squares(judged: Run, mini: tl.Splits) -> None:
-    """Whatever the image's shape."""
-    for gallery in galleries(summarise([judged], "judged"), mini):
+def test_pictures_are_small_squares(real_run: Run, mini: tl.Splits) -> None:
+    """They are, for images of any shape."""
+    for gallery in galleries(summarise([real_run], "real_run"), mini):
         assert {picture.image.size for picture in gallery.pictures} == {(144, 144)}
         assert all(isinstance(picture.image, Image.Image) for picture in gallery.pictures)

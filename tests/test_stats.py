@@ -1,4 +1,4 @@
-"""Statistics against scipy and known answers; what intervals and verdicts promise, by simulation."""
+"""Tests statistics against scipy and known answers, and the coverage of intervals by simulation."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def interval(estimate: Estimate | None) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("right", "low", "high"), [(143, 0.884, 0.964), (146, 0.909, 0.978)])
 def test_wilson_has_the_published_values(right: int, low: float, high: float) -> None:
-    """Of 153 images."""
+    """The values are for 153 images."""
     found = wilson(right, 153)
     assert (round(found.low, 3), round(found.high, 3)) == (low, high)
 
 
 @given(PAIRS)
 def test_a_ratio_is_scipys_t_interval_on_logarithms(pairs: list[tuple[float, float]]) -> None:
-    """Value, both ends and every one-sided p-value; turned over, it is its own inverse."""
+    """Value, both ends and all one-sided p-values agree. The inverse ratio has the inverse interval."""
     tops, bottoms = zip(*pairs, strict=True)
     logs = np.log(np.array(tops) / np.array(bottoms))
     estimate = ratio(by_seed(tops), by_seed(bottoms))
@@ -64,7 +64,7 @@ def test_a_ratio_is_scipys_t_interval_on_logarithms(pairs: list[tuple[float, flo
 
 
 def test_only_seeds_that_both_sides_have_count_and_too_few_have_no_interval() -> None:
-    """Unknown is none; no seed in common is no estimate at all; neither is a ratio to nothing."""
+    """Two seeds give no interval. Without a common seed, or with a value of 0, there is no estimate."""
     estimate = ratio({0: 4.0, 1: 4.0, 2: 9.0}, {0: 2.0, 1: 2.0, 7: 1.0})
     assert estimate is not None and (estimate.value, estimate.n) == (pytest.approx(2.0), 2)
     assert estimate.low is estimate.high is estimate.half_width is None
@@ -75,7 +75,7 @@ def test_only_seeds_that_both_sides_have_count_and_too_few_have_no_interval() ->
 
 
 def test_bounds_at_infinity_and_below_zero() -> None:
-    """No bound is never crossed; a ratio is above 0 for certain."""
+    """A missing bound is never crossed, and a ratio is certainly above 0."""
     estimate = ratio(by_seed([2.0, 2.1, 1.9]), by_seed([1.0] * 3))
     assert estimate is not None
     assert estimate.p_not_above(-math.inf) == 0.0 and estimate.p_not_below(math.inf) == 0.0
@@ -83,8 +83,8 @@ def test_bounds_at_infinity_and_below_zero() -> None:
     assert estimate.p_not_above(-1.0) == 0.0
 
 
-def test_equal_seeds_leave_no_doubt() -> None:
-    """Exact counters have no scatter: their interval is a point, which is or isn't beyond a bound."""
+def test_equal_seeds_have_an_interval_of_width_0() -> None:
+    """Equal values have no scatter, so the interval is a point, which lies on one side of every bound."""
     estimate = ratio(by_seed([4.0] * 3), by_seed([2.0] * 3))
     assert interval(estimate) == pytest.approx((2.0, 2.0))
     assert estimate is not None and (estimate.p_not_above(1.9), estimate.p_not_above(2.1)) == (0.0, 1.0)
@@ -93,7 +93,7 @@ def test_equal_seeds_leave_no_doubt() -> None:
 def _epochs(
     rng: np.random.Generator, seeds: int, *, between: float, within: float, disturbed: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Warm epochs of two regimes, (seeds, 4) each, whose ratio is 2.2; standard deviations are of logarithms."""
+    """Warm epochs of two regimes with true ratio 2.2, shape (seeds, 4) each; standard deviations are of logarithms."""
     slow = np.log(2.2) + rng.normal(0, between, (seeds, 1)) + rng.normal(0, within, (seeds, 4))
     fast = rng.normal(0, within, (seeds, 4))
     for side in (slow, fast):
@@ -110,7 +110,7 @@ def _epochs(
 def test_a_95_percent_interval_of_a_speed_up_holds_the_truth_95_times_in_100(
     seeds: int, between: float, within: float, disturbed: float
 ) -> None:
-    """Within two points over 2,000 draws, with as few as three seeds, wherever the scatter comes from."""
+    """Coverage is within two points of 95% over 2,000 samples, from three seeds on, for each source of scatter."""
     rng = np.random.default_rng(seeds)
     held = 0
     for _ in range(DRAWS):
@@ -122,7 +122,7 @@ def test_a_95_percent_interval_of_a_speed_up_holds_the_truth_95_times_in_100(
 
 @pytest.mark.parametrize(("count", "covered"), [(3, 0.86), (5, 0.92)])
 def test_a_hierarchical_bootstrap_would_not(count: int, covered: float) -> None:
-    """Why there is no bootstrap over seeds, and over epochs within them: it misses more often than it says."""
+    """A bootstrap over seeds, and over epochs within them, covers less than it claims. So we don't use one."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(500):
@@ -134,10 +134,10 @@ def test_a_hierarchical_bootstrap_would_not(count: int, covered: float) -> None:
     assert held / 500 == pytest.approx(covered, abs=0.03)
 
 
-def _judged(
+def _predictions(
     rng: np.random.Generator, seeds: int, images: int, *, between: float, of_images: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two regimes right or wrong on the same images, (seeds, images) each; as good as one another on average."""
+    """Right or wrong predictions of two equally good regimes on the same images, shape (seeds, images) each."""
     hardness = rng.normal(0, of_images, images)
     sides = []
     for _ in range(2):
@@ -151,11 +151,11 @@ def _judged(
 def test_a_95_percent_interval_of_an_accuracy_difference_holds_the_truth(
     seeds: int, between: float, of_images: float
 ) -> None:
-    """Seeds and images are both drawn: neither may be taken for the whole scatter."""
+    """Seeds and images are both random samples, so the interval must include the scatter of both."""
     rng = np.random.default_rng(seeds)
     held = 0
     for _ in range(DRAWS):
-        one, other = _judged(rng, seeds, 153, between=between, of_images=of_images)
+        one, other = _predictions(rng, seeds, 153, between=between, of_images=of_images)
         low, high = interval(accuracy_difference(dict(enumerate(one)), dict(enumerate(other))))
         held += low <= 0.0 <= high
     assert 0.93 <= held / DRAWS <= 0.98
@@ -163,9 +163,9 @@ def test_a_95_percent_interval_of_an_accuracy_difference_holds_the_truth(
 
 @pytest.mark.parametrize("images", [30, 60, 100, 153, 400])
 def test_seeds_that_agree_prove_nothing_of_other_images(images: int) -> None:
-    """Each image is lost with a chance of 2%, in every seed alike: that less is lost may seldom seem certain.
+    """The error rate is at most 5% if each image is lost with probability 2%, equally in all seeds.
 
-    Exactly: what each possible number of lost images has for a verdict, and how likely it is.
+    It is computed exactly, from the verdict and the probability of each number of lost images.
     """
     wrong = 0.0
     for count in range(images + 1):
@@ -177,8 +177,8 @@ def test_seeds_that_agree_prove_nothing_of_other_images(images: int) -> None:
     assert wrong <= LEVEL
 
 
-def test_identical_predictions_leave_the_doubt_that_few_images_leave() -> None:
-    """The interval is about nothing, and narrower with more images."""
+def test_identical_predictions_have_an_interval_that_depends_on_the_number_of_images() -> None:
+    """The interval is centred at 0 and narrower with more images."""
     widths = []
     for images in (20, 200):
         low, high = interval(accuracy_difference(*[{seed: [True] * images for seed in range(4)}] * 2))
@@ -188,14 +188,14 @@ def test_identical_predictions_leave_the_doubt_that_few_images_leave() -> None:
 
 
 def test_the_test_of_no_difference_is_two_sided() -> None:
-    """A ratio of 1, a difference of 0, whichever side is larger."""
+    """The p-value is the same whichever side is larger."""
     up, down = ratio(by_seed([2.0, 2.1, 1.9]), by_seed([1.0] * 3)), ratio(by_seed([1.0] * 3), by_seed([2.0, 2.1, 1.9]))
     assert up is not None and down is not None
     assert up.p == pytest.approx(down.p) == pytest.approx(2 * up.p_not_above(1.0))
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:
-    """Only images on which the two disagree count; six are the fewest that can tell."""
+    """Only images on which the two disagree count. At least six are needed for significance."""
     first = [True] * 10 + [False] * 2 + [True] * 50
     second = [False] * 10 + [True] * 2 + [True] * 50
     assert mcnemar(first, second).p == pytest.approx(reference.binomtest(2, 12, 0.5).pvalue)
@@ -203,13 +203,13 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
     assert mcnemar(first, second).p == pytest.approx(mcnemar(second, first).p)
     five, six = ([True] * n + [True] * 9 for n in (5, 6))
     assert mcnemar(five, [False] * 5 + [True] * 9).smallest > LEVEL
-    told = mcnemar(six, [False] * 6 + [True] * 9)
-    assert told.p == told.smallest < LEVEL
+    test = mcnemar(six, [False] * 6 + [True] * 9)
+    assert test.p == test.smallest < LEVEL
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_the_step_down_procedure(values: list[float]) -> None:
-    """An adjusted p-value is below a level just where testing step by step at that level rejects that very test."""
+    """An adjusted p-value is below a level exactly if stepwise testing at that level rejects the test."""
     adjusted = holm(values)
     for level in (0.01, 0.05, 0.3):
         rejected = set()

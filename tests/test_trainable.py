@@ -1,4 +1,4 @@
-"""Regimes that train a part of the backbone, each defined here as one entry of `REGIMES`: all else follows from it."""
+"""Tests regimes that train a part of the backbone. Each is one entry of `REGIMES`; everything else follows from it."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ PARTS: dict[str, Trainable] = {
     "backbone alone": Trainable(head=False, backbone=lambda network: [network]),
 }
 LAST_STAGE = {TINY[0]: "conv5", TINY[1]: "layer4"}
-"""The names that the libraries give it."""
+"""Names of the last stage in each library."""
 
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One entry for each, and nothing else."""
+    """Add one entry per regime, and nothing else."""
     for name, trainable in PARTS.items():
         monkeypatch.setitem(REGIMES, name, Regime(summary=name, start="pretrained", trainable=trainable))
 
 
 def by_hand(regime: str, backbone: str) -> tuple[set[str], set[str], set[str]]:
-    """Names in a fresh classifier: parameters that train, buffers that may move, modules in train mode."""
+    """Names in a fresh classifier: trained parameters, buffers that may change, modules in train mode."""
     fresh = classifier(backbone)
     if regime == "biases":
         names = {name for name, _ in fresh.backbone.named_parameters(prefix="backbone") if name.endswith(".bias")}
@@ -80,7 +80,7 @@ def by_hand(regime: str, backbone: str) -> tuple[set[str], set[str], set[str]]:
 
 @cache
 def stirred() -> Path:
-    """Weights with a little noise on norms and biases: some begin at 0, and no gradient gets past a frozen 0."""
+    """Weights with noise on norms and biases. Some start at 0, and no gradient passes a frozen 0."""
     folder = Path(os.environ["TL_CACHE"]).parent / "stirred"
     folder.mkdir()
     for spec in TINY:
@@ -107,7 +107,7 @@ def train(
 
 
 def moved(result: tl.TrainResult) -> set[str]:
-    """Names of parameters and buffers, unsaved ones too, that are not those of a fresh classifier."""
+    """Names of parameters and buffers, unsaved ones too, that differ from a fresh classifier."""
     fresh, trained = classifier(result.config.backbone), result.model
     pairs = zip(
         [*fresh.named_parameters(), *fresh.named_buffers()], [*trained.parameters(), *trained.buffers()], strict=True
@@ -122,8 +122,8 @@ def moved(result: tl.TrainResult) -> set[str]:
 def test_exactly_the_named_part_trains(
     mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str, backbone: str, optimizer: str
 ) -> None:
-    """Its parameters change, its statistics move, its modules are in train mode, it alone has optimiser state; all else
-    is as it was, bit for bit, and is said to be."""
+    """Its parameters and statistics change, its modules are in train mode, and only it has optimiser state. Everything
+    else stays equal bit for bit and is reported as frozen."""
     parameters, buffers, modules = by_hand(regime, backbone)
     made: list[torch.optim.Optimizer] = []
     modes: list[set[str]] = []
@@ -133,12 +133,12 @@ def test_exactly_the_named_part_trains(
         made.append(build(*arguments))
         return made[-1]
 
-    def watched(self: TrainStep, *arguments: Any) -> None:
+    def recorded(self: TrainStep, *arguments: Any) -> None:
         modes.append({name for name, module in self._model.named_modules() if module.training})
         run(self, *arguments)
 
     monkeypatch.setitem(optimizers.OPTIMIZER_BUILDERS, optimizer, builder)
-    monkeypatch.setattr(TrainStep, "run", watched)
+    monkeypatch.setattr(TrainStep, "run", recorded)
     result = train(mini, regime, backbone, optimizer=optimizer, keep="last")
     assert moved(result) == parameters | buffers
     assert result.frozen_verified is True
@@ -176,21 +176,21 @@ def a_frozen_norm_in_train_mode(freezing: Freezing) -> Freezing:
         ("frozen", unfreeze_one_more, TINY[1]),
     ],
 )
-def test_what_moves_though_it_is_frozen_is_told(
+def test_a_change_of_the_frozen_part_is_reported(
     mini: tl.Splits,
     monkeypatch: pytest.MonkeyPatch,
     regime: str,
     plant: Callable[[Freezing], Freezing],
     backbone: str,
 ) -> None:
-    """Planted: one parameter too many, or one BatchNorm in the wrong mode."""
+    """The planted fault is one trained parameter too many, or one BatchNorm in the wrong mode."""
     monkeypatch.setattr(train_module, "freeze", lambda model, entry: plant(freeze(model, entry)))
     assert train(mini, regime, backbone).frozen_verified is False
 
 
 @pytest.mark.parametrize("backbone", TINY)
 def test_losses_are_those_of_a_plain_loop(mini: tl.Splits, backbone: str) -> None:
-    """With the last stage and the head in train mode and in the optimiser, by the names that the library gives them."""
+    """The plain loop trains the last stage and the head, which it finds by the library's names."""
     given = tl.TrainConfig(backbone=backbone, regime="last-stage", weights="random", epochs=2)
     expected, reference = plain_loop(given, mini, only=(f"backbone.{LAST_STAGE[backbone]}", "head"))
     result = tl.train_model(given, mini, device="cpu")
@@ -203,7 +203,7 @@ def test_losses_are_those_of_a_plain_loop(mini: tl.Splits, backbone: str) -> Non
 
 @pytest.mark.parametrize("regime", PARTS)
 def test_the_best_epochs_weights_come_back(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
-    """Where accuracy only falls, the model is that of a training of one epoch; what can't change is not copied."""
+    """If accuracy only falls, the model is that after one epoch. The frozen part is not copied."""
     original, accuracies, kept = train_module._val_pass, iter([0.9, 0.6, 0.9]), []
     state = Freezing.state
 
@@ -235,7 +235,7 @@ def test_work_is_what_must_run_backward(mini: tl.Splits) -> None:
 
 
 def test_a_network_without_such_a_part_is_not_applicable(mini: tl.Splits) -> None:
-    """SqueezeNet has no norms: the cell makes no sense, and doesn't quietly train the head alone."""
+    """SqueezeNet has no norms, so the cell is not applicable; it doesn't silently train only the head."""
     with pytest.raises(tl.NotApplicable, match="this backbone has no part that the regime trains"):
         train(mini, "norms", "torchvision:squeezenet1_1", weights="random")
 
@@ -250,7 +250,7 @@ def test_a_network_without_such_a_part_is_not_applicable(mini: tl.Splits) -> Non
 )
 @pytest.mark.parametrize("base", ["finetune", "frozen-tutorial", "last-stage", "biases"])
 def test_only_fixed_features_can_be_kept(base: str, changes: dict[str, Any], message: str) -> None:
-    """Features of a backbone that changes would be stale after a step, and integers don't train."""
+    """Features of a changing backbone would be stale after a step, and int8 backbones can't be trained."""
     replace(REGIMES["frozen"], **changes)
     with pytest.raises(tl.ConfigError) as error:
         replace(REGIMES[base], **changes)
@@ -258,7 +258,7 @@ def test_only_fixed_features_can_be_kept(base: str, changes: dict[str, Any], mes
 
 
 def test_claims_on_the_head_alone_follow_from_what_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a regime is called; kept features, integers and controls are no equal terms."""
+    """Their names don't matter. Kept features, int8 and controls are not comparable, so they are left out."""
     monkeypatch.setitem(REGIMES, "probe", Regime(summary="x", start="pretrained", trainable=HEAD))
     monkeypatch.setitem(REGIMES, "frozen-not", Regime(summary="x", start="pretrained", trainable=EVERYTHING))
     monkeypatch.setitem(REGIMES, "noise", Regime(summary="x", start="random", trainable=HEAD, control=True))
@@ -268,7 +268,7 @@ def test_claims_on_the_head_alone_follow_from_what_trains(monkeypatch: pytest.Mo
 
 
 def test_a_sweep_and_its_report_know_a_new_regime(tmp_path: Path) -> None:
-    """From the grid to the export, with nothing but its entry."""
+    """It works from the grid to the export with only its entry."""
     (tmp_path / "one.toml").write_text(
         ONE_CELL.replace('["frozen"]', '["last-stage", "frozen", "finetune"]') + "[train]\nepochs = 1\n"
     )

@@ -1,1 +1,1 @@
-"""What records say: metrics, groups of seeds, statistics, claims and their verdicts. Pure functions, no files."""
+"""Evaluates records: metrics, groups of seeds, statistics, claims and verdicts. Pure functions that read no files."""

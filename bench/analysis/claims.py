@@ -1,6 +1,6 @@
-"""Claims that a run is held against. A claim is data: a statement, what it compares, and the region in which it holds.
+"""Claims that runs are tested against. A claim is data: a statement, what it compares, and the region where it holds.
 
-To add one for everybody, add an entry to `CLAIMS`; for one's own runs, a `[[claims]]` table in the grid's file.
+To add a claim for all runs, add an entry to `CLAIMS`. For the runs of one grid, add a `[[claims]]` table to its file.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from tl.strict import Strict
 KINDS: dict[str, Callable[[Regime], bool]] = {
     "head-only": lambda regime: regime.trainable.only_head and regime.plain and not regime.control,
 }
-"""Kinds of regimes that a claim can be about: by what regimes do, whatever they are called."""
+"""Kinds of regimes that a claim can be about. A kind depends on what a regime does, not on its name."""
 
 
 class Claim(Strict):
     """A statement about two regimes of the same backbone, on the same device and images.
 
-    What is measured is, for an accuracy, `regime` minus `against`; for all else `against` divided by `regime`: of
-    seconds and bytes, how many times less the regime takes. The claim holds where that lies between `low` and `high`.
+    For accuracies, the measured value is `regime` minus `against`. For other metrics it is `against` divided by
+    `regime`: how many times less time or memory the regime takes. The claim holds if the value lies between `low` and
+    `high`.
     """
 
     name: str = Field(min_length=1)
@@ -38,10 +39,10 @@ class Claim(Strict):
     regime: str | None = Field(None, description="a regime, or a pattern with * and ?; None with `kind`")
     kind: str | None = Field(None, description="a key of `KINDS`; None with `regime`")
     against: str = Field("finetune", description="a regime")
-    low: float | None = Field(None, description="None where it has no lower bound")
-    high: float | None = None
-    above: str = Field("above the claim", description="verdict where it lies above the region for certain")
-    below: str = "below the claim"
+    low: float | None = Field(None, description="None for no lower bound")
+    high: float | None = Field(None, description="None for no upper bound")
+    above: str = Field("above the claim", description="verdict if the value is certainly above the region")
+    below: str = Field("below the claim", description="verdict if the value is certainly below the region")
 
     @field_validator("metric", "against", "regime", "kind")
     @classmethod
@@ -58,46 +59,46 @@ class Claim(Strict):
         given = [bound for bound in (self.low, self.high) if bound is not None]
         low, high = self.bounds
         if not low < high or not given or not all(map(math.isfinite, given)):
-            raise ConfigError(f"low={self.low}, high={self.high}: give one of them, or a low below a high")
+            raise ConfigError(f"low={self.low}, high={self.high}: give one finite bound, or a low below a high")
         if self.is_ratio and min(given) <= 0:
-            raise ConfigError(f"low={self.low}, high={self.high}: a ratio is above 0, and so must be its bounds")
+            raise ConfigError(f"low={self.low}, high={self.high}: bounds of a ratio must be above 0")
         if (self.regime is None) == (self.kind is None):
-            raise ConfigError(f"regime={self.regime!r}, kind={self.kind!r}: give one of them")
+            raise ConfigError(f"regime={self.regime!r}, kind={self.kind!r}: give exactly one of them")
         if self.regime == self.against:
-            raise ConfigError(f"against={self.against!r}: is the regime itself; name another")
+            raise ConfigError(f"against={self.against!r}: must be another regime than `regime`")
         return self
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """`low` and `high`, infinite where there is none."""
+        """`low` and `high`; a missing bound is infinite."""
         return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
 
     @property
     def is_ratio(self) -> bool:
-        """Whether it is about a ratio; else it is about a difference of shares."""
+        """True if the claim is about a ratio, False if it is about a difference of shares."""
         return METRICS[self.metric].compared != "difference"
 
     def is_about(self, regime: str) -> bool:
-        """Whether a regime is one that it compares with `against`."""
+        """True if the claim compares this regime with `against`."""
         if regime == self.against:
             return False
         return KINDS[self.kind](REGIMES[regime]) if self.kind else fnmatchcase(regime, self.regime or "")
 
     @property
     def subject(self) -> str:
-        """The regimes that it is about, for a sentence."""
+        """The regimes that the claim is about, as words for a sentence."""
         return f"{self.kind} regimes" if self.kind else self.regime or ""
 
     @property
     def region(self) -> str:
-        """Where it holds, in words."""
+        """The region where the claim holds, in words."""
         low, high = self.show(self.low), self.show(self.high)
         if self.high is None:
             return f"above {low}"
         return f"below {high}" if self.low is None else f"{low} to {high}"
 
     def show(self, value: float | None) -> str:
-        """A ratio or a difference as text; `n/a` where it is not known."""
+        """Format a ratio or a difference; `n/a` if it is unknown."""
         if value is None:
             return "n/a"
         return f"{value:.2f}×" if self.is_ratio else f"{100 * value:+.1f} points"

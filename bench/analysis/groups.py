@@ -1,4 +1,4 @@
-"""Groups: the finished cells of a run that differ in their seed alone, and which of them can be compared."""
+"""Groups the finished cells of a run that differ only in their seed, and finds the groups that can be compared."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
 
 AXES = ("backbone", "regime", "precision", "seed", "weights")
-"""Fields of a config that every table shows, or that make up a group."""
+"""Config fields that every table shows or that identify a group."""
 
 
 def varying_settings(configs: Iterable[TrainConfig]) -> list[str]:
-    """Fields of a config, other than `AXES`, in which some configs differ: a table must show them."""
+    """Config fields other than `AXES` in which some configs differ. Tables must show them."""
     several = list(configs)
     fields = [name for name in TrainConfig.model_fields if name not in AXES]
     return [name for name in fields if any(getattr(one, name) != getattr(several[0], name) for one in several)]
@@ -28,63 +28,63 @@ def varying_settings(configs: Iterable[TrainConfig]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class OverSeeds:
-    """What the seeds of a group say of a metric, in the metric's unit."""
+    """A metric summarised over the seeds of a group, in the metric's unit."""
 
     value: float
-    """Their mean or median: see `Metric.over_seeds`."""
+    """Mean or median over seeds; see `Metric.over_seeds`."""
     low: float
     high: float
     bars: Literal["interval", "deviation", "extremes"]
-    """What lies between `low` and `high`: a 95% interval of one seed's accuracy (Wilson), mean ± one standard
-    deviation, or all seeds. With one seed and no interval both are the value."""
+    """Meaning of `low` and `high`: the 95% interval of one seed's accuracy (Wilson), the mean ± one standard deviation,
+    or the smallest and largest seed. With one seed and no interval, both equal `value`."""
     n: int
-    """Seeds that know it."""
+    """Number of seeds with a known value."""
 
     @property
     def deviation(self) -> float:
-        """Half of the way from `low` to `high`."""
+        """Half the distance from `low` to `high`."""
         return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The finished cells of a run that differ in their seed alone."""
+    """The finished cells of a run that differ only in their seed."""
 
     run: str
     cell: Cell
-    """With seed 0, whichever seeds there are."""
+    """The cell with seed 0; the group need not contain that seed."""
     records: tuple[Record, ...]
     truth: tuple[int, ...]
     """True labels of the validation images."""
 
     @property
     def config(self) -> TrainConfig:
-        """Of all its cells, but for the seed."""
+        """The config that all its cells share, apart from the seed."""
         return self.cell.config
 
     @property
     def results(self) -> list[TrainResult]:
-        """One a seed."""
+        """One result per seed."""
         return [record.result for record in self.records if record.result]
 
     @property
     def counted(self) -> TrainResult:
-        """The first result whose work was counted, else the first."""
+        """The first result with counted work; the first result if none has it."""
         return next((result for result in self.results if result.work), self.results[0])
 
     @property
     def label(self) -> str:
-        """Backbone and regime, for a sentence."""
+        """Backbone and regime, as words for a sentence."""
         return f"{self.config.backbone} {self.config.regime}"
 
     @property
     def accuracy(self) -> float | None:
-        """Mean best accuracy over seeds; None where it says nothing (random weights in place of pretrained ones)."""
+        """Mean best accuracy over seeds; None if it says nothing, since random weights replaced pretrained ones."""
         return self.typical(RATED_BY)
 
-    def median(self, figure: Callable[[TrainResult], float | None]) -> float | None:
-        """Median over seeds of a figure; None where no seed has it."""
-        values = [value for result in self.results if (value := figure(result)) is not None]
+    def median(self, value_of: Callable[[TrainResult], float | None]) -> float | None:
+        """Median over seeds of a value of each result; None if no seed has it."""
+        values = [value for result in self.results if (value := value_of(result)) is not None]
         return statistics.median(values) if values else None
 
     @cached_property
@@ -92,17 +92,17 @@ class Group:
         return [cell for record in self.records if (cell := finished(record, self.truth))]
 
     def values(self, metric: str) -> dict[int, float]:
-        """Seed → a metric, where it is known."""
+        """Seed → value of a metric, for seeds where it is known."""
         read = {cell.record.cell.config.seed: METRICS[metric].of(cell) for cell in self._finished}
         return {seed: value for seed, value in read.items() if value is not None}
 
     def typical(self, metric: str) -> float | None:
-        """What stands for a metric's seeds, their mean or median; None where no seed has it."""
+        """Mean or median of a metric over seeds; None if no seed has it. See `Metric.over_seeds`."""
         values = self.values(metric).values()
         return _middle(metric, values) if values else None
 
     def over_seeds(self, metric: str) -> OverSeeds | None:
-        """The same with what tells how far it may be off; None where no seed has it."""
+        """The typical value of a metric together with its uncertainty; None if no seed has it."""
         values = self.values(metric).values()
         if not values:
             return None
@@ -119,12 +119,12 @@ class Group:
 
     @property
     def seconds(self) -> float:
-        """Median time of an epoch, with its share of what is done once; infinite where it is not known."""
+        """Median seconds per epoch, including the epoch's share of work that is done once; infinite if unknown."""
         value = self.median(_amortised)
         return float("inf") if value is None else value
 
     def right(self, predictions: Callable[[TrainResult], Predictions] = lambda r: r.best) -> dict[int, list[bool]]:
-        """Seed → whether each validation image was judged right, by default at the best epoch."""
+        """Seed → for each validation image, True if its predicted class is right. By default at the best epoch."""
         return {
             record.cell.config.seed: [
                 a == b for a, b in zip(predictions(record.result).labels, self.truth, strict=True)
@@ -144,9 +144,10 @@ def _amortised(result: TrainResult) -> float | None:
 
 
 def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> list[Group]:
-    """Finished records, each with the name of its run, as groups, in the order of their first record.
+    """Group finished records. Groups are in the order of their first record.
 
-    `truths` has the true labels of the validation images, by run.
+    `records` are pairs of a run's name and a record. `truths` maps a run's name to the true labels of its validation
+    images.
     """
     found: dict[tuple[str, str], list[Record]] = {}
     for run, record in records:
@@ -159,13 +160,13 @@ def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[i
 
 
 def most_accurate(groups: Iterable[Group]) -> Group | None:
-    """The quickest of the most accurate groups; None where no accuracy counts."""
+    """The fastest of the most accurate groups; None if no group has a meaningful accuracy."""
     rated = (group for group in groups if group.accuracy is not None)
     return max(rated, key=lambda group: (group.accuracy or 0.0, -group.seconds), default=None)
 
 
 class Counterparts:
-    """Finds the group of the same run that has another regime, all else being equal."""
+    """Finds, for a group, the group of the same run with another regime, all else being equal."""
 
     def __init__(self, groups: Iterable[Group]) -> None:
         self._groups: dict[tuple[str, str], list[Group]] = {}
@@ -174,7 +175,7 @@ class Counterparts:
         self._found: dict[tuple[str, str, bool], dict[str, Group]] = {}
 
     def of(self, group: Group, regime: str) -> Group | None:
-        """None where there is none."""
+        """The counterpart of `group` with `regime`; None if the run has none."""
         same_start = REGIMES[regime].start == REGIMES[group.config.regime].start
         place = (group.run, regime, same_start)
         if place not in self._found:
@@ -184,10 +185,10 @@ class Counterparts:
 
 
 def all_else(cell: Cell, other_regime: str) -> str:
-    """What of a cell must be equal for it to be compared with one of another regime, as an id.
+    """An id that is equal for cells that can be compared across these two regimes.
 
-    Seeds are repetitions. Weights must be equal unless the regimes start from different ones by their nature
-    (`scratch`).
+    It leaves out the seed, since seeds are repetitions. It includes the weights, unless the two regimes start from
+    different weights by design (`scratch`).
     """
     same_start = REGIMES[other_regime].start == REGIMES[cell.config.regime].start
     return (cell.bare if same_start else cell.without_start).id

@@ -1,6 +1,6 @@
 """Metrics: what is measured, how it is shown and how it is compared. To add one, add an entry to `METRICS`.
 
-Tables, pages, exports, comparisons, gates and claims read all that they need to know of a metric here.
+Tables, pages, exports, comparisons, gates and claims take all facts about a metric from its entry.
 """
 
 from __future__ import annotations
@@ -15,76 +15,78 @@ from tl.errors import ConfigError, UserError
 from tl.results import Phases, Predictions, TrainResult, Work
 
 Number = float | int | None
-Kind = Literal["ratio", "difference", "exact"]
-"""How two values are compared: by their ratio, by their difference in percentage points, or to the last digit."""
+ComparedBy = Literal["ratio", "difference", "exact"]
+"""How two values are compared: by their ratio, by their difference in percentage points, or exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A cell with a result, as metrics see it."""
+    """A cell with a result: the input of every metric."""
 
     record: Record
     result: TrainResult
     truth: tuple[int, ...] | None
-    """True labels of the images that its predictions are of; None where only the record is at hand."""
+    """True labels of the validation images; None if only the record is available."""
 
 
 def finished(record: Record, truth: tuple[int, ...] | None = None) -> Finished | None:
-    """The cell of a record; None where it has no result."""
+    """The cell of a record; None if the record has no result."""
     return None if record.result is None else Finished(record=record, result=record.result, truth=truth)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One figure of a cell."""
+    """One number that is measured for every cell."""
 
     label: str
     unit: str
-    """Of what `value` returns, which exports have: `s`, `B`, `share`, `count`, …"""
+    """Unit of what `value` returns and of exports: `s`, `B`, `share`, `count`, …"""
     value: Callable[[Finished], Number]
-    """None where it is not known. Call `of` instead."""
+    """Computes the value; None if it is unknown. Callers use `of`, which also handles damaged records."""
     meaning: str
 
     style: str = ".3g"
-    """Format of a figure in the unit that is shown."""
+    """Format of a value in the unit that is shown."""
     scale: float = 1.0
-    """From `unit` to the unit that is shown."""
+    """Factor from `unit` to the unit that is shown."""
     shown_unit: str | None = None
-    """What people read; None for `unit` itself, empty for a pure number."""
+    """Unit that is shown; None for `unit` itself, empty for a pure number."""
     whole: bool = False
-    """Always a whole number."""
+    """True if the value is always a whole number."""
     over_seeds: Literal["mean", "median"] = "median"
-    """What stands for several seeds; ± one standard deviation goes with a mean, the extremes with a median."""
+    """How several seeds are summarised. A mean is shown ± one standard deviation, a median with its extremes."""
     column: bool = False
-    """Has a column in the report's table."""
+    """True if the report's table always has a column for it."""
     once: str = ""
-    """What is done once, before all epochs, in words; where a cell has done it, the report's table has a column."""
+    """For work that is done once, before all epochs: its name. The report's table has a column if a cell did it."""
     matters: str = ""
-    """What it is in one word; for headline metrics alone, which every summary shows."""
+    """The metric in one word, for headline metrics, which every summary shows. Empty for all others."""
     phrase: str = "{}"
-    """How a line that reports several metrics says it, with `{}` for the figure and its unit."""
+    """Words in a line that reports several metrics; `{}` stands for the value and its unit."""
 
     better: Literal["lower", "higher"] | None = None
-    """Which direction is an improvement; None where neither is, and nothing is compared."""
-    compared: Kind = "ratio"
-    """`exact` is for what is counted: the same in every repetition, so that any change is a real one."""
+    """Which direction is an improvement; None if neither is. Metrics without one are not compared."""
+    compared: ComparedBy = "ratio"
+    """`exact` is for counts: every repetition has the same count, so any change is real."""
     by_default: bool = False
-    """Is compared where no metrics are named; whatever is `exact` always is."""
+    """True if it is compared when no metrics are named. `exact` metrics always are."""
     predictions: Callable[[TrainResult], Predictions] | None = None
-    """For accuracies: the predictions they are computed from, of which each image is right or wrong."""
+    """For accuracies: the predictions they are computed from. None for other metrics."""
 
     def __post_init__(self) -> None:
         if self.compared == "difference" and not self.percent:
-            raise ConfigError(f"{self.label}: compared='difference' is for shares, which are shown in percent")
+            raise ConfigError(
+                f"{self.label}: compared='difference' is only for shares shown in percent: shown_unit='%'"
+            )
 
     @property
     def percent(self) -> bool:
-        """Whether it is a share that is shown in percent."""
+        """True if it is a share that is shown in percent."""
         return self.shown_unit == "%"
 
     @property
     def in_bytes(self) -> bool:
-        """Whether it is an amount of memory."""
+        """True if it is an amount of memory."""
         return self.unit == "B"
 
     @property
@@ -94,21 +96,21 @@ class Metric:
 
     @property
     def unit_beside(self) -> str:
-        """The unit that stands beside a figure or in a heading; `%` is part of the figure."""
+        """The unit that is shown after a value or in a heading. Empty for percentages: `%` is part of the value."""
         return "" if self.percent else self.page_unit
 
     @property
     def unit_unscaled(self) -> str:
-        """The unit that stands beside a value as it is, to the last digit; empty for what is counted in ones."""
+        """The unit of an unscaled value with all its digits; empty for plain counts."""
         return "" if self.unit == "count" else self.unit
 
     @property
     def heading(self) -> str:
-        """Label and unit, for the head of a column."""
+        """Label and unit, as a column heading."""
         return f"{self.label}, {self.unit_beside}" if self.unit_beside else self.label
 
     def of(self, cell: Finished) -> Number:
-        """Its value; None where it is not known. Raises `UserError` for a record that can't be: one edited by hand."""
+        """The value for a cell; None if unknown. Raises `UserError` for a damaged record, such as an edited one."""
         try:
             return self.value(cell)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -116,7 +118,7 @@ class Metric:
             raise UserError(f"record {record.cell_id} ({record.cell}): damaged: {self.label}: {error}") from error
 
     def show(self, value: float | int | None) -> str:
-        """A figure for people; `n/a` where it is not known."""
+        """Format a value for people; `n/a` if it is unknown."""
         if value is None:
             return "n/a"
         text = format(value * self.scale, self.style)
@@ -124,24 +126,24 @@ class Metric:
         return f"{text}%" if self.percent else text
 
     def say(self, value: float | int | None) -> str:
-        """A figure with its unit; `n/a` where it is not known."""
+        """Format a value with its unit; `n/a` if it is unknown."""
         return self.show(value) if value is None else f"{self.show(value)} {self.unit_beside}".rstrip()
 
 
 def share(label: str, value: Callable[[Finished], Number], meaning: str, **more: Any) -> Metric:
-    """A share in [0, 1], shown in percent; its mean stands for several seeds, and differences are compared."""
+    """A metric that is a share in [0, 1]: shown in percent, averaged over seeds, compared by differences."""
     shown: dict[str, Any] = {"style": ".1f", "scale": 100.0, "shown_unit": "%"}
     read: dict[str, Any] = {"over_seeds": "mean", "compared": "difference"}
     return Metric(label=label, unit="share", value=value, meaning=meaning, **{**shown, **read, **more})
 
 
 def _counts(value: Callable[[Finished], Number]) -> Callable[[Finished], Number]:
-    """Unknown where random weights stand in for pretrained ones: it would say nothing about the backbone."""
+    """Make a value unknown if random weights replaced pretrained ones: it would say nothing about the backbone."""
     return lambda cell: value(cell) if cell.result.accuracy_counts else None
 
 
 def _score(score: Callable[[Predictions, tuple[int, ...]], Number]) -> Callable[[Finished], Number]:
-    """A score of the last epoch's predictions: nothing was chosen by it. Unknown without true labels."""
+    """A score of the last epoch's predictions, which were not chosen by any score. Unknown without true labels."""
     return _counts(lambda cell: None if cell.truth is None else score(cell.result.last, cell.truth))
 
 
@@ -438,10 +440,10 @@ METRICS: dict[str, Metric] = {
 
 
 def headline() -> list[str]:
-    """The metrics that every summary shows: what combinations are rated by, and what they cost."""
+    """The metrics that every summary shows: the accuracy that combinations are ranked by, and their costs."""
     return [name for name, metric in METRICS.items() if metric.matters]
 
 
 def costs() -> list[str]:
-    """Of the headline metrics those that one wants little of: time and memory."""
+    """The headline metrics where less is better: time and memory."""
     return [name for name in headline() if METRICS[name].better == "lower"]

@@ -1,7 +1,8 @@
-"""What the work of two regimes predicts for their ratio, and why the measured ratio is another.
+"""Predicts the ratio of two regimes' times from their counted work, and explains why the measured ratio differs.
 
-Were every operation as quick as every other, times would stand in the ratio of the work. They aren't, and what is not
-arithmetic (reading images, the optimiser) takes its share: the phases tell which of the two it is, and how much.
+If all operations ran at the same rate and nothing else took time, times would be proportional to the counted work.
+Real ratios differ because operations run at unequal rates, or because of other work (reading images, the optimiser).
+The measured phases show which of the two it is, and how much.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from bench.analysis.groups import Group
 from tl.results import Phases, Work
 
 SAME = 1.05
-"""Within this factor two ratios are called the same."""
+"""Two ratios within this factor of each other count as the same."""
 LARGE_SHARE = 0.05
-"""Phases below this share of an epoch are not worth a word."""
+"""An explanation leaves out phases below this share of an epoch."""
 ARITHMETIC = ("forward", "backward")
-"""Phases that are the network's arithmetic, and no more."""
+"""Phases that consist only of the network's arithmetic."""
 REST = {
     name: field.title or name for name, field in Phases.model_fields.items() if name not in (*ARITHMETIC, "validation")
 }
-"""Phases that are no arithmetic of the network → words. Reading the validation images joins them: see `_share`."""
+"""Phases that are not the network's arithmetic → words. `_share` adds the reading of validation images."""
 
 
 def predicted(metric: str, above: Group, below: Group) -> float | None:
-    """Ratio of a metric that the counted work predicts; None where it predicts nothing or was not counted."""
-    figure = PREDICTED.get(metric)
-    top, bottom = (figure(above), figure(below)) if figure else (None, None)
+    """Ratio of a metric, `above` / `below`, that the counted work predicts; None without a prediction or a count."""
+    work_of = PREDICTED.get(metric)
+    top, bottom = (work_of(above), work_of(below)) if work_of else (None, None)
     return top / bottom if top and bottom else None
 
 
 def _epoch_flops(group: Group) -> float | None:
-    """Of training and validation."""
+    """FLOPs per epoch of training and validation; None if they were not counted."""
     work, training = group.counted.work, _training_flops(group)
     return None if work is None or training is None else training + _validation_flops(group, work)
 
@@ -51,13 +52,13 @@ PREDICTED: dict[str, Callable[[Group], float | None]] = {
     "epoch_seconds": _epoch_flops,
     "train_epoch_seconds": _training_flops,
 }
-"""Metric → the counted quantity that it would be proportional to."""
+"""Metric → the counted quantity that it is predicted to be proportional to."""
 
 
 def explain(slow: Group, fast: Group, measured: float | None) -> str | None:
-    """A sentence on the measured speed-up of an epoch against the predicted one; None where work was not counted.
+    """Explain in a sentence why the measured speed-up per epoch differs from the predicted one.
 
-    `measured` is None where no epoch can be compared.
+    `measured` is None if no epochs can be compared. Returns None if the work was not counted.
     """
     expected = predicted("epoch_seconds", slow, fast)
     if expected is None:
@@ -73,7 +74,7 @@ def explain(slow: Group, fast: Group, measured: float | None) -> str | None:
 
 
 def _reasons(slow: Group, fast: Group, measured: float, expected: float) -> list[str]:
-    """Take the measured ratio apart: operations at unequal rates, then what is not arithmetic."""
+    """Reasons for the measured ratio: operations at unequal rates, then work that is not arithmetic."""
     arithmetic = [_arithmetic(group) for group in (slow, fast)]
     if not arithmetic[0] or not arithmetic[1]:
         return []
@@ -104,13 +105,13 @@ def _rates(slow: Group, fast: Group) -> str:
 
 
 def _arithmetic(group: Group) -> float | None:
-    """Seconds of an epoch that the network's own operations take, in training and validation."""
+    """Seconds per epoch spent in the network's own operations, in training and validation."""
     training, validation = _seconds(group, ARITHMETIC), _validation_forward(group)
     return None if training is None or validation is None else training + validation
 
 
 def _validation_forward(group: Group) -> float | None:
-    """What of the validation pass is arithmetic, were its forward passes as quick as those of training."""
+    """Estimated seconds of arithmetic per validation pass, assuming forward passes as fast as in training."""
     forward, whole = _seconds(group, ("forward",)), _seconds(group, ("validation",))
     if forward is None or whole is None:
         return None
@@ -118,7 +119,7 @@ def _validation_forward(group: Group) -> float | None:
 
 
 def _share(group: Group) -> str:
-    """What is not arithmetic as a share of an epoch, with its large parts, largest first."""
+    """The share of an epoch that is not arithmetic, as text, with its large parts, largest first."""
     rest = {words: _seconds(group, (phase,)) or 0.0 for phase, words in REST.items()}
     validation, forward = _seconds(group, ("validation",)) or 0.0, _validation_forward(group) or 0.0
     rest["reading validation images"] = validation - forward
@@ -129,7 +130,7 @@ def _share(group: Group) -> str:
 
 
 def _seconds(group: Group, phases: tuple[str, ...]) -> float | None:
-    """Sum of the medians of some phases; None where they were not measured."""
+    """Sum of the median seconds of some phases; None if one was not measured."""
     total = 0.0
     for phase in phases:
         part = group.median(methodcaller("phase_seconds", phase))

@@ -1,4 +1,4 @@
-"""What to use on each device: the most accurate, the quickest of those that are tied with it, and other priorities."""
+"""Recommends what to use on each device, by accuracy, time and memory, and finds statistical ties."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.analysis.stats import LEVEL, holm, ratio
 from tl.regimes import REGIMES
 
 TIE = 1.05
-"""A difference in time or memory below this factor is no reason to choose."""
+"""Times or memory within this factor of the best count as tied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Priority:
 
     metric: str
     groups: tuple[Group, ...]
-    """The best first, then those that are statistically tied with it, the quickest of them first."""
+    """The best group first, then the groups statistically tied with it, fastest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +34,23 @@ class Choice:
     device: str
     best: Group
     pick: Group
-    """The quickest of the best and those that are statistically tied with it."""
+    """The fastest among the best group and those statistically tied with it."""
     tied: int
     """How many other groups are statistically tied with the best."""
     left_out: tuple[str, ...]
     """Backbones without pretrained weights."""
     priorities: tuple[Priority, ...]
-    """What is best by accuracy, by time and by memory."""
+    """The best group by accuracy, by time and by memory."""
     front: tuple[Group, ...]
-    """Groups that none beats in accuracy, time and memory at once (Pareto), the most accurate first."""
+    """Groups that no other group beats in accuracy, time and memory at once (Pareto), the most accurate first."""
 
 
 def _least(groups: list[Group], metric: str) -> Priority | None:
-    """The group that takes least, with those that take less than `TIE` times as much or, by Student's t over seeds
-    (Holm), are statistically tied with it."""
+    """The group with the least of a metric, and the groups tied with it.
+
+    A group is tied if it takes less than `TIE` times as much, or if Student's t over seeds (Holm-adjusted) finds no
+    difference.
+    """
     known = [(group, statistics.geometric_mean(values)) for group in groups if (values := _above_0(group, metric))]
     if not known:
         return None
@@ -69,13 +72,13 @@ def _above_0(group: Group, metric: str) -> list[float]:
 
 
 def _front(groups: list[Group]) -> list[Group]:
-    """Groups that none beats in all of accuracy, time and memory; what isn't known of a group beats nobody."""
+    """The Pareto front of accuracy, time and memory, the most accurate first. An unknown value counts as the worst."""
 
-    def taken(group: Group) -> tuple[float, ...]:
+    def cost(group: Group) -> tuple[float, ...]:
         known = (list(group.values(name).values()) for name in costs())
         return (-(group.accuracy or 0.0), *(statistics.median(values) if values else math.inf for values in known))
 
-    rated = [(group, taken(group)) for group in groups]
+    rated = [(group, cost(group)) for group in groups]
     front = [
         group
         for group, mine in rated
@@ -85,7 +88,7 @@ def _front(groups: list[Group]) -> list[Group]:
 
 
 def recommend(groups: Sequence[Group]) -> list[Choice]:
-    """A choice for each run and device that has a group with a meaningful accuracy; controls are never chosen."""
+    """One choice for each run and device with a meaningful accuracy. Controls are never chosen."""
     choices = []
     for run, device in dict.fromkeys((group.run, group.cell.device) for group in groups):
         here = [group for group in groups if (group.run, group.cell.device) == (run, device)]

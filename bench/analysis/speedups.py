@@ -1,4 +1,4 @@
-"""Training only the head against fine-tuning: speed-up, memory and accuracy of each pair that can be compared."""
+"""Compares training only the head with fine-tuning: speed-up, memory and accuracy of each comparable pair."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from bench.analysis.verdicts import Finding
 
 @dataclass(frozen=True, kw_only=True)
 class Adjusted:
-    """A p-value among several: adjusted (Holm), and whether so many images and seeds could have shown anything."""
+    """A p-value that is adjusted for several tests (Holm)."""
 
     p: float
     can_show: bool
+    """True if a test with so few images and seeds could have found a difference at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedUp:
-    """Training only the head against fine-tuning, all else being equal."""
+    """Training only the head compared with fine-tuning, all else being equal."""
 
     finding: Finding
-    """What is found about the time per epoch, training and validation."""
+    """The claim's finding on the time per epoch, training and validation together."""
     training: Estimate | None
-    """The same for training passes alone."""
+    """The speed-up of training passes alone."""
     training_predicted: float | None
     explanation: str | None
     """Why the measured speed-up is not the predicted one; None if the work was not counted."""
@@ -39,12 +40,12 @@ class SpeedUp:
 
     @property
     def slow(self) -> Group:
-        """Fine-tuned."""
+        """The fine-tuned group."""
         return self.finding.against
 
     @property
     def fast(self) -> Group:
-        """The head alone."""
+        """The group that trains only the head."""
         return self.finding.group
 
     @property
@@ -54,7 +55,7 @@ class SpeedUp:
 
 
 def speed_ups(findings: Sequence[Finding]) -> list[SpeedUp]:
-    """One for each finding on the time of an epoch."""
+    """One comparison for each finding on the time per epoch."""
     timed = [finding for finding in findings if finding.claim == HALF_THE_TIME]
     tests = compare_accuracy([(finding.against, finding.group) for finding in timed])
     return [_compare(finding, test) for finding, test in zip(timed, tests, strict=True)]
@@ -77,10 +78,11 @@ def _compare(finding: Finding, test: Adjusted | None) -> SpeedUp:
 
 
 def compare_accuracy(pairs: Sequence[tuple[Group, Group]]) -> list[Adjusted | None]:
-    """For each pair a test that both are equally accurate, Holm-adjusted over all of them.
+    """Test for each pair of groups that both are equally accurate; p-values are Holm-adjusted over all pairs.
 
-    From three seeds on that of `accuracy_difference`; below, McNemar's exact test on the images of each seed, the
-    smallest of which counts. None where an accuracy says nothing, or no seed is on both sides.
+    With three or more seeds the test is that of `accuracy_difference`. With fewer it is McNemar's exact test on the
+    images of each seed, and the smallest p-value counts. None for a pair without a meaningful accuracy, or without a
+    seed in common.
     """
     tests: list[tuple[int, Test]] = []
     for number, (first, second) in enumerate(pairs):

@@ -1,8 +1,7 @@
 """Statistics as pure functions over floats: estimates with intervals, tests with their smallest reachable p-value.
 
-Seeds are the unit of repetition: a speed-up from one seed has the scatter of its epochs and no more, while a second
-run of the same cells differs by several times as much. So intervals are over seeds, and there is none below
-`MIN_SAMPLES`.
+Seeds are the unit of repetition. The epochs of one seed scatter several times less than repeated runs of the same
+cell do, so they can't show how precise a speed-up is. Intervals are therefore over seeds, and need `MIN_SAMPLES`.
 
 Functions import scipy when they are called: it takes a second, and a sweep plans and runs without it.
 """
@@ -18,16 +17,16 @@ from typing import Literal, TypeVar
 import numpy as np
 
 Scale = Literal["ratio", "difference"]
-Sample = TypeVar("Sample", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 MIN_SAMPLES = 3
-"""Seeds below which nothing is said of their scatter."""
+"""Smallest number of seeds from which scatter is estimated."""
 LEVEL = 0.05
-"""Error rate: of an interval's ends together, and of all tests of one table together."""
+"""Error rate of both ends of an interval together, and of all tests of one table together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A share with a 95% interval and the number of samples that it rests on."""
+    """A share with its 95% interval and the number of samples."""
 
     value: float
     low: float
@@ -37,20 +36,21 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A ratio or a difference of two regimes, over seeds, with what is needed to test it.
+    """A ratio or a difference of two regimes over seeds, with its standard error.
 
-    The interval is Student's t on the estimate's own scale: logarithms for a ratio. None below `MIN_SAMPLES`.
+    The interval is Student's t on the estimate's own scale, which is logarithmic for ratios. Below `MIN_SAMPLES` there
+    is none.
     """
 
     scale: Scale
     centre: float
-    """On the scale: the logarithm of a ratio, or the difference itself."""
+    """The logarithm of a ratio, or the difference itself."""
     error: float | None
     """Standard error of `centre`; None below `MIN_SAMPLES`."""
     freedom: float
     """Degrees of freedom of `error`."""
     n: int
-    """Seeds that both sides have."""
+    """Number of seeds that both sides have."""
 
     @property
     def value(self) -> float:
@@ -69,7 +69,10 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
-        """Of the interval: for a ratio as a share of it (0.05 is ±5%), upwards, where it is the wider."""
+        """Half-width of the interval; None below `MIN_SAMPLES`.
+
+        For a ratio it is relative (0.05 is ±5%), and that of the upper half, which is the wider one.
+        """
         margin = self._margin()
         return margin if margin is None or self.scale == "difference" else math.expm1(margin)
 
@@ -118,13 +121,13 @@ class Estimate:
             return math.inf
 
 
-def ratio(above: Mapping[Sample, float], below: Mapping[Sample, float]) -> Estimate | None:
-    """Ratio of two quantities that were measured side by side, seed by seed: seed → median of its epochs, say.
+def ratio(above: Mapping[Key, float], below: Mapping[Key, float]) -> Estimate | None:
+    """Ratio of two quantities that are paired by seed, such as seed → median seconds per epoch.
 
-    Student's t on the logarithms of the seeds' ratios. The scatter of epochs within a seed is in there, since it
-    moves the seed's median. A bootstrap over seeds, and over epochs within them, was tried: with three seeds its 95%
-    interval holds the truth 86 times in 100, with five 92 (`tests/test_stats.py`). None without a seed in common, or
-    where a value is not above 0.
+    The interval is Student's t on the logarithms of the seeds' ratios. It includes the scatter of epochs within a seed,
+    since that moves the seed's median. We rejected a bootstrap over seeds, and over epochs within them: with three
+    seeds its 95% interval contains the true value in 86% of cases, with five in 92% (`tests/test_stats.py`). Returns
+    None without a seed in common, or if a value is not above 0.
     """
     pairs = [(above[seed], below[seed]) for seed in above if seed in below]
     if not pairs or min(min(pair) for pair in pairs) <= 0:
@@ -133,9 +136,9 @@ def ratio(above: Mapping[Sample, float], below: Mapping[Sample, float]) -> Estim
 
 
 def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Estimate | None:
-    """Ratio of two quantities from independent samples, geometric means, with Welch's interval on the logarithms.
+    """Ratio of the geometric means of two independent samples, with Welch's interval on the logarithms.
 
-    Welch (1947): the two may scatter differently. None where a side has no sample, or one that is not above 0.
+    Welch's method (1947) allows unequal scatter. Returns None if a side has no sample, or one that is not above 0.
     """
     if not above or not below or min(*above, *below) <= 0:
         return None
@@ -150,8 +153,8 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Estimate |
     return Estimate(scale="ratio", centre=centre, error=math.sqrt(sum(parts)), freedom=max(1.0, freedom), n=n)
 
 
-def difference(first: Mapping[Sample, float], second: Mapping[Sample, float]) -> Estimate | None:
-    """Mean difference of two quantities, seed by seed, with Student's t; None without a seed in common."""
+def difference(first: Mapping[Key, float], second: Mapping[Key, float]) -> Estimate | None:
+    """Mean difference of two quantities that are paired by seed, with Student's t; None without a seed in common."""
     values = [first[seed] - second[seed] for seed in first if seed in second]
     return _over_seeds("difference", values) if values else None
 
@@ -163,13 +166,13 @@ def _over_seeds(scale: Scale, values: list[float]) -> Estimate:
 
 
 def accuracy_difference(first: Mapping[int, Sequence[bool]], second: Mapping[int, Sequence[bool]]) -> Estimate | None:
-    """Accuracy of `first` minus that of `second`, from seed → right or wrong for each of the same images.
+    """Accuracy of `first` minus accuracy of `second`. Both map a seed to right or wrong for each of the same images.
 
-    Its error has three sources: which seeds were drawn, which images, and their interplay. All seeds judge the same
-    images, so the variance of the mean is that of a two-way layout with random rows and columns, its degrees of
-    freedom after Satterthwaite (1946). Of the images' part two more images are imagined, one on which each side
-    alone is right (Bonett and Price 2012): where images seldom or never tell the two apart, that is no proof that
-    none would. None without a seed in common.
+    The error has three sources: the choice of seeds, the choice of images, and their interaction. All seeds classify
+    the same images, so the variance of the mean is that of a two-way layout with random rows and columns. Degrees of
+    freedom follow Satterthwaite (1946). The images' part includes two imaginary images, one that only the first side
+    gets right and one that only the second does (Bonett and Price 2012): if no image distinguishes the two sides, that
+    is no proof that none would. Returns None without a seed in common.
     """
     seeds = [seed for seed in first if seed in second]
     if not seeds:
@@ -181,12 +184,12 @@ def accuracy_difference(first: Mapping[int, Sequence[bool]], second: Mapping[int
         return Estimate(scale="difference", centre=mean, error=None, freedom=1, n=rows)
     by_seed, by_image = table.mean(axis=1), table.mean(axis=0)
     rest = table - by_seed[:, None] - by_image[None, :] + mean
-    # What each source adds to the variance of the mean, and its degrees of freedom.
+    # The part of each source in the variance of the mean.
     seeds_part = float(by_seed.var(ddof=1)) / rows
     images_part = ((by_image**2).sum() + 2 - by_image.sum() ** 2 / (columns + 2)) / (columns + 2) ** 2
     both = max(1, (rows - 1) * (columns - 1))
     rest_part = float((rest**2).sum()) / both / (rows * columns)
-    # The interplay is in both of the others, and counts once; never less than the larger of them is left.
+    # The interaction is part of both other sources, so it is subtracted once; the larger source is the lower limit.
     variance = max(seeds_part + images_part - rest_part, seeds_part, images_part)
     spread = seeds_part**2 / (rows - 1) + images_part**2 / (columns + 1) + rest_part**2 / both
     return Estimate(
@@ -199,7 +202,7 @@ def accuracy_difference(first: Mapping[int, Sequence[bool]], second: Mapping[int
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Share of successes with its Wilson 95% interval (Wilson 1927)."""
+    """Share of successes with its 95% interval after Wilson (1927)."""
     from scipy.stats import binomtest
 
     test = binomtest(successes, trials).proportion_ci(method="wilson")
@@ -208,16 +211,16 @@ def wilson(successes: int, trials: int) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """A p-value, and the smallest that samples of this size could have given."""
+    """A p-value, and the smallest p-value that samples of this size can give."""
 
     p: float
     smallest: float
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Test:
-    """Exact two-sided test that two classifiers are equally often right on the same images (McNemar 1947).
+    """Exact two-sided test that two classifiers are right equally often on the same images (McNemar 1947).
 
-    What counts is the images on which just one is right; with fewer than six no p-value below 0.05 is possible.
+    Only images that exactly one of them gets right count. With fewer than six of those, no p-value is below 0.05.
     """
     from scipy.stats import binomtest
 
@@ -229,7 +232,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Test:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for testing all of them at once (Holm 1979); in the order given."""
+    """p-values adjusted for multiple testing (Holm 1979), in the order given."""
     count, adjusted, largest = len(p_values), [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(count), key=lambda i: p_values[i])):
         largest = max(largest, min(1.0, (count - rank) * p_values[place]))

@@ -1,4 +1,4 @@
-"""What runs say of claims: every claim against every pair of groups that it is about, with one error rate for all."""
+"""Verdicts on claims: tests every claim on every pair of groups that it is about, with one error rate for all tests."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from bench.analysis.prediction import predicted
 from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio
 from bench.store.records import Cell, Manifest
 
-Verdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
-DECIDED: tuple[Verdict, ...] = ("supported", "above", "below")
+ClaimVerdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
+DECIDED: tuple[ClaimVerdict, ...] = ("supported", "above", "below")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a run says of a claim for one backbone on one device."""
+    """The verdict on a claim for one backbone on one device."""
 
     claim: Claim
     group: Group
-    """With the claim's regime."""
+    """The group with the claim's regime."""
     against: Group
+    """The group that it is compared with."""
     estimate: Estimate | None
-    """None where nothing can be compared: random weights, no seed in common, no warm epoch."""
+    """None if nothing can be compared: random weights, no seed in common, or no warm epoch."""
     predicted: float | None
-    """By the counted work; None where that predicts nothing."""
-    verdict: Verdict
+    """The value that the counted work predicts; None if it predicts nothing."""
+    verdict: ClaimVerdict
     p: float | None
-    """Of the verdict, adjusted (Holm) over all findings of the report; None where there was nothing to test."""
+    """The verdict's p-value, adjusted (Holm) over all findings of the report; None if there was nothing to test."""
 
     @property
     def words(self) -> str:
-        """The verdict as the claim puts it."""
+        """The verdict in the claim's own words."""
         return {"above": self.claim.above, "below": self.claim.below}.get(self.verdict, self.verdict)
 
 
 def show_estimate(claim: Claim, estimate: Estimate | None) -> str:
-    """A ratio or difference with its interval, or with the number of seeds where that is too small for one."""
+    """Format a ratio or difference with its interval, or with the number of seeds if they are too few for one."""
     if estimate is None:
         return "n/a"
     if estimate.low is None or estimate.high is None:
@@ -51,13 +52,13 @@ def show_estimate(claim: Claim, estimate: Estimate | None) -> str:
 
 
 def claims_of(manifest: Manifest) -> list[Claim]:
-    """Those for everybody, and those of the grid that a run was last given."""
+    """The claims of a run: `CLAIMS`, and those of its latest grid."""
     own = manifest.invocations[-1].grid.get("claims", ()) if manifest.invocations else ()
     return [*CLAIMS.values(), *(Claim(**given) for given in own)]
 
 
 def planned(claim: Claim, cells: Collection[Cell]) -> int:
-    """How many comparisons some cells are planned for; seeds are repetitions of one."""
+    """Number of comparisons that these cells allow. Seeds are repetitions, so they don't count separately."""
     against = [cell for cell in cells if cell.config.regime == claim.against]
     count = 0
     for regime in {cell.config.regime for cell in cells if claim.is_about(cell.config.regime)}:
@@ -67,16 +68,16 @@ def planned(claim: Claim, cells: Collection[Cell]) -> int:
 
 
 def without_result(claim: Claim, run: str, manifest: Manifest, findings: Iterable[Finding]) -> int:
-    """How many comparisons that a run has planned have no result on one side, or on both."""
+    """Number of planned comparisons of a run that lack a result on one side or on both."""
     found = sum(finding.claim == claim and finding.group.run == run for finding in findings)
     return planned(claim, manifest.cells.values()) - found
 
 
 def decide_claims(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]) -> list[Finding]:
-    """Hold every claim against every pair of groups that it is about. `claims` are by run.
+    """Test every claim on every pair of groups that it is about. `claims` maps a run's name to its claims.
 
-    A verdict stands where it would be wrong at most one time in twenty, over all the verdicts of one call
-    together (Holm 1979): its p-value is that of the interval which still lies inside, or outside, the region.
+    The error rate of all verdicts of one call together is at most 5% (Holm 1979). A verdict's p-value belongs to the
+    widest interval that still lies inside, or outside, the claim's region.
     """
     counterparts = Counterparts(groups)
     pairs = [
@@ -87,17 +88,17 @@ def decide_claims(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]
         if (against := counterparts.of(group, claim.against))
     ]
     estimates = [_estimate(claim, group, against) for claim, group, against in pairs]
-    tried = {
+    tested = {
         place: _likeliest(claim, estimate)
         for place, ((claim, _, _), estimate) in enumerate(zip(pairs, estimates, strict=True))
         if estimate is not None and estimate.error is not None
     }
-    adjusted = dict(zip(tried, holm([p for _, p in tried.values()]), strict=True))
+    adjusted = dict(zip(tested, holm([p for _, p in tested.values()]), strict=True))
     findings = []
     for place, ((claim, group, against), estimate) in enumerate(zip(pairs, estimates, strict=True)):
-        verdict: Verdict = "unknown" if estimate is None else "too few samples"
-        if place in tried:
-            verdict = tried[place][0] if adjusted[place] < LEVEL else "inconclusive"
+        verdict: ClaimVerdict = "unknown" if estimate is None else "too few samples"
+        if place in tested:
+            verdict = tested[place][0] if adjusted[place] < LEVEL else "inconclusive"
         findings.append(
             Finding(
                 claim=claim,
@@ -113,16 +114,16 @@ def decide_claims(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]
 
 
 def tally(findings: Collection[Finding]) -> str:
-    """How many comparisons have which verdict, in words."""
+    """Count the comparisons by verdict, in words."""
     given = [finding.words for finding in findings]
     counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in dict.fromkeys(given))
     return f"Of {len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
 
 
 def overall(findings: Iterable[Finding]) -> str:
-    """All backbones and devices together, in one word.
+    """One word for all backbones and devices together.
 
-    `mixed` where some support the claim and others refute it, else `open` where some are undecided, else
+    It is `mixed` if some findings support the claim and others refute it, else `open` if some are undecided, else
     `supported` or `refuted`.
     """
     verdicts = {finding.verdict for finding in findings} - {"unknown"}
@@ -140,15 +141,15 @@ def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
     if claim.is_ratio:
         return ratio(theirs, ours)
     if not ours or not theirs or metric.predictions is None:
-        return difference(ours, theirs)  # None where accuracies say nothing
+        return difference(ours, theirs)  # None if accuracies say nothing
     return accuracy_difference(group.right(metric.predictions), against.right(metric.predictions))
 
 
-def _likeliest(claim: Claim, estimate: Estimate) -> tuple[Verdict, float]:
-    """The verdict with the smallest p-value, two-sided."""
+def _likeliest(claim: Claim, estimate: Estimate) -> tuple[ClaimVerdict, float]:
+    """The verdict with the smallest p-value, and that p-value, two-sided."""
     low, high = claim.bounds
     inside = max(estimate.p_not_above(low), estimate.p_not_below(high))
-    choices: dict[Verdict, float] = {
+    choices: dict[ClaimVerdict, float] = {
         "supported": inside,
         "above": estimate.p_not_above(high),
         "below": estimate.p_not_below(low),

@@ -48,7 +48,7 @@ def gate(
     if len(sides) != 2:
         raise ConfigError(f"{' '.join(sides)}: a gate has two sides, BASE and NEW, not {len(sides)}")
     found = read_sides(sides, results=results)
-    kinds = {entry.repeats for side in found for entry in side.entries.values()}
+    kinds = {cell.repeats for side in found for cell in side.cells.values()}
     rules = read_rules(config, rule or [], kinds=kinds, metrics=metric or ())
     comparison = compare_sides(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)
     decision = decide(comparison)

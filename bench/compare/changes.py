@@ -1,4 +1,4 @@
-"""What changed from one side to the other: a verdict for every cell and quantity, with one error rate for all."""
+"""Decides what changed from one side to another: one verdict per cell and quantity, one error rate for all."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from bench.analysis.stats import (
     ratio,
     ratio_of_means,
 )
-from bench.compare.rules import DEFAULTS, CellTexts, Rule, check_rule, limits, samples_text, typical
+from bench.compare.rules import DEFAULTS, CellTexts, Rule, check_limits, check_rule, samples_text, typical
 from bench.compare.sides import (
     MEMORY_METHOD,
-    Entry,
-    Figure,
     Quantity,
-    Sample,
+    SampleName,
     Side,
+    SideCell,
+    Value,
     compared_by_default,
 )
 from tl.errors import UserError, not_one_of
 
-Verdict = Literal["worse", "better", "same", "inconclusive", "too few samples", "not comparable", "unknown"]
+ChangeVerdict = Literal["worse", "better", "same", "inconclusive", "too few samples", "not comparable", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A condition that is not known to be one and the same on both sides; `str(difference)` is for people."""
+class Mismatch:
+    """A condition that is not known to be equal on both sides; `str(mismatch)` describes it for people."""
 
     condition: str
-    """Such as `cpu`, or `SOURCE`."""
+    """Name of the condition, such as `cpu` or `SOURCE`."""
     base: tuple[str, ...]
-    """Its values there, in order; an empty one is unknown."""
+    """Its values on the base side, sorted; an empty value is unknown."""
     new: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -49,41 +49,44 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One quantity of one cell on both sides."""
+    """The change of one quantity of one cell from the base side to a new side."""
 
     cell: str
     quantity: Quantity
-    base: dict[Sample, Figure]
-    """Sample → figure: of those that the estimate rests on, where both sides have some in common that make pairs."""
-    new: dict[Sample, Figure]
+    base: dict[SampleName, Value]
+    """Sample → value. If the estimate rests on pairs, these are only the samples that both sides have."""
+    new: dict[SampleName, Value]
     new_side: str
     estimate: Estimate | None
-    """New over base, or new minus base; None of exact counters, and where nothing can be estimated."""
+    """New divided by base, or new minus base; None for exact counters, and if nothing can be estimated."""
     allowed: float | None
-    """Factor, or share: a smaller change doesn't count. None of exact counters."""
-    verdict: Verdict
+    """Smallest change that counts, as a factor or a share; None for exact counters."""
+    verdict: ChangeVerdict
     p: float | None = None
-    """That there is no difference, adjusted (Holm) over the whole comparison; None where there was no test."""
-    differs: tuple[Difference, ...] = ()
+    """p-value against "no difference", adjusted (Holm) over the whole comparison; None without a test."""
+    differs: tuple[Mismatch, ...] = ()
     """Conditions that forbid a comparison."""
     alike: bool = False
-    """Of accuracies of one cell in two runs: with each seed both were right on the very same images. Of two regimes or
-    backbones that would not show that they are equally good."""
+    """For accuracies of one cell in two runs: True if with every seed both were right on exactly the same images. For
+    two regimes or backbones it stays False, since that would not show that they are equally good."""
     looks: int = 1
-    """How many times such a comparison may be made before it is over."""
+    """Largest number of times that this comparison is made, with more samples each time."""
 
     @property
     def no_worse(self) -> bool:
-        """Shown not to be worse by as much as counts: with one look, the 95% interval's bad end lies within it."""
+        """True if it is shown not to be worse by a change that counts.
+
+        With one look, this means that the worse end of the 95% interval lies within what is allowed.
+        """
         return self._within(worse_is_more=self.quantity.better == "lower")
 
     @property
     def shown_same(self) -> bool:
-        """Shown to be neither worse nor better by as much as counts."""
+        """True if it is shown to be neither worse nor better by a change that counts."""
         return self.alike or (self._within(worse_is_more=True) and self._within(worse_is_more=False))
 
     def _within(self, *, worse_is_more: bool) -> bool:
-        """Shown to lie on this side of what counts, above or below, with one error rate for all looks."""
+        """True if it is shown to lie below the upper bound (`worse_is_more`) or above the lower one, over all looks."""
         if self.estimate is None or self.allowed is None:
             return False
         if worse_is_more:
@@ -94,39 +97,39 @@ class Change:
 
     @property
     def is_open(self) -> bool:
-        """More samples could decide it: neither a verdict, nor shown to be no worse."""
+        """True if more samples could decide it: it has no verdict, and isn't shown to be no worse."""
         return self.verdict in ("inconclusive", "too few samples") and not self.no_worse
 
     @property
     def typical(self) -> tuple[float, float]:
-        """Of base and new: geometric means of ratios, means of differences; NaN where a side has no samples."""
+        """Typical values of base and new; see `rules.typical`. NaN for a side without samples."""
         return typical(self.base.values(), self.quantity), typical(self.new.values(), self.quantity)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All of base against all other sides."""
+    """The base side compared with all other sides."""
 
     base: Side
     others: tuple[Side, ...]
     changes: tuple[Change, ...]
     beyond_limits: CellTexts
-    """Absolute limits that another side breaks."""
+    """Absolute limits that a new side breaks."""
     unchecked: CellTexts
-    """Absolute limits on what another side doesn't know."""
+    """Absolute limits that can't be checked, since a new side doesn't know the value."""
     newly_failing: CellTexts
-    """Cells with a sample that base has and the other side fails at → what became of it there."""
+    """Cells with a sample that succeeded on the base side and failed on a new side, and how it failed."""
     incomplete: CellTexts
-    """Cells without results on a side, but for those newly failing; cells and samples that only base has."""
+    """Cells without results on a side, except newly failing ones, and cells and samples that only the base side has."""
     only_new: CellTexts
-    """Cells and samples that only another side has → its name."""
+    """Cells and samples that only a new side has, and the name of that side."""
     level: float
-    """Error rate of all changes together, at this look."""
+    """Error rate of all changes together, per look."""
     looks: int = 1
-    """How many there may be."""
+    """Largest number of looks; see `Change.looks`."""
 
-    def having(self, *verdicts: Verdict) -> list[Change]:
-        """Changes with one of these verdicts."""
+    def having(self, *verdicts: ChangeVerdict) -> list[Change]:
+        """The changes with one of these verdicts."""
         return [change for change in self.changes if change.verdict in verdicts]
 
 
@@ -138,54 +141,57 @@ def compare(
     level: float = LEVEL,
     looks: int = 1,
 ) -> Comparison:
-    """Hold every side against the first.
+    """Compare every other side with the first.
 
-    A change counts, as better or worse, when its estimate is at least as large as the rules allow, and a test that
-    there is none fails at `level` over the whole comparison (Holm 1979). `same` is shown, not assumed: the 95% interval
-    lies within what is allowed, or both runs were right on the very same images with each of three seeds or more.
-    Times and memory of runs are compared as independent samples (Welch 1947, on logarithms); of rounds that have names
-    in common as pairs; accuracies seed by seed over the same images; other shares seed by seed (Student's t), which
-    says nothing of other images; exact counters sample by sample.
+    A change is better or worse if its estimate is at least as large as the rules require, and a test of "no change" is
+    rejected at `level` over the whole comparison (Holm 1979). `same` must be shown: the 95% interval lies within what
+    the rules allow, or both runs were right on exactly the same images with each of at least three seeds.
+
+    - Times and memory of runs are independent samples (Welch 1947, on logarithms).
+    - Rounds of benchmarks with names in common are pairs.
+    - Accuracies are compared seed by seed over the same images.
+    - Other shares are compared seed by seed (Student's t); that says nothing about other images.
+    - Exact counters are compared sample by sample.
 
     Args:
         sides: see `read_sides`.
-        metrics: names to compare; by default those that say so (`Metric.by_default`), those that a rule names, all
-            exact counters, and all of benchmarks.
-        rules: beyond `DEFAULTS`.
+        metrics: names of metrics to compare. By default: those with `Metric.by_default`, those that a rule names, all
+            exact counters, and everything that benchmarks measure.
+        rules: rules in addition to `DEFAULTS`.
         level: error rate of all changes together, over all looks.
-        looks: how many times the same comparison may be made, with more samples each time; each has its share of the
-            error rates (Bonferroni).
+        looks: largest number of times that the comparison is made, with more samples each time. The looks share the
+            error rates equally (Bonferroni).
 
-    Raises `UserError` where the sides have nothing in common, and for rules and metrics that fit nothing.
+    Raises `UserError` if the sides have nothing in common, and for rules and metrics that fit nothing.
     """
     base, *others = sides
     wanted, asked = _wanted(sides, metrics, rules)
-    shared = [(side, key) for side in others for key in base.entries if key in side.entries]
+    shared = [(side, key) for side in others for key in base.cells if key in side.cells]
     if not shared:
         raise UserError(_nothing_in_common(base, others))
     drafts = [
-        _draft(base.entries[key], side.entries[key], quantity, side, [*DEFAULTS, *rules], looks)
+        _draft(base.cells[key], side.cells[key], quantity, side, [*DEFAULTS, *rules], looks)
         for side, key in shared
         for name, quantity in wanted.items()
-        if _is_due(name, base.entries[key], side.entries[key], asked)
+        if _is_due(name, base.cells[key], side.cells[key], asked)
     ]
-    kinds = {(entry.repeats, name) for side in sides for entry in side.entries.values() for name in entry.samples}
-    held = [
-        (side, entry, quantity, base.entries.get(key))
+    kinds = {(cell.repeats, name) for side in sides for cell in side.cells.values() for name in cell.samples}
+    checked = [
+        (side, cell, quantity, base.cells.get(key))
         for side in others
-        for key, entry in side.entries.items()
+        for key, cell in side.cells.items()
         for quantity in wanted.values()
-        if (entry.repeats, quantity.name) in kinds
+        if (cell.repeats, quantity.name) in kinds
     ]
     for name in metrics:
         if not any(change.quantity.name == name and (change.base or change.new) for change in drafts):
-            raise UserError(f"nothing to compare: no cell has {name} on either side")
+            raise UserError(f"nothing to compare: no cell of either side has {name}")
     for rule in rules:
         check_rule(rule, wanted, sides)
-    beyond, unchecked = limits(held, rules)
+    beyond, unchecked = check_limits(checked, rules)
     failing, incomplete, only_new = _lost(base, others, shared, wanted)
     if not any(change.base or change.new for change in drafts) and not failing and not incomplete:
-        raise UserError(f"nothing to compare: no cell has {', '.join(wanted)} on either side")
+        raise UserError(f"nothing to compare: no cell of either side has {', '.join(wanted)}")
     p_values = {
         place: change.estimate.p
         for place, change in enumerate(drafts)
@@ -212,36 +218,36 @@ def compare(
 def _wanted(
     sides: Sequence[Side], metrics: Sequence[str], rules: Sequence[Rule]
 ) -> tuple[dict[str, Quantity], set[str]]:
-    """What is compared, and the names of what must be told of where no side knows it."""
-    there = {name: quantity for side in sides for name, quantity in side.quantities.items()}
+    """The quantities to compare, and the names of those that must be reported even if no side knows them."""
+    known = {name: quantity for side in sides for name, quantity in side.quantities.items()}
     for name in metrics:
-        if name not in there:
-            raise UserError(not_one_of("--metric", name, there))
+        if name not in known:
+            raise UserError(not_one_of("--metric", name, known))
     if metrics:
-        return {name: there[name] for name in dict.fromkeys(metrics)}, set(metrics)
-    named = (rule.metric for rule in rules)  # whoever has a rule for a metric wants it held
-    own = {name: there[name] for name in (*compared_by_default(), *named) if name in there}
-    rest = {name: quantity for name, quantity in there.items() if quantity.kind == "exact" or name not in METRICS}
+        return {name: known[name] for name in dict.fromkeys(metrics)}, set(metrics)
+    named = (rule.metric for rule in rules)  # a rule for a metric asks to compare it
+    own = {name: known[name] for name in (*compared_by_default(), *named) if name in known}
+    rest = {name: quantity for name, quantity in known.items() if quantity.kind == "exact" or name not in METRICS}
     return own | rest, set(own)
 
 
-def _is_due(name: str, base: Entry, new: Entry, asked: Collection[str]) -> bool:
-    """Whether a side knows it, or both should: benchmarks have no metrics of runs."""
+def _is_due(name: str, base: SideCell, new: SideCell, asked: Collection[str]) -> bool:
+    """True if a side has the quantity, or if both should have it. Benchmarks don't have the metrics of runs."""
     known = name in base.samples or name in new.samples
     return known or (name in asked and name in METRICS and base.repeats == "seed")
 
 
 def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
     def first(side: Side) -> str:
-        return f"{side.name} has {next((entry.label for entry in side.entries.values()), 'no cells')}"
+        return f"{side.name} has {next((cell.label for cell in side.cells.values()), 'no cells')}"
 
-    labels = {entry.label for entry in base.entries.values()}
-    alike = any(entry.label in labels for side in others for entry in side.entries.values())
+    labels = {cell.label for cell in base.cells.values()}
+    alike = any(cell.label in labels for side in others for cell in side.cells.values())
     why = "their cells differ in images, weights or settings" if alike else ", ".join(map(first, [base, *others]))
     return f"{base.name}: has no cell in common with {' or '.join(side.name for side in others)}: {why}"
 
 
-def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Sequence[Rule], looks: int) -> Change:
+def _draft(base: SideCell, new: SideCell, quantity: Quantity, side: Side, rules: Sequence[Rule], looks: int) -> Change:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     common = [sample for sample in theirs if sample in ours]
     if common and (quantity.kind == "difference" or (base.repeats == "round" and quantity.kind == "ratio")):
@@ -268,12 +274,12 @@ def _draft(base: Entry, new: Entry, quantity: Quantity, side: Side, rules: Seque
 
 
 def _alike(base: Mapping[int, Sequence[bool]], new: Mapping[int, Sequence[bool]]) -> bool:
-    """Enough seeds in common, and the same images right with each of them."""
+    """True if there are enough common seeds, and with each of them both sides got the same images right."""
     common = base.keys() & new.keys()
     return len(common) >= MIN_SAMPLES and all(base[seed] == new[seed] for seed in common)
 
 
-def _estimate(base: Entry, new: Entry, quantity: Quantity) -> Estimate | None:
+def _estimate(base: SideCell, new: SideCell, quantity: Quantity) -> Estimate | None:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     if not ours or not theirs or quantity.kind == "exact":
         return None
@@ -287,21 +293,19 @@ def _estimate(base: Entry, new: Entry, quantity: Quantity) -> Estimate | None:
     return ratio_of_means(list(ours.values()), list(theirs.values()))
 
 
-def _differences(base: Entry, new: Entry, quantity: Quantity) -> Iterator[Difference]:
-    """Conditions that are not known to be one and the same on both sides; nothing where a side has no result."""
+def _differences(base: SideCell, new: SideCell, quantity: Quantity) -> Iterator[Mismatch]:
+    """Conditions that are not known to be equal on both sides; none if a side has no result."""
     if not base.done or not new.done:
         return
     for name in dict.fromkeys([*base.conditions, *new.conditions]):
         if name == MEMORY_METHOD and not quantity.in_bytes:
             continue
-        there, here = (
-            {entry.conditions.get(name, {}).get(sample, "") for sample in entry.done} for entry in (base, new)
-        )
+        there, here = ({cell.conditions.get(name, {}).get(sample, "") for sample in cell.done} for cell in (base, new))
         if there != here or len(there) > 1 or "" in there:
-            yield Difference(condition=name, base=tuple(sorted(there)), new=tuple(sorted(here)))
+            yield Mismatch(condition=name, base=tuple(sorted(there)), new=tuple(sorted(here)))
 
 
-def _verdict(change: Change, p: float | None, level: float) -> Verdict:
+def _verdict(change: Change, p: float | None, level: float) -> ChangeVerdict:
     if not change.base or not change.new:
         return "unknown"
     if change.quantity.kind == "exact":
@@ -319,8 +323,11 @@ def _verdict(change: Change, p: float | None, level: float) -> Verdict:
     return "same" if change.shown_same else "inconclusive"
 
 
-def _exact_verdict(change: Change) -> Verdict:
-    """Sample by sample where the sides have some in common, and by all values that there are; any change counts."""
+def _exact_verdict(change: Change) -> ChangeVerdict:
+    """The verdict on an exact counter. Any change counts.
+
+    Common samples are compared one by one. A value of any other new sample must also occur on the base side.
+    """
     common = change.base.keys() & change.new.keys()
     moved = {change.new[sample] > change.base[sample] for sample in common if change.new[sample] != change.base[sample]}
     there, here = set(change.base.values()), set(change.new.values())
@@ -332,19 +339,19 @@ def _exact_verdict(change: Change) -> Verdict:
     return "worse" if len(moved) == 2 else _direction(change, moved == {True})
 
 
-def _direction(change: Change, more: bool) -> Verdict:
+def _direction(change: Change, more: bool) -> ChangeVerdict:
     return "worse" if more == (change.quantity.better == "lower") else "better"
 
 
 def _lost(
     base: Side, others: Sequence[Side], shared: Sequence[tuple[Side, str]], wanted: Mapping[str, Quantity]
 ) -> tuple[CellTexts, CellTexts, CellTexts]:
-    """Cells that newly fail, those without a result on a side for another reason, and what only others have."""
+    """Newly failing cells, other cells without a result on a side, and cells and samples that only new sides have."""
     failing: list[tuple[str, str]] = []
     incomplete: list[tuple[str, str]] = []
     only_new: list[tuple[str, str]] = []
     for side, key in shared:
-        there, here = base.entries[key], side.entries[key]
+        there, here = base.cells[key], side.cells[key]
         new = [lost for sample, lost in here.lost.items() if sample in there.done and lost.failed]
         old = [lost for lost in here.lost.values() if lost not in new]
         if new:
@@ -359,18 +366,16 @@ def _lost(
                 what = f"{wanted[name].label} is unknown in {samples_text(there, unknown)}"
                 incomplete.append((there.label, f"{side.name}: {what}"))
         if there.repeats == "round" and not there.done & here.done:
-            continue  # rounds with names of their own are no pairs, and none is missing
+            continue  # rounds without common names are not pairs, so none is missing
         if missing := there.done - here.done - here.lost.keys():
             incomplete.append((there.label, f"{side.name}: has no {samples_text(there, missing)}"))
         if more := here.done - there.done - there.lost.keys():
             only_new.append((f"{there.label}, {samples_text(there, more)}", side.name))
     for side in others:
         incomplete += [
-            (entry.label, f"{side.name}: has no such cell")
-            for key, entry in base.entries.items()
-            if key not in side.entries
+            (cell.label, f"{side.name}: has no such cell") for key, cell in base.cells.items() if key not in side.cells
         ]
-        for entry in (entry for key, entry in side.entries.items() if key not in base.entries):
-            only_new.append((entry.label, side.name))
-            incomplete += [(entry.label, f"{side.name}: {lost}") for lost in list(entry.lost.values())[:1]]
+        for cell in (cell for key, cell in side.cells.items() if key not in base.cells):
+            only_new.append((cell.label, side.name))
+            incomplete += [(cell.label, f"{side.name}: {lost}") for lost in list(cell.lost.values())[:1]]
     return tuple(failing), tuple(dict.fromkeys(incomplete)), tuple(only_new)

@@ -1,4 +1,4 @@
-"""`bench gate`: an exit status out of a comparison. Rules come from `pyproject.toml` and from options."""
+"""`bench gate` turns a comparison into an exit status. Rules come from `pyproject.toml` and from options."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tl.errors import ConfigError, UserError, not_one_of
 PASSED, REGRESSED, INCOMPLETE, NOT_COMPARABLE = 0, 1, 3, 4
 TABLE = "tool.bench.gate"
 GATE_LEVEL = 0.01
-"""Error rate of a gate, over all its comparisons: it runs with every change, and a false alarm costs somebody a day."""
+"""Error rate of a gate over all its comparisons. It is low, since gates run often and a false alarm costs a day."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the gate says, and each reason in a line."""
+    """The outcome of a gate, with one line per reason."""
 
     status: int
     headline: str
@@ -30,21 +30,21 @@ class Decision:
     worse: tuple[Change, ...] = ()
     """Times, memory and accuracies that fail the gate."""
     lost: bool
-    """Something that base has is missing, failed or unknown in new, or other conditions than a benchmark's own code
-    differ: more samples would not decide it."""
+    """True if more samples would not decide it: something that the base side has is missing, failed or unknown on the
+    new side, or conditions other than a benchmark's own code differ."""
 
     @property
     def is_noise(self) -> bool:
-        """Undecided, but only since times are too noisy, or of benchmarks whose code changed."""
+        """True if the gate is undecided only because times are too noisy, or because a benchmark's own code changed."""
         return self.status in (INCOMPLETE, NOT_COMPARABLE) and not self.lost
 
 
 def decide(comparison: Comparison) -> Decision:
-    """Regressed before not comparable before incomplete: the first that holds is the status, all are told.
+    """Decide a gate. The status is the first that holds of regressed, not comparable and incomplete.
 
-    A time that is not shown to be the same leaves the gate undecided unless it is shown to be no worse. What only one
-    side knows leaves it undecided, and so does a time or a size that is known of no cell; what neither side knows of
-    some cells is told.
+    The gate is undecided if a time is neither shown to be the same nor shown to be no worse, if only one side knows a
+    value, or if a time or size is unknown for all cells. Values that neither side knows for some cells are only
+    reported. The reasons list everything that was found, whatever the status.
     """
     regressed = [f"{cell}: newly failing: {words}" for cell, words in comparison.newly_failing]
     regressed += [f"{cell}: {words}" for cell, words in comparison.beyond_limits]
@@ -78,11 +78,11 @@ def decide(comparison: Comparison) -> Decision:
         status, word = NOT_COMPARABLE, "undecided: not comparable"
     elif lost or noisy:
         status, word = INCOMPLETE, "undecided: incomplete"
-    told = (*regressed, *incomparable, *lost, *noisy, *faster, *unknown_lines(comparison, rest))
+    reasons = (*regressed, *incomparable, *lost, *noisy, *faster, *unknown_lines(comparison, rest))
     return Decision(
         status=status,
         headline=f"Gate {word}.",
-        reasons=told,
+        reasons=reasons,
         worse=tuple(change for change in comparison.having("worse") if change.quantity.kind != "exact"),
         lost=bool(lost) or other_machine,
     )
@@ -96,18 +96,18 @@ def read_rules(
     kinds: Collection[Repeats] = ("seed", "round"),
     metrics: Collection[str] = (),
 ) -> list[Rule]:
-    """Rules of `[tool.bench.gate]` in a TOML file, then those of options. Raises `ConfigError`.
+    """Read the rules of `[tool.bench.gate]` in a TOML file, then those of options. Raises `ConfigError`.
 
-    A project's file serves gates of runs and of benchmarks: its rules for times, memory and accuracies of runs are left
-    out where there are but benchmarks, those for `seconds` where there are but runs, and those for metrics that are not
-    compared. An option's rule for such a metric is a mistake.
+    A project's file serves gates of runs and of benchmarks. So its rules that can't apply are left out: those for
+    metrics of runs if there are only benchmarks, those for `seconds` if there are only runs, and those for metrics that
+    are not compared. Such a rule in an option is a mistake.
 
     Args:
-        file: None means `pyproject.toml` in `folder`, if there is one; a file that is named must have rules.
-        given: rules as options have them.
-        folder: see `file`.
-        kinds: what the sides have samples of, see `Entry.repeats`.
-        metrics: those that are compared, if not all are.
+        file: a file, which must have rules; None for `pyproject.toml` in `folder`, if it exists.
+        given: rules in the syntax of `--rule`.
+        folder: folder of `pyproject.toml`.
+        kinds: the kinds of samples that the sides have; see `SideCell.repeats`.
+        metrics: the metrics that are compared; empty for all.
     """
     place = folder / "pyproject.toml" if file is None else file
     rules: list[Rule] = []
@@ -118,7 +118,7 @@ def read_rules(
             raise ConfigError(f"{place}: can't be read as TOML: {error}") from error
         rules += [_rule(f"{place}: {TABLE}", each) for each in _tables(place, content)]
         if file is not None and not rules:
-            raise ConfigError(f"{place}: has no rules: they are tables [[{TABLE}.rule]]")
+            raise ConfigError(f"{place}: has no rules; write them as tables [[{TABLE}.rule]]")
     elif file is not None:
         raise UserError(f"{file}: no such file")
     rules = [rule for rule in rules if not rule.is_elsewhere(kinds, metrics)]
@@ -130,12 +130,12 @@ def _tables(place: Path, content: Any) -> list[Mapping[str, Any]]:
     table = _only(own, "gate", f"{place}: tool.bench")
     rules = _only(table, "rule", f"{place}: {TABLE}") or []
     if not isinstance(rules, list) or not all(isinstance(each, dict) for each in rules):
-        raise ConfigError(f"{place}: {TABLE}: rules are tables: [[{TABLE}.rule]]")
+        raise ConfigError(f"{place}: {TABLE}: rules must be tables [[{TABLE}.rule]]")
     return rules
 
 
 def _only(table: Any, key: str, where: str) -> Any:
-    """What a table has under the one key that it may have, else an empty table: a misspelt one would not count."""
+    """The value of the only key that a table may have; an empty table if it is missing. Raises for any other key."""
     if not isinstance(table, dict) or table.keys() - {key}:
         odd = next(iter(table.keys() - {key}), "") if isinstance(table, dict) else table
         raise ConfigError(f"{where}: {not_one_of('key', odd, [key])}")
@@ -143,7 +143,7 @@ def _only(table: Any, key: str, where: str) -> Any:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """`epoch_seconds: factor=1.1, cells=*frozen*` as a table."""
+    """Parse a rule such as `epoch_seconds: factor=1.1, cells=*frozen*` into a table."""
     metric, colon, rest = text.partition(":")
     table: dict[str, Any] = {"metric": metric.strip()}
     for part in rest.split(",") if rest.strip() else []:

@@ -1,4 +1,4 @@
-"""Files of pytest-benchmark with raw data, read and checked.
+"""Reads and checks files of pytest-benchmark with raw data.
 
 https://pytest-benchmark.readthedocs.io/en/latest/usage.html#commandline-options (`--benchmark-json`)
 """
@@ -17,30 +17,30 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Stats(BaseModel):
-    """Of one benchmark."""
+    """The times of one benchmark."""
 
     data: list[Seconds] = Field(min_length=1)
-    """Its raw times, in seconds."""
+    """Raw times, in seconds."""
 
 
 class Benchmark(BaseModel):
-    """One benchmark of one process."""
+    """One benchmark, run by one process."""
 
     fullname: str = Field(min_length=1)
     stats: Stats
     extra_info: dict[str, Any] = {}
-    """Whole numbers are exact counters; text is a condition of its times; the rest is not compared."""
+    """Whole numbers are exact counters, texts are conditions of the times; other values are not compared."""
 
 
 class Processor(BaseModel):
-    """What py-cpuinfo tells; it may know nothing."""
+    """The processor according to py-cpuinfo, which may not know it."""
 
     brand_raw: str = ""
     count: int | None = None
 
 
 class Machine(BaseModel):
-    """Where it ran; `packages` is no field of pytest-benchmark's own: a hook of a project's conftest can tell them."""
+    """The machine. pytest-benchmark has no field `packages`; a hook in a project's conftest can add it."""
 
     cpu: Processor = Processor()
     python_version: str = ""
@@ -51,7 +51,7 @@ class Machine(BaseModel):
 
     @property
     def conditions(self) -> dict[str, str]:
-        """What times depend on; empty text where it isn't known."""
+        """Conditions that times depend on; an unknown one is empty."""
         count = "" if self.cpu.count is None else str(self.cpu.count)
         system = f"{self.system} {self.machine}".strip()
         own = {"cpu": self.cpu.brand_raw, "cores": count, "system": system, "python": self.python_version}
@@ -59,14 +59,14 @@ class Machine(BaseModel):
 
 
 class Commit(BaseModel):
-    """What was measured."""
+    """The commit that was measured."""
 
     id: str = ""
     dirty: bool = False
 
 
 class BenchmarkFile(BaseModel):
-    """All that one process measured."""
+    """Everything that one process measured."""
 
     machine_info: Machine
     commit_info: Commit = Commit()
@@ -76,7 +76,7 @@ class BenchmarkFile(BaseModel):
     def _each_once(self) -> BenchmarkFile:
         names = [one.fullname for one in self.benchmarks]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"{twice} is there twice")
+            raise ValueError(f"contains {twice} twice")
         return self
 
     def __str__(self) -> str:
@@ -93,13 +93,13 @@ class BenchmarkFile(BaseModel):
 
 
 def read(path: Path) -> BenchmarkFile:
-    """Raises `UserError` for a file that is none, or has no raw data."""
+    """Read a file. Raises `UserError` if it is not from pytest-benchmark, or has no raw data."""
     try:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: can't be read as JSON: {error}") from error
     if not isinstance(data, dict) or not {"benchmarks", "machine_info"} <= data.keys():
-        raise UserError(f"{path}: neither a run's folder nor a file of pytest-benchmark (--benchmark-json)")
+        raise UserError(f"{path}: must be a run's folder or a file of pytest-benchmark (--benchmark-json)")
     if data["benchmarks"] == []:
         raise UserError(f"{path}: has no benchmarks")
     try:

@@ -1,4 +1,4 @@
-"""A comparison in words: Markdown for a pull request, one HTML file, or JSON."""
+"""Renders a comparison as Markdown for a pull request, as one HTML file, or as JSON."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Literal
 import pandas as pd
 
 from bench.analysis.stats import MIN_SAMPLES
-from bench.compare.changes import Change, Comparison, Verdict
-from bench.compare.sides import Figure, Sample, exact_text
+from bench.compare.changes import Change, ChangeVerdict, Comparison
+from bench.compare.sides import SampleName, Value, exact_text
 from bench.report.pages import environment_for, html_table, markdown_table, style
 
 Format = Literal["md", "html", "json"]
 MANY = 20
-"""Rows that are the same beyond which they are folded away."""
-ORDER: tuple[Verdict, ...] = (
+"""Largest number of unchanged rows that are shown unfolded."""
+ORDER: tuple[ChangeVerdict, ...] = (
     *("worse", "not comparable", "inconclusive", "too few samples", "unknown", "better", "same"),
 )
 
@@ -42,9 +42,9 @@ def show(
     findings: Sequence[str] = (),
     status: int | None = None,
 ) -> str:
-    """The whole comparison; `headline` and `findings` come first, such as what a gate decided and why.
+    """Render the whole comparison. `headline` and `findings`, such as a gate's decision and reasons, come first.
 
-    `status` is the gate's; it is in JSON alone.
+    `status` is the gate's exit status; only JSON has it.
     """
     if kind == "json":
         content = _as_json(comparison) | {"status": status, "headline": headline, "findings": list(findings)}
@@ -79,7 +79,7 @@ def show(
 
 
 def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str]:
-    """What can't be compared since a side doesn't know it, a line a metric and side."""
+    """Describe what can't be compared since a value is unknown: one line per metric and reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for change in changes:
         samples = {comparison.base.name: change.base, change.new_side: change.new}
@@ -94,16 +94,16 @@ def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str
 
 
 def _machines(comparison: Comparison) -> list[tuple[str, str]]:
-    """What each was measured on, with the sides that were."""
+    """Pairs of sides and the machine and libraries that they were measured on."""
     found: dict[str, list[str]] = {}
     for side in (comparison.base, *comparison.others):
-        for machine in side.told:
+        for machine in side.machines:
             found.setdefault(machine, []).append(side.name)
     return [(", ".join(sides), machine) for machine, sides in found.items()]
 
 
 def tally(comparison: Comparison) -> str:
-    """How many comparisons have which verdict."""
+    """Count the comparisons by verdict, in words."""
     given = [change.verdict for change in comparison.changes]
     counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in ORDER if verdict in given)
     return f"{len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
@@ -120,8 +120,8 @@ def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
             row
             | {
                 "metric": change.quantity.label,
-                f"base: {comparison.base.name}": _figure(change, base, change.base),
-                name: _figure(change, new, change.new),
+                f"base: {comparison.base.name}": _value(change, base, change.base),
+                name: _value(change, new, change.new),
                 "change (95%)": change_text(change),
                 "counts from": _allowed(change),
             }
@@ -129,7 +129,7 @@ def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _figure(change: Change, value: Figure, samples: Mapping[Sample, Figure]) -> str:
+def _value(change: Change, value: Value, samples: Mapping[SampleName, Value]) -> str:
     if not samples:
         return "n/a"
     if change.quantity.kind == "exact":
@@ -138,7 +138,7 @@ def _figure(change: Change, value: Figure, samples: Mapping[Sample, Figure]) -> 
 
 
 def change_text(change: Change) -> str:
-    """The estimate with its interval; of exact counters the difference."""
+    """Format the estimate with its interval; for exact counters, the difference."""
     if change.quantity.kind == "exact":
         base, new = set(change.base.values()), set(change.new.values())
         one = len(base) == len(new) == 1
@@ -164,7 +164,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
         "level": comparison.level,
         "base": comparison.base.name,
         "sides": [side.name for side in comparison.others],
-        "measured_on": {side.name: list(side.told) for side in (comparison.base, *comparison.others)},
+        "measured_on": {side.name: list(side.machines) for side in (comparison.base, *comparison.others)},
         "beyond_limits": [list(pair) for pair in comparison.beyond_limits],
         "unchecked": [list(pair) for pair in comparison.unchecked],
         "newly_failing": [list(pair) for pair in comparison.newly_failing],
@@ -195,5 +195,5 @@ def _change_as_json(change: Change) -> dict[str, Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity; a ratio of times that lie that far apart is not known."""
+    """None for an infinite value, which JSON can't express."""
     return value if value is not None and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Rules: how much of a change counts, and limits that the new side must keep."""
+"""Rules: how large a change must be to count, and limits that the new side must keep."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from fnmatch import fnmatchcase
 
 from pydantic import Field, model_validator
 
-from bench.compare.sides import SECONDS, Entry, Figure, Quantity, Repeats, Sample, Side, quantities
+from bench.compare.sides import SECONDS, Quantity, Repeats, SampleName, Side, SideCell, Value, quantities
 from tl.errors import ConfigError, not_one_of
 from tl.strict import Strict
 
 
 class Rule(Strict):
-    """How much of a change counts. Of several that fit a cell and a metric, the last that says something holds."""
+    """How large a change must be to count, or a limit. Of several rules that fit, the last one with a value applies."""
 
     metric: str = Field(
-        "*", description="a metric's name, which is compared then, or a pattern with * and ? of those that are"
+        "*", description="a metric, which is then compared, or a pattern with * and ? for compared metrics"
     )
     cells: str = Field("*", description="a cell's label, or a pattern")
-    factor: float | None = Field(None, gt=1, description="of times and memory: a smaller one doesn't count")
-    points: float | None = Field(None, gt=0, description="of shares such as accuracies, percentage points")
-    max: float | None = Field(None, description="most that the new side may have on average, in the metric's unit")
-    min: float | None = Field(None, description="least that it may have on average; each of a counter's values")
+    factor: float | None = Field(None, gt=1, description="for times and memory: a smaller change doesn't count")
+    points: float | None = Field(None, gt=0, description="for shares: a smaller change, in points, doesn't count")
+    max: float | None = Field(None, description="largest allowed mean of the new side, in the metric's unit")
+    min: float | None = Field(None, description="smallest allowed mean; for counters, max and min hold for each value")
 
     @model_validator(mode="after")
     def _says_something(self) -> Rule:
@@ -37,11 +37,11 @@ class Rule(Strict):
         return self
 
     def fits(self, metric: str, cell: str) -> bool:
-        """Whether it says something of that metric in the cell of that label."""
+        """True if the rule applies to that metric of the cell with that label."""
         return matches(metric, self.metric) and matches(cell, self.cells)
 
     def is_elsewhere(self, kinds: Collection[Repeats], metrics: Collection[str]) -> bool:
-        """Whether its metric is of runs alone where there are none, of benchmarks alone, or known and not compared."""
+        """True if the rule can't apply here: its metric is only for runs or only for benchmarks, or is not compared."""
         if metrics and not any(matches(name, self.metric) for name in metrics):
             return any(matches(name, self.metric) for name in (*quantities(), SECONDS.name))
         if self.is_of_runs:
@@ -50,7 +50,7 @@ class Rule(Strict):
 
     @property
     def is_of_runs(self) -> bool:
-        """Whether no benchmark can have its metric: exact counters have the same names everywhere."""
+        """True if only runs have its metric. Benchmarks can have exact counters of the same names."""
         of_runs = quantities()
         return self.metric in of_runs and of_runs[self.metric].kind != "exact"
 
@@ -59,65 +59,66 @@ class Rule(Strict):
 
 
 def matches(text: str, pattern: str) -> bool:
-    """As in a shell, but for brackets, which stand for themselves: pytest puts them into names."""
+    """Match a pattern as a shell does, except that brackets are literal, since pytest puts them into names."""
     return text == pattern or fnmatchcase(text, pattern.replace("[", "[[]"))
 
 
 DEFAULTS = (Rule(factor=1.05), Rule(points=2.0))
-"""For all metrics of the kind that they fit. Exact counters have none: any change counts."""
+"""Default rules for ratios and for differences. Exact counters have none: any change of them counts."""
 
 
 CellTexts = tuple[tuple[str, str], ...]
-"""A cell's label and what is said of it."""
-Held = tuple[Side, Entry, Quantity, Entry | None]
-"""A cell of a new side, what is measured of such cells, and the cell of base."""
+"""Pairs of a cell's label and a sentence about it."""
+CheckedCell = tuple[Side, SideCell, Quantity, SideCell | None]
+"""A new side, one of its cells, a quantity, and the same cell of the base side, if it has one."""
 
 
 def check_rule(rule: Rule, wanted: Mapping[str, Quantity], sides: Sequence[Side]) -> None:
-    """Raises `ConfigError` for a rule that fits nothing: it would be taken for one that holds.
+    """Raise `ConfigError` for a rule that fits nothing, since the user would believe that it applies.
 
-    A cell without a result fits: that it has none is told in its place.
+    A rule may fit a cell without a result; the missing result is reported elsewhere.
     """
     if not any(matches(name, rule.metric) for name in wanted):
         raise ConfigError(f"rule {rule}: {not_one_of('metric', rule.metric, wanted)}")
-    entries = [entry for side in sides for entry in side.entries.values()]
-    fitting = [entry for entry in entries if matches(entry.label, rule.cells)]
+    cells = [cell for side in sides for cell in side.cells.values()]
+    fitting = [cell for cell in cells if matches(cell.label, rule.cells)]
     if not fitting:
-        raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; there is {entries[0].label!r}, for one")
+        raise ConfigError(f"rule {rule}: no cell fits cells={rule.cells!r}; an existing cell is {cells[0].label!r}")
     known = [q for q in wanted.values() if matches(q.name, rule.metric) and any(q.name in e.samples for e in fitting)]
     if not known:
-        if any(entry.lost for entry in fitting):
+        if any(cell.lost for cell in fitting):
             return
-        raise ConfigError(f"rule {rule}: no cell that fits has that metric")
+        raise ConfigError(f"rule {rule}: none of the cells that fit has that metric")
     for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
         if said is not None and not any(quantity.kind == kind for quantity in known):
             what = "times and memory have a factor, shares such as accuracies have points, exact counters have neither"
             raise ConfigError(f"rule {rule}: {known[0].name} is none of that kind: {what}")
     limits = rule.max is not None or rule.min is not None
-    if not limits and not any(matches(entry.label, rule.cells) for entry in sides[0].entries.values()):
-        raise ConfigError(f"rule {rule}: no cell that fits is in {sides[0].name}: nothing to compare with")
+    if not limits and not any(matches(cell.label, rule.cells) for cell in sides[0].cells.values()):
+        raise ConfigError(f"rule {rule}: {sides[0].name} has no cell that fits, so there is nothing to compare with")
 
 
-def limits(held: Sequence[Held], rules: Sequence[Rule]) -> tuple[CellTexts, CellTexts]:
-    """Absolute limits of every cell of the new sides: those that are broken, and those that can't be checked.
+def check_limits(checked: Sequence[CheckedCell], rules: Sequence[Rule]) -> tuple[CellTexts, CellTexts]:
+    """Check the cells of new sides against absolute limits. Returns broken limits, and those that can't be checked.
 
-    Held against them are means; of counters, each value. A sample that base doesn't know either is no gap.
+    Means are checked; for counters, every value is. A limit can't be checked if a sample's value is unknown, unless it
+    is unknown on the base side too.
     """
     broken: list[tuple[str, str]] = []
     unchecked: list[tuple[str, str]] = []
     limits = [rule for rule in rules if rule.max is not None or rule.min is not None]
-    for side, entry, quantity, before in held:
-        fitting = [rule for rule in limits if rule.fits(quantity.name, entry.label)]
+    for side, cell, quantity, before in checked:
+        fitting = [rule for rule in limits if rule.fits(quantity.name, cell.label)]
         if not fitting:
             continue
-        samples = entry.samples.get(quantity.name, {})
-        gaps = entry.done - samples.keys()
+        samples = cell.samples.get(quantity.name, {})
+        gaps = cell.done - samples.keys()
         if samples and before:
             gaps &= before.samples.get(quantity.name, {}).keys() | (gaps - before.done)
         if gaps or not samples:
-            what = f" in {samples_text(entry, gaps)}" if gaps and samples else ""
-            words = f"{side.name}: {quantity.label} is not known{what}, so its limit isn't checked"
-            unchecked.append((entry.label, words))
+            what = f" in {samples_text(cell, gaps)}" if gaps and samples else ""
+            words = f"{side.name}: {quantity.label} is unknown{what}, so its limit can't be checked"
+            unchecked.append((cell.label, words))
         if not samples:
             continue
         exact = quantity.kind == "exact"
@@ -125,14 +126,14 @@ def limits(held: Sequence[Held], rules: Sequence[Rule]) -> tuple[CellTexts, Cell
         high, low = (max(samples.values()), min(samples.values())) if exact else (middle, middle)
         most = [rule.max for rule in fitting if rule.max is not None][-1:]
         least = [rule.min for rule in fitting if rule.min is not None][-1:]
-        told = [f"{quantity.show(high)} is above max {quantity.show(limit)}" for limit in most if high > limit]
-        told += [f"{quantity.show(low)} is below min {quantity.show(limit)}" for limit in least if low < limit]
-        broken += [(entry.label, f"{quantity.label}: {words}") for words in told]
+        violations = [f"{quantity.show(high)} is above max {quantity.show(limit)}" for limit in most if high > limit]
+        violations += [f"{quantity.show(low)} is below min {quantity.show(limit)}" for limit in least if low < limit]
+        broken += [(cell.label, f"{quantity.label}: {words}") for words in violations]
     return tuple(broken), tuple(unchecked)
 
 
-def typical(values: Collection[Figure], quantity: Quantity) -> float:
-    """Geometric mean of times and memory, mean of shares; of counters the largest. NaN without values."""
+def typical(values: Collection[Value], quantity: Quantity) -> float:
+    """Geometric mean for ratios, mean for differences, largest value for counters; NaN without values."""
     if not values:
         return math.nan
     if quantity.kind == "exact":
@@ -142,7 +143,7 @@ def typical(values: Collection[Figure], quantity: Quantity) -> float:
     )
 
 
-def samples_text(entry: Entry, samples: Collection[Sample]) -> str:
-    """Seeds or rounds by name, such as `seeds 0, 2`."""
+def samples_text(cell: SideCell, samples: Collection[SampleName]) -> str:
+    """Name some seeds or rounds, such as `seeds 0, 2`."""
     names = sorted(map(str, samples), key=lambda name: (len(name), name))
-    return f"{entry.repeats}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    return f"{cell.repeats}{'s' if len(names) > 1 else ''} {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""What is compared: cells with their samples, read from runs and from pytest-benchmark files. No torch, no pandas."""
+"""Reads what is compared: cells with their samples, from runs and pytest-benchmark files. No torch, no pandas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.analysis.groups import varying_settings
-from bench.analysis.metrics import METRICS, Finished, Kind
+from bench.analysis.metrics import METRICS, ComparedBy, Finished
 from bench.compare import pytest_benchmark
 from bench.store.environment import packages
 from bench.store.records import Cell, Lost, Manifest, Record
@@ -19,26 +19,26 @@ from tl.errors import UserError, not_one_of
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
 Repeats = Literal["seed", "round"]
-"""What a sample is: a seed of a run, or a round of a benchmark."""
-Figure = int | float
+"""What the samples of a cell are: seeds of a run, or rounds of a benchmark."""
+Value = int | float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """What a sample is a figure of. Ratios belong to a machine; shares and exact counters don't."""
+    """A quantity that samples measure. Times and memory depend on the machine; shares and exact counters don't."""
 
     name: str
     label: str
-    kind: Kind
+    kind: ComparedBy
     better: Literal["lower", "higher"]
 
     @property
     def in_bytes(self) -> bool:
-        """Whether it is memory."""
+        """True if it is an amount of memory."""
         return self.name in METRICS and METRICS[self.name].in_bytes
 
-    def show(self, value: Figure) -> str:
-        """For people, with its unit."""
+    def show(self, value: Value) -> str:
+        """Format a value for people, with its unit."""
         metric = METRICS.get(self.name)
         if self.kind == "exact":
             return f"{exact_text(value)} {metric.unit_unscaled if metric else ''}".rstrip()
@@ -48,18 +48,18 @@ class Quantity:
         return f"{value / step:.3g} {unit}"
 
 
-def exact_text(value: Figure, sign: str = "") -> str:
-    """To the last digit, however large: a change of one is a change."""
+def exact_text(value: Value, sign: str = "") -> str:
+    """Format a counter with all its digits, since any change of it counts."""
     whole = isinstance(value, float) and value.is_integer()
     return format(int(value) if whole else value, f"{sign},")
 
 
 SECONDS = Quantity(name="seconds", label="time", kind="ratio", better="lower")
-"""Of a round of a benchmark."""
+"""The time of one round of a benchmark."""
 
 
 def quantities() -> dict[str, Quantity]:
-    """The metrics of a run that can be compared: those one direction of which is the better one."""
+    """The metrics of runs that can be compared: those for which more is better, or less is."""
     return {
         name: Quantity(name=name, label=metric.label, kind=metric.compared, better=metric.better)
         for name, metric in METRICS.items()
@@ -68,48 +68,48 @@ def quantities() -> dict[str, Quantity]:
 
 
 def compared_by_default() -> list[str]:
-    """The metrics of a run that are compared when none are named, and with them every exact one; ratios come first."""
+    """Metrics that are compared when none are named, ratios first. Exact metrics are compared in addition."""
     names = [name for name, metric in METRICS.items() if metric.by_default]
     return sorted(names, key=lambda name: METRICS[name].compared != "ratio")
 
 
 MEMORY_METHOD = "memory method"
-"""A condition of memory alone."""
+"""The condition that only memory depends on."""
 SOURCE = "source"
-"""The condition that is a benchmark's own code, where it says so in `extra_info`."""
-Sample = int | str
-"""A seed, or the name of a round of benchmarks."""
+"""The condition for a benchmark's own code, if its `extra_info` has that key."""
+SampleName = int | str
+"""A seed, or the name of a round."""
 
 
 @dataclass(kw_only=True)
-class Entry:
-    """A cell on one side; its samples are those of its seeds, or of a benchmark's rounds."""
+class SideCell:
+    """A cell on one side, with its samples: one per seed of a run, or one per round of a benchmark."""
 
     label: str
     repeats: Repeats
-    done: set[Sample] = field(default_factory=set)
+    done: set[SampleName] = field(default_factory=set)
     """Samples with a result."""
-    samples: dict[str, dict[Sample, Figure]] = field(default_factory=dict)
-    """Quantity → sample → figure; unknown figures are missing."""
+    samples: dict[str, dict[SampleName, Value]] = field(default_factory=dict)
+    """Quantity → sample → value; unknown values are left out."""
     right: dict[str, dict[int, list[bool]]] = field(default_factory=dict)
-    """Accuracy → seed → whether each validation image was judged right."""
-    lost: dict[Sample, Lost] = field(default_factory=dict)
-    """Samples without a result → why."""
-    conditions: dict[str, dict[Sample, str]] = field(default_factory=dict)
-    """What times and memory depend on → sample → its value; empty text, or no sample, where it isn't known."""
+    """Accuracy → seed → for each validation image, True if it was classified right."""
+    lost: dict[SampleName, Lost] = field(default_factory=dict)
+    """Sample without a result → the reason."""
+    conditions: dict[str, dict[SampleName, str]] = field(default_factory=dict)
+    """Condition that times and memory depend on → sample → value. An unknown value is empty or left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """All cells of one side."""
+    """One side of a comparison."""
 
     name: str
-    entries: dict[str, Entry]
-    """By what must be equal on both sides."""
+    cells: dict[str, SideCell]
+    """Key that must be equal on both sides → cell."""
     quantities: dict[str, Quantity]
     by: Axis = "run"
-    told: tuple[str, ...] = ()
-    """Of the machine and libraries, each once."""
+    machines: tuple[str, ...] = ()
+    """Distinct machine and library descriptions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +122,18 @@ class _Loaded:
 def read_sides(
     names: Sequence[str], *, by: Axis = "run", base: str | None = None, results: Path = Path("results")
 ) -> list[Side]:
-    """The sides of a comparison, the first of which is what the others are held against.
+    """Read the sides of a comparison. The first is the base that the others are compared with.
 
-    By run, each name is a side: a run's name or folder, a pytest-benchmark file (a round, named as the file is, its
-    figure the median), a folder of such files, or several of these joined by commas. By another axis all names are
-    runs, put together, and the sides are the levels that they have of it. Runs are looked up below `results`.
+    By run, each name is a side: a run's name or folder, a pytest-benchmark file, a folder of such files, or several of
+    these joined by commas. A file is one round, named like the file, with the median as its value. By another axis, all
+    names are runs, which are pooled, and each level of the axis is a side. Runs are looked up below `results`.
     Raises `UserError`.
     """
     if by == "run":
         if len(names) < 2:
-            raise UserError(f"{names[0]}: is compared with what? name another run, or give --by regime, for one")
+            raise UserError(f"{names[0]}: a comparison needs a second run; name one, or give --by, such as --by regime")
         if base is not None:
-            raise UserError(f"--base {base}: goes with --by regime and the like; of runs the first is the base")
+            raise UserError(f"--base {base}: needs --by, such as --by regime; without it, the first run is the base")
         places = [_places(name, results) for name in names]
         each_once(part for runs, files in places for part in (*(run.folder for run in runs), *files))
         loaded = [([_load(run) for run in runs], files) for runs, files in places]
@@ -145,7 +145,7 @@ def read_sides(
 
 
 def _called(names: Sequence[str]) -> list[str]:
-    """Short names where they tell the sides apart."""
+    """Short names of the sides; full names if short ones are not unique."""
     short = [",".join(Path(part).name or part for part in name.split(",")) for name in names]
     return short if len(set(short)) == len(short) else list(names)
 
@@ -155,36 +155,36 @@ def _places(name: str, results: Path) -> tuple[list[Run], list[Path]]:
     runs, files = [], []
     for part in name.split(","):
         if not part.strip():
-            raise UserError(f"{name!r}: names a run or a file with no name")
+            raise UserError(f"{name!r}: has an empty name between commas, or is empty")
         place = Path(part)
         if place.is_file():
             files.append(place)
-        elif place.is_dir() and not (place / "manifest.json").is_file() and (there := sorted(place.glob("*.json"))):
-            files += there
+        elif place.is_dir() and not (place / "manifest.json").is_file() and (inside := sorted(place.glob("*.json"))):
+            files += inside
         else:
             runs.append(find_run(part, results))
     stems = [file.stem for file in files]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
-        raise UserError(f"{name}: two files are called {twice}.json: each is a round, and needs a name of its own")
+        raise UserError(f"{name}: two files are called {twice}.json; each file is a round and needs a unique name")
     return runs, files
 
 
 def _load(run: Run) -> _Loaded:
     loaded = _Loaded(run=run, manifest=run.manifest(), records=run.records())
     if not loaded.records:
-        raise UserError(f"{run.folder}: has no records: nothing ran there yet")
+        raise UserError(f"{run.folder}: has no records, since nothing has run yet")
     return loaded
 
 
 def _levels(runs: list[_Loaded], by: Axis, base: str | None) -> list[Side]:
     cells = {cell_id: cell for run in runs for cell_id, cell in run.manifest.cells.items()}
     if len(cells) < sum(len(run.manifest.cells) for run in runs):
-        raise UserError(f"--by {by}: these runs share cells: give one of them")
+        raise UserError(f"--by {by}: these runs share cells; name only one of them")
     levels = list(dict.fromkeys(_level(cell, by) for cell in cells.values()))
     if base is not None and base not in levels:
         raise UserError(not_one_of("--base", base, levels))
     if len(levels) < 2:
-        raise UserError(f"--by {by}: there is only {levels[0]}")
+        raise UserError(f"--by {by}: at least two are needed, but there is only {levels[0]}")
     first = levels[0] if base is None else base
     settings = _settings(list(cells.values()), by)
     return [
@@ -193,7 +193,7 @@ def _levels(runs: list[_Loaded], by: Axis, base: str | None) -> list[Side]:
 
 
 def _settings(cells: Sequence[Cell], by: Axis) -> list[str]:
-    """What labels must tell, beside backbone, regime and device, for two cells never to be called the same."""
+    """Settings that labels need, besides backbone, regime and device, so that no two cells have the same label."""
     found = varying_settings(cell.config for cell in cells)
     if by not in ("regime", "backbone") and len({cell.config.weights for cell in cells}) > 1:
         found.append("weights")
@@ -205,7 +205,7 @@ def _level(cell: Cell, by: Axis) -> str:
 
 
 def _key(cell: Cell, by: Axis) -> str:
-    """What two cells must have in common to be compared."""
+    """A key that is equal for cells that can be compared."""
     if by == "regime":
         return cell.without_start.id
     bare = cell.but(seed=0)
@@ -234,38 +234,38 @@ def _side(
     settings: Sequence[str],
     level: str | None = None,
 ) -> Side:
-    entries: dict[str, Entry] = {}
+    cells: dict[str, SideCell] = {}
     machines: dict[str, None] = {}
     for run in runs:
         truth = run.manifest.dataset.val_labels
         for cell_id, cell in run.manifest.cells.items():
             if level is not None and _level(cell, by) != level:
                 continue
-            entry = entries.setdefault(_key(cell, by), Entry(label=_label(cell, by, settings), repeats="seed"))
+            side_cell = cells.setdefault(_key(cell, by), SideCell(label=_label(cell, by, settings), repeats="seed"))
             # Levels of an axis are compared seed by seed; the seed itself as an axis leaves one sample.
             sample = 0 if by == "seed" else cell.config.seed
             record = run.records.get(cell_id)
             if record is not None and record.result is not None and record.status == "done":
-                if sample in entry.done:
+                if sample in side_cell.done:
                     raise UserError(f"{name}: has {cell} twice")
-                _add(entry, record, sample, truth, by)
+                _add(side_cell, record, sample, truth, by)
                 machines[str(record.environment)] = None
-            elif sample not in entry.done:
-                entry.lost[sample] = Lost.of(record)
+            elif sample not in side_cell.done:
+                side_cell.lost[sample] = Lost.of(record)
     known = quantities() if runs else {}
     for path in files:
         data = pytest_benchmark.read(path)
-        _add_benchmarks(entries, known, path, data)
+        _add_benchmarks(cells, known, path, data)
         machines[str(data)] = None
-    return Side(name=name, entries=entries, quantities=known, by=by, told=tuple(machines))
+    return Side(name=name, cells=cells, quantities=known, by=by, machines=tuple(machines))
 
 
-def _add(entry: Entry, record: Record, seed: int, truth: tuple[int, ...], by: Axis) -> None:
+def _add(side_cell: SideCell, record: Record, seed: int, truth: tuple[int, ...], by: Axis) -> None:
     result = record.result
     assert result is not None
     cell = Finished(record=record, result=result, truth=truth)
-    entry.done.add(seed)
-    entry.lost.pop(seed, None)  # of an earlier part of this side
+    side_cell.done.add(seed)
+    side_cell.lost.pop(seed, None)  # an earlier part of this side may have lost it
     for name, metric in METRICS.items():
         value = metric.of(cell) if metric.better else None
         if value is None:
@@ -275,12 +275,12 @@ def _add(entry: Entry, record: Record, seed: int, truth: tuple[int, ...], by: Ax
                 raise ValueError(f"is {value}")
             if metric.predictions:
                 pairs = zip(metric.predictions(result).labels, truth, strict=True)
-                entry.right.setdefault(name, {})[seed] = [said == true for said, true in pairs]
-        except ValueError as error:  # only a record edited by hand
+                side_cell.right.setdefault(name, {})[seed] = [predicted == true for predicted, true in pairs]
+        except ValueError as error:  # a record that was edited by hand
             raise UserError(f"record {record.cell_id} ({record.cell}): damaged: {metric.label}: {error}") from error
-        entry.samples.setdefault(name, {})[seed] = value
+        side_cell.samples.setdefault(name, {})[seed] = value
     machine = record.environment
-    told = {
+    conditions = {
         "cpu": machine.cpu,
         "cores": str(machine.cores),
         "system": machine.system,
@@ -291,30 +291,34 @@ def _add(entry: Entry, record: Record, seed: int, truth: tuple[int, ...], by: Ax
         MEMORY_METHOD: result.memory_method,
         **{name: machine.packages.get(name, "none") for name in packages()},
     }
-    for name, text in told.items():
-        entry.conditions.setdefault(name, {})[seed] = text
+    for name, text in conditions.items():
+        side_cell.conditions.setdefault(name, {})[seed] = text
 
 
 def _add_benchmarks(
-    entries: dict[str, Entry], known: dict[str, Quantity], path: Path, data: pytest_benchmark.BenchmarkFile
+    cells: dict[str, SideCell], known: dict[str, Quantity], path: Path, data: pytest_benchmark.BenchmarkFile
 ) -> None:
-    """One process's benchmarks: each a sample, its median, since what a process is given all its rounds share."""
+    """Add the benchmarks of one process. Each is one sample, its median, since its rounds are not independent."""
     of_runs = quantities()
     for one in data.benchmarks:
-        entry = entries.setdefault(f"benchmark {one.fullname}", Entry(label=one.fullname, repeats="round"))
+        side_cell = cells.setdefault(f"benchmark {one.fullname}", SideCell(label=one.fullname, repeats="round"))
         known[SECONDS.name] = SECONDS
-        entry.done.add(path.stem)
-        entry.samples.setdefault(SECONDS.name, {})[path.stem] = statistics.median(one.stats.data)
-        told = dict(data.machine_info.conditions)
+        side_cell.done.add(path.stem)
+        side_cell.samples.setdefault(SECONDS.name, {})[path.stem] = statistics.median(one.stats.data)
+        conditions = dict(data.machine_info.conditions)
         for name, value in one.extra_info.items():
             if type(value) is int:
                 if name == SECONDS.name or (name in of_runs and of_runs[name].kind != "exact"):
-                    raise UserError(f"{path}: {one.fullname}: extra_info has {name!r}, the name of what is measured")
+                    raise UserError(
+                        f"{path}: {one.fullname}: extra_info has {name!r}, which is the name of a metric; rename it"
+                    )
                 known.setdefault(name, Quantity(name=name, label=name, kind="exact", better="lower"))
-                entry.samples.setdefault(name, {})[path.stem] = value
+                side_cell.samples.setdefault(name, {})[path.stem] = value
             elif isinstance(value, str):
-                if name in told:
-                    raise UserError(f"{path}: {one.fullname}: extra_info has {name!r}, which the machine has told")
-                told[name] = value
-        for name, text in told.items():
-            entry.conditions.setdefault(name, {})[path.stem] = text
+                if name in conditions:
+                    raise UserError(
+                        f"{path}: {one.fullname}: extra_info has {name!r}, which machine_info has too; rename it"
+                    )
+                conditions[name] = value
+        for name, text in conditions.items():
+            side_cell.conditions.setdefault(name, {})[path.stem] = text

@@ -1,1 +1,1 @@
-"""Runs for other programs: data frames, files, experiment trackers."""
+"""Exports runs to other programs: data frames, files, experiment trackers."""

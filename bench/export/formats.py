@@ -1,4 +1,4 @@
-"""Runs as CSV, Parquet, JSON or LaTeX, one row per cell or per epoch."""
+"""Writes runs as CSV, Parquet, JSON or LaTeX, with one row per cell or per epoch."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def export_runs(runs: list[Run], format: str, output: Path | None, *, raw: bool)
         else:
             table.to_parquet(output or sys.stdout.buffer, index=False)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of the pipe has had enough; nothing is wrong
+        sys.stderr.close()  # the reader of the pipe closed it, which is no error
     except OSError as error:
         raise UserError(f"{output}: can't be written: {error.strerror or error}") from error
 
 
 def _put_latex(runs: list[Run], output: Path | None) -> None:
-    """A `tabular` of the report's table of cells, for `booktabs`. Raises `UserError`."""
+    """Write the report's main table as a `tabular` for `booktabs`. Raises `UserError`."""
     from bench.report.summary import summarise
     from bench.report.tables import cells_table
 

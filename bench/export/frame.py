@@ -1,4 +1,4 @@
-"""Records as a table, one row a cell: what `bench export` prints and `bench.load_results` returns."""
+"""Records as data frames with one row per cell, for `bench export` and `bench.load_results`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "machine_warnings": _of_machine(lambda machine: "; ".join(machine.warnings) or None),
 }
 _AXES = ("run", "cell_id", "dataset", "backbone", "weights", "regime", "device", "precision", "seed", "batch_size")
-"""Columns of a cell that each of its epochs repeats."""
+"""Columns of a cell that are repeated in the row of each epoch."""
 _BOOLEANS = ("frozen_verified", "git_dirty", "compile", "cuda_graph", "features_reused")
 _INTEGERS = {
     "seed",
@@ -108,18 +108,18 @@ _FLOATS = ("load_before", "load_after", "other_cpu_share", "steal_share", "learn
 
 
 def columns() -> list[str]:
-    """All columns, in order: facts of a cell, then its metrics."""
+    """All columns in order: facts about a cell, then its metrics."""
     return [*_FACTS, *METRICS]
 
 
 def _views(record: Record) -> int | None:
-    """Of each training image; None where every epoch makes its own."""
+    """Number of views per training image; None for regimes that make new crops every epoch."""
     config = record.cell.config
     return config.views if REGIMES[config.regime].features == "once" else None
 
 
 def _learning_rate(record: Record) -> float | None:
-    """At the first epoch; None where nothing is trained, or it was to be chosen and the cell has no result."""
+    """Learning rate at the first epoch; None if nothing is trained, or if it was not yet chosen."""
     config = record.cell.config
     if record.result:
         return record.result.learning_rate
@@ -128,7 +128,7 @@ def _learning_rate(record: Record) -> float | None:
 
 
 def row(run: str, record: Record, truth: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """One record as a flat row with all `columns`; unknown is None.
+    """One record as a flat row with all `columns`; unknown values are None.
 
     `truth` has the true labels of the run's validation images; without it, metrics that need it are unknown.
     """
@@ -138,7 +138,7 @@ def row(run: str, record: Record, truth: tuple[int, ...] | None = None) -> dict[
 
 
 def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as a frame with nullable types, so that an unknown integer is missing and not a float."""
+    """Make a frame of rows, with nullable types so that columns with unknown integers stay integers."""
     kinds = dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_FLOATS, "Float64") | dict.fromkeys(_BOOLEANS, "boolean")
     kinds |= {name: "Int64" if metric.whole else "Float64" for name, metric in METRICS.items()}
     table = pd.DataFrame(list(rows), columns=columns())
@@ -146,15 +146,15 @@ def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def epoch_rows(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row an epoch of every finished cell: the raw figures, with the cell's axes before them."""
+    """Raw values with one row per epoch of every finished cell, after the columns that identify the cell."""
     rows = []
     for run in runs:
         for record in run.records().values():
             cell = {name: _FACTS[name](run.name, record) for name in _AXES}
             for epoch in record.result.epochs if record.result else ():
                 phases = epoch.phases.model_dump() if epoch.phases else dict.fromkeys(PHASES)
-                figures = epoch.model_dump(exclude={"phases"})
-                rows.append(cell | figures | {f"{name}_seconds": value for name, value in phases.items()})
+                values = epoch.model_dump(exclude={"phases"})
+                rows.append(cell | values | {f"{name}_seconds": seconds for name, seconds in phases.items()})
     known = [name for name in EpochResult.model_fields if name != "phases"]
     return pd.DataFrame(rows, columns=[*_AXES, *known, *(f"{name}_seconds" for name in PHASES)])
 
@@ -166,7 +166,7 @@ def load_results(paths: str | Path | Iterable[str | Path], results: Path) -> pd.
 
 
 def load_runs(runs: Iterable[Run]) -> pd.DataFrame:
-    """All records of some runs, a run after the other, in the order in which cells were planned."""
+    """All records of some runs, run by run, in the order in which their cells were planned."""
     rows = []
     for run in runs:
         truth = run.manifest().dataset.val_labels

@@ -1,6 +1,6 @@
-"""`bench export --to`: a run's cells for experiment trackers, each in its own format below a folder. No server.
+"""Writes a run's cells in the file formats of experiment trackers, for `bench export --to`. Needs no server.
 
-To add a tracker, add an entry to `TRACKERS`. Their packages are optional, and loaded when they are asked for.
+To add a tracker, add an entry to `TRACKERS`. Its package is optional and is imported only for an export.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from bench.store.records import Record
 from bench.store.runs import Run
 from tl.errors import UserError
 
-EPOCH_FIGURES = (
+EPOCH_VALUES = (
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy"),
     *("train_seconds", "val_seconds", "learning_rate"),
 )
 TAG = "tl_bench.cell"
-"""Of an MLflow run: what it is called here, by which a second export knows what is there."""
+"""Tag of an MLflow run with our name of the cell, by which a second export finds it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracker:
-    """Where cells can be sent."""
+    """An experiment tracker that cells can be exported to."""
 
     package: str
-    """What is imported; the extra has the tracker's name."""
+    """The module that is imported. The extra that installs it has the tracker's name."""
     write: Callable[[Iterable[tuple[Run, Finished]], Path], int]
-    """Writes the cells below a folder, and returns how many were new."""
+    """Writes cells below a folder and returns the number of new ones."""
     folder: str
-    """Below `reports`, where no other is given."""
+    """Default folder, below `reports`."""
     hint: str
-    """The command that shows it."""
+    """The command that shows the exported cells, with `{}` for the folder."""
 
 
 def export_to(name: str, runs: Iterable[Run], folder: Path | None, reports: Path = Path("reports")) -> str:
-    """Write all finished cells that the folder hasn't got; returns what was done, in a line. Raises `UserError`."""
+    """Write all finished cells that the folder lacks. Returns a line on what was done. Raises `UserError`."""
     tracker = TRACKERS[name]
     try:
         importlib.import_module(tracker.package)
     except ImportError as error:
-        raise UserError(f"--to {name}: needs a package: pip install 'tl-bench[{name}]'") from error
+        raise UserError(f"--to {name} needs another package: pip install 'tl-bench[{name}]'") from error
     place = folder or reports / tracker.folder
     cells = [(run, cell) for run in runs for cell in _cells(run)]
     if not cells:
@@ -57,7 +57,7 @@ def export_to(name: str, runs: Iterable[Run], folder: Path | None, reports: Path
         new = tracker.write(cells, place)
     except OSError as error:
         raise UserError(f"{place}: can't be written: {error.strerror or error}") from error
-    return f"{new} of {len(cells)} cells written to {place}, the others were there; {tracker.hint.format(place)}"
+    return f"{new} of {len(cells)} cells written to {place}, the others existed already; {tracker.hint.format(place)}"
 
 
 def _cells(run: Run) -> Iterator[Finished]:
@@ -66,38 +66,38 @@ def _cells(run: Run) -> Iterator[Finished]:
 
 
 def _parameters(record: Record) -> dict[str, Any]:
-    """What a cell was asked to do, with its device and images."""
+    """The settings of a cell, with its device and images."""
     config = {name: value for name, value in record.cell.config.model_dump(mode="json").items() if value is not None}
     config = {name: ", ".join(map(str, v)) if isinstance(v, list) else v for name, v in config.items()}
     return config | {"device": record.cell.device, "dataset": record.dataset}
 
 
 def _metrics(cell: Finished) -> dict[str, float]:
-    """All that is known of a cell."""
+    """All known metrics of a cell."""
     found = {name: metric.of(cell) for name, metric in METRICS.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _epochs(cell: Finished) -> Iterator[tuple[int, dict[str, float]]]:
     for row in cell.result.epochs:
-        figures = {name: getattr(row, name) for name in EPOCH_FIGURES}
+        figures = {name: getattr(row, name) for name in EPOCH_VALUES}
         yield row.epoch, {name: float(value) for name, value in figures.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Name:
-    """What a cell is called here; `str(name)` is RUN/CELL."""
+    """Our name of a cell; `str(name)` is RUN/CELL."""
 
     run: str
     cell: str
-    """Both are plain file names."""
+    """Both parts are valid file names."""
 
     def __str__(self) -> str:
         return f"{self.run}/{self.cell}"
 
 
 def _name(run: Run, record: Record) -> _Name:
-    """A cell that was run again has another name."""
+    """The name of a record. It has the start time, so a cell that ran again gets another name."""
     config = record.cell.config
     parts = (config.backbone, config.regime, record.cell.device, f"seed{config.seed}", record.cell_id)
     when = f"{record.started:%Y%m%dT%H%M%S}"
@@ -119,7 +119,7 @@ def _tensorboard(cells: Iterable[tuple[Run, Finished]], folder: Path) -> int:
             continue
         new += 1
         place.parent.mkdir(parents=True, exist_ok=True)
-        # Under another name until it is whole: an export that was ended midway is done again.
+        # Write under another name first, so that an interrupted export is repeated.
         with (
             tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as scratch,
             SummaryWriter(f"{scratch}/cell", write_to_disk=True) as writer,
@@ -137,7 +137,7 @@ def _tensorboard(cells: Iterable[tuple[Run, Finished]], folder: Path) -> int:
 
 
 def _mlflow(cells: Iterable[tuple[Run, Finished]], folder: Path) -> int:
-    # Files need no server and no database; MLflow 3 wants to be told that they are meant.
+    # Plain files need no server and no database, but MLflow 3 has to be asked for them.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow import MlflowClient
 

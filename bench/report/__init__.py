@@ -1,4 +1,4 @@
-"""Reports: what a run found, as Markdown and as one self-contained HTML file.
+"""Reports of what a run found, as Markdown and as one self-contained HTML file.
 
-Nothing is imported here: `summary` loads at once, drawing takes seconds.
+This file imports nothing, since `summary` loads at once and matplotlib takes seconds.
 """

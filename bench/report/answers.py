@@ -1,4 +1,4 @@
-"""The answer, in sentences."""
+"""Writes the answer of a report in sentences."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from bench.analysis.metrics import METRICS, RATED_BY
 from bench.analysis.recommend import Choice
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import Finding, overall, tally
-from bench.report.protocol import accuracy_name
+from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
 
 
 def answers(summary: Summary) -> list[str]:
-    """What to use on each device, and whether the claim holds: a paragraph each."""
+    """One paragraph on what to use on each device, and one on the claim that heads train in half the time."""
     said = [_choice(choice, summary) for choice in summary.choices]
     if summary.groups and all(group.accuracy is None for group in summary.groups):
         said.append("No cell had pretrained weights: accuracy says nothing here, time and memory hold.")
@@ -33,16 +33,17 @@ def answers(summary: Summary) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """A figure that the page begins with."""
+    """A number that the page begins with."""
 
     value: str
     what: str
+    """What the number is."""
     detail: str
-    """Its interval or spread, or how many support it."""
+    """Its interval or spread, or the number of findings that support it."""
 
 
 def headlines(summary: Summary) -> list[Headline]:
-    """Accuracy and time of what is recommended on the first device, and what training only the head brings."""
+    """Accuracy and time of the recommendation for the first device, and the speed-up of training only the head."""
     found = []
     if summary.choices:
         choice = summary.choices[0]
@@ -52,20 +53,20 @@ def headlines(summary: Summary) -> list[Headline]:
         found.append(Headline(value=show(pick, RATED_BY), what=rated, detail=spread(pick, RATED_BY)))
         if pick.values("epoch_seconds"):
             seconds = METRICS["epoch_seconds"].say(pick.typical("epoch_seconds"))
-            found.append(Headline(value=seconds, what=f"an epoch of {named}", detail=spread(pick, "epoch_seconds")))
+            found.append(Headline(value=seconds, what=f"per epoch of {named}", detail=spread(pick, "epoch_seconds")))
     timed = [row for row in summary.comparisons if row.speed_up]
     if timed:
         values = [row.speed_up.value for row in timed if row.speed_up]
         alike = len({HALF_THE_TIME.show(value) for value in values}) == 1
         ends = HALF_THE_TIME.show(min(values)) + ("" if alike else f"–{HALF_THE_TIME.show(max(values))}")
-        what = "as fast as fine-tuning, an epoch with the head alone in training"
+        what = "as fast as fine-tuning, per epoch with only the head in training"
         detail = f"“about half the time”? {tally([row.finding for row in timed])}"
         found.append(Headline(value=ends, what=what, detail=detail))
     return found
 
 
 def overalls(summary: Summary) -> list[tuple[Claim, str]]:
-    """Each claim, and what all of the report says of it together."""
+    """Pairs of each claim and the report's overall verdict on it."""
     said = []
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
@@ -80,14 +81,14 @@ def _lost(claim: Claim, summary: Summary) -> str:
 
 
 def _more_seeds(findings: list[Finding]) -> str:
-    """What to do where too few seeds were run."""
+    """Advice to run more seeds; empty if there are enough."""
     if all(finding.verdict != "too few samples" for finding in findings):
         return ""
     return f" A verdict needs {MIN_SAMPLES} seeds: `--seeds {MIN_SAMPLES}`, or `--until-decided`, adds to this run."
 
 
 def _ratios(summary: Summary) -> str:
-    """The speed-ups by name, where they are few enough to be read."""
+    """The speed-ups by name, or only their range if there are more than six."""
     ratios = [(row.fast, row.speed_up.value) for row in summary.comparisons if row.speed_up]
     if not ratios:
         return ""
@@ -100,7 +101,7 @@ def _ratios(summary: Summary) -> str:
 
 
 def _where(choice: Choice, summary: Summary) -> str:
-    """Device and run of a choice, with a blank before each, where there are several."""
+    """Words for the device and run of a choice, each after a blank; empty if all choices have the same."""
     places = [f" on {choice.device}"] if len({c.device for c in summary.choices}) > 1 else []
     places += [f" in {choice.run}"] if len({c.run for c in summary.choices}) > 1 else []
     return "".join(places)
@@ -111,15 +112,16 @@ def _choice(choice: Choice, summary: Summary) -> str:
     use = f"{where[0].upper()}{where[1:]}: use" if where else "Use"
     pick, best = choice.pick, choice.best
     rated = f"{accuracy_name(pick.config)} {accuracy(pick)}"
-    text = f"{use} {_named(pick)}: {rated}, {show(pick, 'epoch_seconds')} s an epoch"
+    text = f"{use} {_named(pick)}: {rated}, {show(pick, 'epoch_seconds')} s per epoch"
     once = {name: metric for name, metric in METRICS.items() if metric.once and pick.values(name)}
     text += "".join(f" after {metric.say(pick.typical(name))} of {metric.once}" for name, metric in once.items())
     text += "."
     if pick is not best:
-        text += f" It is the quickest of {choice.tied + 1} that these images can't tell apart;"
+        text += f" It is the quickest of {choice.tied + 1} that are statistically tied on these images;"
         text += f" {_named(best)} has {accuracy(best)}."
     elif choice.tied:
-        text += f" {choice.tied} more can't be told from it on these images, and none of them is quicker."
+        are = "is" if choice.tied == 1 else "are"
+        text += f" {choice.tied} more {are} statistically tied with it on these images, and none of them is quicker."
     if choice.left_out:
         text += f" Not in the choice, for want of pretrained weights: {', '.join(choice.left_out)}."
     if any(name == choice.run and manifest.dataset.fallback for name, manifest in summary.runs):

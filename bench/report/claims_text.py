@@ -1,4 +1,4 @@
-"""`bench claims`: what runs say of each claim."""
+"""Prints the verdicts on each claim, for `bench claims`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from bench.report.summary import Summary
 from bench.report.tables import claims_table
 
 LEGEND = (
-    "Measured: of seconds and bytes the second regime's over the first's, of accuracies the first's less the second's, "
-    f"with a 95% interval over n seeds, from {MIN_SAMPLES} on. Verdicts are wrong one time in twenty at most, over all "
-    "of them together."
+    "Measured: for times and memory, the second regime ÷ the first; for accuracies, the first − the second; with a 95% "
+    f"interval over n seeds, from {MIN_SAMPLES} seeds on. The error rate of all verdicts together is at most 5%."
 )
 
 
 def print_claims(summary: Summary, format: str) -> None:
-    """Print every claim with its verdicts, as text or as JSON: a row a comparison, or a row with nulls without one."""
+    """Print every claim with its verdicts, as text or as JSON. See `rows` for the rows of JSON."""
     if format == "json":
         print(json.dumps(rows(summary), indent=1, ensure_ascii=False))
         return
@@ -32,11 +31,11 @@ def print_claims(summary: Summary, format: str) -> None:
     for claim, said in overalls(summary):
         print(f"{claim.name}: {claim.statement}? {said}")
     if len(summary.machines) > 1:
-        print(f"These are {len(summary.machines)} machines or sets of libraries: their times don't compare.")
+        print(f"The runs used {len(summary.machines)} machines or sets of libraries, so their times can't be compared.")
 
 
 def rows(summary: Summary) -> list[dict[str, Any]]:
-    """One row per comparison of each claim; a claim that nothing tests has one row with None for what is measured."""
+    """One row per comparison of each claim. An untested claim has one row, with None for measured values."""
     found = []
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]

@@ -1,4 +1,4 @@
-"""The figures of a report for its scripts: what the table can show beyond its columns, and what the explorer plots."""
+"""Data of a report for its scripts: metrics that the table can add as columns, and values that the explorer plots."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bench.report.summary import Summary
 
 
 def page_data(summary: Summary) -> dict[str, Any]:
-    """JSON for the page: metrics that some group knows, and of each group its figures, `[value, low, high]`.
+    """JSON data for the page: the metrics that some group has, and each group's values as `[value, low, high]`.
 
-    Figures are in the unit that is shown, shares in percent; what they are is said at `OverSeeds`. `axes` are what the
-    explorer begins with: a headline cost across, the accuracy that combinations are rated by up.
+    Values are in the unit that is shown, shares in percent. See `OverSeeds` for their meaning. `axes` are the initial
+    axes of the explorer: a headline cost as x, the accuracy that combinations are ranked by as y.
     """
     known = [name for name in METRICS if any(group.values(name) for group in summary.groups)]
     paint = {name: to_hex(colour) for name, colour in colours().items()}
@@ -42,7 +42,7 @@ def page_data(summary: Summary) -> dict[str, Any]:
                 "regime": group.config.regime,
                 "device": group.cell.device,
                 "seeds": len(group.records),
-                "figures": {name: figure for name in known if (figure := _figure(group, name))},
+                "figures": {name: values for name in known if (values := _values(group, name))},
             }
             for number, group in enumerate(summary.groups)
         ],
@@ -50,13 +50,13 @@ def page_data(summary: Summary) -> dict[str, Any]:
 
 
 def group_id(number: int) -> str:
-    """Of a group's row in the page, by its place in the summary."""
+    """The HTML id of a group's row, from the group's place in the summary."""
     return f"cell-{number}"
 
 
-def _figure(group: Group, name: str) -> list[float] | None:
+def _values(group: Group, name: str) -> list[float] | None:
     seeds, scale = group.over_seeds(name), METRICS[name].scale
     if seeds is None or not all(map(math.isfinite, (seeds.low, seeds.high))):
         return None
-    # Six significant digits: more are noise, and a page of a thousand groups is half as large.
+    # Six significant digits are enough: more are noise and double the size of a page of a thousand groups.
     return [float(f"{scale * each:.6g}") for each in (seeds.value, seeds.low, seeds.high)]

@@ -1,4 +1,4 @@
-"""Figures of a report, drawn with seaborn. One colour a regime, the same everywhere."""
+"""Draws the figures of a report with seaborn. A regime has the same colour in all of them."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from tl.regimes import REGIMES
 from tl.results import PHASES
 
 INK = "#22262b"
-"""The text colour on paper; in a page the page's own is put in its place, so that figures follow light and dark."""
+"""Text colour in files. In a page it is replaced by the page's own colour, so that figures follow light and dark."""
 MOST_CLASSES = 30
-"""In a confusion matrix."""
+"""Largest number of classes for which a confusion matrix is drawn."""
 MOST_NAMES = 12
-"""Backbones (and devices, and what else tells rows apart) in figures; more could not be read, nor told by colour."""
+"""Largest number of backbones (or other row names) in a figure; more would be unreadable."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class RenderedFigure:
     """One figure."""
 
     caption: str
     svg: str
-    """An `<svg>` element on white, for a file."""
+    """An `<svg>` element on white, for a file of its own."""
     png: bytes
 
     @property
     def inline(self) -> str:
-        """The element for a page: transparent, in the page's text colour, as wide as its place."""
+        """The `<svg>` element for a page: transparent, in the page's text colour, as wide as its container."""
         text = self.svg.replace(INK, "currentColor").replace(_WHITE, "", 1)
         return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
 
@@ -54,8 +54,8 @@ def _style() -> dict[Any, Any]:
     coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     return {
         "svg.fonttype": "none",
-        "text.parse_math": False,  # a `$` in a name is a `$`
-        "svg.hashsalt": "report",  # the same figure has the same text every time
+        "text.parse_math": False,  # a `$` in a name is not mathematics
+        "svg.hashsalt": "report",  # fixed, so that the same figure has the same text every time
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.spines.top": False,
@@ -65,18 +65,18 @@ def _style() -> dict[Any, Any]:
 
 
 PALETTE_ORDER = (0, 1, 2, 3, 4, 9, 8, 7, 5, 6)
-"""Places in seaborn's `colorblind`: its browns and light pinks, which look like others of it, come last."""
+"""Order of seaborn's palette `colorblind`. Browns and light pinks, which resemble other colours, come last."""
 
 
 def colours() -> dict[str, tuple[float, float, float]]:
-    """A colour for each regime, from a palette that colour-blind readers can tell apart."""
+    """Regime → colour, from a palette for colour-blind readers."""
     palette = sns.color_palette("colorblind", 10)
     return {name: palette[PALETTE_ORDER[number % 10]] for number, name in enumerate(REGIMES)}
 
 
-def draw(summary: Summary) -> dict[str, Drawn]:
-    """All figures that the records allow, by name; of many backbones the first, see `part`."""
-    drawn, summary = {}, part(summary)
+def draw(summary: Summary) -> dict[str, RenderedFigure]:
+    """Draw all figures that the records allow, by name. See `part` for runs with many backbones."""
+    rendered, summary = {}, part(summary)
     with matplotlib.rc_context(_style()):
         for name, (caption, function) in FIGURES.items():
             if figure := function(summary):
@@ -84,12 +84,12 @@ def draw(summary: Summary) -> dict[str, Drawn]:
                 figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
                 figure.savefig(pixels, format="png", dpi=120, facecolor="white", metadata={"Software": None})
                 svg = text.getvalue()[text.getvalue().index("<svg") :].replace("<svg", f"<svg{_WHITE}", 1)
-                drawn[name] = Drawn(caption=caption, svg=svg, png=pixels.getvalue())
-    return drawn
+                rendered[name] = RenderedFigure(caption=caption, svg=svg, png=pixels.getvalue())
+    return rendered
 
 
 def part(summary: Summary) -> Summary:
-    """The groups that figures show: all, or of many backbones the most accurate, then the quickest."""
+    """The summary with the groups that figures show: of many backbones, the most accurate, then the fastest."""
     names: dict[str, tuple[float, float]] = {}
     for group in summary.groups:
         rank = (-(group.accuracy or 0.0), group.seconds)
@@ -127,7 +127,7 @@ def _speed_up(summary: Summary) -> Figure | None:
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xlim(left=min(0.9, *(0.95 * (ratio.low or ratio.value) for _, ratio, _ in rows)))
-    axes.set_xlabel("times faster than fine-tuning, an epoch with validation")
+    axes.set_xlabel("times faster than fine-tuning, per epoch with validation")
     return figure
 
 
@@ -166,7 +166,7 @@ def _legend_beside(axes: Axes) -> None:
 
 
 def _bars(metric: str, label: str) -> Callable[[Summary], Figure | None]:
-    """A bar a group, in the unit that is shown; `label` is the axis's."""
+    """A bar chart with one bar per group, in the unit that is shown. `label` is the label of the axis."""
 
     def function(summary: Summary) -> Figure | None:
         known = [(group, value) for group in summary.groups if (value := group.typical(metric)) is not None]
@@ -235,7 +235,7 @@ PARTS = {
 def _stacked(
     parts_of: Callable[[Group], dict[str, float] | None], names: Sequence[str], label: str
 ) -> Callable[[Summary], Figure | None]:
-    """A bar a group, made of parts; groups whose parts aren't known have none."""
+    """A bar chart with one bar per group, stacked from parts. Groups with unknown parts have no bar."""
 
     def function(summary: Summary) -> Figure | None:
         rows = [(group, parts) for group in summary.groups if (parts := parts_of(group))]
@@ -263,7 +263,7 @@ def _phases(group: Group) -> dict[str, float] | None:
 
 
 def _memory_parts(group: Group) -> dict[str, float] | None:
-    """MiB of a training step's tensors, and what the measured peak has beyond them."""
+    """MiB of a training step's tensors, and the rest of the measured peak; None if the parts exceed the peak."""
     peak = group.typical("peak_memory_bytes")
     counted = {name: value for key, name in PARTS.items() if (value := group.typical(key)) is not None}
     if peak is None or not counted:
@@ -271,21 +271,21 @@ def _memory_parts(group: Group) -> dict[str, float] | None:
     scale = METRICS["peak_memory_bytes"].scale
     parts = {name: value * scale for name, value in counted.items()}
     rest = peak * scale - sum(parts.values())
-    return parts | {"rest": rest} if rest >= 0 else None  # parts that never stood side by side make no whole
+    return parts | {"rest": rest} if rest >= 0 else None  # parts that exceed the peak never existed at the same time
 
 
 def _heat(summary: Summary) -> Figure | None:
-    """The matrix as a map for each headline metric, side by side, for pages without a script."""
-    there = [name for name in REGIMES if any(group.config.regime == name for group in summary.groups)]
+    """One static heat map per headline metric, side by side, for places without a script."""
+    regimes = [name for name in REGIMES if any(group.config.regime == name for group in summary.groups)]
     names = list(dict.fromkeys(summary.short(group) for group in summary.groups))
     maps = [name for name in headline() if any(group.values(name) for group in summary.groups)]
-    if (len(names) < 2 and len(there) < 2) or not maps:
+    if (len(names) < 2 and len(regimes) < 2) or not maps:
         return None
-    width = 1.6 + len(maps) * (0.6 + 0.75 * len(there))
+    width = 1.6 + len(maps) * (0.6 + 0.75 * len(regimes))
     figure = Figure(figsize=(max(5.6, width), 1.6 + 0.38 * len(names)), layout="constrained")
     for place, (axes, name) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(maps))), maps, strict=True)):
         metric = METRICS[name]
-        table = pd.DataFrame(index=names, columns=there, dtype=float)
+        table = pd.DataFrame(index=names, columns=regimes, dtype=float)
         for group in summary.groups:
             if (middle := group.typical(name)) is not None:
                 table.loc[summary.short(group), group.config.regime] = middle
@@ -308,7 +308,7 @@ def _heat(summary: Summary) -> Figure | None:
 
 
 def _confusion(summary: Summary) -> Figure | None:
-    """Of the most accurate group, all its seeds together."""
+    """The confusion matrix of the most accurate group, summed over its seeds."""
     best = most_accurate(summary.groups)
     if best is None:
         return None
@@ -346,7 +346,7 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     ),
     "time": (
         "Time of an epoch, training plus validation, median of all epochs but the first.",
-        _bars("epoch_seconds", "seconds an epoch"),
+        _bars("epoch_seconds", "seconds per epoch"),
     ),
     "memory": (
         "Peak memory: on CUDA what torch allocated, elsewhere resident memory above the baseline.",
@@ -355,7 +355,7 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     "phases": (
         "Where an epoch goes: medians of its phases over all epochs but the first and over seeds. With CUDA graphs and "
         "images on the GPU, `transfer` is in `data`.",
-        _stacked(_phases, PHASES, "seconds an epoch"),
+        _stacked(_phases, PHASES, "seconds per epoch"),
     ),
     "memory-parts": (
         "What peak memory is made of: parameters, gradients, the optimiser's state and what is saved for the backward "

@@ -1,4 +1,4 @@
-"""`reports/index.html`: all runs with their headline, newest first."""
+"""Writes `reports/index.html`, which lists all runs with their headlines, newest first."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tl.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One run."""
+class IndexRow:
+    """One run in the list."""
 
     name: str
     link: str
-    """Of its report, relative to the index; empty where there is none."""
+    """Link to its report, relative to the index; empty without a report."""
     started: str
-    """Of its last command, to the minute, UTC; empty where it can't be read."""
+    """Start of its last command in UTC, to the minute; empty if unreadable."""
     images: str
     cells: str
     headlines: tuple[Headline, ...]
     answers: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-    """That its images are drawn ones, or something changed that should have stayed frozen."""
+    """Warnings about synthetic images, and about frozen parameters that changed."""
     error: str = ""
     """Why the run can't be read."""
 
@@ -43,9 +43,9 @@ def write_index(runs: Iterable[Run], folder: Path) -> Path:
     """
     runs = list(runs)
     names = Counter(run.folder.resolve().name for run in runs)
-    entries = [_entry(run, folder, linked=names[run.folder.resolve().name] == 1) for run in runs]
-    entries.sort(key=lambda entry: entry.started, reverse=True)
-    page = environment_for("html").get_template("index.html.j2").render(entries=entries, style=style())
+    rows = [_row(run, folder, linked=names[run.folder.resolve().name] == 1) for run in runs]
+    rows.sort(key=lambda row: row.started, reverse=True)
+    page = environment_for("html").get_template("index.html.j2").render(rows=rows, style=style())
     path = folder / "index.html"
     try:
         write_atomic(path, page)
@@ -54,19 +54,21 @@ def write_index(runs: Iterable[Run], folder: Path) -> Path:
     return path
 
 
-def _entry(run: Run, folder: Path, *, linked: bool) -> Entry:
-    """Without a link where another run of the list has that name: whose report it is can't be told."""
+def _row(run: Run, folder: Path, *, linked: bool) -> IndexRow:
+    """The row of a run. It is not `linked` if another run has the same name, since the report may be of either."""
     name = run.folder.resolve().name
     link = f"{quote(name)}.html" if linked and (folder / f"{name}.html").is_file() else ""
     name = name if linked else os.fspath(run.folder)
     try:
         summary = summarise([run], name)
     except UserError as error:
-        return Entry(name=name, link=link, started="", images="", cells="", headlines=(), answers=(), error=str(error))
+        return IndexRow(
+            name=name, link=link, started="", images="", cells="", headlines=(), answers=(), error=str(error)
+        )
     _, manifest = summary.runs[0]
     last = manifest.invocations[-1].started if manifest.invocations else None
     done = sum(record.status == "done" for _, record in summary.records)
-    return Entry(
+    return IndexRow(
         name=name,
         link=link,
         started=f"{last:%Y-%m-%d %H:%M}" if last else "",

@@ -1,4 +1,4 @@
-"""`--live`: the page of a run that is going on."""
+"""Keeps the page of an unfinished run up to date, for `--live`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bench.store.runs import Run
 from tl.errors import UserError
 
 _SHARE = 20
-"""The page is written seldom enough to take one part in so many of the time."""
+"""Writing the page takes at most one part in this many of the run's time."""
 
 
 class LivePage:
-    """Keeps a run's page up to date while its cells end."""
+    """Rewrites a run's page as its cells end."""
 
     def __init__(self, reports: Path, warn: Callable[[str], object]) -> None:
         """`reports` is the page's folder. `warn` receives a line if the page can't be written: the run goes on."""
@@ -35,10 +35,10 @@ class LivePage:
             self._put(run, ended=True)
 
     def _put(self, run: Run, *, ended: bool) -> None:
-        from bench.report.write import write_live  # only now: drawing takes seconds to load
+        from bench.report.write import write_live  # imported only now, since matplotlib takes seconds to load
 
         try:
             write_live(run, self._reports, ended=ended)
-        except UserError as error:  # a run is worth more than its page
+        except UserError as error:  # a page that can't be written must not end the run
             self._warn(f"WARNING: --live: {error}")
             self._due = math.inf

@@ -1,4 +1,4 @@
-"""Paragraphs that explain a report, the same in Markdown and in HTML; each is empty where there is nothing to say."""
+"""Paragraphs that explain a report, the same in Markdown and in HTML. A paragraph that doesn't apply is empty."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from bench.analysis.metrics import METRICS
 from bench.analysis.recommend import TIE
 from bench.analysis.stats import MIN_SAMPLES
-from bench.report.protocol import accuracy_note
+from bench.report.settings_text import accuracy_note
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 
 _TIES = (
-    "Can't be told apart: accuracies on these images and seeds (adjusted over all groups, Holm), times and memory by "
+    "Statistically tied: accuracies on these images and seeds (adjusted over all groups, Holm), times and memory by "
     f"less than {TIE - 1:.0%} or within the scatter of seeds."
 )
-_TABLE = "n/a: unknown, or random weights stand in for pretrained ones. Times are medians of all epochs but the first."
+_TABLE = "n/a: unknown, or random weights in place of pretrained ones. Times are medians of all epochs but the first."
 _LEAKAGE = (
     "These ants and bees are a small part of ImageNet, so a backbone pretrained on ImageNet may have seen them: "
     "accuracies are higher than on images that are new to it."
@@ -47,7 +47,7 @@ _OTHER_SHARES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:
-    """The paragraphs, by what they are about."""
+    """The paragraphs, by subject."""
 
     ties: str
     table: str
@@ -59,7 +59,7 @@ class Notes:
 
 
 def notes_of(summary: Summary) -> Notes:
-    """What the tables of a report need explained."""
+    """The notes that explain the tables of a report."""
     compared = [METRICS[claim.metric] for claim in summary.claims]
     other_shares = any(metric.compared == "difference" and not metric.predictions for metric in compared)
     return Notes(
@@ -74,7 +74,7 @@ def notes_of(summary: Summary) -> Notes:
 
 
 def _controls(summary: Summary) -> str:
-    """What the controls in the table are; empty where there are none."""
-    there = {group.config.regime for group in summary.groups}
-    told = [f"{name}: {regime.summary}." for name, regime in REGIMES.items() if regime.control and name in there]
-    return " ".join([_CONTROLS, *told]) if told else ""
+    """An explanation of the controls in the table; empty without controls."""
+    shown = {group.config.regime for group in summary.groups}
+    controls = [f"{name}: {regime.summary}." for name, regime in REGIMES.items() if regime.control and name in shown]
+    return " ".join([_CONTROLS, *controls]) if controls else ""

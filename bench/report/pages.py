@@ -1,4 +1,4 @@
-"""Pages from templates: Markdown and HTML with the same content, tables in both, names from data always as text."""
+"""Renders pages from templates as Markdown and HTML. Names from data are always escaped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 
 def environment_for(suffix: str) -> jinja2.Environment:
-    """Templates of that kind, `md` or `html`."""
+    """The environment of templates for a suffix, `md` or `html`."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=suffix == "html",
@@ -29,7 +29,7 @@ def environment_for(suffix: str) -> jinja2.Environment:
 
 
 def style() -> str:
-    """The style sheet of every page."""
+    """The style sheet of all pages."""
     return _asset("report.css")
 
 
@@ -39,14 +39,14 @@ def script() -> str:
 
 
 def markdown_table(table: pd.DataFrame) -> Markup:
-    """A table for Markdown."""
+    """Format a table as Markdown."""
     return Markup(
         table.map(markdown_text).rename(columns=markdown_text).to_markdown(index=False, disable_numparse=True)
     )
 
 
 def markdown_text(text: object) -> Markup:
-    """A name from data as plain text of one line, whatever Markdown would make of it."""
+    """Escape a name from data, so that Markdown shows it as one line of plain text."""
     return Markup(re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(_one_line(text), quote=False)))
 
 
@@ -55,18 +55,18 @@ def _one_line(text: object) -> str:
 
 
 def html_table(table: pd.DataFrame, classes: str = "wide") -> Markup:
-    """A table for HTML."""
+    """Format a table as HTML."""
     # pandas escapes every cell; jinja must not do it again.
     return Markup(table.to_html(index=False, escape=True, border=0, classes=classes))
 
 
 def with_code(text: str) -> Markup:
-    """Text for HTML, with what stands between backticks as code."""
+    """Escape text for HTML and turn words in backticks into `<code>`."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
 
 
 def _no_markup(value: Any) -> Any:
-    """Names from data can't become HTML in Markdown; what was made for it (`Markup`) stays."""
+    """Escape HTML in names from data, which Markdown would pass on. `Markup` stays as it is."""
     return html.escape(value, quote=False) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

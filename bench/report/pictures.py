@@ -1,6 +1,6 @@
-"""Pictures of a run's images: what training saw, what the best cell said, and where cells disagree.
+"""Pictures of a run's images: training crops, predictions of the best cell, and images on which cells disagree.
 
-They need the images themselves, which a run knows by their digest alone. Loads neither torch nor timm.
+They need the image files; a run records only their digest. Loads neither torch nor timm.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from tl.regimes import REGIMES
 from tl.seeding import seed_for
 
 PIXELS = 144
-"""Side of a picture, before the page scales it."""
+"""Side of a picture in pixels, before the page scales it."""
 EPOCHS = 4
-"""Of the augmented images."""
+"""Number of epochs for which augmented images are shown."""
 MOST = 8
-"""Pictures of a kind."""
+"""Largest number of pictures per gallery."""
 COLUMNS = 4
-"""Pictures side by side in a montage."""
+"""Number of columns of a montage."""
 GALLERIES = ("augmented", "wrong", "right", "disputed")
-"""Names of all that there can be."""
+"""Names of all galleries."""
 LEFT_OUT = "Pictures were left out (--no-images)."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One image with its words."""
+    """One image with its caption."""
 
     image: Image.Image
     caption: str
     alternative: str
-    """What it shows, for those who can't see it."""
+    """Alternative text for readers who can't see the image."""
 
     @property
     def source(self) -> str:
-        """As a data URI."""
+        """The image as a data URI."""
         data = io.BytesIO()
         self.image.save(data, format="JPEG", quality=80)
         return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
@@ -55,7 +55,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Pictures of one kind."""
+    """Pictures of one kind, with a title and a caption."""
 
     name: str
     title: str
@@ -64,9 +64,9 @@ class Gallery:
 
 
 def find_images(summary: Summary, data: str | None = None) -> Splits:
-    """The images of a report's first run: in `data`, where its commands found them, or by the set's name.
+    """Find the images of a report's first run: in `data`, else where its commands found them, else by the set's name.
 
-    Raises `UserError`, in one line, where they aren't there or are others.
+    Raises `UserError` if there are none, or if they are not the images of the run.
     """
     _, manifest = summary.runs[0]
     given = [call.data for _, each in summary.runs for call in each.invocations if call.data]
@@ -84,14 +84,14 @@ def find_images(summary: Summary, data: str | None = None) -> Splits:
             return splits
         if data:
             raise UserError(
-                f"--data {data}: these are other images ({splits.digest[:8]}) than those of {summary.runs[0][0]} "
+                f"--data {data}: has other images ({splits.digest[:8]}) than {summary.runs[0][0]} "
                 f"({manifest.dataset.digest[:8]})"
             )
-    raise UserError(f"the images of {manifest.dataset.name} ({manifest.dataset.digest[:8]}) aren't here; see --data")
+    raise UserError(f"the images of {manifest.dataset.name} ({manifest.dataset.digest[:8]}) were not found; see --data")
 
 
 def images_or_reason(summary: Summary, data: str | None = None) -> Splits | str:
-    """The images of a report's first run, or a sentence that says why there are no pictures.
+    """The images of a report's first run, or a sentence on why there are no pictures.
 
     Raises `UserError` only if `data` was given and doesn't hold them.
     """
@@ -104,7 +104,7 @@ def images_or_reason(summary: Summary, data: str | None = None) -> Splits | str:
 
 
 def galleries(summary: Summary, splits: Splits) -> list[Gallery]:
-    """All pictures that the records allow. Raises `DataError` for an image that can't be decoded."""
+    """Make all galleries that the records allow. Raises `DataError` for an image that can't be decoded."""
     store = open_store(splits)
     crops_of = [group for group in summary.groups if _crops_each_epoch(group) and group.run == summary.runs[0][0]]
     found = [_augmented(crops_of[0].results[0].config.seed, splits, store)] if crops_of else []
@@ -112,7 +112,7 @@ def galleries(summary: Summary, splits: Splits) -> list[Gallery]:
     best = most_accurate(rated)
     files = summary.runs[0][1].dataset.val_files
     if best is not None:
-        found += _judged(best, summary, files, splits, store)
+        found += _right_and_wrong(best, summary, files, splits, store)
     voting = [group for group in rated if not REGIMES[group.config.regime].control]
     if len(voting) > 1:
         found.append(_disputed(voting, summary, files, splits, store))
@@ -120,13 +120,13 @@ def galleries(summary: Summary, splits: Splits) -> list[Gallery]:
 
 
 def _crops_each_epoch(group: Group) -> bool:
-    """Whether training drew crops of the whole training set anew in each epoch."""
+    """True if training made new crops of the whole training set in every epoch."""
     regime = REGIMES[group.config.regime]
     return regime.trains and regime.features != "once" and group.config.protocol != "kfold"
 
 
 def _augmented(seed: int, splits: Splits, store: Store) -> Gallery:
-    """The first image of some classes in several epochs, as training crops and flips them."""
+    """A gallery of one image of each of several classes, cropped and flipped as in the first epochs of training."""
     firsts = [splits.train.labels.index(label) for label in range(len(splits.classes))][: MOST // 2]
     sizes = store.sizes(splits.train)
     pictures = []
@@ -145,7 +145,9 @@ def _augmented(seed: int, splits: Splits, store: Store) -> Gallery:
     )
 
 
-def _judged(group: Group, summary: Summary, files: tuple[str, ...], splits: Splits, store: Store) -> list[Gallery]:
+def _right_and_wrong(
+    group: Group, summary: Summary, files: tuple[str, ...], splits: Splits, store: Store
+) -> list[Gallery]:
     result = group.results[0]
     said = result.best
     rows = list(zip(files, group.truth, said.labels, said.confidences, strict=True))
@@ -161,23 +163,23 @@ def _judged(group: Group, summary: Summary, files: tuple[str, ...], splits: Spli
             name=name,
             title=title,
             caption=caption,
-            pictures=tuple(_told(row, splits, store) for row in chosen[:MOST]),
+            pictures=tuple(_picture_of(row, splits, store) for row in chosen[:MOST]),
         )
         for name, (title, caption, chosen) in kinds.items()
     ]
 
 
-def _told(row: tuple[str, int, int, float | None], splits: Splits, store: Store) -> Picture:
+def _picture_of(row: tuple[str, int, int, float | None], splits: Splits, store: Store) -> Picture:
     file, truth, label, confidence = row
     sure = "n/a" if confidence is None else f"{confidence:.0%}"
     caption = f"{splits.classes[label]} {sure}" + (f" (is {splits.classes[truth]})" if label != truth else "")
     return Picture(
-        image=_square(store.read(file)), caption=caption, alternative=f"a picture of {splits.classes[truth]}"
+        image=_centre_square(store.read(file)), caption=caption, alternative=f"a picture of {splits.classes[truth]}"
     )
 
 
 def _disputed(groups: list[Group], summary: Summary, files: tuple[str, ...], splits: Splits, store: Store) -> Gallery:
-    """Images on which groups, by their first seed, are most evenly divided; among equals those most often wrong."""
+    """A gallery of the images on which groups, by their first seed, disagree most, and are then most often wrong."""
     votes = np.array([group.results[0].best.labels for group in groups])
     truth = np.array(groups[0].truth)
     counts = [Counter(votes[:, image].tolist()) for image in range(votes.shape[1])]
@@ -190,7 +192,7 @@ def _disputed(groups: list[Group], summary: Summary, files: tuple[str, ...], spl
         name = splits.classes[truth[image]]
         pictures.append(
             Picture(
-                image=_square(store.read(files[image])),
+                image=_centre_square(store.read(files[image])),
                 caption=f"{said} (is {name})",
                 alternative=f"a picture of {name}",
             )
@@ -203,8 +205,8 @@ def _disputed(groups: list[Group], summary: Summary, files: tuple[str, ...], spl
     )
 
 
-def _square(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """The middle of an image, `(H, W, 3) uint8`, as a small square."""
+def _centre_square(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """Crop the centre of an image, `(H, W, 3) uint8`, to a small square."""
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -212,12 +214,12 @@ def _square(pixels: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def _small(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """A whole image as a small square, whatever its shape, as training makes a square of a crop."""
+    """Resize a whole image to a small square, ignoring its aspect ratio, as training does with a crop."""
     return Image.fromarray(np.ascontiguousarray(pixels)).resize((PIXELS, PIXELS), Image.Resampling.BILINEAR)
 
 
 def montage(gallery: Gallery) -> Image.Image:
-    """All pictures of a gallery as one, for Markdown; its words stand below it."""
+    """Join all pictures of a gallery into one image, for Markdown, which shows the captions below it."""
     rows = -(-len(gallery.pictures) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (PIXELS + 4), rows * (PIXELS + 4)), "white")
     for place, picture in enumerate(gallery.pictures):

@@ -1,4 +1,4 @@
-"""What a report says, worked out from records; how it looks is decided elsewhere."""
+"""Computes the content of a report from records. Other modules lay it out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tl.results import Note
 
 @dataclass(frozen=True, kw_only=True)
 class _Spread:
-    """See `Summary.short_name`."""
+    """The values that planned cells have on each axis; see `Summary.short_name`."""
 
     specs: dict[str, set[str]]
     devices: set[str]
@@ -32,16 +32,16 @@ class _Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Everything that a report shows."""
+    """The content of a report."""
 
     name: str
     runs: tuple[tuple[str, Manifest], ...]
     groups: tuple[Group, ...]
     findings: tuple[Finding, ...]
-    """Of all claims, with one error rate for all."""
+    """Findings on all claims, with one error rate for all."""
     claims: tuple[Claim, ...]
     without_result: dict[str, int]
-    """Claim → comparisons that were planned and have no result on one side."""
+    """Claim → number of planned comparisons that lack a result on a side."""
     comparisons: tuple[SpeedUp, ...]
     choices: tuple[Choice, ...]
     records: tuple[tuple[str, Record], ...]
@@ -54,17 +54,17 @@ class Summary:
 
     @property
     def fallbacks(self) -> list[str]:
-        """Why images are drawn ones, each reason once."""
+        """Distinct reasons for synthetic images."""
         return list(dict.fromkeys(m.dataset.fallback for _, m in self.runs if m.dataset.fallback))
 
     @property
     def commands(self) -> list[str]:
-        """What was typed, each command once."""
+        """Distinct commands that were typed."""
         return list(dict.fromkeys(call.command for _, manifest in self.runs for call in manifest.invocations))
 
     @property
     def machines(self) -> list[str]:
-        """What the figures were measured on, each machine and set of libraries once."""
+        """Distinct machine and library descriptions."""
         names: dict[str, None] = {}
         for _, record in self.records:
             on_cpu = DeviceKey.parse(record.cell.device).kind == "cpu"
@@ -74,12 +74,12 @@ class Summary:
 
     @property
     def not_frozen(self) -> list[Record]:
-        """Cells in which something changed that should have stayed frozen."""
+        """Records of cells whose frozen parameters changed."""
         return [record for _, record in self.records if record.result and record.result.frozen_verified is False]
 
     @property
     def random_weights(self) -> dict[str, str]:
-        """Backbones that have random weights where pretrained ones belong, with the reason."""
+        """Backbone with random weights in place of pretrained ones → the reason."""
         return {
             record.cell.config.backbone: record.weights.reason or "random weights were asked for"
             for _, record in self.records
@@ -88,20 +88,20 @@ class Summary:
 
     @property
     def notes(self) -> list[str]:
-        """What cells noted of themselves, each once: odd batches, losses that overflowed."""
-        told_elsewhere = {("images", reason) for reason in self.fallbacks}
-        told_elsewhere |= {("weights", reason) for reason in self.random_weights.values()}
+        """Distinct notes of cells, such as on odd batches or overflowing losses."""
+        shown_elsewhere = {("images", reason) for reason in self.fallbacks}
+        shown_elsewhere |= {("weights", reason) for reason in self.random_weights.values()}
         notes = [
             note.text
             for _, record in self.records
             for note in (record.result.notes if record.result else ())
-            if (note.about, _reason(note, record)) not in told_elsewhere
+            if (note.about, _reason(note, record)) not in shown_elsewhere
         ]
         return [*dict.fromkeys(notes), *self.busy, *self.mixed]
 
     @property
     def busy(self) -> list[str]:
-        """That the machine did something else beside cells, if it did: how many, and one of them."""
+        """A note on cells that other work on the machine disturbed, with an example; empty without any."""
         found = [record for _, record in self.records if record.machine and record.machine.warnings]
         if not found:
             return []
@@ -111,7 +111,7 @@ class Summary:
 
     @property
     def mixed(self) -> list[str]:
-        """That seeds which are pooled were measured in different environments, if they were: in what they differ."""
+        """A note on pooled seeds that were measured in different environments, with what differs; empty without any."""
         found = []
         for group in self.groups:
             first, *others = (record.environment for record in group.records)
@@ -127,12 +127,12 @@ class Summary:
 
     @cached_property
     def settings(self) -> list[str]:
-        """Fields of a config, other than those shown anyway, in which the groups differ: they need a column."""
+        """Config fields that need a column: groups differ in them, and no table shows them anyway."""
         return varying_settings(group.config for group in self.groups)
 
     @property
     def noise(self) -> str:
-        """How much the time of an epoch of one and the same cell differs from seed to seed; empty with one seed."""
+        """How much the time per epoch of the same cell varies between seeds, in words; empty with one seed."""
         spreads = []
         for group in self.groups:
             values = list(group.values("epoch_seconds").values())
@@ -148,11 +148,11 @@ class Summary:
         )
 
     def short(self, group: Group) -> str:
-        """The least that tells a group from those of other backbones, devices, runs and settings in this report."""
+        """The shortest name that distinguishes a group from those with other backbones, devices, runs and settings."""
         return self.short_name(group.cell, group.run)
 
     def short_name(self, cell: Cell, run: str) -> str:
-        """The same of a cell, which need not have a result."""
+        """The short name of a cell, which need not have a result; see `short`."""
         config, spread = cell.config, self._spread
         bare = config.spec.name
         parts = [bare if len(spread.specs[bare]) == 1 else config.backbone]
@@ -166,13 +166,13 @@ class Summary:
 
     @cached_property
     def levels(self) -> dict[str, set[str]]:
-        """Precision, weights and protocol → what the groups have of it."""
+        """Precision, weights and protocol → the values that groups have."""
         names = ("precision", "weights", "protocol")
         return {name: {str(getattr(group.config, name)) for group in self.groups} for name in names}
 
     @cached_property
     def _spread(self) -> _Spread:
-        """What there is of each axis in all cells that were planned."""
+        """The values on each axis in all planned cells."""
         cells = [cell for _, manifest in self.runs for cell in manifest.cells.values()]
         specs: dict[str, set[str]] = {}
         weights: dict[str, set[str]] = {}
@@ -191,13 +191,13 @@ class Summary:
 
 
 def _reason(note: Note, record: Record) -> str:
-    """The record's own reason for what a note is about; empty for a note on figures."""
+    """The record's own reason for the subject of a note; empty for a note on measured values."""
     weights = record.weights.reason if record.weights else ""
     return {"images": record.fallback, "weights": weights, "figures": ""}[note.about]
 
 
 def summarise(runs: Iterable[Run], name: str) -> Summary:
-    """Read runs and work out what there is to say. Raises `UserError` for a run that can't be read."""
+    """Read runs and compute the content of their report. Raises `UserError` for an unreadable run."""
     manifests, records, missing = [], [], []
     for run in runs:
         manifest, found = run.manifest(), run.records()

@@ -1,4 +1,4 @@
-"""The tables of a report, as frames of text."""
+"""Makes the tables of a report, as frames of text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate
-from bench.report.protocol import chosen_rates
+from bench.report.settings_text import chosen_rates
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 
 MOST_TIED = 4
-"""Named in a cell of a table, of those that can't be told apart."""
+"""Largest number of tied groups that a table cell names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +26,16 @@ class Column:
 
     heading: str
     texts: tuple[str, ...]
-    """One a group."""
+    """One text per group."""
     metric: str = ""
-    """Whose figures these are, empty for what is no metric."""
+    """The metric in the column; empty if the column shows no metric."""
     meaning: str = ""
     brief: tuple[str, ...] = ()
-    """The same without intervals, where there are some: for a place without room."""
+    """The texts without intervals, for narrow places; empty for a column that has no intervals."""
 
 
 def columns(summary: Summary) -> list[Column]:
-    """The columns that every report shows; a row a group of cells that differ in their seed alone."""
+    """The columns of the main table, which has one row per group of seeds."""
     groups = summary.groups
     facts = [_axes(g, summary) | {"weights": g.config.weights} | chosen_rates(g, summary) for g in groups]
     if any(len(group.records) > 1 for group in groups):
@@ -49,19 +49,19 @@ def columns(summary: Summary) -> list[Column]:
 
 
 def _column(name: str, groups: Sequence[Group]) -> Column:
-    """A metric's figures; the accuracy that combinations are rated by has its intervals."""
+    """A metric's column. Only the accuracy that combinations are ranked by has intervals."""
     metric, brief = METRICS[name], tuple(show(group, name) for group in groups)
     texts = tuple(accuracy(group) for group in groups) if name == RATED_BY else brief
     return Column(heading=metric.heading, texts=texts, metric=name, meaning=metric.meaning, brief=brief)
 
 
 def cells_table(summary: Summary) -> pd.DataFrame:
-    """The same as a frame of text."""
+    """The main table of a report; see `columns`."""
     return pd.DataFrame({column.heading: column.texts for column in columns(summary)})
 
 
 def priorities_table(summary: Summary) -> pd.DataFrame:
-    """What to use where accuracy, time or memory matters most, on each device of each run."""
+    """What to use if accuracy, time or memory matters most, on each device of each run."""
     rows = []
     for choice in summary.choices:
         place = {"run": choice.run} if len({c.run for c in summary.choices}) > 1 else {}
@@ -77,7 +77,7 @@ def priorities_table(summary: Summary) -> pd.DataFrame:
                     "use": _pick(first, summary),
                     METRICS[RATED_BY].heading: accuracy(first),
                     **{METRICS[name].heading: show(first, name) for name in costs()},
-                    "can't be told from it": ", ".join(names[:MOST_TIED]) + more if names else "none",
+                    "statistically tied with it": ", ".join(names[:MOST_TIED]) + more if names else "none",
                 }
             )
     return pd.DataFrame(rows)
@@ -88,7 +88,7 @@ def _pick(group: Group, summary: Summary) -> str:
 
 
 def comparison_table(summary: Summary) -> pd.DataFrame:
-    """A row a comparison of training only the head with fine-tuning."""
+    """One row per comparison of training only the head with fine-tuning."""
     return pd.DataFrame([_comparison_row(row, summary) for row in summary.comparisons])
 
 
@@ -100,8 +100,8 @@ def _comparison_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
     difference = "n/a"
     if row.accuracy is not None and row.accuracy_test is not None:
         test = row.accuracy_test
-        told = f"p = {test.p:.2g}" if test.can_show else "too few to tell"
-        difference = f"{CLAIMS['no-worse'].show(row.accuracy.value)} ({told})"
+        p_text = f"p = {test.p:.2g}" if test.can_show else "too few to tell"
+        difference = f"{CLAIMS['no-worse'].show(row.accuracy.value)} ({p_text})"
     claim = row.finding.claim
     return _axes(row.fast, summary) | {
         "speed-up": show_estimate(claim, row.speed_up),
@@ -115,7 +115,7 @@ def _comparison_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
 
 
 def claims_table(summary: Summary) -> pd.DataFrame:
-    """A row for each claim and pair of groups that it is about."""
+    """One row per claim and pair of groups."""
     return pd.DataFrame([_claim_row(finding, summary) for finding in summary.findings])
 
 
@@ -137,7 +137,7 @@ def _claim_row(finding: Finding, summary: Summary) -> dict[str, str]:
 
 
 def _axes(group: Group, summary: Summary) -> dict[str, str]:
-    """What identifies a row: always backbone, regime and device, else what differs within the report."""
+    """The columns that identify a row: backbone, regime, device, and settings that differ within the report."""
     config = group.config
     row = {"run": group.run} if len(summary.runs) > 1 else {}
     control = " (control)" if REGIMES[config.regime].control else ""
@@ -148,7 +148,7 @@ def _axes(group: Group, summary: Summary) -> dict[str, str]:
 
 
 def _frozen(group: Group) -> str:
-    """Verified where every seed is; a single one that isn't shows."""
+    """`verified`, `NOT FROZEN` if the frozen part changed with any seed, or empty if nothing was checked."""
     checks = [result.frozen_verified for result in group.results]
     if False in checks:
         return "NOT FROZEN"
@@ -156,17 +156,17 @@ def _frozen(group: Group) -> str:
 
 
 def accuracy(group: Group) -> str:
-    """Best accuracy with its interval (one seed) or standard deviation (more)."""
+    """Best accuracy with its interval (one seed) or standard deviation (several seeds)."""
     return f"{show(group, RATED_BY)} {spread(group, RATED_BY)}".rstrip()
 
 
 def show(group: Group, name: str) -> str:
-    """A metric of a group as text: the mean or median of its seeds."""
+    """Format a metric of a group: the mean or median over seeds."""
     return METRICS[name].show(group.typical(name))
 
 
 def spread(group: Group, name: str) -> str:
-    """How far a metric may be off: an interval, a standard deviation or the extremes of seeds; empty where unknown."""
+    """Format the uncertainty of a metric: an interval, a standard deviation or the range of seeds; empty if unknown."""
     metric, seeds = METRICS[name], group.over_seeds(name)
     if seeds is None:
         return ""

@@ -1,4 +1,4 @@
-"""`bench show`: the answer, the claim and the table on a terminal, narrow ones included."""
+"""Prints the answer, the claim and the table to a terminal of any width, for `bench show`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bench.report.tables import Column, columns
 
 COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
 NARROWEST = 2
-"""How many of the headline metrics even the narrowest terminal shows."""
+"""Number of headline metrics that even the narrowest terminal shows."""
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Print what a report says first; columns that the terminal has no room for are left out, and that is said."""
+    """Print the main results of a report. Columns that don't fit are left out, and a line names them."""
     for reason in summary.fallbacks:
         say(console, f"WARNING: the images are {reason}", style="bold yellow")
     for answer in answers(summary):
@@ -64,17 +64,17 @@ def _claim(summary: Summary) -> Table:
 
 
 def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
-    """As many columns as there is room for: those that name a row, then the headline metrics, then the others."""
-    there, first = columns(summary), headline()
+    """The table, and the headings that don't fit. Names of rows come first, then headline metrics, then the others."""
+    available, first = columns(summary), headline()
     least = first[:NARROWEST]
-    names = [column for column in there if not column.metric and column.heading not in ("weights", "frozen")]
-    # What is the same in all rows tells none from another.
+    names = [column for column in available if not column.metric and column.heading not in ("weights", "frozen")]
+    # A column with the same text in all rows identifies none of them.
     names = [column for column in names if column.heading in ("backbone", "regime") or len(set(column.texts)) > 1]
-    if sum(map(_width, names)) + sum(_width(column) for column in there if column.metric in least) > width:
-        there = [_briefly(column, summary) for column in there]
+    if sum(map(_width, names)) + sum(_width(column) for column in available if column.metric in least) > width:
+        available = [_briefly(column, summary) for column in available]
         names = [_briefly(column, summary) for column in names]
     ranked = sorted(
-        (column for column in there if column.metric),
+        (column for column in available if column.metric),
         key=lambda column: first.index(column.metric) if column.metric in first else len(first),
     )
     chosen, used = list(names), sum(_width(column) for column in names)
@@ -92,7 +92,7 @@ def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
 
 
 def _briefly(column: Column, summary: Summary) -> Column:
-    """Backbones without their library, accuracies without their interval."""
+    """The column in its shortest form: backbones without their library, accuracies without their interval."""
     if column.heading == "backbone":
         return replace(column, texts=tuple(group.config.spec.name for group in summary.groups))
     return replace(column, texts=column.brief or column.texts)

@@ -13,10 +13,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.analysis.metrics import METRICS
-from bench.report import figures, protocol
+from bench.report import figures, settings_text
 from bench.report.answers import answers, headlines, overalls
 from bench.report.data import group_id, page_data
-from bench.report.matrix import make_matrix
+from bench.report.heatmap import make_heatmap
 from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
@@ -88,13 +88,13 @@ IN_PLACE = ("speed-up", "matrix", "accuracy-time", "confusion")
 """Figures that HTML has elsewhere than among the rest, as a picture or as something better."""
 
 
-def _for_html(summary: Summary, drawn: Mapping[str, figures.Drawn]) -> dict[str, Any]:
+def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> dict[str, Any]:
     """What the page has beyond Markdown: a matrix, a table and an explorer that answer to a reader."""
-    matrix, rest = make_matrix(summary), [name for name in drawn if name not in IN_PLACE]
+    heatmap, rest = make_heatmap(summary), [name for name in drawn if name not in IN_PLACE]
     there = {
         "answer": "Answer",
         "claim": "Half the time?" if summary.comparisons else "",
-        "matrix": "Matrix" if matrix.metrics else "",
+        "matrix": "Matrix" if heatmap.metrics else "",
         "results": "Table" if summary.groups else "",
         "explorer": "Explorer" if len(summary.groups) > 1 else "",
         "figures": "Curves, phases, memory" if rest else "",
@@ -111,7 +111,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.Drawn]) -> dict[str,
         "data": Markup(data),
         "sections": [(anchor, label) for anchor, label in there.items() if label],
         "headlines": headlines(summary),
-        "matrix": matrix,
+        "heatmap": heatmap,
         "metrics": METRICS,
         "columns": columns(summary),
         "row_id": group_id,
@@ -130,7 +130,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
     return {
         "summary": summary,
         "answers": answers(summary),
-        "protocol": protocol,
+        "settings_text": settings_text,
         "notes": notes_of(summary),
         "cells": as_table(cells_table(summary)),
         "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",

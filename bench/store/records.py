@@ -38,7 +38,7 @@ from tl.weights import Weights
 SCHEMA_VERSION = 6
 SEALED_SINCE = 5
 """First version whose files have a digest; a file of this version or later without one is damaged."""
-PROTOCOL_VERSION = 1
+ID_VERSION = 1
 """Part of every cell's id. It is raised when the meaning of a config changes."""
 
 AS_BEFORE: dict[str, Any] = {
@@ -75,15 +75,15 @@ class Cell(Strict):
     @cached_property
     def id(self) -> str:
         """12 hex digits. It changes with anything that can change a number, and not when a folder is moved."""
-        return self._digest(PROTOCOL_VERSION)
+        return self._digest(ID_VERSION)
 
     def was_called(self, cell_id: str) -> bool:
-        """True if this cell has that id, or had it under an earlier version of the protocol."""
-        return any(self._digest(version) == cell_id for version in range(PROTOCOL_VERSION, 0, -1))
+        """True if this cell has that id, or had it under an earlier `ID_VERSION`."""
+        return any(self._digest(version) == cell_id for version in range(ID_VERSION, 0, -1))
 
     def key(self, *but: str) -> str:
         """A key that is equal for cells that differ only in these fields of their config."""
-        return self._digest(PROTOCOL_VERSION, but)
+        return self._digest(ID_VERSION, but)
 
     @cached_property
     def repeats(self) -> str:
@@ -218,11 +218,11 @@ class Invocation(Strict):
 
 
 class Manifest(Strict):
-    """The plan of a run: one data set, one protocol, and a matrix of cells that may grow."""
+    """What a run is: one data set, one set of shared settings, and a matrix of cells that may grow."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
-    protocol: dict[str, Any]
+    protocol: dict[str, Any] = Field(description="settings that all cells share: see `Grid.shared_settings`")
     dataset: DatasetIdentity
     weights: dict[str, dict[str, Weights]] = Field(
         description="policy → backbone → weights, resolved once and then kept; see `resolved`"

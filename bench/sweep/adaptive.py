@@ -55,7 +55,7 @@ def make_goal(
     within_percent = 5.0 if within is None else within
     if not 0 < within_percent < 100:
         raise ConfigError(f"--within {within_percent:g}: must be a percentage above 0 and below 100")
-    seeds, epochs = grid.matrix.seeds, grid.protocol["epochs"]
+    seeds, epochs = grid.matrix.seeds, grid.shared_settings["epochs"]
     if not isinstance(seeds, int):
         raise ConfigError(f"--until-decided: the grid lists its seeds ({seeds}); give their number with --seeds")
     if epochs < 2:

@@ -131,7 +131,7 @@ def _write_manifest(
     )
     manifest = Manifest(
         name=sweep.run.folder.name,
-        protocol=grid.protocol,
+        protocol=grid.shared_settings,
         dataset=DatasetIdentity(
             name=splits.name,
             digest=splits.digest,

@@ -10,7 +10,7 @@ devices = ["all"]                   # cpu, cuda[:i], mps, auto (the best), all
 precision = ["fp32"]
 seeds = 3                           # 0, 1, 2; or a list
 
-[train]                             # the protocol: fields of tl.TrainConfig
+[train]                             # settings of all cells: fields of tl.TrainConfig
 epochs = 5
 protocol = "fixed"                  # fixed, tuned (of learning_rates = […]), kfold (folds = 5); one per grid
 
@@ -53,8 +53,8 @@ from tl.strict import Strict
 
 AXES = {"backbone": "backbones", "regime": "regimes", "device": "devices", "precision": "precision", "seed": "seeds"}
 """Axis of a cell → its key in `[matrix]`."""
-PROTOCOL = tuple(name for name in TrainConfig.model_fields if name not in {*AXES, "weights"})
-"""Fields of `[train]`."""
+SHARED_SETTINGS = tuple(name for name in TrainConfig.model_fields if name not in {*AXES, "weights"})
+"""Fields of `[train]`: the settings that all cells of a grid share."""
 
 
 class Matrix(Strict):
@@ -68,7 +68,7 @@ class Matrix(Strict):
 
 
 class Grid(Strict):
-    """A matrix of cells and the protocol that they share."""
+    """A matrix of cells and the settings that they share."""
 
     name: str
     description: str = ""
@@ -80,7 +80,7 @@ class Grid(Strict):
     claims: list[Claim] = Field(default_factory=list)
 
     @property
-    def protocol(self) -> dict[str, Any]:
+    def shared_settings(self) -> dict[str, Any]:
         """All training settings that are not axes, including defaults, as a manifest keeps them.
 
         Raises `ConfigError` if one is out of range.
@@ -88,7 +88,7 @@ class Grid(Strict):
         # This regime reads every setting, `views` too. Others replace the settings that they don't read.
         reader = max(REGIMES, key=lambda name: REGIMES[name].features == "once")
         settings = TrainConfig(backbone="any", regime=reader, **self.train).model_dump(mode="json")
-        return {name: settings[name] for name in PROTOCOL}
+        return {name: settings[name] for name in SHARED_SETTINGS}
 
     def override(self, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:
         """The grid with some of its axes and settings replaced, also in its `include` entries.
@@ -153,11 +153,11 @@ def _parse(text: str, name: str) -> Grid:
         grid = Grid(name=name, **_with_claims(_with_matrix(data)))
     except TypeError as error:
         raise ConfigError("name: unknown key; a grid is named after its file") from error
-    _check("train", grid.train, PROTOCOL, settings=grid.train)
+    _check("train", grid.train, SHARED_SETTINGS, settings=grid.train)
     for number, entry in enumerate(grid.include, 1):
         if "protocol" in entry:
             raise ConfigError(f"include[{number}].protocol: all cells of a grid have one protocol; set train.protocol")
-        _check(f"include[{number}]", entry, [*AXES, *PROTOCOL], settings=grid.train)
+        _check(f"include[{number}]", entry, [*AXES, *SHARED_SETTINGS], settings=grid.train)
     for number, entry in enumerate(grid.exclude, 1):
         _check(f"exclude[{number}]", entry, AXES, patterns=True)
     return grid
@@ -276,7 +276,7 @@ def expand(
         raise ConfigError(f"seeds={matrix.seeds!r}: at least one is needed")
     have = devices()
     cells: dict[tuple[Any, ...], Planned] = {}
-    protocol = grid.protocol
+    shared = grid.shared_settings
 
     def add(values: dict[str, list[Any]], settings: dict[str, Any]) -> None:
         names = {
@@ -289,7 +289,7 @@ def expand(
             if any(_matches(cell, rule) for rule in grid.exclude):
                 continue
             device = cell.pop("device")
-            config = TrainConfig(weights=weights, **cell, **{**protocol, **settings})
+            config = TrainConfig(weights=weights, **cell, **{**shared, **settings})
             if not REGIMES[config.regime].trains:
                 config = config.replace(seed=axes["seed"][0])  # the seed changes nothing, so one cell is enough
             cells.setdefault((device, config), Planned(config=config, device=device))

@@ -71,7 +71,7 @@ def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, bat
     A protocol other than `fixed` is always part of the name.
     """
     parts = [grid.name]
-    parts += [grid.protocol["protocol"]] if grid.protocol["protocol"] != "fixed" else []
+    parts += [grid.shared_settings["protocol"]] if grid.shared_settings["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
         parts.append(Path(data).resolve().name or "data")
     parts += [f"epochs{epochs}"] if epochs is not None else []
@@ -151,7 +151,7 @@ def _same_run(run: Run, previous: Manifest, grid: Grid, splits: Splits) -> None:
             f"{run.folder} holds a run on {previous.dataset.name} ({previous.dataset.digest[:8]}), "
             f"and this command would use {splits.name} ({splits.digest[:8]}); {advice}"
         )
-    for key, value in grid.protocol.items():
+    for key, value in grid.shared_settings.items():
         if previous.protocol.get(key) != value:
             raise ConfigError(
                 f"{run.folder} holds a run with {key}={previous.protocol.get(key)!r}, "

@@ -1,4 +1,4 @@
-"""What a report says of the protocol: which images and settings, and what its accuracy is."""
+"""Describes the images and settings of a run, and how its protocol measures accuracy, in a report's words."""
 
 from __future__ import annotations
 
@@ -27,50 +27,50 @@ _KFOLD = (
 
 
 def images(manifest: Manifest) -> str:
-    """How many images: training and validation, or all where each is both."""
-    judged = len(manifest.dataset.val_labels)
-    return str(judged) if _kind(manifest) == "kfold" else f"{manifest.dataset.train_images} + {judged}"
+    """Number of images: training + validation, or all of them for protocol `kfold`, where each is both."""
+    validation = len(manifest.dataset.val_labels)
+    return str(validation) if _protocol(manifest) == "kfold" else f"{manifest.dataset.train_images} + {validation}"
 
 
 def settings(manifest: Manifest) -> str:
-    """The protocol that all cells of a run share, in a line."""
-    protocol, kind = manifest.protocol, _kind(manifest)
-    rate, more = f"at {protocol['learning_rate']}", ""
-    if kind == "tuned":
-        rates = ", ".join(f"{rate:g}" for rate in protocol["learning_rates"])
+    """The settings that all cells of a run share, in one line."""
+    shared, protocol = manifest.protocol, _protocol(manifest)
+    rate, more = f"at {shared['learning_rate']}", ""
+    if protocol == "tuned":
+        rates = ", ".join(f"{rate:g}" for rate in shared["learning_rates"])
         rate = f"at the best of {rates}"
         more = (
             "; tuned: each cell tries these learning rates on the same split of the training images, one in "
             f"{HELD_OUT} of them held out, and then trains on all of them; the validation images choose nothing"
         )
-    if kind == "kfold":
-        more = f"; kfold: stratified {protocol['folds']}-fold cross-validation over all images, a seed a repeat"
+    if protocol == "kfold":
+        more = f"; kfold: stratified {shared['folds']}-fold cross-validation over all images, one repeat per seed"
     return (
-        f"{protocol['epochs']} epochs, batch size {protocol['batch_size']}, {protocol['optimizer']} {rate}, momentum "
-        f"{protocol['momentum']}, schedule {protocol['schedule']}, {protocol['loss']}, head {protocol['head']}{more}"
+        f"{shared['epochs']} epochs, batch size {shared['batch_size']}, {shared['optimizer']} {rate}, momentum "
+        f"{shared['momentum']}, schedule {shared['schedule']}, {shared['loss']}, head {shared['head']}{more}"
     )
 
 
 def accuracy_note(summary: Summary) -> str:
-    """What the accuracies of a report are; of each protocol, where it has several."""
+    """Explain how accuracies are measured, for each protocol in the report."""
     texts = {"fixed": _BEST, "tuned": _TUNED, "kfold": _KFOLD}
-    kinds = list(dict.fromkeys(_kind(manifest) for _, manifest in summary.runs))
-    return " ".join(f"Accuracy{f' ({kind})' if len(kinds) > 1 else ''}: {texts[kind]}" for kind in kinds)
+    protocols = list(dict.fromkeys(_protocol(manifest) for _, manifest in summary.runs))
+    return " ".join(f"Accuracy{f' ({name})' if len(protocols) > 1 else ''}: {texts[name]}" for name in protocols)
 
 
 def accuracy_name(config: TrainConfig) -> str:
-    """What a sentence calls the accuracy of a cell."""
+    """The name of a cell's accuracy in a sentence."""
     names = {"tuned": "accuracy at the last epoch", "kfold": f"{config.folds}-fold accuracy"}
     return names.get(config.protocol, "best accuracy")
 
 
 def chosen_rates(group: Group, summary: Summary) -> dict[str, str]:
-    """A column with the learning rates that a group's seeds were trained at, in a report where some were tuned."""
+    """A table column with a group's learning rates; empty in a report without tuned ones."""
     if "tuned" not in summary.levels["protocol"]:
         return {}
     rates = sorted({result.learning_rate for result in group.results if result.learning_rate is not None})
     return {"learning rate": ", ".join(f"{rate:g}" for rate in rates)}
 
 
-def _kind(manifest: Manifest) -> str:
+def _protocol(manifest: Manifest) -> str:
     return str(manifest.protocol["protocol"])

@@ -1,4 +1,4 @@
-"""The matrix of a report: a row a backbone (and device, and what else differs), a column a regime."""
+"""The heat map of a report. It has one row per backbone (and device and setting, if several), one column per regime."""
 
 from __future__ import annotations
 
@@ -6,54 +6,54 @@ import math
 from dataclasses import dataclass
 
 from bench.analysis.groups import Group
-from bench.analysis.metrics import METRICS, Kind, headline
+from bench.analysis.metrics import METRICS, ComparedBy, headline
 from bench.report.summary import Summary
 from bench.report.tables import show
 from bench.store.records import Cell, Lost
 from tl.regimes import REGIMES
 
-LEAST: dict[Kind, float] = {"difference": 0.1, "ratio": math.log(2), "exact": math.log(2)}
-"""What the shades span at least: ten points of accuracy, a factor of two of time and memory. Less is no contrast."""
+LEAST: dict[ComparedBy, float] = {"difference": 0.1, "ratio": math.log(2), "exact": math.log(2)}
+"""Smallest range of values that the shades span, so that small differences look small: 10 points, or a factor of 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shade:
-    """One figure of a cell."""
+    """The value and the shade of one metric in one square."""
 
     text: str
     unit: str
     share: float | None
-    """How good it is among all of the matrix, 0 the worst and 1 the best; None where it is not known."""
+    """How good the value is among all squares, from 0 (worst) to 1 (best); None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
-    """Where a row meets a column."""
+    """The square of one row and one regime."""
 
     number: int | None
-    """Of its group among those of the summary; None without a result."""
+    """Index of its group in the summary; None without a result."""
     shades: dict[str, Shade]
-    """Metric → figure; empty without a result."""
+    """Metric → shade; empty without a result."""
     status: str
-    """Of seeds without a result: `failed`, `2 of 3 seeds: oom`, `not run`; empty where there are none."""
+    """What happened to seeds without a result: `failed`, `2 of 3 seeds: oom`, `not run`; empty if there are none."""
     reason: str
     bad: bool
-    """There is a seed that should have a result."""
+    """True if a seed lacks a result that it should have; skipped seeds should not."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matrix:
-    """All cells of a report."""
+class Heatmap:
+    """All cells of a report, as rows of squares."""
 
     regimes: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Square | None, ...]], ...]
-    """A row's name, and a square a regime; None where nothing was planned."""
+    """Name of each row and its squares, one per regime; None for a combination that was not planned."""
     metrics: tuple[str, ...]
-    """The headline metrics that some cell knows; the first is shown at first."""
+    """The headline metrics that some cell has. The page first shows the first of them."""
 
 
-def make_matrix(summary: Summary) -> Matrix:
-    """Of all cells that were planned: finished, failed, skipped or not run."""
+def make_heatmap(summary: Summary) -> Heatmap:
+    """Make the heat map of all planned cells: finished, failed, skipped or not run."""
     finished: dict[tuple[str, str], tuple[int, Group]] = {}
     lost: dict[tuple[str, str], list[Lost]] = {}
     names: dict[str, None] = {}
@@ -69,11 +69,11 @@ def make_matrix(summary: Summary) -> Matrix:
         name = summary.short_name(cell, run)
         names[name] = None
         lost.setdefault((name, cell.config.regime), []).append(why)
-    there = {regime for _, regime in (*finished, *lost)}
-    regimes = tuple(regime for regime in REGIMES if regime in there)
+    planned = {regime for _, regime in (*finished, *lost)}
+    regimes = tuple(regime for regime in REGIMES if regime in planned)
     metrics = tuple(name for name in headline() if any(group.values(name) for group in summary.groups))
     ranges = {name: _range(name, summary) for name in metrics}
-    return Matrix(
+    return Heatmap(
         regimes=regimes,
         metrics=metrics,
         rows=tuple(
@@ -115,7 +115,7 @@ def _shade(group: Group, name: str, ends: tuple[float, float]) -> Shade:
 
 
 def _scaled(value: float, name: str) -> float:
-    """Times and memory by their logarithm: what counts of them are factors."""
+    """A value on the scale of its shade: logarithmic for times and memory, where factors matter."""
     return value if METRICS[name].compared == "difference" else math.log(max(value, 1e-12))
 
 
