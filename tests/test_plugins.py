@@ -151,7 +151,7 @@ def test_a_script_adds_a_regime_a_metric_and_a_claim(tmp_path: Path) -> None:
     records = {path: path.read_bytes() for path in (tmp_path / "results" / "r" / "cells").iterdir()}
     for without in (["show", "r"], ["run", *words[:4], "--weights", "random", "--device", "cpu", "--name", "r"]):
         refused = command(*without)
-        assert refused.returncode == 2 and "regime 'norms' is not known here" in refused.stderr, refused.stderr
+        assert refused.returncode == 2 and "unknown regime 'norms'" in refused.stderr, refused.stderr
         assert refused.stderr.count("\n") == 1 and "--plugin" in refused.stderr
     assert {path: path.read_bytes() for path in records} == records, "nothing is set aside as damaged"
 
@@ -186,6 +186,7 @@ def test_a_package_adds_an_entry(group: str, package: Path) -> None:
 BAD = {
     "missing": ("nowhere.py", "", "must be a Python file"),
     "other kind": ("my_plugin.txt", "", "must be a Python file"),
+    "two dots": ("my.plugin.py", "", "must be a Python file"),
     "broken": ("my_plugin.py", "1 / 0", "ZeroDivisionError: division by zero"),
     "taken": ("json.py", "", "another module is named 'json'; rename the file"),
 }

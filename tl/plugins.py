@@ -10,11 +10,11 @@ when a registry is imported: a package may have all its entries in one module, w
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,32 +63,31 @@ def load_entry_points() -> None:
 
 
 def load_script(path: Path) -> None:
-    """Run a script that adds entries, once, as a module named after its file; children of this process will, too.
+    """Run a script that adds entries, once, as a module named after its file; children of this process run it, too.
 
     Raises `ConfigError` if it can't be run, or if its name is that of another module.
     """
     path = path.resolve()
-    loaded = sys.modules.get(path.stem)
-    if loaded is not None and getattr(loaded, "__file__", None) == os.fspath(path):
-        return
-    if not path.is_file() or path.suffix != ".py":
+    if not path.is_file() or path.suffix != ".py" or "." in path.stem:
         raise ConfigError(f"--plugin {os.fspath(path)!r}: must be a Python file, NAME.py")
-    other = None if loaded is not None else importlib.util.find_spec(path.stem)
-    is_other = loaded is not None or (other is not None and other.origin != os.fspath(path))
-    if is_other or path.stem in sys.stdlib_module_names:  # a folder on the path can shadow those
+    # A folder on the path can shadow the standard library's modules: their names are refused in any case.
+    if path.stem in sys.stdlib_module_names or _place(path.stem) not in (None, os.fspath(path)):
         raise ConfigError(f"--plugin {os.fspath(path)!r}: another module is named {path.stem!r}; rename the file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it is a .py file
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
     if os.fspath(path.parent) not in sys.path:
-        sys.path.append(os.fspath(path.parent))  # as for any script: it may import its neighbours
+        sys.path.append(os.fspath(path.parent))  # as any script, it may import its neighbours
     try:
-        spec.loader.exec_module(module)
+        import_module(path.stem)
     except Exception as error:
-        del sys.modules[path.stem]
         raise ConfigError(f"--plugin {os.fspath(path)!r}: {type(error).__name__}: {error}") from error
     os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*map(os.fspath, scripts()), os.fspath(path)]))
+
+
+def _place(module: str) -> str | None:
+    """The file that a module is, or would be, imported from; None if there is none, empty text if it has no file."""
+    if module in sys.modules:
+        return getattr(sys.modules[module], "__file__", None) or ""
+    found = find_spec(module)
+    return None if found is None else found.origin or ""
 
 
 def load_as_parent() -> None:
