@@ -306,6 +306,7 @@ def test_a_run_goes_on_with_its_images(mini: Splits, tmp_path: Path, monkeypatch
         return replace(mini, fallback=f"synthetic ({len(asked)})")
 
     monkeypatch.setattr(planning, "load_splits", load)
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))  # the executor below invents names of backbones
     grid = Grid(name="g", dataset="auto", matrix=Matrix(backbones=["timm:b00000"], regimes=["frozen"], devices=["cpu"]))
     said = []
     for seeds in (1, 2, 3):

@@ -19,7 +19,7 @@ TIE = 1.05
 
 @dataclass(frozen=True, kw_only=True)
 class Priority:
-    """What to use on one device if one metric matters most."""
+    """The recommendation for one device if one metric matters most."""
 
     metric: str
     groups: tuple[Group, ...]
@@ -28,7 +28,7 @@ class Priority:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What to use on one device."""
+    """The recommendation for one device."""
 
     run: str
     device: str

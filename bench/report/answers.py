@@ -16,19 +16,19 @@ from bench.report.tables import accuracy, show, spread
 
 
 def answers(summary: Summary) -> list[str]:
-    """One paragraph on what to use on each device, and one on the claim that heads train in half the time."""
-    said = [_choice(choice, summary) for choice in summary.choices]
+    """Paragraphs of the answer: what to use on each device, and whether training the head takes half the time."""
+    paragraphs = [_choice(choice, summary) for choice in summary.choices]
     if summary.groups and all(group.accuracy is None for group in summary.groups):
-        said.append("No cell had pretrained weights: accuracy says nothing here, time and memory hold.")
+        paragraphs.append("No cell had pretrained weights: accuracy says nothing here, time and memory hold.")
     elif summary.groups and not summary.choices:
-        said.append("Only controls have an accuracy here: there is nothing to recommend.")
+        paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
-        said.append("No cell has a result yet.")
+        paragraphs.append("No cell has a result yet.")
     if summary.comparisons:
         timed = [row.finding for row in summary.comparisons]
         verdicts = f"{tally(timed)}{_lost(HALF_THE_TIME, summary)}."
-        said.append(f"{HALF_THE_TIME.statement}? {verdicts}{_ratios(summary)}{_more_seeds(timed)}")
-    return said
+        paragraphs.append(f"{HALF_THE_TIME.statement}? {verdicts}{_ratios(summary)}{_more_seeds(timed)}")
+    return paragraphs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Headline:
 
     value: str
     what: str
-    """What the number is."""
+    """Meaning of the number."""
     detail: str
     """Its interval or spread, or the number of findings that support it."""
 
@@ -67,12 +67,12 @@ def headlines(summary: Summary) -> list[Headline]:
 
 def overalls(summary: Summary) -> list[tuple[Claim, str]]:
     """Pairs of each claim and the report's overall verdict on it."""
-    said = []
+    verdicts = []
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
         nothing = f"not tested: no result of {claim.subject} and {claim.against} for the same backbone and device"
-        said.append((claim, (f"{overall(about)}. {tally(about)}" if about else nothing) + _lost(claim, summary)))
-    return said
+        verdicts.append((claim, (f"{overall(about)}. {tally(about)}" if about else nothing) + _lost(claim, summary)))
+    return verdicts
 
 
 def _lost(claim: Claim, summary: Summary) -> str:

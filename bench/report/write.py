@@ -1,4 +1,4 @@
-"""Writes a report: Markdown with pictures beside it, and one self-contained HTML file."""
+"""Writes a report as Markdown with picture files, and as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from tl.errors import UserError
 
 
 def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT) -> tuple[Path, Path]:
-    """Write `folder/NAME.md` (pictures in `folder/NAME/`) and `folder/NAME.html`; returns both paths.
+    """Write `folder/NAME.md`, with pictures in `folder/NAME/`, and `folder/NAME.html`. Returns both paths.
 
-    NAME is the summary's. `images` are those of its first run, or why there are no pictures of them. A report is
-    derived from records and replaces an older one of its name. Raises `UserError` when the folder can't be written.
+    NAME is the summary's name. `images` are those of the first run, or the reason why the report has no pictures. An
+    older report of that name is replaced. Raises `UserError` if the folder can't be written.
     """
     name, drawn = summary.name, figures.draw(summary)
     shown = [] if isinstance(images, str) else galleries(summary, images)
@@ -40,7 +40,7 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
     paths = folder / f"{name}.md", folder / f"{name}.html"
     try:
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for stem in (*figures.FIGURES, *GALLERIES):  # of an earlier report: what isn't drawn now must not stay
+        for stem in (*figures.FIGURES, *GALLERIES):  # files of an earlier report may be out of date
             for suffix in ("png", "svg", "jpg"):
                 (folder / name / f"{stem}.{suffix}").unlink(missing_ok=True)
         for stem, figure in drawn.items():
@@ -56,12 +56,14 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
 
 
 REFRESH_SECONDS = 10
+"""Time between reloads of the page of an unfinished run."""
 
 
 def write_live(run: Run, folder: Path, *, ended: bool = False) -> Path:
-    """Write `folder/NAME.html` of a run that is going on: without figures that take long to draw, loading itself anew.
+    """Write `folder/NAME.html` for an unfinished run. Returns its path.
 
-    Of one that was `ended` early it doesn't. Returns its path; raises `UserError` as `write_report`.
+    The page has no figures, since they take long to draw. It reloads itself unless the run has `ended`. Raises
+    `UserError` as `write_report` does.
     """
     summary = summarise([run], run.folder.resolve().name)
     more: dict[str, Any] = {
@@ -85,13 +87,13 @@ def _page(suffix: str, summary: Summary, more: dict[str, Any]) -> str:
 
 
 IN_PLACE = ("speed-up", "matrix", "accuracy-time", "confusion")
-"""Figures that HTML has elsewhere than among the rest, as a picture or as something better."""
+"""Figures that the page shows in another section, or replaces by an interactive element."""
 
 
 def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> dict[str, Any]:
-    """What the page has beyond Markdown: a matrix, a table and an explorer that answer to a reader."""
+    """Content that only the page has: an interactive heat map, table and explorer."""
     heatmap, rest = make_heatmap(summary), [name for name in drawn if name not in IN_PLACE]
-    there = {
+    sections = {
         "answer": "Answer",
         "claim": "Half the time?" if summary.comparisons else "",
         "matrix": "Matrix" if heatmap.metrics else "",
@@ -109,7 +111,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "style": style(),
         "script": script(),
         "data": Markup(data),
-        "sections": [(anchor, label) for anchor, label in there.items() if label],
+        "sections": [(anchor, label) for anchor, label in sections.items() if label],
         "headlines": headlines(summary),
         "heatmap": heatmap,
         "metrics": METRICS,
@@ -135,7 +137,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "cells": as_table(cells_table(summary)),
         "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",
         "priorities": _priorities(summary, suffix) if summary.choices else "",
-        "half": _half(summary),
+        "half": _progress(summary),
         "figures_show": _figures_show(summary),
         "claims": as_table(claims_table(summary)) if summary.findings else "",
         "claims_overall": overalls(summary),
@@ -150,15 +152,15 @@ def _priorities(summary: Summary, suffix: str) -> Markup:
 
 
 def _figures_show(summary: Summary) -> str:
-    """That figures show a part, where they do."""
+    """A note that figures show only a part of the rows; empty if they show all."""
     shown, names = figures.part(summary), {summary.short(group) for group in summary.groups}
     if shown is summary:
         return ""
     return f"Figures show the {figures.MOST_NAMES} most accurate of {len(names)} rows of the matrix, or the quickest."
 
 
-def _half(summary: Summary) -> str:
-    """That cells are still to come, with how many there are; empty for a run that is complete."""
+def _progress(summary: Summary) -> str:
+    """A note on how many planned cells have ended; empty for a complete run."""
     planned = sum(len(manifest.cells) for _, manifest in summary.runs)
     if not summary.missing:
         return ""
