@@ -101,9 +101,9 @@ def train_model(
     with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(target):
         body: Body = _compiled(setup.model.backbone) if config.compile else setup.model.backbone
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
-        passes = _passes(setup, body, Graphs() if target.type == "cuda" and cuda_graphs else None)
-        trained = _epochs(setup, passes, memory, keep, on_epoch)
-    return _result(setup, passes, trained, memory, setup_seconds)
+        loop = _make_loop(setup, body, Graphs() if target.type == "cuda" and cuda_graphs else None)
+        trained = _epochs(setup, loop, memory, keep, on_epoch)
+    return _result(setup, loop, trained, memory, setup_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ def _backbone(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Passes:
+class _Loop:
     """What the passes of every epoch run on: images, or features of them that were extracted before."""
 
     train: Batches | Features
@@ -213,7 +213,7 @@ class _Passes:
     """Counted on the first step alone, which is warm-up anyway."""
 
 
-def _passes(setup: _Setup, body: Body, graphs: Graphs | None) -> _Passes:
+def _make_loop(setup: _Setup, body: Body, graphs: Graphs | None) -> _Loop:
     """Extract features where the regime wants them once, and make the steps."""
     config, model, device = setup.config, setup.model, setup.device
     train: Batches | Features = setup.train
@@ -225,7 +225,7 @@ def _passes(setup: _Setup, body: Body, graphs: Graphs | None) -> _Passes:
         train, val = extraction.features(setup.train, config.views), extraction.features(setup.val, 1)
         body = nn.Identity()
     loss_function = LOSS_BUILDERS[config.loss](config)
-    return _Passes(
+    return _Loop(
         train=train,
         val=val,
         loss_function=loss_function,
@@ -249,7 +249,7 @@ class _Trained:
 
 def _epochs(
     setup: _Setup,
-    passes: _Passes,
+    loop: _Loop,
     memory: MemoryMarks,
     keep: Literal["best", "last"],
     on_epoch: Callable[[EpochResult], None] | None,
@@ -259,7 +259,7 @@ def _epochs(
     best = last = None
     kept: dict[str, torch.Tensor] = {}
     for epoch in range(setup.config.passes):
-        row, last = _epoch(setup, passes, memory, clock, epoch)
+        row, last = _epoch(setup, loop, memory, clock, epoch)
         if best is None or keep == "last" or row.val_accuracy > history[best.epoch].val_accuracy:
             best, kept = last, setup.freezing.state()
         history.append(row)
@@ -272,10 +272,10 @@ def _epochs(
 
 
 def _epoch(
-    setup: _Setup, passes: _Passes, memory: MemoryMarks, clock: Clock, epoch: int
+    setup: _Setup, loop: _Loop, memory: MemoryMarks, clock: Clock, epoch: int
 ) -> tuple[EpochResult, Predictions]:
     """A training pass, unless nothing trains, and a validation pass."""
-    optimizer, step = setup.optimizer, passes.step
+    optimizer, step = setup.optimizer, loop.step
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
     trained, train_seconds = None, 0.0
     with _garbage_later():
@@ -283,13 +283,13 @@ def _epoch(
         clock.start()
         if step:
             setup.freezing.train_mode()
-            work = passes.work if epoch == 0 else None
-            trained = _train_pass(step, passes.train, setup.config, epoch, clock, work)
+            work = loop.work if epoch == 0 else None
+            trained = _train_pass(step, loop.train, setup.config, epoch, clock, work)
             train_seconds = clock.elapsed()
             memory.begin("val")
             clock.mark(None)
         setup.model.eval()
-        validated = _val_pass(passes.evaluation, passes.val, passes.loss_function, setup.config)
+        validated = _val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
         clock.mark("validation")
         whole, parts = clock.read()
         memory.end()
@@ -309,11 +309,9 @@ def _epoch(
     return row, Predictions(epoch=epoch, labels=validated.predicted, confidences=validated.confidences)
 
 
-def _result(
-    setup: _Setup, passes: _Passes, trained: _Trained, memory: MemoryMarks, setup_seconds: float
-) -> TrainResult:
+def _result(setup: _Setup, loop: _Loop, trained: _Trained, memory: MemoryMarks, setup_seconds: float) -> TrainResult:
     """All that there is to say of a training once its epochs are over."""
-    config, model, device, extraction = setup.config, setup.model, setup.device, passes.extraction
+    config, model, device, extraction = setup.config, setup.model, setup.device, loop.extraction
     on_cuda = device.type == "cuda"
     return TrainResult(
         config=config,
@@ -323,7 +321,7 @@ def _result(
         device_name=devices.present()[str(device)],
         threads=torch.get_num_threads(),
         memory_format=setup.layout,
-        cuda_graph=isinstance(passes.step, GraphedStep) and passes.step.replayed if on_cuda else None,
+        cuda_graph=isinstance(loop.step, GraphedStep) and loop.step.replayed if on_cuda else None,
         epochs=trained.history,
         best=trained.best,
         last=trained.last,
@@ -338,8 +336,8 @@ def _result(
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in trained.history),
         **memory.figures(),
         resident_image_bytes=(setup.resident_bytes or 0) if on_cuda else None,
-        work=_work(passes.work, setup, setup.optimizer) if setup.optimizer else None,
-        notes=_notes(setup, passes, trained.history),
+        work=_work(loop.work, setup, setup.optimizer) if setup.optimizer else None,
+        notes=_notes(setup, loop, trained.history),
         model=model,
     )
 
@@ -489,7 +487,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _notes(setup: _Setup, passes: _Passes, history: Sequence[EpochResult]) -> tuple[Note, ...]:
+def _notes(setup: _Setup, loop: _Loop, history: Sequence[EpochResult]) -> tuple[Note, ...]:
     """What a reader of the figures must know."""
     splits, weights, size = setup.splits, setup.backbone.weights, setup.config.batch_size
     images = len(splits.train)
@@ -498,9 +496,9 @@ def _notes(setup: _Setup, passes: _Passes, history: Sequence[EpochResult]) -> tu
         fallbacks.append(Note(about="images", text=f"the images are {splits.fallback}"))
     if weights.reason:
         fallbacks.append(Note(about="weights", text=f"random weights: {weights.reason}"))
-    if passes.graphs and passes.graphs.failure:
-        notes.append(f"without CUDA graphs: {passes.graphs.failure}")
-    if passes.extraction and passes.extraction.spent == 0:
+    if loop.graphs and loop.graphs.failure:
+        notes.append(f"without CUDA graphs: {loop.graphs.failure}")
+    if loop.extraction and loop.extraction.spent == 0:
         notes.append("features were at hand: the memory that their extraction took is unknown")
     if not setup.decoded_once:
         notes.append("images were decoded anew in every epoch: times hold more than with decoded images at hand")
