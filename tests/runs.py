@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.store.environment import environment
 from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tl.config import TrainConfig
 from tl.results import EpochResult, Predictions, TrainResult
 from tl.weights import Weights
@@ -110,9 +110,9 @@ def write_run(
     classes: tuple[str, str] = ("ants", "bees"),
     fallback: str = "",
     missing: Sequence[Cell] = (),
-) -> Run:
+) -> RunFolder:
     """Write a run with these records. The cells in `missing` were planned and have no record."""
-    run = Run(folder)
+    run = RunFolder(folder)
     cells = {record.cell_id: record.cell for record in records} | {cell.id: cell for cell in missing}
     now = datetime(2026, 1, 1, tzinfo=UTC)
     run.write_manifest(

@@ -14,7 +14,7 @@ import pytest
 from bench.report import write
 from bench.report.summary import summarise
 from bench.report.write import write_report
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tests.runs import RANDOM, record, write_run
 from tests.test_executors import wait_until
 
@@ -144,7 +144,7 @@ def test_the_page_of_an_unfinished_run(
 ) -> None:
     """It reloads with the view that the reader chose, until the reader stops it."""
     monkeypatch.setattr(write, "REFRESH_SECONDS", 1)
-    run = Run(page.parents[1] / "run")
+    run = RunFolder(page.parents[1] / "run")
     path = write.write_live(run, tmp_path)
     opened(browser, path, "#q=frozen")
     assert serious(browser) == []

@@ -15,7 +15,7 @@ import pytest
 
 import bench
 from bench.store.records import SCHEMA_VERSION
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tests import light
 from tests.commands import ONE, ONE_CELL, light_command
 from tests.commands import command as own_process
@@ -59,7 +59,7 @@ def in_smoke(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def test_a_run_from_start_to_report(smoke: Path) -> None:
     """It writes records, a manifest and both reports, prints plain progress lines, and warns of synthetic images."""
-    run = Run(smoke / "results" / "smoke")
+    run = RunFolder(smoke / "results" / "smoke")
     records = run.records()
     assert set(records) == set(run.manifest().cells) and len(records) == 4
     assert {record.status for record in records.values()} == {"done"}
@@ -80,7 +80,7 @@ def test_little_of_a_cell_is_overhead(tmp_path: Path) -> None:
     """Less than a second, of each cell of the smoke grid."""
     done = command("run", "--grid", "smoke", "--device", "cpu", "--no-report")
     assert done.returncode == 0, done.stdout + done.stderr
-    records = Run(tmp_path / "results" / "smoke").records()
+    records = RunFolder(tmp_path / "results" / "smoke").records()
     assert len(records) == 4
     for record in records.values():
         assert record.overhead_seconds is not None and record.overhead_seconds < 1
@@ -114,14 +114,14 @@ def test_fresh_starts_over_and_deletes_nothing(in_smoke: Path) -> None:
     done = command(*ONE, "--name", "smoke", "--fresh", "--regime", "frozen", "--no-report")
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(path.read_bytes() == content for path, content in files.items())
-    assert len(Run(in_smoke / "results" / "smoke-2").records()) == 1
+    assert len(RunFolder(in_smoke / "results" / "smoke-2").records()) == 1
 
 
 def test_more_seeds_join_a_run(in_smoke: Path) -> None:
     """The matrix may grow; existing cells are kept."""
     done = command("run", "--grid", "smoke", "--device", "cpu", "--seeds", "2", "--backbone", "timm:test_resnet")
     assert done.returncode == 0 and "4 cells, 2 of them done before" in done.stdout, done.stdout + done.stderr
-    assert len(Run(in_smoke / "results" / "smoke").manifest().cells) == 6
+    assert len(RunFolder(in_smoke / "results" / "smoke").manifest().cells) == 6
     assert " ± " in (in_smoke / "reports" / "smoke.md").read_text()
 
 
@@ -154,7 +154,7 @@ def test_raw_export_has_a_row_an_epoch(in_smoke: Path) -> None:
 
 def test_the_order_of_cells_is_recorded(smoke: Path) -> None:
     """Positions count from 0 without gaps, and the regimes of a backbone are next to each other."""
-    records = sorted(Run(smoke / "results" / "smoke").records().values(), key=lambda record: record.order or 0)
+    records = sorted(RunFolder(smoke / "results" / "smoke").records().values(), key=lambda record: record.order or 0)
     assert [record.order for record in records] == [0, 1, 2, 3] and {record.block for record in records} == {0}
     backbones = [record.cell.config.backbone for record in records]
     assert backbones[0] == backbones[1] and backbones[2] == backbones[3]
@@ -187,7 +187,7 @@ def test_a_cell_that_makes_no_sense_is_skipped_and_no_failure(tmp_path: Path) ->
     for suffix in ("md", "html"):
         page = Path(f"reports/x.{suffix}").read_text()
         assert skipped in page and "zeroshot (control)" in page
-    run = Run(tmp_path / "results" / "x")
+    run = RunFolder(tmp_path / "results" / "x")
     assert len(run.records()) == 6, "one cell for both seeds"
     assert all(not record.traceback for record in run.records().values())
     table = bench.load_results("x").set_index(["backbone", "regime", "seed"]).sort_index()
@@ -212,7 +212,7 @@ def test_a_timed_out_cell_is_a_record_and_the_sweep_goes_on(tmp_path: Path) -> N
     grid.write_text(ONE_CELL.replace('"timm:test_resnet"', f'"{light.HANGS}", "{light.QUICK[0]}"'))
     done = light_command("run", "--grid", str(grid), "--timeout", "3")
     assert done.returncode == 1, done.stdout + done.stderr
-    run = Run(tmp_path / "results" / "two")
+    run = RunFolder(tmp_path / "results" / "two")
     records = {record.cell.config.backbone: record for record in run.records().values()}
     slow = records[light.HANGS]
     assert records[light.QUICK[0]].status == "done"
@@ -246,7 +246,9 @@ def test_a_failing_cell_has_its_traceback(tmp_path: Path) -> None:
         )
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    records = {record.cell.config.backbone: record for record in Run(tmp_path / "results" / "x").records().values()}
+    records = {
+        record.cell.config.backbone: record for record in RunFolder(tmp_path / "results" / "x").records().values()
+    }
     bad = records["timm:test_resnet"]
     assert bad.status == "failed" and "does not fit" in bad.reason and "WeightsError" in bad.traceback
     assert records["torchvision:shufflenet_v2_x0_5"].status == "done"
@@ -261,7 +263,7 @@ def test_weights_that_cannot_be_had_fail_their_cell(tmp_path: Path) -> None:
     arguments = ("run", "--grid", "smoke", "--device", "cpu", "--weights", "pretrained", "--name", "x", "--no-report")
     done = own_process(*arguments, "--backbone", "timm:test_resnet", TL_OFFLINE="", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1, done.stdout + done.stderr
-    run = Run(tmp_path / "results" / "x")
+    run = RunFolder(tmp_path / "results" / "x")
     for record in run.records().values():
         assert record.status == "failed" and "--weights-dir" in record.reason
     (tmp_path / "weights").mkdir()
@@ -279,7 +281,7 @@ def test_a_cell_that_diverges_is_a_result_and_the_sweep_goes_on(tmp_path: Path) 
     grid.write_text(ONE_CELL + "[train]\nepochs = 2\nlearning_rate = 1e30\n")
     done = command("run", "--grid", str(grid), "--weights", "random", "--regime", "finetune", "--regime", "frozen")
     assert done.returncode == 0, done.stdout + done.stderr
-    results = [record.result for record in Run(tmp_path / "results" / "wild-random").records().values()]
+    results = [record.result for record in RunFolder(tmp_path / "results" / "wild-random").records().values()]
     assert len(results) == 2 and any(r is not None and r.epochs[-1].train_loss is None for r in results)
     assert "the loss was not finite" in Path("reports/wild-random.md").read_text()
 
@@ -290,7 +292,7 @@ def test_a_batch_that_memory_does_not_allow_is_a_failed_cell(tmp_path: Path) -> 
     done = command(*ONE, *options)
     assert done.returncode == 1, done.stdout + done.stderr
     run = next((tmp_path / "results").iterdir())
-    records = {r.cell.config.backbone: r for r in Run(run).records().values()}
+    records = {r.cell.config.backbone: r for r in RunFolder(run).records().values()}
     assert records["timm:test_resnet"].status == "done"
     assert records["torchvision:vgg16"].status == "oom"
     assert re.fullmatch(r"out of memory: asked for [\d.]+ \w+ \(limit: 400 MiB\)", records["torchvision:vgg16"].reason)
@@ -340,7 +342,7 @@ def test_a_run_that_changed_meanwhile_is_left_alone(in_smoke: Path, monkeypatch:
     options = Options(name="smoke", executor="inline")
     worker = executor_for(options)
     sweep = plan(grid, options, worker, Console(quiet=True))
-    run = Run(in_smoke / "results" / "smoke")
+    run = RunFolder(in_smoke / "results" / "smoke")
     manifest = run.manifest()
     run.write_manifest(manifest.replace(invocations=(*manifest.invocations, manifest.invocations[0])))
     before = {path: path.read_bytes() for path in run.folder.rglob("*.json")}
@@ -374,7 +376,7 @@ def test_the_inline_executor_gives_the_same_numbers(in_smoke: Path) -> None:
         "run", "--grid", "smoke", "--device", "cpu", "--executor", "inline", "--name", "inline", "--no-report"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (Run(in_smoke / "results" / name).records() for name in ("smoke", "inline"))
+    one, two = (RunFolder(in_smoke / "results" / name).records() for name in ("smoke", "inline"))
     assert one.keys() == two.keys()
     for cell_id, record in one.items():
         a, b = record.result, two[cell_id].result
@@ -457,7 +459,7 @@ def test_a_run_by_another_protocol(tmp_path: Path, protocol: str) -> None:
     arguments = (*ONE, "--regime", "frozen", "--epochs", "1", "--protocol", protocol)
     done = command(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    run = Run(tmp_path / "results" / f"smoke-{protocol}-epochs1-random")
+    run = RunFolder(tmp_path / "results" / f"smoke-{protocol}-epochs1-random")
     ((_, record),) = run.records().items()
     dataset, result = run.manifest().dataset, record.result
     assert result is not None and record.status == "done"

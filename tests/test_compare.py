@@ -19,7 +19,7 @@ from bench.compare.render import show
 from bench.compare.rules import Rule
 from bench.compare.sides import SECONDS, Quantity, Side, SideCell, quantities, read_sides
 from bench.store.records import Record
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tests.commands import command as own_process
 from tests.commands import here as command
 from tests.runs import RANDOM, record, write_run
@@ -298,7 +298,7 @@ def test_values_that_no_side_knows_are_reported(tmp_path: Path) -> None:
         compare(sides, metrics=["epoch_seconds", "val_accuracy_last"])
     known = [record("timm:b", "frozen", seed=seed) for seed in range(3)]
     for name in ("x2", "y2"):
-        write_run(tmp_path / name, [*(r for r in Run(tmp_path / "x").records().values()), *known])
+        write_run(tmp_path / name, [*(r for r in RunFolder(tmp_path / "x").records().values()), *known])
     sides = read_sides([str(tmp_path / "x2"), str(tmp_path / "y2")])
     decision = decide(compare(sides, rules=[Rule(metric="val_accuracy_last", min=0.1), Rule(points=10)]))
     assert decision.status == INCOMPLETE
@@ -859,4 +859,4 @@ def test_two_cells_of_one_side_are_not_mixed(tmp_path: Path) -> None:
         read_sides([f"{a},{b}", c])
     with pytest.raises(UserError, match="share cells"):
         read_sides([a, b], by="regime")
-    assert Run(tmp_path / "a").records()
+    assert RunFolder(tmp_path / "a").records()

@@ -29,7 +29,7 @@ from bench.execution.log import LOG_BYTES
 from bench.execution.signals import signals_deferred, signals_delivered, sigterm_as_interrupt, stop_between_cells
 from bench.store import runs
 from bench.store.records import SCHEMA_VERSION
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from bench.sweep import recorder
 from bench.sweep.execute import execute
 from bench.sweep.grid import load_grid
@@ -86,8 +86,8 @@ def begin(*more: str) -> subprocess.Popen[str]:
     )
 
 
-def the_run() -> Run:
-    return Run(Path("results/grid"))
+def the_run() -> RunFolder:
+    return RunFolder(Path("results/grid"))
 
 
 def statuses() -> dict[str, str]:
@@ -155,7 +155,7 @@ def test_larger_batches_after_running_out_of_memory() -> None:
     reason = next(record.reason for record in the_run().records().values() if record.cell.config.batch_size == 16)
     assert reason == "out of memory: asked for 16.0 GiB"
     assert run("--skip-larger-after-oom", "--name", "skipping").returncode == 1
-    found = Run(Path("results/skipping")).records().values()
+    found = RunFolder(Path("results/skipping")).records().values()
     ended = [record for record in sorted(found, key=lambda r: r.order or 0) if record.cell.config.batch_size > 2]
     smallest = 1_000
     for record in ended:  # sorted by the order in which they ran
@@ -554,7 +554,7 @@ def test_a_folder_that_moves_and_a_grid_that_changes() -> None:
     done = run("--out", "elsewhere", "--name", "renamed")
     assert done.returncode == 0, done.stderr
     assert "3 cells, 1 of them done before, 2 new, and 1 of earlier commands, which are kept" in done.stdout
-    assert "[1/2]" in done.stdout and len(Run(Path("elsewhere/renamed")).records()) == 4
+    assert "[1/2]" in done.stdout and len(RunFolder(Path("elsewhere/renamed")).records()) == 4
 
 
 def test_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:

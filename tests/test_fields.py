@@ -26,7 +26,7 @@ from bench.report.heatmap import make_heatmap
 from bench.report.pictures import find_images
 from bench.report.summary import summarise
 from bench.store.records import SCHEMA_VERSION, STATUSES, Lost, Record, WeightsKey, by_policy
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from bench.sweep import plan as planning
 from bench.sweep import progress
 from bench.sweep.describe import describe
@@ -275,7 +275,7 @@ def test_the_data_of_a_command(command: str, data: str | None, tmp_path: Path) -
 
     shutil.copytree(run.folder, tmp_path / "old")
     as_version_5(tmp_path / "old", Path("manifest.json"), older)
-    (call,) = Run(tmp_path / "old").manifest().invocations
+    (call,) = RunFolder(tmp_path / "old").manifest().invocations
     assert (call.command, call.data) == (command, data)
     manifest = run.manifest()
     (call,) = manifest.invocations
@@ -318,7 +318,7 @@ def test_a_run_goes_on_with_its_images(mini: Splits, tmp_path: Path, monkeypatch
         execute(sweep, chosen, options, executor, console)
         said.append(console.export_text())
     assert asked == ["auto", mini.name, mini.name]
-    run = Run(tmp_path / "r")
+    run = RunFolder(tmp_path / "r")
     assert run.manifest().dataset.fallback == "synthetic (1)"
     assert {one.fallback for one in run.records().values()} == {"synthetic (1)"} and len(run.records()) == 3
     assert summarise([run], "r").fallbacks == ["synthetic (1)"]

@@ -21,7 +21,7 @@ from bench.compare.gate import TABLE, read_rules
 from bench.execution import executors
 from bench.execution.process import PRELOAD
 from bench.store.records import SCHEMA_VERSION, Record
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from bench.sweep.grid import Grid, expand, load_grid
 from tests import light
 from tests.runs import record, write_run
@@ -200,14 +200,14 @@ def _with_value(text: bytes, where: float, value: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def small(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     records = [record("timm:quick0", regime, seed=seed) for regime in ("finetune", "frozen") for seed in range(3)]
     return write_run(tmp_path_factory.mktemp("runs") / "small", records)
 
 
 @FUZZ
 @given(damage=damages(), sealed=st.booleans())
-def test_records(damage: Any, sealed: bool, small: Run, tmp_path: Path) -> None:
+def test_records(damage: Any, sealed: bool, small: RunFolder, tmp_path: Path) -> None:
     """A record is read as it was written, or reported as damaged. A changed one never counts as a result.
 
     Records of older versions have no digest, so a changed value isn't noticed, but an impossible record is.
@@ -215,7 +215,7 @@ def test_records(damage: Any, sealed: bool, small: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(small.folder, folder)
-    run, before = Run(folder), small.records()
+    run, before = RunFolder(folder), small.records()
     path = sorted((folder / "cells").iterdir())[0]
     text = path.read_bytes()
     if not sealed:
@@ -238,7 +238,7 @@ def test_records(damage: Any, sealed: bool, small: Run, tmp_path: Path) -> None:
 
 @FUZZ
 @given(damage=damages(), sealed=st.booleans())
-def test_manifests(damage: Any, sealed: bool, small: Run, tmp_path: Path) -> None:
+def test_manifests(damage: Any, sealed: bool, small: RunFolder, tmp_path: Path) -> None:
     """A manifest is read as it was written, or gives a one-line error."""
     folder = tmp_path / "run"
     folder.mkdir(exist_ok=True)
@@ -249,7 +249,7 @@ def test_manifests(damage: Any, sealed: bool, small: Run, tmp_path: Path) -> Non
     changed = damaged(text, damage)
     (folder / "manifest.json").write_bytes(changed)
     try:
-        manifest = Run(folder).manifest()
+        manifest = RunFolder(folder).manifest()
     except UserError as error:
         assert "\n" not in str(error)
     else:
@@ -354,7 +354,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 @pytest.fixture
-def at_work(small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def at_work(small: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a run and a grid whose cells run without torch."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(executors.EXECUTORS, "process", lambda address: light.LightExecutor(PRELOAD))

@@ -32,7 +32,7 @@ from bench.report.summary import summarise
 from bench.report.tables import columns, priorities_table
 from bench.report.write import write_report
 from bench.store.records import Record
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from bench.sweep.progress import _end_text
 from tests.runs import RANDOM, TRUTH, record, untrained, write_run
 from tl.errors import ConfigError, UserError
@@ -231,7 +231,7 @@ def test_a_metric_from_outside_is_one_entry(sides: list[str], monkeypatch: pytes
     table = bench.load_results(sides)
     assert table.columns[-1] == "watt_hours" and str(table["watt_hours"].dtype) == "Float64"
     assert table["watt_hours"].tolist() == pytest.approx((table["epoch_seconds"] / 2).tolist())
-    data = page_data(summarise([Run(Path(sides[0]))], "old"))
+    data = page_data(summarise([RunFolder(Path(sides[0]))], "old"))
     (menu,) = [metric for metric in data["metrics"] if metric["key"] == "watt_hours"]
     assert menu == {"key": "watt_hours", "label": "energy", "unit": "Wh", "better": "lower", "meaning": "of an epoch"}
     assert data["groups"][0]["figures"]["watt_hours"] == pytest.approx([5.085, 5.01, 5.16], abs=0.02)

@@ -20,7 +20,7 @@ from bench.export.frame import frame, row
 from bench.report.summary import summarise
 from bench.store.environment import MachineState
 from bench.store.records import Record
-from bench.store.runs import Run, find_runs
+from bench.store.runs import RunFolder, find_runs
 from bench.sweep.progress import make_reporter
 from tests.commands import ONE, command
 from tests.nvml import UUID, FakeNvml
@@ -300,7 +300,7 @@ def test_a_run_on_a_busy_machine(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "cores now: times will be too long" in ran.stdout
     assert "cores while the cell ran" in ran.stdout
-    (one,) = Run(tmp_path / "results" / "busy").records().values()
+    (one,) = RunFolder(tmp_path / "results" / "busy").records().values()
     assert one.machine is not None and one.machine.other_cpu_share is not None
     assert 0.2 < one.machine.other_cpu_share < 1 and one.machine.warnings
     assert one.machine.cpu_capability and one.machine.gpu_before is None

@@ -168,7 +168,7 @@ def test_several_files_are_rendered_in_order() -> None:
     """Each has a row with the number of its run, in the table of its kind."""
     text = render([samples([1], [2], what="memory"), samples([1], [2]), samples([1], [2], side="fastai")])
     assert [(row["run"], row["against"]) for row in rows(text)] == [("2", "plain"), ("3", "fastai"), ("1", "plain")]
-    assert text.index("Seconds an epoch") < text.index("Peak memory") < text.index("\n1. `python -m")
+    assert text.index("Seconds per epoch") < text.index("Peak memory") < text.index("\n1. `python -m")
     assert "`fastai`: `fastai {data}`" in text
 
 

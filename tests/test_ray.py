@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bench.execution import ray_cluster, ray_node, ray_schedule
 from bench.execution.ray import RayExecutor
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from bench.sweep.execute import execute, executor_for
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
@@ -76,7 +76,7 @@ def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **
     grid, given, console = load_grid("grid.toml"), Options(name=name, **options), Console(quiet=True)
     planned = plan(grid, given, executor, console)
     execute(planned, grid, given, executor, console)
-    found = Run(Path("results") / name).records().values()
+    found = RunFolder(Path("results") / name).records().values()
     return {f"{record.cell.config.backbone} {record.cell.config.seed}": record for record in found}
 
 
@@ -95,7 +95,7 @@ def test_cells_are_distributed_and_their_records_are_as_on_one_machine(executor:
     assert len({record.cell.device for record in found.values()}) == 1
     device = found[f"{light.SLOW} 0"].cell.device
     assert device.startswith("cpu@") and device.endswith("-1"), "the kind of node and its cores"
-    loud = Run(Path("results/grid")).log(found[f"{light.LOUD} 0"].cell_id).read_text()
+    loud = RunFolder(Path("results/grid")).log(found[f"{light.LOUD} 0"].cell_id).read_text()
     assert loud.startswith("first words") and loud.endswith("last words\n")
     spans = sorted((r.started.timestamp(), r.started.timestamp() + r.wall_seconds) for r in found.values())
     at_once = [sum(begin <= moment < end for begin, end in spans) for moment, _ in spans]
@@ -198,7 +198,7 @@ def test_the_driver_is_killed_and_started_again(nodes: Any, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(kept)} of them done before" in done.stdout
     assert {path: path.read_bytes() for path in kept} == kept
-    assert {record.status for record in Run(tmp_path / "results" / "grid").records().values()} == {"done"}
+    assert {record.status for record in RunFolder(tmp_path / "results" / "grid").records().values()} == {"done"}
 
 
 def test_a_real_cell_on_ray_of_its_own(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_a_real_cell_on_ray_of_its_own(cache: Path, tmp_path: Path, monkeypatch:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
     assert "[1/1] timm:test_resnet frozen cpu@" in done.stdout and "done in" in done.stdout
-    (record,) = Run(next((tmp_path / "results").iterdir())).records().values()
+    (record,) = RunFolder(next((tmp_path / "results").iterdir())).records().values()
     assert record.result is not None and record.result.frozen_verified and record.result.device == "cpu"
     assert record.machine is not None and record.attempts == 1
 

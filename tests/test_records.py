@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.store.records import AS_BEFORE, Cell
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tl.config import TrainConfig
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference-cpu-2core"
@@ -53,7 +53,7 @@ def test_the_order_of_learning_rates_is_no_part_of_a_cell() -> None:
 
 def test_a_run_of_version_1_is_read_as_the_fixed_protocol() -> None:
     """Every cell of the committed run keeps its id, and the manifest gets all shared settings."""
-    run = Run(REFERENCE)
+    run = RunFolder(REFERENCE)
     assert json.loads((REFERENCE / "manifest.json").read_text())["schema_version"] == 1
     manifest = run.manifest()
     assert {cell_id: cell.id for cell_id, cell in manifest.cells.items()} == {key: key for key in manifest.cells}

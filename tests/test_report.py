@@ -13,7 +13,7 @@ from bench.analysis.metrics import METRICS
 from bench.report.pages import with_code
 from bench.report.summary import summarise
 from bench.report.write import write_report
-from bench.store.runs import Run, find_runs
+from bench.store.runs import RunFolder, find_runs
 from tests.runs import RANDOM, record, untrained, write_run
 from tl.errors import UserError
 from tl.regimes import REGIMES
@@ -24,7 +24,7 @@ def test_commands_in_the_answer_are_code() -> None:
     assert str(with_code("use `--seeds 3` on <b>")) == "use <code>--seeds 3</code> on &lt;b&gt;"
 
 
-def pages(run: Run, tmp_path: Path) -> tuple[str, str]:
+def pages(run: RunFolder, tmp_path: Path) -> tuple[str, str]:
     markdown, page = write_report(summarise([run], run.name), tmp_path / "reports")
     return markdown.read_text(), page.read_text()
 

@@ -25,7 +25,7 @@ from bench.report.pictures import find_images, galleries
 from bench.report.summary import summarise
 from bench.report.terminal import print_summary
 from bench.report.write import write_live, write_report
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tests.commands import ONE
 from tests.commands import here as command
 from tests.runs import RANDOM, record, write_run
@@ -41,7 +41,7 @@ def seeds(backbone: str, regime: str, seconds: float, right: int = 95, count: in
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFolder:
     """A run with two accurate groups, a fast and poor one, a failed seed, a skipped cell and one not yet run."""
     records = [
         *seeds("timm:a", "finetune", 10, 90),
@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Run:
     return write_run(tmp_path / "run", records, missing=[record("timm:a", "cached").cell])
 
 
-def test_headlines(run: Run) -> None:
+def test_headlines(run: RunFolder) -> None:
     """They are accuracy and time of the recommendation, and the speed-up with its verdict."""
     first, second, third = headlines(summarise([run], "run"))
     assert (first.value, first.detail) == ("91.0%", "± 1.0 (sd, n = 3)") and "timm:a, frozen" in first.what
@@ -61,7 +61,7 @@ def test_headlines(run: Run) -> None:
     assert third.value == "2.49×" and third.detail == "“about half the time”? Of 1 comparison: 1 supported"
 
 
-def test_priorities_and_the_front(run: Run) -> None:
+def test_priorities_and_the_front(run: RunFolder) -> None:
     """Priorities include statistical ties. The front has the groups that none beats in accuracy, time and memory."""
     (choice,) = summarise([run], "run").choices
     named = {
@@ -87,7 +87,7 @@ def test_times_that_scatter_are_tied(tmp_path: Path) -> None:
     assert [len(p.groups) for p in choice.priorities if p.metric == "epoch_seconds"] == [1]
 
 
-def test_the_heatmap_has_every_planned_cell(run: Run) -> None:
+def test_the_heatmap_has_every_planned_cell(run: RunFolder) -> None:
     """Squares have values and shares from worst to best, or a status and a reason."""
     heatmap = make_heatmap(summarise([run], "run"))
     assert heatmap.regimes == ("finetune", "frozen", "cached") and [name for name, _ in heatmap.rows] == ["a", "b"]
@@ -165,16 +165,16 @@ def test_names_cannot_end_the_script(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def real_run(tmp_path_factory: pytest.TempPathFactory, mini: tl.Splits) -> Run:
+def real_run(tmp_path_factory: pytest.TempPathFactory, mini: tl.Splits) -> RunFolder:
     """A run on real files whose cells disagree on some images."""
     tmp_path = tmp_path_factory.mktemp("real_run")
     grid = ["run", "--grid", "smoke", "--data", str(mini.root), "--device", "cpu", "--epochs", "1", "--no-report"]
     done = command(*grid, "--name", "real_run", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    return Run(tmp_path / "real_run")
+    return RunFolder(tmp_path / "real_run")
 
 
-def test_pictures(real_run: Run, mini: tl.Splits, tmp_path: Path) -> None:
+def test_pictures(real_run: RunFolder, mini: tl.Splits, tmp_path: Path) -> None:
     """The page shows all galleries; with `--no-images` it has a line instead, and old pictures are deleted."""
     summary = summarise([real_run], "real_run")
     assert find_images(summary).digest == mini.digest and find_images(summary, str(mini.root)).root == mini.root
@@ -188,7 +188,7 @@ def test_pictures(real_run: Run, mini: tl.Splits, tmp_path: Path) -> None:
     assert not list((tmp_path / "with").rglob("*.jpg")), "pictures of an earlier report are deleted"
 
 
-def test_crops_are_those_of_training(real_run: Run, mini: tl.Splits) -> None:
+def test_crops_are_those_of_training(real_run: RunFolder, mini: tl.Splits) -> None:
     """After scaling down, they equal the images of that epoch's training batches."""
     import torch
 
@@ -213,7 +213,7 @@ def test_crops_are_those_of_training(real_run: Run, mini: tl.Splits) -> None:
     assert max(first, second) < 0.6 * min(others), "epoch 1 is nearer than any other"
 
 
-def test_missing_images(run: Run, mini: tl.Splits, tmp_path: Path) -> None:
+def test_missing_images(run: RunFolder, mini: tl.Splits, tmp_path: Path) -> None:
     """The report has a line instead of pictures. Images in `--data` that aren't the run's are refused."""
     summary = summarise([run], "run")
     with pytest.raises(UserError, match=r"the images of own \(00000000\) were not found; see --data"):
@@ -225,7 +225,7 @@ def test_missing_images(run: Run, mini: tl.Splits, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 80, 300])
-def test_on_a_terminal(width: int, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_terminal(width: int, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     """Answer, claim and table fit every width; only messages that aren't wrapped may be wider."""
     print_summary(summarise([run], "run"), Console(width=width))
     said = capsys.readouterr().out
@@ -236,13 +236,13 @@ def test_on_a_terminal(width: int, run: Run, capsys: pytest.CaptureFixture[str])
     assert ("± 1.0 (sd, n = 3)" in row) is (width > 40)
 
 
-def test_the_index(run: Run, tmp_path: Path) -> None:
+def test_the_index(run: RunFolder, tmp_path: Path) -> None:
     """It lists runs newest first, with headlines and links, and also unreadable runs."""
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "manifest.json").write_text("{")
     write_report(summarise([run], "run"), tmp_path / "reports")
-    page = write_index([Run(broken), run], tmp_path / "reports").read_text()
+    page = write_index([RunFolder(broken), run], tmp_path / "reports").read_text()
     assert '<a href="run.html">run</a>' in page and "91.0%" in page and "can&#39;t be read as JSON" in page
     assert page.index("run.html") < page.index("broken")
     done = command("report", "--index", "--out", str(tmp_path / "none"))
@@ -251,15 +251,15 @@ def test_the_index(run: Run, tmp_path: Path) -> None:
     assert "takes no --collect" in command("report", "--index", "--collect").stderr
 
 
-def test_runs_of_one_name_in_the_index(run: Run, tmp_path: Path) -> None:
+def test_runs_of_one_name_in_the_index(run: RunFolder, tmp_path: Path) -> None:
     """They are listed by their paths without a link, since the report may be of either."""
     shutil.copytree(run.folder, tmp_path / "other" / "run")
     write_report(summarise([run], "run"), tmp_path / "reports")
-    page = write_index([Run(tmp_path / "other" / "run"), run], tmp_path / "reports").read_text()
+    page = write_index([RunFolder(tmp_path / "other" / "run"), run], tmp_path / "reports").read_text()
     assert "run.html" not in page and str(run.folder) in page and str(tmp_path / "other" / "run") in page
 
 
-def test_a_page_that_follows_a_run(run: Run, tmp_path: Path) -> None:
+def test_a_page_that_follows_a_run(run: RunFolder, tmp_path: Path) -> None:
     """It says how many cells have ended, and reloads itself until the run is over."""
     write_live(run, tmp_path)
     page = (tmp_path / "run.html").read_text()
@@ -273,7 +273,7 @@ def test_a_page_that_follows_a_run(run: Run, tmp_path: Path) -> None:
     assert command(*ONE, "--name", "Index").returncode == 2
 
 
-def test_collecting_an_unfinished_run(run: Run, tmp_path: Path) -> None:
+def test_collecting_an_unfinished_run(run: RunFolder, tmp_path: Path) -> None:
     """Only the page is written, with the number of missing cells, and only for one run."""
     done = command("report", "--collect", str(run.folder), "--out", str(tmp_path / "look"))
     assert done.returncode == 0, done.stderr
@@ -283,7 +283,7 @@ def test_collecting_an_unfinished_run(run: Run, tmp_path: Path) -> None:
     assert "leave out --name" in command("report", "--collect", str(run.folder), "--name", "other").stderr
 
 
-def test_tables_for_papers(run: Run) -> None:
+def test_tables_for_papers(run: RunFolder) -> None:
     """The report's table is exported as LaTeX, with special characters escaped."""
     done = command("export", str(run.folder), "--format", "latex")
     assert done.returncode == 0 and done.stdout.startswith(r"\begin{tabular}") and r"91.0\%" in done.stdout
@@ -291,14 +291,14 @@ def test_tables_for_papers(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
-def test_trackers_that_are_not_installed(name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_that_are_not_installed(name: str, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is one line with the command that installs the package."""
     monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX", "mlflow": "mlflow"}[name], None)
     with pytest.raises(UserError, match=rf"--to {name} needs another package: pip install 'tl-bench\[{name}\]'"):
         export_to(name, [run], None)
 
 
-def test_tensorboard(run: Run, tmp_path: Path) -> None:
+def test_tensorboard(run: RunFolder, tmp_path: Path) -> None:
     """Each cell gets one event file, which a second export doesn't repeat."""
     pytest.importorskip("tensorboardX", reason="the extra tensorboard isn't installed")
     said = export_to("tensorboard", [run], tmp_path / "tb")
@@ -306,7 +306,7 @@ def test_tensorboard(run: Run, tmp_path: Path) -> None:
     assert export_to("tensorboard", [run], tmp_path / "tb").startswith("0 of 9 cells written")
 
 
-def test_mlflow(run: Run, tmp_path: Path) -> None:
+def test_mlflow(run: RunFolder, tmp_path: Path) -> None:
     """Each cell gets one run in a local store, with its parameters, epochs and metrics."""
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow isn't installed")
     assert export_to("mlflow", [run], tmp_path / "ml").startswith("9 of 9 cells written")
@@ -319,7 +319,7 @@ def test_mlflow(run: Run, tmp_path: Path) -> None:
     assert len(client.get_metric_history(one.info.run_id, "epoch_val_loss")) == 4
 
 
-def test_pictures_are_small_squares(real_run: Run, mini: tl.Splits) -> None:
+def test_pictures_are_small_squares(real_run: RunFolder, mini: tl.Splits) -> None:
     """They are, for images of any shape."""
     for gallery in galleries(summarise([real_run], "real_run"), mini):
         assert {picture.image.size for picture in gallery.pictures} == {(144, 144)}

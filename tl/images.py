@@ -171,7 +171,7 @@ def crops(
     Returns:
         `(N, 5) int64`: top, left, height, width, flipped (0 or 1).
 
-    Ten attempts an image, then the largest centred crop within `RATIO`, as torchvision does
+    Ten attempts per image, then the largest centred crop within `RATIO`, as torchvision does
     (`torchvision.transforms.RandomResizedCrop.get_params`).
     """
     attempts = 10

@@ -14,7 +14,7 @@ from bench.analysis.metrics import METRICS, ComparedBy, Finished
 from bench.compare import pytest_benchmark
 from bench.store.environment import packages
 from bench.store.records import Cell, Lost, Manifest, Record
-from bench.store.runs import Run, each_once, find_run, find_runs
+from bench.store.runs import RunFolder, each_once, find_run, find_runs
 from tl.errors import UserError, not_one_of
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
@@ -114,7 +114,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
-    run: Run
+    run: RunFolder
     manifest: Manifest
     records: dict[str, Record]
 
@@ -150,7 +150,7 @@ def _called(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
-def _places(name: str, results: Path) -> tuple[list[Run], list[Path]]:
+def _places(name: str, results: Path) -> tuple[list[RunFolder], list[Path]]:
     """The runs and the benchmark files of one side."""
     runs, files = [], []
     for part in name.split(","):
@@ -169,7 +169,7 @@ def _places(name: str, results: Path) -> tuple[list[Run], list[Path]]:
     return runs, files
 
 
-def _load(run: Run) -> _Loaded:
+def _load(run: RunFolder) -> _Loaded:
     loaded = _Loaded(run=run, manifest=run.manifest(), records=run.records())
     if not loaded.records:
         raise UserError(f"{run.folder}: has no records, since nothing has run yet")

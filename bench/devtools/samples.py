@@ -17,7 +17,7 @@ from tl.strict import Strict
 OURS, PLAIN = "ours", "plain"
 What = Literal["epoch", "whole", "memory", "accuracy"]
 HEADINGS: dict[What, str] = {
-    "epoch": "Seconds an epoch",
+    "epoch": "Seconds per epoch",
     "whole": "Seconds of a whole job",
     "memory": "Peak memory",
     "accuracy": "Accuracy",

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from bench.export.frame import epoch_rows, load_runs
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tl.cache import write_atomic
 from tl.errors import UserError
 
 
-def export_runs(runs: list[Run], format: str, output: Path | None, *, raw: bool) -> None:
+def export_runs(runs: list[RunFolder], format: str, output: Path | None, *, raw: bool) -> None:
     """Write one row per cell, or with `raw` per epoch, to `output` or standard output. Raises `UserError`."""
     if format == "latex":
         if raw:
@@ -37,7 +37,7 @@ def export_runs(runs: list[Run], format: str, output: Path | None, *, raw: bool)
         raise UserError(f"{output}: can't be written: {error.strerror or error}") from error
 
 
-def _put_latex(runs: list[Run], output: Path | None) -> None:
+def _put_latex(runs: list[RunFolder], output: Path | None) -> None:
     """Write the report's main table as a `tabular` for `booktabs`. Raises `UserError`."""
     from bench.report.summary import summarise
     from bench.report.tables import cells_table

@@ -11,7 +11,7 @@ import pandas as pd
 from bench.analysis.metrics import METRICS, finished
 from bench.store.environment import MachineState
 from bench.store.records import Record
-from bench.store.runs import Run, find_runs
+from bench.store.runs import RunFolder, find_runs
 from tl.gpu import GpuState
 from tl.regimes import REGIMES
 from tl.results import PHASES, EpochResult
@@ -145,7 +145,7 @@ def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return table.astype({name: kinds.get(name, "string") for name in columns()})
 
 
-def epoch_rows(runs: Iterable[Run]) -> pd.DataFrame:
+def epoch_rows(runs: Iterable[RunFolder]) -> pd.DataFrame:
     """Raw values with one row per epoch of every finished cell, after the columns that identify the cell."""
     rows = []
     for run in runs:
@@ -165,7 +165,7 @@ def load_results(paths: str | Path | Iterable[str | Path], results: Path) -> pd.
     return load_runs(find_runs(names, results))
 
 
-def load_runs(runs: Iterable[Run]) -> pd.DataFrame:
+def load_runs(runs: Iterable[RunFolder]) -> pd.DataFrame:
     """All records of some runs, run by run, in the order in which their cells were planned."""
     rows = []
     for run in runs:

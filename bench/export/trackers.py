@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.analysis.metrics import METRICS, Finished, finished
 from bench.store.records import Record
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tl.errors import UserError
 
 EPOCH_VALUES = (
@@ -33,7 +33,7 @@ class Tracker:
 
     package: str
     """The module that is imported. The extra that installs it has the tracker's name."""
-    write: Callable[[Iterable[tuple[Run, Finished]], Path], int]
+    write: Callable[[Iterable[tuple[RunFolder, Finished]], Path], int]
     """Writes cells below a folder and returns the number of new ones."""
     folder: str
     """Default folder, below `reports`."""
@@ -41,7 +41,7 @@ class Tracker:
     """The command that shows the exported cells, with `{}` for the folder."""
 
 
-def export_to(name: str, runs: Iterable[Run], folder: Path | None, reports: Path = Path("reports")) -> str:
+def export_to(name: str, runs: Iterable[RunFolder], folder: Path | None, reports: Path = Path("reports")) -> str:
     """Write all finished cells that the folder lacks. Returns a line on what was done. Raises `UserError`."""
     tracker = TRACKERS[name]
     try:
@@ -60,7 +60,7 @@ def export_to(name: str, runs: Iterable[Run], folder: Path | None, reports: Path
     return f"{new} of {len(cells)} cells written to {place}, the others existed already; {tracker.hint.format(place)}"
 
 
-def _cells(run: Run) -> Iterator[Finished]:
+def _cells(run: RunFolder) -> Iterator[Finished]:
     truth = run.manifest().dataset.val_labels
     return (cell for record in run.records().values() if (cell := finished(record, truth)))
 
@@ -96,7 +96,7 @@ class _Name:
         return f"{self.run}/{self.cell}"
 
 
-def _name(run: Run, record: Record) -> _Name:
+def _name(run: RunFolder, record: Record) -> _Name:
     """The name of a record. It has the start time, so a cell that ran again gets another name."""
     config = record.cell.config
     parts = (config.backbone, config.regime, record.cell.device, f"seed{config.seed}", record.cell_id)
@@ -108,7 +108,7 @@ def _plain(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).lstrip(".") or "run"
 
 
-def _tensorboard(cells: Iterable[tuple[Run, Finished]], folder: Path) -> int:
+def _tensorboard(cells: Iterable[tuple[RunFolder, Finished]], folder: Path) -> int:
     from tensorboardX import SummaryWriter
 
     new = 0
@@ -136,7 +136,7 @@ def _tensorboard(cells: Iterable[tuple[Run, Finished]], folder: Path) -> int:
     return new
 
 
-def _mlflow(cells: Iterable[tuple[Run, Finished]], folder: Path) -> int:
+def _mlflow(cells: Iterable[tuple[RunFolder, Finished]], folder: Path) -> int:
     # Plain files need no server and no database, but MLflow 3 has to be asked for them.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow import MlflowClient

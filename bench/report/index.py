@@ -12,7 +12,7 @@ from urllib.parse import quote
 from bench.report.answers import Headline, answers, headlines
 from bench.report.pages import environment_for, style
 from bench.report.summary import summarise
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tl.cache import write_atomic
 from tl.errors import UserError
 
@@ -36,7 +36,7 @@ class IndexRow:
     """Why the run can't be read."""
 
 
-def write_index(runs: Iterable[Run], folder: Path) -> Path:
+def write_index(runs: Iterable[RunFolder], folder: Path) -> Path:
     """Write `folder/index.html` and return its path. A run that can't be read is listed with the reason.
 
     Raises `UserError` when the folder can't be written.
@@ -54,7 +54,7 @@ def write_index(runs: Iterable[Run], folder: Path) -> Path:
     return path
 
 
-def _row(run: Run, folder: Path, *, linked: bool) -> IndexRow:
+def _row(run: RunFolder, folder: Path, *, linked: bool) -> IndexRow:
     """The row of a run. It is not `linked` if another run has the same name, since the report may be of either."""
     name = run.folder.resolve().name
     link = f"{quote(name)}.html" if linked and (folder / f"{name}.html").is_file() else ""

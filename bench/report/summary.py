@@ -13,7 +13,7 @@ from bench.analysis.recommend import Choice, recommend
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
 from bench.store.records import Cell, Manifest, Record
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tl.machine import DeviceKey
 from tl.regimes import REGIMES
 from tl.results import Note
@@ -196,7 +196,7 @@ def _reason(note: Note, record: Record) -> str:
     return {"images": record.fallback, "weights": weights, "figures": ""}[note.about]
 
 
-def summarise(runs: Iterable[Run], name: str) -> Summary:
+def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
     """Read runs and compute the content of their report. Raises `UserError` for an unreadable run."""
     manifests, records, missing = [], [], []
     for run in runs:

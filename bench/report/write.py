@@ -22,7 +22,7 @@ from bench.report.pages import environment_for, html_table, markdown_table, scri
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
 from bench.report.summary import Summary, summarise
 from bench.report.tables import cells_table, claims_table, columns, comparison_table, priorities_table
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tl.cache import write_atomic
 from tl.datasets import Splits
 from tl.errors import UserError
@@ -59,7 +59,7 @@ REFRESH_SECONDS = 10
 """Time between reloads of the page of an unfinished run."""
 
 
-def write_live(run: Run, folder: Path, *, ended: bool = False) -> Path:
+def write_live(run: RunFolder, folder: Path, *, ended: bool = False) -> Path:
     """Write `folder/NAME.html` for an unfinished run. Returns its path.
 
     The page has no figures, since they take long to draw. It reloads itself unless the run has `ended`. Raises

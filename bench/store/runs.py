@@ -37,7 +37,7 @@ class Damaged(UserError):
     """The content of a run's file is not what this suite wrote."""
 
 
-class Run:
+class RunFolder:
     """The folder of a run. It reads and adds records."""
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
@@ -277,20 +277,20 @@ def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str
     return content
 
 
-def find_run(name: str | Path, results: Path = Path("results")) -> Run:
+def find_run(name: str | Path, results: Path = Path("results")) -> RunFolder:
     """Find a run by its folder, or by its name below `results`. Raises `UserError`, which lists the existing runs."""
     for folder in (Path(name), results / name):
         if (folder / "manifest.json").is_file():
-            return Run(folder)
+            return RunFolder(folder)
     names = sorted(path.parent.name for path in results.glob("*/manifest.json"))
     none = f"{results}/ has no runs yet; `python -m bench run` makes one"
     known = f"{results}/ has {', '.join(names)}" if names else none
     raise UserError(f"{name}: no such run; {known}")
 
 
-def all_runs(results: Path = Path("results")) -> list[Run]:
+def all_runs(results: Path = Path("results")) -> list[RunFolder]:
     """Every run below `results`, sorted by name."""
-    return [Run(path.parent) for path in sorted(results.glob("*/manifest.json"))]
+    return [RunFolder(path.parent) for path in sorted(results.glob("*/manifest.json"))]
 
 
 def each_once(paths: Iterable[Path]) -> None:
@@ -302,7 +302,7 @@ def each_once(paths: Iterable[Path]) -> None:
         found.add(path.resolve())
 
 
-def find_runs(names: Iterable[str | Path], results: Path = Path("results")) -> list[Run]:
+def find_runs(names: Iterable[str | Path], results: Path = Path("results")) -> list[RunFolder]:
     """Find several runs; see `find_run`. Runs whose folders have the same name get their paths as names.
 
     Raises `UserError` also if a run is named twice.
@@ -310,4 +310,4 @@ def find_runs(names: Iterable[str | Path], results: Path = Path("results")) -> l
     runs = [find_run(name, results) for name in names]
     each_once(run.folder for run in runs)
     called = [run.name for run in runs]
-    return [Run(run.folder, str(run.folder)) if called.count(run.name) > 1 else run for run in runs]
+    return [RunFolder(run.folder, str(run.folder)) if called.count(run.name) > 1 else run for run in runs]

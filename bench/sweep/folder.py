@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bench.console import say
 from bench.store.lock import locked
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from bench.sweep.options import Options
 from tl.errors import ConfigError, UserError
 
@@ -52,7 +52,7 @@ def run_folder(options: Options) -> Path:
     return folder
 
 
-def tidy(run: Run, options: Options) -> None:
+def tidy(run: RunFolder, options: Options) -> None:
     """Remove files of killed commands. Raises `UserError` if another command is working there, and `OSError`."""
     if run.leftovers():
         with locked(run.folder, options.command):
@@ -61,7 +61,7 @@ def tidy(run: Run, options: Options) -> None:
 
 
 @contextlib.contextmanager
-def held(run: Run, options: Options, console: Console) -> Iterator[None]:
+def held(run: RunFolder, options: Options, console: Console) -> Iterator[None]:
     """Hold the lock of a run's folder, and create the folder if it doesn't exist. Raises `UserError`."""
     try:
         run.folder.mkdir(parents=True, exist_ok=not options.fresh)

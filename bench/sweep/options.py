@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from tl.errors import ConfigError
 
 DEFAULT_TIMEOUT_SECONDS = 3600.0
@@ -40,7 +40,7 @@ class Options:
     fresh: bool = False
     command: str = ""
     """The command as typed, for the manifest."""
-    on_record: Callable[[Run], None] | None = None
+    on_record: Callable[[RunFolder], None] | None = None
     """Called with the run after each record, between two cells."""
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from bench.execution import discovery
 from bench.execution.base import Executor
 from bench.store.records import Cell, DatasetIdentity, Manifest, Record, WeightsKey
-from bench.store.runs import Run
+from bench.store.runs import RunFolder
 from bench.sweep.folder import run_folder
 from bench.sweep.grid import Grid, expand, load_grid
 from bench.sweep.options import Options
@@ -32,7 +32,7 @@ from tl.weights import Weights
 class Sweep:
     """The plan of a command: its cells, and which of them are done."""
 
-    run: Run
+    run: RunFolder
     splits: Splits
     cells: dict[str, Cell]
     weights: dict[str, Answer]
@@ -95,7 +95,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         return canonical(given, names)
 
     planned = expand(grid, weights=options.weights, spec=spec, devices=executor.devices)
-    run = Run(run_folder(options))
+    run = RunFolder(run_folder(options))
     previous = run.manifest() if run.exists() else None
     kept = _kept_images(grid, options, previous)
     splits = _dataset(grid, options, kept)
@@ -143,7 +143,7 @@ def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Spli
         return load_splits(wanted, download=not options.dry_run)
 
 
-def _same_run(run: Run, previous: Manifest, grid: Grid, splits: Splits) -> None:
+def _same_run(run: RunFolder, previous: Manifest, grid: Grid, splits: Splits) -> None:
     """Raise `ConfigError` if this command would mix two data sets or protocols in one folder."""
     advice = "give this command another --name, or --fresh"
     if previous.dataset.digest != splits.digest:
@@ -159,7 +159,7 @@ def _same_run(run: Run, previous: Manifest, grid: Grid, splits: Splits) -> None:
             )
 
 
-def done_records(run: Run, cells: dict[str, Cell]) -> tuple[dict[str, Record], dict[Path, str]]:
+def done_records(run: RunFolder, cells: dict[str, Cell]) -> tuple[dict[str, Record], dict[Path, str]]:
     """Cell id → record of the cells that are done; and path → what is wrong, for all damaged records."""
     found, damaged = run.survey()
     done = {cell_id: found[cell_id] for cell_id in cells if cell_id in found and found[cell_id].status == "done"}

@@ -21,7 +21,7 @@ from bench.devtools.turns import timed
 from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.store.records import Record
-from bench.store.runs import Run, seal
+from bench.store.runs import RunFolder, seal
 from bench.sweep.execute import execute, executor_for
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
@@ -160,7 +160,7 @@ def test_resuming(benchmark: BenchmarkFixture, tmp_path: Path, monkeypatch: pyte
     assert benchmark.pedantic(run, rounds=1 if benchmark.disabled else 3) == first
 
 
-def many_records(folder: Path, count: int) -> Run:
+def many_records(folder: Path, count: int) -> RunFolder:
     """A run of finished cells that differ in their backbones' names. The files are written without fsync."""
     one = record("timm:BACKBONE", "frozen")
     run = write_run(folder, [])
