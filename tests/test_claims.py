@@ -189,10 +189,10 @@ def test_a_grid_can_have_claims(tmp_path: Path) -> None:
         (('"frozen"', '"finetune"'), r"claims\[1\]\.against='finetune': must be another regime than `regime`"),
         (('"a-third"', '"no-worse"'), r"claims\[1\]\.name='no-worse': is taken"),
         (('regime = "frozen"', 'kind = "head-olny"'), r"kind='head-olny': not one of .* did you mean 'head-only'"),
-        (('regime = "frozen"', ""), r"claims\[1\]\.regime=None, kind=None: give one of them"),
+        (('regime = "frozen"', ""), r"claims\[1\]\.regime=None, kind=None: give exactly one of them"),
         (
             ('regime = "frozen"', 'regime = "frozen"\nkind = "head-only"'),
-            r"claims\[1\]\.regime='frozen', kind='head-only': give one of them",
+            r"claims\[1\]\.regime='frozen', kind='head-only': give exactly one of them",
         ),
     ],
 )

@@ -410,6 +410,7 @@ def _extraction(body: Body, setup: _Setup) -> Extraction:
         "threads": torch.get_num_threads(),
         "cropped on the device": setup.resident_bytes is not None,
         "preprocessing": asdict(backbone.preprocessing),
+        "extractor": REGIMES[config.regime].extractor,
         "libraries": [torch.__version__, SOURCES[Spec.parse(backbone.spec).source].versions, plugins.fingerprint()],
     }
     return Extraction(forward, identity)
