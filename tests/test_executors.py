@@ -16,6 +16,8 @@ import pytest
 from bench.execution.base import Executor, Limits
 from bench.execution.executors import make_executor
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture(params=["process", "inline"])
 def executor(request: pytest.FixtureRequest) -> Executor:
@@ -71,6 +73,16 @@ def test_a_killed_process_is_oom_and_a_crash_a_failure() -> None:
     crashed = process.call("tests.jobs:crash")
     assert crashed.status == "failed" and "exit status 7" in crashed.reason
     assert process.call("tests.jobs:double", 1).value == 2, "the next call is not affected"
+
+
+def test_a_folder_for_temporary_files_may_have_a_long_path(tmp_path: Path) -> None:
+    """Paths of sockets have at most 107 bytes, and the fork server has one."""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    code = "from bench.execution.executors import make_executor as m; print(m('process').call('tests.jobs:double', 21))"
+    words, env = [sys.executable, "-c", code], {**os.environ, "TMPDIR": str(long)}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert "value=42" in done.stdout, done.stderr
 
 
 @pytest.mark.alone

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,9 +127,16 @@ def test_an_archive_that_reaches_outside_is_refused(name: str, tmp_path: Path) -
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
 
 
-def test_nothing_is_written_elsewhere_and_all_with_the_users_umask(tmp_path: Path) -> None:
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A temporary folder whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="tl-") as folder:
+        yield Path(folder)
+
+
+def test_nothing_is_written_elsewhere_and_all_with_the_users_umask(short: Path) -> None:
     """A run with its report leaves nothing in the home and temporary folders."""
-    places = {name: tmp_path / name for name in ("home", "tmp", "cache", "work")}
+    places = {name: short / name for name in ("home", "tmp", "cache", "work")}
     for path in places.values():
         path.mkdir()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL"))}

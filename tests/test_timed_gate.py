@@ -32,6 +32,13 @@ from tl.errors import UserError
 TREES = {name: Tree(folder=Path(name), python=sys.executable) for name in (BASE, NEW)}
 
 
+@pytest.fixture(autouse=True)
+def _as_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-benchmark times nothing in processes that inherit the variables of workers of pytest-xdist."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+        monkeypatch.delenv(name)
+
+
 class Machine:
     """Runs no benchmark, but writes made-up times with scatter, and with a factor for the new side."""
 

@@ -32,6 +32,7 @@ from bench.execution.discovery import local_devices
 from bench.execution.failure import describe, readable
 from bench.execution.log import log_size, tail
 from bench.execution.signals import signals_delivered
+from tl.errors import UserError
 from tl.machine import lift_memory_limit, limit_memory
 
 PRELOAD = "bench.execution.worker"
@@ -107,14 +108,23 @@ def _own_sockets() -> None:
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # as multiprocessing.util does
     if "tempdir" in config:
         return
-    clear_dead(Path(tempfile.gettempdir()), SCRATCH)
-    folder = Path(tempfile.gettempdir()) / f"{SCRATCH}{os.getpid()}"
-    if len(os.fsencode(folder)) > _LONGEST_SOCKET:
-        return  # Python's default folder is used
+    place = _short_enough(Path(tempfile.gettempdir()))
+    clear_dead(place, SCRATCH)
+    folder = place / f"{SCRATCH}{os.getpid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
         config["tempdir"] = os.fspath(folder)
         util.Finalize(None, shutil.rmtree, args=[folder, True], exitpriority=-100)
+
+
+def _short_enough(place: Path) -> Path:
+    """The folder for temporary files, or `/tmp` if its path is too long for sockets."""
+    longest = _LONGEST_SOCKET - len(f"/{SCRATCH}12345678")
+    if len(os.fsencode(place)) <= longest:
+        return place
+    if (system := Path("/tmp")).is_dir() and os.access(system, os.W_OK):  # the folder in it is private
+        return system
+    raise UserError(f"TMPDIR={place}: is too long a path for sockets; set one with at most {longest} bytes")
 
 
 def clear_dead(place: Path, prefix: str) -> None:
