@@ -12,7 +12,7 @@ import pytest
 import bench
 from bench.execution import executors
 from tests import light
-from tests.commands import command
+from tests.commands import command, here
 from tests.runs import record, write_run
 from tl.datasets import Splits
 from tl.errors import ConfigError, UserError
@@ -130,22 +130,22 @@ def test_runs_elsewhere_are_found() -> None:
     write_run(Path("elsewhere/r"), [record("timm:a", name) for name in ("finetune", "frozen")])
     write_run(Path("elsewhere/s"), [record("timm:a", name) for name in ("finetune", "frozen")])
     for words in (["show", "r"], ["claims", "r"], ["export", "r"], ["compare", "r", "s"], ["report", "r"]):
-        done = command(*words, "--results", "elsewhere")
+        done = here(*words, "--results", "elsewhere")
         assert done.returncode == 0, (words, done.stderr)
-        lost = command(*words)
+        lost = here(*words)
         assert lost.returncode == 2 and "results/ has no runs yet" in lost.stderr, words
-    assert command("gate", "r", "s", "--results", "elsewhere").returncode in (0, 3)
-    assert command("report", "--index", "--results", "elsewhere", "--reports", "lists").returncode == 0
+    assert here("gate", "r", "s", "--results", "elsewhere").returncode in (0, 3)
+    assert here("report", "--index", "--results", "elsewhere", "--reports", "lists").returncode == 0
     assert Path("lists/index.html").is_file() and Path("reports/r.html").is_file()
 
 
 def test_the_old_name_of_an_option_still_works() -> None:
     """`--out` is what `--results` of `run` and `--reports` of `report` were called; both at once are a mistake."""
     write_run(Path("results/r"), [record("timm:a", "frozen")])
-    assert command("report", "r", "--out", "old").returncode == 0 and Path("old/r.html").is_file()
-    both = command("report", "r", "--out", "old", "--reports", "new")
+    assert here("report", "r", "--out", "old").returncode == 0 and Path("old/r.html").is_file()
+    both = here("report", "r", "--out", "old", "--reports", "new")
     assert both.returncode == 2 and "--out old: is the old name of --reports" in both.stderr
-    assert "--out" not in command("report", "--help").stdout.replace("--output", "")
+    assert "--out" not in here("report", "--help").stdout.replace("--output", "")
 
 
 def test_the_inline_executor_takes_no_limit() -> None:
