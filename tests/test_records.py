@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from bench.store import environment
 from bench.store.records import AS_BEFORE, Cell
 from bench.store.runs import RunFolder
 from tl.config import TrainConfig
@@ -61,3 +64,23 @@ def test_a_run_of_version_1_is_read_as_the_fixed_protocol() -> None:
     for record in run.records().values():
         assert record.result is not None and record.result.trials == ()
         assert record.result.learning_rate == record.cell.config.learning_rate == 1e-3
+
+
+def test_asking_for_the_commit_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`git status` alone would write the index anew, and leave its lock behind if it were killed meanwhile."""
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y.z", *words], cwd=tmp_path, check=True)
+
+    module = tmp_path / "bench" / "store" / "environment.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    git("init", "--quiet")
+    git("add", "-A")
+    git("commit", "--quiet", "-m", "first")
+    os.utime(module, (1, 1))  # the index says something else, so that it is not fresh
+    index = (tmp_path / ".git" / "index").read_bytes()
+    monkeypatch.setattr(environment, "__file__", str(module))
+    found = environment.environment()
+    assert len(found.git_commit) == 40 and found.git_dirty is False
+    assert (tmp_path / ".git" / "index").read_bytes() == index

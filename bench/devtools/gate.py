@@ -307,7 +307,7 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
 
 def state_of(root: Path) -> str:
     """The commit of a work tree, and whether it has uncommitted changes or untracked files."""
-    status = ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=normal"]
+    status = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain", "--untracked-files=normal"]
     dirty = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
     return f"{commit_of('HEAD', root)[:12]}{' with uncommitted changes' if dirty else ''}"
 

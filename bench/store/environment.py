@@ -97,9 +97,9 @@ def _git() -> tuple[str, bool | None]:
         return "", None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+        # Without optional locks a kill leaves no `index.lock` behind, which would stop the user's next commit.
+        command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
