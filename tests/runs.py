@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.store.environment import environment
+from bench.store.environment import Environment, environment
 from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record
 from bench.store.runs import RunFolder
 from tl.config import TrainConfig
@@ -17,6 +18,12 @@ from tl.weights import Weights
 TRUTH = (0,) * 50 + (1,) * 50
 PRETRAINED = Weights(kind="pretrained", source="package x", label="x", digest="d" * 64)
 RANDOM = Weights(kind="random", source="random", reason="the moon is in the way")
+
+
+@cache
+def _environment() -> Environment:
+    """Found out once: that takes longer than all else of a record."""
+    return environment()
 
 
 def record(
@@ -88,7 +95,7 @@ def record(
         traceback="" if status == "done" else "Traceback <script>",
         started=datetime(2026, 1, 1, tzinfo=UTC),
         wall_seconds=4 * seconds + 1,
-        environment=environment(),
+        environment=_environment(),
         result=result if status == "done" else None,
     )
 
@@ -135,7 +142,7 @@ def write_run(
                     command="python -m bench run",
                     started=now,
                     grid={},
-                    environment=environment(),
+                    environment=_environment(),
                     cell_ids=tuple(cells),
                 ),
             ),
