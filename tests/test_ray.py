@@ -83,7 +83,7 @@ def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **
 def test_cells_are_distributed_and_their_records_are_as_on_one_machine(executor: RayExecutor) -> None:
     """Each node runs one cell at a time. Records have machine, log and attempts; a failing cell disturbs no other."""
     odd = (light.LOUD, light.CRASHES, light.HANGS, *light.QUICK[:4])
-    found = sweep(executor, light.SLOW, *odd, seeds=2, timeout=20.0)
+    found = sweep(executor, light.SLOW, *odd, seeds=2, timeout=12.0)
     assert len(found) == 16
     statuses = {name.partition(" ")[0]: record.status for name, record in found.items()}
     assert statuses == dict.fromkeys((light.SLOW, light.LOUD, *light.QUICK[:4]), "done") | {
