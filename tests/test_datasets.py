@@ -158,6 +158,8 @@ def test_a_wrong_folder_is_an_error_not_a_fallback(tmp_path: Path, monkeypatch: 
 def test_the_real_set_is_searched_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is `$TL_DATA`, `data/hymenoptera_data`, cache. A small set replaces the real one here."""
     places = {"TL_DATA": tmp_path / "given", "local": tmp_path / "data" / "hymenoptera_data"}
+    drawn = tl.load_splits("synthetic").root  # drawing them again would take longest
+    shutil.copytree(drawn, tmp_path / "cache" / drawn.name)
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     places["cache"] = tmp_path / "cache" / "hymenoptera_data"
     for folder in places.values():
