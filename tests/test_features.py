@@ -16,6 +16,7 @@ from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches
 from tl.features import Features
 from tl.images import open_store, order
+from tl.regimes import REGIMES
 from tl.seeding import seed_for
 
 
@@ -176,3 +177,17 @@ def test_other_regimes_read_no_views() -> None:
     """A grid can set views for all regimes; where they have no effect, the config stays the same."""
     assert config(views=3).views == 3
     assert config(regime="frozen", views=3) == config(regime="frozen")
+
+
+def test_an_int8_extractor_has_features_of_its_own(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not those of the float backbone, nor those of one that was calibrated on other images."""
+    both = dataclasses.replace(REGIMES["cached"], extractor="int8")
+    monkeypatch.setitem(REGIMES, "cached-int8", both)
+    others = dataclasses.replace(mini, train=dataclasses.replace(mini.train, files=mini.train.files[::-1]))
+    others = dataclasses.replace(others, train=dataclasses.replace(others.train, labels=mini.train.labels[::-1]))
+    plain = train(mini)
+    first = train(mini, regime="cached-int8")
+    assert not first.features_reused and figures(first) != figures(plain)
+    again = train(mini, regime="cached-int8")
+    assert again.features_reused and figures(again) == figures(first)
+    assert not train(others, regime="cached-int8").features_reused

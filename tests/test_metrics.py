@@ -132,9 +132,25 @@ def test_a_record_that_does_not_fit_its_run_is_one_line(tmp_path: Path) -> None:
     few = one.result.replace(last=one.result.last.replace(labels=[0] * 7, confidences=[0.5] * 7))
     run = write_run(tmp_path / "r", [one.replace(result=few)])
     for read in (lambda: bench.load_results(run.folder), lambda: page_data(summarise([run], "r"))):
-        with pytest.raises(UserError, match=r"record \w+ \(timm:a frozen cpu seed 0\): damaged: macro-F1: ") as caught:
+        words = (
+            r"record \w+ \(timm:a frozen cpu seed 0\): damaged, or the metric 'macro-F1' can't read it: ValueError: "
+        )
+        with pytest.raises(UserError, match=words) as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+def test_a_metric_from_outside_that_is_wrong_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One reads what a record doesn't have, the other has the name of a column that is there already."""
+    run = write_run(tmp_path / "r", [record("timm:a", "frozen")])
+    odd: dict[str, Any] = {"label": "odd", "unit": "count", "meaning": "nothing"}
+    for name, value, words in (
+        ("odd", lambda cell: cell.result.nothing, "the metric 'odd' can't read it: AttributeError: "),
+        ("device", lambda cell: 1, "metric 'device': another column of the table has this name; rename the metric"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=words):
+            patch.setitem(METRICS, name, Metric(value=value, **odd))
+            bench.load_results(run.folder)
 
 
 def seeds(regime: str, rights: tuple[int, ...], **fields: Any) -> list[Record]:

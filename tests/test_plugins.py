@@ -156,6 +156,26 @@ def test_a_script_adds_a_regime_a_metric_and_a_claim(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in records} == records, "nothing is set aside as damaged"
 
 
+def test_entries_that_fail_fail_again(package: Path) -> None:
+    """A notebook that goes on after the error doesn't silently work without the entries."""
+    (package / "mine-1.0.dist-info" / "entry_points.txt").write_text("[tl.sources]\nmine = nowhere:SOURCE\n")
+    code = (
+        "import tl\nfor _ in 1, 2:\n    try:\n        tl.REGIMES\n    except Exception as error:\n        print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("can't be loaded: ModuleNotFoundError") == 2, done.stdout
+
+
+def test_a_script_on_the_path_by_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder is on Python's path through a link: it is the same module."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "my_plugin.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "link"), os.environ.get("PYTHONPATH", "")]))
+    done = command("list", "regimes", "--plugin", "real/my_plugin.py")
+    assert done.returncode == 0, done.stderr
+
+
 GROUPS = {
     "tl.regimes": ("my_entries:REGIME", ["list", "regimes"], "mine"),
     "bench.metrics": ("my_entries:METRIC", ["export", "r"], "mine"),

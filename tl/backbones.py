@@ -54,7 +54,7 @@ def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, dow
     checkpoint = library(parts.source).checkpoint(parts.name)
     bare = parts.architecture
     if any(bare in library(other).names() for other in SOURCES if other != parts.source):
-        # Both libraries have a network of that name: a bare `NAME.pth` could be either's.
+        # Another source has a network of that name, too: a bare `NAME.pth` could be either's.
         checkpoint = replace(checkpoint, file_names=tuple(n for n in checkpoint.file_names if n != bare))
     return find(spec, checkpoint, policy, weights_dir=weights_dir, download=download)
 
@@ -70,7 +70,7 @@ def make_backbone(
     """Build a backbone on the CPU.
 
     Args:
-        spec: `torchvision:NAME`, `timm:NAME[.TAG]`, or a bare name that only one of them has.
+        spec: `torchvision:NAME`, `timm:NAME[.TAG]`, or a bare name that only one source has.
         weights: a policy (`auto`, `pretrained`, `random`) or weights that `find_weights` returned.
         weights_dir: a folder looked at first, for `SOURCE-NAME.pth` (or `.safetensors`, `.pt`, `.bin`), `NAME.pth`
             where only one source has that name, or the published file name.

@@ -57,7 +57,7 @@ class TrainConfig(Strict):
     Raises `ConfigError` if a field is unknown or out of range.
     """
 
-    backbone: str = Field(description="`torchvision:NAME`, `timm:NAME[.TAG]`, or a bare name that only one of them has")
+    backbone: str = Field(description="`torchvision:NAME`, `timm:NAME[.TAG]`, or a bare name that only one source has")
     regime: str = Field("frozen", description="a key of `tl.regimes.REGIMES`")
     weights: str = Field("auto", description="`pretrained`, `random`, or `auto`: pretrained if available")
     precision: str = Field("fp32", description="a key of `PRECISIONS`")

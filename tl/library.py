@@ -44,8 +44,9 @@ def library(source: str) -> Library:
     module, _, name = where.partition(":")
     try:
         found: Library = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"source {source!r}: its library {where!r} can't be loaded: {error}") from error
+    except Exception as error:  # another's module may raise anything
+        problem = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"source {source!r}: its library {where!r} can't be loaded: {problem}") from error
     return found
 
 

@@ -23,7 +23,6 @@ from tl.errors import ConfigError
 
 Entry = TypeVar("Entry")
 
-GROUPS = ("tl.sources", "tl.regimes", "bench.metrics", "bench.claims")
 VARIABLE = "TL_PLUGINS"
 """The environment variable that lists the scripts for the children of a process to load."""
 
@@ -33,7 +32,7 @@ def add_entry_points(group: str, registry: dict[str, Entry], kind: type[Entry]) 
 
     Raises `ConfigError` if one can't be loaded, is not of that kind, or has a name that is taken.
     """
-    for point in _entry_points()[group]:
+    for point in _entry_points(group):
         where = f"entry point {point.name!r} of group {group} ({point.value})"
         try:
             entry = point.load()
@@ -58,8 +57,12 @@ def load_entry_points() -> None:
     from tl.regimes import REGIMES, Regime
     from tl.sources import SOURCES, Source
 
-    add_entry_points("tl.sources", SOURCES, Source)
-    add_entry_points("tl.regimes", REGIMES, Regime)
+    try:
+        add_entry_points("tl.sources", SOURCES, Source)
+        add_entry_points("tl.regimes", REGIMES, Regime)
+    except ConfigError:
+        _started.clear()  # so that the next use fails as well, rather than goes on without the entries
+        raise
 
 
 def load_script(path: Path) -> None:
@@ -71,11 +74,13 @@ def load_script(path: Path) -> None:
     if not path.is_file() or path.suffix != ".py" or "." in path.stem:
         raise ConfigError(f"--plugin {os.fspath(path)!r}: must be a Python file, NAME.py")
     # A folder on the path can shadow the standard library's modules: their names are refused in any case.
-    if path.stem in sys.stdlib_module_names or _place(path.stem) not in (None, os.fspath(path)):
+    place = _place(path.stem)
+    if path.stem in sys.stdlib_module_names or (place is not None and (not place or Path(place).resolve() != path)):
         raise ConfigError(f"--plugin {os.fspath(path)!r}: another module is named {path.stem!r}; rename the file")
     if os.fspath(path.parent) not in sys.path:
         sys.path.append(os.fspath(path.parent))  # as any script, it may import its neighbours
     try:
+        _digests[path] = file_digest(path)
         import_module(path.stem)
     except Exception as error:
         raise ConfigError(f"--plugin {os.fspath(path)!r}: {type(error).__name__}: {error}") from error
@@ -102,14 +107,20 @@ def scripts() -> list[Path]:
     return [Path(name) for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
 
+_digests: dict[Path, str] = {}
+"""The digest of each loaded script when it was loaded: what runs is not what the file became since."""
+
+
 def fingerprint() -> list[str]:
-    """What the entries depend on: versions of the packages that have entry points, digests of the scripts."""
-    points = [point for group in GROUPS for point in _entry_points()[group]]
+    """Return the versions of packages that add sources or regimes, and the digests of scripts.
+
+    What is computed with a network depends on them; metrics and claims of packages change nothing that is cached.
+    """
+    points = [*_entry_points("tl.sources"), *_entry_points("tl.regimes")]
     packages = {f"{point.dist.name} {point.dist.version}" for point in points if point.dist}
-    return [*sorted(packages), *(file_digest(path) for path in scripts())]
+    return [*sorted(packages), *(_digests.get(path) or file_digest(path) for path in scripts())]
 
 
 @cache
-def _entry_points() -> dict[str, Any]:
-    found = metadata.entry_points()
-    return {group: found.select(group=group) for group in GROUPS}
+def _entry_points(group: str) -> Any:
+    return metadata.entry_points(group=group)

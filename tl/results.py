@@ -128,7 +128,8 @@ class TrainResult(Strict):
     total_params: int
     trainable_params: int
     frozen_verified: bool | None = Field(
-        description="True if all that the regime freezes is bit-identical after training; None if it freezes nothing"
+        description="True if all that the regime freezes is bit-identical after training; None if nothing is frozen, "
+        "or if frozen layers run in train mode, which changes their buffers"
     )
     setup_seconds: float = Field(description="time from the call to the first epoch: weights, network, images")
     training_seconds: float = Field(description="all training and validation passes")

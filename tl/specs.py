@@ -1,6 +1,6 @@
 """Backbone names, without importing the libraries that hold them.
 
-A spec is `torchvision:NAME` or `timm:NAME[.TAG]`. A bare name is looked up in both.
+A spec is `torchvision:NAME` or `timm:NAME[.TAG]`. A bare name is looked up in all sources.
 """
 
 from __future__ import annotations

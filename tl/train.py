@@ -39,7 +39,7 @@ from tl.quantize import CALIBRATION_IMAGES, quantized, quantized_weights
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Note, Phases, Predictions, TrainResult, Work
 from tl.seeding import seed_for
-from tl.sources import SOURCES
+from tl.sources import SOURCES, package_version
 from tl.specs import Spec
 from tl.step import (
     Body,
@@ -410,10 +410,19 @@ def _extraction(body: Body, setup: _Setup) -> Extraction:
         "threads": torch.get_num_threads(),
         "cropped on the device": setup.resident_bytes is not None,
         "preprocessing": asdict(backbone.preprocessing),
-        "extractor": REGIMES[config.regime].extractor,
-        "libraries": [torch.__version__, SOURCES[Spec.parse(backbone.spec).source].versions, plugins.fingerprint()],
+        "extractor": _extractor(setup),
+        "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
+        "source": [SOURCES[Spec.parse(backbone.spec).source].versions, plugins.fingerprint()],
     }
     return Extraction(forward, identity)
+
+
+def _extractor(setup: _Setup) -> list[str]:
+    """Return what an extractor is made from. An int8 one is calibrated on the training images."""
+    extractor = setup.regime.extractor
+    if extractor == "float":
+        return [extractor]
+    return [extractor, torch.backends.quantized.engine, *setup.splits.train.files]
 
 
 @dataclass(frozen=True, kw_only=True)

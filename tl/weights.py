@@ -108,14 +108,14 @@ def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool
         for name in checkpoint.file_names:
             for candidate in (weights_dir / name, *(weights_dir / f"{name}{suffix}" for suffix in SUFFIXES)):
                 if candidate.suffix in SUFFIXES and candidate.is_file():
-                    return _from_file(candidate, "weights-dir", candidate.name)
+                    return _from_file(candidate, "weights-dir", candidate.name, named_by_digest=False)
     bundled = BUNDLED.get(checkpoint.bundled_as)
     if bundled and (path := _bundled_file(bundled)):
-        found = _from_file(path, f"package {bundled.distribution}", path.name)
+        found = _from_file(path, f"package {bundled.distribution}", path.name, named_by_digest=False)
         return found.replace(in_order=True)
     if cached := checkpoint.cached():
         path, where = cached
-        return _from_file(path, where, label)
+        return _from_file(path, where, label, named_by_digest=True)
     if not checkpoint.url:
         raise WeightsError("no pretrained weights are published for it")
     if not download:
@@ -123,22 +123,22 @@ def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool
     if problem := unreachable(checkpoint.url):
         raise WeightsError(f"not on this machine, and {problem}")
     try:
-        return _from_file(checkpoint.download(), "download", label)
+        return _from_file(checkpoint.download(), "download", label, named_by_digest=True)
     except Exception as error:  # hub clients raise many kinds of errors, and all mean that weights are missing
         raise WeightsError(f"download from {checkpoint.url} failed: {error}") from error
 
 
-def _from_file(path: Path, source: str, label: str) -> Weights:
-    """Return the weights in a file. Raises `WeightsError` if a downloaded file is not the published one."""
+def _from_file(path: Path, source: str, label: str, *, named_by_digest: bool) -> Weights:
+    """Return the weights in a file.
+
+    Downloads are named by digest: the file's name may contain digits of its SHA-256. Raises `WeightsError` if they are
+    not those of its content.
+    """
     digest = file_digest(path)
-    wanted = _digits_in_name(path) if source in _DOWNLOADED else ""
+    wanted = _digits_in_name(path) if named_by_digest else ""
     if not digest.startswith(wanted):
         raise WeightsError(f"{path} is damaged: its SHA-256 begins with {digest[:12]}, not {wanted[:12]}; remove it")
     return Weights(kind="pretrained", source=source, label=label, digest=digest, path=path)
-
-
-_DOWNLOADED = ("torch hub cache", "Hugging Face cache", "download")
-"""Sources whose file names contain a digest."""
 
 
 def _digits_in_name(path: Path) -> str:

@@ -110,12 +110,16 @@ class Metric:
         return f"{self.label}, {self.unit_beside}" if self.unit_beside else self.label
 
     def of(self, cell: Finished) -> Number:
-        """The value for a cell; None if unknown. Raises `UserError` for a damaged record, such as an edited one."""
+        """The value for a cell; None if unknown. Raises `UserError` if it can't be computed.
+
+        Then the record is damaged (someone may have edited it), or a metric from outside has a bug.
+        """
         try:
             return self.value(cell)
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             record = cell.record
-            raise UserError(f"record {record.cell_id} ({record.cell}): damaged: {self.label}: {error}") from error
+            problem = f"damaged, or the metric {self.label!r} can't read it: {type(error).__name__}: {error}"
+            raise UserError(f"record {record.cell_id} ({record.cell}): {problem}") from error
 
     def show(self, value: float | int | None) -> str:
         """Format a value for people; `n/a` if it is unknown."""

@@ -45,5 +45,5 @@ def local_devices(executor: Executor) -> dict[str, str]:
 def _ask(executor: Executor, function: str) -> Any:
     outcome = executor.call(f"bench.execution.worker:{function}")
     if outcome.status != "done":
-        raise UserError(f"torch, torchvision and timm can't be loaded: {outcome.reason}")
+        raise UserError(f"the libraries of networks can't be loaded: {outcome.reason}")
     return outcome.value

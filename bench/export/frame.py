@@ -12,6 +12,7 @@ from bench.analysis.metrics import METRICS, finished
 from bench.store.environment import MachineState
 from bench.store.records import Record
 from bench.store.runs import RunFolder, find_runs
+from tl.errors import ConfigError
 from tl.gpu import GpuState
 from tl.regimes import REGIMES
 from tl.results import PHASES, EpochResult
@@ -108,7 +109,12 @@ _FLOATS = ("load_before", "load_after", "other_cpu_share", "steal_share", "learn
 
 
 def columns() -> list[str]:
-    """All columns in order: facts about a cell, then its metrics."""
+    """All columns in order: facts about a cell, then its metrics.
+
+    Raises `ConfigError` if a metric from outside has the name of a fact.
+    """
+    if taken := [name for name in METRICS if name in _FACTS]:
+        raise ConfigError(f"metric {taken[0]!r}: another column of the table has this name; rename the metric")
     return [*_FACTS, *METRICS]
 
 
