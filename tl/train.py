@@ -336,7 +336,7 @@ def _result(setup: _Setup, loop: _Loop, trained: _Trained, memory: MemoryMarks, 
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in trained.history),
         **memory.figures(),
         resident_image_bytes=(setup.resident_bytes or 0) if on_cuda else None,
-        work=_work(loop.work, setup, setup.optimizer) if setup.optimizer else None,
+        work=_work(loop.work, setup),
         notes=_notes(setup, loop, trained.history),
         model=model,
     )
@@ -424,8 +424,10 @@ class _Pass:
     confidences: list[float | None]
 
 
-def _work(step: StepWork, setup: _Setup, optimizer: torch.optim.Optimizer) -> Work:
-    """Work of the first step, the largest number of images a step has but for a lonely last one."""
+def _work(step: StepWork, setup: _Setup) -> Work | None:
+    """Return the work of the first step, which has the usual batch size; None if nothing trains."""
+    if setup.optimizer is None:
+        return None
     model, first = setup.model, batch_bounds(len(setup.splits.train), setup.config.batch_size)[0]
     return Work(
         step_images=first[1] - first[0],
@@ -434,7 +436,7 @@ def _work(step: StepWork, setup: _Setup, optimizer: torch.optim.Optimizer) -> Wo
         saved_activation_bytes=step.saved_bytes,
         parameter_bytes=tensor_bytes([*model.parameters(), *(weight for _, weight in quantized_weights(model))]),
         gradient_bytes=tensor_bytes(setup.freezing.parameters),
-        optimizer_state_bytes=optimizer_state_bytes(optimizer),
+        optimizer_state_bytes=optimizer_state_bytes(setup.optimizer),
     )
 
 
