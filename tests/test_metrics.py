@@ -148,7 +148,7 @@ def test_scores_are_compared_over_seeds(tmp_path: Path) -> None:
         write_run(tmp_path / name, seeds("frozen", rights))
     names = [str(tmp_path / name) for name in ("old", "new")]
     found = {c.quantity.name: c for c in compare(read_sides(names), metrics=SCORES).changes}
-    assert set(found) == set(SCORES) and {c.quantity.kind for c in found.values()} == {"difference"}
+    assert set(found) == set(SCORES) and {c.quantity.compared for c in found.values()} == {"difference"}
     assert not set(SCORES) & {c.quantity.name for c in compare(read_sides(names)).changes}
     for name, change in found.items():
         test = ttest_rel(list(change.new.values()), list(change.base.values()))
@@ -266,7 +266,7 @@ def test_how_a_metric_is_compared_is_its_own(sides: list[str], monkeypatch: pyte
     assert {"counted", "usual"} <= found.keys() and not {"neither", "part"} & found.keys()
     assert found["counted"].verdict == "worse" and found["counted"].estimate is None
     (part,) = compare(read_sides(sides), metrics=["part"]).changes
-    assert part.quantity.kind == "difference" and part.quantity.show(0.25) == "25.0%" and part.verdict == "same"
+    assert part.quantity.compared == "difference" and part.quantity.show(0.25) == "25.0%" and part.verdict == "same"
     with pytest.raises(UserError, match="neither"):
         compare(read_sides(sides), metrics=["neither"])
     with pytest.raises(ConfigError, match="energy: compared='difference' is only for shares shown in percent"):

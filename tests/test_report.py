@@ -38,7 +38,7 @@ def test_speed_up_memory_and_accuracy_against_fine_tuning(tmp_path: Path) -> Non
             *(record("timm:a", "frozen", seconds=10, right=94, frozen=True, seed=s) for s in range(3)),
         ],
     )
-    (comparison,) = summarise([run], "r").comparisons
+    (comparison,) = summarise([run], "r").speed_ups
     assert comparison.speed_up is not None and comparison.training is not None
     assert comparison.speed_up.value == pytest.approx(2.01, abs=0.01)
     assert comparison.training.value == pytest.approx(2.01, abs=0.01)
@@ -117,7 +117,7 @@ def test_controls_are_marked_and_never_the_answer(tmp_path: Path) -> None:
     (choice,) = summary.choices
     assert choice.best.config.regime == "finetune" and choice.pick.config.regime == "frozen"
     assert choice.tied == 1, "controls are not counted as tied"
-    assert [c.fast.config.regime for c in summary.comparisons] == ["frozen"]
+    assert [c.fast.config.regime for c in summary.speed_ups] == ["frozen"]
     for page in pages(run, tmp_path):
         assert "zeroshot (control)" in page and "scratch (control)" in page and "finetune (control)" not in page
         assert page.count("Controls are yardsticks") == 1 and REGIMES["zeroshot"].summary in html.unescape(page)
@@ -151,7 +151,7 @@ def test_failed_and_missing_cells_are_shown(tmp_path: Path) -> None:
     markdown, page = pages(run, tmp_path)
     for text in (markdown, page):
         assert "timeout" in text and "not run yet" in text and "timm:b frozen cpu seed 0" in text
-    assert summarise([run], "r").comparisons == ()
+    assert summarise([run], "r").speed_ups == ()
 
 
 def test_a_backbone_that_changed_is_reported_at_the_top(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_only_seeds_are_pooled(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", records)
     summary = summarise([run], "r")
     assert len(summary.groups) == 4
-    assert len(summary.comparisons) == 1, "only what is equal in all but the regime is compared"
+    assert len(summary.speed_ups) == 1, "only what is equal in all but the regime is compared"
     assert len({summary.short(group) for group in summary.groups if group.config.regime == "frozen"}) == 3
     header = next(line for line in pages(run, tmp_path)[0].splitlines() if line.startswith("| backbone"))
     assert "| epochs" in header
@@ -272,7 +272,7 @@ def test_p_values_are_adjusted_over_all_comparisons(tmp_path: Path) -> None:
             for name in backbones
             for regime, right in (("finetune", 95), ("frozen", 85))
         ]
-        comparisons = summarise([write_run(tmp_path / backbones, records)], "r").comparisons
+        comparisons = summarise([write_run(tmp_path / backbones, records)], "r").speed_ups
         return min(c.accuracy_test.p for c in comparisons if c.accuracy_test)
 
     assert smallest("a") == pytest.approx(2 * 0.5**10)
@@ -375,7 +375,7 @@ def test_a_kfold_report_says_what_its_accuracy_is(tmp_path: Path) -> None:
         assert "flatters" not in page and "244 +" not in page
         assert "Use timm:a, finetune: 5-fold accuracy 95.0% (88.8–97.8)" in page
     assert "(100 images, 2 classes" in pages(run, tmp_path)[0]
-    (comparison,) = summarise([run], "r").comparisons
+    (comparison,) = summarise([run], "r").speed_ups
     assert comparison.accuracy_test is not None and comparison.accuracy_test.p == pytest.approx(2 * 0.5**10)
 
 

@@ -130,6 +130,11 @@ class Metric:
         return self.show(value) if value is None else f"{self.show(value)} {self.unit_beside}".rstrip()
 
 
+def points(difference: float) -> str:
+    """Format a difference of shares in percentage points, with its sign and without the unit."""
+    return f"{100 * difference:+.1f}"
+
+
 def share(label: str, value: Callable[[Finished], Number], meaning: str, **more: Any) -> Metric:
     """A metric that is a share in [0, 1]: shown in percent, averaged over seeds, compared by differences."""
     shown: dict[str, Any] = {"style": ".1f", "scale": 100.0, "shown_unit": "%"}

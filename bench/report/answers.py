@@ -24,8 +24,8 @@ def answers(summary: Summary) -> list[str]:
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         paragraphs.append("No cell has a result yet.")
-    if summary.comparisons:
-        timed = [row.finding for row in summary.comparisons]
+    if summary.speed_ups:
+        timed = [row.finding for row in summary.speed_ups]
         verdicts = f"{tally(timed)}{_lost(HALF_THE_TIME, summary)}."
         paragraphs.append(f"{HALF_THE_TIME.statement}? {verdicts}{_ratios(summary)}{_more_seeds(timed)}")
     return paragraphs
@@ -54,7 +54,7 @@ def headlines(summary: Summary) -> list[Headline]:
         if pick.values("epoch_seconds"):
             seconds = METRICS["epoch_seconds"].say(pick.typical("epoch_seconds"))
             found.append(Headline(value=seconds, what=f"per epoch of {named}", detail=spread(pick, "epoch_seconds")))
-    timed = [row for row in summary.comparisons if row.speed_up]
+    timed = [row for row in summary.speed_ups if row.speed_up]
     if timed:
         values = [row.speed_up.value for row in timed if row.speed_up]
         alike = len({HALF_THE_TIME.show(value) for value in values}) == 1
@@ -89,7 +89,7 @@ def _more_seeds(findings: list[Finding]) -> str:
 
 def _ratios(summary: Summary) -> str:
     """The speed-ups by name, or only their range if there are more than six."""
-    ratios = [(row.fast, row.speed_up.value) for row in summary.comparisons if row.speed_up]
+    ratios = [(row.fast, row.speed_up.value) for row in summary.speed_ups if row.speed_up]
     if not ratios:
         return ""
     if len(ratios) > 6:

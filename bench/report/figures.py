@@ -100,7 +100,7 @@ def part(summary: Summary) -> Summary:
     return replace(
         summary,
         groups=tuple(group for group in summary.groups if summary.short(group) in chosen),
-        comparisons=tuple(row for row in summary.comparisons if summary.short(row.fast) in chosen),
+        speed_ups=tuple(row for row in summary.speed_ups if summary.short(row.fast) in chosen),
     )
 
 
@@ -110,7 +110,7 @@ def _blank(rows: float = 0) -> tuple[Figure, Axes]:
 
 
 def _speed_up(summary: Summary) -> Figure | None:
-    rows = [(c.fast, c.speed_up, c.finding.predicted) for c in summary.comparisons if c.speed_up]
+    rows = [(c.fast, c.speed_up, c.finding.predicted) for c in summary.speed_ups if c.speed_up]
     if not rows:
         return None
     figure, axes = _blank(len(rows))

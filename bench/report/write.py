@@ -21,7 +21,7 @@ from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
 from bench.report.summary import Summary, summarise
-from bench.report.tables import cells_table, claims_table, columns, comparison_table, priorities_table
+from bench.report.tables import cells_table, claims_table, columns, priorities_table, speed_up_table
 from bench.store.runs import RunFolder
 from tl.cache import write_atomic
 from tl.datasets import Splits
@@ -95,7 +95,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
     heatmap, rest = make_heatmap(summary), [name for name in drawn if name not in IN_PLACE]
     sections = {
         "answer": "Answer",
-        "claim": "Half the time?" if summary.comparisons else "",
+        "claim": "Half the time?" if summary.speed_ups else "",
         "matrix": "Matrix" if heatmap.metrics else "",
         "results": "Table" if summary.groups else "",
         "explorer": "Explorer" if len(summary.groups) > 1 else "",
@@ -135,7 +135,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "settings_text": settings_text,
         "notes": notes_of(summary),
         "cells": as_table(cells_table(summary)),
-        "comparisons": as_table(comparison_table(summary)) if summary.comparisons else "",
+        "speed_ups": as_table(speed_up_table(summary)) if summary.speed_ups else "",
         "priorities": _priorities(summary, suffix) if summary.choices else "",
         "half": _progress(summary),
         "figures_show": _figures_show(summary),
