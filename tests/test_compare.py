@@ -26,7 +26,7 @@ from tests.runs import RANDOM, record, write_run
 from tl.errors import UserError
 from tl.results import Work
 
-COUNTER = Quantity(name="flops", label="flops", kind="exact", better="lower")
+COUNTER = Quantity(name="flops", label="flops", compared="exact", better="lower")
 STEADY = (1.0, 1.001, 0.999, 1.0005)
 
 
@@ -198,7 +198,7 @@ def test_times_of_two_machines_do_not_compare(tmp_path: Path) -> None:
     found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]), rules=[Rule(points=10)])
     changes = {change.quantity.name: change for change in found.changes}
     assert changes["epoch_seconds"].verdict == changes["peak_memory_bytes"].verdict == "not comparable"
-    assert [str(each) for each in changes["epoch_seconds"].differs] == ["cpu: A → B", "torch: 1 → 2"]
+    assert [str(each) for each in changes["epoch_seconds"].mismatches] == ["cpu: A → B", "torch: 1 → 2"]
     assert changes["epoch_seconds"].estimate is not None
     assert changes["val_accuracy_last"].verdict == changes["forward_flops"].verdict == "same"
     assert decide(found).status == NOT_COMPARABLE
@@ -376,7 +376,7 @@ def test_other_machines_do_not_compare(field: str, value: Any, words: str, tmp_p
         records = seeds("timm:a", (10, 10.01, 9.99))
         write_run(tmp_path / name, [one.replace(environment=one.environment.replace(**own)) for one in records])
     found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]))
-    changes = {change.quantity.name: (change.verdict, [*map(str, change.differs)]) for change in found.changes}
+    changes = {change.quantity.name: (change.verdict, [*map(str, change.mismatches)]) for change in found.changes}
     assert changes["epoch_seconds"] == changes["peak_memory_bytes"] == ("not comparable", [words])
     assert changes["val_accuracy_last"][0] == "same"
 
@@ -390,7 +390,7 @@ def test_memory_of_different_methods_does_not_compare(tmp_path: Path) -> None:
     found = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]))
     changes = {change.quantity.name: change for change in found.changes}
     assert changes["epoch_seconds"].verdict == "same"
-    assert [str(each) for each in changes["peak_memory_bytes"].differs] == ["memory method: VmHWM → torch.cuda"]
+    assert [str(each) for each in changes["peak_memory_bytes"].mismatches] == ["memory method: VmHWM → torch.cuda"]
 
 
 def test_a_time_that_is_known_of_no_cell_passes_nothing(tmp_path: Path) -> None:
@@ -448,14 +448,14 @@ def test_rules_of_a_project_serve_runs_and_benchmarks(tmp_path: Path) -> None:
         return [rule.metric for rule in read_rules(file, [], **given)]
 
     assert left() == ["epoch_seconds", "seconds", "*"]
-    assert left(kinds=["round"]) == ["seconds", "*"] and left(kinds=["seed"]) == ["epoch_seconds", "*"]
+    assert left(repeats=["round"]) == ["seconds", "*"] and left(repeats=["seed"]) == ["epoch_seconds", "*"]
     assert left(metrics=["peak_memory_bytes"]) == ["*"]
-    (rule,) = read_rules(None, ["epoch_seconds: factor=2"], tmp_path, kinds=["round"])
+    (rule,) = read_rules(None, ["epoch_seconds: factor=2"], tmp_path, repeats=["round"])
     assert rule.metric == "epoch_seconds", "a rule in an option is always kept"
     file.write_text('[[tool.bench.gate.rule]]\nmetric = "epoch_secnds"\nfactor = 1.2\n')
-    assert left(kinds=["seed"]) == left(metrics=["peak_memory_bytes"]) == ["epoch_secnds"]
+    assert left(repeats=["seed"]) == left(metrics=["peak_memory_bytes"]) == ["epoch_secnds"]
     file.write_text('[[tool.bench.gate.rule]]\nmetric = "forward_flops"\nmax = 5\n')
-    assert left(kinds=["round"]) == left(kinds=["seed"]) == ["forward_flops"], "both can have it"
+    assert left(repeats=["round"]) == left(repeats=["seed"]) == ["forward_flops"], "both can have it"
 
 
 def test_rounds_that_share_some_names_are_pairs(tmp_path: Path) -> None:
@@ -503,7 +503,7 @@ def test_conditions_from_extra_info(tmp_path: Path) -> None:
             more = {"source": "s"} if name == "c" or turn == 0 else {}
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, **more)
     (change,) = compare(read_sides([str(tmp_path / "c"), str(tmp_path / "d")])).changes
-    assert [str(each) for each in change.differs] == ["source: s → s and unknown"]
+    assert [str(each) for each in change.mismatches] == ["source: s → s and unknown"]
 
 
 def test_unknown_or_mixed_conditions_do_not_compare(tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_unknown_or_mixed_conditions_do_not_compare(tmp_path: Path) -> None:
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, cpu=cpu)
     for pair, words in (("ab", "cpu: unknown → unknown"), ("cd", "cpu: A and B → A and B")):
         (change,) = compare(read_sides([str(tmp_path / name) for name in pair])).changes
-        assert change.verdict == "not comparable" and [str(each) for each in change.differs] == [words]
+        assert change.verdict == "not comparable" and [str(each) for each in change.mismatches] == [words]
 
 
 @pytest.mark.parametrize(
@@ -619,7 +619,7 @@ def test_pytest_benchmark_files(tmp_path: Path) -> None:
     assert change.estimate.p == pytest.approx(ratios.pvalue)
     elsewhere = benchmark_file(tmp_path / "elsewhere.json", {"t::a": [1, 1, 1]}, cpu="B")
     (change, _) = compare(read_sides([str(old), str(elsewhere)])).changes
-    assert change.verdict == "not comparable" and [str(each) for each in change.differs] == ["cpu: A → B"]
+    assert change.verdict == "not comparable" and [str(each) for each in change.mismatches] == ["cpu: A → B"]
 
 
 def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
@@ -826,9 +826,9 @@ def test_names_from_data_are_text(tmp_path: Path) -> None:
 def test_every_metric_with_a_direction_can_be_compared() -> None:
     """Shares are compared by difference, times and memory by ratio, and counts exactly."""
     known = quantities()
-    kinds = {name: quantity.kind for name, quantity in known.items()}
-    assert kinds["epoch_seconds"] == kinds["peak_memory_bytes"] == kinds["images_per_second"] == "ratio"
-    assert kinds["val_accuracy_best"] == "difference" and kinds["forward_flops"] == "exact"
+    compared = {name: quantity.compared for name, quantity in known.items()}
+    assert compared["epoch_seconds"] == compared["peak_memory_bytes"] == compared["images_per_second"] == "ratio"
+    assert compared["val_accuracy_best"] == "difference" and compared["forward_flops"] == "exact"
     assert known["images_per_second"].better == known["val_accuracy_last"].better == "higher"
     assert "best_epoch" not in known
 

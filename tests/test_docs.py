@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -18,7 +19,7 @@ from bench.export.frame import columns
 from bench.report.summary import summarise
 from bench.report.tables import accuracy, show
 from bench.report.write import write_report
-from bench.store.records import STATUSES
+from bench.store.records import Status
 from bench.store.runs import find_runs
 from bench.sweep.grid import shipped
 from tl.config import PRECISIONS, PROTOCOLS
@@ -40,7 +41,7 @@ def test_the_readme_names(name: str) -> None:
 def test_the_format_names_every_column_and_nothing_else() -> None:
     """Columns are in the order of the export. Metrics have the unit and meaning of the code."""
     assert re.findall(r"^\| `(\w+)` \|", FORMAT, flags=re.MULTILINE) == columns()
-    for word in (*STATUSES, *PRECISIONS, *PROTOCOLS):
+    for word in (*get_args(Status), *PRECISIONS, *PROTOCOLS):
         assert f"`{word}`" in FORMAT
     for name, metric in METRICS.items():
         unit = metric.unit
@@ -50,8 +51,8 @@ def test_the_format_names_every_column_and_nothing_else() -> None:
 def test_the_readmes_figures_are_those_of_the_committed_run() -> None:
     """The table at the top, the commit and the command are those of the committed run."""
     summary = summarise(find_runs([ROOT / "results" / "reference-cpu-3seeds"]), "reference")
-    assert summary.comparisons
-    for row in summary.comparisons:
+    assert summary.speed_ups
+    for row in summary.speed_ups:
         finding = row.finding
         seconds = [show(group, "epoch_seconds") for group in (row.slow, row.fast)]
         speed_up = [show_estimate(finding.claim, row.speed_up), finding.claim.show(finding.predicted)]

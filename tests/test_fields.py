@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
@@ -25,7 +25,7 @@ from bench.report import terminal
 from bench.report.heatmap import make_heatmap
 from bench.report.pictures import find_images
 from bench.report.summary import summarise
-from bench.store.records import SCHEMA_VERSION, STATUSES, Lost, Record, WeightsKey, by_policy
+from bench.store.records import SCHEMA_VERSION, Lost, Record, Status, WeightsKey, by_policy
 from bench.store.runs import RunFolder
 from bench.sweep import plan as planning
 from bench.sweep import progress
@@ -166,7 +166,7 @@ def test_weights_by_policy_and_backbone(name: str, tmp_path: Path) -> None:
     assert run.manifest().resolved == resolved
 
 
-@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("status", get_args(Status))
 @pytest.mark.parametrize("reason", ["", "oom: 8 GiB", "not run", "a: b"])
 def test_why_a_cell_has_no_result(status: Any, reason: str, tmp_path: Path) -> None:
     """Its status decides whether it newly fails, not the first words of its reason."""
@@ -195,7 +195,7 @@ def test_a_condition_that_begins_like_another(condition: str, is_noise: bool, tm
         for turn in range(5):
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, **{condition: name})
     comparison = compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")]))
-    assert comparison.changes[0].differs == (Mismatch(condition=condition, base=("old",), new=("new",)),)
+    assert comparison.changes[0].mismatches == (Mismatch(condition=condition, base=("old",), new=("new",)),)
     decision = decide(comparison)
     assert decision.status == NOT_COMPARABLE and decision.is_noise is is_noise
 
@@ -207,8 +207,8 @@ def test_values_of_a_condition_with_separators_inside(tmp_path: Path) -> None:
             benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [1.0]}, source=value)
     for name, values in (("new", ("x and y",)), ("none", ("",))):
         (change,) = compare(read_sides([str(tmp_path / "old"), str(tmp_path / name)])).changes
-        assert change.differs == (Mismatch(condition="source", base=("x", "y"), new=values),)
-        assert str(change.differs[0]) == f"source: x and y → {values[0] or 'unknown'}"
+        assert change.mismatches == (Mismatch(condition="source", base=("x", "y"), new=values),)
+        assert str(change.mismatches[0]) == f"source: x and y → {values[0] or 'unknown'}"
 
 
 def with_notes(one: Record, *notes: Note) -> Record:

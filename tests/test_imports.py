@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import tl
 from tests.runs import record, write_run
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,11 @@ def test_reading_commands_do_not_import_torch() -> None:
     """All of `bench` but the work itself, and `import tl`, leave torch and timm alone."""
     found = loaded("tl", *(name for name in modules("bench") if name not in TORCH_SIDE))
     assert "bench.cli.report" in found and not {"torch", "timm"} & found
+
+
+def test_every_public_name_of_tl_loads() -> None:
+    """The names that load when they are first used are those of `__all__`."""
+    assert set(tl.__all__) == set(tl._LAZY) and all(getattr(tl, name) is not None for name in tl.__all__)
 
 
 READING = (

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tl.datasets import DATASETS, Splits, load_splits
     from tl.errors import ConfigError, DataError, DeviceError, FallbackWarning, NotApplicable, UserError, WeightsError
     from tl.protocols import run_protocol
-    from tl.regimes import REGIMES, Regime
+    from tl.regimes import REGIMES, Regime, Trainable
     from tl.results import EpochResult, TrainResult
     from tl.train import train_model
     from tl.visualize import show_batch, show_predictions
@@ -36,7 +36,7 @@ _HOMES = {
         *("FallbackWarning", "UserError", "WeightsError"),
     ),
     "tl.protocols": ("run_protocol",),
-    "tl.regimes": ("REGIMES", "Regime"),
+    "tl.regimes": ("REGIMES", "Regime", "Trainable"),
     "tl.results": ("EpochResult", "TrainResult"),
     "tl.train": ("train_model",),
     "tl.visualize": ("show_batch", "show_predictions", "visualize"),
@@ -58,6 +58,7 @@ __all__ = [
     "Splits",
     "TrainConfig",
     "TrainResult",
+    "Trainable",
     "UserError",
     "WeightsError",
     "load_splits",

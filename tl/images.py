@@ -31,6 +31,8 @@ Pixels = npt.NDArray[np.uint8]
 STORE_VERSION = 1
 STORE_LIMIT_BYTES = 8 << 30
 """If pixels take more bytes than this, or than half of the free disk, images are decoded every time."""
+SCALE = (0.08, 1.0)
+"""Range of a crop's area as a share of the image's."""
 RATIO = (3 / 4, 4 / 3)
 """Range of a crop's width over its height; ratios are uniform in their logarithm."""
 
@@ -155,18 +157,12 @@ def _decoded(root: Path, names: list[str]) -> Iterator[tuple[str, Pixels]]:
             yield from zip(some, pool.map(lambda name: decode(root / name), some), strict=True)
 
 
-def crops(
-    sizes: npt.NDArray[np.int64],
-    seed: int,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
-) -> npt.NDArray[np.int64]:
+def crops(sizes: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     """Return random crops and flips, distributed as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`.
 
     Args:
         sizes: height and width of each image, `(N, 2) int64`.
-        seed: depends on run and epoch; row `i` of the result depends only on it and on `i`.
-        scale: range of the crop's area as a share of the image's.
+        seed: made of the config's seed and the epoch; row `i` of the result depends only on it and on `i`.
 
     Returns:
         `(N, 5) int64`: top, left, height, width, flipped (0 or 1).
@@ -179,7 +175,7 @@ def crops(
     flip = draws[:, -1] < 0.5
     area_u, ratio_u, top_u, left_u = draws[:, :-1].reshape(len(sizes), 4, attempts).transpose(1, 0, 2)
     image_h, image_w = sizes[:, :1], sizes[:, 1:]
-    area = image_h * image_w * (scale[0] + (scale[1] - scale[0]) * area_u)
+    area = image_h * image_w * (SCALE[0] + (SCALE[1] - SCALE[0]) * area_u)
     aspect = np.exp(np.log(RATIO[0]) + (np.log(RATIO[1]) - np.log(RATIO[0])) * ratio_u)
     width = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     height = np.rint(np.sqrt(area / aspect)).astype(np.int64)

@@ -24,7 +24,7 @@ from tl.errors import ConfigError
 Entry = TypeVar("Entry")
 
 VARIABLE = "TL_PLUGINS"
-"""The environment variable that lists the scripts for the children of a process to load."""
+"""The environment variable that lists the scripts that child processes load."""
 
 
 def add_entry_points(group: str, registry: dict[str, Entry], kind: type[Entry]) -> None:
@@ -66,7 +66,7 @@ def load_entry_points() -> None:
 
 
 def load_script(path: Path) -> None:
-    """Run a script that adds entries, once, as a module named after its file; children of this process run it, too.
+    """Run a script that adds entries, once, as a module named after its file. Child processes run it too.
 
     Raises `ConfigError` if it can't be run, or if its name is that of another module.
     """
@@ -88,7 +88,7 @@ def load_script(path: Path) -> None:
 
 
 def _place(module: str) -> str | None:
-    """The file that a module is, or would be, imported from; None if there is none, empty text if it has no file."""
+    """Return the file that a module is or would be imported from; None without such a module, empty without a file."""
     if module in sys.modules:
         return getattr(sys.modules[module], "__file__", None) or ""
     found = find_spec(module)
@@ -103,7 +103,7 @@ def load_as_parent() -> None:
 
 
 def scripts() -> list[Path]:
-    """The scripts that were loaded by this process or its parent, in that order."""
+    """Return the scripts that this process or its parent has loaded, in that order."""
     return [Path(name) for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
 

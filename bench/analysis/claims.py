@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, points
 from tl.errors import ConfigError, not_one_of
 from tl.regimes import REGIMES, Regime
 from tl.strict import Strict
@@ -101,7 +101,7 @@ class Claim(Strict):
         """Format a ratio or a difference; `n/a` if it is unknown."""
         if value is None:
             return "n/a"
-        return f"{value:.2f}×" if self.is_ratio else f"{100 * value:+.1f} points"
+        return f"{value:.2f}×" if self.is_ratio else f"{points(value)} points"
 
 
 CLAIMS: dict[str, Claim] = {

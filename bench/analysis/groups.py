@@ -15,14 +15,14 @@ from tl.config import TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
 
-_AXES = ("backbone", "regime", "precision", "seed", "weights")
+_IDENTIFYING_FIELDS = ("backbone", "regime", "precision", "seed", "weights")
 """Config fields that every table shows or that identify a group."""
 
 
 def varying_settings(configs: Iterable[TrainConfig]) -> list[str]:
-    """Config fields other than `_AXES` in which some configs differ. Tables must show them."""
+    """Config fields other than `_IDENTIFYING_FIELDS` in which some configs differ. Tables must show them."""
     several = list(configs)
-    fields = [name for name in TrainConfig.model_fields if name not in _AXES]
+    fields = [name for name in TrainConfig.model_fields if name not in _IDENTIFYING_FIELDS]
     return [name for name in fields if any(getattr(one, name) != getattr(several[0], name) for one in several)]
 
 

@@ -16,7 +16,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-Scale = Literal["ratio", "difference"]
+Compared = Literal["ratio", "difference"]
+"""How an estimate compares two sides; see `bench.analysis.metrics.ComparedBy`. Exact counters have no estimate."""
 Key = TypeVar("Key", bound=Hashable)
 MIN_SAMPLES = 3
 """Smallest number of seeds from which scatter is estimated."""
@@ -42,7 +43,7 @@ class Estimate:
     is none.
     """
 
-    scale: Scale
+    compared: Compared
     centre: float
     """The logarithm of a ratio, or the difference itself."""
     error: float | None
@@ -74,12 +75,12 @@ class Estimate:
         For a ratio it is relative (0.05 is ±5%), and that of the upper half, which is the wider one.
         """
         margin = self._margin()
-        return margin if margin is None or self.scale == "difference" else math.expm1(margin)
+        return margin if margin is None or self.compared == "difference" else math.expm1(margin)
 
     @property
     def p(self) -> float:
         """Two-sided p-value against "there is no difference" (a ratio of 1); 1.0 below `MIN_SAMPLES`."""
-        none = 1.0 if self.scale == "ratio" else 0.0
+        none = 1.0 if self.compared == "ratio" else 0.0
         return min(1.0, 2 * min(self.p_not_above(none), self.p_not_below(none)))
 
     def p_not_above(self, bound: float) -> float:
@@ -95,8 +96,8 @@ class Estimate:
             return 1.0
         if math.isinf(bound):
             return 0.0 if side * bound < 0 else 1.0
-        there = math.log(bound) if self.scale == "ratio" and bound > 0 else bound
-        if self.scale == "ratio" and bound <= 0:
+        there = math.log(bound) if self.compared == "ratio" and bound > 0 else bound
+        if self.compared == "ratio" and bound <= 0:
             there = -math.inf
         distance = side * (self.centre - there)
         if self.error == 0.0:
@@ -113,7 +114,7 @@ class Estimate:
         return float(stdtrit(self.freedom, 1 - LEVEL / 2)) * self.error
 
     def _back(self, value: float) -> float:
-        if self.scale == "difference":
+        if self.compared == "difference":
             return value
         try:
             return math.exp(value)
@@ -146,11 +147,11 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Estimate |
     centre = statistics.fmean(sides[0]) - statistics.fmean(sides[1])
     n = min(map(len, sides))
     if n < MIN_SAMPLES:
-        return Estimate(scale="ratio", centre=centre, error=None, freedom=1, n=n)
+        return Estimate(compared="ratio", centre=centre, error=None, freedom=1, n=n)
     parts = [statistics.variance(side) / len(side) for side in sides]
     spread = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
     freedom = sum(parts) ** 2 / spread if spread else 2.0 * n - 2
-    return Estimate(scale="ratio", centre=centre, error=math.sqrt(sum(parts)), freedom=max(1.0, freedom), n=n)
+    return Estimate(compared="ratio", centre=centre, error=math.sqrt(sum(parts)), freedom=max(1.0, freedom), n=n)
 
 
 def difference(first: Mapping[Key, float], second: Mapping[Key, float]) -> Estimate | None:
@@ -159,10 +160,10 @@ def difference(first: Mapping[Key, float], second: Mapping[Key, float]) -> Estim
     return _over_seeds("difference", values) if values else None
 
 
-def _over_seeds(scale: Scale, values: list[float]) -> Estimate:
+def _over_seeds(compared: Compared, values: list[float]) -> Estimate:
     n = len(values)
     error = statistics.stdev(values) / math.sqrt(n) if n >= MIN_SAMPLES else None
-    return Estimate(scale=scale, centre=statistics.fmean(values), error=error, freedom=max(1, n - 1), n=n)
+    return Estimate(compared=compared, centre=statistics.fmean(values), error=error, freedom=max(1, n - 1), n=n)
 
 
 def accuracy_difference(first: Mapping[int, Sequence[bool]], second: Mapping[int, Sequence[bool]]) -> Estimate | None:
@@ -181,7 +182,7 @@ def accuracy_difference(first: Mapping[int, Sequence[bool]], second: Mapping[int
     rows, columns = table.shape
     mean = float(table.mean())
     if rows < MIN_SAMPLES:
-        return Estimate(scale="difference", centre=mean, error=None, freedom=1, n=rows)
+        return Estimate(compared="difference", centre=mean, error=None, freedom=1, n=rows)
     by_seed, by_image = table.mean(axis=1), table.mean(axis=0)
     rest = table - by_seed[:, None] - by_image[None, :] + mean
     # The part of each source in the variance of the mean.
@@ -193,7 +194,7 @@ def accuracy_difference(first: Mapping[int, Sequence[bool]], second: Mapping[int
     variance = max(seeds_part + images_part - rest_part, seeds_part, images_part)
     spread = seeds_part**2 / (rows - 1) + images_part**2 / (columns + 1) + rest_part**2 / both
     return Estimate(
-        scale="difference",
+        compared="difference",
         centre=mean,
         error=math.sqrt(variance),
         freedom=float(max(1.0, variance**2 / spread)),

@@ -8,7 +8,7 @@ from typing import Literal
 
 from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.groups import Counterparts, Group, all_else
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, points
 from bench.analysis.prediction import predicted
 from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio
 from bench.store.records import Cell, Manifest
@@ -48,7 +48,7 @@ def show_estimate(claim: Claim, estimate: Estimate | None) -> str:
         return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} seeds)"
     if claim.is_ratio:
         return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f}, n = {estimate.n})"
-    return f"{claim.show(estimate.value)} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}, n = {estimate.n})"
+    return f"{claim.show(estimate.value)} ({points(estimate.low)} to {points(estimate.high)}, n = {estimate.n})"
 
 
 def claims_of(manifest: Manifest) -> list[Claim]:
@@ -117,7 +117,7 @@ def tally(findings: Collection[Finding]) -> str:
     """Count the comparisons by verdict, in words."""
     given = [finding.words for finding in findings]
     counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in dict.fromkeys(given))
-    return f"Of {len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
+    return f"{len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
 
 
 def overall(findings: Iterable[Finding]) -> str:

@@ -50,7 +50,7 @@ def compare(
 
     first, *others = (side.name for side in found)
     title = f"{', '.join(others)} against {first}"
-    put(output, format, lambda kind: show(comparison, kind, title=title))
+    put(output, format, lambda suffix: show(comparison, suffix, title=title))
 
 
 def put(output: Path | None, format: str | None, make: Callable[[Literal["md", "html", "json"]], str]) -> None:
@@ -58,10 +58,10 @@ def put(output: Path | None, format: str | None, make: Callable[[Literal["md", "
     from tl.cache import write_atomic
 
     ending = output.suffix[1:] if output else "md"
-    kind = format or ending
-    if kind not in ("md", "html", "json"):
+    suffix = format or ending
+    if suffix not in ("md", "html", "json"):
         raise ConfigError(f"--output {output}: must end in .md, .html or .json; or give --format")
-    text = make(kind)  # type: ignore[arg-type]  # checked above
+    text = make(suffix)  # type: ignore[arg-type]  # checked above
     if output is None:
         print(text, end="")
     else:

@@ -48,15 +48,15 @@ def gate(
     if len(sides) != 2:
         raise ConfigError(f"{' '.join(sides)}: a gate has two sides, BASE and NEW, not {len(sides)}")
     found = read_sides(sides, results=results)
-    kinds = {cell.repeats for side in found for cell in side.cells.values()}
-    rules = read_rules(config, rule or [], kinds=kinds, metrics=metric or ())
+    repeats = {cell.repeats for side in found for cell in side.cells.values()}
+    rules = read_rules(config, rule or [], repeats=repeats, metrics=metric or ())
     comparison = compare_sides(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)
     decision = decide(comparison)
     from bench.compare.render import show
 
     title = f"{found[1].name} against {found[0].name}"
     outcome: Any = {"headline": decision.headline, "findings": decision.reasons, "status": decision.status}
-    put(output, format, lambda kind: show(comparison, kind, title=title, **outcome))
+    put(output, format, lambda suffix: show(comparison, suffix, title=title, **outcome))
     if output:
         print(decision.headline)
         for reason in decision.reasons:

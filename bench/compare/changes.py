@@ -64,7 +64,7 @@ class Change:
     verdict: ChangeVerdict
     p: float | None = None
     """p-value against "no difference", adjusted (Holm) over the whole comparison; None without a test."""
-    differs: tuple[Mismatch, ...] = ()
+    mismatches: tuple[Mismatch, ...] = ()
     """Conditions that forbid a comparison."""
     alike: bool = False
     """For accuracies of one cell in two runs: True if with every seed both were right on exactly the same images. For
@@ -92,7 +92,7 @@ class Change:
         if worse_is_more:
             p = self.estimate.p_not_below(self.allowed)
         else:
-            p = self.estimate.p_not_above(1 / self.allowed if self.estimate.scale == "ratio" else -self.allowed)
+            p = self.estimate.p_not_above(1 / self.allowed if self.estimate.compared == "ratio" else -self.allowed)
         return p < LEVEL / 2 / self.looks
 
     @property
@@ -175,13 +175,13 @@ def compare(
         for name, quantity in wanted.items()
         if _is_due(name, base.cells[key], side.cells[key], asked)
     ]
-    kinds = {(cell.repeats, name) for side in sides for cell in side.cells.values() for name in cell.samples}
+    measured = {(cell.repeats, name) for side in sides for cell in side.cells.values() for name in cell.samples}
     checked = [
         (side, cell, quantity, base.cells.get(key))
         for side in others
         for key, cell in side.cells.items()
         for quantity in wanted.values()
-        if (cell.repeats, quantity.name) in kinds
+        if (cell.repeats, quantity.name) in measured
     ]
     for name in metrics:
         if not any(change.quantity.name == name and (change.base or change.new) for change in drafts):
@@ -195,7 +195,7 @@ def compare(
     p_values = {
         place: change.estimate.p
         for place, change in enumerate(drafts)
-        if change.estimate and change.estimate.error is not None and not change.differs
+        if change.estimate and change.estimate.error is not None and not change.mismatches
     }
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return Comparison(
@@ -227,7 +227,7 @@ def _wanted(
         return {name: known[name] for name in dict.fromkeys(metrics)}, set(metrics)
     named = (rule.metric for rule in rules)  # a rule for a metric asks to compare it
     own = {name: known[name] for name in (*compared_by_default(), *named) if name in known}
-    rest = {name: quantity for name, quantity in known.items() if quantity.kind == "exact" or name not in METRICS}
+    rest = {name: quantity for name, quantity in known.items() if quantity.compared == "exact" or name not in METRICS}
     return own | rest, set(own)
 
 
@@ -250,13 +250,13 @@ def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
 def _draft(base: SideCell, new: SideCell, quantity: Quantity, side: Side, rules: Sequence[Rule], looks: int) -> Change:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     common = [sample for sample in theirs if sample in ours]
-    if common and (quantity.kind == "difference" or (base.repeats == "round" and quantity.kind == "ratio")):
+    if common and (quantity.compared == "difference" or (base.repeats == "round" and quantity.compared == "ratio")):
         ours, theirs = ({sample: some[sample] for sample in common} for some in (ours, theirs))
     fitting = [rule for rule in rules if rule.fits(quantity.name, base.label)]
     allowed = None
-    if quantity.kind == "ratio":
+    if quantity.compared == "ratio":
         allowed = [rule.factor for rule in fitting if rule.factor is not None][-1]
-    elif quantity.kind == "difference":
+    elif quantity.compared == "difference":
         allowed = [rule.points for rule in fitting if rule.points is not None][-1] / 100
     return Change(
         cell=base.label,
@@ -267,7 +267,7 @@ def _draft(base: SideCell, new: SideCell, quantity: Quantity, side: Side, rules:
         estimate=_estimate(base, new, quantity),
         allowed=allowed,
         verdict="unknown",
-        differs=tuple(_differences(base, new, quantity)) if quantity.kind == "ratio" else (),
+        mismatches=tuple(_mismatches(base, new, quantity)) if quantity.compared == "ratio" else (),
         looks=looks,
         alike=side.by == "run" and _alike(base.right.get(quantity.name, {}), new.right.get(quantity.name, {})),
     )
@@ -281,9 +281,9 @@ def _alike(base: Mapping[int, Sequence[bool]], new: Mapping[int, Sequence[bool]]
 
 def _estimate(base: SideCell, new: SideCell, quantity: Quantity) -> Estimate | None:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
-    if not ours or not theirs or quantity.kind == "exact":
+    if not ours or not theirs or quantity.compared == "exact":
         return None
-    if quantity.kind == "difference":
+    if quantity.compared == "difference":
         here, there = new.right.get(quantity.name), base.right.get(quantity.name)
         if here and there and len(next(iter(here.values()))) == len(next(iter(there.values()))):
             return accuracy_difference(here, there)
@@ -293,7 +293,7 @@ def _estimate(base: SideCell, new: SideCell, quantity: Quantity) -> Estimate | N
     return ratio_of_means(list(ours.values()), list(theirs.values()))
 
 
-def _differences(base: SideCell, new: SideCell, quantity: Quantity) -> Iterator[Mismatch]:
+def _mismatches(base: SideCell, new: SideCell, quantity: Quantity) -> Iterator[Mismatch]:
     """Conditions that are not known to be equal on both sides; none if a side has no result."""
     if not base.done or not new.done:
         return
@@ -308,16 +308,16 @@ def _differences(base: SideCell, new: SideCell, quantity: Quantity) -> Iterator[
 def _verdict(change: Change, p: float | None, level: float) -> ChangeVerdict:
     if not change.base or not change.new:
         return "unknown"
-    if change.quantity.kind == "exact":
+    if change.quantity.compared == "exact":
         return _exact_verdict(change)
-    if change.differs:
+    if change.mismatches:
         return "not comparable"
     estimate, allowed = change.estimate, change.allowed
     if estimate is None or allowed is None:
         return "unknown"
     if p is None or estimate.low is None or estimate.high is None:
         return "too few samples"
-    low, high = (1 / allowed, allowed) if estimate.scale == "ratio" else (-allowed, allowed)
+    low, high = (1 / allowed, allowed) if estimate.compared == "ratio" else (-allowed, allowed)
     if p < level and not low < estimate.value < high:
         return _direction(change, estimate.value >= high)
     return "same" if change.shown_same else "inconclusive"

@@ -51,22 +51,22 @@ def decide(comparison: Comparison) -> Decision:
     incomparable, noisy, other_machine = [], [], False
     for change in comparison.changes:
         what = f"{change.cell}: {change.quantity.label} {change_text(change)}"
-        exact = change.quantity.kind == "exact"
+        exact = change.quantity.compared == "exact"
         if change.verdict == "worse" or (exact and change.verdict == "better"):
             regressed.append(f"{what}: " + ("changed" if exact else change.verdict))
         elif change.verdict == "not comparable":
-            incomparable.append(f"{what}: {', '.join(map(str, change.differs))}")
-            other_machine |= any(difference.condition != SOURCE for difference in change.differs)
+            incomparable.append(f"{what}: {', '.join(map(str, change.mismatches))}")
+            other_machine |= any(mismatch.condition != SOURCE for mismatch in change.mismatches)
         elif change.is_open:
             noisy.append(f"{what}: {change.verdict}")
     faster = [
         f"{change.cell}: {change.quantity.label} {change_text(change)}: better"
         for change in comparison.having("better")
-        if change.quantity.kind != "exact"
+        if change.quantity.compared != "exact"
     ]
     unknown = comparison.having("unknown")
     known = {change.quantity.name for change in comparison.changes if change.base or change.new}
-    never = [change for change in unknown if change.quantity.kind == "ratio" and change.quantity.name not in known]
+    never = [change for change in unknown if change.quantity.compared == "ratio" and change.quantity.name not in known]
     lost = [f"{cell}: {words}" for cell, words in (*comparison.incomplete, *comparison.unchecked)]
     lost += unknown_lines(comparison, [change for change in unknown if change.base] + never)
     noisy += unknown_lines(comparison, [change for change in unknown if change.new and not change.base])
@@ -83,7 +83,7 @@ def decide(comparison: Comparison) -> Decision:
         status=status,
         headline=f"Gate {word}.",
         reasons=reasons,
-        worse=tuple(change for change in comparison.having("worse") if change.quantity.kind != "exact"),
+        worse=tuple(change for change in comparison.having("worse") if change.quantity.compared != "exact"),
         lost=bool(lost) or other_machine,
     )
 
@@ -93,7 +93,7 @@ def read_rules(
     given: Sequence[str],
     folder: Path = Path(),
     *,
-    kinds: Collection[Repeats] = ("seed", "round"),
+    repeats: Collection[Repeats] = ("seed", "round"),
     metrics: Collection[str] = (),
 ) -> list[Rule]:
     """Read the rules of `[tool.bench.gate]` in a TOML file, then those of options. Raises `ConfigError`.
@@ -106,7 +106,7 @@ def read_rules(
         file: a file, which must have rules; None for `pyproject.toml` in `folder`, if it exists.
         given: rules in the syntax of `--rule`.
         folder: folder of `pyproject.toml`.
-        kinds: the kinds of samples that the sides have; see `SideCell.repeats`.
+        repeats: what the samples of the sides are; see `SideCell.repeats`.
         metrics: the metrics that are compared; empty for all.
     """
     place = folder / "pyproject.toml" if file is None else file
@@ -121,7 +121,7 @@ def read_rules(
             raise ConfigError(f"{place}: has no rules; write them as tables [[{TABLE}.rule]]")
     elif file is not None:
         raise UserError(f"{file}: no such file")
-    rules = [rule for rule in rules if not rule.is_elsewhere(kinds, metrics)]
+    rules = [rule for rule in rules if not rule.is_elsewhere(repeats, metrics)]
     return rules + [_rule(f"--rule {text!r}", _parsed(text)) for text in given]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from bench.analysis.metrics import points
 from bench.analysis.stats import MIN_SAMPLES
 from bench.compare.changes import Change, ChangeVerdict, Comparison
 from bench.compare.sides import SampleName, Value, exact_text
@@ -23,19 +24,19 @@ ORDER: tuple[ChangeVerdict, ...] = (
 
 
 NOTE = (
-    "Change: the new side over {base}, of shares such as accuracies less it, with a 95% interval from {fewest} samples "
-    "on; samples are seeds, or rounds of a benchmark, of which each process is one. It counts as worse or better where "
-    "it is at least as large as said and a test of no change fails, at {percent}% over this whole comparison (Holm). "
-    "Same: shown to lie within that, at 95%{looks}, or of accuracies the very same images right with each seed. Times "
-    "and memory are compared as independent samples (Welch, on logarithms), rounds with a name on both sides as pairs, "
-    "accuracies over seeds and images, other shares over seeds alone, which says nothing of other images, counters "
-    "sample by sample."
+    "Change: the new side ÷ {base}; for shares such as accuracies, the new side − {base}; with a 95% interval from "
+    "{fewest} samples on. Samples are seeds, or rounds of a benchmark, where each process is one round. A change is "
+    "worse or better if it is at least as large as the column “counts from” says and a test of no change fails, at "
+    "{percent}% over this whole comparison (Holm). It is the same if it is shown to be smaller than that, at "
+    "95%{looks}, or if both sides were right on the very same images with each seed. Times and memory are compared as "
+    "independent samples (Welch, on logarithms), rounds with a name on both sides as pairs, accuracies over seeds and "
+    "images, other shares over seeds alone, which says nothing about other images, and counters sample by sample."
 )
 
 
 def show(
     comparison: Comparison,
-    kind: Format,
+    suffix: Format,
     *,
     title: str,
     headline: str = "",
@@ -46,13 +47,15 @@ def show(
 
     `status` is the gate's exit status; only JSON has it.
     """
-    if kind == "json":
+    if suffix == "json":
         content = _as_json(comparison) | {"status": status, "headline": headline, "findings": list(findings)}
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    table = markdown_table if kind == "md" else html_table
+    table = markdown_table if suffix == "md" else html_table
     changed = [change for change in comparison.changes if change.verdict not in ("same", "unknown")]
-    same = [change for change in comparison.changes if change.verdict == "same" and change.quantity.kind != "exact"]
-    exact = [change for change in comparison.changes if change.verdict == "same" and change.quantity.kind == "exact"]
+    same = [change for change in comparison.changes if change.verdict == "same" and change.quantity.compared != "exact"]
+    exact = [
+        change for change in comparison.changes if change.verdict == "same" and change.quantity.compared == "exact"
+    ]
     changed.sort(key=lambda change: ORDER.index(change.verdict))
     content = {
         "title": title,
@@ -65,7 +68,7 @@ def show(
         "fold": len(same) > MANY,
         "exact": len(exact),
         "unknown": unknown_lines(comparison, comparison.having("unknown")),
-        "differs": list(dict.fromkeys(str(each) for change in comparison.changes for each in change.differs)),
+        "mismatches": list(dict.fromkeys(str(each) for change in comparison.changes for each in change.mismatches)),
         "machines": _machines(comparison),
         "note": NOTE.format(
             base=comparison.base.name,
@@ -75,7 +78,7 @@ def show(
         ),
         "style": style(),
     }
-    return environment_for(kind).get_template(f"compare.{kind}.j2").render(**content)
+    return environment_for(suffix).get_template(f"compare.{suffix}.j2").render(**content)
 
 
 def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str]:
@@ -84,7 +87,7 @@ def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str
     for change in changes:
         samples = {comparison.base.name: change.base, change.new_side: change.new}
         without = " and ".join(name for name, some in samples.items() if not some)
-        apart = change.quantity.kind == "difference" and not change.base.keys() & change.new.keys()
+        apart = change.quantity.compared == "difference" and not change.base.keys() & change.new.keys()
         why = f"unknown in {without}" if without else "no seed in common" if apart else "not above 0"
         found.setdefault((change.quantity.label, why), []).append(change.cell)
     return [
@@ -132,31 +135,29 @@ def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
 def _value(change: Change, value: Value, samples: Mapping[SampleName, Value]) -> str:
     if not samples:
         return "n/a"
-    if change.quantity.kind == "exact":
+    if change.quantity.compared == "exact":
         return " and ".join(change.quantity.show(each) for each in sorted(set(samples.values())))
     return f"{change.quantity.show(value)} (n = {len(samples)})"
 
 
 def change_text(change: Change) -> str:
     """Format the estimate with its interval; for exact counters, the difference."""
-    if change.quantity.kind == "exact":
+    if change.quantity.compared == "exact":
         base, new = set(change.base.values()), set(change.new.values())
         one = len(base) == len(new) == 1
         return exact_text(new.pop() - base.pop(), "+") if one else "several values" if base and new else "n/a"
     if change.estimate is None:
         return "n/a"
-    known = change.estimate.low is not None and change.estimate.high is not None
-    if change.estimate.scale == "ratio":
-        interval = f" ({change.estimate.low:.3f}–{change.estimate.high:.3f})" if known else ""
-        return f"{change.estimate.value:.3f}×{interval}"
-    low, high = (100 * (edge or 0.0) for edge in (change.estimate.low, change.estimate.high))
-    return f"{100 * change.estimate.value:+.1f} points" + (f" ({low:+.1f} to {high:+.1f})" if known else "")
+    value, low, high = change.estimate.value, change.estimate.low, change.estimate.high
+    if change.estimate.compared == "ratio":
+        return f"{value:.3f}×" + ("" if low is None or high is None else f" ({low:.3f}–{high:.3f})")
+    return f"{points(value)} points" + ("" if low is None or high is None else f" ({points(low)} to {points(high)})")
 
 
 def _allowed(change: Change) -> str:
     if change.allowed is None:
         return "any change"
-    return f"{change.allowed:g}×" if change.quantity.kind == "ratio" else f"{100 * change.allowed:g} points"
+    return f"{change.allowed:g}×" if change.quantity.compared == "ratio" else f"{100 * change.allowed:g} points"
 
 
 def _as_json(comparison: Comparison) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def _change_as_json(change: Change) -> dict[str, Any]:
         "cell": change.cell,
         "side": change.new_side,
         "metric": change.quantity.name,
-        "kind": change.quantity.kind,
+        "kind": change.quantity.compared,
         "better": change.quantity.better,
         "base": change.base,
         "new": change.new,
@@ -190,7 +191,7 @@ def _change_as_json(change: Change) -> dict[str, Any]:
         "counts_from": change.allowed,
         "p": change.p,
         "verdict": change.verdict,
-        "differs": [str(each) for each in change.differs],
+        "differs": [str(each) for each in change.mismatches],
     }
 
 

@@ -40,19 +40,19 @@ class Rule(Strict):
         """True if the rule applies to that metric of the cell with that label."""
         return matches(metric, self.metric) and matches(cell, self.cells)
 
-    def is_elsewhere(self, kinds: Collection[Repeats], metrics: Collection[str]) -> bool:
+    def is_elsewhere(self, repeats: Collection[Repeats], metrics: Collection[str]) -> bool:
         """True if the rule can't apply here: its metric is only for runs or only for benchmarks, or is not compared."""
         if metrics and not any(matches(name, self.metric) for name in metrics):
             return any(matches(name, self.metric) for name in (*quantities(), SECONDS.name))
         if self.is_of_runs:
-            return "seed" not in kinds
-        return self.metric == SECONDS.name and "round" not in kinds
+            return "seed" not in repeats
+        return self.metric == SECONDS.name and "round" not in repeats
 
     @property
     def is_of_runs(self) -> bool:
         """True if only runs have its metric. Benchmarks can have exact counters of the same names."""
         of_runs = quantities()
-        return self.metric in of_runs and of_runs[self.metric].kind != "exact"
+        return self.metric in of_runs and of_runs[self.metric].compared != "exact"
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.model_dump().items() if value not in (None, "*"))
@@ -89,8 +89,8 @@ def check_rule(rule: Rule, wanted: Mapping[str, Quantity], sides: Sequence[Side]
         if any(cell.lost for cell in fitting):
             return
         raise ConfigError(f"rule {rule}: none of the cells that fit has that metric")
-    for kind, said in (("ratio", rule.factor), ("difference", rule.points)):
-        if said is not None and not any(quantity.kind == kind for quantity in known):
+    for compared, given in (("ratio", rule.factor), ("difference", rule.points)):
+        if given is not None and not any(quantity.compared == compared for quantity in known):
             what = "times and memory have a factor, shares such as accuracies have points, exact counters have neither"
             raise ConfigError(f"rule {rule}: {known[0].name} is none of that kind: {what}")
     limits = rule.max is not None or rule.min is not None
@@ -121,7 +121,7 @@ def check_limits(checked: Sequence[CheckedCell], rules: Sequence[Rule]) -> tuple
             unchecked.append((cell.label, words))
         if not samples:
             continue
-        exact = quantity.kind == "exact"
+        exact = quantity.compared == "exact"
         middle = typical(samples.values(), quantity)
         high, low = (max(samples.values()), min(samples.values())) if exact else (middle, middle)
         most = [rule.max for rule in fitting if rule.max is not None][-1:]
@@ -136,10 +136,12 @@ def typical(values: Collection[Value], quantity: Quantity) -> float:
     """Geometric mean for ratios, mean for differences, largest value for counters; NaN without values."""
     if not values:
         return math.nan
-    if quantity.kind == "exact":
+    if quantity.compared == "exact":
         return max(values)
     return (
-        statistics.geometric_mean(values) if quantity.kind == "ratio" and min(values) > 0 else statistics.fmean(values)
+        statistics.geometric_mean(values)
+        if quantity.compared == "ratio" and min(values) > 0
+        else statistics.fmean(values)
     )
 
 

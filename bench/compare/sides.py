@@ -29,7 +29,7 @@ class Quantity:
 
     name: str
     label: str
-    kind: ComparedBy
+    compared: ComparedBy
     better: Literal["lower", "higher"]
 
     @property
@@ -40,7 +40,7 @@ class Quantity:
     def show(self, value: Value) -> str:
         """Format a value for people, with its unit."""
         metric = METRICS.get(self.name)
-        if self.kind == "exact":
+        if self.compared == "exact":
             return f"{exact_text(value)} {metric.unit_unscaled if metric else ''}".rstrip()
         if metric:
             return metric.say(value)
@@ -54,14 +54,14 @@ def exact_text(value: Value, sign: str = "") -> str:
     return format(int(value) if whole else value, f"{sign},")
 
 
-SECONDS = Quantity(name="seconds", label="time", kind="ratio", better="lower")
+SECONDS = Quantity(name="seconds", label="time", compared="ratio", better="lower")
 """The time of one round of a benchmark."""
 
 
 def quantities() -> dict[str, Quantity]:
     """The metrics of runs that can be compared: those for which more is better, or less is."""
     return {
-        name: Quantity(name=name, label=metric.label, kind=metric.compared, better=metric.better)
+        name: Quantity(name=name, label=metric.label, compared=metric.compared, better=metric.better)
         for name, metric in METRICS.items()
         if metric.better is not None
     }
@@ -308,11 +308,11 @@ def _add_benchmarks(
         conditions = dict(data.machine_info.conditions)
         for name, value in one.extra_info.items():
             if type(value) is int:
-                if name == SECONDS.name or (name in of_runs and of_runs[name].kind != "exact"):
+                if name == SECONDS.name or (name in of_runs and of_runs[name].compared != "exact"):
                     raise UserError(
                         f"{path}: {one.fullname}: extra_info has {name!r}, which is the name of a metric; rename it"
                     )
-                known.setdefault(name, Quantity(name=name, label=name, kind="exact", better="lower"))
+                known.setdefault(name, Quantity(name=name, label=name, compared="exact", better="lower"))
                 side_cell.samples.setdefault(name, {})[path.stem] = value
             elif isinstance(value, str):
                 if name in conditions:

@@ -261,7 +261,7 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
     if given.rounds < FEWEST:
         raise UserError(f"--rounds {given.rounds}: must be at least {FEWEST}")
     budget = seconds("--budget", given.budget) if given.budget else None
-    rules = read_rules(None, given.rule, root, kinds=["round"])
+    rules = read_rules(None, given.rule, root, repeats=["round"])
     if wrong := next((rule for rule in rules if rule.is_of_runs), None):
         raise UserError(f"--rule {wrong}: only runs have {wrong.metric}; benchmarks have {SECONDS.name} and counters")
     if given.out and given.out.exists() and any(given.out.iterdir()):

@@ -138,15 +138,15 @@ class Samples(Strict):
 
 
 def verdict(estimate: Estimate, target: float) -> str:
-    """Whether a ratio is at most the target, or a difference at least. It is certain if its whole interval is."""
-    most = estimate.scale == "ratio"
+    """Decide whether a ratio is at most the target, or a difference at least. Certain if the whole interval is."""
+    most = estimate.compared == "ratio"
     met = estimate.value <= target if most else estimate.value >= target
     edge = estimate.high if met is most else estimate.low
     certain = edge is not None and (edge <= target if most else edge >= target) is met
     return ("met" if met else "missed") + ("" if certain else ", not certain")
 
 
-def _axes(samples: Samples, number: int, side: str) -> dict[str, str]:
+def _identifying_columns(samples: Samples, number: int, side: str) -> dict[str, str]:
     """The first columns of every table: what was compared."""
     return {
         "run": str(number),
@@ -166,7 +166,7 @@ def _accuracy_row(samples: Samples, number: int, side: str) -> dict[str, str]:
     most_lost = MOST_LOST.get(samples.job) if side == PLAIN else None
     known = estimate.low is not None and estimate.high is not None
     return {
-        **_axes(samples, number, side),
+        **_identifying_columns(samples, number, side),
         "ours": f"{statistics.fmean(ours.values()):.1f}",
         "theirs": f"{statistics.fmean(theirs.values()):.1f}",
         "difference (min–max, n)": f"{estimate.value:+.2f} ({min(differences):+.2f} to {max(differences):+.2f}, "
@@ -188,7 +188,7 @@ def _row(samples: Samples, number: int, side: str) -> dict[str, str]:
     disturbed = [bool(run.machine.warnings) for run in samples.runs if run.side in (OURS, side)]
     known = estimate.low is not None and estimate.high is not None
     return {
-        **_axes(samples, number, side),
+        **_identifying_columns(samples, number, side),
         "ours": format(statistics.median(ours.values()) / unit, style),
         "theirs": format(statistics.median(theirs.values()) / unit, style),
         "ratio (min–max, n)": f"{estimate.value:.3f} ({min(ratios):.3f}–{max(ratios):.3f}, n = {estimate.n})",

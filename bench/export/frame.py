@@ -86,7 +86,18 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "gpu_throttle": _of_gpu(lambda state: ", ".join(state.throttle_reasons or ()) or None),
     "machine_warnings": _of_machine(lambda machine: "; ".join(machine.warnings) or None),
 }
-_AXES = ("run", "cell_id", "dataset", "backbone", "weights", "regime", "device", "precision", "seed", "batch_size")
+_CELL_COLUMNS = (
+    "run",
+    "cell_id",
+    "dataset",
+    "backbone",
+    "weights",
+    "regime",
+    "device",
+    "precision",
+    "seed",
+    "batch_size",
+)
 """Columns of a cell that are repeated in the row of each epoch."""
 _BOOLEANS = ("frozen_verified", "git_dirty", "compile", "cuda_graph", "features_reused")
 _INTEGERS = {
@@ -156,13 +167,13 @@ def epoch_rows(runs: Iterable[RunFolder]) -> pd.DataFrame:
     rows = []
     for run in runs:
         for record in run.records().values():
-            cell = {name: _FACTS[name](run.name, record) for name in _AXES}
+            cell = {name: _FACTS[name](run.name, record) for name in _CELL_COLUMNS}
             for epoch in record.result.epochs if record.result else ():
                 phases = epoch.phases.model_dump() if epoch.phases else dict.fromkeys(PHASES)
                 values = epoch.model_dump(exclude={"phases"})
                 rows.append(cell | values | {f"{name}_seconds": seconds for name, seconds in phases.items()})
     known = [name for name in EpochResult.model_fields if name != "phases"]
-    return pd.DataFrame(rows, columns=[*_AXES, *known, *(f"{name}_seconds" for name in PHASES)])
+    return pd.DataFrame(rows, columns=[*_CELL_COLUMNS, *known, *(f"{name}_seconds" for name in PHASES)])
 
 
 def load_results(paths: str | Path | Iterable[str | Path], results: Path) -> pd.DataFrame:

@@ -18,11 +18,9 @@ from bench.analysis.metrics import METRICS, Finished, finished
 from bench.store.records import Record
 from bench.store.runs import RunFolder
 from tl.errors import UserError
+from tl.results import EpochResult
 
-EPOCH_VALUES = (
-    *("train_loss", "train_accuracy", "val_loss", "val_accuracy"),
-    *("train_seconds", "val_seconds", "learning_rate"),
-)
+EPOCH_VALUES = tuple(name for name in EpochResult.model_fields if name not in ("epoch", "phases"))
 TAG = "tl_bench.cell"
 """Tag of an MLflow run with our name of the cell, by which a second export finds it."""
 

@@ -42,7 +42,7 @@ class Summary:
     claims: tuple[Claim, ...]
     without_result: dict[str, int]
     """Claim → number of planned comparisons that lack a result on a side."""
-    comparisons: tuple[SpeedUp, ...]
+    speed_ups: tuple[SpeedUp, ...]
     choices: tuple[Choice, ...]
     records: tuple[tuple[str, Record], ...]
     missing: tuple[tuple[str, Cell], ...]
@@ -219,7 +219,7 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         findings=tuple(findings),
         claims=claims,
         without_result=lost,
-        comparisons=tuple(speed_ups(findings)),
+        speed_ups=tuple(speed_ups(findings)),
         choices=tuple(recommend(groups)),
         records=tuple(records),
         missing=tuple(missing),

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bench.analysis.claims import CLAIMS
 from bench.analysis.groups import Group
-from bench.analysis.metrics import METRICS, RATED_BY, costs
+from bench.analysis.metrics import METRICS, RATED_BY, costs, points
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate
 from bench.report.settings_text import chosen_rates
@@ -37,7 +36,9 @@ class Column:
 def columns(summary: Summary) -> list[Column]:
     """The columns of the main table, which has one row per group of seeds."""
     groups = summary.groups
-    facts = [_axes(g, summary) | {"weights": g.config.weights} | chosen_rates(g, summary) for g in groups]
+    facts = [
+        _identifying_columns(g, summary) | {"weights": g.config.weights} | chosen_rates(g, summary) for g in groups
+    ]
     if any(len(group.records) > 1 for group in groups):
         facts = [fact | {"seeds": str(len(group.records))} for fact, group in zip(facts, groups, strict=True)]
     once = [name for name, metric in METRICS.items() if metric.once and any(group.values(name) for group in groups)]
@@ -61,7 +62,7 @@ def cells_table(summary: Summary) -> pd.DataFrame:
 
 
 def priorities_table(summary: Summary) -> pd.DataFrame:
-    """What to use if accuracy, time or memory matters most, on each device of each run."""
+    """What to use if accuracy or one of the costs matters most, on each device of each run."""
     rows = []
     for choice in summary.choices:
         place = {"run": choice.run} if len({c.run for c in summary.choices}) > 1 else {}
@@ -87,12 +88,12 @@ def _pick(group: Group, summary: Summary) -> str:
     return f"{summary.short(group)}, {group.config.regime}"
 
 
-def comparison_table(summary: Summary) -> pd.DataFrame:
+def speed_up_table(summary: Summary) -> pd.DataFrame:
     """One row per comparison of training only the head with fine-tuning."""
-    return pd.DataFrame([_comparison_row(row, summary) for row in summary.comparisons])
+    return pd.DataFrame([_speed_up_row(row, summary) for row in summary.speed_ups])
 
 
-def _comparison_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
+def _speed_up_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
     saved, slow = row.memory_saved_bytes, row.slow.median(lambda r: r.peak_memory_bytes)
     memory = "n/a"
     if saved is not None and slow:
@@ -100,10 +101,10 @@ def _comparison_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
     difference = "n/a"
     if row.accuracy is not None and row.accuracy_test is not None:
         test = row.accuracy_test
-        p_text = f"p = {test.p:.2g}" if test.can_show else "too few to tell"
-        difference = f"{CLAIMS['no-worse'].show(row.accuracy.value)} ({p_text})"
+        p_text = f"p = {test.p:.2g}" if test.can_show else "too few images"
+        difference = f"{points(row.accuracy.value)} points ({p_text})"
     claim = row.finding.claim
-    return _axes(row.fast, summary) | {
+    return _identifying_columns(row.fast, summary) | {
         "speed-up": show_estimate(claim, row.speed_up),
         "predicted": claim.show(row.finding.predicted),
         "training alone": show_estimate(claim, row.training),
@@ -121,12 +122,12 @@ def claims_table(summary: Summary) -> pd.DataFrame:
 
 def _claim_row(finding: Finding, summary: Summary) -> dict[str, str]:
     claim, group = finding.claim, finding.group
-    axes = _axes(group, summary) | {"regime": f"{group.config.regime} against {claim.against}"}
+    identity = _identifying_columns(group, summary) | {"regime": f"{group.config.regime} against {claim.against}"}
     if len(summary.levels["weights"]) > 1:
-        axes["weights"] = group.config.weights
+        identity["weights"] = group.config.weights
     return (
         {"claim": claim.name}
-        | axes
+        | identity
         | {
             "measured": show_estimate(claim, finding.estimate),
             "predicted": claim.show(finding.predicted),
@@ -136,7 +137,7 @@ def _claim_row(finding: Finding, summary: Summary) -> dict[str, str]:
     )
 
 
-def _axes(group: Group, summary: Summary) -> dict[str, str]:
+def _identifying_columns(group: Group, summary: Summary) -> dict[str, str]:
     """The columns that identify a row: backbone, regime, device, and settings that differ within the report."""
     config = group.config
     row = {"run": group.run} if len(summary.runs) > 1 else {}

@@ -30,7 +30,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     if summary.missing:
         planned = sum(len(manifest.cells) for _, manifest in summary.runs)
         say(console, f"{planned - len(summary.missing)} of {planned} cells have ended", style="yellow")
-    if summary.comparisons:
+    if summary.speed_ups:
         console.print()
         console.print(_claim(summary))
     if summary.groups:
@@ -50,8 +50,8 @@ def _claim(summary: Summary) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("only the head", "speed-up", "predicted", "“about half the time”"):
         table.add_column(name, overflow="fold")
-    several = len({row.fast.config.regime for row in summary.comparisons}) > 1
-    for row in summary.comparisons:
+    several = len({row.fast.config.regime for row in summary.speed_ups}) > 1
+    for row in summary.speed_ups:
         claim = row.finding.claim
         name = summary.short(row.fast) + (f", {row.fast.config.regime}" if several else "")
         table.add_row(

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -58,7 +58,6 @@ ANY_REGIME = next(iter(REGIMES))
 """Replaces the regime in keys that are equal for cells of all regimes; any regime would do."""
 
 Status = Literal["done", "failed", "oom", "timeout", "skipped"]
-STATUSES: tuple[str, ...] = get_args(Status)
 
 
 _NOTHING = object()
