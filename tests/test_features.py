@@ -78,9 +78,7 @@ def test_features_are_extracted_once_for_all_seeds_and_rates(
         others = [train(mini, **pretrained, seed=1), train(mini, **pretrained, learning_rate=0.1)]
     assert figures(again) == figures(first)
     assert all(figures(other) != figures(first) for other in others)
-    assert not any("at hand" in note.text for note in first.notes) and any(
-        "at hand" in note.text for note in again.notes
-    )
+    assert not any("cached" in note.text for note in first.notes) and any("cached" in note.text for note in again.notes)
     assert first.extracting_seconds == first.extraction_seconds and first.peak_memory_bytes > 0
     for result in (again, *others):
         assert result.extracting_seconds == 0

@@ -225,7 +225,7 @@ def test_images_from_the_store_or_decoded_by_any_number_of_workers_train_the_sam
 
     monkeypatch.setattr(Store, "read", recorded)
     decoded = tl.train_model(config, mini, device="cpu")
-    assert any("decoded anew" in note.text for note in decoded.notes)
+    assert any("decoded in every epoch" in note.text for note in decoded.notes)
     assert threading.main_thread().name not in threads and (len(threads) > 4) is (workers == 5)
     for one, other in zip(stored.epochs, decoded.epochs, strict=True):
         assert (one.train_loss, one.val_loss) == (other.train_loss, other.val_loss)

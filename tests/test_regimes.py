@@ -296,7 +296,7 @@ def test_weights_must_be_what_the_regime_starts_from(mini: tl.Splits) -> None:
     """`scratch` refuses pretrained weights that are passed as an argument."""
     weights = find_weights("timm:tf_efficientnet_lite0", "pretrained")
     config = tl.TrainConfig(backbone="timm:tf_efficientnet_lite0", regime="scratch", epochs=1)
-    with pytest.raises(tl.ConfigError, match="regime 'scratch' was to start from random weights"):
+    with pytest.raises(tl.ConfigError, match="regime 'scratch' must start from random weights"):
         tl.train_model(config, mini, device="cpu", weights=weights)
 
 

@@ -64,7 +64,7 @@ def test_a_classifier_that_is_more_than_one_layer_is_refused(tmp_path: Path, spe
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("timm:vit_tiny_patch16_224.augreg_in21k", "give 21843 figures, where ImageNet-1k has 1000 classes"),
+        ("timm:vit_tiny_patch16_224.augreg_in21k", "have 21843 outputs, where ImageNet-1k has 1000 classes"),
         ("timm:vit_small_patch16_224.dino", "have no classifier, where ImageNet-1k has 1000 classes"),
     ],
 )

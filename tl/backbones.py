@@ -1,4 +1,4 @@
-"""Backbones: a network without its classifier, what it must be fed, and where its weights came from.
+"""Backbones: networks without their classifier, with their preprocessing and the origin of their weights.
 
 `tl.sources` lists the libraries that networks come from.
 """
@@ -30,8 +30,8 @@ from tl.weights import Weights, find
 class Backbone:
     """A network that maps `(B, 3, S, S) float32` to pooled features `(B, width)`.
 
-    All that a network does before its last linear layer belongs to the backbone (and to what is frozen),
-    a hidden layer of its classifier included (torchvision's MobileNetV3 and VGG, timm's `conv_head`).
+    Everything before the last linear layer belongs to the backbone, and to what is frozen, including a hidden layer of
+    the network's classifier (torchvision's MobileNetV3 and VGG, timm's `conv_head`).
     """
 
     spec: str
@@ -40,16 +40,16 @@ class Backbone:
     preprocessing: Preprocessing
     weights: Weights
     head: nn.Linear | None = None
-    """`(B, width)` → logits of some classes, from the classifier that the weights came with; None if not asked for."""
+    """`(B, width)` → logits of some classes, from the classifier that the weights came with; None unless requested."""
 
 
 def known_names() -> dict[str, list[str]]:
-    """All names by source."""
+    """Return all names by source."""
     return {source: library(source).names() for source in SOURCES}
 
 
 def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, download: bool = True) -> Weights:
-    """Which weights `spec` (with its source) gets: see `tl.weights.find`."""
+    """Find the weights of a backbone whose name has its source. See `tl.weights.find`."""
     parts = Spec.parse(spec)
     checkpoint = library(parts.source).checkpoint(parts.name)
     bare = parts.architecture
@@ -72,13 +72,13 @@ def make_backbone(
     Args:
         spec: `torchvision:NAME`, `timm:NAME[.TAG]`, or a bare name that only one of them has.
         weights: a policy (`auto`, `pretrained`, `random`) or weights that `find_weights` returned.
-        weights_dir: a folder looked at first, for `SOURCE-NAME.pth` (or `.safetensors`, `.pt`, `.bin`), `NAME.pth`
-            where only one source has that name, or the published file name.
+        weights_dir: a folder that is searched first, for `SOURCE-NAME.pth` (or `.safetensors`, `.pt`, `.bin`),
+            `NAME.pth` if only one source has that name, or the published file name.
         seed: decides random weights; pretrained ones don't depend on it.
-        own_head_for: classes of a data set, to keep as `head` what the weights' own ImageNet classifier knows of them.
+        own_head_for: classes of a data set; `head` is then the weights' own ImageNet classifier, reduced to them.
 
-    Warns with `FallbackWarning` when `auto` falls back to random weights. Raises `ConfigError` for an unknown
-    name, `WeightsError` when weights are missing or don't fit, `NotApplicable` where no such head can be had.
+    Warns with `FallbackWarning` if `auto` falls back to random weights. Raises `ConfigError` for an unknown name,
+    `WeightsError` if weights are missing or don't fit, and `NotApplicable` if there is no such head.
     The global random state is left as it was.
     """
     found = find_spec(spec, known_names())
@@ -109,14 +109,14 @@ def _check_imagenet(name: str, entry: Library, weights: Weights) -> None:
         why = weights.reason or "random weights were asked for"
         raise NotApplicable(f"only pretrained weights come with an ImageNet classifier: {why}")
     if (classes := entry.classes(name)) != CLASSES:
-        has = f"give {classes} figures" if classes else "have no classifier"
+        has = f"have {classes} outputs" if classes else "have no classifier"
         raise NotApplicable(f"the published weights of {name} {has}, where ImageNet-1k has {CLASSES} classes")
 
 
 class Classifier(nn.Module):
     """A backbone and a head: `(B, 3, S, S)` → logits `(B, classes)`.
 
-    The head is the backbone's own where it has one, else new: its start depends on the seed and its shape alone.
+    The head is the backbone's own if it has one, else a new one, whose initial weights depend only on seed and shape.
     """
 
     def __init__(self, backbone: Backbone, classes: int, config: TrainConfig) -> None:
@@ -126,7 +126,7 @@ class Classifier(nn.Module):
             self.head = backbone.head or HEAD_BUILDERS[config.head](backbone.width, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits of a batch of normalised images."""
+        """Return the logits of a batch of normalised images."""
         logits: torch.Tensor = self.head(self.backbone(images))
         return logits
 

@@ -1,8 +1,7 @@
-"""What of a classifier trains and what is frozen, as its regime says; and proof that the frozen part stayed as it was.
+"""Divides a classifier into what trains and what is frozen, and proves that the frozen part did not change.
 
-The regime's rule is applied once, by `freeze`, to the modules and tensors of one network. Gradients are switched on and
-off there; the optimiser, the modes, the weights kept of the best epoch and the digest of the frozen part read what it
-found.
+`freeze` applies the regime's rule once to the modules and tensors of one network, and switches gradients on and off.
+The optimiser, the modes, the kept weights of the best epoch and the digest of the frozen part read its result.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ class Freezing:
 
     model: Classifier
     parameters: tuple[nn.Parameter, ...]
-    """What the optimiser may change, in the order of the model."""
+    """Parameters that the optimiser may change, in the order of the model."""
     in_train_mode: tuple[nn.Module, ...]
-    """Modules that are in train mode during training passes, with all that is in them; all others are in eval mode."""
+    """Modules that are in train mode during training passes, with those inside them; all others are in eval mode."""
     changing: frozenset[str]
     """Names of the parameters and buffers that training may change."""
     frozen: frozenset[str]
-    """Names of the parameters, int8 weights and buffers that must stay as they are, bit for bit. A regime that lets
-    frozen modules run in train mode makes no such promise: then this is empty."""
+    """Names of the parameters, int8 weights and buffers that must stay bit-identical. It is empty for a regime whose
+    frozen modules run in train mode, which promises no such thing."""
 
     def train_mode(self) -> None:
         """Put each module into its mode of a training pass."""
@@ -42,7 +41,7 @@ class Freezing:
             module.train()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A copy of everything that training may change."""
+        """Return a copy of everything that training may change."""
         return {name: value.detach().clone() for name, value in _tensors(self.model) if name in self.changing}
 
     @torch.no_grad()
@@ -53,7 +52,7 @@ class Freezing:
                 value.copy_(state[name])
 
     def digest(self) -> str | None:
-        """The SHA-256 of what is frozen; None if nothing is."""
+        """Return the SHA-256 of what is frozen; None if nothing is."""
         return digest(self.model, self.frozen) if self.frozen else None
 
 
@@ -86,7 +85,7 @@ def freeze(model: Classifier, regime: Regime) -> Freezing:
 
 
 def digest(module: nn.Module, names: Collection[str]) -> str:
-    """SHA-256 over the parameters, int8 weights and buffers of these names, bit for bit."""
+    """Return the SHA-256 over the bits of the parameters, int8 weights and buffers with these names."""
     sha = hashlib.sha256()
     integers = ((name, value.int_repr()) for name, value in quantized_weights(module))
     for name, value in [*_tensors(module), *integers]:
@@ -97,5 +96,5 @@ def digest(module: nn.Module, names: Collection[str]) -> str:
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Parameters and buffers by name; unlike in a state dict, also buffers that are not saved."""
+    """Return parameters and buffers by name, including buffers that a state dict leaves out."""
     return [*module.named_parameters(), *module.named_buffers()]

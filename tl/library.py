@@ -1,4 +1,4 @@
-"""What a library of networks must be able to do, and what libraries share. `tl.sources` lists them."""
+"""The interface of a library of networks, and functions that libraries share. `tl.sources` lists the libraries."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tl.weights import Checkpoint, Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """A library of networks. Names are the library's own."""
+    """A library of networks. It uses its own names of networks."""
 
     names: Callable[[], list[str]]
     checkpoint: Callable[[str], Checkpoint]
-    """The weights published for a network."""
+    """Returns the weights that are published for a network."""
     preprocessing: Callable[[str], Preprocessing]
-    """What a network's published weights expect of images."""
+    """Returns the preprocessing that a network's published weights expect."""
     classes: Callable[[str], int]
-    """How many classes the published weights distinguish; 1000 are those of ImageNet-1k."""
+    """Returns the number of classes of the published weights; 1000 means those of ImageNet-1k."""
     load: Callable[[str, Weights], nn.Module]
     """Builds the whole network, with the weights in it."""
     cut: Callable[[nn.Module], tuple[object, int]]
@@ -61,7 +61,7 @@ def fitting(name: str, weights: Weights) -> Iterator[None]:
 
 
 def checkpoint_at(label: str, url: str, names: tuple[str, ...], bundled_as: str = "") -> Checkpoint:
-    """Weights that are published under a URL and kept in torch hub's cache."""
+    """Return the weights that are published under a URL and kept in torch hub's cache."""
     file_name = url.rpartition("/")[2]
     place = Path(torch.hub.get_dir()) / "checkpoints" / file_name
 

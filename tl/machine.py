@@ -13,12 +13,12 @@ from tl.errors import DeviceError, UserError
 
 @dataclass(frozen=True)
 class DeviceKey:
-    """What a cell calls its device, in parts; `str(key)` is the text that cells and records have."""
+    """The name of a device in its parts; `str(key)` is the text that cells and records have."""
 
     name: str
-    """As torch calls it: `cpu`, `cuda:0`, `mps`."""
+    """The name that torch uses: `cpu`, `cuda:0`, `mps`."""
     machine: str = ""
-    """The kind of machine that it is in, on a cluster; empty elsewhere."""
+    """On a cluster, the kind of machine that has it; empty elsewhere."""
 
     @classmethod
     def parse(cls, text: str) -> DeviceKey:
@@ -32,8 +32,9 @@ class DeviceKey:
         return self.name.partition(":")[0]
 
     def means(self, other: DeviceKey) -> bool:
-        """Whether this, as a user names devices, can mean `other`: `cuda` is `cuda:0`, and a name without a machine is
-        that of any.
+        """True if this name, as a user writes it, can mean `other`.
+
+        `cuda` means `cuda:0`, and a name without a machine means any machine.
         """
         name = "cuda:0" if self.name == "cuda" else self.name
         return name == other.name and self.machine in ("", other.machine)

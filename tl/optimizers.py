@@ -1,4 +1,4 @@
-"""Builds what a `TrainConfig` names: its optimiser, learning-rate schedule and loss.
+"""Builds the optimiser, the learning-rate schedule and the loss that a `TrainConfig` names.
 
 To add one, add its name to the table in `tl.config` and its builder here.
 """
@@ -18,10 +18,10 @@ from tl.step import Loss
 
 
 def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
-    """Begin momentum at zero, which gives the first step that torch takes without.
+    """Start momentum at zero; the first step is the same as torch's own.
 
-    Torch's fused SGD begins it with memory as it finds it, and trains on that where the first step is skipped
-    because scaled gradients have overflowed (fp16).
+    Torch's fused SGD starts from uninitialised memory, and trains on it if the first step is skipped because scaled
+    gradients overflowed (fp16).
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
@@ -45,7 +45,7 @@ OPTIMIZER_BUILDERS: dict[str, Callable[[TrainConfig, Sequence[nn.Parameter]], to
         betas=(c.momentum, 0.999),
         weight_decay=c.weight_decay,
         fused=True,
-        capturable=parameters[0].is_cuda,  # counts its steps where a CUDA graph can
+        capturable=parameters[0].is_cuda,  # so that a CUDA graph can count its steps
     ),
 }
 SCHEDULE_BUILDERS: dict[str, Callable[[TrainConfig, torch.optim.Optimizer], LRScheduler]] = {

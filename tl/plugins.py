@@ -25,7 +25,7 @@ Entry = TypeVar("Entry")
 
 GROUPS = ("tl.sources", "tl.regimes", "bench.metrics", "bench.claims")
 VARIABLE = "TL_PLUGINS"
-"""The environment variable that lists the scripts for the children of a process to load."""
+"""The environment variable that lists the scripts that child processes load."""
 
 
 def add_entry_points(group: str, registry: dict[str, Entry], kind: type[Entry]) -> None:
@@ -63,7 +63,7 @@ def load_entry_points() -> None:
 
 
 def load_script(path: Path) -> None:
-    """Run a script that adds entries, once, as a module named after its file; children of this process run it, too.
+    """Run a script that adds entries, once, as a module named after its file. Child processes run it too.
 
     Raises `ConfigError` if it can't be run, or if its name is that of another module.
     """
@@ -83,7 +83,7 @@ def load_script(path: Path) -> None:
 
 
 def _place(module: str) -> str | None:
-    """The file that a module is, or would be, imported from; None if there is none, empty text if it has no file."""
+    """Return the file that a module is or would be imported from; None without such a module, empty without a file."""
     if module in sys.modules:
         return getattr(sys.modules[module], "__file__", None) or ""
     found = find_spec(module)
@@ -98,12 +98,12 @@ def load_as_parent() -> None:
 
 
 def scripts() -> list[Path]:
-    """The scripts that were loaded by this process or its parent, in that order."""
+    """Return the scripts that this process or its parent has loaded, in that order."""
     return [Path(name) for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
 
 def fingerprint() -> list[str]:
-    """What the entries depend on: versions of the packages that have entry points, digests of the scripts."""
+    """Return the versions of the packages that have entry points, and the digests of the scripts."""
     points = [point for group in GROUPS for point in _entry_points()[group]]
     packages = {f"{point.dist.name} {point.dist.version}" for point in points if point.dist}
     return [*sorted(packages), *(file_digest(path) for path in scripts())]

@@ -1,8 +1,8 @@
-"""Regimes: which parts of a classifier train, from which start, and what the backbone is during training.
+"""Regimes: which parts of a classifier train, from which weights, and how the backbone runs during training.
 
-To add one, add an entry to `REGIMES`; the tests, `bench list regimes` and the grids pick it up. What trains is said
-once, in `Regime.trainable`: gradients, train and eval modes, the optimiser's parameters, the weights kept of the best
-epoch, the proof that the rest stayed frozen, and what claims compare all follow from it.
+To add one, add an entry to `REGIMES`; the tests, `bench list regimes` and the grids use it. `Regime.trainable` alone
+says what trains: gradients, train and eval modes, the optimiser's parameters, the kept weights of the best epoch, the
+proof that the rest stayed frozen, and what claims compare all follow from it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 class Trainable:
     """Which parts of a classifier train; everything else in it is frozen.
 
-    A module that trains does so with all that is in it: its parameters get gradients, and it runs in train mode, so
-    its BatchNorm statistics move and its dropout drops.
+    A module that trains does so with everything inside it: its parameters get gradients, and it runs in train mode, so
+    its BatchNorm statistics move and its dropout is active.
     """
 
     head: bool
     backbone: Callable[[nn.Module], Iterable[nn.Module | nn.Parameter]] | None = None
-    """Maps a backbone to those of its modules that train; None if none of it does. A parameter may stand for itself:
-    it trains within a module that stays in eval mode. For example, the last stage of a ResNet is
+    """Maps a backbone to those of its modules that train; None if none does. It may also return single parameters,
+    which train within a module that stays in eval mode. For example, the last stage of a ResNet is
     `lambda network: [network.layer4]`, and all biases are
     `lambda network: [p for name, p in network.named_parameters() if name.endswith("bias")]`."""
 
     @property
     def only_head(self) -> bool:
-        """The head trains and nothing else does."""
+        """True if the head trains and nothing else does."""
         return self.head and self.backbone is None
 
 
@@ -45,24 +45,24 @@ NOTHING = Trainable(head=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """How a backbone gets to tell the classes of a data set apart."""
+    """A way to train a classifier on a backbone."""
 
     summary: str
     start: Literal["pretrained", "random"]
-    """Where the backbone's weights come from. `random` is meant, not a fallback: accuracy counts."""
+    """Where the backbone's weights come from. `random` is intended here, so accuracy is meaningful."""
     trainable: Trainable
     frozen_mode: Literal["eval", "train"] = "eval"
     """The mode of frozen modules in training passes. With `train`, as in the tutorial, BatchNorm statistics move
-    although no parameter does: nothing is proved to stay as it was."""
+    although no parameter does, so nothing is proved to stay unchanged."""
     head: Literal["new", "own"] = "new"
-    """`new`: as `TrainConfig.head` says. `own`: those rows of the classifier that the pretrained network was published
-    with that belong to the classes of the data set."""
+    """`new`: the one that `TrainConfig.head` names. `own`: the classifier that the pretrained network was published
+    with, reduced to the rows of the data set's classes."""
     features: Literal["each step", "once"] = "each step"
-    """`once`: the backbone runs over all images before training, and the head trains on what it gave."""
+    """`once`: the backbone runs over all images before training, and the head trains on its outputs."""
     extractor: Literal["float", "int8"] = "float"
     """`int8`: the backbone is quantised after loading, calibrated on training images."""
     control: bool = False
-    """A yardstick: no report recommends it or compares its time with that of fine-tuning."""
+    """True for a mere yardstick: no report recommends the regime or compares its time with that of fine-tuning."""
 
     def __post_init__(self) -> None:
         for name, value, plain in (("features", self.features, "each step"), ("extractor", self.extractor, "float")):
@@ -71,17 +71,17 @@ class Regime:
 
     @property
     def trains(self) -> bool:
-        """There is something to train. Without it one validation pass is all, and neither seed nor epochs matter."""
+        """True if anything trains. Otherwise one validation pass is all, and neither seed nor epochs matter."""
         return self.trainable.head or self.trainable.backbone is not None
 
     @property
     def fixed_features(self) -> bool:
-        """An image has the same features in every epoch: nothing in the backbone changes, and it runs in eval mode."""
+        """True if an image has the same features in every epoch: the backbone is unchanged and runs in eval mode."""
         return self.trainable.backbone is None and self.frozen_mode == "eval"
 
     @property
     def plain(self) -> bool:
-        """Each step runs the backbone itself on its images: not features kept from before, nor an int8 copy."""
+        """True if each step runs the backbone itself on its images, not an int8 copy, and uses no kept features."""
         return self.features == "each step" and self.extractor == "float"
 
 

@@ -1,4 +1,4 @@
-"""Sources: libraries of networks, by the name that stands before the colon of a backbone. No torch is loaded here.
+"""Sources: libraries of networks, named by the part of a backbone's name before the colon. Loads no torch.
 
 To add one, add an entry to `SOURCES`; a package does so with an entry point of group `tl.sources`, a script with
 `--plugin` (see `tl.plugins`).
@@ -15,18 +15,18 @@ class Source:
     """A library of networks. Its code is loaded when a network is built, since that loads torch."""
 
     packages: tuple[str, ...]
-    """Distributions whose versions decide which networks there are, and what they compute."""
+    """Distributions whose versions decide which networks exist, and what they compute."""
     library: str
-    """Where its `tl.library.Library` is: `module:NAME`."""
+    """The place of its `tl.library.Library`: `module:NAME`."""
 
     @property
     def versions(self) -> dict[str, str]:
-        """Package → installed version; empty text for one that is not installed. No package is imported."""
+        """Package → installed version, empty if it is not installed. No package is imported."""
         return {name: package_version(name) for name in self.packages}
 
 
 def package_version(name: str) -> str:
-    """The installed version of a package, which is not imported; empty text if it is not installed."""
+    """Return the installed version of a package; empty if it is not installed. The package is not imported."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

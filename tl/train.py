@@ -2,7 +2,7 @@
 
 It follows the PyTorch transfer-learning tutorial's protocol (a validation pass every epoch, the best weights
 kept and loaded at the end) and reports what it did: raw figures of every epoch, predictions for every
-validation image, and proof that what is frozen stayed as it was. It prepares, runs the epochs, and makes the result.
+validation image, and proof that the frozen part did not change. It prepares, runs the epochs, and makes the result.
 """
 
 from __future__ import annotations
@@ -75,19 +75,18 @@ def train_model(
         splits: training and validation images, from `tl.load_splits`.
         device: `cpu`, `cuda[:i]`, `mps` or `auto`.
         weights: what the backbone starts from; by default found by `config.weights`.
-        weights_dir: a folder of weight files, looked at first.
+        weights_dir: a folder of weight files, which is searched first.
         on_epoch: called after each epoch, outside its timing.
         keep: which epoch's weights and predictions count as `best`; with `last` the validation images choose none.
-        cuda_graphs: replay steps from CUDA graphs, on a GPU where that works. It changes times alone.
+        cuda_graphs: replay steps from CUDA graphs, on a GPU where that works. It changes only times.
 
     Returns:
         A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the epoch that was kept.
 
-    Raises `UserError` for what the caller can mend: `ConfigError`, `DataError`, `WeightsError`, `DeviceError`,
-    and `NotApplicable` for a regime that has no meaning with these classes or weights. On a CPU the same config,
-    images and thread count give the same losses (features at hand up to rounding, where they were extracted for
-    another part of the images); on other devices up to rounding, since some of their operations
-    add in no fixed order.
+    Raises `UserError` for mistakes that the caller can correct: `ConfigError`, `DataError`, `WeightsError`,
+    `DeviceError`, and `NotApplicable` for a regime that has no meaning with these classes or weights. On a CPU the same
+    config, images and thread count give the same losses. Cached features that were extracted for other images give the
+    same losses only up to rounding. So do other devices, since some of their operations add in no fixed order.
     """
     if config.protocol != "fixed":
         raise ConfigError(
@@ -108,7 +107,7 @@ def train_model(
 
 @dataclass(frozen=True, kw_only=True)
 class _Setup:
-    """What is there before anything runs: network, images, and what of the network trains."""
+    """Everything prepared before the first epoch: the network, the images, and which part of the network trains."""
 
     config: TrainConfig
     splits: Splits
@@ -122,17 +121,17 @@ class _Setup:
     train: Batches
     val: Batches
     resident_bytes: int | None
-    """Pixels in the GPU's memory; None where they aren't there."""
+    """Size of the pixels in the GPU's memory; None if pixels are not on the GPU."""
     decoded_once: bool
     freezing: Freezing
     frozen_digest: str | None
     optimizer: torch.optim.Optimizer | None
-    """None where nothing trains."""
+    """None if nothing trains."""
     schedule: LRScheduler | None
 
     @property
     def regime(self) -> Regime:
-        """The config's."""
+        """The regime of the config."""
         return REGIMES[self.config.regime]
 
 
@@ -184,10 +183,10 @@ def _prepare(
 def _backbone(
     config: TrainConfig, regime: Regime, splits: Splits, weights: Weights | None, weights_dir: str | Path | None
 ) -> Backbone:
-    """The config's backbone with the weights that its regime starts from."""
+    """Return the config's backbone with the weights that its regime starts from."""
     policy = "random" if regime.start == "random" else config.weights
     if weights and policy != "auto" and weights.kind != policy:
-        raise ConfigError(f"weights={weights.kind!r}: regime {config.regime!r} was to start from {policy} weights")
+        raise ConfigError(f"weights={weights.kind!r}: regime {config.regime!r} must start from {policy} weights")
     return make_backbone(
         config.backbone,
         weights=weights or policy,
@@ -199,22 +198,22 @@ def _backbone(
 
 @dataclass(frozen=True, kw_only=True)
 class _Loop:
-    """What the passes of every epoch run on: images, or features of them that were extracted before."""
+    """The inputs and steps of every epoch. Inputs are images, or features that were extracted from them."""
 
     train: Batches | Features
     val: Batches | Features
     loss_function: Loss
     step: TrainStep | None
-    """None where nothing trains."""
+    """None if nothing trains."""
     evaluation: Evaluation
     graphs: Graphs | None
     extraction: Extraction | None
     work: StepWork
-    """Counted on the first step alone, which is warm-up anyway."""
+    """The work of the first step, which is warm-up anyway."""
 
 
 def _make_loop(setup: _Setup, body: Body, graphs: Graphs | None) -> _Loop:
-    """Extract features where the regime wants them once, and make the steps."""
+    """Make the steps. Extract features first if the regime extracts them once."""
     config, model, device = setup.config, setup.model, setup.device
     train: Batches | Features = setup.train
     val: Batches | Features = setup.val
@@ -239,11 +238,11 @@ def _make_loop(setup: _Setup, body: Body, graphs: Graphs | None) -> _Loop:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """What the epochs gave."""
+    """The results of all epochs."""
 
     history: tuple[EpochResult, ...]
     best: Predictions
-    """Of the epoch whose weights the model has at the end."""
+    """Predictions of the epoch whose weights the model keeps."""
     last: Predictions
 
 
@@ -254,7 +253,7 @@ def _epochs(
     keep: Literal["best", "last"],
     on_epoch: Callable[[EpochResult], None] | None,
 ) -> _Trained:
-    """Train and validate, epoch after epoch; the model ends with the weights of the epoch that is kept."""
+    """Train and validate in every epoch. The model ends with the weights of the epoch that is kept."""
     clock, history = Clock(setup.device), []
     best = last = None
     kept: dict[str, torch.Tensor] = {}
@@ -274,11 +273,11 @@ def _epochs(
 def _epoch(
     setup: _Setup, loop: _Loop, memory: MemoryMarks, clock: Clock, epoch: int
 ) -> tuple[EpochResult, Predictions]:
-    """A training pass, unless nothing trains, and a validation pass."""
+    """Run a training pass, unless nothing trains, and a validation pass."""
     optimizer, step = setup.optimizer, loop.step
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
     trained, train_seconds = None, 0.0
-    with _garbage_later():
+    with _without_garbage_collection():
         memory.begin("train" if step else "val")
         clock.start()
         if step:
@@ -310,7 +309,7 @@ def _epoch(
 
 
 def _result(setup: _Setup, loop: _Loop, trained: _Trained, memory: MemoryMarks, setup_seconds: float) -> TrainResult:
-    """All that there is to say of a training once its epochs are over."""
+    """Assemble the result after the last epoch."""
     config, model, device, extraction = setup.config, setup.model, setup.device, loop.extraction
     on_cuda = device.type == "cuda"
     return TrainResult(
@@ -343,7 +342,10 @@ def _result(setup: _Setup, loop: _Loop, trained: _Trained, memory: MemoryMarks, 
 
 
 def _compiled(backbone: nn.Module) -> Body:
-    """Compiled when it is first called. Raises `NotApplicable` where there is no compiler, or none for Python."""
+    """Return a backbone that is compiled at its first call.
+
+    Raises `NotApplicable` without a C++ compiler or without Python's headers.
+    """
     from torch._inductor import config, cpp_builder
 
     try:
@@ -359,9 +361,9 @@ def _compiled(backbone: nn.Module) -> Body:
 
 
 def _quantize(model: Classifier, config: TrainConfig, images: Batches) -> float:
-    """Put an int8 backbone in the place of the model's; the seconds it took. Raises `NotApplicable`."""
+    """Replace the model's backbone by an int8 copy. Return the seconds it took. Raises `NotApplicable`."""
     if config.precision != "fp32" or config.compile:
-        raise NotApplicable("an int8 backbone knows neither another precision nor torch.compile: fp32 without it runs")
+        raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
     started = time.perf_counter()
     calibration = images.sample(EXTRACTION_BATCH["cpu"], CALIBRATION_IMAGES)
     model.eval()
@@ -390,9 +392,9 @@ def _evaluation(
 
 
 def _extraction(body: Body, setup: _Setup) -> Extraction:
-    """Features are the same where all of this is, up to rounding that depends on what was extracted together.
+    """Make the extraction; `identity` lists all that features depend on.
 
-    Random weights follow from the seed.
+    Rounding also depends on which images are extracted together. Random weights follow from the seed.
     """
     config, backbone, device = setup.config, setup.backbone, setup.device
 
@@ -475,7 +477,7 @@ def _val_pass(evaluation: Evaluation, batches: Batches | Features, loss_function
 
 
 @contextmanager
-def _garbage_later() -> Iterator[None]:
+def _without_garbage_collection() -> Iterator[None]:
     """Keep the garbage collector out of a timed epoch."""
     was_on = gc.isenabled()
     gc.disable()
@@ -491,7 +493,7 @@ def _finite(value: float) -> float | None:
 
 
 def _notes(setup: _Setup, loop: _Loop, history: Sequence[EpochResult]) -> tuple[Note, ...]:
-    """What a reader of the figures must know."""
+    """Return what a reader of the figures must know."""
     splits, weights, size = setup.splits, setup.backbone.weights, setup.config.batch_size
     images = len(splits.train)
     fallbacks, notes = [], []
@@ -502,9 +504,9 @@ def _notes(setup: _Setup, loop: _Loop, history: Sequence[EpochResult]) -> tuple[
     if loop.graphs and loop.graphs.failure:
         notes.append(f"without CUDA graphs: {loop.graphs.failure}")
     if loop.extraction and loop.extraction.spent == 0:
-        notes.append("features were at hand: the memory that their extraction took is unknown")
+        notes.append("features were cached, so the memory of their extraction is unknown")
     if not setup.decoded_once:
-        notes.append("images were decoded anew in every epoch: times hold more than with decoded images at hand")
+        notes.append("images were decoded in every epoch, so times include decoding")
     if any((row.train_loss is None and row.train_seconds is not None) or row.val_loss is None for row in history):
         notes.append("the loss was not finite in at least one epoch")
     if setup.regime.trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
