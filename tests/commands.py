@@ -47,7 +47,10 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def light_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """As `LIGHT`, in this process. Cells have the environment in which this process started its fork server."""
+    """Run `LIGHT`'s command line in this process.
+
+    Cells have the environment in which this process started its fork server.
+    """
     from bench.execution.executors import EXECUTORS
     from bench.execution.process import PRELOAD
     from tests.light import LightExecutor

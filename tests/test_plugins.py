@@ -1,4 +1,4 @@
-"""Entries from outside: of installed packages, by their entry points, and of scripts, by `--plugin`."""
+"""Tests entries that packages (entry points) and scripts (`--plugin`) add."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SOURCE = "from tl.sources import Source\n\nSOURCE = Source(packages=(), library=
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an installed package that has a source; it is on the path of all processes that a test starts."""
+    """A folder with an installed package that has a source. All processes that a test starts have it on their path."""
     site = tmp_path / "site"
     info = site / "mine-1.0.dist-info"
     info.mkdir(parents=True)
@@ -75,7 +75,7 @@ def test_a_package_adds_a_source(package: Path) -> None:
 
 
 def test_the_cached_names_are_those_of_all_sources(package: Path) -> None:
-    """Another version of a package with entry points is another list of names, though no library has changed."""
+    """A new version of a package with entry points makes the list of names new, even if no library changed."""
     assert command("list", "backbones", "pooled").returncode == 0
     more = (package / "mine_library.py").read_text().replace('"pooled.again"', '"pooled.again", "pooled.third"')
     (package / "mine_library.py").write_text(more)
@@ -92,14 +92,14 @@ def test_the_cached_names_are_those_of_all_sources(package: Path) -> None:
     ],
 )
 def test_a_bad_entry_point_is_one_line(package: Path, points: str, message: str) -> None:
-    """It names the entry point, and the exit status is that of a usage error."""
+    """The error names the entry point, and the exit status is that of a usage error."""
     (package / "mine-1.0.dist-info" / "entry_points.txt").write_text(f"[tl.sources]\n{points}\n")
     done = command("list", "backbones", "pooled")
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_script_adds_a_source(tmp_path: Path) -> None:
-    """What the script adds is there in this command and in a cell's process, and in no other command."""
+    """This command and its cells' processes have the script's entries, and no other command has them."""
     script = tmp_path / "my_source.py"
     script.write_text(
         "from tl.sources import SOURCES, Source\n\n"
@@ -138,7 +138,7 @@ CLAIMS["norms-cheaper"] = Claim(
 
 
 def test_a_script_adds_a_regime_a_metric_and_a_claim(tmp_path: Path) -> None:
-    """All three are there in every command that is given the script; its runs are sound without it, and say so."""
+    """Every command with the script has all three. Without it, its runs are still sound, and commands say so."""
     (tmp_path / "my_plugin.py").write_text(PLUGIN)
     plugin = ("--plugin", "my_plugin.py")
     words = ["--grid", "smoke", "--backbone", "timm:test_resnet", "--regime", "norms", "--regime", "finetune"]
@@ -174,7 +174,7 @@ CLAIM = Claim(name="mine", statement="Mine", metric="epoch_seconds", regime="fro
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_package_adds_an_entry(group: str, package: Path) -> None:
-    """An entry point per registry; here each is seen by the command that shows it."""
+    """Each registry has an entry point, and the command that shows the registry has its entry."""
     write_run(Path("results/r"), [record("timm:a", "finetune"), record("timm:a", "frozen")])
     target, words, seen = GROUPS[group]
     (package / "my_entries.py").write_text(ENTRIES)
@@ -194,7 +194,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_script_is_one_line(case: str, tmp_path: Path) -> None:
-    """It names the file and what is wrong; nothing is written."""
+    """The error names the file and what is wrong; nothing is written."""
     name, text, message = BAD[case]
     if name != "nowhere.py":
         (tmp_path / name).write_text(text)
@@ -204,7 +204,7 @@ def test_a_bad_script_is_one_line(case: str, tmp_path: Path) -> None:
 
 
 def test_a_script_is_loaded_once_and_by_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Naming it twice does nothing more; a child process finds it in its environment."""
+    """Naming the script twice does nothing more; a child process finds it in its environment."""
     monkeypatch.setenv(plugins.VARIABLE, "")
     script = tmp_path / "counted_plugin.py"
     script.write_text(f"with open({str(tmp_path / 'loads')!r}, 'a') as file:\n    file.write('x')\n")
@@ -219,7 +219,7 @@ def test_a_script_is_loaded_once_and_by_children(tmp_path: Path, monkeypatch: py
 
 
 def test_a_script_can_t_go_to_a_cluster(tmp_path: Path) -> None:
-    """Its nodes don't have the file."""
+    """The nodes don't have the file."""
     (tmp_path / "my_plugin.py").write_text("")
     done = command("run", "--executor", "ray", "--plugin", "my_plugin.py")
     assert done.returncode == 2 and "nodes of a cluster don't have this file" in done.stderr
@@ -241,7 +241,7 @@ def test_another_list_of_names_for_another_script(tmp_path: Path, monkeypatch: p
 
 
 def test_a_name_of_another_module_is_refused(tmp_path: Path) -> None:
-    """Else the script would be that module for everyone."""
+    """Otherwise the script would replace that module."""
     script = tmp_path / "numpy.py"
     script.write_text("")
     with pytest.raises(ConfigError, match="another module is named 'numpy'"):
