@@ -175,7 +175,7 @@ def test_a_claim_can_be_about_a_score(tmp_path: Path) -> None:
     assert finding.estimate is not None and finding.verdict == "supported"
     assert finding.estimate.value == pytest.approx(statistics.fmean(ours[s] - theirs[s] for s in range(3)))
     run = write_run(tmp_path / "r", records)
-    words = "Shares that are no accuracies are subtracted too"
+    words = "Shares other than accuracies are subtracted too"
     assert all(words not in path.read_text() for path in write_report(summarise([run], "r"), tmp_path))
     manifest = run.manifest()
     grid = {"claims": [claim.model_dump()]}
@@ -274,7 +274,7 @@ def test_how_a_metric_is_compared_is_its_own(sides: list[str], monkeypatch: pyte
 
 
 def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The heat map, its figure, the table, the priorities and the line of progress show it."""
+    """The heat map, its figure, the table, the priorities, the notes and the line of progress show it."""
     monkeypatch.setitem(METRICS, "watt_hours", energy(matters="energy", phrase="{} per epoch", column=True))
     assert headline() == ["val_accuracy_best", "epoch_seconds", "peak_memory_bytes", "watt_hours"]
     records = [record("timm:a", regime, seconds=seconds) for regime, seconds in (("finetune", 10), ("frozen", 4))]
@@ -286,8 +286,10 @@ def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert [square.shades["watt_hours"].text for square in squares if square] == ["5.01", "2.01"]
     assert priorities_table(summary)["what matters most"].tolist() == ["accuracy", "time", "memory", "energy"]
     assert "energy, Wh" in {column.heading for column in columns(summary)}
-    assert "energy, Wh" in draw(summary)["matrix"].svg
-    assert 'name="matrix-metric" value="watt_hours"' in write_report(summary, tmp_path)[1].read_text()
+    figure = draw(summary)["matrix"]
+    assert "energy, Wh" in figure.svg and "median time, median memory and median energy by backbone" in figure.caption
+    page = write_report(summary, tmp_path)[1].read_text()
+    assert 'name="matrix-metric" value="watt_hours"' in page and "For time, memory and energy: the" in page
     assert _end_text(records[0]) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB, 5.01 Wh per epoch"
 
 

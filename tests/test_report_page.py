@@ -58,7 +58,7 @@ def test_headlines(run: RunFolder) -> None:
     first, second, third = headlines(summarise([run], "run"))
     assert (first.value, first.detail) == ("91.0%", "± 1.0 (sd, n = 3)") and "timm:a, frozen" in first.what
     assert second.value == "4.06 s" and second.detail == "4.02–4.1 over 3 seeds"
-    assert third.value == "2.49×" and third.detail == "“about half the time”? Of 1 comparison: 1 supported"
+    assert third.value == "2.49×" and third.detail == "“about half the time”? 1 comparison: 1 supported"
 
 
 def test_priorities_and_the_front(run: RunFolder) -> None:

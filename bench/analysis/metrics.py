@@ -5,7 +5,7 @@ Tables, pages, exports, comparisons, gates and claims take all facts about a met
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -254,7 +254,7 @@ METRICS: dict[str, Metric] = {
         style=".0f",
         shown_unit="",
         whole=True,
-        meaning="first epoch, counted from 0, that reached the best accuracy; the last one but with protocol `fixed`",
+        meaning="first epoch, counted from 0, with the best accuracy; with protocols other than `fixed`, the last",
     ),
     "macro_f1_last": share(
         "macro-F1",
@@ -265,7 +265,7 @@ METRICS: dict[str, Metric] = {
     "balanced_accuracy_last": share(
         "balanced accuracy",
         _score(lambda last, truth: balanced_accuracy(last.labels, truth)),
-        "mean over classes of the share of right ones among a class's validation images after the last epoch",
+        "mean recall over classes, on the validation images after the last epoch",
         better="higher",
     ),
     "calibration_error_last": share(
@@ -302,19 +302,19 @@ METRICS: dict[str, Metric] = {
     "extraction_seconds": _seconds(
         "extraction",
         lambda result: result.extraction_seconds,
-        "extracting features of all images, when it was done; empty where each epoch has forward passes",
+        "time to extract the features of all images; empty for regimes that run the backbone every epoch",
         once="extracting features",
     ),
     "quantization_seconds": _seconds(
         "quantisation",
         lambda result: result.quantization_seconds,
-        "calibrating and converting an int8 backbone; empty with others",
+        "time to calibrate and convert an int8 backbone; empty for other regimes",
         once="quantisation",
     ),
     "cold_seconds": _seconds(
         "cold",
         lambda result: result.cold_seconds,
-        "quantisation, extraction and first epoch, with all that is compiled, captured or loaded in it",
+        "quantisation, extraction and first epoch, including all compiling, capturing and loading",
     ),
     "total_seconds": Metric(
         label="whole cell",
@@ -333,7 +333,7 @@ METRICS: dict[str, Metric] = {
     "tuning_seconds": _seconds(
         "tuning",
         lambda result: result.tuning_seconds,
-        "all trials of protocol `tuned` together, beside the training; empty with the others",
+        "all trials of protocol `tuned`, without the final training; empty for other protocols",
     ),
     "images_per_second": Metric(
         label="training speed",
@@ -369,7 +369,7 @@ METRICS: dict[str, Metric] = {
     "val_rss_above_baseline_bytes": _bytes(
         "validation, resident",
         lambda result: _above_baseline(result.val_rss_bytes, result),
-        "the same in validation passes; memory that the C library keeps from training is in it",
+        "the same in validation passes; includes memory that the C library keeps from training",
     ),
     "cuda_allocated_bytes": _bytes(
         "GPU allocated", lambda result: result.cuda_allocated_bytes, "peak of torch's allocations on the GPU"
@@ -417,7 +417,7 @@ METRICS: dict[str, Metric] = {
     "total_params": _parameters(
         "parameters",
         lambda result: result.total_params,
-        "of backbone and head",
+        "parameters of backbone and head",
         style=".2f",
         scale=1e-6,
         shown_unit="M",
@@ -426,20 +426,26 @@ METRICS: dict[str, Metric] = {
     "forward_flops": _flops(
         "forward work",
         lambda work: work.forward_flops,
-        "of a training step, an image: convolutions and matrix products",
+        "per image of a training step: convolutions and matrix products of the forward pass",
     ),
     "backward_flops": _flops(
-        "backward work", lambda work: work.backward_flops, "of a training step of that regime, an image"
+        "backward work",
+        lambda work: work.backward_flops,
+        "per image of a training step of that regime: those of the backward pass",
     ),
     "saved_activation_bytes": _step_bytes(
         "saved for backward",
         lambda work: work.saved_activation_bytes,
-        "kept for the backward pass of a step, each storage once, without parameters",
+        "memory kept for the backward pass of a step, each storage once, without parameters",
     ),
-    "parameter_bytes": _step_bytes("parameter memory", lambda work: work.parameter_bytes, "of backbone and head"),
-    "gradient_bytes": _step_bytes("gradient memory", lambda work: work.gradient_bytes, "of all trained parameters"),
+    "parameter_bytes": _step_bytes(
+        "parameter memory", lambda work: work.parameter_bytes, "memory of the parameters of backbone and head"
+    ),
+    "gradient_bytes": _step_bytes(
+        "gradient memory", lambda work: work.gradient_bytes, "memory of the gradients of all trained parameters"
+    ),
     "optimizer_state_bytes": _step_bytes(
-        "optimiser memory", lambda work: work.optimizer_state_bytes, "what the optimiser keeps between steps"
+        "optimiser memory", lambda work: work.optimizer_state_bytes, "memory that the optimiser keeps between steps"
     ),
 }
 
@@ -450,5 +456,15 @@ def headline() -> list[str]:
 
 
 def costs() -> list[str]:
-    """The headline metrics where less is better: time and memory."""
+    """The headline metrics where less is better, such as time and memory."""
     return [name for name in headline() if METRICS[name].better == "lower"]
+
+
+def listed(words: Sequence[str]) -> str:
+    """Join words for a sentence, such as `accuracy, time and memory`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def what_matters(names: Iterable[str]) -> str:
+    """The words of some headline metrics, joined for a sentence."""
+    return listed([METRICS[name].matters for name in names])

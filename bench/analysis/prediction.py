@@ -84,7 +84,7 @@ def _reasons(slow: Group, fast: Group, measured: float, expected: float) -> list
         reasons.append(f"{_rates(slow, fast)}, so the arithmetic alone is {at_rates:.2f}× faster")
     if not _same(measured, at_rates):
         reasons.append(
-            f"what is not arithmetic takes {_share(fast)} of the frozen epoch and {_share(slow)} of the fine-tuning one"
+            f"training only the head spends {_share(fast)} of an epoch outside arithmetic, fine-tuning {_share(slow)}"
         )
     return reasons
 
@@ -99,7 +99,7 @@ def _rates(slow: Group, fast: Group) -> str:
 
     return (
         f"fine-tuning runs forward at {rate(slow, 'forward', lambda w: w.forward_flops)} and backward at "
-        f"{rate(slow, 'backward', lambda w: w.backward_flops)}, the frozen backbone forward at "
+        f"{rate(slow, 'backward', lambda w: w.backward_flops)}, training only the head runs forward at "
         f"{rate(fast, 'forward', lambda w: w.forward_flops)}"
     )
 

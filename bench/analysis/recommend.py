@@ -1,4 +1,4 @@
-"""Recommends what to use on each device, by accuracy, time and memory, and finds statistical ties."""
+"""Recommends what to use on each device, by accuracy and by each cost, and finds statistical ties."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.analysis.stats import LEVEL, holm, ratio
 from tl.regimes import REGIMES
 
 TIE = 1.05
-"""Times or memory within this factor of the best count as tied."""
+"""Costs within this factor of the best count as tied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class Choice:
     left_out: tuple[str, ...]
     """Backbones without pretrained weights."""
     priorities: tuple[Priority, ...]
-    """The best group by accuracy, by time and by memory."""
+    """The best group by accuracy, and by each of `metrics.costs`."""
     front: tuple[Group, ...]
-    """Groups that no other group beats in accuracy, time and memory at once (Pareto), the most accurate first."""
+    """Groups that no other group beats in accuracy and all costs at once (Pareto), the most accurate first."""
 
 
 def _least(groups: list[Group], metric: str) -> Priority | None:
@@ -72,7 +72,7 @@ def _above_0(group: Group, metric: str) -> list[float]:
 
 
 def _front(groups: list[Group]) -> list[Group]:
-    """The Pareto front of accuracy, time and memory, the most accurate first. An unknown value counts as the worst."""
+    """The Pareto front of accuracy and costs, the most accurate first. An unknown value counts as the worst."""
 
     def cost(group: Group) -> tuple[float, ...]:
         known = (list(group.values(name).values()) for name in costs())

@@ -117,7 +117,7 @@ def tally(findings: Collection[Finding]) -> str:
     """Count the comparisons by verdict, in words."""
     given = [finding.words for finding in findings]
     counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in dict.fromkeys(given))
-    return f"Of {len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
+    return f"{len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
 
 
 def overall(findings: Iterable[Finding]) -> str:

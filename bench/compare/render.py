@@ -24,13 +24,13 @@ ORDER: tuple[ChangeVerdict, ...] = (
 
 
 NOTE = (
-    "Change: the new side over {base}, of shares such as accuracies less it, with a 95% interval from {fewest} samples "
-    "on; samples are seeds, or rounds of a benchmark, of which each process is one. It counts as worse or better where "
-    "it is at least as large as said and a test of no change fails, at {percent}% over this whole comparison (Holm). "
-    "Same: shown to lie within that, at 95%{looks}, or of accuracies the very same images right with each seed. Times "
-    "and memory are compared as independent samples (Welch, on logarithms), rounds with a name on both sides as pairs, "
-    "accuracies over seeds and images, other shares over seeds alone, which says nothing of other images, counters "
-    "sample by sample."
+    "Change: the new side ÷ {base}; for shares such as accuracies, the new side − {base}; with a 95% interval from "
+    "{fewest} samples on. Samples are seeds, or rounds of a benchmark, where each process is one round. A change is "
+    "worse or better if it is at least as large as the column “counts from” says and a test of no change fails, at "
+    "{percent}% over this whole comparison (Holm). It is the same if it is shown to be smaller than that, at "
+    "95%{looks}, or if both sides were right on the very same images with each seed. Times and memory are compared as "
+    "independent samples (Welch, on logarithms), rounds with a name on both sides as pairs, accuracies over seeds and "
+    "images, other shares over seeds alone, which says nothing about other images, and counters sample by sample."
 )
 
 

@@ -138,7 +138,7 @@ class Samples(Strict):
 
 
 def verdict(estimate: Estimate, target: float) -> str:
-    """Whether a ratio is at most the target, or a difference at least. It is certain if its whole interval is."""
+    """Decide whether a ratio is at most the target, or a difference at least. Certain if the whole interval is."""
     most = estimate.compared == "ratio"
     met = estimate.value <= target if most else estimate.value >= target
     edge = estimate.high if met is most else estimate.low

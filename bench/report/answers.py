@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group
-from bench.analysis.metrics import METRICS, RATED_BY
+from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.analysis.recommend import Choice
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import Finding, overall, tally
@@ -19,7 +19,7 @@ def answers(summary: Summary) -> list[str]:
     """Paragraphs of the answer: what to use on each device, and whether training the head takes half the time."""
     paragraphs = [_choice(choice, summary) for choice in summary.choices]
     if summary.groups and all(group.accuracy is None for group in summary.groups):
-        paragraphs.append("No cell had pretrained weights: accuracy says nothing here, time and memory hold.")
+        paragraphs.append(f"No cell had pretrained weights: accuracy says nothing here, {what_matters(costs())} hold.")
     elif summary.groups and not summary.choices:
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
@@ -117,13 +117,13 @@ def _choice(choice: Choice, summary: Summary) -> str:
     text += "".join(f" after {metric.say(pick.typical(name))} of {metric.once}" for name, metric in once.items())
     text += "."
     if pick is not best:
-        text += f" It is the quickest of {choice.tied + 1} that are statistically tied on these images;"
+        text += f" It is the fastest of {choice.tied + 1} that are statistically tied on these images;"
         text += f" {_named(best)} has {accuracy(best)}."
     elif choice.tied:
         are = "is" if choice.tied == 1 else "are"
-        text += f" {choice.tied} more {are} statistically tied with it on these images, and none of them is quicker."
+        text += f" {choice.tied} more {are} statistically tied with it on these images, but not faster."
     if choice.left_out:
-        text += f" Not in the choice, for want of pretrained weights: {', '.join(choice.left_out)}."
+        text += f" Not considered (no pretrained weights here): {', '.join(choice.left_out)}."
     if any(name == choice.run and manifest.dataset.fallback for name, manifest in summary.runs):
         text += " These images are synthetic: on real ones the choice may be another."
     return text

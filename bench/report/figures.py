@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import Group, most_accurate
-from bench.analysis.metrics import METRICS, headline
+from bench.analysis.metrics import METRICS, headline, listed
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 from tl.results import PHASES
@@ -84,8 +84,19 @@ def draw(summary: Summary) -> dict[str, RenderedFigure]:
                 figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
                 figure.savefig(pixels, format="png", dpi=120, facecolor="white", metadata={"Software": None})
                 svg = text.getvalue()[text.getvalue().index("<svg") :].replace("<svg", f"<svg{_WHITE}", 1)
-                rendered[name] = RenderedFigure(caption=caption, svg=svg, png=pixels.getvalue())
+                rendered[name] = RenderedFigure(caption=_caption(caption, summary), svg=svg, png=pixels.getvalue())
     return rendered
+
+
+def _caption(text: str, summary: Summary) -> str:
+    """A caption of `FIGURES` with the metrics that the heat map shows in place of `{headline}`."""
+    shown = listed([f"{METRICS[name].over_seeds} {METRICS[name].matters}" for name in _in_heat(summary)])
+    return text.replace("{headline}", shown[:1].upper() + shown[1:])
+
+
+def _in_heat(summary: Summary) -> list[str]:
+    """The headline metrics that some group has."""
+    return [name for name in headline() if any(group.values(name) for group in summary.groups)]
 
 
 def part(summary: Summary) -> Summary:
@@ -278,7 +289,7 @@ def _heat(summary: Summary) -> Figure | None:
     """One static heat map per headline metric, side by side, for places without a script."""
     regimes = [name for name in REGIMES if any(group.config.regime == name for group in summary.groups)]
     names = list(dict.fromkeys(summary.short(group) for group in summary.groups))
-    maps = [name for name in headline() if any(group.values(name) for group in summary.groups)]
+    maps = _in_heat(summary)
     if (len(names) < 2 and len(regimes) < 2) or not maps:
         return None
     width = 1.6 + len(maps) * (0.6 + 0.75 * len(regimes))
@@ -323,29 +334,28 @@ def _confusion(summary: Summary) -> Figure | None:
         pd.DataFrame(table, index=classes, columns=classes), annot=True, fmt="d", cmap="crest", cbar=False, ax=axes
     )
     axes.set_title(f"{summary.short(best)} · {best.config.regime}", fontsize=10)
-    axes.set_xlabel("said")
-    axes.set_ylabel("is")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
     return figure
 
 
 FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     "speed-up": (
         "How many times faster an epoch is when only the head is trained. Dots: measured, with the 95% interval over "
-        "seeds where there are enough of them. Diamonds: predicted from the counted work. "
+        "seeds if there are enough of them. Diamonds: predicted from the counted work. "
         f"Grey: the claim, {HALF_THE_TIME.region}. Dotted: no difference.",
         _speed_up,
     ),
     "matrix": (
-        "Mean accuracy, median time of an epoch and peak memory by backbone and regime; darker is better. White: no "
-        "result, or not known.",
+        "{headline} by backbone and regime; darker is better. White: no result, or not known.",
         _heat,
     ),
     "accuracy-time": (
-        "Best validation accuracy against the time of an epoch; up and left is better.",
+        "Best validation accuracy against seconds per epoch; up and left is better.",
         _accuracy_against_time,
     ),
     "time": (
-        "Time of an epoch, training plus validation, median of all epochs but the first.",
+        "Seconds per epoch, training plus validation: the median of all epochs but the first.",
         _bars("epoch_seconds", "seconds per epoch"),
     ),
     "memory": (
@@ -353,18 +363,18 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
         _bars("peak_memory_bytes", "MiB"),
     ),
     "phases": (
-        "Where an epoch goes: medians of its phases over all epochs but the first and over seeds. With CUDA graphs and "
-        "images on the GPU, `transfer` is in `data`.",
+        "Phases of an epoch: medians over all epochs but the first and over seeds. With CUDA graphs and images on the "
+        "GPU, `data` includes `transfer`.",
         _stacked(_phases, PHASES, "seconds per epoch"),
     ),
     "memory-parts": (
-        "What peak memory is made of: parameters, gradients, the optimiser's state and what is saved for the backward "
-        "pass are counted; rest: what the measured peak has beyond their sum (workspaces, batches, the allocator's "
-        "slack; more where they are not all there at one moment). No bar where they exceed the peak.",
+        "Parts of peak memory. Parameters, gradients, the optimiser's state and what is saved for the backward pass "
+        "are counted. The rest is the measured peak minus their sum: workspaces, batches, the allocator's slack, and "
+        "more if not all parts exist at the same moment. There is no bar if the parts exceed the peak.",
         _stacked(_memory_parts, (*PARTS.values(), "rest"), "MiB"),
     ),
     "confusion": (
-        "What the most accurate combination says of each class at its best epoch, all its seeds together.",
+        "Predictions of the most accurate combination by class, at its best epoch, all its seeds together.",
         _confusion,
     ),
     "accuracy-curve": (

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, costs, what_matters
 from bench.analysis.recommend import TIE
 from bench.analysis.stats import MIN_SAMPLES
 from bench.report.settings_text import accuracy_note
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 
-_TIES = (
-    "Statistically tied: accuracies on these images and seeds (adjusted over all groups, Holm), times and memory by "
-    f"less than {TIE - 1:.0%} or within the scatter of seeds."
-)
 _TABLE = "n/a: unknown, or random weights in place of pretrained ones. Times are medians of all epochs but the first."
 _LEAKAGE = (
     "These ants and bees are a small part of ImageNet, so a backbone pretrained on ImageNet may have seen them: "
@@ -26,21 +22,22 @@ _TRAINING_BELOW_VALIDATION = (
     "flipped images, and with the training mode of BatchNorm and dropout."
 )
 _PREDICTED = (
-    "Predicted: the ratio of the counted floating-point operations, of an epoch with validation and of training alone. "
-    f"The accuracy difference is over the seeds that both have; p is that of no difference, from {MIN_SAMPLES} seeds "
-    "on by the interval's own standard error, below that the smallest of the seeds' exact McNemar tests on the same "
-    "images, adjusted (Holm) over all comparisons of this table; “too few to tell”: so few images on which one alone "
-    "is right could not have shown a difference."
+    "Predicted: the ratio of the counted floating-point operations, per epoch with validation and for training alone. "
+    "The accuracy difference is over the seeds that both regimes have. p is the p-value of “no difference”, adjusted "
+    f"(Holm) over all comparisons of this table. From {MIN_SAMPLES} seeds on it uses the standard error of the "
+    "interval; with fewer seeds it is the smallest p-value of exact McNemar tests, one per seed, on the same images. "
+    "“too few images”: so few images are right with only one of the two regimes that no test could have shown a "
+    "difference."
 )
 _CLAIMS = (
-    "The figure is, for accuracies, the first regime minus the other, and for all else the other divided by the first. "
-    "Intervals: 95%, over n seeds: of ratios Student's t on their logarithms, of accuracies with the scatter of seeds "
-    f"and of images; below {MIN_SAMPLES} seeds there is none, since the epochs of one seed say nothing about the next. "
-    "A verdict stands where it is wrong at most one time in twenty, over all verdicts of this report together (Holm); "
-    "else it is inconclusive. Unknown: nothing could be measured, or accuracies of random weights."
+    "Measured: for accuracies, the first regime − the other; for all else, the other ÷ the first. Intervals are 95%, "
+    "over n seeds: for ratios by Student's t on their logarithms, for accuracies with the scatter of seeds and of "
+    f"images. Below {MIN_SAMPLES} seeds there is none, since the epochs of one seed say nothing about the next. A "
+    "verdict stands if it is wrong at most one time in twenty, over all verdicts of this report together (Holm); "
+    "otherwise it is inconclusive. Unknown: nothing could be measured, or accuracies are those of random weights."
 )
 _OTHER_SHARES = (
-    "Shares that are no accuracies are subtracted too; their intervals are Student's t over seeds and say nothing of "
+    "Shares other than accuracies are subtracted too; their intervals are Student's t over seeds and say nothing about "
     "other images."
 )
 
@@ -63,13 +60,21 @@ def notes_of(summary: Summary) -> Notes:
     compared = [METRICS[claim.metric] for claim in summary.claims]
     other_shares = any(metric.compared == "difference" and not metric.predictions for metric in compared)
     return Notes(
-        ties=_TIES,
+        ties=_ties(),
         table=f"{accuracy_note(summary)} {_TABLE}",
         leakage=_LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
         controls=_controls(summary),
         training=_TRAINING_BELOW_VALIDATION,
         predicted=_PREDICTED,
         claims=f"{_CLAIMS} {_OTHER_SHARES}" if other_shares else _CLAIMS,
+    )
+
+
+def _ties() -> str:
+    return (
+        "Statistically tied: a test of accuracies on these images and seeds (adjusted over all groups, Holm) finds no "
+        f"difference. For {what_matters(costs())}: the difference is less than {TIE - 1:.0%}, or within the scatter of "
+        "seeds."
     )
 
 

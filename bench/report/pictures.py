@@ -149,23 +149,23 @@ def _right_and_wrong(
     group: Group, summary: Summary, files: tuple[str, ...], splits: Splits, store: Store
 ) -> list[Gallery]:
     result = group.results[0]
-    said = result.best
-    rows = list(zip(files, group.truth, said.labels, said.confidences, strict=True))
+    best = result.best
+    rows = list(zip(files, group.truth, best.labels, best.confidences, strict=True))
     wrong = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -(row[3] or 0.0))
     right = sorted((row for row in rows if row[1] == row[2]), key=lambda row: row[3] or 0.0)
     named = f"{summary.short(group)}, {group.config.regime}, seed {result.config.seed}"
-    kinds = {
-        "wrong": (f"Wrong, of {named}", f"{len(wrong)} of {len(rows)}; the most confident first.", wrong),
-        "right": (f"Right, of {named}", f"{len(right)} of {len(rows)}; the least confident first.", right),
+    chosen = {
+        "wrong": (f"Wrong predictions of {named}", f"{len(wrong)} of {len(rows)}; the most confident first.", wrong),
+        "right": (f"Right predictions of {named}", f"{len(right)} of {len(rows)}; the least confident first.", right),
     }
     return [
         Gallery(
             name=name,
             title=title,
             caption=caption,
-            pictures=tuple(_picture_of(row, splits, store) for row in chosen[:MOST]),
+            pictures=tuple(_picture_of(row, splits, store) for row in some[:MOST]),
         )
-        for name, (title, caption, chosen) in kinds.items()
+        for name, (title, caption, some) in chosen.items()
     ]
 
 
@@ -188,19 +188,19 @@ def _disputed(groups: list[Group], summary: Summary, files: tuple[str, ...], spl
     ranked = sorted(range(len(files)), key=lambda image: (-divided[image], -wrong[image]))
     pictures = []
     for image in [image for image in ranked if divided[image]][:MOST]:
-        said = ", ".join(f"{splits.classes[label]} {count}" for label, count in counts[image].most_common())
+        predicted = ", ".join(f"{splits.classes[label]} {count}" for label, count in counts[image].most_common())
         name = splits.classes[truth[image]]
         pictures.append(
             Picture(
                 image=_centre_square(store.read(files[image])),
-                caption=f"{said} (is {name})",
+                caption=f"{predicted} (is {name})",
                 alternative=f"a picture of {name}",
             )
         )
     return Gallery(
         name="disputed",
         title="Where they disagree most",
-        caption=f"What {len(groups)} combinations of backbone, regime and device say, each by its first seed.",
+        caption=f"Predictions of {len(groups)} combinations of backbone, regime and device, each by its first seed.",
         pictures=tuple(pictures),
     )
 

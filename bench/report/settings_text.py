@@ -9,20 +9,21 @@ from tl.config import TrainConfig
 from tl.folds import HELD_OUT
 
 _BEST = (
-    "with one seed, the best of all epochs with its Wilson 95% interval; with more, the mean over seeds ± one standard "
-    "deviation. It is chosen on the images that it is measured on, so it flatters; the last epoch's stands beside it."
+    "is the best of all epochs: with one seed it has its Wilson 95% interval, with more it is the mean over seeds ± "
+    "one standard deviation. This is optimistic: the best epoch was picked on the same images. The table also has the "
+    "accuracy at the last epoch."
 )
 _TUNED = (
-    "of the validation images at the last epoch; with one seed with its Wilson 95% interval, with more the mean over "
-    "seeds ± one standard deviation. Nothing is chosen on the images that it is measured on, so best and last are the "
-    "same."
+    "is the share of validation images that were predicted right at the last epoch: with one seed it has its Wilson "
+    "95% interval, with more it is the mean over seeds ± one standard deviation. Nothing is chosen on these images, "
+    "so best and last accuracy are the same."
 )
 _KFOLD = (
-    "the share of all images that were judged right at the last epoch, each by the network that was trained without "
-    "it; with one seed with its Wilson 95% interval, with more (repeats with other folds) the mean over seeds ± one "
-    "standard deviation. Nothing is chosen on the images that it is measured on, so best and last are the same. The "
-    "interval takes images as independent, though the trainings share most of theirs. Seconds of an epoch are those of "
-    "all folds together."
+    "is the share of all images that were predicted right at the last epoch, each by the network that was trained "
+    "without it: with one seed it has its Wilson 95% interval, with more (repeats with other folds) it is the mean "
+    "over seeds ± one standard deviation. Nothing is chosen on these images, so best and last accuracy are the same. "
+    "The interval treats images as independent, although the trainings share most of theirs. Seconds per epoch add up "
+    "those of all folds."
 )
 
 
@@ -55,7 +56,7 @@ def accuracy_note(summary: Summary) -> str:
     """Explain how accuracies are measured, for each protocol in the report."""
     texts = {"fixed": _BEST, "tuned": _TUNED, "kfold": _KFOLD}
     protocols = list(dict.fromkeys(_protocol(manifest) for _, manifest in summary.runs))
-    return " ".join(f"Accuracy{f' ({name})' if len(protocols) > 1 else ''}: {texts[name]}" for name in protocols)
+    return " ".join(f"Accuracy{f' ({name})' if len(protocols) > 1 else ''} {texts[name]}" for name in protocols)
 
 
 def accuracy_name(config: TrainConfig) -> str:

@@ -62,7 +62,7 @@ def cells_table(summary: Summary) -> pd.DataFrame:
 
 
 def priorities_table(summary: Summary) -> pd.DataFrame:
-    """What to use if accuracy, time or memory matters most, on each device of each run."""
+    """What to use if accuracy or one of the costs matters most, on each device of each run."""
     rows = []
     for choice in summary.choices:
         place = {"run": choice.run} if len({c.run for c in summary.choices}) > 1 else {}
@@ -101,7 +101,7 @@ def _speed_up_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
     difference = "n/a"
     if row.accuracy is not None and row.accuracy_test is not None:
         test = row.accuracy_test
-        p_text = f"p = {test.p:.2g}" if test.can_show else "too few to tell"
+        p_text = f"p = {test.p:.2g}" if test.can_show else "too few images"
         difference = f"{points(row.accuracy.value)} points ({p_text})"
     claim = row.finding.claim
     return _identifying_columns(row.fast, summary) | {

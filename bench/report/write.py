@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from bench.analysis.metrics import METRICS
+from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.report import figures, settings_text
 from bench.report.answers import answers, headlines, overalls
 from bench.report.data import group_id, page_data
@@ -137,6 +137,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "cells": as_table(cells_table(summary)),
         "speed_ups": as_table(speed_up_table(summary)) if summary.speed_ups else "",
         "priorities": _priorities(summary, suffix) if summary.choices else "",
+        "front_axes": what_matters([RATED_BY, *costs()]),
         "half": _progress(summary),
         "figures_show": _figures_show(summary),
         "claims": as_table(claims_table(summary)) if summary.findings else "",
@@ -156,7 +157,7 @@ def _figures_show(summary: Summary) -> str:
     shown, names = figures.part(summary), {summary.short(group) for group in summary.groups}
     if shown is summary:
         return ""
-    return f"Figures show the {figures.MOST_NAMES} most accurate of {len(names)} rows of the matrix, or the quickest."
+    return f"Figures show the {figures.MOST_NAMES} most accurate of {len(names)} rows of the matrix, or the fastest."
 
 
 def _progress(summary: Summary) -> str:
@@ -164,7 +165,7 @@ def _progress(summary: Summary) -> str:
     planned = sum(len(manifest.cells) for _, manifest in summary.runs)
     if not summary.missing:
         return ""
-    return f"{planned - len(summary.missing)} of {planned} cells have ended; what is missing stands at the end"
+    return f"{planned - len(summary.missing)} of {planned} cells have ended; missing cells are listed at the end"
 
 
 def _overhead(summary: Summary) -> str:

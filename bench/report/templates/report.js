@@ -283,7 +283,7 @@
     }
 
     const chart = svg("svg", { role: "group", "aria-label": "Scatter plot; each point is a row of the table" });
-    const told = make("p", { class: "note", "aria-live": "polite" });
+    const caption = make("p", { class: "note", "aria-live": "polite" });
     const legend = make("p", { class: "legend" });
 
     function draw() {
@@ -294,10 +294,10 @@
         .filter(({ x, y }) => x && y);
       chart.replaceChildren();
       const missing = data.groups.length - points.length;
-      const note = missing ? ` ${missing} of ${data.groups.length} groups don't know one of the two.` : "";
+      const note = missing ? ` ${missing} of ${data.groups.length} groups lack one of the two values.` : "";
       const best = front(points);
-      const line = best.length > 1 ? " Line: what no other beats in both." : "";
-      told.textContent = `Bars: the extremes of seeds; of percentages ± one standard deviation; of accuracies with one seed the 95% interval.${line}${note}`;
+      const line = best.length > 1 ? " Line: groups that no other beats in both." : "";
+      caption.textContent = `Bars: range over seeds; for percentages, ± one standard deviation; for accuracies with one seed, the 95% interval.${line}${note}`;
       if (!points.length) return;
       const across = scale(view.x, LEFT, WIDTH - RIGHT, view.log), up = scale(view.y, HEIGHT - BOTTOM, TOP, false);
       for (const tick of across.ticks) {
@@ -352,7 +352,7 @@
     if (devices.length > 1)
       devices.forEach((device, index) =>
         legend.append(make("span", {}, svg("svg", { viewBox: "-9 -9 18 18", class: "shape" }, svg("path", { d: shapes[index % shapes.length](6), fill: "currentColor" })), device)));
-    place.append(make("div", { class: "tools" }, chooser("y", "Up"), chooser("x", "Across"), make("label", {}, log, " logarithmic")), legend, chart, told);
+    place.append(make("div", { class: "tools" }, chooser("y", "Up"), chooser("x", "Across"), make("label", {}, log, " logarithmic")), legend, chart, caption);
     place.hidden = false;
     draw();
     let width = WIDTH;
