@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Run", "load_results", "run"]
 
 
+def __dir__() -> list[str]:
+    """Names that completion offers in a notebook, before any is loaded."""
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.analysis.plugins import load_plugins
-from bench.store import runs as folders
+from bench.store.runs import find_run
+from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +28,7 @@ class Run:
     def __init__(self, name: str | Path, results: str | Path = _RESULTS) -> None:
         """`name` is a folder, or the name of one below `results`. Raises `tl.UserError` if there is no such run."""
         load_plugins()
-        self._run = folders.find_run(name, Path(results))
+        self._run = find_run(name, Path(results))
 
     @property
     def folder(self) -> Path:
@@ -123,6 +126,7 @@ def run(
     fresh: bool = False,
     live: str | Path | None = None,
     progress: bool = True,
+    plugins: Iterable[str | Path] = (),
     **settings: Any,
 ) -> Run:
     """Run the cells of a grid that have no result yet: the command `bench run` as a function.
@@ -149,6 +153,8 @@ def run(
         fresh: start over in a new folder; nothing is deleted.
         live: a folder for reports, where the run's page is updated whenever a cell ends.
         progress: print the progress.
+        plugins: scripts that add regimes, sources, metrics or claims. Entries that a notebook itself adds don't reach
+            the processes of cells; those of a script do.
         settings: fields of `tl.TrainConfig` that are not axes, such as `epochs=3` or `batch_size=16`.
 
     Returns the run. A cell that failed doesn't raise; its record has the reason.
@@ -156,7 +162,8 @@ def run(
     Raises `tl.UserError` for mistakes that the caller can correct, and `KeyboardInterrupt`: finished cells are kept,
     and the same call continues from there.
     """
-    load_plugins()
+    called = _as_called(locals())
+    load_plugins(map(Path, plugins))
     from rich.console import Console
 
     from bench.report.live import LivePage
@@ -167,11 +174,14 @@ def run(
     from bench.sweep.run import run_sweep
 
     axes = {"backbones": backbones, "regimes": regimes, "devices": devices, "precision": precision}
+    for axis, values in axes.items():
+        if isinstance(values, str):
+            raise ConfigError(f"{axis}={values!r}: must be a list, such as [{values!r}]")
     lists = {axis: None if values is None else list(values) for axis, values in axes.items()}
     which = seeds if seeds is None or isinstance(seeds, int) else list(seeds)
     chosen = choose_grid(grid, {**lists, "seeds": which}, settings)
     images = None if data is None else os.fspath(data)
-    page = None if live is None else LivePage(Path(live), warnings.warn)
+    page = None if live is None else LivePage(Path(live), partial(print, file=sys.stderr))
     if live is not None:
         check_output(Path(live))
     options = make_options(
@@ -187,7 +197,7 @@ def run(
         address=ray_address,
         wait=wait,
         fresh=fresh,
-        command="bench.run(…)",
+        command=called,
         on_record=page.write if page else None,
     )
     goal = make_goal(chosen, until_decided=until_decided, within=within, max_seeds=max_seeds, budget=budget)
@@ -198,6 +208,17 @@ def run(
         if page and sweeps:
             page.end(sweeps[0].run)
     return Run(sweeps[0].run.folder)
+
+
+def _as_called(given: Mapping[str, Any]) -> str:
+    """Return the call as text, for the run's list of commands: the arguments that are not the defaults."""
+    defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
+    named = {name: value for name, value in given.items() if name != "settings" and value is not defaults[name]}
+    words = [
+        f"{name}={(os.fspath(value) if isinstance(value, Path) else value)!r}"
+        for name, value in {**named, **given["settings"]}.items()
+    ]
+    return f"bench.run({', '.join(words)})"
 
 
 def load_results(paths: str | Path | Iterable[str | Path], results: str | Path = _RESULTS) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pytest
 
 import bench
 from bench.execution import executors
+from bench.store.runs import RunFolder
 from tests import light
 from tests.commands import command, here
 from tests.runs import record, write_run
@@ -64,6 +65,32 @@ def test_axes_and_settings_are_those_of_the_command(mini: Splits) -> None:
     (only,) = run.records().values()
     assert only.cell.config.epochs == 2 and only.cell.config.batch_size == 8 and only.cell.device == "cpu"
     assert only.cell.dataset_digest == mini.digest
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"regimes": "frozen"}, "regimes='frozen': must be a list, such as ['frozen']"),
+        ({"regime": "frozen"}, "settings.regime: unknown key"),
+        ({"seed": 3}, "settings.seed: unknown key"),
+        ({"epoch": 3}, "settings.epoch: unknown key; nearest valid key: 'epochs'"),
+    ],
+)
+def test_a_slip_in_an_argument_is_one_line(given: dict[str, object], message: str) -> None:
+    """None of them is dropped without a word, and nothing is written."""
+    with pytest.raises(ConfigError) as caught:
+        light_run(**given)
+    assert message in str(caught.value) and not Path("results").exists()
+
+
+def test_a_run_knows_how_it_was_called(tmp_path: Path) -> None:
+    """The report shows the call as it would be typed again; a script's entries are there, too."""
+    (tmp_path / "my_script.py").write_text("from tl.regimes import HEAD, REGIMES, Regime\n")
+    run = light_run(epochs=2, plugins=[tmp_path / "my_script.py"], progress=False)
+    (once,) = RunFolder(run.folder).manifest().invocations
+    assert once.command.startswith("bench.run(grid='smoke', backbones=")
+    assert "name='r'" in once.command and once.command.endswith("epochs=2)") and "my_script.py" in once.command
+    assert "fresh" not in once.command
 
 
 def test_what_a_run_has() -> None:

@@ -17,6 +17,7 @@ from bench.report.write import write_report
 from bench.store.runs import RunFolder
 from tests.runs import RANDOM, record, write_run
 from tests.test_executors import wait_until
+from tl.cache import write_atomic
 
 selenium = pytest.importorskip("selenium", reason="selenium isn't installed")
 from selenium import webdriver  # noqa: E402
@@ -148,12 +149,12 @@ def test_the_page_of_an_unfinished_run(
     path = write.write_live(run, tmp_path)
     opened(browser, path, "#q=frozen")
     assert serious(browser) == []
-    path.write_text(path.read_text().replace("<h1>run</h1>", "<h1>later</h1>"))
+    write_atomic(path, path.read_text().replace("<h1>run</h1>", "<h1>later</h1>"))
     assert wait_until(lambda: _heading(browser) == "later", 10)
     assert browser.execute_script("return location.hash") == "#q=frozen"
     assert wait_until(lambda: _in_page(browser, "document.querySelector('#live input').click(); return true"), 10)
     assert "still=1" in browser.execute_script("return location.hash")
-    path.write_text(path.read_text().replace("<h1>later</h1>", "<h1>too late</h1>"))
+    write_atomic(path, path.read_text().replace("<h1>later</h1>", "<h1>too late</h1>"))
     time.sleep(2.5)
     assert _heading(browser) == "later"
 

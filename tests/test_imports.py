@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,14 @@ def test_reading_commands_do_not_import_torch() -> None:
     """All of `bench` but the work itself, and `import tl`, leave torch and timm alone."""
     found = loaded("tl", *(name for name in modules("bench") if name not in TORCH_SIDE))
     assert "bench.cli.report" in found and not {"torch", "timm"} & found
+
+
+def test_no_module_needs_the_tests() -> None:
+    """The packages that are installed don't have them."""
+    sources = [*(ROOT / "bench").rglob("*.py"), *(ROOT / "tl").rglob("*.py")]
+    assert len(sources) > 100
+    needs = re.compile(r"^\s*(from|import) tests\b", re.MULTILINE)
+    assert [str(path) for path in sources if needs.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_every_public_name_of_tl_loads() -> None:

@@ -72,6 +72,10 @@ def usable_cores() -> int:
     return len(core_numbers())
 
 
+PAGES_KEPT = "glibc, freed pages kept"
+"""What records say of the allocator after `keep_freed_pages`."""
+
+
 def keep_freed_pages() -> bool:
     """Make glibc's allocator keep freed memory for the next tensor. Returns True if that worked.
 

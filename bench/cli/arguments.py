@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
 
 from tl.errors import ConfigError
-
-Value = TypeVar("Value")
 
 RunsArgument = Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs below --results, or folders.")]
 ResultsOption = Annotated[Path, typer.Option(help="The folder where runs are kept.")]

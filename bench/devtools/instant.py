@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
+from bench.devtools.made_up import RANDOM, record
 from bench.execution.attempt import RUN_CELL, run_one_by_one
 from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome
-from tests.runs import RANDOM, record
 from tl.results import TrainResult
 
 MOST_BACKBONES = 12_500

@@ -20,7 +20,7 @@ from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
 from tl.errors import WeightsError
 from tl.library import library
-from tl.machine import DeviceKey, keep_freed_pages
+from tl.machine import PAGES_KEPT, DeviceKey, keep_freed_pages
 from tl.plugins import load_as_parent
 from tl.protocols import run_protocol
 from tl.results import TrainResult
@@ -71,7 +71,7 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     library(cell.config.spec.source)  # one from outside is loaded here, before anything is measured
     torch.set_num_threads(threads)
     device = DeviceKey.parse(cell.device).name
-    allocator = "glibc, freed pages kept" if keep_freed_pages() else "default"
+    allocator = PAGES_KEPT if keep_freed_pages() else "default"
     _touch_code()
     uuid = devices.gpu_uuid(devices.resolve(device))
     emit(_machine(uuid))

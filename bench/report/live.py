@@ -40,5 +40,5 @@ class LivePage:
         try:
             write_live(run, self._reports, ended=ended)
         except UserError as error:  # a page that can't be written must not end the run
-            self._warn(f"WARNING: --live: {error}")
+            self._warn(f"WARNING: the live page: {error}")
             self._due = math.inf

@@ -112,11 +112,15 @@ class Cell(Strict):
         """The same cell with these settings of its config replaced."""
         return self.replace(config=self.config.replace(**settings))
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """What the cell is, without its seed."""
         config = self.config
         parts = [config.backbone, config.regime, self.device]
-        parts += [config.precision] if config.precision != "fp32" else []
-        return " ".join([*parts, f"seed {config.seed}"])
+        return " ".join([*parts, config.precision] if config.precision != "fp32" else parts)
+
+    def __str__(self) -> str:
+        return f"{self.name} seed {self.config.seed}"
 
 
 class Record(Strict):

@@ -176,4 +176,4 @@ def _without_result(comparisons: int) -> str:
 
 def _label(finding: Finding) -> str:
     width = finding.estimate.half_width if finding.estimate else None
-    return f"{finding.group.cell.but(seed=0)} ({'±?' if width is None else f'±{width:.1%}'})".replace(" seed 0", "")
+    return f"{finding.group.cell.name} ({'±?' if width is None else f'±{width:.1%}'})"

@@ -183,7 +183,7 @@ def _check(
 
     `settings` are the grid's other settings: some values are valid only with a certain protocol.
     """
-    _known_keys(where, given, valid)
+    check_keys(where, given, valid)
     for key, value in given.items():
         kinds, wanted = _KINDS.get(key, ((str, int, float), "one value"))
         if type(value) not in kinds:  # not isinstance, for which true is an int
@@ -241,7 +241,8 @@ def _with_claims(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "claims": claims}
 
 
-def _known_keys(where: str, given: Mapping[str, Any], valid: Collection[str]) -> None:
+def check_keys(where: str, given: Mapping[str, Any], valid: Collection[str]) -> None:
+    """Raise `ConfigError` for a key that is not valid, with the nearest one that is."""
     for key in given:
         if key not in valid:
             close = nearest(key, valid)

@@ -16,7 +16,7 @@ from bench.execution.base import Executor
 from bench.store.records import Cell, DatasetIdentity, Manifest, Record, WeightsKey
 from bench.store.runs import RunFolder
 from bench.sweep.folder import run_folder
-from bench.sweep.grid import Grid, expand, load_grid
+from bench.sweep.grid import SHARED_SETTINGS, Grid, check_keys, expand, load_grid
 from bench.sweep.options import Options
 from bench.sweep.order import arrange
 from bench.sweep.weights import Answer, resolve_weights, weights_key
@@ -59,6 +59,7 @@ def choose_grid(name: str, axes: Mapping[str, Any], settings: Mapping[str, Any])
 
     Raises `ConfigError`.
     """
+    check_keys("settings", settings, SHARED_SETTINGS)
     return load_grid(name).override(
         {axis: value for axis, value in axes.items() if value is not None},
         {key: value for key, value in settings.items() if value is not None},

@@ -20,7 +20,7 @@ import torch
 from bench.compare.sides import SOURCE
 from bench.devtools.turns import TURNS
 from bench.store.environment import environment
-from tl.machine import keep_freed_pages
+from tl.machine import PAGES_KEPT, keep_freed_pages
 
 ALLOCATOR = pytest.StashKey[str]()
 """The allocator's setting, as in `Record.allocator`."""
@@ -53,7 +53,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     step depend on what ran before it: in some processes a frozen step took 20% longer.
     """
     if session.config.getoption("benchmark_enable") and keep_freed_pages():
-        session.config.stash[ALLOCATOR] = "glibc, freed pages kept"
+        session.config.stash[ALLOCATOR] = PAGES_KEPT
     TURNS.take()
     try:
         return (yield)
