@@ -1,7 +1,7 @@
 """Sessions: `nox -s bench`, `tests`, `counters`, `gate`, `gate_power`, `peers`, `lint`, `types`.
 
 torch is several GB, so all use the Python that nox itself runs in: install with `pip install -e ".[test]"`. `peers`
-adds what it compares with in an environment of its own, which has everything else from that Python.
+installs the programs it compares with into its own environment, which has everything else from that Python.
 """
 
 import os
@@ -17,7 +17,7 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "tests"]
 
 NOTHING_SELECTED = 5
-"""Exit status of pytest where no test fits what was asked for."""
+"""Exit status of pytest if no test was selected."""
 
 
 @nox.session
@@ -28,8 +28,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests: first four files side by side, then the tests marked `alone`, with nothing beside them."""
-    # Else each of the hundreds of processes that tests start would compile the suite anew.
+    """Run the tests: first four files at a time, then the tests marked `alone`, one by one."""
+    # Without cached bytecode, each of the hundreds of processes that tests start would compile the suite again.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     # Many tests wait for processes that they started, so two cores have work for four.
     side_by_side = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
@@ -45,18 +45,21 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def counters(session: nox.Session) -> None:
-    """The exact gate: counters of training steps against the committed baseline; `-- --update` writes it anew."""
+    """Compare counters of training steps with the committed baseline; `-- --update` rewrites it."""
     _exit_as(session, "-m", "bench.devtools.counters", *session.posargs)
 
 
 @nox.session
 def gate(session: nox.Session) -> None:
-    """The timed gate: this tree against another commit, `nox -s gate -- --base main`."""
+    """Compare the times of this tree with those of another commit: `nox -s gate -- --base main`."""
     _exit_as(session, "-m", "bench.devtools.gate", *session.posargs)
 
 
 def _exit_as(session: nox.Session, *arguments: str) -> None:
-    """Run Python; if it fails, nox ends with its exit status, which says why. `session.run` would make 1 of all."""
+    """Run Python. If it fails, nox ends with its exit status, which says why.
+
+    `session.run` would turn every status into 1.
+    """
     session.log(f"python {' '.join(arguments)}")
     if status := subprocess.run([sys.executable, *arguments], check=False).returncode:
         sys.exit(status)
@@ -64,7 +67,7 @@ def _exit_as(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def gate_power(session: nox.Session) -> None:
-    """How often the gates find what is planted, and cry wolf; takes hours: `nox -s gate_power -- --data FOLDER`."""
+    """Measure how often gates detect planted changes or fail falsely (hours): `nox -s gate_power -- --data FOLDER`."""
     power = [sys.executable, "-m", "bench.devtools.power"]
     out = f"--out=results/gate-power-{datetime.now(UTC):%Y%m%d}"
     session.run(*power, "exact", out)
@@ -79,7 +82,7 @@ def gate_power(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv")
 def peers(session: nox.Session) -> None:
-    """Times, memory and accuracy beside a plain loop, Lightning and fastai: `nox -s peers -- --rounds 3 --epochs 2`."""
+    """Compare times, memory, accuracy with a plain loop, Lightning, fastai: `nox -s peers -- --rounds 3 --epochs 2`."""
     (packages,) = Path(session.virtualenv.location).glob("lib/python*/site-packages")
     parent = sysconfig.get_path("purelib")
     (packages / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n", encoding="utf-8")

@@ -40,7 +40,7 @@ def test_times_are_read(text: str, value: float) -> None:
 @pytest.mark.parametrize("text", ["", "0m", "-5m", "ten", "5 weeks", "nan"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     """The message has examples of valid times."""
-    with pytest.raises(ConfigError, match=r"--budget .*: must be a time above 0, such as 90s, 10m or 1.5h"):
+    with pytest.raises(ConfigError, match=r"--budget .* must be a time above 0, such as 90s, 10m or 1.5h"):
         seconds("--budget", text)
 
 
@@ -226,11 +226,14 @@ def test_done_seeds_count_and_are_not_run_again(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--budget", "10m"], "--budget 10m needs --until-decided"),
-        (["--until-decided", "--within", "0"], "--within 0: must be a percentage above 0"),
-        (["--until-decided", "--max-seeds", "2"], "--max-seeds 2: must be at least 3"),
-        (["--until-decided", "--seeds", "5", "--max-seeds", "4"], "--max-seeds 4: must be at least 5"),
-        (["--until-decided", "--epochs", "1"], "--until-decided: epochs=1: the first epoch is warm-up"),
-        (["--until-decided", "--budget", "soon"], "--budget 'soon': must be a time above 0"),
+        (["--until-decided", "--within", "0"], "--within 0 must be a percentage above 0"),
+        (["--until-decided", "--max-seeds", "2"], "--max-seeds 2 must be at least 3"),
+        (["--until-decided", "--seeds", "5", "--max-seeds", "4"], "--max-seeds 4 must be at least 5"),
+        (
+            ["--until-decided", "--epochs", "1"],
+            "--until-decided needs at least 2 epochs, since the first is warm-up; epochs=1",
+        ),
+        (["--until-decided", "--budget", "soon"], "--budget 'soon' must be a time above 0"),
     ],
 )
 def test_mistakes_end_in_one_line(options: list[str], message: str) -> None:

@@ -171,7 +171,7 @@ def test_the_old_name_of_an_option_still_works() -> None:
     write_run(Path("results/r"), [record("timm:a", "frozen")])
     assert here("report", "r", "--out", "old").returncode == 0 and Path("old/r.html").is_file()
     both = here("report", "r", "--out", "old", "--reports", "new")
-    assert both.returncode == 2 and "--out old: is the old name of --reports" in both.stderr
+    assert both.returncode == 2 and "--out old is the old name of --reports" in both.stderr
     assert "--out" not in here("report", "--help").stdout.replace("--output", "")
 
 

@@ -72,7 +72,7 @@ def load_script(path: Path) -> None:
     """
     path = path.resolve()
     if not path.is_file() or path.suffix != ".py" or "." in path.stem:
-        raise ConfigError(f"--plugin {os.fspath(path)!r}: must be a Python file, NAME.py")
+        raise ConfigError(f"--plugin {os.fspath(path)!r} must be a Python file, NAME.py")
     # A folder on the path can shadow the standard library's modules: their names are refused in any case.
     place = _place(path.stem)
     if path.stem in sys.stdlib_module_names or (place is not None and (not place or Path(place).resolve() != path)):

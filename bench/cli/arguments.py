@@ -64,5 +64,5 @@ def renamed(option: str, value: Path, default: Path, out: Path | None) -> Path:
     if out is None:
         return value
     if value != default:
-        raise ConfigError(f"--out {out}: is the old name of {option}, which is also given ({value}); leave out --out")
+        raise ConfigError(f"--out {out} is the old name of {option}, which is also given ({value}); leave out --out")
     return out

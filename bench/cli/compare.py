@@ -26,7 +26,7 @@ def compare(
     sides: SidesArgument,
     by: Annotated[
         Literal["run", "regime", "device", "backbone", "precision", "seed"],
-        typer.Option(help="What to compare; with anything but run, one run is enough."),
+        typer.Option(help="What to compare; values other than run need only one run."),
     ] = "run",
     base: Annotated[
         str | None,
@@ -60,7 +60,7 @@ def put(output: Path | None, format: str | None, make: Callable[[Literal["md", "
     ending = output.suffix[1:] if output else "md"
     suffix = format or ending
     if suffix not in ("md", "html", "json"):
-        raise ConfigError(f"--output {output}: must end in .md, .html or .json; or give --format")
+        raise ConfigError(f"--output {output} must end in .md, .html or .json; or give --format")
     text = make(suffix)  # type: ignore[arg-type]  # checked above
     if output is None:
         print(text, end="")

@@ -60,7 +60,8 @@ def run(
         float | None, typer.Option(metavar="PERCENT", help="Half-width of 95% intervals to reach.", show_default="5")
     ] = None,
     max_seeds: Annotated[
-        int | None, typer.Option(help="Most seeds for --until-decided.", show_default="10 without --budget")
+        int | None,
+        typer.Option(help="Maximum number of seeds for --until-decided.", show_default="10 without --budget"),
     ] = None,
     budget: Annotated[
         str | None,

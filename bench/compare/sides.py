@@ -133,7 +133,7 @@ def read_sides(
         if len(names) < 2:
             raise UserError(f"{names[0]}: a comparison needs a second run; name one, or give --by, such as --by regime")
         if base is not None:
-            raise UserError(f"--base {base}: needs --by, such as --by regime; without it, the first run is the base")
+            raise UserError(f"--base {base} needs --by, such as --by regime; without it, the first run is the base")
         places = [_places(name, results) for name in names]
         each_once(part for runs, files in places for part in (*(run.folder for run in runs), *files))
         loaded = [([_load(run) for run in runs], files) for runs, files in places]

@@ -259,13 +259,13 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
     """Run the gate. Returns the exit status. Raises `UserError` for mistakes of the user."""
     given = _options().parse_args(arguments)
     if given.rounds < FEWEST:
-        raise UserError(f"--rounds {given.rounds}: must be at least {FEWEST}")
+        raise UserError(f"--rounds {given.rounds} must be at least {FEWEST}")
     budget = seconds("--budget", given.budget) if given.budget else None
     rules = read_rules(None, given.rule, root, repeats=["round"])
     if wrong := next((rule for rule in rules if rule.is_of_runs), None):
         raise UserError(f"--rule {wrong}: only runs have {wrong.metric}; benchmarks have {SECONDS.name} and counters")
     if given.out and given.out.exists() and any(given.out.iterdir()):
-        raise UserError(f"--out {given.out}: is not empty, and nothing is overwritten; give another folder")
+        raise UserError(f"--out {given.out} is not empty, and nothing is overwritten; give another folder")
     commit = commit_of(given.base, root)
     new = f"this tree, {state_of(root)}"
     print(f"base: {given.base} ({commit[:12]}); new: {new}", flush=True)
@@ -293,7 +293,7 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
             page = f"# {title}\n\n**Gate failed: regressed.** {failing}\n\n- {sides[0]}\n"
             status = REGRESSED
         else:
-            findings = [*decision.reasons, f"{count} rounds of each side, in turn", *sides]
+            findings = [*decision.reasons, f"{count} interleaved rounds per side", *sides]
             page = show(comparison, "md", title=title, headline=decision.headline, findings=findings)
             status = decision.status
             if given.pass_noise and decision.is_noise:

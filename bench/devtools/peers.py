@@ -192,7 +192,7 @@ def _named(peers: Sequence[str]) -> dict[str, str]:
     for given in peers:
         name, _, command = given.partition("=")
         if not name or not command.strip() or name in (*SCRIPTS, *found):
-            raise UserError(f"--peer {given!r}: must be NAME=COMMAND with a name that is not taken")
+            raise UserError(f"--peer {given!r} must be NAME=COMMAND with a name that is not taken")
         found[name] = command
     return found
 

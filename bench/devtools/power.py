@@ -307,7 +307,7 @@ def _main(given: argparse.Namespace) -> None:
         if warning := busy_warning():
             print(f"WARNING: {warning}", file=sys.stderr)
         if given.what == "record" and given.rounds < MOST:
-            raise UserError(f"--rounds {given.rounds}: must be at least {MOST}, the most rounds that a gate runs")
+            raise UserError(f"--rounds {given.rounds} must be at least {MOST}, the most rounds that a gate runs")
         commit, machine = commit_of("HEAD", ROOT), environment()  # HEAD may change during the hours that follow
         recorded = record(given.rounds, commit) if given.what == "record" else []
         tried = {

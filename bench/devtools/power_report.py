@@ -27,17 +27,17 @@ HEADINGS: dict[How, str] = {
     "exact": "The exact gate",
 }
 METHODS: dict[How, str] = {
-    "replayed": "Rounds of all that the gate runs were recorded, with one commit on both sides. For each gate as many "
-    "as it may run were drawn without replacement and kept in order; in each the two sides were swapped or not by a "
-    "coin, and the new side's times of one benchmark multiplied. The gates share the recorded rounds, so they are not "
-    "independent: the intervals are narrower than they ought to be. A round's ratio is that of its two sides, which "
-    "ran the same code; its scatter is the standard deviation of its logarithm.",
+    "replayed": "We recorded rounds of every benchmark of the gate, with one commit on both sides. For each gate, as "
+    "many rounds as it may run were sampled without replacement and kept in order. In each round the two sides were "
+    "swapped at random, and the new side's times of one benchmark were multiplied. The gates share the recorded "
+    "rounds, so they are not independent, and the intervals are too narrow. A round's ratio is that of its two sides, "
+    "which ran the same code; its scatter is the standard deviation of its logarithm.",
     "live": "Whole gates: a commit against itself, with work on all cores planted in the training step of a backbone "
-    "that trains; two benchmarks, at most 20 rounds. Others' share of the cores says what ran beside them.",
-    "runs": "One cell a seed on the real images, against a first run of the unchanged commit, as `bench gate` does; "
+    "that trains; two benchmarks, at most 20 rounds. Others' share of the cores is what other programs used meanwhile.",
+    "runs": "One cell per seed on the real images, against a first run of the unchanged commit, as `bench gate` does; "
     "seconds are those of the new run.",
     "exact": "Counters of a training step of each regime on two networks, against the committed baseline. `a counter "
-    "moved by one` is each counter in turn, up and down, and tries the comparison alone.",
+    "moved by one` changes each counter in turn, up and down; it tests the comparison alone.",
 }
 TARGETS: dict[tuple[How, str], tuple[str, float]] = {
     ("replayed", NOTHING): ("at most", 0.02),
@@ -147,10 +147,10 @@ def _scatter(power: Power) -> dict[str, str]:
 def render(all_power: Sequence[Power]) -> str:
     """The report in Markdown: a table and remarks for each kind of gate, then commands with their machines."""
     parts = [
-        "# The gates as instruments",
-        "How often a gate finds what was planted: it fails, and names it. Of nothing planted, found is a false alarm. "
-        "Undecided: neither shown to be worse nor to be no worse, exit status 3. Intervals are Wilson's; a verdict is "
-        "not certain where the interval holds the target.",
+        "# How well the gates detect changes",
+        "A gate finds a planted change if it fails and names it. If nothing was planted, a failure is a false alarm. "
+        "Undecided: shown neither to be worse nor to be no worse, exit status 3. Intervals are Wilson's; a verdict is "
+        "not certain if the interval contains the target.",
     ]
     outcomes = [(power.environment.suite, outcome) for power in all_power for outcome in power.outcomes]
     several = len({suite for suite, _ in outcomes}) > 1

@@ -23,17 +23,17 @@ HEADINGS: dict[What, str] = {
     "accuracy": "Accuracy",
 }
 METHODS: dict[What, str] = {
-    "epoch": "An epoch is training and validation; of each process the median of all epochs but the first, which is "
+    "epoch": "An epoch is training and validation. For each process: the median of all epochs but the first, which is "
     "warm-up.",
-    "whole": "Ours is all that the process did once its libraries were loaded, with an empty cache: images are decoded "
-    "in it. Theirs is their epochs alone, without what came before, between and after them; where they ran fewer "
-    "epochs, their median epoch, the first left out, times the job's.",
-    "memory": "MiB of a process and all that descend from it, its libraries included, each shared page once "
-    "(proportional set size), read four times a second from outside: shorter peaks are missed. Reading slows what is "
-    "read, so these runs gave no times. Memory of a GPU is not in it.",
-    "accuracy": "Percent of the validation images that were right after the last epoch, a seed a round, means over "
-    "seeds; the sides draw their batches and crops differently. Difference: ours less theirs, in points. The "
-    "target is the least difference that was aimed at. These runs gave no times.",
+    "whole": "Ours: everything the process did after loading its libraries, with an empty cache, so decoding the "
+    "images is included. Theirs: their epochs alone, without anything before, between or after them. If they ran fewer "
+    "epochs than the job has, it is their median epoch without the first, times the job's number of epochs.",
+    "memory": "MiB of a process and all its descendants, libraries included; each shared page counts once "
+    "(proportional set size). It is read four times a second from outside, so shorter peaks are missed. Reading slows "
+    "the process down, so these runs gave no times. GPU memory is not included.",
+    "accuracy": "Percentage of validation images classified correctly after the last epoch, one seed per round; means "
+    "over seeds. The sides use different random batches and crops. Difference: ours − theirs, in points. The target "
+    "is the smallest acceptable difference. These runs gave no times.",
 }
 TARGETS: dict[tuple[What, str, str, str], float] = {
     ("epoch", "cpu", "finetune", "torchvision:resnet18"): 0.85,
@@ -202,12 +202,12 @@ def _row(samples: Samples, number: int, side: str) -> dict[str, str]:
 def render(all_samples: Sequence[Samples]) -> str:
     """The report in Markdown: a table per kind of figure, then the command, images and machine of each numbered run."""
     parts = [
-        "# Beside other programs",
-        "Each side ran in processes of its own, one at a time, in alternating order (A B B A). Ratio: ours over "
-        "theirs, of the two processes of a round, geometric mean over n rounds; below 1 ours needs less. Ours and "
-        "theirs: medians over rounds. 95%: Student's t on the logarithms, from three rounds on. A verdict is not "
-        "certain where that interval holds the target or is missing. Disturbed: processes beside which something else "
-        "used the machine.",
+        "# Compared with other programs",
+        "Each side ran in processes of its own, one at a time, in alternating order (A B B A). Ratio: ours ÷ theirs "
+        "for the two processes of a round, geometric mean over n rounds; below 1 ours needs less. Ours and theirs: "
+        "medians over rounds. 95%: Student's t on the logarithms, with at least three rounds. A verdict is not certain "
+        "if that interval contains the target or is missing. Disturbed: processes during which something else used "
+        "the machine.",
     ]
     numbered = list(enumerate(all_samples, 1))
     for what, heading in HEADINGS.items():

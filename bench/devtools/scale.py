@@ -138,12 +138,12 @@ def render(several: Sequence[Scale]) -> str:
         "# Many cells",
         "Whole commands, from the start of Python to its end, on a grid whose cells take no time: "
         f"{len(REGIMES)} regimes and {SEEDS} seeds of as many backbones as are needed. Median over rounds (lowest to "
-        "highest); memory is the largest resident size. `plan` is `run --dry-run`, `resume` the same `run` once all is "
-        "done. A bound is met where the slowest round meets it.",
+        "highest); memory is the largest resident size. `plan` is `run --dry-run`, `resume` the same `run` when all "
+        "cells are done. A bound is met if the slowest round meets it.",
         table,
-        f"**{FAR:,} cells** is what the line through {sizes[-2]:,} and {large:,} cells says. Time would do; memory "
-        "would not, where a command holds all records at once: such a run wants them read one by one, or its grid cut "
-        "into runs of ten thousand, which `report` takes together. "
+        f"**{FAR:,} cells** is extrapolated from {sizes[-2]:,} and {large:,} cells. Time would be acceptable, memory "
+        "would not: commands hold all records at once. Such a run needs commands that read records one by one, or a "
+        "grid split into runs of ten thousand, which `report` takes together. "
         "A record is a file of its own: a million of them take about 8 GB, and some file systems slow down with so "
         "many names in a folder.",
     ]

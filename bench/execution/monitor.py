@@ -21,11 +21,11 @@ from tl.gpu import GpuState
 from tl.machine import core_numbers, cpu_governor
 
 BUSY_CORES = 0.1
-"""Cores in use by others from which on we warn. Operations wait for their slowest thread: 10% of a core costs 10%."""
+"""We warn if others use more cores than this. Operations wait for their slowest thread: 10% of a core costs 10%."""
 BUSY_SHARE = 0.02
 """The same as a share of all cores. A large machine's own services use more than `BUSY_CORES` and disturb nothing."""
 BUSY_SECONDS = 0.1
-"""Least CPU time of others that counts, in seconds. Counters advance in steps of 10 ms; less is within their error."""
+"""We ignore less CPU time of others than this, in seconds. Counters advance in steps of 10 ms and err by as much."""
 BUSY_GPU_PERCENT = 10
 CHECK_SECONDS = 0.25
 CHECK_CORES = 0.25

@@ -12,8 +12,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     has the epochs of each fold
 5   a file begins with its `digest`, which detects changes; a record has `attempts`
 6   a manifest has weights by policy and backbone, and an invocation has `data`; older versions had both as texts. A
-    note of a result has a subject. `stand_in` is renamed to `fallback`, and has no words for the terminal. Older
-    versions are upgraded on reading, see `bench.store.upgrade`
+    note of a result has a subject. `stand_in` is renamed to `fallback`, and no longer contains text that was meant for
+    the terminal. Older versions are upgraded on reading, see `bench.store.upgrade`
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ from bench.sweep.plan import Sweep, plan
 from tl.errors import ConfigError
 
 MAX_SEEDS = 10
-"""Most seeds if neither `--max-seeds` nor `--budget` is given."""
+"""Maximum number of seeds if neither `--max-seeds` nor `--budget` is given."""
 MOST_SEEDS = 1_000
-"""Most seeds with `--budget` alone."""
+"""Maximum number of seeds with `--budget` alone."""
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -54,16 +54,18 @@ def make_goal(
         return None
     within_percent = 5.0 if within is None else within
     if not 0 < within_percent < 100:
-        raise ConfigError(f"--within {within_percent:g}: must be a percentage above 0 and below 100")
+        raise ConfigError(f"--within {within_percent:g} must be a percentage above 0 and below 100")
     seeds, epochs = grid.matrix.seeds, grid.shared_settings["epochs"]
     if not isinstance(seeds, int):
-        raise ConfigError(f"--until-decided: the grid lists its seeds ({seeds}); give their number with --seeds")
+        raise ConfigError(
+            f"--until-decided needs a number of seeds, but the grid lists its seeds ({seeds}); give one with --seeds"
+        )
     if epochs < 2:
-        raise ConfigError(f"--until-decided: epochs={epochs}: the first epoch is warm-up, so at least 2 are needed")
+        raise ConfigError(f"--until-decided needs at least 2 epochs, since the first is warm-up; epochs={epochs}")
     least = max(MIN_SAMPLES, seeds)
     if max_seeds is not None and max_seeds < least:
         raise ConfigError(
-            f"--max-seeds {max_seeds}: must be at least {least} (an interval needs {MIN_SAMPLES}, the grid {seeds})"
+            f"--max-seeds {max_seeds} must be at least {least} (an interval needs {MIN_SAMPLES}, the grid {seeds})"
         )
     return Goal(
         within=within_percent / 100,
@@ -76,7 +78,7 @@ def seconds(option: str, text: str) -> float:
     """Convert a time such as `90`, `90s`, `10m` or `1.5h` to seconds. Raises `ConfigError`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", text.strip())
     if not match or float(match[1]) == 0:
-        raise ConfigError(f"{option} {text!r}: must be a time above 0, such as 90s, 10m or 1.5h")
+        raise ConfigError(f"{option} {text!r} must be a time above 0, such as 90s, 10m or 1.5h")
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 

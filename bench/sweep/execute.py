@@ -153,9 +153,9 @@ def executor_for(options: Options) -> Executor:
     if options.executor not in EXECUTORS:
         raise ConfigError(not_one_of("executor", options.executor, EXECUTORS))
     if options.address is not None and options.executor != "ray":
-        raise ConfigError(f"--ray-address {options.address!r}: needs --executor ray; executor is {options.executor!r}")
+        raise ConfigError(f"--ray-address {options.address!r} needs --executor ray; executor is {options.executor!r}")
     if options.timeout is not None and not 0 < options.timeout < math.inf:
-        raise ConfigError(f"--timeout {options.timeout:g}: must be a number of seconds above 0")
+        raise ConfigError(f"--timeout {options.timeout:g} must be a number of seconds above 0")
     if options.executor == "ray" and (scripts := plugins.scripts()):
         raise ConfigError(
             f"--plugin {scripts[0]}: nodes of a cluster don't have this file; install it there as a package with entry "
@@ -169,5 +169,5 @@ def executor_for(options: Options) -> Executor:
                 shown = f"{value:g}" if isinstance(value, float) else readable(value)
                 raise ConfigError(f"{option} {shown}: executor {options.executor!r} can't end a cell; leave it out")
     if options.memory_bytes is not None and sys.platform != "linux":
-        raise ConfigError(f"--memory-limit {readable(options.memory_bytes)}: is enforced on Linux only; leave it out")
+        raise ConfigError("--memory-limit works on Linux only; leave it out")
     return executor

@@ -30,9 +30,9 @@ def check_output(folder: Path) -> None:
 def check_name(option: str, name: str) -> None:
     """Raise `ConfigError` if `name`, the value of `option`, is not the plain name of a file or folder."""
     if Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"{option} {name!r}: must be a plain name, without folders")
+        raise ConfigError(f"{option} {name!r} must be a plain name, without folders")
     if name.lower() == "index":
-        raise ConfigError(f"{option} {name!r}: is reserved for the list of all reports; choose another name")
+        raise ConfigError(f"{option} {name!r} is reserved for the list of all reports; choose another name")
 
 
 def run_folder(options: Options) -> Path:

@@ -72,5 +72,5 @@ def _bytes(option: str, text: str) -> int:
     except ValidationError:
         size = 0
     if not SMALLEST_LIMIT <= size < LARGEST_LIMIT:
-        raise ConfigError(f"{option} {text!r}: must be a size of at least 1MiB, such as 512MiB or 2GiB")
+        raise ConfigError(f"{option} {text!r} must be a size of at least 1MiB, such as 512MiB or 2GiB")
     return size
