@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.commands import ONE, command, here
 from tests.images import write_folder
+from tests.runs import record, write_run
 
 
 def _set_with(tmp_path: Path, spoil) -> str:
@@ -97,3 +101,58 @@ def test_too_few_images_for_a_protocol_are_refused_before_training(tmp_path: Pat
     assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "results").exists() and not (tmp_path / "reports").exists()
+
+
+NO_HOME = """
+import os, pwd, sys
+
+def gone(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+pwd.getpwuid = gone
+for name in ("HOME", "TL_CACHE", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+from bench.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--help"], 0, ""),
+        (["show", "r"], 0, ""),
+        (["list", "backbones"], 2, "error: this user has no home folder for the cache; set TL_CACHE to a folder\n"),
+    ],
+)
+def test_a_user_without_a_home(words: list[str], status: int, message: str, tmp_path: Path) -> None:
+    """What needs no cache works, and the rest is one line. No folder named `~` is made."""
+    write_run(tmp_path / "results" / "r", [record("timm:a", "frozen")])
+    done = subprocess.run([sys.executable, "-c", NO_HOME, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
+
+
+@pytest.mark.parametrize("words", [["show", "r"], ["export", "r"], ["gate", "r", "s"], ["--help"]])
+def test_a_reader_that_has_gone_decides_nothing(words: list[str], tmp_path: Path) -> None:
+    """Exit status 1 would say that a gate found a regression. It ends without a word, as `head` expects."""
+    for name in ("r", "s"):
+        write_run(tmp_path / "results" / name, [record("timm:a", "frozen", seed=seed) for seed in range(3)])
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command_line = [sys.executable, "-m", "bench", *words]
+        done = subprocess.run(command_line, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """Not even a short output that Python would write only when it ends."""
+    write_run(tmp_path / "results" / "r", [record("timm:a", "frozen")])
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "bench", "show", "r"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr

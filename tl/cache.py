@@ -12,11 +12,23 @@ from typing import Any
 
 import platformdirs
 
+from tl.errors import UserError
+
 
 def cache_dir() -> Path:
-    """Return the cache folder. It is not created here."""
-    given = os.environ.get("TL_CACHE")
-    return Path(given) if given else platformdirs.user_cache_path("tl-bench", appauthor=False)
+    """Return the cache folder. It is not created here.
+
+    Raises `UserError` if this user has no home folder, and nothing else says where the cache is.
+    """
+    if given := os.environ.get("TL_CACHE"):
+        return Path(given)
+    try:
+        folder = platformdirs.user_cache_path("tl-bench", appauthor=False)
+    except RuntimeError:
+        folder = Path("~")
+    if not folder.is_absolute():  # older versions of platformdirs return `~` where there is no home
+        raise UserError("this user has no home folder for the cache; set TL_CACHE to a folder")
+    return folder
 
 
 def offline() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import os
@@ -25,6 +26,8 @@ app = typer.Typer(
 )
 INTERRUPTED, FAILED, USAGE = 130, 1, 2
 """Exit statuses. `bench.compare.gate` has those of a gate."""
+READER_GONE = 141
+"""Exit status if nobody reads the output any more: that of a program which SIGPIPE ends (128 + 13)."""
 
 ClickError: Any = typer.BadParameter.__mro__[2]
 """The exception that typer raises for a wrong option or argument. Typer has no public name for it."""
@@ -57,10 +60,18 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal that can't encode × shows \\xd7
     gc.set_threshold(50_000, 20, 100)  # records are many objects with little garbage: collect rarely
     # Matplotlib would otherwise write its list of fonts into the home folder.
-    os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))
+    with contextlib.suppress(UserError):  # a command that needs the cache says so itself
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))
     called = "tl-bench" if Path(sys.argv[0]).stem == "tl-bench" else "python -m bench"
     try:
         status = app(prog_name=called, standalone_mode=False)
+        sys.stdout.flush()  # a full disk or a closed pipe must not be noticed only when Python ends
+    except BrokenPipeError:
+        _reader_gone()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            _reader_gone()  # typer makes exit status 1 of it, which would mean "regressed"
+        raise
     except UserError as error:
         _fail(str(error))
     except ClickError as error:
@@ -71,6 +82,13 @@ def main() -> None:
         traceback.print_exc()
         _fail(f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _reader_gone() -> NoReturn:
+    """End without a word, as a reader such as `head` that has seen enough expects."""
+    # Otherwise Python would write what is left when it ends, fail again, and choose the exit status itself.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(READER_GONE)
 
 
 def _fail(message: str) -> NoReturn:

@@ -32,9 +32,9 @@ def export_runs(runs: list[RunFolder], format: str, output: Path | None, *, raw:
         else:
             table.to_parquet(output or sys.stdout.buffer, index=False)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of the pipe closed it, which is no error
+        raise  # the program ends as for every output that nobody reads any more
     except OSError as error:
-        raise UserError(f"{output}: can't be written: {error.strerror or error}") from error
+        raise UserError(f"{output or 'standard output'}: can't be written: {error.strerror or error}") from error
 
 
 def _put_latex(runs: list[RunFolder], output: Path | None) -> None:
