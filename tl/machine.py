@@ -18,7 +18,7 @@ class DeviceKey:
     name: str
     """The name that torch uses: `cpu`, `cuda:0`, `mps`."""
     machine: str = ""
-    """On a cluster, the kind of machine that has it; empty elsewhere."""
+    """The kind of machine that has it, on a cluster; empty elsewhere."""
 
     @classmethod
     def parse(cls, text: str) -> DeviceKey:

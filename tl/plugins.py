@@ -78,7 +78,7 @@ def load_script(path: Path) -> None:
     if path.stem in sys.stdlib_module_names or (place is not None and (not place or Path(place).resolve() != path)):
         raise ConfigError(f"--plugin {os.fspath(path)!r}: another module is named {path.stem!r}; rename the file")
     if os.fspath(path.parent) not in sys.path:
-        sys.path.append(os.fspath(path.parent))  # as any script, it may import its neighbours
+        sys.path.append(os.fspath(path.parent))  # so that it can import modules beside it
     try:
         _digests[path] = file_digest(path)
         import_module(path.stem)

@@ -32,7 +32,7 @@ class Spec:
         return self.name.partition(".")[0]
 
     def matches(self, other: Spec) -> bool:
-        """Whether both can name the same network: a bare name stands for any source's."""
+        """True if both can name the same network: a bare name stands for any source's."""
         return self.name == other.name and (self.source == other.source or not (self.source and other.source))
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Spec:
 
 
 def find(text: str, names: Mapping[str, Iterable[str]]) -> Spec:
-    """The network that a spec or a bare name means, with its source.
+    """Return the network that a spec or a bare name means, with its source.
 
     `names` maps each source to all names that it has. Raises `ConfigError` for an unknown name (with the
     nearest ones) and for a bare name that two sources have (naming both).
@@ -62,5 +62,5 @@ def find(text: str, names: Mapping[str, Iterable[str]]) -> Spec:
 
 
 def canonical(spec: str, names: Mapping[str, Iterable[str]]) -> str:
-    """A spec as configs and records have it, with its source: `resnet26` → `timm:resnet26`. Raises as `find`."""
+    """Return a spec as configs and records have it, with its source: `resnet26` → `timm:resnet26`. Raises as `find`."""
     return str(find(spec, names))

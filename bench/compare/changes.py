@@ -67,8 +67,8 @@ class Change:
     mismatches: tuple[Mismatch, ...] = ()
     """Conditions that forbid a comparison."""
     alike: bool = False
-    """For accuracies of one cell in two runs: True if with every seed both were right on exactly the same images. For
-    two regimes or backbones it stays False, since that would not show that they are equally good."""
+    """True for accuracies of one cell in two runs if with every seed both were right on exactly the same images. It
+    stays False for two regimes or backbones, since that would not show that they are equally good."""
     looks: int = 1
     """Largest number of times that this comparison is made, with more samples each time."""
 

@@ -113,7 +113,7 @@ def _row(planted: str, some: Sequence[Outcome], how: How) -> dict[str, str]:
 
 
 def _verdict(rate: Interval, word: str, bound: float) -> str:
-    """Whether the target is met. It is certain if the whole interval is on one side of the bound."""
+    """Say whether the target is met. That is certain if the whole interval is on one side of the bound."""
     below = word == "at most"
     met = rate.value <= bound if below else rate.value >= bound
     certain = (rate.high <= bound or rate.low > bound) if below else (rate.low >= bound or rate.high < bound)

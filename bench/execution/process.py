@@ -124,7 +124,7 @@ def _short_enough(place: Path) -> Path:
         return place
     if (system := Path("/tmp")).is_dir() and os.access(system, os.W_OK):  # the folder in it is private
         return system
-    raise UserError(f"TMPDIR={place}: is too long a path for sockets; set one with at most {longest} bytes")
+    raise UserError(f"TMPDIR={place} is too long a path for sockets; set one with at most {longest} bytes")
 
 
 def clear_dead(place: Path, prefix: str) -> None:

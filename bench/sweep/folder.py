@@ -73,7 +73,7 @@ def held(run: RunFolder, options: Options, console: Console) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_from_the_start(options: Options, console: Console) -> Iterator[None]:
-    """With `--wait`, hold the lock already while planning, so that the plan includes what another command has done."""
+    """Hold the lock already while planning if `--wait` is given: the plan includes what another command has done."""
     check_name("--name", options.name)
     folder = options.results / options.name
     if not options.wait or options.dry_run or options.fresh:
