@@ -36,7 +36,7 @@ def add_entry_points(group: str, registry: dict[str, Entry], kind: type[Entry]) 
         where = f"entry point {point.name!r} of group {group} ({point.value})"
         try:
             entry = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"{where}: can't be loaded: {type(error).__name__}: {error}") from error
         if not isinstance(entry, kind):
             raise ConfigError(f"{where}: is a {type(entry).__name__}, not a {kind.__name__}")
@@ -82,7 +82,7 @@ def load_script(path: Path) -> None:
     try:
         _digests[path] = file_digest(path)
         import_module(path.stem)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends the process has decided nothing
         raise ConfigError(f"--plugin {os.fspath(path)!r}: {type(error).__name__}: {error}") from error
     os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*map(os.fspath, scripts()), os.fspath(path)]))
 

@@ -1,4 +1,4 @@
-"""The program around the commands. It starts them, and turns every error into one line and an exit status."""
+"""The program around the commands: it starts them. `bench.program` turns every error into an exit status."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import gc
 import io
 import os
 import sys
-import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from bench.program import end
 from tl.cache import cache_dir
 from tl.errors import UserError
 
@@ -24,10 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-INTERRUPTED, FAILED, USAGE = 130, 1, 2
-"""Exit statuses. `bench.compare.gate` has those of a gate."""
-READER_GONE = 141
-"""Exit status if nobody reads the output any more: that of a program which SIGPIPE ends (128 + 13)."""
+FAILED = 1
+"""Exit status of a sweep with cells that failed. `bench.program` has those of errors, `bench.compare.gate` a gate's."""
 
 ClickError: Any = typer.BadParameter.__mro__[2]
 """The exception that typer raises for a wrong option or argument. Typer has no public name for it."""
@@ -51,10 +49,12 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line. Mistakes of the user and bugs of the suite end in one line and exit status 2.
+    """Run the command line, and end the process with its exit status; see `bench.program`."""
+    end(run_command_line)
 
-    Python's own exit status for an exception is 1, which here means that a gate found a regression.
-    """
+
+def run_command_line() -> int:
+    """Run the command that the process was called with. Returns its exit status; raises if it can't do its work."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that can't encode × shows \\xd7
@@ -65,36 +65,15 @@ def main() -> None:
     called = "tl-bench" if Path(sys.argv[0]).stem == "tl-bench" else "python -m bench"
     try:
         status = app(prog_name=called, standalone_mode=False)
-        sys.stdout.flush()  # a full disk or a closed pipe must not be noticed only when Python ends
-    except BrokenPipeError:
-        _reader_gone()
-    except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):
-            _reader_gone()  # typer makes exit status 1 of it, which would mean "regressed"
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None  # typer makes exit status 1 of it, which would mean "regressed"
         raise
-    except UserError as error:
-        _fail(str(error))
+    except typer.Abort:  # the input of a question has ended
+        raise KeyboardInterrupt from None
     except ClickError as error:
-        _fail(error.format_message() + _given(error))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except Exception as error:
-        traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above")
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _reader_gone() -> NoReturn:
-    """End without a word, as a reader such as `head` that has seen enough expects."""
-    # Otherwise Python would write what is left when it ends, fail again, and choose the exit status itself.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(READER_GONE)
-
-
-def _fail(message: str) -> NoReturn:
-    if message:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(USAGE)
+        raise UserError(error.format_message() + _given(error)) from error
+    return status if isinstance(status, int) else 0
 
 
 def _given(error: Any) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.app import INTERRUPTED, app
+from bench.cli.app import app
+from bench.program import INTERRUPTED
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.app import FAILED, INTERRUPTED, app
+from bench.cli.app import FAILED, app
 from bench.cli.arguments import (
     REPORTS,
     RESULTS,
@@ -22,6 +22,7 @@ from bench.cli.arguments import (
     renamed,
 )
 from bench.console import say
+from bench.program import INTERRUPTED
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:

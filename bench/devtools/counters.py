@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.compare.gate import NOT_COMPARABLE, PASSED, REGRESSED
 from bench.devtools.steps import NETWORKS, TRAINING, make_step
+from bench.program import end
 from bench.store.environment import network_packages
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
@@ -94,11 +93,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Exception:  # Python's own exit status is 1, which here means that a counter changed
-        traceback.print_exc()
-        sys.exit(2)
+    end(main)

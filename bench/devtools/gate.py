@@ -20,20 +20,18 @@ import contextlib
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 import tomllib
-import traceback
 import venv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-
-import pytest
 
 from bench.compare.changes import Comparison, compare
 from bench.compare.gate import GATE_LEVEL, PASSED, REGRESSED, Decision, decide, read_rules
@@ -43,6 +41,7 @@ from bench.compare.sides import SECONDS, read_sides
 from bench.devtools.turns import VARIABLE
 from bench.execution.monitor import busy_warning
 from bench.execution.signals import sigterm_as_interrupt
+from bench.program import end
 from bench.sweep.adaptive import seconds
 from tl.cache import write_atomic
 from tl.errors import UserError
@@ -53,8 +52,12 @@ FEWEST, STEP, MOST = 5, 5, 20
 """Rounds before the first comparison, between comparisons, and at most."""
 SELECTED = "test_step or test_image_path"
 """The benchmarks that take turns; they use `timed` of `turns`."""
-MISTAKES = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
-"""Exit statuses of pytest that mean wrong options, not failing code."""
+TESTS_FAILED, INTERRUPTED = 1, 2
+"""Exit statuses of pytest. It also ends with the second if a module of tests can't be imported."""
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
+"""Signals with which a process ends by itself. The others come from outside, for instance from a full memory."""
+FAILURES = ("FAILED ", "ERROR ")
+"""How the lines of pytest's summary begin that name a failure."""
 ROUND_SECONDS = 3600.0
 """Time limit for a round, in seconds. A longer one hangs, since pytest limits the time of each benchmark."""
 
@@ -165,9 +168,9 @@ def run_round(trees: dict[str, Tree], files: dict[str, Path], first: str, select
                 raise UserError(f"{side}: a round of benchmarks has not ended after {ROUND_SECONDS:.0f} s") from None
         for side, (process, output) in running.items():  # the base comes first
             if statuses[side] != 0:
-                newly = side == NEW and statuses[side] not in MISTAKES
-                error = NewlyFailing if newly else UserError
-                raise error(f"{side}: the benchmarks fail: {_failure(output, process.returncode)}")
+                words = _failure(output, process.returncode)
+                error = NewlyFailing if side == NEW and _code_fails(statuses[side], words) else UserError
+                raise error(f"{side}: the benchmarks fail: {words}")
 
 
 def _start(
@@ -194,13 +197,20 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
+def _code_fails(status: int, words: str) -> bool:
+    """True if the code that was run is what failed, rather than pytest's options or whoever ended the process."""
+    if status < 0:
+        return -status in CRASHES
+    return status == TESTS_FAILED or (status == INTERRUPTED and words.startswith(FAILURES))
+
+
 def _failure(output: Sequence[IO[str]], status: int) -> str:
     """The first failure in pytest's summary; otherwise the exit status with the last line of the output."""
     lines = []
     for stream in output:
         stream.seek(0)
         lines += [line for line in stream.read().splitlines() if line.strip()]
-    if failed := next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), None):
+    if failed := next((line for line in lines if line.startswith(FAILURES)), None):
         return failed
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     return ": ".join([how, *lines[-1:]])
@@ -312,23 +322,13 @@ def state_of(root: Path) -> str:
     return f"{commit_of('HEAD', root)[:12]}{' with uncommitted changes' if dirty else ''}"
 
 
-def main() -> None:
-    """Run the command line. A mistake of the user ends in one line and exit status 2."""
-    try:
-        with sigterm_as_interrupt():
-            sys.exit(gate(sys.argv[1:]))
-    except (UserError, OSError, subprocess.CalledProcessError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception:  # Python's own exit status is 1, which here means a regression
-        traceback.print_exc()
-        sys.exit(2)
+def main() -> int:
+    """Run the command line. Returns the exit status. Raises `UserError` for mistakes of the user."""
+    if shutil.which("git") is None:
+        raise UserError("git is not installed; the gate checks out the base with it")
+    with sigterm_as_interrupt():
+        return gate(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    if shutil.which("git") is None:
-        print("error: git is not installed", file=sys.stderr)
-        sys.exit(2)
-    main()
+    end(main)

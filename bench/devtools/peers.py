@@ -36,6 +36,7 @@ import psutil
 from bench.devtools.samples import OURS, PLAIN, Samples, SideRun, What, render
 from bench.devtools.side import PLAIN_REGIMES
 from bench.execution.monitor import Monitor, busy_warning
+from bench.program import end
 from bench.store.environment import environment
 from tl.cache import to_json, write_atomic
 from tl.datasets import load_splits
@@ -259,15 +260,14 @@ def run(arguments: Sequence[str]) -> None:
     print(f"{path}\n\n{render([samples])}", end="")
 
 
-def main() -> None:
-    """Run the command line. A mistake of the user, or a side that fails, ends in one line and exit status 1."""
+def main() -> int:
+    """Run the command line. A mistake of the user, or a side that fails, ends in one line and exit status 2."""
     try:
         run(sys.argv[1:])
-    except (UserError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

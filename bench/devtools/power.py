@@ -51,6 +51,7 @@ from bench.devtools.gate import (
 from bench.devtools.power_report import MOVED, NOTHING, VICTIM, How, Outcome, Power, render
 from bench.execution.monitor import Monitor, busy_warning
 from bench.execution.signals import sigterm_as_interrupt
+from bench.program import end
 from bench.store.environment import environment
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
@@ -285,11 +286,12 @@ def _options() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main() -> int:
     """Run the command line. A mistake of the user ends in one line and exit status 2."""
     given = _options().parse_args()
     with sigterm_as_interrupt():
         _main(given)
+    return 0
 
 
 def _main(given: argparse.Namespace) -> None:
@@ -330,12 +332,9 @@ def _main(given: argparse.Namespace) -> None:
                 )
                 write_atomic(path, to_json(power.model_dump(mode="json")))
                 print(f"{path}\n\n{render([power])}", end="")
-    except (UserError, OSError, ValueError, subprocess.CalledProcessError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

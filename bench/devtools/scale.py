@@ -20,6 +20,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bench.execution.monitor import busy_warning
+from bench.program import end
 from bench.store.environment import Environment, environment
 from tl.cache import to_json, write_atomic
 from tl.errors import UserError
@@ -187,14 +188,14 @@ def _options() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main() -> int:
     """Run the command line. A mistake of the user ends in one line and exit status 2."""
     given = _options().parse_args()
     try:
         if given.render:
             texts = [path.read_text(encoding="utf-8") for path in sorted(given.render)]
             print(render([Scale.from_json(text) for text in texts]), end="")
-            return
+            return 0
         path = given.out / f"scale-{environment().git_commit[:12]}.json"
         if path.exists():
             raise UserError(f"{path}: exists, and nothing is overwritten; give another --out")
@@ -207,12 +208,10 @@ def main() -> None:
         scale = Scale(command=command, environment=environment(), samples=tuple(samples))
         write_atomic(path, to_json(scale.model_dump(mode="json")))
         print(f"{path}\n\n{render([scale])}", end="")
-    except (UserError, OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

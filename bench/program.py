@@ -1,0 +1,115 @@
+"""Ends the process of a program with its exit status.
+
+Python ends with status 1 for any exception, and 1 means that a gate found a regression. So every program of the suite
+is started by `end`, and only a status that the program returns can be 1. This module imports nothing but the standard
+library, so that it works where a library is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn
+
+INTERRUPTED, USAGE = 130, 2
+"""Exit statuses: Ctrl-C or SIGTERM, and an error, be it a mistake of the user or a bug of the suite."""
+READER_GONE = 141
+"""Exit status if nobody reads the output any more: that of a program which SIGPIPE ends (128 + 13)."""
+
+
+def guard() -> None:
+    """Make an uncaught exception end this process with `USAGE` instead of 1.
+
+    A program calls it before it imports libraries, since one of them may be missing. `end` handles everything later.
+    """
+    sys.excepthook = _uncaught
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> NoReturn:
+    if issubclass(kind, KeyboardInterrupt):
+        raise SystemExit(INTERRUPTED)
+    with contextlib.suppress(BaseException):  # the message may fail too, and must not decide anything
+        traceback.print_exception(kind, error, where)
+        _print_error(_words(error))
+    raise SystemExit(USAGE)
+
+
+def end(program: Callable[[], int]) -> NoReturn:
+    """Run a program and end this process with the exit status that it returns.
+
+    Mistakes of the user end in one line and `USAGE`; so does any other exception, after its traceback.
+    """
+    try:
+        status = _status(program)
+    except BaseException:  # such as a second interrupt, or no memory for the message
+        status = USAGE
+    sys.exit(status)
+
+
+def _status(program: Callable[[], int]) -> int:
+    try:
+        status = program()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk or a closed pipe must not be noticed only when Python ends
+        return status
+    except BrokenPipeError:
+        return _reader_gone()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as stop:
+        return _status_of(stop)
+    except BaseException as error:  # some libraries raise exceptions that aren't an `Exception`
+        try:
+            if not _is_mistake(error):
+                traceback.print_exc()
+            _print_error(_words(error))
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        return USAGE
+
+
+def _status_of(stop: SystemExit) -> int:
+    """The status of a `sys.exit`. Argparse ends with 0 or 2; a status of 1 or a text is not the program's decision."""
+    if stop.code is None or (isinstance(stop.code, int) and stop.code != 1):
+        return stop.code or 0
+    _print_error(f"ended by sys.exit({stop.code!r}), which is not a result")
+    return USAGE
+
+
+def _is_mistake(error: BaseException) -> bool:
+    """True for an error whose message is enough: the user or the machine caused it."""
+    try:
+        from tl.errors import UserError
+    except Exception:  # the suite itself can't be imported
+        return isinstance(error, OSError)
+    return isinstance(error, UserError | OSError | subprocess.CalledProcessError)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, ImportError):
+        return f"{error}: is everything installed that the suite needs?"
+    if _is_mistake(error):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above"
+
+
+def _print_error(message: str) -> None:
+    if message:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _reader_gone() -> int:
+    """Let the process end without a word, as a reader such as `head` that has seen enough expects."""
+    # Otherwise Python would write what is left when it ends, fail again, and choose the exit status itself.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return READER_GONE

@@ -1,0 +1,173 @@
+"""Exit statuses: 1 is a decision of a gate or a sweep, so no exception, no signal and no missing library ends in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import program
+from bench.devtools import gate as timed_gate
+from tests.commands import here
+from tests.runs import record, write_run
+from tl.errors import UserError
+
+
+class Panic(BaseException):
+    """As libraries written in Rust raise it: it is no `Exception`."""
+
+
+PLANTED = [
+    (ZeroDivisionError("x"), 2, "ZeroDivisionError: x: this is a bug in the suite"),
+    (MemoryError(), 2, "out of memory"),
+    (RecursionError("deep"), 2, "RecursionError: deep"),
+    (ImportError("No module named 'scipy'"), 2, "No module named 'scipy': is everything installed"),
+    (Panic("x"), 2, "Panic: x"),
+    (SystemExit(1), 2, "sys.exit(1)"),
+    (SystemExit("gone"), 2, "sys.exit('gone')"),
+    (OSError(5, "Input/output error", "a.json"), 2, "error: a.json: Input/output error"),
+    (UserError("wrong\nname"), 2, "error: wrong name"),
+    (subprocess.CalledProcessError(1, ["git"]), 2, "returned non-zero exit status 1"),
+    (EOFError(), 130, ""),
+    (KeyboardInterrupt(), 130, ""),
+    (BrokenPipeError(32, "Broken pipe"), 141, ""),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "words"), PLANTED, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        (["gate", "a", "b"], "bench.compare.sides.read_sides"),
+        (["gate", "a", "b"], "bench.compare.render.show"),
+        (["compare", "a", "b"], "bench.compare.sides.read_sides"),
+        (["show", "a"], "bench.report.summary.summarise"),
+        (["list", "regimes"], "bench.sweep.choices.choices"),
+    ],
+    ids=["gate reads", "gate shows", "compare", "show", "list"],
+)
+def test_no_exception_is_a_decision(
+    command: list[str], function: str, error: BaseException, status: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every exception has a status that says it, and one last line; a bug shows its traceback as well."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    for name in ("a", "b"):
+        write_run(Path("results") / name, [record("timm:a", "frozen", seed=seed) for seed in range(3)])
+    monkeypatch.setattr(function, fail)
+    ran = here(*command)
+    assert ran.returncode == status, ran.stderr
+    assert words in ran.stderr
+    explained = status != 2 or isinstance(error, UserError | OSError | SystemExit | subprocess.CalledProcessError)
+    assert ("Traceback" in ran.stderr) is not explained and ran.stderr.count("error: ") == (status == 2)
+
+
+def started(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m …` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench", "gate", "a", "b"],
+        ["bench", "run"],
+        ["bench.devtools.gate", "--base", "HEAD"],
+        ["bench.devtools.counters"],
+        ["bench.devtools.scale"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+@pytest.mark.parametrize("line", ["raise ImportError('libx.so: gone')", "1 / 0"])
+def test_a_library_that_cannot_be_imported(words: list[str], line: str, tmp_path: Path) -> None:
+    """Python alone would end with 1, before any function of the suite runs."""
+    (tmp_path / "pydantic.py").write_text(line)
+    ran = started(*words, PYTHONPATH=f"{tmp_path}{os.pathsep}{Path(program.__file__).parent.parent}")
+    assert ran.returncode == 2, ran.stderr
+    assert re.search(r"^error: .*(libx\.so: gone|ZeroDivisionError)", ran.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize("words", [["gate", "nowhere", "b"], ["gate", "a", "b"]])
+def test_a_message_that_nobody_reads(words: list[str]) -> None:
+    """A closed or full standard error doesn't change the status. A closed standard output loses no decision."""
+    for name, seconds in (("a", 1), ("b", 2)):
+        write_run(Path("results") / name, [record("timm:a", "frozen", seed=seed, seconds=seconds) for seed in range(3)])
+    expected = 1 if words[1] == "a" else 2
+    for redirection in ("2>/dev/full", "2> >(true)", ">&- 2>&-"):
+        script = f'"$@" {redirection}'
+        ran = subprocess.run(
+            ["bash", "-c", script, "-", sys.executable, "-m", "bench", *words], capture_output=True, check=False
+        )
+        assert ran.returncode == expected, (redirection, ran)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_signals_are_no_decision(number: signal.Signals, tmp_path: Path) -> None:
+    """The status is that of an interrupt, or of the signal itself."""
+    script = tmp_path / "slow_metric.py"
+    script.write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "bench", "gate", "a", "b", "--plugin", str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "loading\n"
+        time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number), errors
+
+
+@pytest.mark.parametrize("status", ["", "0", "1", "'text'"])
+def test_a_plugin_cannot_decide(status: str, tmp_path: Path) -> None:
+    """A script that ends the process would make a gate pass or fail."""
+    for name in ("a", "b"):
+        write_run(Path("results") / name, [record("timm:a", "frozen", seed=seed) for seed in range(3)])
+    script = tmp_path / f"ends_{status.strip(chr(39))}.py"
+    script.write_text(f"import sys\nsys.exit({status})\n")
+    ran = here("gate", "a", "b", "--plugin", str(script))
+    assert ran.returncode == 2 and "SystemExit" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_no_memory_for_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the traceback can't be printed, the status is that of an error."""
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(program.traceback, "print_exc", full)
+    monkeypatch.setattr(program.traceback, "print_exception", full)
+    for failing in (lambda: 1 // 0, full):
+        with pytest.raises(SystemExit) as caught:
+            program.end(failing)  # type: ignore[arg-type]
+        assert caught.value.code == 2
+    with pytest.raises(SystemExit) as caught:
+        program._uncaught(MemoryError, MemoryError(), None)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "newly"),
+    [
+        (1, "FAILED tests/benchmarks/test_speed.py::test_step", True),
+        (2, "ERROR tests/benchmarks/test_speed.py - SyntaxError", True),
+        (2, "exit status 2: !!! KeyboardInterrupt !!!", False),
+        (3, "exit status 3: INTERNALERROR> OSError: No space left on device", False),
+        (4, "exit status 4: unknown option", False),
+        (5, "exit status 5: no tests ran", False),
+        (-signal.SIGSEGV, "signal 11", True),
+        (-signal.SIGABRT, "signal 6", True),
+        (-signal.SIGKILL, "signal 9", False),
+        (-signal.SIGTERM, "signal 15", False),
+    ],
+)
+def test_which_ends_of_benchmarks_are_failures_of_the_code(status: int, words: str, newly: bool) -> None:
+    """A process that was ended from outside, or pytest's own error, is no regression."""
+    assert timed_gate._code_fails(status, words) is newly
