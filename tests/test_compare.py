@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -589,12 +591,22 @@ def test_devices_compare_by_design(tmp_path: Path) -> None:
 
 
 def benchmark_file(path: Path, times: dict[str, list[float]], cpu: str = "A", **extra: Any) -> Path:
-    """Write a file as pytest-benchmark does."""
+    """Write a file as pytest-benchmark does. Files that are named by their round were measured in turn."""
+    round_ = int(path.stem) if path.stem.isdigit() else 0
+    # Each file has its own microsecond, except for one that is written again.
+    seconds, microseconds = (
+        crc32(f"{word}{path.resolve()}".encode()) % most for word, most in (("", 300), ("µ", 10**6))
+    )
+    written = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(
+        minutes=10 * round_, seconds=seconds, microseconds=microseconds
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cpu": {"brand_raw": cpu, "count": 2}, "python_version": "3.11", "packages": {"torch": "2"}}
     machine |= {"system": "Linux", "machine": "x86_64"}
-    rows = [{"fullname": name, "stats": {"data": data}, "extra_info": extra} for name, data in times.items()]
-    path.write_text(json.dumps({"machine_info": machine, "commit_info": {"id": "c" * 40}, "benchmarks": rows}))
+    raw = {name: data if len(data) > 1 else 3 * data for name, data in times.items()}
+    rows = [{"fullname": name, "stats": {"data": data}, "extra_info": extra} for name, data in raw.items()]
+    content = {"machine_info": machine, "commit_info": {"id": "c" * 40}, "benchmarks": rows}
+    path.write_text(json.dumps(content | {"datetime": written.isoformat(), "version": "5.2.3"}))
     return path
 
 
@@ -640,9 +652,34 @@ def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
         ("[]", "must be a run's folder or a file of pytest-benchmark"),
         ('{"benchmarks": [], "machine_info": {}}', "has no benchmarks"),
         ('{"benchmarks": [{"fullname": "t::a", "stats": {}}], "machine_info": {}}', "no raw data"),
-        ('{"benchmarks": [{"fullname": "t::a", "stats": {"data": [0]}}], "machine_info": {}}', "no raw data"),
+        ('{"benchmarks": [{"fullname": "t::a", "stats": {"data": []}}], "machine_info": {}}', "no raw data"),
+        ('{"benchmarks": [{"fullname": "t::a"}], "machine_info": {}}', "no raw data"),
+        ('{"benchmarks": [{"fullname": "t::a", "stats": {"data": [-1]}}], "machine_info": {}}', "raw time -1: Input"),
+        ('{"benchmarks": [{"fullname": "t::a", "stats": {"data": [1e400]}}], "machine_info": {}}', "raw time inf: "),
+        (
+            '{"benchmarks": [{"fullname": "t::a", "stats": {"data": [1%s]}}], "machine_info": {}}' % ("0" * 400),
+            "raw time",
+        ),
+        ('{"benchmarks": {}, "machine_info": {}}', "benchmarks: Input should be a valid list"),
+        ("{}", "must be a run's folder or a file of pytest-benchmark"),
+        ("[" * 10_000 + "]" * 10_000, "nested too deeply"),
+        ('{"a": ' * 10_000, "nested too deeply"),
+        ("\udcff", "is not text in UTF-8"),
+        (
+            '{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}], "machine_info": {}, "datetime": 7}',
+            "datetime: 7 is",
+        ),
+        (
+            '{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}], "machine_info": {}, "datetime": "today"}',
+            "datetime: 'today' is not a date and time such as 2026-01-31T12:00:00+00:00",
+        ),
+        (
+            '{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}], "machine_info": {},'
+            '"datetime": "9999-12-31T23:59:59-23:00"}',
+            "is not a date and time",
+        ),
         ('{"benchmarks": [7], "machine_info": {}}', "benchmarks.0"),
-        ('{"benchmarks": [{"fullname": "t", "stats": {"data": [NaN]}}], "machine_info": {}}', "no raw data"),
+        ('{"benchmarks": [{"fullname": "t", "stats": {"data": [NaN]}}], "machine_info": {}}', "raw time nan: "),
         ('{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}], "machine_info": 7}', "machine_info"),
         ('{"benchmarks": [{"fullname": 7, "stats": {"data": [1]}}], "machine_info": {}}', "fullname"),
         ('{"benchmarks": [{"fullname": "t", "stats": {"data": [1]}}], "machine_info": {"cpu": 7}}', "machine_info.cpu"),
@@ -661,7 +698,7 @@ def test_a_side_can_be_a_run_and_a_file(tmp_path: Path) -> None:
 )
 def test_invalid_files(content: str, words: str, tmp_path: Path) -> None:
     """The error is one line with the name of the file, and the gate doesn't pass."""
-    Path("odd.json").write_text(content)
+    Path("odd.json").write_text(content, errors="surrogateescape")
     benchmark_file(Path("fine.json"), {"t::a": [1, 1, 1]})
     ran = command("gate", "fine.json", "odd.json")
     assert ran.returncode == 2 and words in ran.stderr and "odd.json" in ran.stderr and ran.stderr.count("\n") == 1

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +47,7 @@ class Machine:
         self.factor, self.scatter = factor, scatter
         self.draws = np.random.default_rng(seed)
         self.turns: list[str] = []
+        self.written = datetime(2026, 1, 1, tzinfo=UTC)
 
     def __call__(self, trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
         assert trees is TREES
@@ -54,14 +56,16 @@ class Machine:
             self.write(side, file)
 
     def write(self, side: str, file: Path) -> None:
-        times = self.draws.lognormal(0, self.scatter, 4) * (self.factor if side == NEW else 1.0)
+        times = (self.draws.lognormal(0, self.scatter, 4) * (self.factor if side == NEW else 1.0)).tolist()
+        self.written += timedelta(seconds=1)
         rows = [
-            {"fullname": f"t::{i}", "stats": {"data": [float(value if i == 0 else 1.0)]}, "extra_info": {"source": "s"}}
+            {"fullname": f"t::{i}", "stats": {"data": 3 * [value if i == 0 else 1.0]}, "extra_info": {"source": "s"}}
             for i, value in enumerate(times)
         ]
         file.parent.mkdir(parents=True, exist_ok=True)
         machine = {"cpu": {"brand_raw": "A", "count": 2}, "python_version": "3", "system": "Linux"}
-        file.write_text(json.dumps({"machine_info": machine, "benchmarks": rows}))
+        content = {"machine_info": machine, "benchmarks": rows, "datetime": self.written.isoformat()}
+        file.write_text(json.dumps(content))
 
 
 def test_sides_take_turns_and_a_clear_case_ends_early(tmp_path: Path) -> None:

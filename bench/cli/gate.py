@@ -40,7 +40,7 @@ def gate(
     results: ResultsOption = RESULTS,
     plugin: PluginOption = None,
 ) -> None:
-    """Fail on a regression. Exit status: 0 passed, 1 regressed, 2 usage error, 3 incomplete, 4 not comparable."""
+    """Fail on a regression. Exit status: 0 passed, 1 regressed, 2 error, 3 incomplete, 4 not comparable."""
     from bench.compare.changes import compare as compare_sides
     from bench.compare.gate import GATE_LEVEL, decide, read_rules
     from bench.compare.sides import read_sides
@@ -52,6 +52,7 @@ def gate(
     rules = read_rules(config, rule or [], repeats=repeats, metrics=metric or ())
     comparison = compare_sides(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)
     decision = decide(comparison)
+    from bench.compare.notes import notes, warnings
     from bench.compare.render import show
 
     title = f"{found[1].name} against {found[0].name}"
@@ -59,6 +60,6 @@ def gate(
     put(output, format, lambda suffix: show(comparison, suffix, title=title, **outcome))
     if output:
         print(decision.headline)
-        for reason in decision.reasons:
-            print(f"  {reason}")
+        for line in (*decision.reasons, *warnings(comparison), *notes(comparison)):
+            print(f"  {line}")
     raise typer.Exit(decision.status)

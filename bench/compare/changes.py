@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from bench.analysis.metrics import METRICS
@@ -20,16 +21,23 @@ from bench.analysis.stats import (
 from bench.compare.rules import DEFAULTS, CellTexts, Rule, check_limits, check_rule, samples_text, typical
 from bench.compare.sides import (
     MEMORY_METHOD,
+    SECONDS,
+    TAILS,
     Quantity,
     SampleName,
     Side,
     SideCell,
     Value,
+    benchmark_key,
     compared_by_default,
 )
 from tl.errors import UserError, not_one_of
 
 ChangeVerdict = Literal["worse", "better", "same", "inconclusive", "too few samples", "not comparable", "unknown"]
+Order = Literal["in turn", "not in turn", "unknown", "no pairs"]
+"""Whether rounds that have a name on both sides were also measured side by side, so that they are pairs."""
+GROSS = 2.0
+"""A tail that grows by this factor is reported even if the rounds are too few or too noisy for a test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,18 @@ class Mismatch:
     def __str__(self) -> str:
         base, new = (" and ".join(sorted(value or "unknown" for value in values)) for values in (self.base, self.new))
         return f"{self.condition}: {base} → {new}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """A summary of raw times that grew although the median didn't grow as much. It decides nothing."""
+
+    name: str
+    """One of `TAILS`."""
+    estimate: Estimate
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.estimate.value:.3g}×"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +91,12 @@ class Change:
     stays False for two regimes or backbones, since that would not show that they are equally good."""
     looks: int = 1
     """Largest number of times that this comparison is made, with more samples each time."""
+    paired: bool = False
+    """True if the estimate rests on pairs of rounds."""
+    obstacle: str = ""
+    """Why samples can't show anything, however many there are; empty if they can."""
+    tails: tuple[Tail, ...] = ()
+    """Tails that grew."""
 
     @property
     def no_worse(self) -> bool:
@@ -87,7 +113,7 @@ class Change:
 
     def _within(self, *, worse_is_more: bool) -> bool:
         """True if it is shown to lie below the upper bound (`worse_is_more`) or above the lower one, over all looks."""
-        if self.estimate is None or self.allowed is None:
+        if self.estimate is None or self.allowed is None or self.obstacle:
             return False
         if worse_is_more:
             p = self.estimate.p_not_below(self.allowed)
@@ -148,7 +174,8 @@ def compare(
     the rules allow, or both runs were right on exactly the same images with each of at least three seeds.
 
     - Times and memory of runs are independent samples (Welch 1947, on logarithms).
-    - Rounds of benchmarks with names in common are pairs.
+    - Rounds of benchmarks with names in common are pairs if they were measured in turn; see `order_of`. Otherwise they
+      are independent samples too.
     - Accuracies are compared seed by seed over the same images.
     - Other shares are compared seed by seed (Student's t); that says nothing about other images.
     - Exact counters are compared sample by sample.
@@ -169,8 +196,9 @@ def compare(
     shared = [(side, key) for side in others for key in base.cells if key in side.cells]
     if not shared:
         raise UserError(_nothing_in_common(base, others))
+    paired = {side.name: order_of(base, side) == "in turn" for side in others}
     drafts = [
-        _draft(base.cells[key], side.cells[key], quantity, side, [*DEFAULTS, *rules], looks)
+        _draft(base, side, key, quantity, [*DEFAULTS, *rules], looks, paired=paired[side.name])
         for side, key in shared
         for name, quantity in wanted.items()
         if _is_due(name, base.cells[key], side.cells[key], asked)
@@ -195,18 +223,19 @@ def compare(
     p_values = {
         place: change.estimate.p
         for place, change in enumerate(drafts)
-        if change.estimate and change.estimate.error is not None and not change.mismatches
+        if change.estimate and change.estimate.error is not None and not change.mismatches and not change.obstacle
     }
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    decided = [
+        replace(change, p=adjusted.get(place), verdict=_verdict(change, adjusted.get(place), level / looks))
+        for place, change in enumerate(drafts)
+    ]
     return Comparison(
         base=base,
         level=level / looks,
         looks=looks,
         others=tuple(others),
-        changes=tuple(
-            replace(change, p=adjusted.get(place), verdict=_verdict(change, adjusted.get(place), level / looks))
-            for place, change in enumerate(drafts)
-        ),
+        changes=tuple(_with_tails(decided, base, others, level / looks)),
         beyond_limits=beyond,
         unchecked=unchecked,
         newly_failing=failing,
@@ -247,10 +276,29 @@ def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
     return f"{base.name}: has no cell in common with {' or '.join(side.name for side in others)}: {why}"
 
 
-def _draft(base: SideCell, new: SideCell, quantity: Quantity, side: Side, rules: Sequence[Rule], looks: int) -> Change:
+def order_of(base: Side, side: Side) -> Order:
+    """Whether the sides were measured in turn: BASE, NEW, NEW, BASE and so on, with the files of a round side by side.
+
+    Only then the two files of a round had the same neighbours and clocks. If a side ran all its rounds first, a round's
+    number says nothing about when the other side ran its round of that number.
+    """
+    common = [name for name in base.rounds if name in side.rounds]
+    if not common:
+        return "no pairs"
+    if any(name not in each.written for each in (base, side) for name in common):
+        return "unknown"
+    spans = sorted(sorted((base.written[name], side.written[name])) for name in common)
+    return "in turn" if all(before[1] <= after[0] for before, after in pairwise(spans)) else "not in turn"
+
+
+def _draft(
+    base_side: Side, side: Side, key: str, quantity: Quantity, rules: Sequence[Rule], looks: int, *, paired: bool
+) -> Change:
+    base, new = base_side.cells[key], side.cells[key]
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     common = [sample for sample in theirs if sample in ours]
-    if common and (quantity.compared == "difference" or (base.repeats == "round" and quantity.compared == "ratio")):
+    paired = paired and bool(common) and base.repeats == "round" and quantity.compared == "ratio"
+    if common and (quantity.compared == "difference" or paired):
         ours, theirs = ({sample: some[sample] for sample in common} for some in (ours, theirs))
     fitting = [rule for rule in rules if rule.fits(quantity.name, base.label)]
     allowed = None
@@ -264,11 +312,13 @@ def _draft(base: SideCell, new: SideCell, quantity: Quantity, side: Side, rules:
         base=theirs,
         new=ours,
         new_side=side.name,
-        estimate=_estimate(base, new, quantity),
+        estimate=_estimate(base, new, quantity, paired=paired),
         allowed=allowed,
         verdict="unknown",
         mismatches=tuple(_mismatches(base, new, quantity)) if quantity.compared == "ratio" else (),
         looks=looks,
+        paired=paired,
+        obstacle=_obstacle(base_side, side, key) if quantity is SECONDS else "",
         alike=side.by == "run" and _alike(base.right.get(quantity.name, {}), new.right.get(quantity.name, {})),
     )
 
@@ -279,7 +329,46 @@ def _alike(base: Mapping[int, Sequence[bool]], new: Mapping[int, Sequence[bool]]
     return len(common) >= MIN_SAMPLES and all(base[seed] == new[seed] for seed in common)
 
 
-def _estimate(base: SideCell, new: SideCell, quantity: Quantity) -> Estimate | None:
+def _obstacle(base: Side, side: Side, key: str) -> str:
+    """Name the rounds with a single raw time, which can't be distinguished from the warm-up of its process."""
+    single = [(each.name, each.cells[key]) for each in (base, side) if each.cells[key].single]
+    found = " and ".join(f"{samples_text(cell, cell.single)} of {name}" for name, cell in single)
+    return f"a single raw time in {found}; each needs at least two" if found else ""
+
+
+def _with_tails(changes: Sequence[Change], base: Side, others: Sequence[Side], level: float) -> Iterator[Change]:
+    """Add the tails that grew by more than the rules allow, and by more than the median did.
+
+    They must also fail a test of no change at `level` over all tails together (Holm), or grow by the factor `GROSS`.
+    """
+    sides = {side.name: side for side in others}
+    found: list[tuple[int, Tail]] = []
+    for place, change in enumerate(changes):
+        if change.quantity is not SECONDS or change.mismatches or change.obstacle or change.verdict == "worse":
+            continue
+        here, there = (side.cells.get(benchmark_key(change.cell)) for side in (sides[change.new_side], base))
+        if here is None or there is None:
+            continue
+        for name in TAILS:
+            estimate = _ratio_of(here.tails.get(name, {}), there.tails.get(name, {}), paired=change.paired)
+            if estimate is not None:
+                found.append((place, Tail(name=name, estimate=estimate)))
+    adjusted = holm([tail.estimate.p for _, tail in found])
+    grown: dict[int, list[Tail]] = {}
+    for (place, tail), p in zip(found, adjusted, strict=True):
+        median, allowed = changes[place].estimate, changes[place].allowed
+        least = (allowed or 1.0) * max(1.0, median.value if median else 1.0)
+        if tail.estimate.value >= least and (p < level or tail.estimate.value >= GROSS):
+            grown.setdefault(place, []).append(tail)
+    for place, change in enumerate(changes):
+        yield replace(change, tails=tuple(grown.get(place, ())))
+
+
+def _ratio_of(ours: Mapping[SampleName, float], theirs: Mapping[SampleName, float], *, paired: bool) -> Estimate | None:
+    return ratio(ours, theirs) if paired else ratio_of_means(list(ours.values()), list(theirs.values()))
+
+
+def _estimate(base: SideCell, new: SideCell, quantity: Quantity, *, paired: bool) -> Estimate | None:
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     if not ours or not theirs or quantity.compared == "exact":
         return None
@@ -288,9 +377,7 @@ def _estimate(base: SideCell, new: SideCell, quantity: Quantity) -> Estimate | N
         if here and there and len(next(iter(here.values()))) == len(next(iter(there.values()))):
             return accuracy_difference(here, there)
         return difference(ours, theirs)
-    if base.repeats == "round" and ours.keys() & theirs.keys():
-        return ratio(ours, theirs)
-    return ratio_of_means(list(ours.values()), list(theirs.values()))
+    return _ratio_of(ours, theirs, paired=paired)
 
 
 def _mismatches(base: SideCell, new: SideCell, quantity: Quantity) -> Iterator[Mismatch]:
@@ -315,7 +402,7 @@ def _verdict(change: Change, p: float | None, level: float) -> ChangeVerdict:
     estimate, allowed = change.estimate, change.allowed
     if estimate is None or allowed is None:
         return "unknown"
-    if p is None or estimate.low is None or estimate.high is None:
+    if change.obstacle or p is None or estimate.low is None or estimate.high is None:
         return "too few samples"
     low, high = (1 / allowed, allowed) if estimate.compared == "ratio" else (-allowed, allowed)
     if p < level and not low < estimate.value < high:

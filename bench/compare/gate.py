@@ -12,10 +12,13 @@ from bench.compare.changes import Change, Comparison
 from bench.compare.render import change_text, unknown_lines
 from bench.compare.rules import Rule
 from bench.compare.sides import SOURCE, Repeats
+from tl.cache import read_bounded
 from tl.errors import ConfigError, UserError, not_one_of
 
 PASSED, REGRESSED, INCOMPLETE, NOT_COMPARABLE = 0, 1, 3, 4
 TABLE = "tool.bench.gate"
+LARGEST = 1 << 20
+"""Largest size of a file with rules, in bytes."""
 GATE_LEVEL = 0.01
 """Error rate of a gate over all its comparisons. It is low, since gates run often and a false alarm costs a day."""
 
@@ -58,7 +61,7 @@ def decide(comparison: Comparison) -> Decision:
             incomparable.append(f"{what}: {', '.join(map(str, change.mismatches))}")
             other_machine |= any(mismatch.condition != SOURCE for mismatch in change.mismatches)
         elif change.is_open:
-            noisy.append(f"{what}: {change.verdict}")
+            noisy.append(f"{what}: {change.verdict}" + (f": {change.obstacle}" if change.obstacle else ""))
     faster = [
         f"{change.cell}: {change.quantity.label} {change_text(change)}: better"
         for change in comparison.having("better")
@@ -113,8 +116,8 @@ def read_rules(
     rules: list[Rule] = []
     if place.is_file():
         try:
-            content: Any = tomllib.loads(place.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content: Any = tomllib.loads(read_bounded(place, LARGEST))
+        except ValueError as error:
             raise ConfigError(f"{place}: can't be read as TOML: {error}") from error
         rules += [_rule(f"{place}: {TABLE}", each) for each in _tables(place, content)]
         if file is not None and not rules:

@@ -6,14 +6,20 @@ https://pytest-benchmark.readthedocs.io/en/latest/usage.html#commandline-options
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
+from tl.cache import read_bounded
 from tl.errors import UserError
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LARGEST = 256 << 20
+"""Largest size of a file, in bytes: ten million raw times."""
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A raw time. A clock that is too coarse for what it times gives 0."""
 
 
 class Stats(BaseModel):
@@ -35,14 +41,19 @@ class Benchmark(BaseModel):
 class Processor(BaseModel):
     """The processor according to py-cpuinfo, which may not know it."""
 
-    brand_raw: str = ""
+    brand_raw: str = Field("", validation_alias=AliasChoices("brand_raw", "brand"))
+    """Its name. Before version 6, py-cpuinfo called this field `brand`."""
     count: int | None = None
 
 
 class Machine(BaseModel):
     """The machine. pytest-benchmark has no field `packages`; a hook in a project's conftest can add it."""
 
+    node: str = ""
+    """The machine's name in its network."""
     cpu: Processor = Processor()
+    python_implementation: str = ""
+    """Such as CPython."""
     python_version: str = ""
     system: str = ""
     machine: str = ""
@@ -55,6 +66,8 @@ class Machine(BaseModel):
         count = "" if self.cpu.count is None else str(self.cpu.count)
         system = f"{self.system} {self.machine}".strip()
         own = {"cpu": self.cpu.brand_raw, "cores": count, "system": system, "python": self.python_version}
+        if self.python_implementation:  # files whose machine_info a project writes itself have none
+            own["python implementation"] = self.python_implementation
         return {**self.packages, **own}
 
 
@@ -71,6 +84,20 @@ class BenchmarkFile(BaseModel):
     machine_info: Machine
     commit_info: Commit = Commit()
     benchmarks: list[Benchmark] = Field(min_length=1)
+    written: datetime | None = Field(None, validation_alias="datetime")
+    """When the process had measured everything; None if unknown."""
+
+    @field_validator("written", mode="before")
+    @classmethod
+    def _as_utc(cls, value: object) -> datetime | None:
+        if value is None or value == "":
+            return None
+        try:
+            moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # another type is an error as well
+            # Older versions wrote UTC without saying so.
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{value!r} is not a date and time such as 2026-01-31T12:00:00+00:00") from error
 
     @model_validator(mode="after")
     def _each_once(self) -> BenchmarkFile:
@@ -78,6 +105,11 @@ class BenchmarkFile(BaseModel):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"contains {twice} twice")
         return self
+
+    @property
+    def raw_times(self) -> frozenset[tuple[str, tuple[float, ...]]]:
+        """Pairs of a benchmark and its raw times: what was measured, however the file is laid out."""
+        return frozenset((one.fullname, tuple(one.stats.data)) for one in self.benchmarks)
 
     def __str__(self) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in self.machine_info.packages.items())
@@ -94,9 +126,12 @@ class BenchmarkFile(BaseModel):
 
 def read(path: Path) -> BenchmarkFile:
     """Read a file. Raises `UserError` if it is not from pytest-benchmark, or has no raw data."""
+    text = read_bounded(path, LARGEST).removeprefix("\ufeff")
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{path}: can't be read as JSON: it is nested too deeply") from error
+    except ValueError as error:
         raise UserError(f"{path}: can't be read as JSON: {error}") from error
     if not isinstance(data, dict) or not {"benchmarks", "machine_info"} <= data.keys():
         raise UserError(f"{path}: must be a run's folder or a file of pytest-benchmark (--benchmark-json)")
@@ -108,5 +143,12 @@ def read(path: Path) -> BenchmarkFile:
         first = error.errors(include_url=False)[0]
         where, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         if "stats" in first["loc"]:
-            said = f"no raw data of times above 0 ({said}): write the file with --benchmark-json, or --save-data"
+            said = _about_stats(first, said)
         raise UserError(f"{path}: {where + ': ' if where else ''}{said}") from error
+
+
+def _about_stats(error: ErrorDetails, said: str) -> str:
+    if error["type"] in ("missing", "too_short"):
+        return "no raw data: write the file with --benchmark-json, or add --benchmark-save-data"
+    given = repr(error["input"])
+    return f"raw time {given[:50]}{'…' * (len(given) > 50)}: {said}"

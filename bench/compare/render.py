@@ -12,6 +12,7 @@ import pandas as pd
 from bench.analysis.metrics import points
 from bench.analysis.stats import MIN_SAMPLES
 from bench.compare.changes import Change, ChangeVerdict, Comparison
+from bench.compare.notes import notes, warnings
 from bench.compare.sides import SampleName, Value, exact_text
 from bench.report.pages import environment_for, html_table, markdown_table, style
 
@@ -25,11 +26,12 @@ ORDER: tuple[ChangeVerdict, ...] = (
 
 NOTE = (
     "Change: the new side ÷ {base}; for shares such as accuracies, the new side − {base}; with a 95% interval from "
-    "{fewest} samples on. Samples are seeds, or rounds of a benchmark, where each process is one round. A change is "
+    "{fewest} samples on. Samples are seeds, or rounds of a benchmark, where each process is one round, and the median "
+    "of its raw times counts: slower tails are named, but decide nothing. A change is "
     "worse or better if it is at least as large as the column “counts from” says and a test of no change fails, at "
     "{percent}% over this whole comparison (Holm). It is the same if it is shown to be smaller than that, at "
     "95%{looks}, or if both sides were right on the very same images with each seed. Times and memory are compared as "
-    "independent samples (Welch, on logarithms), rounds with a name on both sides as pairs, accuracies over seeds and "
+    "independent samples (Welch, on logarithms), rounds that were measured in turn as pairs, accuracies over seeds and "
     "images, other shares over seeds alone, which says nothing about other images, and counters sample by sample."
 )
 
@@ -60,8 +62,10 @@ def show(
     content = {
         "title": title,
         "headline": headline,
-        "findings": findings,
+        "findings": list(findings),
         "tally": tally(comparison),
+        "warnings": warnings(comparison),
+        "notes": notes(comparison),
         "comparison": comparison,
         "changed": table(_frame(changed, comparison)) if changed else "",
         "same": table(_frame(same, comparison)) if same else "",
@@ -88,7 +92,12 @@ def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str
         samples = {comparison.base.name: change.base, change.new_side: change.new}
         without = " and ".join(name for name, some in samples.items() if not some)
         apart = change.quantity.compared == "difference" and not change.base.keys() & change.new.keys()
-        why = f"unknown in {without}" if without else "no seed in common" if apart else "not above 0"
+        zero = " and ".join(
+            f"{', '.join(str(sample) for sample, value in some.items() if value <= 0)} of {name}"
+            for name, some in samples.items()
+            if any(value <= 0 for value in some.values())
+        )
+        why = f"unknown in {without}" if without else "no seed in common" if apart else f"not above 0 in {zero}"
         found.setdefault((change.quantity.label, why), []).append(change.cell)
     return [
         f"{label}: {what}: {cells[0]}" + (f" and {len(cells) - 1} more" if cells[1:] else "")
@@ -113,7 +122,7 @@ def tally(comparison: Comparison) -> str:
 
 
 def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
-    several = len(comparison.others) > 1
+    several, tails = len(comparison.others) > 1, any(change.tails for change in changes)
     rows = []
     for change in changes:
         base, new = change.typical
@@ -128,6 +137,7 @@ def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
                 "change (95%)": change_text(change),
                 "counts from": _allowed(change),
             }
+            | ({"slower tails": ", ".join(map(str, change.tails))} if tails else {})
         )
     return pd.DataFrame(rows)
 
@@ -171,6 +181,8 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
         "newly_failing": [list(pair) for pair in comparison.newly_failing],
         "incomplete": [list(pair) for pair in comparison.incomplete],
         "only_new": [list(pair) for pair in comparison.only_new],
+        "warnings": warnings(comparison),
+        "notes": notes(comparison),
         "changes": [_change_as_json(change) for change in comparison.changes],
     }
 
@@ -190,6 +202,8 @@ def _change_as_json(change: Change) -> dict[str, Any]:
         "high": _finite(estimate.high) if estimate else None,
         "counts_from": change.allowed,
         "p": change.p,
+        "paired": change.paired,
+        "tails": {tail.name: _finite(tail.estimate.value) for tail in change.tails},
         "verdict": change.verdict,
         "differs": [str(each) for each in change.mismatches],
     }

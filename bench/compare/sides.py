@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from bench.analysis.groups import varying_settings
 from bench.analysis.metrics import METRICS, ComparedBy, Finished
@@ -56,6 +59,13 @@ def exact_text(value: Value, sign: str = "") -> str:
 
 SECONDS = Quantity(name="seconds", label="time", compared="ratio", better="lower")
 """The time of one round of a benchmark."""
+TAILS: dict[str, Callable[[Sequence[float]], float]] = {
+    "90th percentile": lambda raw: float(np.quantile(raw, 0.9)),
+    "mean": statistics.fmean,
+}
+"""Summaries of a round's raw times that show what the median hides. They are reported and decide nothing."""
+FEW_VALUES = 3
+"""Two processes have never measured so many different raw times alike. A coarse clock may show fewer values again."""
 
 
 def quantities() -> dict[str, Quantity]:
@@ -95,6 +105,10 @@ class SideCell:
     """Accuracy → seed → for each validation image, True if it was classified right."""
     lost: dict[SampleName, Lost] = field(default_factory=dict)
     """Sample without a result → the reason."""
+    tails: dict[str, dict[SampleName, float]] = field(default_factory=dict)
+    """Name in `TAILS` → round → its value in seconds. Runs have none."""
+    single: set[SampleName] = field(default_factory=set)
+    """Rounds in which a benchmark has a single raw time."""
     conditions: dict[str, dict[SampleName, str]] = field(default_factory=dict)
     """Condition that times and memory depend on → sample → value. An unknown value is empty or left out."""
 
@@ -110,6 +124,20 @@ class Side:
     by: Axis = "run"
     machines: tuple[str, ...] = ()
     """Distinct machine and library descriptions."""
+    hosts: tuple[str, ...] = ()
+    """Names of the machines in their network, sorted; empty if a part of the side doesn't say."""
+    written: Mapping[SampleName, datetime] = field(default_factory=dict)
+    """Round → when its file was written, where the file says so."""
+    rounds: tuple[SampleName, ...] = ()
+    """Names of all rounds."""
+    unstated: tuple[str, ...] = ()
+    """What times depend on and this side doesn't say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    path: Path
+    content: pytest_benchmark.BenchmarkFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +164,8 @@ def read_sides(
             raise UserError(f"--base {base} needs --by, such as --by regime; without it, the first run is the base")
         places = [_places(name, results) for name in names]
         each_once(part for runs, files in places for part in (*(run.folder for run in runs), *files))
-        loaded = [([_load(run) for run in runs], files) for runs, files in places]
+        loaded = [([_load(run) for run in runs], [_read(path) for path in files]) for runs, files in places]
+        _check_copies(loaded)
         settings = _settings([cell for runs, _ in loaded for run in runs for cell in run.manifest.cells.values()], by)
         return [
             _side(name, runs, files, by, settings) for name, (runs, files) in zip(_called(names), loaded, strict=True)
@@ -159,14 +188,62 @@ def _places(name: str, results: Path) -> tuple[list[RunFolder], list[Path]]:
         place = Path(part)
         if place.is_file():
             files.append(place)
-        elif place.is_dir() and not (place / "manifest.json").is_file() and (inside := sorted(place.glob("*.json"))):
-            files += inside
+        elif place.is_dir() and not any((run / "manifest.json").is_file() for run in (place, results / part)):
+            files += _files_in(place, results)
+        elif place.exists() and not place.is_dir():
+            raise UserError(f"{part}: is neither a folder nor a regular file")
         else:
             runs.append(find_run(part, results))
     stems = [file.stem for file in files]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
         raise UserError(f"{name}: two files are called {twice}.json; each file is a round and needs a unique name")
     return runs, files
+
+
+def _files_in(folder: Path, results: Path) -> list[Path]:
+    """The benchmark files of a folder, or of the only folder in a storage folder, which has one for each machine."""
+    if inside := sorted(folder.glob("*.json")):
+        return inside
+    nested = sorted(folder.glob("*/*.json"))
+    if any(path.name == "manifest.json" for path in nested):  # a folder of runs, of which one must be named
+        find_run(folder, results)
+    machines = list(dict.fromkeys(path.parent for path in nested))
+    if len(machines) > 1:
+        names = ", ".join(map(str, machines))
+        raise UserError(f"{folder}: has files of {len(machines)} machines or versions of Python; name one of {names}")
+    if not nested:
+        raise UserError(f"{folder}: is a folder without a run (manifest.json) and without files of pytest-benchmark")
+    return nested
+
+
+def _read(path: Path) -> _File:
+    return _File(path=path, content=pytest_benchmark.read(path))
+
+
+def _check_copies(sides: Sequence[tuple[Sequence[_Loaded], Sequence[_File]]]) -> None:
+    """Raise `UserError` if the same measurement is given twice: a copy says nothing about scatter or about a change."""
+    records: dict[tuple[str, datetime, float], RunFolder] = {}
+    for runs, _ in sides:
+        for run in runs:
+            for cell_id, record in run.records.items():
+                known = records.setdefault((cell_id, record.started, record.wall_seconds), run.run)
+                if known is not run.run:
+                    raise UserError(
+                        f"{run.run.folder}: its record of {record.cell} is a copy of that in {known.folder} (started "
+                        f"{record.started:%Y-%m-%d %H:%M:%S}); a copy shows nothing: run the cell again"
+                    )
+    moments: dict[datetime, Path] = {}
+    measured: dict[frozenset[tuple[str, tuple[float, ...]]], _File] = {}
+    for file in (file for _, files in sides for file in files):
+        again = f"each file must be a run of its own, since a copy shows nothing: measure {file.path} again"
+        written, raw = file.content.written, file.content.raw_times
+        if written is not None and (known_path := moments.setdefault(written, file.path)) is not file.path:
+            raise UserError(f"{file.path}: has the datetime of {known_path} ({written.isoformat()}); {again}")
+        known_file = measured.setdefault(raw, file)
+        if known_file is not file:
+            values = {value for _, data in raw for value in data}
+            if len(values) >= FEW_VALUES or written is None or known_file.content.written is None:
+                raise UserError(f"{file.path}: has the raw times of {known_file.path}; {again}")
 
 
 def _load(run: RunFolder) -> _Loaded:
@@ -229,7 +306,7 @@ def _label(cell: Cell, by: Axis, settings: Sequence[str]) -> str:
 def _side(
     name: str,
     runs: Sequence[_Loaded],
-    files: Sequence[Path],
+    files: Sequence[_File],
     by: Axis,
     settings: Sequence[str],
     level: str | None = None,
@@ -253,11 +330,25 @@ def _side(
             elif sample not in side_cell.done:
                 side_cell.lost[sample] = Lost.of(record)
     known = quantities() if runs else {}
-    for path in files:
-        data = pytest_benchmark.read(path)
-        _add_benchmarks(cells, known, path, data)
-        machines[str(data)] = None
-    return Side(name=name, cells=cells, quantities=known, by=by, machines=tuple(machines))
+    for file in files:
+        _add_benchmarks(cells, known, file.path, file.content)
+        machines[str(file.content)] = None
+    hosts = {file.content.machine_info.node for file in files} | ({""} if runs else set())
+    said = {
+        "name of the machine": "" not in hosts,
+        "versions of libraries": all(file.content.machine_info.packages for file in files),
+    }
+    return Side(
+        name=name,
+        cells=cells,
+        quantities=known,
+        by=by,
+        machines=tuple(machines),
+        hosts=() if "" in hosts else tuple(sorted(hosts)),
+        written={file.path.stem: file.content.written for file in files if file.content.written is not None},
+        rounds=tuple(file.path.stem for file in files),
+        unstated=tuple(what for what, known in said.items() if not known),
+    )
 
 
 def _add(side_cell: SideCell, record: Record, seed: int, truth: tuple[int, ...], by: Axis) -> None:
@@ -295,16 +386,25 @@ def _add(side_cell: SideCell, record: Record, seed: int, truth: tuple[int, ...],
         side_cell.conditions.setdefault(name, {})[seed] = text
 
 
+def benchmark_key(fullname: str) -> str:
+    """The key of a benchmark's cell in `Side.cells`."""
+    return f"benchmark {fullname}"
+
+
 def _add_benchmarks(
     cells: dict[str, SideCell], known: dict[str, Quantity], path: Path, data: pytest_benchmark.BenchmarkFile
 ) -> None:
     """Add the benchmarks of one process. Each is one sample, its median, since its rounds are not independent."""
     of_runs = quantities()
     for one in data.benchmarks:
-        side_cell = cells.setdefault(f"benchmark {one.fullname}", SideCell(label=one.fullname, repeats="round"))
+        side_cell = cells.setdefault(benchmark_key(one.fullname), SideCell(label=one.fullname, repeats="round"))
         known[SECONDS.name] = SECONDS
         side_cell.done.add(path.stem)
         side_cell.samples.setdefault(SECONDS.name, {})[path.stem] = statistics.median(one.stats.data)
+        for tail, summary in TAILS.items():
+            side_cell.tails.setdefault(tail, {})[path.stem] = summary(one.stats.data)
+        if len(one.stats.data) == 1:
+            side_cell.single.add(path.stem)
         conditions = dict(data.machine_info.conditions)
         for name, value in one.extra_info.items():
             if type(value) is int:

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count as numbers
 from pathlib import Path
@@ -173,12 +174,15 @@ def _replayed(
         for side, file in files.items():
             source = side if not swapped[number] else NEW if side == BASE else BASE
             rows = [
-                {"fullname": name, "stats": {"data": [value * (factor if side == NEW and VICTIM in name else 1.0)]}}
+                # Only the median of the raw times was recorded. A single raw time would be no sample.
+                {"fullname": name, "stats": {"data": 3 * [value * (factor if side == NEW and VICTIM in name else 1.0)]}}
                 for name, value in recorded[chosen[number]][source].items()
             ]
             machine = {"cpu": {"brand_raw": "recorded", "count": 1}, "python_version": "recorded", "system": "recorded"}
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"machine_info": machine, "benchmarks": rows}), encoding="utf-8")
+            written = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number, seconds=int(side == NEW))
+            content = {"machine_info": machine, "benchmarks": rows, "datetime": written.isoformat()}
+            file.write_text(json.dumps(content), encoding="utf-8")
 
     return run
 
