@@ -350,8 +350,10 @@ def test_a_benchmarks_source_is_all_that_it_uses(tmp_path: Path, monkeypatch: py
 def test_a_benchmark_with_other_code_is_not_comparable(tmp_path: Path) -> None:
     """If a benchmark's source differs, its times measure something else."""
 
+    made_up = Machine()
+
     def machine(trees: dict[str, Tree], files: dict[str, Path], first: str) -> None:
-        Machine()(trees, files, first)
+        made_up(trees, files, first)
         files[NEW].write_text(files[NEW].read_text().replace('"source": "s"', '"source": "other"'))
 
     _, decision, _ = gate.rounds(TREES, tmp_path, machine, rules=[], most=5, budget=None)
