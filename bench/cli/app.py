@@ -15,6 +15,7 @@ import typer
 
 from tl.cache import cache_dir
 from tl.errors import UserError
+from tl.sealed import cache_warnings_to
 
 app = typer.Typer(
     name="bench",
@@ -64,7 +65,8 @@ def main() -> None:
         os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))
     called = "tl-bench" if Path(sys.argv[0]).stem == "tl-bench" else "python -m bench"
     try:
-        status = app(prog_name=called, standalone_mode=False)
+        with cache_warnings_to(lambda text: print(f"WARNING: {text}", file=sys.stderr)):
+            status = app(prog_name=called, standalone_mode=False)
         sys.stdout.flush()  # a full disk or a closed pipe must not be noticed only when Python ends
     except BrokenPipeError:
         _reader_gone()
