@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 import tl
+from tests.damage import DAMAGES, flip, make_fifo, warned_once
 from tests.images import write_folder, write_image
 from tests.servers import serve
 from tl import hymenoptera, synthetic
@@ -186,12 +189,75 @@ def test_a_folder_named_like_a_known_set_is_not_that_set(tmp_path: Path) -> None
     assert tl.load_splits(write_folder(tmp_path / "mine")).name == "mine"
 
 
-def test_an_incomplete_synthetic_set_is_generated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One picture was deleted from the cache."""
+def _in_place_of(path: Path, other: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    other.rename(path)
+
+
+DAMAGED_SETS: dict[str, Callable[[Path], object]] = {
+    "missing": lambda root: (root / "train/ants/003.jpg").unlink(),
+    "changed": lambda root: flip(root / "train/ants/003.jpg"),
+    "two exchanged": lambda root: shutil.copy(root / "val/ants/000.jpg", root / "val/bees/000.jpg"),
+    "one too many": lambda root: shutil.copy(root / "val/ants/000.jpg", root / "val/ants/more.jpg"),
+    "one too many of another kind": lambda root: write_image(root / "train/bees/more.png"),
+    "no image": lambda root: (root / "val/bees/notes.txt").write_text(""),
+    "class too many": lambda root: write_image(root / "train/wasps/0.png"),
+    "empty class": lambda root: (root / "train/wasps").mkdir(),
+    "folder for an image": lambda root: [(root / "val/ants/001.jpg").unlink(), (root / "val/ants/001.jpg").mkdir()],
+    "FIFO for an image": lambda root: make_fifo(root / "val/ants/001.jpg"),
+    "link to nowhere": lambda root: [
+        (root / "val/ants/001.jpg").unlink(),
+        (root / "val/ants/001.jpg").symlink_to("nowhere"),
+    ],
+    **{
+        f"marker: {name}": lambda root, damage=damage: damage(root / "DRAWN")
+        for name, damage in DAMAGES.items()
+        if name != "no digest"
+    },
+    "marker: missing": lambda root: (root / "DRAWN").unlink(),
+    "split: a file": lambda root: _in_place_of(root / "val", root / "DRAWN"),
+    "root: a file": lambda root: _in_place_of(root, Path(shutil.copy(root / "DRAWN", root.with_name("copy")))),
+    "root: a link to nowhere": lambda root: [shutil.rmtree(root), root.symlink_to("nowhere")],
+}
+
+
+@pytest.mark.timeout(120)  # a FIFO must not be waited for
+@pytest.mark.parametrize("damage", DAMAGED_SETS)
+def test_a_damaged_synthetic_set_is_generated_again(
+    damage: str, mini: tl.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the same pictures then, and nothing else is left in the cache."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path))
-    splits = tl.load_splits("synthetic-mini")
-    (splits.root / splits.train.files[3]).unlink()
-    assert tl.load_splits("synthetic-mini").digest == splits.digest
+    root = tmp_path / mini.root.name
+    shutil.copytree(mini.root, root)
+    assert tl.load_splits("synthetic-mini").digest == mini.digest, "without a warning"
+    DAMAGED_SETS[damage](root)
+    splits = warned_once(lambda: tl.load_splits("synthetic-mini"), root)
+    assert splits == dataclasses.replace(mini, root=root)
+    assert tl.load_splits("synthetic-mini") == splits
+    assert list(tmp_path.iterdir()) == [root]
+
+
+def test_hidden_files_in_a_synthetic_set_are_allowed(
+    mini: tl.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File managers leave them behind. No data set reads them."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path))
+    root = Path(shutil.copytree(mini.root, tmp_path / mini.root.name))
+    (root / "train" / ".DS_Store").write_text("")
+    (root / ".cache" / "below").mkdir(parents=True)
+    assert tl.load_splits("synthetic-mini").digest == mini.digest
+    assert (root / "train" / ".DS_Store").exists()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("marker", ["folder", "FIFO", "no text"])
+def test_a_folder_with_an_odd_marker_is_not_synthetic(marker: str, tmp_path: Path) -> None:
+    """The name of the marker's file may mean anything in a user's folder."""
+    root = write_folder(tmp_path / "mine")
+    (root / "DRAWN").write_text("")
+    DAMAGES[marker](root / "DRAWN")
+    assert (tl.load_splits(root).name, tl.load_splits(root).fallback) == ("mine", "")
 
 
 @pytest.mark.parametrize("name", ["auto", "hymenoptera", "synthetic-mini"])

@@ -12,9 +12,10 @@ from torch import nn
 
 import tl
 from tests.conftest import TINY
+from tests.damage import DAMAGES, warned_once
 from tl.backbones import Classifier, make_backbone
-from tl.batches import Batches
-from tl.features import Features
+from tl.batches import Batches, Preprocessing
+from tl.features import Extraction, Features
 from tl.images import open_store, order
 from tl.regimes import REGIMES
 from tl.seeding import seed_for
@@ -85,7 +86,7 @@ def test_features_are_extracted_once_for_all_seeds_and_rates(
         assert result.extracting_seconds == 0
         assert result.peak_memory_bytes is None, "the memory of the extraction is unknown"
         assert result.features_reused and result.extraction_seconds == first.extraction_seconds
-    assert len(list(own_cache.glob("*/*.npz"))) == 1
+    assert len(list(own_cache.glob("*/*.features"))) == 1
 
 
 @pytest.mark.parametrize("settings", [{"seed": 1}, {"precision": "bf16"}, {"backbone": TINY[0]}])
@@ -95,31 +96,56 @@ def test_other_networks_have_other_features(mini: tl.Splits, settings: dict[str,
     assert train(mini, **settings).features_reused is False
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "pickled"])
-def test_a_damaged_file_is_extracted_again(mini: tl.Splits, own_cache: Path, damage: str) -> None:
+def _pickle(path: Path) -> None:
+    np.savez(path.with_suffix(".npz"), files=np.array(["a"], dtype=object), features=np.zeros((1, 4)), seconds=1.0)
+    path.with_suffix(".npz").rename(path)
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "pickle"])
+def test_damaged_features_are_not_trained_on(mini: tl.Splits, own_cache: Path, damage: str) -> None:
     """A pickle is never loaded, since it could run code."""
-    first = train(mini)
-    (place,) = own_cache.glob("*/*.npz")
-    if damage == "pickled":
-        files = np.array([*mini.train.files, *mini.val.files], dtype=object)
-        np.savez(place, files=files, features=np.zeros((len(files), 4), np.float32), seconds=1.0)
-    else:
-        place.write_bytes(place.read_bytes()[: 1000 if damage == "truncated" else 0])
-    again = train(mini)
+    first = train(mini, epochs=1)
+    (place,) = own_cache.glob("*/*")
+    {**DAMAGES, "pickle": _pickle}[damage](place)
+    again = warned_once(lambda: train(mini, epochs=1), place)
     assert again.features_reused is False and figures(again) == figures(first)
+    third = train(mini, epochs=1)
+    assert third.features_reused is True and figures(third) == figures(first)
+
+
+@pytest.mark.timeout(120)  # a FIFO must not be waited for
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_extracted_again_with_a_word(mini: tl.Splits, own_cache: Path, damage: str) -> None:
+    """The extractor here is quick: it returns the mean of each channel."""
+    preprocessing = Preprocessing(size=8, resize=8, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")
+    batches = Batches(open_store(mini), mini.val, preprocessing, torch.device("cpu"))
+
+    def extracted() -> tuple[torch.Tensor, bool]:
+        extraction = Extraction(lambda images: images.mean((2, 3)), {"extractor": "means"})
+        ((features, _),) = extraction.features(batches, 1).evaluation(len(batches))
+        return features, extraction.spent > 0
+
+    intact, _ = extracted()
+    (place,) = own_cache.glob("*/*")
+    DAMAGES[damage](place)
+    features, anew = warned_once(extracted, place)
+    assert torch.equal(features, intact) and anew
+    features, anew = extracted()
+    assert torch.equal(features, intact) and not anew
+    assert list(own_cache.glob("*/*")) == [place]
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(
     mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     first = train(mini)
-    for place in own_cache.glob("*/*.npz"):
+    for place in own_cache.glob("*/*.features"):
         place.unlink()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tl.features.write_atomic", full)
+    monkeypatch.setattr("tl.features.write_sealed", full)
     assert figures(train(mini)) == figures(first)
     assert train(mini).features_reused is False
 
@@ -152,7 +178,7 @@ def test_the_crop_of_an_image_is_the_same_in_every_part_of_a_data_set(mini: tl.S
         mini, train=dataclasses.replace(mini.train, files=mini.train.files[1::2], labels=mini.train.labels[1::2])
     )
     alone = train(mini, views=2)
-    (place,) = {path.parent for path in Path("cache/features").glob("*/crops-0.npz")}
+    (place,) = {path.parent for path in Path("cache/features").glob("*/crops-0.features")}
     for path in place.iterdir():
         path.unlink()
     train(half, views=2)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import threading
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +23,7 @@ from torchvision import transforms as v1
 
 import tl
 from tests.conftest import TINY
+from tests.damage import DAMAGES, flip, warned_once, zero
 from tests.images import write_folder, write_image
 from tl.batches import Batches, Preprocessing
 from tl.errors import DataError
@@ -164,23 +170,124 @@ def test_the_store_holds_what_decoding_gives(tmp_path: Path) -> None:
     assert open_store(splits) == store, "the second call only opens it"
 
 
-def test_a_damaged_store_is_built_again(tmp_path: Path) -> None:
-    """After a truncated or missing file or a broken index the images are decoded again."""
+def _rewritten(change: Callable[[list[Any]], object]) -> Callable[[Path], None]:
+    """Change the rows of an index, and leave its digest as it is."""
+
+    def damage(path: Path) -> None:
+        digest, _, text = path.read_text().partition("\n")
+        index = json.loads(text)
+        for row in index["files"]:
+            change(row)
+        path.write_text(f"{digest}\n{json.dumps(index)}")
+
+    return damage
+
+
+def _swap_sizes(row: list[Any]) -> None:
+    row[1], row[2] = row[2], row[1]
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+DAMAGED_STORES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    **{f"pixels: {name}": ("pixels.bin", DAMAGES[name]) for name in ("zeros", "flipped bit", "truncated", "empty")},
+    **{f"pixels: {name}": ("pixels.bin", DAMAGES[name]) for name in ("folder", "FIFO")},
+    "pixels: last bit": ("pixels.bin", lambda path: flip(path, 0.99999)),
+    "pixels: missing": ("pixels.bin", Path.unlink),
+    **{f"index: {name}": ("index.json", damage) for name, damage in DAMAGES.items()},
+    "index: height and width swapped": ("index.json", _rewritten(_swap_sizes)),
+    "index: offsets 0": ("index.json", _rewritten(lambda row: row.__setitem__(3, 0))),
+    "index: missing": ("index.json", Path.unlink),
+    "index: no permission": ("index.json", lambda path: path.chmod(0)),
+    "folder: a file": (".", lambda path: [_remove(path), path.write_text("")]),
+    "folder: a link to nowhere": (".", lambda path: [_remove(path), path.symlink_to("nowhere")]),
+}
+
+
+@pytest.mark.timeout(120)  # a FIFO must not be waited for
+@pytest.mark.parametrize("damage", DAMAGED_STORES)
+def test_a_damaged_store_is_rebuilt_with_a_word(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images are decoded again, and nothing else is left in the cache."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     splits = tl.load_splits(write_folder(tmp_path / "set", size=(33, 21)))
     store = open_store(splits)
     assert store.pixels is not None
-    whole, index = store.pixels.read_bytes(), store.pixels.parent / "index.json"
-    for damage in (
-        lambda: store.pixels.write_bytes(whole[:-5]),
-        store.pixels.unlink,
-        lambda: index.write_text("{"),
-        lambda: index.write_text("{}"),
-        lambda: index.write_text("[]"),
-        index.unlink,
-    ):
-        damage()
-        assert open_store(splits).pixels.read_bytes() == whole
-    assert [path.name for path in store.pixels.parent.parent.iterdir() if path.name.startswith(".")] == []
+    whole, folder = store.pixels.read_bytes(), store.pixels.parent
+    name, spoil = DAMAGED_STORES[damage]
+    spoil(folder / name)
+    if damage == "index: no permission" and os.access(folder / name, os.R_OK):
+        pytest.skip("this user may read every file")
+    assert warned_once(lambda: open_store(splits), folder) == store
+    assert store.pixels.read_bytes() == whole
+    assert open_store(splits) == store, "without a warning"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_damaged_store_is_not_trained_on(tmp_path: Path, mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and predictions are those of an intact store, to the last bit."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path))
+    config = tl.TrainConfig(backbone=TINY[1], regime="frozen", weights="random", epochs=1)
+    intact = tl.train_model(config, mini, device="cpu")
+    (pixels,) = tmp_path.glob("pixels/*/pixels.bin")
+    zero(pixels)
+    damaged = warned_once(lambda: tl.run_protocol(config, mini, device="cpu"), pixels)
+    assert [(row.train_loss, row.val_loss) for row in damaged.epochs] == [
+        (row.train_loss, row.val_loss) for row in intact.epochs
+    ]
+    assert damaged.last == intact.last
+
+
+def test_a_damaged_store_in_a_cache_that_cannot_be_written_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are then decoded each time."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    splits = tl.load_splits(write_folder(tmp_path / "set"))
+    store = open_store(splits)
+    assert store.pixels is not None
+    expected = {file: store.read(file) for file in splits.train.files}
+    zero(store.pixels)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tl.images.tempfile.TemporaryDirectory", read_only)
+    for _ in range(2):
+        again = warned_once(lambda: open_store(splits), store.pixels)
+        assert again.pixels is None and all(np.array_equal(again.read(file), expected[file]) for file in expected)
+
+
+def test_a_process_checks_pixels_once_and_after_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of one process open the store several times. Pixels that have just changed aren't remembered."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    splits = tl.load_splits(write_folder(tmp_path / "set"))
+    store = open_store(splits)
+    assert store.pixels is not None
+    checked: list[int] = []
+    crc32 = zlib.crc32
+
+    def counted(content: memoryview, *before: int) -> int:
+        checked.append(len(content))
+        return crc32(content, *before)
+
+    monkeypatch.setattr("tl.images.zlib.crc32", counted)
+
+    def checked_bytes() -> int:
+        checked.clear()
+        assert open_store(splits) == store
+        return sum(checked)
+
+    whole = store.pixels.stat().st_size
+    monkeypatch.setattr("tl.images._SETTLED_SECONDS", 1e9)
+    assert [checked_bytes(), checked_bytes()] == [whole, whole]
+    monkeypatch.setattr("tl.images._SETTLED_SECONDS", -1e9)
+    assert [checked_bytes(), checked_bytes(), checked_bytes()] == [whole, 0, 0]
+    os.utime(store.pixels)
+    assert [checked_bytes(), checked_bytes()] == [whole, 0]
+    zero(store.pixels)
+    warned_once(lambda: open_store(splits), store.pixels)
 
 
 def test_decoding_leaves_warning_filters_alone(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
 from bench.sweep.plan import plan
 from tests import light
+from tests.damage import warned_once
+from tests.images import write_image
 from tests.test_executors import wait_until
 from tl.datasets import Splits
 from tl.digest import file_digest
@@ -252,8 +254,16 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
         assert ray_node.find_file(weights, payload).path.read_bytes() == b"weights"
     assert len(fetched) == len(mini.train) + len(mini.val) + 1, "once"
     next((tmp_path / "cache" / "sent" / weights.digest).iterdir()).write_bytes(b"damaged")
-    with pytest.raises(UserError, match="doesn't hold the weights that were sent; remove that folder"):
-        ray_node.find_file(weights, payload)
+    with pytest.raises(ray_node._Missing):
+        ray_node.find_file(weights, None)
+    sent = warned_once(lambda: ray_node.find_file(weights, payload), tmp_path / "cache" / "sent" / weights.digest)
+    assert sent.path.read_bytes() == b"weights"
+    write_image(found.root / "train" / "ants" / "one-too-many.png")
+    monkeypatch.setattr(ray_node, "_KNOWN", {})
+    assert warned_once(lambda: ray_node.find_images(splits, images), found.root) == found
+    wrong = ray_node.pack({ray_node.sent_name(path): sent.path}, lambda part: dict.fromkeys(part, b""))
+    with pytest.raises(UserError, match="doesn't hold what was sent to this node; remove that folder"):
+        ray_node.find_file(weights.replace(digest="1" * 64), wrong)
     shutil.rmtree(tmp_path / "cache" / "sent" / weights.digest)
 
     def barred(path: Path) -> bool:

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from tl.backbones import Backbone, Classifier, make_backbone
     from tl.config import TrainConfig
     from tl.datasets import DATASETS, Splits, load_splits
-    from tl.errors import ConfigError, DataError, DeviceError, FallbackWarning, NotApplicable, UserError, WeightsError
+    from tl.errors import (
+        CacheWarning,
+        ConfigError,
+        DataError,
+        DeviceError,
+        FallbackWarning,
+        NotApplicable,
+        UserError,
+        WeightsError,
+    )
     from tl.protocols import run_protocol
     from tl.regimes import REGIMES, Regime, Trainable
     from tl.results import EpochResult, TrainResult
@@ -33,7 +42,7 @@ _HOMES = {
     "tl.datasets": ("DATASETS", "Splits", "load_splits"),
     "tl.errors": (
         *("ConfigError", "DataError", "DeviceError", "NotApplicable"),
-        *("FallbackWarning", "UserError", "WeightsError"),
+        *("CacheWarning", "FallbackWarning", "UserError", "WeightsError"),
     ),
     "tl.protocols": ("run_protocol",),
     "tl.regimes": ("REGIMES", "Regime", "Trainable"),
@@ -47,6 +56,7 @@ __all__ = [
     "DATASETS",
     "REGIMES",
     "Backbone",
+    "CacheWarning",
     "Classifier",
     "ConfigError",
     "DataError",

@@ -2,7 +2,9 @@
 
 A frozen backbone always gives the same features for the same view, so running it in every epoch gains nothing but new
 crops. Cached features are keyed by backbone, weights, images, view, precision and kind of device; trainings with other
-seeds or learning rates, and later runs, use them again.
+seeds or learning rates, and later runs, use them again. A file of features begins with the SHA-256 of its rest, which
+is checked whenever the file is read (1.4 GiB/s, so under a millisecond for 400 images). A damaged file is extracted
+again, with a `CacheWarning`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import hashlib
 import io
 import json
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ import numpy.typing as npt
 import torch
 
 from tl.batches import Batches
-from tl.cache import cache_dir, write_atomic
+from tl.cache import cache_dir
 from tl.images import batch_bounds, crops, order
+from tl.sealed import read_or_warn, write_sealed
 from tl.seeding import seed_for
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 EXTRACTION_BATCH = {"cpu": 16, "cuda": 64}
 """Images per forward pass of the extraction, by kind of device."""
 Table = dict[str, npt.NDArray[np.float32]]
@@ -98,7 +100,7 @@ class Extraction:
 
     def _view(self, batches: Batches, number: int) -> npt.NDArray[np.float32]:
         """Return the features of one view, `(N, width)`, in the order of the images."""
-        place = self._folder / ("centre.npz" if number == CENTRE else f"crops-{number}.npz")
+        place = self._folder / ("centre.features" if number == CENTRE else f"crops-{number}.features")
         table, seconds = _read(place)
         files = batches.images.files
         if missing := [index for index, file in enumerate(files) if file not in table]:
@@ -131,16 +133,16 @@ def _boxes(batches: Batches, number: int) -> npt.NDArray[np.int64]:
 
 
 def _read(place: Path) -> tuple[Table, float]:
-    """Read features and the seconds they took; empty if the file is missing or damaged."""
-    try:
-        with place.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            return dict(zip(kept["files"].tolist(), kept["features"], strict=True)), float(kept["seconds"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    """Read features and the seconds they took; empty if the file is missing, or damaged, which is warned of."""
+    content = read_or_warn(place)
+    if content is None:
         return {}, 0.0
+    with np.load(io.BytesIO(content), allow_pickle=False) as kept:
+        return dict(zip(kept["files"].tolist(), kept["features"], strict=True)), float(kept["seconds"])
 
 
 def _write(place: Path, table: Table, seconds: float) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, files=np.array(list(table)), features=np.stack(list(table.values())), seconds=seconds)
     with contextlib.suppress(OSError):  # without a writable cache, features are only extracted again
-        write_atomic(place, buffer.getvalue())
+        write_sealed(place, buffer.getvalue())

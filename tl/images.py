@@ -3,6 +3,12 @@
 Every image is decoded once into a flat file of uint8 pixels in the cache. The file is keyed by the data set's digest
 and shared by all cells and processes. Decoding also finds damaged images before any training. This module doesn't
 import torch; `tl.batches` makes the tensors.
+
+Pixels that changed after they were written are noticed when the store is opened: the index begins with its SHA-256 and
+has a CRC-32 of each image's pixels. A process checks all of them once, at about 2 GiB/s: 0.1 s for 400 photographs of
+500 × 375, 5 s for the largest store. That is less than it takes to crop the images of one epoch, and it is done before
+the first epoch, since a check of each image that is read would count as time of the training. So damage that comes
+later is found by the next process. A damaged store is rebuilt, with a `CacheWarning`.
 """
 
 from __future__ import annotations
@@ -11,12 +17,16 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import tempfile
+import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +35,22 @@ from PIL import Image, UnidentifiedImageError
 from tl.cache import cache_dir
 from tl.datasets import ImageList, Splits
 from tl.errors import DataError
+from tl.sealed import CacheDamage, read_sealed, warn_rebuilt, write_sealed
 
 Pixels = npt.NDArray[np.uint8]
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 STORE_LIMIT_BYTES = 8 << 30
 """If pixels take more bytes than this, or than half of the free disk, images are decoded every time."""
 SCALE = (0.08, 1.0)
 """Range of a crop's area as a share of the image's."""
 RATIO = (3 / 4, 4 / 3)
 """Range of a crop's width over its height; ratios are uniform in their logarithm."""
+_CHUNK_BYTES = 1 << 18
+_SETTLED_SECONDS = 1.0
+"""A file is checked again if it changed less than this before: another change could leave the same time stamp."""
+_checked: set[tuple[str | int, ...]] = set()
+"""Files of pixels that this process has found intact: their path, and what changes with every change of a file."""
 
 
 def decode(path: Path) -> Pixels:
@@ -77,29 +93,64 @@ class Store:
 def open_store(splits: Splits) -> Store:
     """Open the decoded pixels of a data set; decode them first if the cache doesn't have them.
 
-    Raises `DataError` naming the first image, in order, that can't be decoded.
+    The first call of a process checks the pixels; see the module. A damaged store is decoded again, with a
+    `CacheWarning`. Raises `DataError` naming the first image, in order, that can't be decoded.
     """
     folder = cache_dir() / "pixels" / f"{splits.digest[:16]}-v{STORE_VERSION}"
-    return _opened(splits, folder) or _build(splits, folder)
+    store = None
+    try:
+        store = _opened(splits, folder)
+    except CacheDamage as damage:
+        warn_rebuilt(damage)
+    return store or _build(splits, folder)
 
 
 def _opened(splits: Splits, folder: Path) -> Store | None:
     """Open the store in `folder`. Returns None if it is missing or incomplete, or has no pixels though they now fit.
 
     Parts of a data set have the digest of the whole, so a store that was built from one part lacks other images.
+    Raises `CacheDamage`.
     """
+    if not os.path.lexists(folder):
+        return None
+    content = read_sealed(folder / "index.json")
+    if content is None:
+        raise CacheDamage(folder, "it has no index.json")
+    index = json.loads(content)
+    files = {name: (height, width, offset) for name, height, width, offset, _ in index["files"]}
+    if not files.keys() >= {*splits.train.files, *splits.val.files}:
+        return None
+    pixels = folder / "pixels.bin"
     try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        files = {name: (height, width, offset) for name, height, width, offset in index["files"]}
-        if not files.keys() >= {*splits.train.files, *splits.val.files}:
-            return None
         if not index["stored"]:
             return None if index["bytes"] <= _limit(folder) else Store(root=splits.root, files=files, pixels=None)
-        if (folder / "pixels.bin").stat().st_size != index["bytes"]:
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return Store(root=splits.root, files=files, pixels=folder / "pixels.bin")
+        _check_pixels(pixels, index)
+    except OSError as error:
+        raise CacheDamage(pixels, f"it can't be read: {error.strerror or error}") from error
+    return Store(root=splits.root, files=files, pixels=pixels)
+
+
+def _check_pixels(path: Path, index: dict[str, Any]) -> None:
+    """Compare the pixels of all images with the CRCs in the index, once per process.
+
+    Raises `CacheDamage` naming the first image whose pixels differ, and `OSError`.
+    """
+    file = path.stat()
+    if not stat.S_ISREG(file.st_mode) or file.st_size != index["bytes"]:
+        raise CacheDamage(path, f"it is not a file of {index['bytes']} bytes")
+    state = (os.fspath(path), file.st_dev, file.st_ino, file.st_mtime_ns, file.st_ctime_ns)
+    if state in _checked:
+        return
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with path.open("rb", buffering=0) as flat:
+        for name, height, width, _, crc in index["files"]:  # in the order in which they are in the file
+            found, left = 0, height * width * 3
+            while left and (count := flat.readinto(buffer[:left])):
+                found, left = zlib.crc32(buffer[:count], found), left - count
+            if left or found != crc:
+                raise CacheDamage(path, f"the pixels of {name} are not those that were written")
+    if time.time() - max(file.st_mtime, file.st_ctime) > _SETTLED_SECONDS:
+        _checked.add(state)
 
 
 def _limit(folder: Path) -> int:
@@ -122,30 +173,38 @@ def _build(splits: Splits, folder: Path) -> Store:
 
 def _stored(splits: Splits, names: list[str], folder: Path) -> Store:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-", ignore_cleanup_errors=True) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
         limit, total, rows = _limit(folder), 0, []
         with (new / "pixels.bin").open("wb") as out:
             for name, pixels in _decoded(splits.root, names):
-                rows.append([name, pixels.shape[0], pixels.shape[1], total])
-                if total + pixels.nbytes <= limit:
-                    out.write(pixels.tobytes())
-                total += pixels.nbytes
+                content = pixels.tobytes()
+                rows.append([name, pixels.shape[0], pixels.shape[1], total, zlib.crc32(content)])
+                if total + len(content) <= limit:
+                    out.write(content)
+                total += len(content)
         if total > limit:
             (new / "pixels.bin").unlink()
         index = {"bytes": total, "stored": total <= limit, "files": rows}
-        (new / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        write_sealed(new / "index.json", json.dumps(index).encode())
         with contextlib.suppress(OSError):
             # Another process may have built the same store in the meantime; that one is used then.
-            if not _opened(splits, folder):
-                if folder.exists():
+            if not _intact(splits, folder):
+                if os.path.lexists(folder):
                     folder.rename(old)
                 new.rename(folder)
-    store = _opened(splits, folder)
+    store = _intact(splits, folder)
     if store is None:
         raise OSError(f"{folder}: the store of pixels could not be moved to its place")
     return store
+
+
+def _intact(splits: Splits, folder: Path) -> Store | None:
+    """Open the store in `folder` if it is there, complete and intact."""
+    with contextlib.suppress(CacheDamage):
+        return _opened(splits, folder)
+    return None
 
 
 def _decoded(root: Path, names: list[str]) -> Iterator[tuple[str, Pixels]]:

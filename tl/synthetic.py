@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tl.cache import cache_dir
 from tl.digest import file_digests, set_digest
 from tl.errors import DataError
+from tl.sealed import CacheDamage, read_regular, warn_rebuilt
 from tl.seeding import seed_for
 
 VERSION = 2
@@ -62,26 +63,32 @@ MINI = Size(name="synthetic-mini", train={"ants": 12, "bees": 12}, val={"ants": 
 
 
 def find(size: Size) -> Path:
-    """Return the folder of a synthetic set in the user's cache; generate the set if it is missing or incomplete.
+    """Return the folder of a synthetic set in the user's cache; generate the set if it is missing.
 
-    Raises `DataError` if the cache can't be written.
+    Every call checks that it holds the files that were generated and no others. If not, the set is generated again,
+    with a `CacheWarning`. Raises `DataError` if the cache can't be written.
     """
     folder = cache_dir() / f"{size.name}-v{VERSION}"
-    if set_name(folder) and (folder / _MARKER).read_text(encoding="utf-8") == _marker_text(folder, size.name):
-        return folder
+    try:
+        if os.path.lexists(folder):
+            _check(folder, size)
+            return folder
+    except CacheDamage as damage:
+        warn_rebuilt(damage)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-", ignore_cleanup_errors=True) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             write_set(size, new)
-            if folder.exists():
-                folder.rename(old)
-            try:
-                new.rename(folder)
-            except OSError:
-                # Another process was faster, with the same bytes.
-                if not set_name(folder):
-                    raise
+            if not _intact(folder, size):
+                if os.path.lexists(folder):
+                    folder.rename(old)
+                try:
+                    new.rename(folder)
+                except OSError:
+                    # Another process was faster, with the same bytes.
+                    if not _intact(folder, size):
+                        raise
     except OSError as error:
         raise DataError(f"{folder}: can't be written ({error.strerror}); set TL_CACHE to a folder that can") from error
     return folder
@@ -90,34 +97,70 @@ def find(size: Size) -> Path:
 def set_name(folder: Path) -> str:
     """Return the name of the synthetic set that a folder holds, or an empty string."""
     try:
-        return (folder / _MARKER).read_text(encoding="utf-8").partition(" ")[0]
-    except OSError:
+        return (read_regular(folder / _MARKER) or b"").decode().partition(" ")[0]
+    except (CacheDamage, UnicodeDecodeError):
         return ""
 
 
-def _marker_text(root: Path, name: str) -> str:
+def _check(folder: Path, size: Size) -> None:
+    """Raise `CacheDamage` unless a folder holds the pictures that its marker names, and nothing else.
+
+    Hidden files are allowed: they are no part of a data set.
+    """
+    pictures = [Path(path) for path, *_ in _pictures(size)]
+    folders = {parent for path in pictures for parent in path.parents if parent.name}
+    wanted = {Path(_MARKER), *pictures, *folders}
+    try:
+        below = (path.relative_to(folder) for path in folder.rglob("*"))
+        found = {path for path in below if not any(part.startswith(".") for part in path.parts)}
+        for path in sorted(wanted ^ found):
+            raise CacheDamage(folder / path, "it is missing" if path in wanted else "it was not generated")
+        for path in pictures:
+            if not (folder / path).is_file():  # reading a FIFO could wait forever
+                raise CacheDamage(folder / path, "it is not a regular file")
+        marker = _marker_text(folder, size)
+    except (OSError, DataError) as error:
+        raise CacheDamage(folder, str(error)) from error
+    if read_regular(folder / _MARKER) != marker.encode():
+        raise CacheDamage(folder, "its pictures are not those that were generated")
+
+
+def _intact(folder: Path, size: Size) -> bool:
+    try:
+        _check(folder, size)
+    except CacheDamage:
+        return False
+    return True
+
+
+def _marker_text(root: Path, size: Size) -> str:
     """Return the content of a synthetic set's marker file: the set's name, and the digest of its pictures."""
-    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*/*.jpg"))
-    return f"{name} {set_digest(file_digests(root, files))}\n"
+    return f"{size.name} {set_digest(file_digests(root, [path for path, *_ in _pictures(size)]))}\n"
+
+
+def _pictures(size: Size) -> list[tuple[str, str, str, int]]:
+    """Return path, split, class and number of each picture of a set."""
+    return [
+        (f"{split}/{kind}/{index:03d}.jpg", split, kind, index)
+        for split, counts in (("train", size.train), ("val", size.val))
+        for kind, count in counts.items()
+        for index in range(count)
+    ]
 
 
 def write_set(size: Size, root: Path) -> None:
     """Write all pictures of a set below `root`, as `train/CLASS/NNN.jpg` and `val/CLASS/NNN.jpg`."""
-    jobs = []
-    for split, counts in (("train", size.train), ("val", size.val)):
-        for kind, count in counts.items():
-            (root / split / kind).mkdir(parents=True)
-            jobs += [(split, kind, index) for index in range(count)]
 
-    def one(job: tuple[str, str, int]) -> None:
-        split, kind, index = job
+    def one(job: tuple[str, str, str, int]) -> None:
+        path, split, kind, index = job
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(seed_for("synthetic", VERSION, size.name, split, kind, index))
         picture = draw(kind, rng, longest=int(rng.integers(*size.longest, endpoint=True)))
-        picture.save(root / split / kind / f"{index:03d}.jpg", quality=int(rng.integers(80, 95)))
+        picture.save(root / path, quality=int(rng.integers(80, 95)))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, jobs))
-    (root / _MARKER).write_text(_marker_text(root, size.name), encoding="utf-8")
+        list(pool.map(one, _pictures(size)))
+    (root / _MARKER).write_text(_marker_text(root, size), encoding="utf-8")
 
 
 def draw(kind: str, rng: np.random.Generator, *, longest: int) -> Image.Image:

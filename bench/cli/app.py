@@ -15,6 +15,7 @@ import typer
 from bench.program import end
 from tl.cache import cache_dir
 from tl.errors import UserError
+from tl.sealed import cache_warnings_to
 
 app = typer.Typer(
     name="bench",
@@ -64,7 +65,8 @@ def run_command_line() -> int:
         os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))
     called = "tl-bench" if Path(sys.argv[0]).stem == "tl-bench" else "python -m bench"
     try:
-        status = app(prog_name=called, standalone_mode=False)
+        with cache_warnings_to(lambda text: print(f"WARNING: {text}", file=sys.stderr)):
+            status = app(prog_name=called, standalone_mode=False)
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None  # typer makes exit status 1 of it, which would mean "regressed"

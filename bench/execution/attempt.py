@@ -11,6 +11,7 @@ from bench.execution.base import Attempt, Events, Executor, Job, Limits
 from bench.execution.log import log_size, shorten
 from bench.execution.monitor import Monitor
 from bench.store.environment import Environment, MachineState, environment
+from tl.errors import CacheWarning
 from tl.machine import usable_cores
 from tl.results import EpochResult
 
@@ -39,9 +40,11 @@ def run_job(
     """Run a job now, on this machine."""
     machine_environment, started, monitor = get_environment(), datetime.now(UTC), Monitor(warned)
 
-    def on_event(event: EpochResult | MachineState | str) -> None:
+    def on_event(event: EpochResult | MachineState | CacheWarning | str) -> None:
         if isinstance(event, MachineState):
             monitor.receive(event)
+        elif isinstance(event, CacheWarning):
+            warned(str(event))
         else:
             progressed(event)
 

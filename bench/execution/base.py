@@ -90,7 +90,7 @@ class Events(Protocol):
         """An epoch of the cell has ended; or the cell has entered a stage, which a few words name."""
 
     def warned(self, text: str) -> None:
-        """Something disturbs a cell, such as another process."""
+        """Something disturbs a cell, such as another process or a damaged cache."""
 
     def ended(self, cell: Cell, attempt: Attempt) -> None:
         """The cell has ended, with or without a result."""

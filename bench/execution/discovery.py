@@ -11,34 +11,28 @@ from typing import Any
 
 from bench.execution.base import Executor
 from tl import plugins
-from tl.cache import cache_dir, write_atomic
+from tl.cache import cache_dir
 from tl.errors import UserError
 from tl.machine import cpu_name
+from tl.sealed import read_or_warn, write_sealed
 from tl.sources import SOURCES
 
 
 def backbone_names(executor: Executor) -> dict[str, list[str]]:
     """Source → names of its backbones. They are cached until a library, package or script that adds some changes.
 
-    The file begins with the SHA-256 of its rest: one that is damaged is written anew.
+    A damaged file is noticed by its digest. It is rebuilt, with a `CacheWarning`.
     """
     versions = {name: source.versions for name, source in SOURCES.items()}
     deciding = json.dumps([versions, plugins.fingerprint()])
-    path = cache_dir() / f"backbones-{_digest(deciding)[:16]}.json"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        digest, _, text = path.read_text(encoding="utf-8").partition("\n")
-        if digest == _digest(text):
-            cached: dict[str, list[str]] = json.loads(text)
-            return cached
+    path = cache_dir() / f"backbones-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
+    if (text := read_or_warn(path)) is not None:
+        cached: dict[str, list[str]] = json.loads(text)
+        return cached
     names: dict[str, list[str]] = _ask(executor, "list_names")
-    text = json.dumps(names)
     with contextlib.suppress(OSError):  # without a cache, the next command needs a few seconds more
-        write_atomic(path, f"{_digest(text)}\n{text}")
+        write_sealed(path, json.dumps(names).encode())
     return names
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def local_devices(executor: Executor) -> dict[str, str]:

@@ -24,6 +24,7 @@ from tl.digest import file_digest
 from tl.errors import UserError
 from tl.images import open_store
 from tl.machine import usable_cores
+from tl.sealed import CacheDamage, cache_warnings_to, warn_rebuilt
 from tl.weights import Weights
 
 PART_BYTES = 64 << 20
@@ -66,7 +67,8 @@ def run_cell(job: Job, images: Payload | None, weights: Payload | None, make: Ma
             clear_dead(Path(tempfile.gettempdir()), SCRATCH)
             with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
                 log = Path(scratch) / job.log.name
-                splits, file = find_images(job.splits, images), find_file(job.weights, weights)
+                with cache_warnings_to(lambda text: outbox.put(("warned", text))):
+                    splits, file = find_images(job.splits, images), find_file(job.weights, weights)
                 local_job, executor = replace(job, log=log, splits=splits, weights=file), _executor(make)
                 executor.prepare()
                 end = run_job(
@@ -110,10 +112,8 @@ def find_images(splits: Splits, payload: Payload | None) -> Splits:
         if found is None:
             if payload is None:
                 raise _Missing
-            _unpack(payload, unpacked)
+            _unpack(payload, unpacked, lambda: _digest(unpacked) == splits.digest)
             found = unpacked
-            if _digest(found) != splits.digest:
-                raise UserError(f"{found}: not the images that were sent; remove that folder")
         _KNOWN[splits.digest] = replace(splits, root=found)
         open_store(_KNOWN[splits.digest])
     return _KNOWN[splits.digest]
@@ -138,9 +138,7 @@ def find_file(weights: Weights, payload: Payload | None) -> Weights:
     if not _has(path, weights.digest):
         if payload is None:
             raise _Missing
-        _unpack(payload, folder)
-        if not _has(path, weights.digest):
-            raise UserError(f"{folder}: doesn't hold the weights that were sent; remove that folder")
+        _unpack(payload, folder, lambda: _has(path, weights.digest))
     return weights.replace(path=path)
 
 
@@ -152,15 +150,21 @@ def _has(path: Path, digest: str) -> bool:
         return False
 
 
-def _unpack(payload: Payload, folder: Path) -> None:
-    """Write the payload's files to a folder. The folder appears in one step, since several processes may unpack it."""
+def _unpack(payload: Payload, folder: Path, intact: Callable[[], bool]) -> None:
+    """Write the payload's files to a folder. The folder appears in one step, since several processes may unpack it.
+
+    What is there already is replaced, with a `CacheWarning`, unless it is `intact`. Raises `UserError` if the folder
+    doesn't become so.
+    """
     import ray
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".sent-{HERE}-"
     clear_dead(folder.parent, prefix)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{prefix}{os.getpid()}-") as scratch:
-        new = Path(scratch) / "new"
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f"{prefix}{os.getpid()}-", ignore_cleanup_errors=True
+    ) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
         for part in payload.parts:
             for name, content in ray.get(part).items():
@@ -169,11 +173,16 @@ def _unpack(payload: Payload, folder: Path) -> None:
                     raise UserError(f"{name}: would be unpacked outside its folder")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(content)
+        if os.path.lexists(folder) and not intact():
+            warn_rebuilt(CacheDamage(folder, "it doesn't hold what was sent to this node"))
+            folder.rename(old)
         try:
             new.rename(folder)
         except OSError:  # another process was quicker
             if not folder.is_dir():
                 raise
+    if not intact():
+        raise UserError(f"{folder}: doesn't hold what was sent to this node; remove that folder")
 
 
 def sent_name(path: Path) -> str:

@@ -18,12 +18,13 @@ from bench.store.records import Cell
 from tl import devices, gpu
 from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
-from tl.errors import WeightsError
+from tl.errors import CacheWarning, WeightsError
 from tl.library import library
 from tl.machine import PAGES_KEPT, DeviceKey, keep_freed_pages
 from tl.plugins import load_as_parent
 from tl.protocols import run_protocol
 from tl.results import TrainResult
+from tl.sealed import cache_warnings_to
 from tl.sources import SOURCES
 from tl.weights import Weights
 
@@ -64,8 +65,8 @@ def resolve_weights(
 def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
     """Train one cell. Returns the result without its model, and the allocator's setting.
 
-    Emits each `EpochResult`; for protocols of several trainings, a few words before each training; and before and
-    after training a `MachineState` with what only this process knows.
+    Emits each `EpochResult`; for protocols of several trainings, a few words before each training; before and after
+    training a `MachineState` with what only this process knows; and each `CacheWarning`.
     """
     load_as_parent()
     library(cell.config.spec.source)  # one from outside is loaded here, before anything is measured
@@ -77,7 +78,8 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     emit(_machine(uuid))
 
     try:
-        result = run_protocol(cell.config, splits, device=device, weights=weights, on_epoch=emit, on_stage=emit)
+        with cache_warnings_to(lambda text: emit(CacheWarning(text))):
+            result = run_protocol(cell.config, splits, device=device, weights=weights, on_epoch=emit, on_stage=emit)
     finally:  # also if memory ran out: another process may hold it, and the GPU's state shows that
         if uuid:
             emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))
