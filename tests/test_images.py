@@ -18,10 +18,11 @@ from torchvision import transforms as v1
 
 import tl
 from tests.conftest import TINY
-from tests.images import write_folder, write_image
+from tests.images import write_folder
 from tl.batches import Batches, Preprocessing
+from tl.decoding import Pixels, decode
 from tl.errors import DataError
-from tl.images import Pixels, Store, batch_bounds, crops, decode, open_store, order
+from tl.images import Store, batch_bounds, crops, open_store, order
 
 DRAWS = 6_000
 PREPROCESSING = Preprocessing(
@@ -252,12 +253,3 @@ def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
     victim.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"\xff\xd8junk", "empty": b""}[damage])
     with pytest.raises(DataError, match=r"train/b/1\.jpg: can't be decoded"):
         open_store(tl.load_splits(root))
-
-
-def test_grey_transparent_and_palette_images_become_rgb(tmp_path: Path) -> None:
-    """An image of any mode becomes three channels of uint8."""
-    for mode in ("L", "RGBA", "P", "CMYK"):
-        path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
-        Image.new(mode, (8, 6)).save(path)
-        assert decode(path).shape == (6, 8, 3)
-    assert decode(write_image(tmp_path / "x.bmp")).dtype == np.uint8

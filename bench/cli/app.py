@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -73,7 +74,7 @@ def main() -> None:
             _reader_gone()  # typer makes exit status 1 of it, which would mean "regressed"
         raise
     except UserError as error:
-        _fail(str(error))
+        _fail(error.headline, error.details)
     except ClickError as error:
         _fail(error.format_message() + _given(error))
     except OSError as error:
@@ -91,9 +92,11 @@ def _reader_gone() -> NoReturn:
     sys.exit(READER_GONE)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, details: Sequence[str] = ()) -> NoReturn:
     if message:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {' '.join(message.split())}{':' if details else ''}", file=sys.stderr)
+    for detail in details:
+        print(f"  {detail}", file=sys.stderr)
     sys.exit(USAGE)
 
 
