@@ -191,20 +191,20 @@ def _on_background(image: Image.Image) -> Pixels:
 
 
 def _correct_key(image: Image.Image) -> None:
-    """Bring the transparent colour of a PNG to the 8 bits to which Pillow brings its pixels, which Pillow doesn't.
+    """Bring the transparent level of a grey PNG to the 8 bits to which Pillow brings its pixels, but not the level.
 
-    A key has as many bits as a sample; the rest of its 16 bits are ignored, as the format says.
+    A key has as many bits as a sample; the rest of its 16 bits are ignored, as the format says. Raises `ValueError`
+    for 16-bit colour: of a pixel that Pillow has brought to 8 bits, it isn't known whether it had the key's colour.
     """
-    key, tile = image.info.get("transparency"), getattr(image, "tile", None)
+    tile = getattr(image, "tile", None)
     if image.format != "PNG" or image.mode not in ("L", "RGB") or not tile:
         return
-    mask, factor = _EXPANDED.get(tile[0][3], (255, 1))
-    if isinstance(key, tuple):
-        if tile[0][3] != "RGB":
-            raise ValueError("16-bit colour with a transparent colour isn't supported; save it with an alpha channel")
-        image.info["transparency"] = tuple(value & mask for value in key)
-    elif key is not None:
-        image.info["transparency"] = (key & mask) * factor
+    raw_mode = tile[0][3]
+    if image.mode == "RGB" and raw_mode != "RGB":
+        raise ValueError("16-bit colour with a transparent colour isn't supported; save it with an alpha channel")
+    if image.mode == "L":
+        mask, factor = _EXPANDED.get(raw_mode, (255, 1))
+        image.info["transparency"] = (image.info["transparency"] & mask) * factor
 
 
 def _reason(error: Exception) -> str:
