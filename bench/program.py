@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NoReturn
 
@@ -67,7 +67,7 @@ def _status(program: Callable[[], int]) -> int:
         try:
             if not _is_mistake(error):
                 traceback.print_exc()
-            _print_error(_words(error))
+            _print_error(_words(error), getattr(error, "details", ()))
         except KeyboardInterrupt:
             return INTERRUPTED
         return USAGE
@@ -96,15 +96,18 @@ def _words(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return f"{error}: is everything installed that the suite needs?"
     if _is_mistake(error):
-        return str(error)
+        return str(getattr(error, "headline", error))
     if isinstance(error, MemoryError):
         return "out of memory"
     return f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above"
 
 
-def _print_error(message: str) -> None:
+def _print_error(message: str, details: Sequence[str] = ()) -> None:
+    """Print an error in one line, and each of its details (see `tl.errors.UserError`) in a line below it."""
     if message:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {' '.join(message.split())}{':' if details else ''}", file=sys.stderr)
+    for detail in details:
+        print(f"  {detail}", file=sys.stderr)
 
 
 def _reader_gone() -> int:

@@ -26,8 +26,9 @@ from tests.conftest import TINY
 from tests.damage import DAMAGES, flip, warned_once, zero
 from tests.images import write_folder, write_image
 from tl.batches import Batches, Preprocessing
+from tl.decoding import Pixels, decode
 from tl.errors import DataError
-from tl.images import Pixels, Store, batch_bounds, crops, decode, open_store, order
+from tl.images import Store, batch_bounds, crops, open_store, order
 
 DRAWS = 6_000
 PREPROCESSING = Preprocessing(
@@ -359,12 +360,3 @@ def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
     victim.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"\xff\xd8junk", "empty": b""}[damage])
     with pytest.raises(DataError, match=r"train/b/1\.jpg: can't be decoded"):
         open_store(tl.load_splits(root))
-
-
-def test_grey_transparent_and_palette_images_become_rgb(tmp_path: Path) -> None:
-    """An image of any mode becomes three channels of uint8."""
-    for mode in ("L", "RGBA", "P", "CMYK"):
-        path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
-        Image.new(mode, (8, 6)).save(path)
-        assert decode(path).shape == (6, 8, 3)
-    assert decode(write_image(tmp_path / "x.bmp")).dtype == np.uint8

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tl import hymenoptera, synthetic
+from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
 from tl.errors import DataError, FallbackWarning, not_one_of
 
@@ -37,7 +38,9 @@ class Splits:
     name: str
     root: Path
     digest: str
-    """SHA-256 over the sorted lines `relative/path sha256-of-file` of all images, in hex."""
+    """SHA-256 over the sorted lines `relative/path sha256-of-file` of all images, in hex.
+
+    A line `decoding N` follows if an image has more than 8 bits or transparency (see `tl.decoding.conversions`)."""
     classes: tuple[str, ...]
     train: ImageList
     val: ImageList
@@ -139,10 +142,11 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
     digests = file_digests(root, [*train.files, *val.files])
     if (name == "hymenoptera" or hymenoptera.resembles(digests)) and digests != hymenoptera.expected():
         raise DataError(hymenoptera.first_difference(root, digests))
+    digest = set_digest(digests, conversions(root, [*train.files, *val.files]))
     return Splits(
-        name=name or _name(root, set_digest(digests)),
+        name=name or _name(root, digest),
         root=root,
-        digest=set_digest(digests),
+        digest=digest,
         classes=classes,
         train=train,
         val=val,

@@ -31,7 +31,7 @@ def file_digests(root: Path, files: Iterable[str]) -> dict[str, str]:
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
-def set_digest(digests: dict[str, str]) -> str:
-    """Return the SHA-256 over the sorted lines `relative/path sha256-of-file`, in hex."""
-    lines = sorted(f"{name} {digest}\n" for name, digest in digests.items())
+def set_digest(digests: dict[str, str], more: Iterable[str] = ()) -> str:
+    """Return the SHA-256 over the sorted lines `relative/path sha256-of-file` and then the lines of `more`, in hex."""
+    lines = [*sorted(f"{name} {digest}\n" for name, digest in digests.items()), *(f"{line}\n" for line in more)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -11,10 +11,22 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can correct. `str(error)` is a single line."""
+    """A mistake that the user can correct. `str(error)` is a single line.
+
+    `details` has what belongs below the message, such as the files that it counts: a terminal shows a line each.
+    """
+
+    def __init__(self, message: str = "", *, details: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(" ".join(text.split()) for text in details)
+
+    @property
+    def headline(self) -> str:
+        """The message without details, as a single line."""
+        return " ".join(super().__str__().split())
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        return f"{self.headline}: {'; '.join(self.details)}" if self.details else self.headline
 
 
 class ConfigError(UserError):

@@ -20,28 +20,28 @@ import shutil
 import stat
 import tempfile
 import time
-import warnings
 import zlib
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from tl.cache import cache_dir
 from tl.datasets import ImageList, Splits
+from tl.decoding import LIMIT_PIXELS, Pixels, decode, decode_or_say_why, pixels_in
 from tl.errors import DataError
 from tl.sealed import CacheDamage, read_sealed, warn_rebuilt, write_sealed
-
-Pixels = npt.NDArray[np.uint8]
 
 STORE_VERSION = 2
 STORE_LIMIT_BYTES = 8 << 30
 """If pixels take more bytes than this, or than half of the free disk, images are decoded every time."""
+MOST_NAMED = 10
+"""Damaged images that an error names; it counts the rest."""
 SCALE = (0.08, 1.0)
 """Range of a crop's area as a share of the image's."""
 RATIO = (3 / 4, 4 / 3)
@@ -51,19 +51,6 @@ _SETTLED_SECONDS = 1.0
 """A file is checked again if it changed less than this before: another change could leave the same time stamp."""
 _checked: set[tuple[str | int, ...]] = set()
 """Files of pixels that this process has found intact: their path, and what changes with every change of a file."""
-
-
-def decode(path: Path) -> Pixels:
-    """Decode an image to `(H, W, 3) uint8` RGB. EXIF orientation is ignored, as in torchvision's `ImageFolder`.
-
-    Raises `DataError` naming the file if it is damaged, truncated or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))  # a copy: Pillow's memory is read-only, and torch needs it writable
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = "damaged or not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{path}: can't be decoded: {what}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +81,7 @@ def open_store(splits: Splits) -> Store:
     """Open the decoded pixels of a data set; decode them first if the cache doesn't have them.
 
     The first call of a process checks the pixels; see the module. A damaged store is decoded again, with a
-    `CacheWarning`. Raises `DataError` naming the first image, in order, that can't be decoded.
+    `CacheWarning`. Raises `DataError` with the number of images that can't be decoded, and the names of the first.
     """
     folder = cache_dir() / "pixels" / f"{splits.digest[:16]}-v{STORE_VERSION}"
     store = None
@@ -159,16 +146,12 @@ def _limit(folder: Path) -> int:
 
 def _build(splits: Splits, folder: Path) -> Store:
     names = [*splits.train.files, *splits.val.files]
-    # Pillow warns about odd metadata and huge sizes; only whether pixels can be decoded matters here. Filters
-    # belong to the whole process, so they are set here and not in the decoding threads.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _stored(splits, names, folder)
-        except OSError:
-            # The cache can't be written or is full: still decode every image once, to find damaged ones.
-            files = {name: (*pixels.shape[:2], 0) for name, pixels in _decoded(splits.root, names)}
-            return Store(root=splits.root, files=files, pixels=None)
+    try:
+        return _stored(splits, names, folder)
+    except OSError:
+        # The cache can't be written or is full: still decode every image once, to find damaged ones.
+        files = {name: (*pixels.shape[:2], 0) for name, pixels in _decoded(splits.root, names)}
+        return Store(root=splits.root, files=files, pixels=None)
 
 
 def _stored(splits: Splits, names: list[str], folder: Path) -> Store:
@@ -208,12 +191,37 @@ def _intact(splits: Splits, folder: Path) -> Store | None:
 
 
 def _decoded(root: Path, names: list[str]) -> Iterator[tuple[str, Pixels]]:
-    """Yield each image in order. Several threads decode, only a few images ahead of the reader."""
+    """Yield each image in order. Raises `DataError` at the end if any can't be decoded, so that it can name all.
+
+    Several threads decode ahead of the reader: only a few images, with no more than `LIMIT_PIXELS` together.
+    """
     threads = (os.cpu_count() or 1) + 1
+    damaged: list[tuple[str, str]] = []
+    waiting: deque[tuple[str, int, Future[Pixels | str]]] = deque()
+
+    def first() -> Iterator[tuple[str, Pixels]]:
+        name, _, future = waiting.popleft()
+        decoded = future.result()
+        if isinstance(decoded, str):
+            damaged.append((name, decoded))
+        elif not damaged:  # otherwise nobody needs the pixels
+            yield name, decoded
+
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(names), 4 * threads):
-            some = names[start : start + 4 * threads]
-            yield from zip(some, pool.map(lambda name: decode(root / name), some), strict=True)
+        for name in names:
+            size = pixels_in(root / name)
+            while waiting and (len(waiting) >= 4 * threads or size + sum(s for _, s, _ in waiting) > LIMIT_PIXELS):
+                yield from first()
+            waiting.append((name, size, pool.submit(decode_or_say_why, root / name)))
+        while waiting:
+            yield from first()
+    if len(damaged) == 1:
+        name, reason = damaged[0]
+        raise DataError(f"{root / name}: can't be decoded: {reason}")
+    if damaged:
+        named = [f"{name}: {reason}" for name, reason in damaged[:MOST_NAMED]]
+        more = [f"and {len(damaged) - MOST_NAMED} more"] if len(damaged) > MOST_NAMED else []
+        raise DataError(f"{root}: {len(damaged)} of {len(names)} images can't be decoded", details=[*named, *more])
 
 
 def crops(sizes: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
