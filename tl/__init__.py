@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from tl.backbones import Backbone, Classifier, make_backbone
     from tl.config import TrainConfig
     from tl.datasets import DATASETS, Splits, load_splits
-    from tl.errors import ConfigError, DataError, DeviceError, FallbackWarning, NotApplicable, UserError, WeightsError
+    from tl.errors import (
+        ConfigError,
+        DataError,
+        DataWarning,
+        DeviceError,
+        FallbackWarning,
+        NotApplicable,
+        UserError,
+        WeightsError,
+    )
     from tl.protocols import run_protocol
     from tl.regimes import REGIMES, Regime, Trainable
     from tl.results import EpochResult, TrainResult
@@ -33,7 +42,7 @@ _HOMES = {
     "tl.datasets": ("DATASETS", "Splits", "load_splits"),
     "tl.errors": (
         *("ConfigError", "DataError", "DeviceError", "NotApplicable"),
-        *("FallbackWarning", "UserError", "WeightsError"),
+        *("DataWarning", "FallbackWarning", "UserError", "WeightsError"),
     ),
     "tl.protocols": ("run_protocol",),
     "tl.regimes": ("REGIMES", "Regime", "Trainable"),
@@ -50,6 +59,7 @@ __all__ = [
     "Classifier",
     "ConfigError",
     "DataError",
+    "DataWarning",
     "DeviceError",
     "EpochResult",
     "FallbackWarning",

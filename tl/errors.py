@@ -41,6 +41,10 @@ class FallbackWarning(UserWarning):
     """Synthetic images or random weights replace the requested ones, so accuracy is meaningless."""
 
 
+class DataWarning(UserWarning):
+    """Images are probably missing from a data set, or the same in training and validation or in two classes."""
+
+
 def nearest(value: str, choices: Iterable[str], *, n: int = 1) -> list[str]:
     """Return up to `n` choices that look most like `value`; none if no choice is close."""
     return difflib.get_close_matches(value, list(choices), n=n, cutoff=0.6)

@@ -90,8 +90,9 @@ def find(size: Size) -> Path:
 def set_name(folder: Path) -> str:
     """Return the name of the synthetic set that a folder holds, or an empty string."""
     try:
-        return (folder / _MARKER).read_text(encoding="utf-8").partition(" ")[0]
-    except OSError:
+        marker = folder / _MARKER
+        return marker.read_text(encoding="utf-8").partition(" ")[0] if marker.is_file() else ""
+    except (OSError, UnicodeDecodeError):
         return ""
 
 
