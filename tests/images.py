@@ -19,9 +19,9 @@ def write_image(path: Path, *, size: tuple[int, int] = (40, 32), seed: int = 0) 
 def write_folder(
     root: Path, classes: tuple[str, ...] = ("a", "b"), *, train: int = 3, val: int = 2, size: tuple[int, int] = (40, 32)
 ) -> Path:
-    """Write a folder in `train/CLASS/*, val/CLASS/*` layout."""
-    for split, count in (("train", train), ("val", val)):
+    """Write a folder in `train/CLASS/*, val/CLASS/*` layout. No two images are the same."""
+    for first, split, count in ((0, "train", train), (10_000, "val", val)):
         for label, name in enumerate(classes):
             for index in range(count):
-                write_image(root / split / name / f"{index}.jpg", size=size, seed=100 * label + index)
+                write_image(root / split / name / f"{index}.jpg", size=size, seed=first + 100 * label + index)
     return root

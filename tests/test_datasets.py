@@ -61,17 +61,6 @@ def test_moving_a_folder_keeps_its_digest_and_changing_a_file_does_not(tmp_path:
     assert scan(root).digest != scan(tmp_path / "two").digest
 
 
-def test_what_is_not_an_image_is_left_out_and_listed(tmp_path: Path) -> None:
-    """Other files are listed as ignored; hidden files and folders are not read."""
-    root = write_folder(tmp_path / "set")
-    (root / "train" / "a" / "notes.txt").write_text("")
-    (root / "train" / ".DS_Store").write_text("")
-    (root / "val" / ".ipynb_checkpoints").mkdir()
-    splits = scan(root)
-    assert splits.ignored == ("train/a/notes.txt",)
-    assert (len(splits.train), len(splits.val)) == (6, 4)
-
-
 def _without(path: str):
     return lambda root: shutil.rmtree(root / path)
 
@@ -283,6 +272,9 @@ def test_the_real_images_are_recognised_in_any_folder(real_images: Path) -> None
     splits = tl.load_splits(real_images)
     assert splits.name == "hymenoptera" and splits.digest == hymenoptera.DIGEST
     assert (len(splits.train), len(splits.val)) == (244, 153)
+    (left_out,) = splits.left_out
+    assert (left_out.count, left_out.example) == (1, "train/ants/imageNotFound.gif") and not left_out.serious
+    assert splits.duplicates == ()
 
 
 def test_a_changed_real_image_is_named(real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from torchvision import transforms as v1
 import tl
 from tests.conftest import TINY
 from tests.damage import DAMAGES, flip, warned_once, zero
-from tests.images import write_folder, write_image
+from tests.images import write_folder
 from tl.batches import Batches, Preprocessing
 from tl.decoding import Pixels, decode
 from tl.errors import DataError

@@ -1,4 +1,4 @@
-"""Data sets: finds, lists and checks folders of images in `train/CLASS/*`, `val/CLASS/*` layout.
+"""Data sets: finds, lists and checks folders of images in `train/CLASS/**`, `val/CLASS/**` layout.
 
 To add a named data set, add an entry to `DATASETS`. This module doesn't import torch.
 """
@@ -13,14 +13,21 @@ from pathlib import Path
 from tl import hymenoptera, synthetic
 from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
-from tl.errors import DataError, FallbackWarning, not_one_of
+from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
+from tl.findings import Duplicate, LeftOut, Tally, find_duplicates
+from tl.layout import check_layout
+from tl.listing import classify, entries, list_images, real, shown
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".avif", ".jp2", ".j2k"),
+)
+"""Endings of the formats that are decoded, in lower case; names may have them in either case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageList:
-    """The images of one split, in a fixed order: by class, then by name."""
+    """The images of one split, in a fixed order: by class, then by subfolder, then by name."""
 
     files: tuple[str, ...]
     """Paths relative to the data set's root, with forward slashes."""
@@ -46,8 +53,15 @@ class Splits:
     val: ImageList
     fallback: str = ""
     """Says that the images are synthetic, and why; empty for real images."""
-    ignored: tuple[str, ...] = ()
-    """Files in class folders whose suffix is not that of an image."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What lies in `train/` and `val/` and is no image of the set, by reason."""
+    duplicates: tuple[Duplicate, ...] = ()
+    """Images that are the same file. Parts of a data set, such as folds, keep what was found in the whole."""
+
+    @property
+    def findings(self) -> tuple[LeftOut | Duplicate, ...]:
+        """All that was found. `str(finding)` is a line for users."""
+        return (*self.left_out, *self.duplicates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,52 +99,48 @@ def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
     Raises `DataError` if the folder is missing, incomplete or not the set that it claims to be. It doesn't check
     that images can be decoded: `tl.images.open_store` does.
     """
-    name = str(data)
+    splits = _found(str(data), download=download)
+    if splits.fallback and str(data) == "auto":
+        warnings.warn(f"the images are {splits.fallback}", FallbackWarning, stacklevel=2)
+    for finding in splits.findings:
+        if finding.serious:
+            warnings.warn(f"{splits.root}: {finding}", DataWarning, stacklevel=2)
+    return splits
+
+
+def _found(name: str, *, download: bool) -> Splits:
     if name == "auto":
         try:
             return scan(DATASETS["hymenoptera"].find(download), name="hymenoptera")
         except hymenoptera.Unavailable as reason:
             generated = scan(DATASETS["synthetic"].find(download), name="synthetic")
-            fallback = replace(generated, fallback=f"{generated.fallback} ({reason})")
-            warnings.warn(f"the images are {fallback.fallback}", FallbackWarning, stacklevel=2)
-            return fallback
+            return replace(generated, fallback=f"{generated.fallback} ({reason})")
     if name in DATASETS:
         return scan(DATASETS[name].find(download), name=name)
-    folder = Path(data).expanduser()
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         raise DataError(f"no such folder, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
     return scan(folder)
 
 
 def scan(root: Path, *, name: str | None = None) -> Splits:
-    """List a folder in `train/CLASS/*`, `val/CLASS/*` layout and check that it is the set called `name`.
+    """List a folder in `train/CLASS/**`, `val/CLASS/**` layout and check that it is the set called `name`.
 
-    Without `name` the set is recognised by its content, or else named after its folder.
+    A class has the images in its folder and in all subfolders; links are followed. Without `name` the set is recognised
+    by its content, or else named after its folder. What is found beside the images, and images that are the same file,
+    are counted in the result.
 
     Raises `DataError` if `train` or `val` is missing, a class is empty, there are fewer than two
-    classes, the two splits have different classes, or the content is a damaged copy of the real ants and bees.
+    classes, the two splits have different classes, a file or folder can't be read, or the content is a damaged copy of
+    the real ants and bees.
     """
     root = root.resolve()
-    found: dict[str, dict[str, list[str]]] = {}
-    ignored: list[str] = []
-    for split in ("train", "val"):
-        if not (root / split).is_dir():
-            raise DataError(f"{root}: has no folder {split}/; the layout is train/CLASS/*.jpg and val/CLASS/*.jpg")
-        found[split] = {}
-        for folder in _visible(root / split):
-            if not folder.is_dir():
-                continue
-            files = [f"{split}/{folder.name}/{path.name}" for path in _visible(folder) if path.is_file()]
-            images = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
-            ignored += [file for file in files if file not in images]
-            if not images:
-                raise DataError(f"{folder}: class {folder.name!r} has no images ({', '.join(IMAGE_SUFFIXES)})")
-            found[split][folder.name] = images
+    check_layout(root, IMAGE_SUFFIXES)
+    tally = Tally()
+    found = {split: _classes(root, split, tally) for split in ("train", "val")}
     classes = tuple(found["train"])
     if classes != tuple(found["val"]):
-        only = sorted(set(classes) ^ set(found["val"]))
-        where = "train" if only[0] in found["train"] else "val"
-        raise DataError(f"{root}: train and val have different classes: {only[0]!r} is only in {where}/")
+        raise DataError(f"{root}: train and val have different classes: {_difference(root, found)}")
     if len(classes) < 2:
         raise DataError(f"{root}: {len(classes)} class{'' if classes else 'es'} in train/; at least 2 are needed")
 
@@ -143,6 +153,7 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
     if (name == "hymenoptera" or hymenoptera.resembles(digests)) and digests != hymenoptera.expected():
         raise DataError(hymenoptera.first_difference(root, digests))
     digest = set_digest(digests, conversions(root, [*train.files, *val.files]))
+    labels = dict(zip((*train.files, *val.files), (*train.labels, *val.labels), strict=True))
     return Splits(
         name=name or _name(root, digest),
         root=root,
@@ -151,8 +162,42 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
         train=train,
         val=val,
         fallback=synthetic.SYNTHETIC_NOTE if synthetic.set_name(root) else "",
-        ignored=tuple(ignored),
+        left_out=tally.left_out,
+        duplicates=find_duplicates(digests, labels),
     )
+
+
+def _classes(root: Path, split: str, tally: Tally) -> dict[str, list[str]]:
+    """List the images of each class of a split. Raises `DataError` if a class has none."""
+    above = (str(root), str((root / split).resolve()))
+    found = {}
+    for entry in entries(root / split):
+        kind, name = classify(entry, IMAGE_SUFFIXES), f"{split}/{entry.name}"
+        if kind == "image":
+            tally.add("image outside a class folder", name)
+        elif kind != "folder":
+            tally.add(kind, shown(entry, name))
+        elif (own := real(entry, above[-1])) in above:
+            tally.add("loop of links", name)
+        else:
+            inside = Tally()
+            found[entry.name] = list_images(entry.path, name, (*above, own), inside, IMAGE_SUFFIXES)
+            if not found[entry.name]:
+                why = "; ".join(map(str, inside.left_out)) or "the folder is empty"
+                raise DataError(
+                    f"{entry.path}: class {entry.name!r} has no images ({', '.join(IMAGE_SUFFIXES)}): {why}"
+                )
+            tally.merge(inside)
+    return found
+
+
+def _difference(root: Path, found: dict[str, dict[str, list[str]]]) -> str:
+    """Say which class is in one split alone, and what the other split has in its place."""
+    only = min(found["train"].keys() ^ found["val"].keys())
+    where, other = ("train", "val") if only in found["train"] else ("val", "train")
+    there = root / other / only
+    broken = f", and {f'{other}/{only}'!r} is a broken link" if there.is_symlink() and not there.exists() else ""
+    return f"{only!r} is only in {where}/{broken}"
 
 
 def _name(root: Path, digest: str) -> str:
@@ -162,15 +207,3 @@ def _name(root: Path, digest: str) -> str:
     if known := synthetic.set_name(root):
         return known
     return f"folder:{root.name}" if root.name in (*DATASETS, "auto") else root.name
-
-
-def _visible(folder: Path) -> list[Path]:
-    """Return the entries of a folder, sorted by name, without hidden ones."""
-    try:
-        found = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda p: p.name)
-    except OSError as error:
-        raise DataError(f"{folder}: can't be read: {error.strerror}") from error
-    for path in found:
-        if any("\ud800" <= character <= "\udfff" for character in path.name):
-            raise DataError(f"{folder}: the name {path.name!r} is not valid text; rename it")
-    return found

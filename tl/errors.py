@@ -57,6 +57,10 @@ class CacheWarning(UserWarning):
     """A file of the cache is damaged and is rebuilt: this takes time, and changes no result."""
 
 
+class DataWarning(UserWarning):
+    """Images are probably missing from a data set, or the same in training and validation or in two classes."""
+
+
 def nearest(value: str, choices: Iterable[str], *, n: int = 1) -> list[str]:
     """Return up to `n` choices that look most like `value`; none if no choice is close."""
     return difflib.get_close_matches(value, list(choices), n=n, cutoff=0.6)

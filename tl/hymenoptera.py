@@ -16,11 +16,13 @@ from importlib import resources
 from pathlib import Path
 
 from tl.cache import cache_dir, offline
-from tl.digest import file_digests
+from tl.digest import file_digest, file_digests
 from tl.errors import DataError
 
 URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 DIGEST = "41771d210287175073b7b183f7b57163e019b854f530d8edd91705379c9212ae"
+PLACEHOLDER = "imageNotFound.gif"
+PLACEHOLDER_DIGEST = "6b4966252973c581b521f804453c6a0649ea6a2ce7e3e5c7deeb7d80623de231"
 LOCAL = Path("data/hymenoptera_data")
 UNPACKED_LIMIT_BYTES = 1 << 30
 
@@ -112,6 +114,19 @@ def resembles(found: dict[str, str]) -> bool:
     """Return True if nine in ten file names are those of the real set; any difference is then damage."""
     wanted = expected().keys()
     return len(wanted & found.keys()) >= 0.9 * max(len(wanted), len(found))
+
+
+def is_placeholder(file: os.DirEntry[str]) -> bool:
+    """Return True for the GIF among the archive's ants that a photo site sent in place of a photograph.
+
+    It has always been left out. Raises `DataError` if it can't be read.
+    """
+    if file.name != PLACEHOLDER:
+        return False
+    try:
+        return file_digest(Path(file.path)) == PLACEHOLDER_DIGEST
+    except OSError as error:
+        raise DataError(f"{file.path}: can't be read: {error.strerror}") from error
 
 
 def first_difference(where: Path | str, found: dict[str, str], wanted: dict[str, str] | None = None) -> str:

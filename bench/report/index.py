@@ -31,7 +31,7 @@ class IndexRow:
     headlines: tuple[Headline, ...]
     answers: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-    """Warnings about synthetic images, and about frozen parameters that changed."""
+    """Warnings about synthetic, missing or repeated images, and about frozen parameters that changed."""
     error: str = ""
     """Why the run can't be read."""
 
@@ -78,6 +78,7 @@ def _row(run: RunFolder, folder: Path, *, linked: bool) -> IndexRow:
         answers=tuple(answers(summary)),
         warnings=(
             *(f"The images are {reason}." for reason in summary.fallbacks),
+            *(f"Check the images: {warning}." for warning in summary.image_warnings),
             *(f"Not frozen: {record.cell}." for record in summary.not_frozen),
         ),
     )

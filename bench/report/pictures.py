@@ -18,7 +18,7 @@ from PIL import Image
 from bench.analysis.groups import Group, most_accurate
 from bench.report.summary import Summary
 from tl.datasets import Splits, load_splits
-from tl.errors import FallbackWarning, UserError
+from tl.errors import DataWarning, FallbackWarning, UserError
 from tl.images import Store, crops, open_store
 from tl.regimes import REGIMES
 from tl.seeding import seed_for
@@ -74,7 +74,8 @@ def find_images(summary: Summary, data: str | None = None) -> Splits:
     for place in dict.fromkeys(places):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FallbackWarning)
+                for shown in (FallbackWarning, DataWarning):  # by the report, from the manifest
+                    warnings.simplefilter("ignore", shown)
                 splits = load_splits(place, download=False)
         except UserError:
             if data:

@@ -58,6 +58,18 @@ class Summary:
         return list(dict.fromkeys(m.dataset.fallback for _, m in self.runs if m.dataset.fallback))
 
     @property
+    def image_warnings(self) -> list[str]:
+        """What is seriously wrong with the images: some are missing, or the same in training and validation."""
+        return self._findings(serious=True)
+
+    def _findings(self, *, serious: bool) -> list[str]:
+        """Distinct findings in the images, with the data set's name if there are several."""
+        datasets = [manifest.dataset for _, manifest in self.runs]
+        several = len({dataset.digest for dataset in datasets}) > 1
+        found = [(dataset.name, each) for dataset in datasets for each in dataset.findings if each.serious is serious]
+        return list(dict.fromkeys(f"{name}: {each}" if several else str(each) for name, each in found))
+
+    @property
     def commands(self) -> list[str]:
         """Distinct commands that were typed."""
         return list(dict.fromkeys(call.command for _, manifest in self.runs for call in manifest.invocations))
@@ -88,7 +100,7 @@ class Summary:
 
     @property
     def notes(self) -> list[str]:
-        """Distinct notes of cells, such as on odd batches or overflowing losses."""
+        """Distinct notes of cells, such as on odd batches or overflowing losses, and of images."""
         shown_elsewhere = {("images", reason) for reason in self.fallbacks}
         shown_elsewhere |= {("weights", reason) for reason in self.random_weights.values()}
         notes = [
@@ -97,7 +109,7 @@ class Summary:
             for note in (record.result.notes if record.result else ())
             if (note.about, _reason(note, record)) not in shown_elsewhere
         ]
-        return [*dict.fromkeys(notes), *self.busy, *self.mixed]
+        return [*self._findings(serious=False), *dict.fromkeys(notes), *self.busy, *self.mixed]
 
     @property
     def busy(self) -> list[str]:

@@ -25,6 +25,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     """Print the main results of a report. Columns that don't fit are left out, and a line names them."""
     for reason in summary.fallbacks:
         say(console, f"WARNING: the images are {reason}", style="bold yellow")
+    for warning in summary.image_warnings:
+        say(console, f"WARNING: {warning}", style="bold yellow")
     for answer in answers(summary):
         console.print(Text(answer, style="bold"))
     if summary.missing:

@@ -14,6 +14,7 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 6   a manifest has weights by policy and backbone, and an invocation has `data`; older versions had both as texts. A
     note of a result has a subject. `stand_in` is renamed to `fallback`, and no longer contains text that was meant for
     the terminal. Older versions are upgraded on reading, see `bench.store.upgrade`
+7   a manifest's data set has `left_out` and `duplicates`
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from pydantic import Field, field_validator
 
 from bench.store.environment import Environment, MachineState
 from tl.config import TrainConfig
+from tl.findings import Duplicate, LeftOut
 from tl.regimes import REGIMES
 from tl.results import TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 SEALED_SINCE = 5
 """First version whose files have a digest; a file of this version or later without one is damaged."""
 ID_VERSION = 1
@@ -207,6 +209,17 @@ class DatasetIdentity(Strict):
     )
     val_labels: tuple[int, ...]
     fallback: str = Field("", description="why the images are synthetic; empty for real images")
+    left_out: tuple[LeftOut, ...] | None = Field(
+        None, description="what lies beside the images, by reason, when the last command looked; None before version 7"
+    )
+    duplicates: tuple[Duplicate, ...] | None = Field(
+        None, description="images that are the same file; None before version 7"
+    )
+
+    @property
+    def findings(self) -> tuple[LeftOut | Duplicate, ...]:
+        """All that was found in the folder of images; nothing before version 7."""
+        return (*(self.left_out or ()), *(self.duplicates or ()))
 
 
 class Invocation(Strict):

@@ -1,4 +1,4 @@
-"""Describes a sweep before it starts, with a warning for each fallback: synthetic images, random weights."""
+"""Describes a sweep before it starts. It warns of synthetic, missing and repeated images, and of random weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
     splits = sweep.splits
     config = next(iter(sweep.cells.values())).config
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
-    say(console, f"images: {splits.name} ({images})")
-    if splits.ignored:
-        say(console, f"        ignored {len(splits.ignored)} files that are not images, such as {splits.ignored[0]}")
+    left_out = sum(each.count for each in splits.left_out)
+    say(console, f"images: {splits.name} ({images}{f'; {left_out} left out' if left_out else ''})")
+    for finding in sorted(splits.findings, key=lambda finding: finding.serious):
+        if finding.serious:
+            say(console, f"WARNING: {finding}", style="bold yellow")
+        else:
+            say(console, f"        {finding}")
     if config.protocol != "fixed":
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
     unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""

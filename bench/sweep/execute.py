@@ -140,6 +140,8 @@ def _write_manifest(
             val_files=evaluated.files,
             val_labels=evaluated.labels,
             fallback=splits.fallback,
+            left_out=splits.left_out,
+            duplicates=splits.duplicates,
         ),
         weights=by_policy((previous.resolved if previous else {}) | sweep.resolved),
         cells=planned,

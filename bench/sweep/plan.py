@@ -21,7 +21,7 @@ from bench.sweep.options import Options
 from bench.sweep.order import arrange
 from bench.sweep.weights import Answer, resolve_weights, weights_key
 from tl.datasets import Splits, load_splits
-from tl.errors import ConfigError, FallbackWarning
+from tl.errors import ConfigError, DataWarning, FallbackWarning
 from tl.folds import check_protocol
 from tl.images import open_store
 from tl.specs import canonical
@@ -140,7 +140,8 @@ def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Spli
     if kept:
         return replace(load_splits(kept.name), fallback=kept.fallback)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FallbackWarning)  # the terminal, records and reports show it
+        for shown in (FallbackWarning, DataWarning):  # by the terminal, the run's files and reports
+            warnings.simplefilter("ignore", shown)
         return load_splits(wanted, download=not options.dry_run)
 
 
