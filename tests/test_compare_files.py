@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -211,15 +212,15 @@ def test_slow_tails_are_named_and_decide_nothing() -> None:
 
 
 def test_tails_of_equal_sides_seldom_warn() -> None:
-    """With 10% scatter of raw times and five rounds, at most 5% of comparisons have a warning."""
+    """With 30% scatter of raw times and five rounds, at most a tenth of the comparisons have a warning."""
     draws, count = np.random.default_rng(0), 0
     for number in range(60):
         for side, first in (("base", 0), ("new", 1)):
             for place in range(5):
-                raw = draws.lognormal(0, 0.1, 5).tolist()
+                raw = draws.lognormal(0, 0.3, 5).tolist()
                 write(f"{number}/{side}/{place}.json", content(raw, first + 10 * place))
         count += bool(warnings(compare(read_sides([f"{number}/base", f"{number}/new"]))))
-    assert count <= 3 + 3
+    assert count <= 6
 
 
 def test_a_single_raw_time_decides_nothing() -> None:
@@ -245,6 +246,18 @@ def test_machines_of_other_names_are_listed() -> None:
     rounds("new", first=1, python_implementation="PyPy")
     ran = command("gate", "base", "new")
     assert ran.returncode == NOT_COMPARABLE and "python implementation: CPython → PyPy" in ran.stdout
+
+
+def test_times_without_a_zone_are_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they are read."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        file = write("a.json", content(STEADY, 0) | {"datetime": "2026-01-01T00:00:00"})
+        assert pytest_benchmark.read(file).written == START
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_older_files_name_the_processor_elsewhere() -> None:

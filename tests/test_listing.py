@@ -155,6 +155,14 @@ def test_reasons_are_counted_together_and_told_before_a_run(tmp_path: Path) -> N
     assert done.stderr == "", "the warning of the library is told once"
 
 
+def test_a_hidden_name_that_is_not_text_is_shown_safely(tmp_path: Path) -> None:
+    """Such names of visible files are refused. A hidden one is no reason to refuse the set, and its name can be saved."""
+    root = small(tmp_path / "set")
+    write(root / "val" / "a" / os.fsdecode(b".caf\xe9"), "x")
+    (left_out,) = tl.load_splits(root).left_out
+    assert left_out.example.encode() == rb"val/a/.caf\udce9" and str(left_out).isprintable()
+
+
 def test_a_folder_with_nothing_to_say_has_no_more_lines(tmp_path: Path) -> None:
     """Neither notes nor warnings."""
     done = here(*ONE, "--data", str(write_folder(tmp_path / "set")), "--dry-run")
