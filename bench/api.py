@@ -157,7 +157,8 @@ def run(
             the processes of cells; those of a script do.
         settings: fields of `tl.TrainConfig` that are not axes, such as `epochs=3` or `batch_size=16`.
 
-    Returns the run. A cell that failed doesn't raise; its record has the reason.
+    Returns the run. A cell that failed or diverged doesn't raise; its record has the reason. The next call tries failed
+    cells again, but not diverged ones, since the same settings would diverge again.
 
     Raises `tl.UserError` for mistakes that the caller can correct, and `KeyboardInterrupt`: finished cells are kept,
     and the same call continues from there.

@@ -114,14 +114,11 @@ def test_scores_are_of_the_last_epochs_predictions() -> None:
 
 @pytest.mark.parametrize("name", SCORES)
 def test_an_unknown_score_is_none(name: str) -> None:
-    """Scores are None without true labels and with random weights; calibration error also without a confidence."""
+    """Scores are None without true labels and with random weights."""
     one, random = record("timm:a", "frozen"), record("timm:a", "frozen", weights=RANDOM)
     known, alone, chance = finished(one, TRUTH), finished(one), finished(random, TRUTH)
     assert known and alone and chance and METRICS[name].of(known) is not None
     assert METRICS[name].of(alone) is METRICS[name].of(chance) is None
-    blurred = one.result.replace(last=one.result.last.replace(confidences=[None, *[0.9] * 99]))  # type: ignore[union-attr]
-    read = METRICS[name].of(replace(known, result=blurred))
-    assert (read is None) == (name == "calibration_error_last")
     assert finished(record("timm:a", "frozen", status="failed"), TRUTH) is None
 
 

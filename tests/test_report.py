@@ -315,15 +315,6 @@ def test_records_survive_being_written_again(tmp_path: Path) -> None:
     assert run.records()[failed.cell_id].status == "done"
 
 
-def test_a_record_with_losses_that_overflowed_can_be_read_again(tmp_path: Path) -> None:
-    """NaN is stored as None, in confidences too."""
-    one = record("timm:a", "frozen")
-    assert one.result is not None
-    broken = one.result.best.replace(confidences=[None] * 100)
-    run = write_run(tmp_path / "r", [one.replace(result=one.result.replace(best=broken))])
-    assert next(iter(run.records().values())).result.best.confidences == [None] * 100
-
-
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_can_be_shown(name: str) -> None:
     """It shows integers, fractions and unknown values."""

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from tl.backbones import Backbone, Classifier, make_backbone
     from tl.config import TrainConfig
     from tl.datasets import DATASETS, Splits, load_splits
-    from tl.errors import ConfigError, DataError, DeviceError, FallbackWarning, NotApplicable, UserError, WeightsError
+    from tl.errors import (
+        ConfigError,
+        DataError,
+        DeviceError,
+        DivergedError,
+        FallbackWarning,
+        NotApplicable,
+        UserError,
+        WeightsError,
+    )
     from tl.protocols import run_protocol
     from tl.regimes import REGIMES, Regime, Trainable
     from tl.results import EpochResult, TrainResult
@@ -32,7 +41,7 @@ _HOMES = {
     "tl.config": ("TrainConfig",),
     "tl.datasets": ("DATASETS", "Splits", "load_splits"),
     "tl.errors": (
-        *("ConfigError", "DataError", "DeviceError", "NotApplicable"),
+        *("ConfigError", "DataError", "DeviceError", "DivergedError", "NotApplicable"),
         *("FallbackWarning", "UserError", "WeightsError"),
     ),
     "tl.protocols": ("run_protocol",),
@@ -51,6 +60,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeviceError",
+    "DivergedError",
     "EpochResult",
     "FallbackWarning",
     "NotApplicable",

@@ -156,11 +156,6 @@ def _score(score: Callable[[Predictions, tuple[int, ...]], Number]) -> Callable[
     return _counts(lambda cell: None if cell.truth is None else score(cell.result.last, cell.truth))
 
 
-def _calibration_error(last: Predictions, truth: tuple[int, ...]) -> Number:
-    confidences = [each for each in last.confidences if each is not None]
-    return calibration_error(last.labels, confidences, truth) if len(confidences) == len(last.confidences) else None
-
-
 def _seconds(label: str, value: Callable[[TrainResult], Number], meaning: str, **more: Any) -> Metric:
     return Metric(
         label=label, unit="s", value=lambda cell: value(cell.result), meaning=meaning, **{"better": "lower", **more}
@@ -274,7 +269,7 @@ METRICS: dict[str, Metric] = {
     ),
     "calibration_error_last": share(
         "calibration error (ECE)",
-        _score(_calibration_error),
+        _score(lambda last, truth: calibration_error(last.labels, last.confidences, truth)),
         f"mean difference of confidence and accuracy after the last epoch, over {BINS} bins of equal width",
         better="lower",
     ),

@@ -99,7 +99,10 @@ def run(
 ) -> None:
     """Run the cells of a grid that have no result yet, and write the report.
 
-    Exit status: 0 all done, 1 some cell failed, 2 usage error, 130 interrupted.
+    Cells that failed before are tried again. Those whose loss diverged are not, since they would diverge again; change
+    a setting, or start over with --fresh.
+
+    Exit status: 0 all done, 1 some cell failed or diverged, 2 usage error, 130 interrupted.
     """
     from rich.console import Console
 
@@ -169,7 +172,7 @@ def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
 
 
 def _say_without_result(records: Any, console: Console) -> bool:
-    """List the cells that were skipped or failed; true if any failed."""
+    """List the cells that were skipped, failed or diverged; true if any failed or diverged."""
     for record in records.values():
         if record.status == "skipped":
             say(console, f"skipped: {record.cell}: {record.reason}", style="yellow")

@@ -65,7 +65,7 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     """Train one cell. Returns the result without its model, and the allocator's setting.
 
     Emits each `EpochResult`; for protocols of several trainings, a few words before each training; and before and
-    after training a `MachineState` with what only this process knows.
+    after training a `MachineState` with what only this process knows. Raises `DivergedError`, among others.
     """
     load_as_parent()
     library(cell.config.spec.source)  # one from outside is loaded here, before anything is measured

@@ -151,8 +151,8 @@ def _right_and_wrong(
     result = group.results[0]
     best = result.best
     rows = list(zip(files, group.truth, best.labels, best.confidences, strict=True))
-    wrong = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -(row[3] or 0.0))
-    right = sorted((row for row in rows if row[1] == row[2]), key=lambda row: row[3] or 0.0)
+    wrong = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -row[3])
+    right = sorted((row for row in rows if row[1] == row[2]), key=lambda row: row[3])
     named = f"{summary.short(group)}, {group.config.regime}, seed {result.config.seed}"
     chosen = {
         "wrong": (f"Wrong predictions of {named}", f"{len(wrong)} of {len(rows)}; the most confident first.", wrong),
@@ -169,10 +169,10 @@ def _right_and_wrong(
     ]
 
 
-def _picture_of(row: tuple[str, int, int, float | None], splits: Splits, store: Store) -> Picture:
+def _picture_of(row: tuple[str, int, int, float], splits: Splits, store: Store) -> Picture:
     file, truth, label, confidence = row
-    sure = "n/a" if confidence is None else f"{confidence:.0%}"
-    caption = f"{splits.classes[label]} {sure}" + (f" (is {splits.classes[truth]})" if label != truth else "")
+    wrong = f" (is {splits.classes[truth]})" if label != truth else ""
+    caption = f"{splits.classes[label]} {confidence:.0%}{wrong}"
     return Picture(
         image=_centre_square(store.read(file)), caption=caption, alternative=f"a picture of {splits.classes[truth]}"
     )

@@ -14,6 +14,9 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 6   a manifest has weights by policy and backbone, and an invocation has `data`; older versions had both as texts. A
     note of a result has a subject. `stand_in` is renamed to `fallback`, and no longer contains text that was meant for
     the terminal. Older versions are upgraded on reading, see `bench.store.upgrade`
+7   a record may be `diverged`, and then has `epochs`. Before, such a cell was `done`, with an empty loss and with NaN
+    counted as predictions of the first class; it is upgraded on reading. A trial has `reason`, and no accuracy if it
+    diverged
 """
 
 from __future__ import annotations
@@ -31,11 +34,11 @@ from pydantic import Field, field_validator
 from bench.store.environment import Environment, MachineState
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
-from tl.results import TrainResult
+from tl.results import EpochResult, TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 SEALED_SINCE = 5
 """First version whose files have a digest; a file of this version or later without one is damaged."""
 ID_VERSION = 1
@@ -57,7 +60,9 @@ The value is not the field's default: a default may change, this value may not.
 ANY_REGIME = next(iter(REGIMES))
 """Replaces the regime in keys that are equal for cells of all regimes; any regime would do."""
 
-Status = Literal["done", "failed", "oom", "timeout", "skipped"]
+Status = Literal["done", "failed", "oom", "timeout", "skipped", "diverged"]
+SETTLED: tuple[Status, ...] = ("done", "diverged")
+"""Statuses that running the cell again would give again. Cells with any other status are tried again."""
 
 
 _NOTHING = object()
@@ -135,6 +140,10 @@ class Record(Strict):
     weights: Weights | None = Field(description="weights that the backbone started from; None if none were available")
     status: Status
     reason: str = Field("", description="one line; empty when done")
+    epochs: tuple[EpochResult, ...] = Field(
+        (),
+        description="epochs of a training that diverged, before the one in which it did; others: see `result`",
+    )
     traceback: str = ""
     started: datetime
     block: int | None = Field(None, description="position of the seed among the seeds of its command, from 0")
@@ -163,7 +172,7 @@ class Record(Strict):
 class Lost:
     """Why a planned cell has no result; `str(lost)` is the text for users."""
 
-    status: Literal["failed", "oom", "timeout", "skipped", "not run"]
+    status: Literal["failed", "oom", "timeout", "skipped", "diverged", "not run"]
     reason: str = ""
     """One line; empty if unknown."""
 
@@ -179,7 +188,7 @@ class Lost:
     @property
     def failed(self) -> bool:
         """True if the cell was started and should have had a result."""
-        return self.status in ("failed", "oom", "timeout")
+        return self.status in ("failed", "oom", "timeout", "diverged")
 
     def __str__(self) -> str:
         return f"{self.status}: {self.reason}" if self.reason else self.status

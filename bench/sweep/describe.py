@@ -43,16 +43,18 @@ def _compared_with_before(sweep: Sweep) -> str:
         return ""
     before = sweep.previous.cells
     new, gone = len(sweep.cells.keys() - before.keys()), len(before.keys() - sweep.cells.keys())
+    diverged = sum(record.status != "done" for record in sweep.done.values())
     parts = [f"{len(sweep.done)} of them done before"] if sweep.done else []
+    parts += [f"of which {diverged} diverged, and would again"] if diverged else []
     parts += [f"{new} new"] if new else []
     parts += [f"and {gone} of earlier commands, which are kept"] if gone else []
     return "".join(f", {part}" for part in parts)
 
 
 def list_cells(sweep: Sweep, console: Console) -> None:
-    """Print each cell with its state, `done` or `to do`."""
+    """Print each cell with its state: `done`, `diverged` or `to do`."""
     for cell_id, cell in sweep.cells.items():
-        state = "done" if cell_id in sweep.done else "to do"
+        state = sweep.done[cell_id].status if cell_id in sweep.done else "to do"
         work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
         settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
         say(console, f"  {state:5}  {cell} ({settings})")

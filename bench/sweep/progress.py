@@ -201,10 +201,9 @@ def _pass_text(cell: Cell, row: EpochResult) -> str:
 
 def _epoch_text(cell: Cell, row: EpochResult) -> str:
     text = f"{_pass_text(cell, row)}: {_accuracy_text(cell, row)}"
-    if row.seconds is None:
+    if row.seconds is None or row.train_loss is None:
         return f"{text}, {row.val_seconds:.1f} s"
-    loss = "not finite" if row.train_loss is None else f"{row.train_loss:.3f}"
-    return f"{text}, loss {loss}, {row.seconds:.1f} s"
+    return f"{text}, loss {row.train_loss:.3f}, {row.seconds:.1f} s"
 
 
 def _accuracy_text(cell: Cell, row: EpochResult) -> str:
