@@ -175,14 +175,20 @@ class TrainResult(Strict):
 
     @property
     def val_accuracy_best(self) -> float:
-        """Validation accuracy of the best epoch. With protocol `fixed` it is optimistic, since that epoch was picked on
-        the same images; other protocols pick the last epoch."""
+        """Validation accuracy of the best epoch, the tutorial's figure. With protocol `fixed` it is optimistic, since
+        that epoch was picked on the same images; other protocols pick the last epoch."""
         return self.epochs[self.best.epoch].val_accuracy
 
     @property
     def val_accuracy_last(self) -> float:
-        """Validation accuracy of the last epoch."""
+        """Validation accuracy after the last epoch, which no image chose. Recommendations and claims use this one."""
         return self.epochs[-1].val_accuracy
+
+    @property
+    def constant_prediction(self) -> str | None:
+        """The class that was predicted for every validation image after the last epoch; None if there are several."""
+        predicted = set(self.last.labels)
+        return self.classes[predicted.pop()] if len(predicted) == 1 else None
 
     @property
     def learning_rate(self) -> float | None:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from bench.sweep.plan import Sweep
 
 
+UNTIL_DECIDED = (
+    "Add seeds until every speed-up is known to within --within. That assumes independent seeds: their correlation in "
+    "time is tested from five on, and widens the intervals."
+)
+
+
 @app.command()
 def run(
     grid: Annotated[str, typer.Option(help="A shipped grid's name, or the path of a TOML file.")] = "default",
@@ -53,9 +59,7 @@ def run(
     results: ResultsOption = RESULTS,
     reports: ReportsOption = REPORTS,
     out: HiddenOut = None,
-    until_decided: Annotated[
-        bool, typer.Option("--until-decided", help="Add seeds until every speed-up is known to within --within.")
-    ] = False,
+    until_decided: Annotated[bool, typer.Option("--until-decided", help=UNTIL_DECIDED)] = False,
     within: Annotated[
         float | None, typer.Option(metavar="PERCENT", help="Half-width of 95% intervals to reach.", show_default="5")
     ] = None,

@@ -64,6 +64,7 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "git_commit": lambda run, record: record.environment.git_commit or None,
     "git_dirty": lambda run, record: record.environment.git_dirty,
     "frozen_verified": lambda run, record: record.result.frozen_verified if record.result else None,
+    "constant_prediction": lambda run, record: record.result.constant_prediction if record.result else None,
     "started": lambda run, record: record.started.isoformat(),
     "block": lambda run, record: record.block,
     "order": lambda run, record: record.order,

@@ -149,8 +149,8 @@ def _right_and_wrong(
     group: Group, summary: Summary, files: tuple[str, ...], splits: Splits, store: Store
 ) -> list[Gallery]:
     result = group.results[0]
-    best = result.best
-    rows = list(zip(files, group.truth, best.labels, best.confidences, strict=True))
+    last = result.last
+    rows = list(zip(files, group.truth, last.labels, last.confidences, strict=True))
     wrong = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -row[3])
     right = sorted((row for row in rows if row[1] == row[2]), key=lambda row: row[3])
     named = f"{summary.short(group)}, {group.config.regime}, seed {result.config.seed}"
@@ -180,7 +180,7 @@ def _picture_of(row: tuple[str, int, int, float], splits: Splits, store: Store) 
 
 def _disputed(groups: list[Group], summary: Summary, files: tuple[str, ...], splits: Splits, store: Store) -> Gallery:
     """A gallery of the images on which groups, by their first seed, disagree most, and are then most often wrong."""
-    votes = np.array([group.results[0].best.labels for group in groups])
+    votes = np.array([group.results[0].last.labels for group in groups])
     truth = np.array(groups[0].truth)
     counts = [Counter(votes[:, image].tolist()) for image in range(votes.shape[1])]
     divided = [len(groups) - max(count.values()) for count in counts]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from bench.analysis.scores import largest_class
 from bench.console import say
 from bench.sweep.plan import Sweep
 from bench.sweep.weights import KEPT
 from tl.cache import offline
 from tl.config import PROTOCOLS
+from tl.folds import evaluated_images
 from tl.regimes import REGIMES
 
 
@@ -17,7 +19,9 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
     splits = sweep.splits
     config = next(iter(sweep.cells.values())).config
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
-    say(console, f"images: {splits.name} ({images})")
+    label, rate = largest_class(evaluated_images(config, splits).labels)
+    largest = f"the largest, {splits.classes[label]!r}, has {rate:.1%} of those that are evaluated"
+    say(console, f"images: {splits.name} ({images}; {largest})")
     if splits.ignored:
         say(console, f"        ignored {len(splits.ignored)} files that are not images, such as {splits.ignored[0]}")
     if config.protocol != "fixed":
