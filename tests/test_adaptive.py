@@ -229,7 +229,7 @@ def test_what_the_intervals_assume_is_said_with_the_verdict(monkeypatch: pytest.
     """The line before the verdict names the assumption, and warns if the order of the seeds speaks against it."""
     drifting = {"finetune": [20.0, 20.2, 20.4, 23.0, 23.2, 23.3, 23.4], "frozen": [10.0] * 7}
     for times, seeds, words in (
-        (TIMES, 6, "independent of each other; the largest correlation of neighbouring seeds is "),
+        (TIMES, 6, "independent of each other; the clearest correlation of neighbouring seeds is "),
         (TIMES, 4, "independent of each other, which needs 5 seeds to be tested"),
         (drifting, 7, "WARNING: the intervals assume that seeds are independent of each other, and they are not: "),
     ):
