@@ -66,7 +66,7 @@ def spoiled(folder: Path, value: float, spec: str = TINY[1]) -> Path:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("regime", [name for name, entry in REGIMES.items() if entry.start == "pretrained"])
 def test_damaged_weights_have_no_accuracy(mini: tl.Splits, tmp_path: Path, regime: str, value: float) -> None:
-    """NaN in the weights is found with every regime: features that are integers, or are cached, don't hide it."""
+    """It is found with every regime: features that are integers, or are cached, don't hide it."""
     with pytest.raises(tl.DivergedError, match=r"NaN|infinite|not finite"):
         tl.train_model(config(regime, weights="pretrained"), mini, device="cpu", weights_dir=spoiled(tmp_path, value))
 

@@ -264,9 +264,7 @@ def test_the_correlation_of_neighbours() -> None:
 
 @pytest.mark.parametrize("count", [5, 10])
 @pytest.mark.parametrize(("correlation", "before", "after"), [(0.0, 0.93, 0.945), (0.5, 0.73, 0.85)])
-def test_coverage_of_seeds_that_resemble_each_other(
-    count: int, correlation: float, before: float, after: float
-) -> None:
+def test_coverage_by_correlation(count: int, correlation: float, before: float, after: float) -> None:
     """At a fixed number of seeds, intervals cover at least so much without, and with, regard to their order."""
     rng, held, plain_held = np.random.default_rng(count), 0, 0
     ones = dict.fromkeys(range(count), 1.0)
