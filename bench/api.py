@@ -56,6 +56,9 @@ class Run:
     def claims(self) -> pd.DataFrame:
         """One row per comparison of each claim, with `measured`, `low`, `high`, `predicted`, `p` and `verdict`.
 
+        `correlation` and `correlation_p` say how much seeds resemble those that ran just before; see
+        `bench.analysis.stats.ratio_in_order`.
+
         A claim that this run does not test has one row, whose verdict is `not tested`.
         """
         import pandas as pd
@@ -144,7 +147,8 @@ def run(
         name: the run's folder below `results`; by default made from the grid's name.
         results: the folder where runs are kept.
         until_decided: add seeds until every speed-up is known to within `within` percent (5 by default), at most
-            `max_seeds`, and start none that would overrun `budget`, such as `"10m"`.
+            `max_seeds`, and start none that would overrun `budget`, such as `"10m"`. The intervals assume that seeds
+            are independent; from five on they are widened if seeds resemble those that ran just before.
         timeout: time limit per training, in seconds; an hour by default.
         memory_limit: main memory that a cell may allocate, such as `"2GiB"`; Linux only.
         skip_larger_after_oom: skip larger batches of a cell that ran out of memory.
@@ -157,7 +161,8 @@ def run(
             the processes of cells; those of a script do.
         settings: fields of `tl.TrainConfig` that are not axes, such as `epochs=3` or `batch_size=16`.
 
-    Returns the run. A cell that failed doesn't raise; its record has the reason.
+    Returns the run. A cell that failed or diverged doesn't raise; its record has the reason. The next call tries failed
+    cells again, but not diverged ones, since the same settings would diverge again.
 
     Raises `tl.UserError` for mistakes that the caller can correct, and `KeyboardInterrupt`: finished cells are kept,
     and the same call continues from there.

@@ -114,14 +114,11 @@ def test_scores_are_of_the_last_epochs_predictions() -> None:
 
 @pytest.mark.parametrize("name", SCORES)
 def test_an_unknown_score_is_none(name: str) -> None:
-    """Scores are None without true labels and with random weights; calibration error also without a confidence."""
+    """Scores are None without true labels and with random weights."""
     one, random = record("timm:a", "frozen"), record("timm:a", "frozen", weights=RANDOM)
     known, alone, chance = finished(one, TRUTH), finished(one), finished(random, TRUTH)
     assert known and alone and chance and METRICS[name].of(known) is not None
     assert METRICS[name].of(alone) is METRICS[name].of(chance) is None
-    blurred = one.result.replace(last=one.result.last.replace(confidences=[None, *[0.9] * 99]))  # type: ignore[union-attr]
-    read = METRICS[name].of(replace(known, result=blurred))
-    assert (read is None) == (name == "calibration_error_last")
     assert finished(record("timm:a", "frozen", status="failed"), TRUTH) is None
 
 
@@ -292,7 +289,7 @@ def test_how_a_metric_is_compared_is_its_own(sides: list[str], monkeypatch: pyte
 def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The heat map, its figure, the table, the priorities, the notes and the line of progress show it."""
     monkeypatch.setitem(METRICS, "watt_hours", energy(matters="energy", phrase="{} per epoch", column=True))
-    assert headline() == ["val_accuracy_best", "epoch_seconds", "peak_memory_bytes", "watt_hours"]
+    assert headline() == ["val_accuracy_last", "epoch_seconds", "peak_memory_bytes", "watt_hours"]
     records = [record("timm:a", regime, seconds=seconds) for regime, seconds in (("finetune", 10), ("frozen", 4))]
     summary = summarise([write_run(tmp_path / "r", records)], "r")
     heatmap = make_heatmap(summary)
@@ -306,13 +303,21 @@ def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert "energy, Wh" in figure.svg and "median time, median memory and median energy by backbone" in figure.caption
     page = write_report(summary, tmp_path)[1].read_text()
     assert 'name="matrix-metric" value="watt_hours"' in page and "For time, memory and energy: the" in page
-    assert _end_text(records[0]) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB, 5.01 Wh per epoch"
+    assert (
+        _end_text(records[0])
+        == "done in 41 s: accuracy 95.0% after the last epoch, 10 s per epoch, 10 MiB, 5.01 Wh per epoch"
+    )
 
 
 def test_the_line_of_a_finished_cell_has_the_headline_metrics() -> None:
     """Unknown values are left out if nothing is trained, but an unknown accuracy is shown."""
-    assert _end_text(record("timm:a", "frozen")) == "done in 41 s: best accuracy 95.0%, 10 s per epoch, 10 MiB"
-    assert _end_text(record("timm:a", "frozen", weights=RANDOM)).startswith("done in 41 s: best accuracy n/a, 10 s")
+    assert (
+        _end_text(record("timm:a", "frozen"))
+        == "done in 41 s: accuracy 95.0% after the last epoch, 10 s per epoch, 10 MiB"
+    )
+    assert _end_text(record("timm:a", "frozen", weights=RANDOM)).startswith(
+        "done in 41 s: accuracy n/a after the last epoch, 10 s"
+    )
     assert _end_text(untrained("timm:a")) == "done in 4 s: accuracy 95.0%, 10 MiB"
     assert _end_text(untrained("timm:a", weights=RANDOM)) == "done in 4 s: accuracy n/a, 10 MiB"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def run(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainRes
     return run_protocol(settings, splits, device="cpu", **more)
 
 
-def trial(rate: float, accuracy: float, loss: float | None) -> Trial:
+def trial(rate: float, accuracy: float | None, loss: float | None) -> Trial:
     return Trial(learning_rate=rate, held_out_accuracy=accuracy, held_out_loss=loss, seconds=1.0)
 
 
@@ -79,14 +80,15 @@ def test_train_model_trains_once_or_not_at_all(mini: tl.Splits, protocol: str) -
         ([trial(1e-3, 0.9, 0.5), trial(1e-2, 0.9, 0.4)], 1e-2),
         ([trial(1e-3, 0.9, 0.4), trial(1e-2, 0.9, 0.4)], 1e-3),
         ([trial(1e-2, 0.9, 0.4), trial(1e-3, 0.9, 0.4)], 1e-3),
-        ([trial(1e-3, 0.9, None), trial(1e-2, 0.0, 9.0)], 1e-2),
-        ([trial(1e-3, 0.5, None), trial(1e-2, 0.9, None)], 1e-3),
+        ([trial(1e-3, None, None), trial(1e-2, 0.0, 9.0)], 1e-2),
+        ([trial(1e-3, None, None), trial(1e-2, None, None)], None),
     ],
-    ids=["accuracy", "loss", "smaller", "smaller comes last", "not finite", "none finite"],
+    ids=["accuracy", "loss", "smaller", "smaller comes last", "one diverged", "all diverged"],
 )
-def test_the_choice_among_trials(trials: list[Trial], rate: float) -> None:
-    """Accuracy decides, then loss, then the smaller rate; a trial that overflowed loses to any other."""
-    assert choose(trials).learning_rate == rate
+def test_the_choice_among_trials(trials: list[Trial], rate: float | None) -> None:
+    """Accuracy decides, then loss, then the smaller rate; a trial that diverged is never chosen."""
+    chosen = choose(trials)
+    assert (chosen.learning_rate if chosen else None) == rate
 
 
 def test_tuned_is_a_training_at_the_rate_that_did_best_on_held_out_images(mini: tl.Splits) -> None:
@@ -97,7 +99,7 @@ def test_tuned_is_a_training_at_the_rate_that_did_best_on_held_out_images(mini: 
         alone = tl.train_model(fixed.replace(learning_rate=rate), tuning_splits(mini), device="cpu")
         last = alone.epochs[-1]
         assert (one.learning_rate, one.held_out_accuracy, one.held_out_loss) == (rate, last.val_accuracy, last.val_loss)
-    chosen = choose(result.trials).learning_rate
+    chosen = choose(result.trials).learning_rate  # type: ignore[union-attr]
     assert result.learning_rate_chosen == result.learning_rate == result.epochs[0].learning_rate == chosen
     final = tl.train_model(fixed.replace(learning_rate=chosen), mini, device="cpu", keep="last")
     assert result.best == result.last, "the validation images don't choose the epoch either"
@@ -171,13 +173,15 @@ def test_memory_of_the_trials_counts_for_the_training(
     mini: tl.Splits, trained: tl.TrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The baseline is that before the first trial, since the training uses pages that the allocator keeps."""
-    baselines = iter([100, 5_000, 6_000, 7_000])
+    baselines = iter([5_000, 6_000, 7_000, 8_000])
 
     def grown(settings: tl.TrainConfig, splits: tl.Splits, **more: Any) -> tl.TrainResult:
+        monkeypatch.setattr(protocols, "MemoryMarks", None)  # too late
         return tl.train_model(settings, splits, **more).replace(
             baseline_rss_bytes=next(baselines), peak_rss_bytes=9_000
         )
 
+    monkeypatch.setattr(protocols, "MemoryMarks", lambda device: SimpleNamespace(baseline_bytes=100))
     monkeypatch.setattr(protocols, "train_model", grown)
     assert run(config("tuned", epochs=1), mini).peak_memory_bytes == 8_900
 
@@ -223,13 +227,6 @@ def test_kfold_is_one_training_per_fold(mini: tl.Splits, monkeypatch: pytest.Mon
     assert result.work == results[0].work
     assert result.frozen_verified is (False if regime == "frozen" else None), "one fold that moved is enough"
     assert tl.TrainResult.from_json(to_json(result.model_dump(mode="json"))).last == result.last
-
-
-def test_kfold_with_a_loss_that_overflowed_is_unknown(mini: tl.Splits) -> None:
-    """A mean over folds is None if one of them is not finite; there is one note."""
-    result = run(config("kfold", "finetune", folds=2, learning_rate=1e30), mini)
-    assert result.epochs[-1].train_loss is None and result.epochs[-1].val_loss is None
-    assert sum("not finite" in note.text for note in result.notes) == 1
 
 
 def test_regimes_have_the_same_folds(mini: tl.Splits, trained: tl.TrainResult, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from scipy import stats as reference
 
 from bench.analysis.stats import (
     LEVEL,
+    MIN_IN_ORDER,
     MIN_SAMPLES,
+    Dependence,
     Estimate,
     accuracy_difference,
     holm,
     mcnemar,
     ratio,
+    ratio_in_order,
     wilson,
 )
 
@@ -218,3 +222,59 @@ def test_holm_is_the_step_down_procedure(values: list[float]) -> None:
                 break
             rejected.add(place)
         assert {place for place, p in enumerate(adjusted) if p <= level} == rejected
+
+
+def logs_of(*values: float) -> dict[int, float]:
+    return by_seed(np.exp(values))
+
+
+def in_order(*values: float) -> Estimate:
+    found = ratio_in_order(logs_of(*values), dict.fromkeys(range(len(values)), 1.0))
+    assert found is not None
+    return found
+
+
+@given(st.lists(st.floats(-1, 1).map(lambda value: round(value, 3)), min_size=MIN_SAMPLES, max_size=12))
+def test_the_order_only_ever_widens_an_interval(logs: list[float]) -> None:
+    """The ratio is the same. Below five seeds, or without positive correlation, so is the interval."""
+    plain = ratio(logs_of(*logs), dict.fromkeys(range(len(logs)), 1.0))
+    found = in_order(*logs)
+    assert plain is not None and found.value == plain.value and found.error is not None and plain.error is not None
+    assert found.error >= plain.error and found.freedom <= plain.freedom
+    if len(logs) < MIN_IN_ORDER:
+        assert found == plain and found.dependence is None
+    elif found.dependence and found.dependence.correlation <= 0:
+        assert (found.error, found.freedom) == (plain.error, plain.freedom)
+    if found.dependence:
+        n, inflation = len(logs), found.dependence.inflation
+        assert found.error == pytest.approx(plain.error * math.sqrt(inflation)) and 2 <= n / inflation <= n + 1e-9
+
+
+def test_the_correlation_of_neighbours() -> None:
+    """In a random order its mean is 0, by definition, and its p-value is exact up to seven values."""
+    values = (1.0, 2.0, 4.0, 8.0, 16.0)
+    orders = [Dependence(order) for order in permutations(values)]
+    assert np.mean([one.correlation for one in orders]) == pytest.approx(0, abs=1e-12)
+    most = max(orders, key=lambda one: one.correlation)
+    assert most.p == pytest.approx(2 / 120), "this order and its reverse"
+    assert Dependence((1.0, 5.0, 2.0, 6.0, 1.5)).inflation == 1
+    few = [Dependence(order).p for order in permutations(values[:4])]
+    assert min(few) > LEVEL, "so four values are too few for a test"
+
+
+@pytest.mark.parametrize("count", [5, 10])
+@pytest.mark.parametrize(("correlation", "before", "after"), [(0.0, 0.93, 0.945), (0.5, 0.73, 0.85)])
+def test_coverage_by_correlation(count: int, correlation: float, before: float, after: float) -> None:
+    """At a fixed number of seeds, intervals cover at least so much without, and with, regard to their order."""
+    rng, held, plain_held = np.random.default_rng(count), 0, 0
+    ones = dict.fromkeys(range(count), 1.0)
+    for _ in range(1_000):
+        logs = [rng.normal()]
+        while len(logs) < count:
+            logs.append(correlation * logs[-1] + math.sqrt(1 - correlation**2) * rng.normal())
+        low, high = interval(in_order(*logs))
+        held += low <= 1 <= high
+        low, high = interval(ratio(logs_of(*logs), ones))
+        plain_held += low <= 1 <= high
+    assert held / 1_000 >= after and before <= plain_held / 1_000 <= max(0.97, after)
+    assert correlation == 0 or plain_held / 1_000 < 0.82

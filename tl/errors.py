@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -47,6 +48,19 @@ class DeviceError(UserError):
 
 class NotApplicable(UserError):
     """A combination of valid settings that can't run here. `bench` skips such a cell and shows the reason."""
+
+
+class DivergedError(UserError):
+    """A training whose loss, or whose outputs for validation images, are no longer finite numbers.
+
+    It has no accuracy: the largest of several NaN is the first one, so such a network would seem to predict class 0.
+    The message says in which epoch it happened, and in which figure. `bench` records such a cell as `diverged`.
+    """
+
+    def __init__(self, reason: str, epochs: Iterable[Any] = ()) -> None:
+        super().__init__(reason)
+        self.epochs: tuple[Any, ...] = tuple(epochs)
+        """An `EpochResult` of each epoch before; all their losses are finite."""
 
 
 class FallbackWarning(UserWarning):

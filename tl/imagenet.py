@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tl.errors import NotApplicable
+from tl.errors import DivergedError, NotApplicable
 
 CLASSES = 1000
 """Number of classes of ImageNet-1k (ILSVRC 2012)."""
@@ -53,7 +53,7 @@ def head_of(
 
     Networks differ too much for a rule by name: some average two classifiers, some have an activation after the last
     layer. So the head is verified: backbone and head must give the network's logits for `image`. Raises
-    `NotApplicable` if they don't.
+    `NotApplicable` if they don't, and `DivergedError` if these logits are no numbers to compare.
     """
     wrong = NotApplicable(f"its own classifier ({type(layer).__name__}) is not one linear layer on pooled features")
     if not (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))):
@@ -65,6 +65,8 @@ def head_of(
     features = output(backbone, image)
     if features.shape[1:] != weight.shape[1:]:
         raise wrong
+    if not logits.isfinite().all():
+        raise DivergedError("outputs for a test image were not finite; are the weights damaged?")
     error = (output(head, features) - logits[:, chosen]).abs().max()
     if not error <= _TOLERANCE * logits.abs().max():
         raise wrong

@@ -19,8 +19,10 @@ import torch
 
 from tl.config import READ_BY, TrainConfig
 from tl.datasets import Splits
+from tl.errors import DivergedError
 from tl.folds import check_protocol, every_image, fold_splits, tuning_splits
 from tl.images import open_store
+from tl.memory import MemoryMarks
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Phases, Predictions, TrainResult, Trial
 from tl.train import train_model
@@ -55,6 +57,7 @@ def run_protocol(
         A `TrainResult` of that config. `TrainResult` documents how it combines several trainings.
 
     Raises `UserError` as `train_model` does, and `ConfigError` if a class has too few images for the protocol.
+    `DivergedError` means that some fold diverged, or the training at the chosen rate, or the trials of all rates.
     """
     check_protocol(config, splits)
     # Build the store of pixels for the whole data set first: a training on a part would build one of that part.
@@ -78,29 +81,21 @@ def _fixed(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
 def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -> TrainResult:
     """Run a trial of each rate without the held-out training images, then train on all of them at the chosen rate.
 
-    A regime that trains nothing has no rate to choose, so it is only evaluated, once.
+    A trial that diverges is never chosen. A regime that trains nothing has no rate to choose: it is evaluated once.
     """
     if not REGIMES[config.regime].trains:
         return train(_one_training(config), splits).replace(config=config)
     parts = tuning_splits(splits)
-    trials, baselines = [], []
+    baseline = MemoryMarks(torch.device("cpu")).baseline_bytes
+    trials = []
     for number, rate in enumerate(config.learning_rates, 1):
         on_stage(f"tuning {number}/{len(config.learning_rates)}")
-        started = time.perf_counter()
-        result = train(_one_training(config, learning_rate=rate), parts)
-        last = result.epochs[-1]
-        trials.append(
-            Trial(
-                learning_rate=rate,
-                held_out_accuracy=last.val_accuracy,
-                held_out_loss=last.val_loss,
-                seconds=time.perf_counter() - started,
-            )
-        )
-        baselines.append(result.baseline_rss_bytes)
-        del result
+        trials.append(_trial(train, _one_training(config, learning_rate=rate), parts))
         _free_memory()
-    rate = choose(trials).learning_rate
+    chosen = choose(trials)
+    if chosen is None:
+        raise DivergedError(f"all {len(trials)} learning rates diverged; the smallest: {trials[0].reason}")
+    rate = chosen.learning_rate
     on_stage(f"training at {rate:g}")
     result = train(_one_training(config, learning_rate=rate), splits)
     return result.replace(
@@ -109,31 +104,53 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         learning_rate_chosen=rate,
         tuning_seconds=sum(trial.seconds for trial in trials),
         # The allocator keeps pages of the trials, and the training uses them: they count as memory of the training.
-        baseline_rss_bytes=baselines[0],
+        baseline_rss_bytes=baseline,
     )
 
 
-def choose(trials: Sequence[Trial]) -> Trial:
+def _trial(train: Train, config: TrainConfig, parts: Splits) -> Trial:
+    """Try a learning rate. A trial that diverges has its reason, and no figures."""
+    started = time.perf_counter()
+    accuracy, loss, reason = None, None, ""
+    try:
+        last = train(config, parts).epochs[-1]
+        accuracy, loss = last.val_accuracy, last.val_loss
+    except DivergedError as error:
+        reason = str(error)
+    return Trial(
+        learning_rate=config.learning_rate,
+        held_out_accuracy=accuracy,
+        held_out_loss=loss,
+        seconds=time.perf_counter() - started,
+        reason=reason,
+    )
+
+
+def choose(trials: Sequence[Trial]) -> Trial | None:
     """Return the trial with the highest held-out accuracy; ties go to the lower held-out loss, then the smaller rate.
 
-    A trial whose loss is not finite loses to any other.
+    None if all trials diverged; one that did is never chosen.
     """
-
-    def merit(trial: Trial) -> tuple[bool, float, float, float]:
-        loss = trial.held_out_loss
-        if loss is None:
-            return (False, 0.0, 0.0, -trial.learning_rate)
-        return (True, trial.held_out_accuracy, -loss, -trial.learning_rate)
-
-    return max(trials, key=merit)
+    rated = [
+        ((trial.held_out_accuracy, -trial.held_out_loss, -trial.learning_rate), trial)
+        for trial in trials
+        if trial.held_out_accuracy is not None and trial.held_out_loss is not None
+    ]
+    return max(rated, key=lambda pair: pair[0])[1] if rated else None
 
 
 def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -> TrainResult:
-    """Train once per fold, on all other images, and evaluate its own at the last epoch: nothing is chosen on them."""
+    """Train once per fold, on all other images, and evaluate its own at the last epoch: nothing is chosen on them.
+
+    One fold that diverges leaves its images without predictions, so no accuracy is known.
+    """
     results, places = [], []
     for number, (parts, inside) in enumerate(fold_splits(splits, config.folds, config.seed), 1):
         on_stage(f"fold {number}/{config.folds}")
-        result = train(_one_training(config), parts)
+        try:
+            result = train(_one_training(config), parts)
+        except DivergedError as error:
+            raise DivergedError(f"fold {number} of {config.folds}: {error}", error.epochs) from error
         results.append(result.replace(model=None))
         places.append(inside)
         del result

@@ -57,11 +57,11 @@ class EpochResult(Strict):
     learning_rate: float | None = Field(description="this and all figures of training are None without a training pass")
     train_seconds: float | None
     val_seconds: float
-    train_loss: float | None = Field(description="mean over images, while training; None if not finite")
+    train_loss: float | None = Field(description="mean over images, while training")
     train_accuracy: float | None = Field(
         description="share in [0, 1] on augmented images, counted while weights change"
     )
-    val_loss: float | None
+    val_loss: float
     val_accuracy: float
     phases: Phases | None = Field(None, description="None without a training pass, and in records of format version 1")
 
@@ -75,9 +75,10 @@ class Trial(Strict):
     """Protocol `tuned`'s trial of one learning rate: trained without the held-out images, evaluated on them."""
 
     learning_rate: float
-    held_out_accuracy: float = Field(description="share in [0, 1], at the last epoch")
-    held_out_loss: float | None = Field(description="at the last epoch; None if not finite")
+    held_out_accuracy: float | None = Field(description="share in [0, 1], at the last epoch; None if it diverged")
+    held_out_loss: float | None = Field(description="at the last epoch; None if it diverged")
     seconds: float = Field(description="duration of the trial, with its set-up")
+    reason: str = Field("", description="where it diverged; empty if it did not, and before version 7")
 
 
 class Predictions(Strict):
@@ -88,7 +89,7 @@ class Predictions(Strict):
 
     epoch: int
     labels: list[int] = Field(description="index of the predicted class")
-    confidences: list[float | None] = Field(description="softmax probability of that class; None if not finite")
+    confidences: list[float] = Field(description="softmax probability of that class")
 
 
 class Note(Strict):
@@ -174,14 +175,20 @@ class TrainResult(Strict):
 
     @property
     def val_accuracy_best(self) -> float:
-        """Validation accuracy of the best epoch. With protocol `fixed` it is optimistic, since that epoch was picked on
-        the same images; other protocols pick the last epoch."""
+        """Validation accuracy of the best epoch, the tutorial's figure. With protocol `fixed` it is optimistic, since
+        that epoch was picked on the same images; other protocols pick the last epoch."""
         return self.epochs[self.best.epoch].val_accuracy
 
     @property
     def val_accuracy_last(self) -> float:
-        """Validation accuracy of the last epoch."""
+        """Validation accuracy after the last epoch, which no image chose. Recommendations and claims use this one."""
         return self.epochs[-1].val_accuracy
+
+    @property
+    def constant_prediction(self) -> str | None:
+        """The class that was predicted for every validation image after the last epoch; None if there are several."""
+        predicted = set(self.last.labels)
+        return self.classes[predicted.pop()] if len(predicted) == 1 else None
 
     @property
     def learning_rate(self) -> float | None:

@@ -28,7 +28,7 @@ from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.devices import LAYOUTS, memory_format, seeded
-from tl.errors import ConfigError, NotApplicable
+from tl.errors import ConfigError, DivergedError, NotApplicable
 from tl.features import EXTRACTION_BATCH, Extraction, Features
 from tl.freezing import Freezing, freeze
 from tl.images import batch_bounds, open_store
@@ -84,9 +84,13 @@ def train_model(
         A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the epoch that was kept.
 
     Raises `UserError` for mistakes that the caller can correct: `ConfigError`, `DataError`, `WeightsError`,
-    `DeviceError`, and `NotApplicable` for a regime that has no meaning with these classes or weights. On a CPU the same
-    config, images and thread count give the same losses. Cached features that were extracted for other images give the
-    same losses only up to rounding. So do other devices, since some of their operations add in no fixed order.
+    `DeviceError`, and `NotApplicable` for a regime that has no meaning with these classes or weights. Raises
+    `DivergedError`, which has the epochs so far, as soon as an epoch's training or validation loss is NaN or infinite,
+    or an output for a validation image is: such a network has no accuracy, and more epochs would not give it one.
+
+    On a CPU the same config, images and thread count give the same losses. Cached features that were extracted for
+    other images give the same losses only up to rounding. So do other devices, since some of their operations add in no
+    fixed order.
     """
     if config.protocol != "fixed":
         raise ConfigError(
@@ -254,11 +258,12 @@ def _epochs(
     on_epoch: Callable[[EpochResult], None] | None,
 ) -> _Trained:
     """Train and validate in every epoch. The model ends with the weights of the epoch that is kept."""
-    clock, history = Clock(setup.device), []
+    clock = Clock(setup.device)
+    history: list[EpochResult] = []
     best = last = None
     kept: dict[str, torch.Tensor] = {}
-    for epoch in range(setup.config.passes):
-        row, last = _epoch(setup, loop, memory, clock, epoch)
+    for _ in range(setup.config.passes):
+        row, last = _epoch(setup, loop, memory, clock, history)
         if best is None or keep == "last" or row.val_accuracy > history[best.epoch].val_accuracy:
             best, kept = last, setup.freezing.state()
         history.append(row)
@@ -271,10 +276,13 @@ def _epochs(
 
 
 def _epoch(
-    setup: _Setup, loop: _Loop, memory: MemoryMarks, clock: Clock, epoch: int
+    setup: _Setup, loop: _Loop, memory: MemoryMarks, clock: Clock, history: Sequence[EpochResult]
 ) -> tuple[EpochResult, Predictions]:
-    """Run a training pass, unless nothing trains, and a validation pass."""
-    optimizer, step = setup.optimizer, loop.step
+    """Run a training pass, unless nothing trains, and a validation pass. `history` has the epochs before.
+
+    Raises `DivergedError` if a figure that each pass reads at its end is not finite.
+    """
+    epoch, optimizer, step = len(history), setup.optimizer, loop.step
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
     trained, train_seconds = None, 0.0
     with _without_garbage_collection():
@@ -284,11 +292,15 @@ def _epoch(
             setup.freezing.train_mode()
             work = loop.work if epoch == 0 else None
             trained = _train_pass(step, loop.train, setup.config, epoch, clock, work)
+            if trained.fault:
+                raise _diverged(f"training {trained.fault}", setup, rate, history)
             train_seconds = clock.elapsed()
             memory.begin("val")
             clock.mark(None)
         setup.model.eval()
         validated = _val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
+        if validated.fault:
+            raise _diverged(f"validation {validated.fault}", setup, rate, history)
         clock.mark("validation")
         whole, parts = clock.read()
         memory.end()
@@ -300,12 +312,21 @@ def _epoch(
         train_seconds=train_seconds if trained else None,
         val_seconds=whole - train_seconds,
         phases=Phases(**parts, other=whole - sum(parts.values())) if trained else None,
-        train_loss=_finite(trained.loss) if trained else None,
+        train_loss=trained.loss if trained else None,
         train_accuracy=trained.accuracy if trained else None,
-        val_loss=_finite(validated.loss),
+        val_loss=validated.loss,
         val_accuracy=validated.accuracy,
     )
     return row, Predictions(epoch=epoch, labels=validated.predicted, confidences=validated.confidences)
+
+
+def _diverged(what: str, setup: _Setup, rate: float | None, history: Sequence[EpochResult]) -> DivergedError:
+    """Return the error for a figure of the epoch after `history` that is not finite."""
+    if rate is None:
+        return DivergedError(f"the {what} although nothing was trained; are the weights damaged?", history)
+    return DivergedError(
+        f"the {what} in epoch {len(history) + 1} of {setup.config.epochs}, at learning rate {rate:g}", history
+    )
 
 
 def _result(setup: _Setup, loop: _Loop, trained: _Trained, memory: MemoryMarks, setup_seconds: float) -> TrainResult:
@@ -336,7 +357,7 @@ def _result(setup: _Setup, loop: _Loop, trained: _Trained, memory: MemoryMarks, 
         **memory.figures(),
         resident_image_bytes=(setup.resident_bytes or 0) if on_cuda else None,
         work=_work(loop.work, setup),
-        notes=_notes(setup, loop, trained.history),
+        notes=_notes(setup, loop),
         model=model,
     )
 
@@ -432,7 +453,9 @@ class _Pass:
     loss: float
     accuracy: float
     predicted: list[int]
-    confidences: list[float | None]
+    confidences: list[float]
+    fault: str
+    """What is not finite, such as `loss was NaN`; empty if all is, and only then the other figures mean something."""
 
 
 def _work(step: StepWork, setup: _Setup) -> Work | None:
@@ -458,11 +481,13 @@ def _train_pass(
     for inputs, labels in batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark):
         step.run(inputs, labels, clock.mark, work)
         work = None
+    loss = step.loss_sum.item() / len(batches)
     return _Pass(
-        loss=step.loss_sum.item() / len(batches),
+        loss=loss,
         accuracy=step.correct.item() / len(batches),
         predicted=[],
         confidences=[],
+        fault=_fault(loss),
     )
 
 
@@ -475,14 +500,26 @@ def _val_pass(evaluation: Evaluation, batches: Batches | Features, loss_function
             loss_sum += loss_function(logits, labels) * len(labels)
             outputs.append(logits)
             truths.append(labels)
-        confidences, predicted = torch.cat(outputs).softmax(1).max(1)
+        logits = torch.cat(outputs)
+        unknown = len(batches) - logits.isfinite().all(1).sum()
+        confidences, predicted = logits.softmax(1).max(1)
         correct = (predicted == torch.cat(truths)).sum()
+    loss = loss_sum.item() / len(batches)
+    outputs_fault = f"outputs of {count} of {len(batches)} images were not finite" if (count := int(unknown)) else ""
     return _Pass(
-        loss=loss_sum.item() / len(batches),
+        loss=loss,
         accuracy=correct.item() / len(batches),
         predicted=predicted.tolist(),
-        confidences=[None if (v := _finite(value)) is None else round(v, 6) for value in confidences.tolist()],
+        confidences=[round(value, 6) for value in confidences.tolist()],
+        fault=_fault(loss) or outputs_fault,
     )
+
+
+def _fault(loss: float) -> str:
+    """Say how a loss is not finite; empty if it is."""
+    if math.isfinite(loss):
+        return ""
+    return "loss was NaN" if math.isnan(loss) else "loss was infinite"
 
 
 @contextmanager
@@ -497,11 +534,7 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _notes(setup: _Setup, loop: _Loop, history: Sequence[EpochResult]) -> tuple[Note, ...]:
+def _notes(setup: _Setup, loop: _Loop) -> tuple[Note, ...]:
     """Return what a reader of the figures must know."""
     splits, weights, size = setup.splits, setup.backbone.weights, setup.config.batch_size
     images = len(splits.train)
@@ -516,8 +549,6 @@ def _notes(setup: _Setup, loop: _Loop, history: Sequence[EpochResult]) -> tuple[
         notes.append("features were cached, so the memory of their extraction is unknown")
     if not setup.decoded_once:
         notes.append("images were decoded in every epoch, so times include decoding")
-    if any((row.train_loss is None and row.train_seconds is not None) or row.val_loss is None for row in history):
-        notes.append("the loss was not finite in at least one epoch")
     if setup.regime.trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
     return (*fallbacks, *(Note(about="figures", text=text) for text in notes))

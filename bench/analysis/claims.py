@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from bench.analysis.metrics import METRICS, points
+from bench.analysis.metrics import METRICS, RATED_BY, points
 from tl.errors import ConfigError, not_one_of
 from tl.regimes import REGIMES, Regime
 from tl.strict import Strict
@@ -130,7 +130,7 @@ CLAIMS: dict[str, Claim] = {
             name="no-worse",
             statement="Training only the head loses at most 2 points of accuracy",
             source="PyTorch transfer-learning tutorial: 93% fine-tuned, 95% with the head alone",
-            metric="val_accuracy_best",
+            metric=RATED_BY,
             kind="head-only",
             low=-0.02,
         ),
@@ -138,7 +138,7 @@ CLAIMS: dict[str, Claim] = {
             name="transfer-helps",
             statement="Fine-tuning beats training from random weights",
             source="common advice; the reason for transfer learning",
-            metric="val_accuracy_best",
+            metric=RATED_BY,
             regime="finetune",
             against="scratch",
             low=0.0,

@@ -9,12 +9,15 @@ from functools import cached_property
 from typing import Literal
 
 from bench.analysis.metrics import METRICS, RATED_BY, Finished, finished
+from bench.analysis.scores import largest_class
 from bench.analysis.stats import wilson
 from bench.store.records import Cell, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
 
+_ROUNDING = 1e-9
+"""A mean over seeds of one and the same accuracy may differ from it in the last digit."""
 _IDENTIFYING_FIELDS = ("backbone", "regime", "precision", "seed", "weights")
 """Config fields that every table shows or that identify a group."""
 
@@ -79,8 +82,22 @@ class Group:
 
     @property
     def accuracy(self) -> float | None:
-        """Mean best accuracy over seeds; None if it says nothing, since random weights replaced pretrained ones."""
+        """Mean accuracy after the last epoch over seeds; None if random weights replaced pretrained ones."""
         return self.typical(RATED_BY)
+
+    @cached_property
+    def largest_class(self) -> tuple[str, float] | None:
+        """The largest class of the validation images and its share of them; None if their labels are unknown."""
+        if not self.truth:
+            return None
+        label, rate = largest_class(self.truth)
+        return self.results[0].classes[label], rate
+
+    @property
+    def beats_largest_class(self) -> bool:
+        """True if its accuracy is above that of always answering the largest class, or if that is unknown."""
+        rate = self.largest_class[1] if self.largest_class else 0.0
+        return self.accuracy is not None and self.accuracy > rate + _ROUNDING
 
     def median(self, value_of: Callable[[TrainResult], float | None]) -> float | None:
         """Median over seeds of a value of each result; None if no seed has it."""
@@ -89,10 +106,11 @@ class Group:
 
     @cached_property
     def _finished(self) -> list[Finished]:
-        return [cell for record in self.records if (cell := finished(record, self.truth))]
+        in_order = sorted(self.records, key=lambda record: record.started)
+        return [cell for record in in_order if (cell := finished(record, self.truth))]
 
     def values(self, metric: str) -> dict[int, float]:
-        """Seed → value of a metric, for seeds where it is known."""
+        """Seed → value of a metric, for seeds where it is known, in the order in which they ran."""
         read = {cell.record.cell.config.seed: METRICS[metric].of(cell) for cell in self._finished}
         return {seed: value for seed, value in read.items() if value is not None}
 
@@ -123,8 +141,8 @@ class Group:
         value = self.median(_amortised)
         return float("inf") if value is None else value
 
-    def right(self, predictions: Callable[[TrainResult], Predictions] = lambda r: r.best) -> dict[int, list[bool]]:
-        """Seed → for each validation image, True if its predicted class is right. By default at the best epoch."""
+    def right(self, predictions: Callable[[TrainResult], Predictions] = lambda r: r.last) -> dict[int, list[bool]]:
+        """Seed → for each validation image, True if its predicted class is right. By default after the last epoch."""
         return {
             record.cell.config.seed: [
                 a == b for a, b in zip(predictions(record.result).labels, self.truth, strict=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.analysis.scores import BINS, balanced_accuracy, calibration_error, macro_f1
+from bench.analysis.scores import BINS, balanced_accuracy, calibration_error, largest_class, macro_f1
 from bench.store.records import Record
 from tl.errors import ConfigError, UserError
 from tl.results import Phases, Predictions, TrainResult, Work
@@ -156,11 +156,6 @@ def _score(score: Callable[[Predictions, tuple[int, ...]], Number]) -> Callable[
     return _counts(lambda cell: None if cell.truth is None else score(cell.result.last, cell.truth))
 
 
-def _calibration_error(last: Predictions, truth: tuple[int, ...]) -> Number:
-    confidences = [each for each in last.confidences if each is not None]
-    return calibration_error(last.labels, confidences, truth) if len(confidences) == len(last.confidences) else None
-
-
 def _seconds(label: str, value: Callable[[TrainResult], Number], meaning: str, **more: Any) -> Metric:
     return Metric(
         label=label, unit="s", value=lambda cell: value(cell.result), meaning=meaning, **{"better": "lower", **more}
@@ -229,18 +224,16 @@ def _parameters(label: str, value: Callable[[TrainResult], Number], meaning: str
     )
 
 
-RATED_BY = "val_accuracy_best"
-"""The accuracy by which combinations are ranked and recommended."""
+RATED_BY = "val_accuracy_last"
+"""The accuracy by which combinations are ranked, recommended and compared. No epoch is chosen by it."""
 METRICS: dict[str, Metric] = {
     "val_accuracy_best": share(
         "best accuracy",
         _counts(lambda cell: cell.result.val_accuracy_best),
-        "best validation accuracy of all epochs, chosen on the images it is measured on",
+        "best validation accuracy of all epochs, the figure of the tutorial, chosen on the images it is measured on",
         better="higher",
         predictions=lambda result: result.best,
         column=True,
-        matters="accuracy",
-        phrase="accuracy {}",
     ),
     "val_accuracy_last": share(
         "last accuracy",
@@ -250,6 +243,13 @@ METRICS: dict[str, Metric] = {
         predictions=lambda result: result.last,
         column=True,
         by_default=True,
+        matters="accuracy",
+        phrase="accuracy {}",
+    ),
+    "largest_class_rate": share(
+        "largest class",
+        lambda cell: largest_class(cell.truth)[1] if cell.truth else None,
+        "share of the validation images in their largest class: the accuracy of always answering it",
     ),
     "best_epoch": Metric(
         label="best epoch",
@@ -274,7 +274,7 @@ METRICS: dict[str, Metric] = {
     ),
     "calibration_error_last": share(
         "calibration error (ECE)",
-        _score(_calibration_error),
+        _score(lambda last, truth: calibration_error(last.labels, last.confidences, truth)),
         f"mean difference of confidence and accuracy after the last epoch, over {BINS} bins of equal width",
         better="lower",
     ),

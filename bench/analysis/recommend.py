@@ -39,6 +39,8 @@ class Choice:
     """How many other groups are statistically tied with the best."""
     left_out: tuple[str, ...]
     """Backbones without pretrained weights."""
+    not_above: tuple[Group, ...]
+    """Groups that are not more accurate than always answering the largest class; they are not considered."""
     priorities: tuple[Priority, ...]
     """The best group by accuracy, and by each of `metrics.costs`."""
     front: tuple[Group, ...]
@@ -88,11 +90,13 @@ def _front(groups: list[Group]) -> list[Group]:
 
 
 def recommend(groups: Sequence[Group]) -> list[Choice]:
-    """One choice for each run and device with a meaningful accuracy. Controls are never chosen."""
+    """One choice for each run and device where a group is more accurate than always answering the largest class.
+
+    Controls are never chosen.
+    """
     choices = []
-    for run, device in dict.fromkeys((group.run, group.cell.device) for group in groups):
-        here = [group for group in groups if (group.run, group.cell.device) == (run, device)]
-        rated = [g for g in here if g.accuracy is not None and not REGIMES[g.config.regime].control]
+    for (run, device), here in _places(groups).items():
+        rated = [group for group in _rated(here) if group.beats_largest_class]
         best = most_accurate(rated)
         if best is None:
             continue
@@ -108,6 +112,7 @@ def recommend(groups: Sequence[Group]) -> list[Choice]:
                 pick=min([best, *tied], key=lambda group: group.seconds),
                 tied=len(tied),
                 left_out=tuple(dict.fromkeys(group.config.backbone for group in here if group.accuracy is None)),
+                not_above=tuple(group for group in _rated(here) if not group.beats_largest_class),
                 priorities=(
                     Priority(metric=RATED_BY, groups=(best, *tied)),
                     *(found for name in costs() if (found := _least(rated, name))),
@@ -116,3 +121,22 @@ def recommend(groups: Sequence[Group]) -> list[Choice]:
             )
         )
     return choices
+
+
+def nothing_beats(groups: Sequence[Group]) -> list[Group]:
+    """The most accurate group of each run and device where none is above always answering the largest class."""
+    found = (most_accurate(_rated(here)) for here in _places(groups).values())
+    return [best for best in found if best is not None and not best.beats_largest_class]
+
+
+def _places(groups: Sequence[Group]) -> dict[tuple[str, str], list[Group]]:
+    """Run and device → their groups."""
+    places: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        places.setdefault((group.run, group.cell.device), []).append(group)
+    return places
+
+
+def _rated(groups: Sequence[Group]) -> list[Group]:
+    """Groups with a meaningful accuracy, without controls."""
+    return [group for group in groups if group.accuracy is not None and not REGIMES[group.config.regime].control]

@@ -39,6 +39,15 @@ def balanced_accuracy(predicted: Sequence[int], truth: Sequence[int]) -> float:
     return statistics.fmean(right[label] / count for label, count in Counter(truth).items())
 
 
+def largest_class(truth: Sequence[int]) -> tuple[int, float]:
+    """The class with the most images, the first of several, and its share of all: the accuracy of always answering it.
+
+    An accuracy means something only above that share: with 95 of 100 images in one class, 95% takes no network.
+    """
+    label, count = min(Counter(truth).items(), key=lambda item: (-item[1], item[0]))
+    return label, count / len(truth)
+
+
 def calibration_error(predicted: Sequence[int], confidences: Sequence[float], truth: Sequence[int]) -> float:
     """Expected calibration error (ECE): by how much the confidence in the predicted class differs from accuracy.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import Group
 from bench.analysis.prediction import explain, predicted
-from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio
+from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio_in_order
 from bench.analysis.verdicts import Finding
 
 
@@ -34,7 +34,7 @@ class SpeedUp:
     """Why the measured speed-up is not the predicted one; None if the work was not counted."""
     memory_saved_bytes: float | None
     accuracy: Estimate | None
-    """Best accuracy of head-only minus fine-tuned; None if nothing can be paired."""
+    """Accuracy after the last epoch of head-only minus fine-tuned; None if nothing can be paired."""
     accuracy_test: Adjusted | None
     """Test that both accuracies are equal, adjusted for all comparisons; None if nothing can be paired."""
 
@@ -68,7 +68,7 @@ def _compare(finding: Finding, test: Adjusted | None) -> SpeedUp:
     counts = slow.accuracy is not None and fast.accuracy is not None
     return SpeedUp(
         finding=finding,
-        training=ratio(slow.values("train_epoch_seconds"), fast.values("train_epoch_seconds")),
+        training=ratio_in_order(slow.values("train_epoch_seconds"), fast.values("train_epoch_seconds")),
         training_predicted=predicted("train_epoch_seconds", slow, fast),
         explanation=explain(slow, fast, finding.estimate.value if finding.estimate else None),
         memory_saved_bytes=saved,

@@ -10,7 +10,7 @@ from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.groups import Counterparts, Group, all_else
 from bench.analysis.metrics import METRICS, points
 from bench.analysis.prediction import predicted
-from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio
+from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio_in_order
 from bench.store.records import Cell, Manifest
 
 ClaimVerdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
@@ -47,7 +47,8 @@ def show_estimate(claim: Claim, estimate: Estimate | None) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} seeds)"
     if claim.is_ratio:
-        return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f}, n = {estimate.n})"
+        order = f", r = {estimate.dependence.correlation:+.2f}" if estimate.dependence else ""
+        return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f}, n = {estimate.n}{order})"
     return f"{claim.show(estimate.value)} ({points(estimate.low)} to {points(estimate.high)}, n = {estimate.n})"
 
 
@@ -139,7 +140,7 @@ def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
     metric = METRICS[claim.metric]
     ours, theirs = group.values(claim.metric), against.values(claim.metric)
     if claim.is_ratio:
-        return ratio(theirs, ours)
+        return ratio_in_order(theirs, ours)
     if not ours or not theirs or metric.predictions is None:
         return difference(ours, theirs)  # None if accuracies say nothing
     return accuracy_difference(group.right(metric.predictions), against.right(metric.predictions))

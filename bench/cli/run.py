@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from bench.sweep.plan import Sweep
 
 
+UNTIL_DECIDED = (
+    "Add seeds until every speed-up is known to within --within. That assumes independent seeds: their correlation in "
+    "time is tested from five on, and widens the intervals."
+)
+
+
 @app.command()
 def run(
     grid: Annotated[str, typer.Option(help="A shipped grid's name, or the path of a TOML file.")] = "default",
@@ -54,9 +60,7 @@ def run(
     results: ResultsOption = RESULTS,
     reports: ReportsOption = REPORTS,
     out: HiddenOut = None,
-    until_decided: Annotated[
-        bool, typer.Option("--until-decided", help="Add seeds until every speed-up is known to within --within.")
-    ] = False,
+    until_decided: Annotated[bool, typer.Option("--until-decided", help=UNTIL_DECIDED)] = False,
     within: Annotated[
         float | None, typer.Option(metavar="PERCENT", help="Half-width of 95% intervals to reach.", show_default="5")
     ] = None,
@@ -100,7 +104,10 @@ def run(
 ) -> None:
     """Run the cells of a grid that have no result yet, and write the report.
 
-    Exit status: 0 all done, 1 some cell failed, 2 usage error, 130 interrupted.
+    Cells that failed before are tried again. Those whose loss diverged are not, since they would diverge again; change
+    a setting, or start over with --fresh.
+
+    Exit status: 0 all done, 1 some cell failed or diverged, 2 usage error, 130 interrupted.
     """
     from rich.console import Console
 
@@ -170,7 +177,7 @@ def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
 
 
 def _say_without_result(records: Any, console: Console) -> bool:
-    """List the cells that were skipped or failed; true if any failed."""
+    """List the cells that were skipped, failed or diverged; true if any failed or diverged."""
     for record in records.values():
         if record.status == "skipped":
             say(console, f"skipped: {record.cell}: {record.reason}", style="yellow")

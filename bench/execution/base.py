@@ -26,9 +26,9 @@ Emit = Callable[[Any], None]
 class Outcome:
     """How a call ended."""
 
-    status: Literal["done", "failed", "oom", "timeout", "skipped"]
+    status: Literal["done", "failed", "oom", "timeout", "skipped", "diverged"]
     value: Any = None
-    """The function's return value; None unless the status is `done`."""
+    """The function's return value if the status is `done`; the epochs before if it is `diverged`; otherwise None."""
     reason: str = ""
     """One line; empty if the status is `done`."""
     traceback: str = ""

@@ -1,4 +1,4 @@
-"""Turns an exception of a cell into a status, a reason in one line, and a traceback."""
+"""Turns an exception of a cell into an outcome: a status, a reason in one line, and a traceback."""
 
 from __future__ import annotations
 
@@ -6,21 +6,32 @@ import re
 import traceback
 from typing import Literal
 
-from tl.errors import NotApplicable, UserError
+from bench.execution.base import Outcome
+from tl.errors import DivergedError, NotApplicable, UserError
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 _REQUESTED = re.compile(r"allocate (\d[\d.]*) ?(bytes\b|[KMGT]i?B\b)")
 """Finds the requested size in the out-of-memory messages of torch (CPU and GPU) and numpy."""
 
 
-def describe(error: BaseException) -> tuple[Literal["failed", "oom", "skipped"], str, str]:
+def ended_by(error: BaseException, wall_seconds: float = 0.0) -> Outcome:
+    """The outcome of a call that raised `error`."""
+    status, reason, trace = describe(error)
+    value = error.epochs if isinstance(error, DivergedError) else None
+    return Outcome(status=status, value=value, reason=reason, traceback=trace, wall_seconds=wall_seconds)
+
+
+def describe(error: BaseException) -> tuple[Literal["failed", "oom", "skipped", "diverged"], str, str]:
     """Status, reason and traceback of a cell that raised `error`.
 
     The reason is the message of a `UserError`; for other errors the class name comes before the message.
-    `NotApplicable` is not a failure: the status is `skipped`, and there is no traceback.
+    `NotApplicable` is not a failure: the status is `skipped`. `DivergedError` is what a sound program finds out, so its
+    status is `diverged`. Neither has a traceback.
     """
     if isinstance(error, NotApplicable):
         return "skipped", str(error), ""
+    if isinstance(error, DivergedError):
+        return "diverged", str(error), ""
     text = _text(error)
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     memory = memory or (isinstance(error, RuntimeError | OSError) and any(words in text for words in _OUT_OF_MEMORY))

@@ -12,7 +12,7 @@ from typing import Any
 from bench.execution.attempt import GET_READY, run_one_by_one
 from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, load
 from bench.execution.discovery import local_devices
-from bench.execution.failure import describe
+from bench.execution.failure import ended_by
 from bench.execution.signals import signals_delivered
 
 
@@ -33,9 +33,7 @@ class InlineExecutor:
             with signals_delivered():
                 value = load(function)(*arguments, on_event or (lambda event: None))
         except Exception as error:
-            status, reason, trace = describe(error)
-            wall = time.perf_counter() - started
-            return Outcome(status=status, reason=reason, traceback=trace, wall_seconds=wall)
+            return ended_by(error, time.perf_counter() - started)
         return Outcome(status="done", value=value, wall_seconds=time.perf_counter() - started)
 
     def devices(self) -> dict[str, str]:

@@ -29,7 +29,7 @@ import psutil
 from bench.execution.attempt import GET_READY, run_one_by_one
 from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, load
 from bench.execution.discovery import local_devices
-from bench.execution.failure import describe, readable
+from bench.execution.failure import ended_by, readable
 from bench.execution.log import log_size, tail
 from bench.execution.signals import signals_delivered
 from tl.errors import UserError
@@ -217,9 +217,8 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...], lim
         connection.send(("end", Outcome(status="done", value=value, wall_seconds=0.0)))
     except BaseException as error:  # also if the value can't be pickled
         lift_memory_limit()  # reporting the error needs some memory
-        status, reason, trace = describe(error)
         with contextlib.suppress(OSError):  # the parent may have ended
-            connection.send(("end", Outcome(status=status, reason=reason, traceback=trace, wall_seconds=0.0)))
+            connection.send(("end", ended_by(error)))
     connection.close()
 
 

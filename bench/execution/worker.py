@@ -66,7 +66,8 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     """Train one cell. Returns the result without its model, and the allocator's setting.
 
     Emits each `EpochResult`; for protocols of several trainings, a few words before each training; before and after
-    training a `MachineState` with what only this process knows; and each `CacheWarning`.
+    training a `MachineState` with what only this process knows; and each `CacheWarning`. Raises `DivergedError`, among
+    others.
     """
     load_as_parent()
     library(cell.config.spec.source)  # one from outside is loaded here, before anything is measured

@@ -64,6 +64,7 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "git_commit": lambda run, record: record.environment.git_commit or None,
     "git_dirty": lambda run, record: record.environment.git_dirty,
     "frozen_verified": lambda run, record: record.result.frozen_verified if record.result else None,
+    "constant_prediction": lambda run, record: record.result.constant_prediction if record.result else None,
     "started": lambda run, record: record.started.isoformat(),
     "block": lambda run, record: record.block,
     "order": lambda run, record: record.order,
@@ -89,6 +90,7 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
 _CELL_COLUMNS = (
     "run",
     "cell_id",
+    "status",
     "dataset",
     "backbone",
     "weights",
@@ -163,12 +165,12 @@ def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def epoch_rows(runs: Iterable[RunFolder]) -> pd.DataFrame:
-    """Raw values with one row per epoch of every finished cell, after the columns that identify the cell."""
+    """Raw values with one row per epoch of every cell that has epochs, after the columns that identify the cell."""
     rows = []
     for run in runs:
         for record in run.records().values():
             cell = {name: _FACTS[name](run.name, record) for name in _CELL_COLUMNS}
-            for epoch in record.result.epochs if record.result else ():
+            for epoch in record.result.epochs if record.result else record.epochs:
                 phases = epoch.phases.model_dump() if epoch.phases else dict.fromkeys(PHASES)
                 values = epoch.model_dump(exclude={"phases"})
                 rows.append(cell | values | {f"{name}_seconds": seconds for name, seconds in phases.items()})

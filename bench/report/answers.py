@@ -14,13 +14,17 @@ from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
 
+MOST_NAMES = 4
+"""Largest number of combinations that a sentence lists."""
+
 
 def answers(summary: Summary) -> list[str]:
     """Paragraphs of the answer: what to use on each device, and whether training the head takes half the time."""
     paragraphs = [_choice(choice, summary) for choice in summary.choices]
+    paragraphs += [_nothing_beats(group, summary) for group in summary.nothing_beats]
     if summary.groups and all(group.accuracy is None for group in summary.groups):
         paragraphs.append(f"No cell had pretrained weights: accuracy says nothing here, {what_matters(costs())} hold.")
-    elif summary.groups and not summary.choices:
+    elif summary.groups and not summary.choices and not summary.nothing_beats:
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         paragraphs.append("No cell has a result yet.")
@@ -43,17 +47,27 @@ class Headline:
 
 
 def headlines(summary: Summary) -> list[Headline]:
-    """Accuracy and time of the recommendation for the first device, and the speed-up of training only the head."""
+    """Accuracy and time of the recommendation for the first device, and the speed-up of training only the head.
+
+    Without a recommendation, the accuracy of always answering the largest class, if nothing beats that.
+    """
     found = []
     if summary.choices:
         choice = summary.choices[0]
         pick, where = choice.pick, _where(choice, summary)
         named = f"{_named(pick)}{where}"
         rated = f"{accuracy_name(pick.config)} of {named}"
-        found.append(Headline(value=show(pick, RATED_BY), what=rated, detail=spread(pick, RATED_BY)))
+        detail = f"{spread(pick, RATED_BY)}; {_largest_class(pick)}".removesuffix("; ")
+        found.append(Headline(value=show(pick, RATED_BY), what=rated, detail=detail))
         if pick.values("epoch_seconds"):
             seconds = METRICS["epoch_seconds"].say(pick.typical("epoch_seconds"))
             found.append(Headline(value=seconds, what=f"per epoch of {named}", detail=spread(pick, "epoch_seconds")))
+    elif summary.nothing_beats:
+        best = summary.nothing_beats[0]
+        name, rate = best.largest_class or ("", 0.0)
+        what = f"by always answering {name!r}, the largest class: nothing here is more accurate"
+        detail = f"the most accurate: {_named(best)}, {show(best, RATED_BY)}"
+        found.append(Headline(value=METRICS[RATED_BY].show(rate), what=what, detail=detail))
     timed = [row for row in summary.speed_ups if row.speed_up]
     if timed:
         values = [row.speed_up.value for row in timed if row.speed_up]
@@ -101,10 +115,14 @@ def _ratios(summary: Summary) -> str:
 
 
 def _where(choice: Choice, summary: Summary) -> str:
-    """Words for the device and run of a choice, each after a blank; empty if all choices have the same."""
-    places = [f" on {choice.device}"] if len({c.device for c in summary.choices}) > 1 else []
-    places += [f" in {choice.run}"] if len({c.run for c in summary.choices}) > 1 else []
-    return "".join(places)
+    """Words for the device and run of a choice, each after a blank; empty if all answers have the same."""
+    return _place(choice.run, choice.device, summary)
+
+
+def _place(run: str, device: str, summary: Summary) -> str:
+    all_places = {(c.run, c.device) for c in summary.choices} | {(g.run, g.cell.device) for g in summary.nothing_beats}
+    runs, devices = ({place[part] for place in all_places} for part in (0, 1))
+    return (f" on {device}" if len(devices) > 1 else "") + (f" in {run}" if len(runs) > 1 else "")
 
 
 def _choice(choice: Choice, summary: Summary) -> str:
@@ -116,6 +134,8 @@ def _choice(choice: Choice, summary: Summary) -> str:
     once = {name: metric for name, metric in METRICS.items() if metric.once and pick.values(name)}
     text += "".join(f" after {metric.say(pick.typical(name))} of {metric.once}" for name, metric in once.items())
     text += "."
+    if largest := _largest_class(pick):
+        text += f" {largest[0].upper()}{largest[1:]}."
     if pick is not best:
         text += f" It is the fastest of {choice.tied + 1} that are statistically tied on these images;"
         text += f" {_named(best)} has {accuracy(best)}."
@@ -124,9 +144,37 @@ def _choice(choice: Choice, summary: Summary) -> str:
         text += f" {choice.tied} more {are} statistically tied with it on these images, but not faster."
     if choice.left_out:
         text += f" Not considered (no pretrained weights here): {', '.join(choice.left_out)}."
+    if choice.not_above:
+        names = [_named(group) for group in choice.not_above]
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        text += f" Not considered (not above the largest class): {'; '.join(names[:MOST_NAMES])}{more}."
     if any(name == choice.run and manifest.dataset.fallback for name, manifest in summary.runs):
         text += " These images are synthetic: on real ones the choice may be another."
     return text
+
+
+def _nothing_beats(best: Group, summary: Summary) -> str:
+    """The answer where no group is more accurate than always answering the largest class."""
+    where = _place(best.run, best.cell.device, summary).strip()
+    name, rate = best.largest_class or ("", 0.0)
+    start = f"{where[0].upper()}{where[1:]}: nothing" if where else "Nothing"
+    text = (
+        f"{start} is to be recommended: nothing beats always answering {name!r}, the largest class, which is right for "
+        f"{METRICS[RATED_BY].show(rate)} of the validation images. The most accurate, {_named(best)}, has "
+        f"{accuracy_name(best.config)} {accuracy(best)}"
+    )
+    said = {result.constant_prediction for result in best.results}
+    if None not in said and len(said) == 1:
+        text += f": it predicts {said.pop()!r} for every image"
+    return f"{text}."
+
+
+def _largest_class(group: Group) -> str:
+    """The accuracy of always answering the largest class, in words; empty if unknown."""
+    if group.largest_class is None:
+        return ""
+    name, rate = group.largest_class
+    return f"always answering {name!r}, the largest class, has {METRICS[RATED_BY].show(rate)}"
 
 
 def _named(group: Group) -> str:

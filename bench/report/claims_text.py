@@ -11,12 +11,14 @@ from bench.analysis.claims import Claim
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import Finding, overall
 from bench.report.answers import overalls
+from bench.report.settings_text import INDEPENDENCE
 from bench.report.summary import Summary
 from bench.report.tables import claims_table
 
 LEGEND = (
     "Measured: for times and memory, the second regime ÷ the first; for accuracies, the first − the second; with a 95% "
-    f"interval over n seeds, from {MIN_SAMPLES} seeds on. The error rate of all verdicts together is at most 5%."
+    f"interval over n seeds, from {MIN_SAMPLES} seeds on. The error rate of all verdicts together is at most 5%. "
+    f"{INDEPENDENCE}"
 )
 
 
@@ -47,6 +49,7 @@ def rows(summary: Summary) -> list[dict[str, Any]]:
 
 def _row(claim: Claim, finding: Finding | None, together: str) -> dict[str, Any]:
     estimate = finding.estimate if finding else None
+    dependence = estimate.dependence if estimate else None
     cell = finding.group.cell if finding else None
     return {
         "run": finding.group.run if finding else None,
@@ -65,6 +68,8 @@ def _row(claim: Claim, finding: Finding | None, together: str) -> dict[str, Any]
         "low": estimate.low if estimate else None,
         "high": estimate.high if estimate else None,
         "seeds": estimate.n if estimate else None,
+        "correlation": dependence.correlation if dependence else None,
+        "correlation_p": dependence.p if dependence else None,
         "predicted": finding.predicted if finding else None,
         "holds_from": claim.low,
         "holds_to": claim.high,

@@ -148,7 +148,7 @@ def _accuracy_against_time(summary: Summary) -> Figure | None:
             "regime": group.config.regime,
             "backbone": summary.short(group),
             "epoch seconds": group.median(lambda r: r.epoch_seconds),
-            "best validation accuracy": group.accuracy,
+            "validation accuracy after the last epoch": group.accuracy,
         }
         for group in summary.groups
     ]
@@ -159,7 +159,7 @@ def _accuracy_against_time(summary: Summary) -> Figure | None:
     sns.scatterplot(
         table,
         x="epoch seconds",
-        y="best validation accuracy",
+        y="validation accuracy after the last epoch",
         hue="regime",
         style="backbone",
         palette=colours(),
@@ -328,7 +328,7 @@ def _confusion(summary: Summary) -> Figure | None:
         return None
     table = np.zeros((len(classes), len(classes)), dtype=int)
     for result in best.results:
-        np.add.at(table, (np.array(best.truth), np.array(result.best.labels)), 1)
+        np.add.at(table, (np.array(best.truth), np.array(result.last.labels)), 1)
     figure, axes = _blank(len(classes))
     sns.heatmap(
         pd.DataFrame(table, index=classes, columns=classes), annot=True, fmt="d", cmap="crest", cbar=False, ax=axes
@@ -351,7 +351,7 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
         _heat,
     ),
     "accuracy-time": (
-        "Best validation accuracy against seconds per epoch; up and left is better.",
+        "Validation accuracy after the last epoch against seconds per epoch; up and left is better.",
         _accuracy_against_time,
     ),
     "time": (
@@ -374,7 +374,7 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
         _stacked(_memory_parts, (*PARTS.values(), "rest"), "MiB"),
     ),
     "confusion": (
-        "Predictions of the most accurate combination by class, at its best epoch, all its seeds together.",
+        "Predictions of the most accurate combination by class, after the last epoch, all its seeds together.",
         _confusion,
     ),
     "accuracy-curve": (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bench.analysis.metrics import METRICS, costs, what_matters
 from bench.analysis.recommend import TIE
 from bench.analysis.stats import MIN_SAMPLES
-from bench.report.settings_text import accuracy_note
+from bench.report.settings_text import INDEPENDENCE, accuracy_note, largest_class_note
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 
@@ -32,7 +32,8 @@ _PREDICTED = (
 _CLAIMS = (
     "Measured: for accuracies, the first regime − the other; for all else, the other ÷ the first. Intervals are 95%, "
     "over n seeds: for ratios by Student's t on their logarithms, for accuracies with the scatter of seeds and of "
-    f"images. Below {MIN_SAMPLES} seeds there is none, since the epochs of one seed say nothing about the next. A "
+    f"images. Below {MIN_SAMPLES} seeds there is none, since the epochs of one seed say nothing about the next. "
+    f"{INDEPENDENCE} A "
     "verdict stands if it is wrong at most one time in twenty, over all verdicts of this report together (Holm); "
     "otherwise it is inconclusive. Unknown: nothing could be measured, or accuracies are those of random weights."
 )
@@ -48,6 +49,7 @@ class Notes:
 
     ties: str
     table: str
+    largest_class: str
     leakage: str
     controls: str
     training: str
@@ -62,6 +64,7 @@ def notes_of(summary: Summary) -> Notes:
     return Notes(
         ties=_ties(),
         table=f"{accuracy_note(summary)} {_TABLE}",
+        largest_class=largest_class_note(summary),
         leakage=_LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
         controls=_controls(summary),
         training=_TRAINING_BELOW_VALIDATION,

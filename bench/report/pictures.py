@@ -150,10 +150,10 @@ def _right_and_wrong(
     group: Group, summary: Summary, files: tuple[str, ...], splits: Splits, store: Store
 ) -> list[Gallery]:
     result = group.results[0]
-    best = result.best
-    rows = list(zip(files, group.truth, best.labels, best.confidences, strict=True))
-    wrong = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -(row[3] or 0.0))
-    right = sorted((row for row in rows if row[1] == row[2]), key=lambda row: row[3] or 0.0)
+    last = result.last
+    rows = list(zip(files, group.truth, last.labels, last.confidences, strict=True))
+    wrong = sorted((row for row in rows if row[1] != row[2]), key=lambda row: -row[3])
+    right = sorted((row for row in rows if row[1] == row[2]), key=lambda row: row[3])
     named = f"{summary.short(group)}, {group.config.regime}, seed {result.config.seed}"
     chosen = {
         "wrong": (f"Wrong predictions of {named}", f"{len(wrong)} of {len(rows)}; the most confident first.", wrong),
@@ -170,10 +170,10 @@ def _right_and_wrong(
     ]
 
 
-def _picture_of(row: tuple[str, int, int, float | None], splits: Splits, store: Store) -> Picture:
+def _picture_of(row: tuple[str, int, int, float], splits: Splits, store: Store) -> Picture:
     file, truth, label, confidence = row
-    sure = "n/a" if confidence is None else f"{confidence:.0%}"
-    caption = f"{splits.classes[label]} {sure}" + (f" (is {splits.classes[truth]})" if label != truth else "")
+    wrong = f" (is {splits.classes[truth]})" if label != truth else ""
+    caption = f"{splits.classes[label]} {confidence:.0%}{wrong}"
     return Picture(
         image=_centre_square(store.read(file)), caption=caption, alternative=f"a picture of {splits.classes[truth]}"
     )
@@ -181,7 +181,7 @@ def _picture_of(row: tuple[str, int, int, float | None], splits: Splits, store: 
 
 def _disputed(groups: list[Group], summary: Summary, files: tuple[str, ...], splits: Splits, store: Store) -> Gallery:
     """A gallery of the images on which groups, by their first seed, disagree most, and are then most often wrong."""
-    votes = np.array([group.results[0].best.labels for group in groups])
+    votes = np.array([group.results[0].last.labels for group in groups])
     truth = np.array(groups[0].truth)
     counts = [Counter(votes[:, image].tolist()) for image in range(votes.shape[1])]
     divided = [len(groups) - max(count.values()) for count in counts]

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from bench.analysis.groups import Group
+from bench.analysis.stats import MIN_IN_ORDER
 from bench.report.summary import Summary
 from bench.store.records import Manifest
 from tl.config import TrainConfig
 from tl.folds import HELD_OUT
 
-_BEST = (
-    "is the best of all epochs: with one seed it has its Wilson 95% interval, with more it is the mean over seeds ± "
-    "one standard deviation. This is optimistic: the best epoch was picked on the same images. The table also has the "
-    "accuracy at the last epoch."
+INDEPENDENCE = (
+    "Intervals assume that seeds are independent, which is wrong on a machine that slows down for a while. r is the "
+    f"correlation of a seed's ratio with that of the seed that ran before it, from {MIN_IN_ORDER} seeds on; if it is "
+    "positive, the interval is as wide as with correspondingly fewer seeds. With few seeds r is hardly known, so a "
+    "small r is no proof of independence."
+)
+_FIXED = (
+    "is the share of validation images that were predicted right after the last epoch: with one seed it has its Wilson "
+    "95% interval, with more it is the mean over seeds ± one standard deviation. The table also has the best accuracy "
+    "of all epochs, the tutorial's figure. That one is optimistic: the best epoch was picked on the same images."
 )
 _TUNED = (
-    "is the share of validation images that were predicted right at the last epoch: with one seed it has its Wilson "
+    "is the share of validation images that were predicted right after the last epoch: with one seed it has its Wilson "
     "95% interval, with more it is the mean over seeds ± one standard deviation. Nothing is chosen on these images, "
     "so best and last accuracy are the same."
 )
 _KFOLD = (
-    "is the share of all images that were predicted right at the last epoch, each by the network that was trained "
+    "is the share of all images that were predicted right after the last epoch, each by the network that was trained "
     "without it: with one seed it has its Wilson 95% interval, with more (repeats with other folds) it is the mean "
     "over seeds ± one standard deviation. Nothing is chosen on these images, so best and last accuracy are the same. "
     "The interval treats images as independent, although the trainings share most of theirs. Seconds per epoch add up "
@@ -54,15 +61,26 @@ def settings(manifest: Manifest) -> str:
 
 def accuracy_note(summary: Summary) -> str:
     """Explain how accuracies are measured, for each protocol in the report."""
-    texts = {"fixed": _BEST, "tuned": _TUNED, "kfold": _KFOLD}
+    texts = {"fixed": _FIXED, "tuned": _TUNED, "kfold": _KFOLD}
     protocols = list(dict.fromkeys(_protocol(manifest) for _, manifest in summary.runs))
     return " ".join(f"Accuracy{f' ({name})' if len(protocols) > 1 else ''} {texts[name]}" for name in protocols)
 
 
 def accuracy_name(config: TrainConfig) -> str:
     """The name of a cell's accuracy in a sentence."""
-    names = {"tuned": "accuracy at the last epoch", "kfold": f"{config.folds}-fold accuracy"}
-    return names.get(config.protocol, "best accuracy")
+    return f"{config.folds}-fold accuracy" if config.protocol == "kfold" else "accuracy after the last epoch"
+
+
+def largest_class_note(summary: Summary) -> str:
+    """What always answering the largest class would achieve, for each run if they differ; empty if unknown."""
+    found = summary.largest_classes
+    if not found:
+        return ""
+    if len(set(found.values())) == 1:
+        ((name, rate), *_) = found.values()
+        return f"Always answering {name!r}, the largest class, is right for {rate:.1%} of the validation images."
+    rates = "; ".join(f"{run}: {name!r} {rate:.1%}" for run, (name, rate) in found.items())
+    return f"Accuracy of always answering the largest class of the validation images: {rates}."
 
 
 def chosen_rates(group: Group, summary: Summary) -> dict[str, str]:

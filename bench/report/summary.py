@@ -9,7 +9,8 @@ from functools import cached_property
 
 from bench.analysis.claims import Claim
 from bench.analysis.groups import Group, make_groups, varying_settings
-from bench.analysis.recommend import Choice, recommend
+from bench.analysis.recommend import Choice, nothing_beats, recommend
+from bench.analysis.scores import largest_class
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
 from bench.store.records import Cell, Manifest, Record
@@ -44,6 +45,8 @@ class Summary:
     """Claim → number of planned comparisons that lack a result on a side."""
     speed_ups: tuple[SpeedUp, ...]
     choices: tuple[Choice, ...]
+    nothing_beats: tuple[Group, ...]
+    """The most accurate group of each run and device without a choice; see `recommend.nothing_beats`."""
     records: tuple[tuple[str, Record], ...]
     missing: tuple[tuple[str, Cell], ...]
 
@@ -109,7 +112,27 @@ class Summary:
             for note in (record.result.notes if record.result else ())
             if (note.about, _reason(note, record)) not in shown_elsewhere
         ]
-        return [*self._findings(serious=False), *dict.fromkeys(notes), *self.busy, *self.mixed]
+        return [*self._findings(serious=False), *dict.fromkeys(notes), *self.constant, *self.busy, *self.mixed]
+
+    @property
+    def constant(self) -> list[str]:
+        """A note on cells that predict one class for every image, with an example; empty without any."""
+        said = [(r.cell, name) for _, r in self.records if r.result and (name := r.result.constant_prediction)]
+        if not said:
+            return []
+        cell, name = said[0]
+        first = f"{cell} predicts {name!r} for every image after the last epoch"
+        return [first if len(said) == 1 else f"{len(said)} cells predict one class for every image, such as: {first}"]
+
+    @property
+    def largest_classes(self) -> dict[str, tuple[str, float]]:
+        """Run → the largest class of its validation images, and its share of them."""
+        found = {}
+        for name, manifest in self.runs:
+            if manifest.dataset.val_labels:
+                label, rate = largest_class(manifest.dataset.val_labels)
+                found[name] = manifest.dataset.classes[label], rate
+        return found
 
     @property
     def busy(self) -> list[str]:
@@ -233,6 +256,7 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         without_result=lost,
         speed_ups=tuple(speed_ups(findings)),
         choices=tuple(recommend(groups)),
+        nothing_beats=tuple(nothing_beats(groups)),
         records=tuple(records),
         missing=tuple(missing),
     )

@@ -157,7 +157,7 @@ def _frozen(group: Group) -> str:
 
 
 def accuracy(group: Group) -> str:
-    """Best accuracy with its interval (one seed) or standard deviation (several seeds)."""
+    """Accuracy after the last epoch with its interval (one seed) or standard deviation (several seeds)."""
     return f"{show(group, RATED_BY)} {spread(group, RATED_BY)}".rstrip()
 
 

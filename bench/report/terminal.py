@@ -13,6 +13,7 @@ from bench.analysis.metrics import headline
 from bench.analysis.verdicts import show_estimate
 from bench.console import say
 from bench.report.answers import answers
+from bench.report.settings_text import largest_class_note
 from bench.report.summary import Summary
 from bench.report.tables import Column, columns
 
@@ -39,6 +40,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print()
         table, left_out = _cells(summary, console.width)
         console.print(table)
+        say(console, largest_class_note(summary), style="dim")
         if left_out:
             say(console, f"no room for: {', '.join(left_out)}", style="dim")
     for record in summary.unfinished:

@@ -14,7 +14,9 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 6   a manifest has weights by policy and backbone, and an invocation has `data`; older versions had both as texts. A
     note of a result has a subject. `stand_in` is renamed to `fallback`, and no longer contains text that was meant for
     the terminal. Older versions are upgraded on reading, see `bench.store.upgrade`
-7   a manifest's data set has `left_out` and `duplicates`
+7   a manifest's data set has `left_out` and `duplicates`. A record may be `diverged`, and then has `epochs`. Before, such a cell was `done`, with an empty loss and with NaN
+    counted as predictions of the first class; it is upgraded on reading. A trial has `reason`, and no accuracy if it
+    diverged
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from bench.store.environment import Environment, MachineState
 from tl.config import TrainConfig
 from tl.findings import Duplicate, LeftOut
 from tl.regimes import REGIMES
-from tl.results import TrainResult
+from tl.results import EpochResult, TrainResult
 from tl.strict import Strict
 from tl.weights import Weights
 
@@ -59,7 +61,9 @@ The value is not the field's default: a default may change, this value may not.
 ANY_REGIME = next(iter(REGIMES))
 """Replaces the regime in keys that are equal for cells of all regimes; any regime would do."""
 
-Status = Literal["done", "failed", "oom", "timeout", "skipped"]
+Status = Literal["done", "failed", "oom", "timeout", "skipped", "diverged"]
+SETTLED: tuple[Status, ...] = ("done", "diverged")
+"""Statuses that running the cell again would give again. Cells with any other status are tried again."""
 
 
 _NOTHING = object()
@@ -137,6 +141,10 @@ class Record(Strict):
     weights: Weights | None = Field(description="weights that the backbone started from; None if none were available")
     status: Status
     reason: str = Field("", description="one line; empty when done")
+    epochs: tuple[EpochResult, ...] = Field(
+        (),
+        description="epochs of a training that diverged, before the one in which it did; others: see `result`",
+    )
     traceback: str = ""
     started: datetime
     block: int | None = Field(None, description="position of the seed among the seeds of its command, from 0")
@@ -165,7 +173,7 @@ class Record(Strict):
 class Lost:
     """Why a planned cell has no result; `str(lost)` is the text for users."""
 
-    status: Literal["failed", "oom", "timeout", "skipped", "not run"]
+    status: Literal["failed", "oom", "timeout", "skipped", "diverged", "not run"]
     reason: str = ""
     """One line; empty if unknown."""
 
@@ -181,7 +189,7 @@ class Lost:
     @property
     def failed(self) -> bool:
         """True if the cell was started and should have had a result."""
-        return self.status in ("failed", "oom", "timeout")
+        return self.status in ("failed", "oom", "timeout", "diverged")
 
     def __str__(self) -> str:
         return f"{self.status}: {self.reason}" if self.reason else self.status

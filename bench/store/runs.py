@@ -1,7 +1,7 @@
 """The folder of a run: reading it, adding records, finding runs. Imports neither torch nor pandas.
 
 results/NAME/manifest.json            the plan: data, weights, cells and the commands that added them
-results/NAME/cells/CELL_ID.json       one record per cell: done, failed, oom, timeout or skipped
+results/NAME/cells/CELL_ID.json       one record per cell: done, failed, oom, timeout, skipped or diverged
 results/NAME/logs/CELL_ID.log         output of the cell's process; there is no file if it printed nothing
 results/NAME/superseded/…             records without a result that a later attempt replaced
 results/NAME/set-aside/…              damaged records; their cells run again

@@ -32,16 +32,60 @@ def upgrade_manifest(data: dict[str, Any]) -> bool:
 
 
 def upgrade_record(data: dict[str, Any]) -> bool:
-    """Before version 6, a note was a plain text, and `fallback` was called `stand_in`."""
-    if data["schema_version"] >= 6:
+    """Upgrade a record.
+
+    Before version 6, a note was a plain text, and `fallback` was called `stand_in`. Before version 7, a cell whose loss
+    was not finite was `done`.
+    """
+    version = data["schema_version"]
+    if version >= 7:
         return False
+    if version < 6:
+        _name_fallback(data)
+    with contextlib.suppress(AttributeError, KeyError, TypeError):
+        _mark_diverged(data)
+    return True
+
+
+def _name_fallback(data: dict[str, Any]) -> None:
     with contextlib.suppress(AttributeError, KeyError, TypeError):
         about = {"images": data["stand_in"], "weights": (data["weights"] or {}).get("reason", "")}
         if isinstance(notes := data["result"]["notes"], list):
             data["result"]["notes"] = [_note(text, about) for text in notes]
     with contextlib.suppress(AttributeError, KeyError):
         data["fallback"] = data.pop("stand_in").removesuffix(_KEPT)
-    return True
+
+
+def _mark_diverged(data: dict[str, Any]) -> None:
+    """Give a cell with a loss or a confidence that is not finite its status; keep the epochs before.
+
+    Such a figure was None. A trial of a learning rate keeps no accuracy if its loss is None.
+    """
+    result = data["result"]
+    if result is None:
+        return
+    for trial in result.get("trials", ()):
+        if trial["held_out_loss"] is None:
+            trial["held_out_accuracy"], trial["reason"] = None, "the loss was not finite"
+    found = _not_finite(result)
+    if found is None:
+        return
+    epoch, what = found
+    data["status"], data["reason"] = "diverged", f"the {what} was not finite in epoch {epoch + 1}"
+    data["epochs"], data["result"] = result["epochs"][:epoch], None
+
+
+def _not_finite(result: dict[str, Any]) -> tuple[int, str] | None:
+    """The first epoch with a figure that is not finite, from 0, and the figure; None if all are finite."""
+    for number, row in enumerate(result["epochs"]):
+        if row["train_loss"] is None and row["train_seconds"] is not None:
+            return number, "training loss"
+        if row["val_loss"] is None:
+            return number, "validation loss"
+    for predictions in (result["best"], result["last"]):
+        if None in predictions["confidences"]:
+            return predictions["epoch"], "output for a validation image"
+    return None
 
 
 def _by_policy(weights: dict[str, Any]) -> dict[str, Any]:

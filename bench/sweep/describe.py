@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from bench.analysis.scores import largest_class
 from bench.console import say
 from bench.sweep.plan import Sweep
 from bench.sweep.weights import KEPT
 from tl.cache import offline
 from tl.config import PROTOCOLS
+from tl.folds import evaluated_images
 from tl.regimes import REGIMES
 
 
@@ -18,7 +20,10 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
     config = next(iter(sweep.cells.values())).config
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
     left_out = sum(each.count for each in splits.left_out)
-    say(console, f"images: {splits.name} ({images}{f'; {left_out} left out' if left_out else ''})")
+    label, rate = largest_class(evaluated_images(config, splits).labels)
+    largest = f"the largest, {splits.classes[label]!r}, has {rate:.1%} of those that are evaluated"
+    missing = f"; {left_out} left out" if left_out else ""
+    say(console, f"images: {splits.name} ({images}; {largest}{missing})")
     for finding in sorted(splits.findings, key=lambda finding: finding.serious):
         if finding.serious:
             say(console, f"WARNING: {finding}", style="bold yellow")
@@ -47,16 +52,18 @@ def _compared_with_before(sweep: Sweep) -> str:
         return ""
     before = sweep.previous.cells
     new, gone = len(sweep.cells.keys() - before.keys()), len(before.keys() - sweep.cells.keys())
+    diverged = sum(record.status != "done" for record in sweep.done.values())
     parts = [f"{len(sweep.done)} of them done before"] if sweep.done else []
+    parts += [f"of which {diverged} diverged, and would again"] if diverged else []
     parts += [f"{new} new"] if new else []
     parts += [f"and {gone} of earlier commands, which are kept"] if gone else []
     return "".join(f", {part}" for part in parts)
 
 
 def list_cells(sweep: Sweep, console: Console) -> None:
-    """Print each cell with its state, `done` or `to do`."""
+    """Print each cell with its state: `done`, `diverged` or `to do`."""
     for cell_id, cell in sweep.cells.items():
-        state = "done" if cell_id in sweep.done else "to do"
+        state = sweep.done[cell_id].status if cell_id in sweep.done else "to do"
         work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
         settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
         say(console, f"  {state:5}  {cell} ({settings})")

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench.execution import discovery
 from bench.execution.base import Executor
-from bench.store.records import Cell, DatasetIdentity, Manifest, Record, WeightsKey
+from bench.store.records import SETTLED, Cell, DatasetIdentity, Manifest, Record, WeightsKey
 from bench.store.runs import RunFolder
 from bench.sweep.folder import run_folder
 from bench.sweep.grid import SHARED_SETTINGS, Grid, check_keys, expand, load_grid
@@ -30,7 +30,7 @@ from tl.weights import Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """The plan of a command: its cells, and which of them are done."""
+    """The plan of a command: its cells, and which of them need not run."""
 
     run: RunFolder
     splits: Splits
@@ -40,6 +40,7 @@ class Sweep:
     resolved: dict[WeightsKey, Weights]
     """Weights for the manifest."""
     done: dict[str, Record]
+    """Cell id → record, if the cell need not run: it has a result, or it diverged."""
     damaged: dict[Path, str]
     """Path of a damaged record → what is wrong with it. These are set aside, and their cells run."""
     previous: Manifest | None
@@ -49,7 +50,7 @@ class Sweep:
 
     @property
     def missing(self) -> dict[str, Cell]:
-        """Cells without a result, in the order in which they should run."""
+        """Cells that are left to run, in the order in which they should."""
         left = {cell_id: cell for cell_id, cell in self.cells.items() if cell_id not in self.done}
         return arrange(left, self.run.folder.name, seeds={cell.config.seed for cell in self.cells.values()})
 
@@ -162,7 +163,10 @@ def _same_run(run: RunFolder, previous: Manifest, grid: Grid, splits: Splits) ->
 
 
 def done_records(run: RunFolder, cells: dict[str, Cell]) -> tuple[dict[str, Record], dict[Path, str]]:
-    """Cell id → record of the cells that are done; and path → what is wrong, for all damaged records."""
+    """Cell id → record of the cells that need not run; and path → what is wrong, for all damaged records.
+
+    A cell that diverged is among them: the same settings would diverge again.
+    """
     found, damaged = run.survey()
-    done = {cell_id: found[cell_id] for cell_id in cells if cell_id in found and found[cell_id].status == "done"}
+    done = {cell_id: found[cell_id] for cell_id in cells if cell_id in found and found[cell_id].status in SETTLED}
     return done, damaged

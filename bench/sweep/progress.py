@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from bench.analysis.metrics import METRICS, costs, finished, headline
+from bench.analysis.metrics import METRICS, RATED_BY, costs, finished, headline
 from bench.console import say
 from bench.store.records import Cell, Record
 from tl.regimes import REGIMES
@@ -201,10 +201,9 @@ def _pass_text(cell: Cell, row: EpochResult) -> str:
 
 def _epoch_text(cell: Cell, row: EpochResult) -> str:
     text = f"{_pass_text(cell, row)}: {_accuracy_text(cell, row)}"
-    if row.seconds is None:
+    if row.seconds is None or row.train_loss is None:
         return f"{text}, {row.val_seconds:.1f} s"
-    loss = "not finite" if row.train_loss is None else f"{row.train_loss:.3f}"
-    return f"{text}, loss {loss}, {row.seconds:.1f} s"
+    return f"{text}, loss {row.train_loss:.3f}, {row.seconds:.1f} s"
 
 
 def _accuracy_text(cell: Cell, row: EpochResult) -> str:
@@ -219,9 +218,15 @@ def _end_text(record: Record) -> str:
     values = {name: METRICS[name].of(cell) for name in headline()}
     trains = REGIMES[record.cell.config.regime].trains
     left_out = set() if trains else {name for name in costs() if values[name] is None}
-    figures = [METRICS[name].phrase.format(METRICS[name].say(values[name])) for name in values if name not in left_out]
-    frozen = "" if cell.result.frozen_verified is not False else ", NOT FROZEN"
-    return f"done in {_duration(record.wall_seconds)}: {'best ' if trains else ''}{', '.join(figures)}{frozen}"
+    said = {name: METRICS[name].phrase.format(METRICS[name].say(values[name])) for name in values}
+    if trains:
+        said[RATED_BY] += " after the last epoch"
+    figures = [text for name, text in said.items() if name not in left_out]
+    if constant := cell.result.constant_prediction:
+        figures.append(f"predicts {constant!r} for every image")
+    if cell.result.frozen_verified is False:
+        figures.append("NOT FROZEN")
+    return f"done in {_duration(record.wall_seconds)}: {', '.join(figures)}"
 
 
 def _duration(seconds: float) -> str:

@@ -96,6 +96,7 @@ class Recorder:
             weights=answer if isinstance(answer, Weights) else None,
             status=outcome.status,
             reason=outcome.reason,
+            epochs=outcome.value if outcome.status == "diverged" else (),
             traceback=outcome.traceback,
             started=attempt.started,
             block=self.blocks.index(cell.config.seed),

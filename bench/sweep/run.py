@@ -25,7 +25,7 @@ def run_sweep(
     goal: Goal | None = None,
     on_plan: Callable[[Sweep], object] = lambda sweep: None,
 ) -> dict[str, Record]:
-    """Run the cells of a grid that have no result yet. Each record is on disk the moment its cell ends.
+    """Run the cells of a grid that have neither a result nor diverged. Each record is on disk as soon as its cell ends.
 
     Args:
         grid: the cells to run.
