@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +170,7 @@ def run(
     from bench.report.live import LivePage
     from bench.sweep.adaptive import make_goal
     from bench.sweep.folder import check_output
+    from bench.sweep.grid import MOST_CELLS
     from bench.sweep.options import make_options
     from bench.sweep.plan import Sweep, choose_grid, run_name
     from bench.sweep.run import run_sweep
@@ -178,7 +180,7 @@ def run(
         if isinstance(values, str):
             raise ConfigError(f"{axis}={values!r}: must be a list, such as [{values!r}]")
     lists = {axis: None if values is None else list(values) for axis, values in axes.items()}
-    which = seeds if seeds is None or isinstance(seeds, int) else list(seeds)
+    which = seeds if seeds is None or isinstance(seeds, int) else list(islice(seeds, MOST_CELLS + 1))
     chosen = choose_grid(grid, {**lists, "seeds": which}, settings)
     images = None if data is None else os.fspath(data)
     page = None if live is None else LivePage(Path(live), partial(print, file=sys.stderr))

@@ -55,7 +55,7 @@ def compare(
 
 def put(output: Path | None, format: str | None, make: Callable[[Literal["md", "html", "json"]], str]) -> None:
     """Write text in the wanted format to a file or to standard output. Raises `ConfigError` for an unknown format."""
-    from tl.cache import write_atomic
+    from tl.cache import write_output
 
     ending = output.suffix[1:] if output else "md"
     suffix = format or ending
@@ -65,4 +65,4 @@ def put(output: Path | None, format: str | None, make: Callable[[Literal["md", "
     if output is None:
         print(text, end="")
     else:
-        write_atomic(output, text)
+        write_output(output, text)

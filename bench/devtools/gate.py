@@ -44,7 +44,7 @@ from bench.devtools.turns import VARIABLE
 from bench.execution.monitor import busy_warning
 from bench.execution.signals import sigterm_as_interrupt
 from bench.sweep.adaptive import seconds
-from tl.cache import write_atomic
+from tl.cache import write_output
 from tl.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -301,7 +301,7 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
                 status = PASSED
     print(page, end="")
     if given.output:
-        write_atomic(given.output, page)
+        write_output(given.output, page)
     return status
 
 

@@ -52,7 +52,7 @@ from bench.devtools.power_report import MOVED, NOTHING, VICTIM, How, Outcome, Po
 from bench.execution.monitor import Monitor, busy_warning
 from bench.execution.signals import sigterm_as_interrupt
 from bench.store.environment import environment
-from tl.cache import to_json, write_atomic
+from tl.cache import to_json, write_output
 from tl.errors import UserError
 
 SELECT = "test_step and shufflenet and (finetune or frozen) and not tutorial"
@@ -328,7 +328,7 @@ def _main(given: argparse.Namespace) -> None:
                     recorded=tuple(recorded),
                     outcomes=tuple(outcomes),
                 )
-                write_atomic(path, to_json(power.model_dump(mode="json")))
+                write_output(path, to_json(power.model_dump(mode="json")))
                 print(f"{path}\n\n{render([power])}", end="")
     except (UserError, OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -30,7 +30,7 @@ from bench.execution.attempt import GET_READY, run_one_by_one
 from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, load
 from bench.execution.discovery import local_devices
 from bench.execution.failure import describe, readable
-from bench.execution.log import log_size, tail
+from bench.execution.log import log_size, open_log, tail
 from bench.execution.signals import signals_delivered
 from tl.errors import UserError
 from tl.machine import lift_memory_limit, limit_memory
@@ -225,7 +225,7 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...], lim
 
 def _write_to(log: Path) -> None:
     """Append all output of this process to a file, including that of native code and of its children."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    file = open_log(log)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.close(file)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 from bench.export.frame import epoch_rows, load_runs
 from bench.store.runs import RunFolder
-from tl.cache import write_atomic
+from tl.cache import write_output
 from tl.errors import UserError
 
 
@@ -19,18 +20,27 @@ def export_runs(runs: list[RunFolder], format: str, output: Path | None, *, raw:
         _put_latex(runs, output)
         return
     table = epoch_rows(runs) if raw else load_runs(runs)
-    if format == "parquet" and output is None and sys.stdout.isatty():
-        raise UserError("--format parquet is not text: name a file with --output, or pipe it")
+    if format == "parquet":
+        if output is None and sys.stdout.isatty():
+            raise UserError("--format parquet is not text: name a file with --output, or pipe it")
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        _put(buffer.getvalue(), output)
+    elif format == "csv":
+        _put(table.to_csv(index=False), output)
+    else:
+        _put(table.to_json(orient="records", indent=1, force_ascii=False) + "\n", output)
+
+
+def _put(content: str | bytes, output: Path | None) -> None:
+    """Write to `output`, whole or not at all, or to standard output. Raises `UserError`."""
     try:
-        target = output or sys.stdout
-        if format == "csv":
-            table.to_csv(target, index=False)
-        elif format == "json":
-            table.to_json(target, orient="records", indent=1, force_ascii=False)
-            if output is None:
-                print()
+        if output is not None:
+            write_output(output, content)
+        elif isinstance(content, str):
+            sys.stdout.write(content)
         else:
-            table.to_parquet(output or sys.stdout.buffer, index=False)
+            sys.stdout.buffer.write(content)
     except BrokenPipeError:
         raise  # the program ends as for every output that nobody reads any more
     except OSError as error:
@@ -48,10 +58,4 @@ def _put_latex(runs: list[RunFolder], output: Path | None) -> None:
     text = (
         table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(hrules=True)
     )
-    if output is None:
-        print(text, end="")
-        return
-    try:
-        write_atomic(output, text)
-    except OSError as error:
-        raise UserError(f"{output}: can't be written: {error.strerror or error}") from error
+    _put(text, output)

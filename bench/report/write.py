@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -39,17 +40,21 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
     more = {"figures": drawn, "galleries": shown, "no_pictures": images if isinstance(images, str) else ""}
     paths = folder / f"{name}.md", folder / f"{name}.html"
     try:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for stem in (*figures.FIGURES, *GALLERIES):  # files of an earlier report may be out of date
-            for suffix in ("png", "svg", "jpg"):
-                (folder / name / f"{stem}.{suffix}").unlink(missing_ok=True)
+        pictures: dict[str, str | bytes] = {}
         for stem, figure in drawn.items():
-            write_atomic(folder / name / f"{stem}.svg", figure.svg)
-            (folder / name / f"{stem}.png").write_bytes(figure.png)
+            pictures |= {f"{stem}.svg": figure.svg, f"{stem}.png": figure.png}
         for gallery in shown:
-            montage(gallery).save(folder / name / f"{gallery.name}.jpg", quality=85)
+            buffer = io.BytesIO()
+            montage(gallery).save(buffer, format="jpeg", quality=85)
+            pictures[f"{gallery.name}.jpg"] = buffer.getvalue()
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file, content in pictures.items():
+            write_atomic(folder / name / file, content)
         write_atomic(paths[0], _page("md", summary, more))
         write_atomic(paths[1], _page("html", summary, more | _for_html(summary, drawn)))
+        for stem in (*figures.FIGURES, *GALLERIES):  # files of an earlier report may be out of date
+            for file in {f"{stem}.{suffix}" for suffix in ("png", "svg", "jpg")} - pictures.keys():
+                (folder / name / file).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: the report can't be written: {error.strerror}") from error
     return paths
