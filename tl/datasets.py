@@ -93,7 +93,10 @@ def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
             return fallback
     if name in DATASETS:
         return scan(DATASETS[name].find(download), name=name)
-    folder = Path(data).expanduser()
+    try:
+        folder = Path(data).expanduser()
+    except RuntimeError as error:  # `~name` of a user that doesn't exist
+        raise DataError(f"data={name!r}: can't be found: {error}") from error
     if not folder.is_dir():
         raise DataError(f"no such folder, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
     return scan(folder)

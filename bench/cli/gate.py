@@ -53,12 +53,13 @@ def gate(
     comparison = compare_sides(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)
     decision = decide(comparison)
     from bench.compare.render import show
+    from tl.text import visible
 
     title = f"{found[1].name} against {found[0].name}"
     outcome: Any = {"headline": decision.headline, "findings": decision.reasons, "status": decision.status}
     put(output, format, lambda suffix: show(comparison, suffix, title=title, **outcome))
     if output:
-        print(decision.headline)
+        print(visible(decision.headline))
         for reason in decision.reasons:
-            print(f"  {reason}")
+            print(visible(f"  {reason}"))
     raise typer.Exit(decision.status)

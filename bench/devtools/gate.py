@@ -42,7 +42,7 @@ from bench.compare.rules import Rule
 from bench.compare.sides import SECONDS, read_sides
 from bench.devtools.turns import VARIABLE
 from bench.execution.monitor import busy_warning
-from bench.execution.signals import sigterm_as_interrupt
+from bench.execution.signals import ending_as_interrupt
 from bench.sweep.adaptive import seconds
 from tl.cache import write_output
 from tl.errors import UserError
@@ -315,7 +315,7 @@ def state_of(root: Path) -> str:
 def main() -> None:
     """Run the command line. A mistake of the user ends in one line and exit status 2."""
     try:
-        with sigterm_as_interrupt():
+        with ending_as_interrupt():
             sys.exit(gate(sys.argv[1:]))
     except (UserError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -50,7 +50,7 @@ from bench.devtools.gate import (
 )
 from bench.devtools.power_report import MOVED, NOTHING, VICTIM, How, Outcome, Power, render
 from bench.execution.monitor import Monitor, busy_warning
-from bench.execution.signals import sigterm_as_interrupt
+from bench.execution.signals import ending_as_interrupt
 from bench.store.environment import environment
 from tl.cache import to_json, write_output
 from tl.errors import UserError
@@ -288,7 +288,7 @@ def _options() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command line. A mistake of the user ends in one line and exit status 2."""
     given = _options().parse_args()
-    with sigterm_as_interrupt():
+    with ending_as_interrupt():
         _main(given)
 
 

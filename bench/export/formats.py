@@ -1,4 +1,8 @@
-"""Writes runs as CSV, Parquet, JSON or LaTeX, with one row per cell or per epoch."""
+"""Writes runs as CSV, Parquet, JSON or LaTeX, with one row per cell or per epoch.
+
+Parquet and JSON keep every text as it is. CSV and LaTeX are for people and spreadsheets: hidden characters are escapes
+there, and in CSV a text that would be a formula has an apostrophe before it (`tl.text`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from bench.export.frame import epoch_rows, load_runs
 from bench.store.runs import RunFolder
 from tl.cache import write_output
 from tl.errors import UserError
+from tl.text import csv_text, visible, visible_json
 
 
 def export_runs(runs: list[RunFolder], format: str, output: Path | None, *, raw: bool) -> None:
@@ -27,9 +32,10 @@ def export_runs(runs: list[RunFolder], format: str, output: Path | None, *, raw:
         table.to_parquet(buffer, index=False)
         _put(buffer.getvalue(), output)
     elif format == "csv":
-        _put(table.to_csv(index=False), output)
+        shown = table.map(lambda cell: csv_text(cell) if isinstance(cell, str) else cell).rename(columns=csv_text)
+        _put(shown.to_csv(index=False), output)
     else:
-        _put(table.to_json(orient="records", indent=1, force_ascii=False) + "\n", output)
+        _put(visible_json(table.to_json(orient="records", indent=1, force_ascii=False)) + "\n", output)
 
 
 def _put(content: str | bytes, output: Path | None) -> None:
@@ -52,7 +58,7 @@ def _put_latex(runs: list[RunFolder], output: Path | None) -> None:
     from bench.report.summary import summarise
     from bench.report.tables import cells_table
 
-    table = cells_table(summarise(runs, "table"))
+    table = cells_table(summarise(runs, "table")).map(visible)
     if table.empty:
         raise UserError("--format latex: no cell has a result")
     text = (

@@ -15,6 +15,7 @@ from bench.console import say
 from bench.report.answers import answers
 from bench.report.summary import Summary
 from bench.report.tables import Column, columns
+from tl.text import visible
 
 COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
 NARROWEST = 2
@@ -26,7 +27,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     for reason in summary.fallbacks:
         say(console, f"WARNING: the images are {reason}", style="bold yellow")
     for answer in answers(summary):
-        console.print(Text(answer, style="bold"))
+        console.print(Text(visible(answer), style="bold"))
     if summary.missing:
         planned = sum(len(manifest.cells) for _, manifest in summary.runs)
         say(console, f"{planned - len(summary.missing)} of {planned} cells have ended", style="yellow")
@@ -55,7 +56,7 @@ def _claim(summary: Summary) -> Table:
         claim = row.finding.claim
         name = summary.short(row.fast) + (f", {row.fast.config.regime}" if several else "")
         table.add_row(
-            Text(name),
+            Text(visible(name)),
             show_estimate(claim, row.speed_up),
             claim.show(row.finding.predicted),
             Text(row.finding.words, style=COLOURS.get(row.finding.verdict, "")),
@@ -87,7 +88,7 @@ def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
         right: Literal["left", "right"] = "right" if column.metric else "left"
         table.add_column(column.heading, overflow="fold", justify=right, min_width=max(map(len, column.texts)))
     for row in range(len(summary.groups)):
-        table.add_row(*(Text(column.texts[row]) for column in chosen))
+        table.add_row(*(Text(visible(column.texts[row])) for column in chosen))
     return table, [column.heading for column in ranked if column not in chosen]
 
 

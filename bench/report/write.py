@@ -27,6 +27,7 @@ from bench.store.runs import RunFolder
 from tl.cache import write_atomic
 from tl.datasets import Splits
 from tl.errors import UserError
+from tl.text import visible
 
 
 def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT) -> tuple[Path, Path]:
@@ -111,7 +112,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "trust": "Can I trust this?",
     }
     # `<` must not end the element that JSON stands in.
-    data = json.dumps(page_data(summary), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(_shown(page_data(summary)), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return {
         "style": style(),
         "script": script(),
@@ -124,6 +125,15 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "row_id": group_id,
         "rest_of_figures": rest,
     }
+
+
+def _shown(data: Any) -> Any:
+    """The same data with hidden characters in its texts made visible: a script would show them as they are."""
+    if isinstance(data, dict):
+        return {visible(key): _shown(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_shown(value) for value in data]
+    return visible(data) if isinstance(data, str) else data
 
 
 def _fence(lines: list[str]) -> str:

@@ -274,7 +274,8 @@ def expand(
         spec: completes the name of a backbone, and raises for an unknown one.
         devices: returns this machine's devices, best first.
 
-    Raises `ConfigError` for an invalid value or more than `MOST_CELLS`, before any is made, and `DeviceError` for a device that this machine doesn't have.
+    Raises `ConfigError` for an invalid value, and for more than `MOST_CELLS` before any is made, and `DeviceError` for
+    a device that this machine doesn't have.
     """
     matrix = grid.matrix
     axes: dict[str, Sequence[Any]] = {
