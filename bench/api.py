@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,9 +208,9 @@ def run(
     goal = make_goal(chosen, until_decided=until_decided, within=within, max_seeds=max_seeds, budget=budget)
     sweeps: list[Sweep] = []
     try:
-        shown = progress and sys.stdout is not None
-        console = Console(file=cast("IO[str]", LastingOutput(sys.stdout)), quiet=not shown)
-        run_sweep(chosen, options, console, goal=goal, on_plan=sweeps.append)
+        # In place of standard output, since multiprocessing, too, fails on what can't be flushed there.
+        with contextlib.redirect_stdout(cast("IO[str]", LastingOutput(sys.stdout)) if sys.stdout else None):
+            run_sweep(chosen, options, Console(quiet=not progress), goal=goal, on_plan=sweeps.append)
     finally:
         if page and sweeps:
             page.end(sweeps[0].run)

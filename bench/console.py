@@ -21,13 +21,14 @@ def say(console: Console, text: str, style: str | None = None) -> None:
     console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def tell(text: str) -> None:
-    """Print a line on standard error. What happens goes on if it can't be written."""
+def tell(text: str, stream: IO[str] | None = None) -> None:
+    """Print a line on standard error, or another stream. What happens goes on if it can't be written."""
+    stream = sys.stderr if stream is None else stream
     try:
-        sys.stderr.write(f"{visible(text)}\n")
-        sys.stderr.flush()
+        stream.write(f"{visible(text)}\n")
+        stream.flush()
     except (OSError, ValueError, AttributeError):  # full, closed, or None in a program without a terminal
-        discard(sys.stderr)
+        discard(stream)
 
 
 def discard(stream: Any) -> None:
@@ -45,6 +46,7 @@ class LastingOutput(io.TextIOBase):
         """`on_loss` is called once, after a line on standard error."""
         super().__init__()
         self._stream, self._on_loss = stream, on_loss
+        self._errors = sys.stderr  # a live display replaces it by one that writes here
         self.lost: OSError | None = None
         """Why nothing is written any more; None while all is well."""
 
@@ -84,5 +86,8 @@ class LastingOutput(io.TextIOBase):
 
     def _lose(self, error: OSError) -> None:
         self.lost = error
-        tell(f"standard output: {error.strerror}: nothing more is shown, but the sweep goes on and writes its files")
+        tell(
+            f"standard output: {error.strerror}: nothing more is shown, but the sweep goes on and writes its files",
+            self._errors,
+        )
         self._on_loss()

@@ -31,7 +31,7 @@ from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, 
 from bench.execution.discovery import local_devices
 from bench.execution.failure import describe, readable
 from bench.execution.log import log_size, open_log, tail
-from bench.execution.signals import signals_delivered
+from bench.execution.signals import signals_delivered, signals_ignored
 from tl.errors import UserError
 from tl.machine import lift_memory_limit, limit_memory
 
@@ -242,12 +242,11 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ignore SIGINT in this block. The server starts in it and inherits this, so Ctrl-C reaches the parent alone."""
+    """Ignore SIGINT and SIGHUP in this block. The server starts in it and inherits this, so Ctrl-C and the end of the
+    terminal reach the parent alone.
+    """
     if threading.current_thread() is not threading.main_thread():  # a node's worker, which has no terminal
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with signals_ignored():
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -36,7 +36,9 @@ def stop_between_cells(announce: Callable[[], None]) -> Iterator[Callable[[], bo
         signal.signal(signal.SIGINT, before)
 
 
-_ENDING = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+_HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+_OF_TERMINAL = (signal.SIGINT, *_HANGUP)
+_ENDING = (signal.SIGTERM, *_HANGUP)
 """Signals that end a command: SIGTERM comes before a kill, and SIGHUP when the terminal has gone."""
 _SIGNALS = (signal.SIGINT, *_ENDING)
 _handlers: list[dict[signal.Signals, Any]] = []
@@ -75,6 +77,16 @@ def signals_delivered() -> Iterator[None]:
     before = _set(_handlers[-1])
     try:
         _deliver()
+        yield
+    finally:
+        _set(before)
+
+
+@contextlib.contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Ignore the signals that a terminal sends, SIGINT and SIGHUP. Only in the main thread."""
+    before = _set(dict.fromkeys(_OF_TERMINAL, signal.SIG_IGN))
+    try:
         yield
     finally:
         _set(before)
