@@ -1,4 +1,4 @@
-"""A sweep whose output is lost goes on; its results and its report are on disk, and its exit status says what happened."""
+"""A sweep whose output is lost goes on: results and report are on disk, and the exit status says what happened."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_failed_cell_comes_first() -> None:
 )
 @pytest.mark.parametrize("command", ["--help", "run"])
 def test_other_output_that_is_lost_ends_the_command(command: str, shell: str, status: int, said: str) -> None:
-    """It ends with the documented status, whatever standard error is. A dry run is such a command, as it only prints."""
+    """It ends with the documented status, whatever standard error is. A dry run only prints."""
     write_grid()
     done = ended(*(RUN if command == "run" else LIGHT), "--dry-run" if command == "run" else "--help", shell=shell)
     assert done.returncode == status and said in done.stderr and done.stderr.count("\n") == bool(said)
@@ -120,7 +120,7 @@ def test_a_mistake_is_status_2_if_nobody_can_be_told() -> None:
 
 @contextlib.contextmanager
 def in_a_terminal(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Start a command in a session of its own, in a new terminal, and yield its process and the terminal's other end."""
+    """Start a command in a session of its own in a new terminal. Yields its process and the terminal's other end."""
     ours, theirs = os.openpty()
     process = subprocess.Popen(
         words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env={**os.environ, "TERM": "xterm"}

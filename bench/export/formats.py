@@ -10,6 +10,8 @@ import io
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from bench.export.frame import epoch_rows, load_runs
 from bench.store.runs import RunFolder
 from tl.cache import write_output
@@ -32,10 +34,14 @@ def export_runs(runs: list[RunFolder], format: str, output: Path | None, *, raw:
         table.to_parquet(buffer, index=False)
         _put(buffer.getvalue(), output)
     elif format == "csv":
-        shown = table.map(lambda cell: csv_text(cell) if isinstance(cell, str) else cell).rename(columns=csv_text)
-        _put(shown.to_csv(index=False), output)
+        _put(csv_table(table).to_csv(index=False), output)
     else:
         _put(visible_json(table.to_json(orient="records", indent=1, force_ascii=False)) + "\n", output)
+
+
+def csv_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its texts and headings as `csv_text`; numbers stay what they are."""
+    return table.map(lambda cell: csv_text(cell) if isinstance(cell, str) else cell).rename(columns=csv_text)
 
 
 def _put(content: str | bytes, output: Path | None) -> None:
