@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import html
+import json
 import os
 import stat
 import struct
@@ -19,11 +21,12 @@ from bench.execution.log import log_size, open_log, shorten, tail
 from bench.export.trackers import export_to
 from bench.report import write
 from bench.store.lock import locked
-from bench.store.runs import RunFolder
+from bench.store.runs import RunFolder, seal
 from tests.commands import here, light_command
 from tests.runs import record, write_run
-from tl.cache import read_bounded, write_atomic, write_output
+from tl.cache import read_bounded, to_json, write_atomic, write_output
 from tl.errors import UserError
+from tl.text import visible
 
 resource = pytest.importorskip("resource", reason="needs limits of a Unix process")
 
@@ -342,3 +345,33 @@ def test_a_report_over_a_pipe_is_refused(run: RunFolder, tmp_path: Path) -> None
     os.mkfifo(tmp_path / "reports" / "r.html")
     with pytest.raises(UserError, match="the report can't be written: is a pipe"):
         write.write_live(run, tmp_path / "reports")
+
+
+def test_a_record_without_epochs_is_damaged(run: RunFolder) -> None:
+    """It says nothing that a report could show: commands say so, and `run` sets it aside and runs its cell again."""
+    path = sorted((run.folder / "cells").iterdir())[0]
+    content = json.loads(path.read_bytes())
+    content["result"]["epochs"] = []
+    content.pop("digest")
+    path.write_bytes(seal(to_json(content).encode()))
+    for words in (["show", "r"], ["export", "r"], ["report", "r"], ["compare", "r", "--by", "regime"]):
+        done = here(*words)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert f"{path.name}: damaged: result.epochs=[]: " in done.stderr
+    sound, broken = run.survey()
+    assert len(sound) == 3 and list(broken) == [path]
+
+
+@pytest.mark.parametrize("command", ["python -m bench run --data 'x", "python -m bench run --data x\\", "\x00"])
+def test_a_recorded_command_with_an_open_quote_is_shown(command: str, run: RunFolder, tmp_path: Path) -> None:
+    """Nobody can run it, but the report is of the results. Old manifests, where it says which data it used, too."""
+    manifest = run.manifest()
+    call = manifest.invocations[0].replace(command=command)
+    run.write_manifest(manifest.replace(invocations=(call,)))
+    assert here("report", "r", "--collect").returncode == 0
+    assert visible(command) in html.unescape((tmp_path / "reports" / "r.html").read_text())
+    old = json.loads((run.folder / "manifest.json").read_bytes()) | {"schema_version": 5}
+    old.pop("digest")
+    del old["invocations"][0]["data"]
+    (run.folder / "manifest.json").write_bytes(seal(to_json(old).encode()))
+    assert here("show", "r").returncode == 0 and run.manifest().invocations[0].data is None
