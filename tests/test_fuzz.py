@@ -298,8 +298,10 @@ def _bind(path: Path) -> None:
     kind=st.sampled_from(sorted(KINDS)),
     part=st.sampled_from(["manifest.json", "cell", "cells", ".holder", ".lock", "logs"]),
     words=st.sampled_from(
-        [["show", "small"], ["export", "small", "--raw"], ["claims", "small"], ["compare", "small", "other"]]
-        + [["report", "--index"], ["run", "--grid", "grid.toml", "--name", "small", "--dry-run"]]
+        [
+            *(["show", "small"], ["export", "small", "--raw"], ["claims", "small"], ["compare", "small", "other"]),
+            *(["report", "--index"], ["run", "--grid", "grid.toml", "--name", "small", "--dry-run"]),
+        ]
     ),
 )
 def test_kinds_of_files(kind: str, part: str, words: list[str], at_work: Path) -> None:
