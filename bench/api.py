@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from inspect import signature
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from bench.analysis.plugins import load_plugins
+from bench.console import LastingOutput, tell
 from bench.store.runs import find_run
 from tl.errors import ConfigError
 
@@ -174,6 +176,7 @@ def run(
     from bench.report.live import LivePage
     from bench.sweep.adaptive import make_goal
     from bench.sweep.folder import check_output
+    from bench.sweep.grid import MOST_CELLS
     from bench.sweep.options import make_options
     from bench.sweep.plan import Sweep, choose_grid, run_name
     from bench.sweep.run import run_sweep
@@ -183,17 +186,19 @@ def run(
         if isinstance(values, str):
             raise ConfigError(f"{axis}={values!r}: must be a list, such as [{values!r}]")
     lists = {axis: None if values is None else list(values) for axis, values in axes.items()}
-    which = seeds if seeds is None or isinstance(seeds, int) else list(seeds)
+    which = seeds if seeds is None or isinstance(seeds, int) else list(islice(seeds, MOST_CELLS + 1))
     chosen = choose_grid(grid, {**lists, "seeds": which}, settings)
     images = None if data is None else os.fspath(data)
-    page = None if live is None else LivePage(Path(live), partial(print, file=sys.stderr))
+    page = None if live is None else LivePage(Path(live), tell)
     if live is not None:
         check_output(Path(live))
     options = make_options(
         data=images,
         weights=weights,
         weights_dir=None if weights_dir is None else Path(weights_dir),
-        name=name or run_name(chosen, images, weights, settings.get("epochs"), settings.get("batch_size")),
+        name=run_name(chosen, images, weights, settings.get("epochs"), settings.get("batch_size"))
+        if name is None
+        else name,
         results=Path(results),
         timeout=timeout,
         memory_limit=memory_limit,
@@ -208,7 +213,9 @@ def run(
     goal = make_goal(chosen, until_decided=until_decided, within=within, max_seeds=max_seeds, budget=budget)
     sweeps: list[Sweep] = []
     try:
-        run_sweep(chosen, options, Console(quiet=not progress), goal=goal, on_plan=sweeps.append)
+        # In place of standard output, since multiprocessing, too, fails on what can't be flushed there.
+        with contextlib.redirect_stdout(cast("IO[str]", LastingOutput(sys.stdout)) if sys.stdout else None):
+            run_sweep(chosen, options, Console(quiet=not progress), goal=goal, on_plan=sweeps.append)
     finally:
         if page and sweeps:
             page.end(sweeps[0].run)

@@ -2,12 +2,92 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any
+
+from tl.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line unchanged: nothing in it is taken for markup, and long paths are not wrapped."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is: nothing in it is taken for markup, long paths are not wrapped, and nothing is hidden."""
+    console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell(text: str, stream: IO[str] | None = None) -> None:
+    """Print a line on standard error, or another stream. What happens goes on if it can't be written."""
+    stream = sys.stderr if stream is None else stream
+    try:
+        stream.write(f"{visible(text)}\n")
+        stream.flush()
+    except (OSError, ValueError, AttributeError):  # full, closed, or None in a program without a terminal
+        discard(stream)
+
+
+def discard(stream: Any) -> None:
+    """Drop what a stream of this process still has to write, so that Python doesn't fail on it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+class LastingOutput(io.TextIOBase):
+    """Standard output of a sweep. If nobody reads it any more, or it can't be written, the sweep goes on without it."""
+
+    def __init__(self, stream: IO[str], on_loss: Callable[[], object] = lambda: None) -> None:
+        """`on_loss` is called once, after a line on standard error."""
+        super().__init__()
+        self._stream, self._on_loss = stream, on_loss
+        self._errors = sys.stderr  # a live display replaces it by one that writes here
+        self.lost: OSError | None = None
+        """Why nothing is written any more; None while all is well."""
+
+    def write(self, text: str) -> int:
+        """Write text, with escapes for what the stream's encoding doesn't have."""
+        encoding = self.encoding
+        known = text if encoding == "utf-8" else text.encode(encoding, "backslashreplace").decode(encoding)
+        self._try(lambda: self._stream.write(known))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._try(self._stream.flush)
+
+    def isatty(self) -> bool:
+        """True for a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The stream's descriptor."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's encoding."""
+        return (getattr(self._stream, "encoding", None) or "utf-8").lower()
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self.lost is not None:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._lose(error)
+        except ValueError as error:  # it was closed
+            self._lose(OSError(errno.EBADF, str(error)))
+
+    def _lose(self, error: OSError) -> None:
+        self.lost = error
+        tell(
+            f"standard output: {error.strerror}: nothing more is shown, but the sweep goes on and writes its files",
+            self._errors,
+        )
+        self._on_loss()

@@ -1,20 +1,21 @@
 """Ends the process of a program with its exit status.
 
 Python ends with status 1 for any exception, and 1 means that a gate found a regression. So every program of the suite
-is started by `end`, and only a status that the program returns can be 1. This module imports nothing but the standard
-library, so that it works where a library is missing.
+is started by `end`, and only a status that the program returns can be 1. Neither this module nor what it imports needs
+a library, so that it works where one is missing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NoReturn
+
+from bench.console import discard, tell
 
 INTERRUPTED, USAGE = 130, 2
 """Exit statuses: Ctrl-C or SIGTERM, and an error, be it a mistake of the user or a bug of the suite."""
@@ -48,6 +49,11 @@ def end(program: Callable[[], int]) -> NoReturn:
         status = _status(program)
     except BaseException:  # such as a second interrupt, or no memory for the message
         status = USAGE
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        # Python would otherwise write what is left when it ends, fail again, and choose the exit status itself.
+        discard(sys.stdout)
     sys.exit(status)
 
 
@@ -57,8 +63,8 @@ def _status(program: Callable[[], int]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk or a closed pipe must not be noticed only when Python ends
         return status
-    except BrokenPipeError:
-        return _reader_gone()
+    except BrokenPipeError:  # without a word, as a reader such as `head` that has seen enough expects
+        return READER_GONE
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:
@@ -66,7 +72,8 @@ def _status(program: Callable[[], int]) -> int:
     except BaseException as error:  # some libraries raise exceptions that aren't an `Exception`
         try:
             if not _is_mistake(error):
-                traceback.print_exc()
+                with contextlib.suppress(OSError, ValueError):
+                    traceback.print_exc()
             _print_error(_words(error), getattr(error, "details", ()))
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -105,14 +112,6 @@ def _words(error: BaseException) -> str:
 def _print_error(message: str, details: Sequence[str] = ()) -> None:
     """Print an error in one line, and each of its details (see `tl.errors.UserError`) in a line below it."""
     if message:
-        print(f"error: {' '.join(message.split())}{':' if details else ''}", file=sys.stderr)
+        tell(f"error: {' '.join(message.split())}{':' if details else ''}")
     for detail in details:
-        print(f"  {detail}", file=sys.stderr)
-
-
-def _reader_gone() -> int:
-    """Let the process end without a word, as a reader such as `head` that has seen enough expects."""
-    # Otherwise Python would write what is left when it ends, fail again, and choose the exit status itself.
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return READER_GONE
+        tell(f"  {detail}")

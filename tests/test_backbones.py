@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -349,3 +352,54 @@ def test_the_head_does_not_depend_on_the_regime_or_the_weights() -> None:
 
     assert torch.equal(head(regime="frozen"), head(regime="scratch"))
     assert not torch.equal(head(seed=0), head(seed=1))
+
+
+def saved(value: Any) -> bytes:
+    """What torch writes for a value."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+CODE = b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00evil\x85R."
+"""A pickle that calls a function when it is loaded."""
+MALFORMED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], bytes], str]] = {
+    "text.pth": (lambda own: b"hello world\n", "it is neither an archive of torch nor a pickle"),
+    "page.bin": (lambda own: b"<!doctype html><html>", "it is neither an archive of torch nor a pickle"),
+    "empty.pth": (lambda own: b"", "it is empty"),
+    "cut.pt": (lambda own: saved(own)[:-3000], "its archive is cut off or damaged"),
+    "code.pth": (lambda own: CODE, "isn't loaded since it could run code"),
+    "list.pth": (lambda own: saved([1, 2]), "something else than a table of tensors"),
+    "none.pth": (lambda own: saved({}), "it holds no tensors"),
+    "words.pth": (lambda own: saved({"a": "b"}), "its 'a' is of type str, not a tensor"),
+    "text.safetensors": (lambda own: b"hello world, this is", "no file of safetensors"),
+    "empty.safetensors": (lambda own: b"", "it is empty"),
+    "missing.pth": (lambda own: saved(dict(list(own.items())[3:])), "does not fit the network: Error(s) in loading"),
+    "shapes.pth": (lambda own: saved({key: torch.zeros(2, 2, 2) for key in own}), "does not fit the network: "),
+}
+
+
+@pytest.mark.parametrize("spec", TINY)
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_weights_are_told_in_words(case: str, spec: str, tmp_path: Path) -> None:
+    """They name the file and what is wrong with it in one short line; nothing is downloaded in its place or run."""
+    make, said = MALFORMED[case]
+    whole = library(spec.partition(":")[0]).load(spec.partition(":")[2], Weights(kind="random", source="random"))
+    path = tmp_path / f"{spec.replace(':', '-')}{Path(case).suffix}"
+    path.write_bytes(make(whole.state_dict()))
+    with pytest.raises(WeightsError) as caught:
+        make_backbone(spec, weights="pretrained", weights_dir=tmp_path)
+    line = str(caught.value)
+    assert path.name in line and said in line and len(line) < 500 and "\n" not in line
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
+def test_a_file_of_weights_that_is_none(kind: str, tmp_path: Path) -> None:
+    """It is not passed over, as if there were no such file."""
+    path = tmp_path / "timm-test_resnet.pth"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "broken link": lambda: path.symlink_to("nowhere")}[kind]()
+    wrong = "leads to nothing" if kind == "broken link" else "is not a regular file"
+    with pytest.raises(WeightsError, match=rf"timm-test_resnet\.pth {wrong}"):
+        make_backbone("timm:test_resnet", weights="pretrained", weights_dir=tmp_path)
+    with pytest.raises(ConfigError, match="is not a folder"):
+        make_backbone("timm:test_resnet", weights="pretrained", weights_dir=Path(__file__))

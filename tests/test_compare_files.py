@@ -27,7 +27,7 @@ from bench.compare.sides import Side, read_sides
 from bench.store.runs import RunFolder
 from tests.commands import here as command
 from tests.runs import record, write_run
-from tl.cache import read_bounded
+from tl.cache import read_text
 from tl.errors import UserError
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -348,15 +348,15 @@ def test_files_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     """A larger file is named, and isn't read."""
     file = tmp_path / "a.json"
     file.write_text("äb")
-    assert read_bounded(file, 3) == "äb"
-    with pytest.raises(UserError, match=r"a\.json: has 3 bytes; at most 2 are read"):
-        read_bounded(file, 2)
+    assert read_text(file, 3) == "äb"
+    with pytest.raises(UserError, match=r"a\.json: has more than the 2 bytes that are read"):
+        read_text(file, 2)
     with pytest.raises(UserError, match=r"nowhere: can't be read: No such file"):
-        read_bounded(tmp_path / "nowhere", 2)
-    with pytest.raises(UserError, match="can't be read: Is a directory"):
-        read_bounded(tmp_path, 2)
-    with pytest.raises(UserError, match="is not a regular file"):
-        read_bounded(Path("/dev/zero"), 2)
+        read_text(tmp_path / "nowhere", 2)
+    with pytest.raises(UserError, match="is a folder, not a regular file"):
+        read_text(tmp_path, 2)
+    with pytest.raises(UserError, match="is a device, not a regular file"):
+        read_text(Path("/dev/zero"), 2)
     sparse = tmp_path / "huge.json"
     with sparse.open("wb") as out:
         out.truncate(1 << 40)

@@ -184,8 +184,8 @@ def test_no_child_outlives_the_parent(tmp_path: Path, end: signal.Signals) -> No
     """However the parent ends, its call, the children of that and the fork server end too."""
     code = (
         "import sys; from pathlib import Path; from bench.execution.executors import make_executor\n"
-        "from bench.execution.signals import sigterm_as_interrupt\n"
-        "with sigterm_as_interrupt():\n"
+        "from bench.execution.signals import ending_as_interrupt\n"
+        "with ending_as_interrupt():\n"
         "    make_executor('process').call('tests.jobs:hang', Path(sys.argv[1]))\n"
     )
     root = Path(__file__).parent.parent

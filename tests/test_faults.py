@@ -26,7 +26,7 @@ from bench.execution import attempt
 from bench.execution import process as process_executor
 from bench.execution.failure import describe, readable
 from bench.execution.log import LOG_BYTES
-from bench.execution.signals import signals_deferred, signals_delivered, sigterm_as_interrupt, stop_between_cells
+from bench.execution.signals import ending_as_interrupt, signals_deferred, signals_delivered, stop_between_cells
 from bench.store import runs
 from bench.store.records import SCHEMA_VERSION
 from bench.store.runs import RunFolder
@@ -335,7 +335,7 @@ def test_a_signal_while_a_cell_is_kept(moment: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(place, moment, disturbed)
     grid, options, console = load_grid("grid.toml"), Options(name="grid"), Console(quiet=True)
     sweep = plan(grid, options, light.LightExecutor(process_executor.PRELOAD), console)
-    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
+    with pytest.raises(KeyboardInterrupt), ending_as_interrupt():
         execute(sweep, grid, options, light.LightExecutor(process_executor.PRELOAD), console)
     assert sent and list(statuses().values()) == ["done"]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tests.runs import record, write_run
 from tl.errors import UserError
 from tl.regimes import REGIMES
 from tl.specs import canonical
+from tl.text import visible
 
 FUZZ = settings(
     max_examples=60,
@@ -47,10 +50,15 @@ NAMES = (
     "nowhere",
     "../x",
 )
-ODD = ("", "*", "nan", "-1", "0", "2", "1e400", "\x00", "é", "a b", "[x]", "<i>", "%s", "{0}")
-WORDS = st.sampled_from(NAMES + ODD)
+ODD = ("", "*", "nan", "-1", "0", "2", "1e400", "\x00", "é", "a b", "[x]", "<i>", "%s", "{0}", "'", "a\\", "=1+1")
+ACTING = ("\x1b[2J", "\x9b1m", "a\nb", "\u202etxt", "\u200b", "\u2028", "\x7f", "|`[a](b)`</script>")
+"""Texts that a terminal, a page or a reader takes for something else; see `tl.text`."""
+PLACES = (".", "..", "results", "~nosuchuser/x", "grid.toml/x", "-x", ".x", "x" * 300, "é" * 150, "page.html/x.md")
+"""Paths and names that can't be meant."""
+NUMBERS = (999_999_999, 2**63, 10**400)
+WORDS = st.sampled_from(NAMES + ODD + ACTING + PLACES)
 TEXT = st.one_of(WORDS, st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
-SCALAR = st.one_of(TEXT, st.integers(-3, 2**40), st.floats(), st.booleans())
+SCALAR = st.one_of(TEXT, st.integers(-3, 2**40), st.sampled_from(NUMBERS), st.floats(), st.booleans())
 VALUES = st.recursive(
     SCALAR,
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
@@ -128,11 +136,23 @@ CLAIM = {
 }
 
 
+DEEP = st.builds(
+    lambda start, inner, times, end: start + inner * times + end,
+    st.sampled_from(["a = ", "[matrix]\nseeds = ", "[train]\nepochs = ", "[", "[[", "a"]),
+    st.sampled_from(
+        ["[", "{a = ", "9", "-", ".a", '"'],
+    ),
+    st.sampled_from([100, 4_000, 10_000]),
+    st.sampled_from(["", " = 1", "]"]),
+)
+"""Values nested deeply, numbers of thousands of digits, and the like."""
+
+
 @st.composite
 def grids(draw: st.DrawFn) -> str:
     """Draw the text of a grid, of nearly a grid, or of none."""
     if draw(st.integers(0, 9)) == 0:
-        return draw(TEXT)
+        return draw(st.one_of(TEXT, DEEP))
     text = lines(draw(table({"dataset": st.just("synthetic"), "description": TEXT}, 2)))
     text += "[matrix]\n" + lines(draw(MATRIX))
     text += "[train]\n" + lines(draw(table(SETTINGS, 2))) if draw(st.booleans()) else ""
@@ -165,7 +185,7 @@ def test_grid_files(text: str, tmp_path: Path) -> None:
 @st.composite
 def damages(draw: st.DrawFn) -> Any:
     """Draw a way to damage the bytes of a file."""
-    kind = draw(st.sampled_from(["cut", "flip", "insert", "replace", "value"]))
+    kind = draw(st.sampled_from(["cut", "flip", "insert", "replace", "value", "empty"]))
     return kind, draw(st.floats(0, 1)), draw(st.binary(min_size=1, max_size=6)), draw(VALUES)
 
 
@@ -180,7 +200,7 @@ def damaged(text: bytes, damage: tuple[str, float, bytes, Any]) -> bytes:
         return text[:place] + some + text[place:]
     if kind == "replace":
         return some
-    return _with_value(text, where, value)
+    return _with_value(text, where, [] if kind == "empty" else value)
 
 
 def _with_value(text: bytes, where: float, value: Any) -> bytes:
@@ -257,6 +277,62 @@ def test_manifests(damage: Any, sealed: bool, small: RunFolder, tmp_path: Path) 
         assert sealed is False or manifest == small.manifest()
 
 
+KINDS: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "link to nothing": lambda path: path.symlink_to("nowhere"),
+    "link in a circle": lambda path: path.symlink_to(path.name),
+    "link to a pipe": lambda path: (os.mkfifo(path.with_suffix(".fifo")), path.symlink_to(f"{path.stem}.fifo")),
+    "socket": lambda path: _bind(path),
+}
+
+
+def _bind(path: Path) -> None:
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@FUZZ
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    part=st.sampled_from(["manifest.json", "cell", "cells", ".holder", ".lock", "logs"]),
+    words=st.sampled_from(
+        [
+            *(["show", "small"], ["export", "small", "--raw"], ["claims", "small"], ["compare", "small", "other"]),
+            *(["report", "--index"], ["run", "--grid", "grid.toml", "--name", "small", "--dry-run"]),
+        ]
+    ),
+)
+def test_kinds_of_files(kind: str, part: str, words: list[str], at_work: Path) -> None:
+    """A part of a run that is no regular file is neither read nor waited for, and the command ends as documented."""
+    folder = at_work / "results" / "small"
+    kept = at_work / "kept"
+    shutil.copytree(folder, kept)
+    path = sorted((folder / "cells").iterdir())[0] if part == "cell" else folder / part
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    KINDS[kind](path)
+    try:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.setattr(sys, "argv", ["bench", *words])
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        said = err.getvalue()
+        assert ended.value.code in (0, 2) and "Traceback" not in said, (kind, part, words, said)
+        assert ended.value.code == 0 or (said.startswith("error: ") and said.count("\n") == 1), (
+            kind,
+            part,
+            words,
+            said,
+        )
+    finally:
+        shutil.rmtree(folder)
+        kept.rename(folder)
+
+
 RULE = {
     "metric": st.sampled_from(["epoch_seconds", "peak_memory_bytes", "val_accuracy_best"]),
     "factor": st.floats(1.01, 3),
@@ -304,7 +380,7 @@ COMMANDS: dict[str, dict[str, st.SearchStrategy[str]]] = {
         "--backbone": st.sampled_from(["quick0", "timm:quick1"]),
         "--regime": st.sampled_from(list(REGIMES)),
         "--device": st.sampled_from(["cpu", "auto", "all"]),
-        "--seeds": NUMBER,
+        "--seeds": st.one_of(NUMBER, st.sampled_from(NUMBERS).map(str)),
         "--epochs": NUMBER,
         "--batch-size": NUMBER,
         "--protocol": st.sampled_from(["fixed", "tuned", "kfold"]),
@@ -378,6 +454,8 @@ def test_command_lines(words: list[str], at_work: Path) -> None:
     assert ended.value.code in (0, 1, 2, 3, 4) and "Traceback" not in said, (words, said)
     if ended.value.code == 2:
         assert said.startswith("error: ") and said.count("\n") == 1, (words, said)
+    for text in (out.getvalue(), said):
+        assert visible(text, keep="\n") == text, (words, "nothing acts on the terminal")
     if words[0] == "gate" and ended.value.code == 0:
         assert "Gate passed" in out.getvalue()
     assert {path: path.read_bytes() for path in before} == before, "results are unchanged"

@@ -139,7 +139,7 @@ def test_skipped_cells_are_shown_with_their_reason(tmp_path: Path) -> None:
     """They are listed with other cells without a result, but not marked as bad."""
     run = write_run(tmp_path / "r", [record("timm:a", "finetune"), record("timm:a", "zeroshot", status="skipped")])
     markdown, page = pages(run, tmp_path)
-    assert "- **skipped** timm:a zeroshot cpu seed 0: took | too" in markdown
+    assert r"- **skipped** timm:a zeroshot cpu seed 0: took \| too" in markdown
     assert "<strong>skipped</strong> timm:a zeroshot cpu seed 0: took" in page and 'class="bad">skipped' not in page
 
 

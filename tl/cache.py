@@ -1,13 +1,15 @@
-"""The cache folder, which keeps derived and downloaded files between runs.
+"""The cache folder, which keeps derived and downloaded files between runs, and how files are read and written.
 
-It is `$TL_CACHE` if that is set, else the platform's cache folder for this user.
+The folder is `$TL_CACHE` if that is set, else the platform's cache folder for this user.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,19 @@ def offline() -> bool:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8) atomically: a reader sees the old file or the new one, never half of it.
 
-    Raises `OSError` if the folder can't be written.
+    A link stays what it is, and the file that it leads to gets the content. Raises `OSError` if the folder can't be
+    written, or if the path exists and is not a regular file; see `write_output` for those.
     """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    kind = _kind(path)
+    if kind not in ("", _REGULAR):
+        raise OSError(errno.EINVAL, f"is {kind}, not {_REGULAR}", os.fspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Only the beginning of the name, since the whole one may be as long as a file system allows.
+    temporary = path.with_name(f".{path.name[:_NAME_PART]}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode(errors="replace") if isinstance(content, str) else content)
+            file.write(_encoded(content))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -55,33 +63,101 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write `content` to a path that a user gave for output.
+
+    A regular file is written as by `write_atomic`. A device, a pipe or an open file of this process (`/dev/stdout`,
+    `/dev/fd/3`) is written through and stays what it is; a named pipe waits for its reader. Raises `OSError`.
+    """
+    number = _own_descriptor(path)
+    if number is None and _kind(path) in ("", _REGULAR, _FOLDER):
+        write_atomic(path, content)
+        return
+    # Another name of an open file would begin at its start again, and overwrite what was printed before.
+    descriptor = os.dup(number) if number is not None else os.open(path, os.O_WRONLY | os.O_NOCTTY)
+    if number is not None and sys.stdout is not None:
+        sys.stdout.flush()
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(_encoded(content))
+
+
+def read_bounded(path: Path, limit: int, *, pipe: bool = False) -> bytes:
+    """Read a regular file of at most `limit` bytes; with `pipe`, also what comes through a pipe.
+
+    Nothing else is read: a named pipe without a writer would wait for ever, and a device may have no end. Raises
+    `OSError`, whose `strerror` says why.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _WITHOUT_WAITING)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) and not (pipe and stat.S_ISFIFO(found.st_mode)):
+            raise OSError(errno.EINVAL, f"is {_name(found.st_mode)}, not {_REGULAR}", os.fspath(path))
+        if stat.S_ISFIFO(found.st_mode):
+            os.set_blocking(descriptor, True)
+        parts, total, wanted = [], 0, min(found.st_size, limit) + 1
+        while total <= limit and (part := os.read(descriptor, wanted)):
+            parts.append(part)
+            total, wanted = total + len(part), _CHUNK
+    finally:
+        os.close(descriptor)
+    if total > limit:
+        raise OSError(errno.EFBIG, f"has more than the {limit:,} bytes that are read", os.fspath(path))
+    return b"".join(parts)
+
+
+_CHUNK = 1 << 16
+_NAME_PART = 50
+"""Characters of a file's name in the name of its temporary file."""
+_WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+_REGULAR, _FOLDER = "a regular file", "a folder"
+_KINDS = {
+    stat.S_IFREG: _REGULAR,
+    stat.S_IFDIR: _FOLDER,
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _kind(path: Path) -> str:
+    """Return what a path leads to, in words; empty if there is nothing. Raises `OSError` for links in a circle."""
+    try:
+        return _name(path.stat().st_mode)
+    except FileNotFoundError:
+        return ""
+
+
+def _name(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def _own_descriptor(path: Path) -> int | None:
+    """Return the number of the open file of this process that a path such as `/dev/stdout` names, or None."""
+    _kind(path)  # raises for links in a circle, which would be followed for ever
+    own = {os.path.realpath("/proc/self/fd"), "/dev/fd"}
+    while True:
+        if path.name.isdecimal() and os.path.realpath(path.parent) in own:
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / path.readlink()
+
+
+def _encoded(content: str | bytes) -> bytes:
+    return content.encode(errors="replace") if isinstance(content, str) else content
+
+
 def to_json(value: Any) -> str:
     """Serialise to JSON that diffs well: indented, UTF-8 not escaped, one newline at the end. NaN is an error."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_bounded(path: Path, limit: int) -> str:
-    """Read a text file (UTF-8) of at most `limit` bytes.
-
-    Raises `UserError` that names the file if it can't be read, is not a regular file (a pipe or a device could hang
-    this process or fill its memory), or is larger.
-    """
+def read_text(path: Path, limit: int) -> str:
+    """Read a text file (UTF-8) as `read_bounded` does. Raises `UserError` that names the file and says why it can't."""
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{path}: is not a regular file")
-            content = file.read(limit + 1) if status.st_size <= limit else b""
-            if status.st_size > limit or len(content) > limit:
-                size = max(status.st_size, len(content))
-                raise UserError(f"{path}: has {size:,} bytes; at most {limit:,} are read")
-        return content.decode()
+        return read_bounded(path, limit).decode()
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not text in UTF-8: {error}") from error
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file. Without O_NONBLOCK, which Windows lacks, opening a pipe would wait for a writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -117,7 +117,10 @@ def _found(name: str, *, download: bool) -> Splits:
             return replace(generated, fallback=f"{generated.fallback} ({reason})")
     if name in DATASETS:
         return scan(DATASETS[name].find(download), name=name)
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:  # `~name` of a user that doesn't exist
+        raise DataError(f"data={name!r}: can't be found: {error}") from error
     if not folder.is_dir():
         raise DataError(f"no such folder, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
     return scan(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,10 +56,12 @@ def fitting(name: str, weights: Weights) -> Iterator[None]:
     """Raise `WeightsError` for tensors that don't fit a network; running out of memory stays what it is."""
     try:
         yield
-    except (RuntimeError, KeyError, AttributeError) as error:
+    except (RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
         if "memory" in str(error):
             raise
-        raise WeightsError(f"{name}: {weights.label} does not fit the network: {error}") from error
+        # torch names every tensor; the first ones say what is wrong.
+        why = textwrap.shorten(str(error), 300, placeholder=" …")
+        raise WeightsError(f"{name}: {weights.label} does not fit the network: {why}") from error
 
 
 def checkpoint_at(label: str, url: str, names: tuple[str, ...], bundled_as: str = "") -> Checkpoint:

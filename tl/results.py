@@ -123,7 +123,7 @@ class TrainResult(Strict):
     cuda_graph: bool | None = Field(
         None, description="True if steps were replayed from CUDA graphs; None on other devices, and before version 4"
     )
-    epochs: tuple[EpochResult, ...]
+    epochs: tuple[EpochResult, ...] = Field(min_length=1)
     best: Predictions = Field(description="predictions of the first epoch with the best validation accuracy")
     last: Predictions
     total_params: int

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import stat
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from tl.cache import write_atomic
+from tl.cache import read_bounded, write_atomic
 from tl.errors import CacheWarning
 
 _DIGEST_LENGTH = 64
@@ -65,9 +65,7 @@ def read_regular(path: Path) -> bytes | None:
     Raises `CacheDamage` if it can't be read, or if it is no regular file: reading a FIFO could wait forever.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CacheDamage(path, "it is not a regular file")
-        return path.read_bytes()
+        return read_bounded(path, sys.maxsize)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import urllib.request
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -87,8 +88,8 @@ def find(
     """
     if policy not in WEIGHTS_POLICIES:
         raise ConfigError(not_one_of("weights", policy, WEIGHTS_POLICIES))
-    if weights_dir and not weights_dir.is_dir():
-        raise ConfigError(f"weights_dir={os.fspath(weights_dir)!r}: no such folder")
+    if weights_dir:
+        check_folder("weights_dir=", weights_dir)
     if policy == "random":
         return Weights(kind="random", source="random")
     try:
@@ -102,12 +103,23 @@ def find(
         ) from reason
 
 
+def check_folder(option: str, folder: Path) -> None:
+    """Raise `ConfigError` if a folder of weights, the value of `option`, is none."""
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{option}{os.fspath(folder)!r}: {'is not a folder' if folder.exists() else 'no such folder'}"
+        )
+
+
 def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool) -> Weights:
     label = checkpoint.label
     if weights_dir:
         for name in checkpoint.file_names:
             for candidate in (weights_dir / name, *(weights_dir / f"{name}{suffix}" for suffix in SUFFIXES)):
-                if candidate.suffix in SUFFIXES and candidate.is_file():
+                if candidate.suffix in SUFFIXES and os.path.lexists(candidate):
+                    if not candidate.is_file():
+                        leads = "leads to nothing" if not candidate.exists() else "is not a regular file"
+                        raise WeightsError(f"{candidate} {leads}")
                     return _from_file(candidate, "weights-dir", candidate.name, named_by_digest=False)
     bundled = BUNDLED.get(checkpoint.bundled_as)
     if bundled and (path := _bundled_file(bundled)):
@@ -180,6 +192,40 @@ def unreachable(url: str) -> str:
     return ""
 
 
+def _why(path: Path, error: Exception) -> str:
+    """Say why a file can't be read as weights. Messages of the libraries name their own parts, not what to correct."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as problem:
+        return problem.strerror or str(problem)
+    if not start:
+        return "it is empty"
+    if path.suffix == ".safetensors":
+        return f"it is damaged, or no file of safetensors ({error})"
+    if isinstance(error, AttributeError):
+        return "it holds something else than a table of tensors"
+    if start == b"PK":
+        return "its archive is cut off or damaged"
+    if start[:1] != b"\x80":
+        return "it is neither an archive of torch nor a pickle"
+    if "weights_only" in str(error):
+        return "it is a pickle with more than tensors in it, which isn't loaded since it could run code"
+    return "it is cut off or damaged"
+
+
+def _check_tensors(label: str, given: dict[str, Any]) -> None:
+    """Raise `WeightsError` unless all values are tensors, and there are some: timm would download others instead."""
+    from torch import Tensor
+
+    if not given:
+        raise WeightsError(f"{label}: can't be read as weights: it holds no tensors")
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise WeightsError(f"{label}: can't be read as weights: its {name!r} is of type {kind}, not a tensor")
+
+
 def load_state_dict(weights: Weights, own: dict[str, Any]) -> dict[str, Any]:
     """Load the tensors of a weights file, under the network's names.
 
@@ -188,10 +234,16 @@ def load_state_dict(weights: Weights, own: dict[str, Any]) -> dict[str, Any]:
     """
     from timm.models import load_state_dict as read
 
+    path = Path(weights.path or "")
     try:
-        given: dict[str, Any] = read(os.fspath(weights.path or ""), use_ema=False, device="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice to its developers about files that it then refuses
+            given: dict[str, Any] = read(os.fspath(path), use_ema=False, device="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise WeightsError(f"{weights.label}: can't be read as weights: {error}") from error
+        raise WeightsError(f"{weights.label}: can't be read as weights: {_why(path, error)}") from error
+    _check_tensors(weights.label, given)
     if not weights.in_order:
         return given
     counters = "num_batches_tracked"

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.program import end
+from bench.console import tell
+from bench.program import READER_GONE, USAGE, end
 from tl.cache import cache_dir
 from tl.errors import UserError
 from tl.sealed import cache_warnings_to
@@ -56,6 +57,7 @@ def main() -> None:
 
 def run_command_line() -> int:
     """Run the command that the process was called with. Returns its exit status; raises if it can't do its work."""
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that can't encode × shows \\xd7
@@ -64,18 +66,51 @@ def run_command_line() -> int:
     with contextlib.suppress(UserError):  # a command that needs the cache says so itself
         os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))
     called = "tl-bench" if Path(sys.argv[0]).stem == "tl-bench" else "python -m bench"
+    _refuse_empty(sys.argv[1:])
     try:
-        with cache_warnings_to(lambda text: print(f"WARNING: {text}", file=sys.stderr)):
+        with cache_warnings_to(lambda text: tell(f"WARNING: {text}")):
             status = app(prog_name=called, standalone_mode=False)
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None  # typer makes exit status 1 of it, which would mean "regressed"
         raise
-    except typer.Abort:  # the input of a question has ended
+    except typer.Abort:  # Ctrl-C where a command doesn't say more about it, or the input of a question has ended
+        tell("interrupted")
         raise KeyboardInterrupt from None
     except ClickError as error:
         raise UserError(error.format_message() + _given(error)) from error
     return status if isinstance(status, int) else 0
+
+
+def without_output(lost: OSError) -> int:
+    """The exit status of a command that did its work, but whose output was lost."""
+    return READER_GONE if isinstance(lost, BrokenPipeError) else USAGE
+
+
+def _replace_closed_streams() -> None:
+    """Open the standard streams that the caller has closed, as `>&-` does.
+
+    Otherwise one of our files would get the number of such a stream, and a cell's output would go into it. Standard
+    output is opened for reading only: a command that has something to print fails, as it does on a full disk.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY), True)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Raise `UserError` for an empty value: it would mean the current folder, or that nothing was given."""
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        if (equals and not value and name.startswith("-")) or not word:
+            named = name or (before if before.startswith("-") else "an argument")
+            raise UserError(f"{named} is empty; give it a value, or leave it out")
 
 
 def _given(error: Any) -> str:

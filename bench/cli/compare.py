@@ -55,14 +55,16 @@ def compare(
 
 def put(output: Path | None, format: str | None, make: Callable[[Literal["md", "html", "json"]], str]) -> None:
     """Write text in the wanted format to a file or to standard output. Raises `ConfigError` for an unknown format."""
-    from tl.cache import write_atomic
+    from tl.cache import write_output
+    from tl.text import visible_json
 
     ending = output.suffix[1:] if output else "md"
     suffix = format or ending
     if suffix not in ("md", "html", "json"):
         raise ConfigError(f"--output {output} must end in .md, .html or .json; or give --format")
     text = make(suffix)  # type: ignore[arg-type]  # checked above
+    text = visible_json(text) if suffix == "json" else text
     if output is None:
         print(text, end="")
     else:
-        write_atomic(output, text)
+        write_output(output, text)

@@ -23,11 +23,11 @@ def doctor(
 
         examine()
         return
-    from bench.execution.signals import sigterm_as_interrupt
+    from bench.execution.signals import ending_as_interrupt
     from bench.sweep.noise import examine_noise
 
     try:
-        with sigterm_as_interrupt():
+        with ending_as_interrupt():
             examine_noise()
     except KeyboardInterrupt:
         print("interrupted: the measurement did not finish")

@@ -33,10 +33,11 @@ def export(
 
     if to:
         from bench.export.trackers import export_to
+        from tl.text import visible
 
         if format or raw:
             raise ConfigError(f"--to {to} has a format of its own; leave out --{'format' if format else 'raw'}")
-        print(export_to(to, find_runs(runs, results), output, reports))
+        print(visible(export_to(to, find_runs(runs, results), output, reports)))
         return
     from bench.export.formats import export_runs
 

@@ -54,12 +54,13 @@ def gate(
     decision = decide(comparison)
     from bench.compare.notes import notes, warnings
     from bench.compare.render import show
+    from tl.text import visible
 
     title = f"{found[1].name} against {found[0].name}"
     outcome: Any = {"headline": decision.headline, "findings": decision.reasons, "status": decision.status}
     put(output, format, lambda suffix: show(comparison, suffix, title=title, **outcome))
     if output:
-        print(decision.headline)
+        print(visible(decision.headline))
         for line in (*decision.reasons, *warnings(comparison), *notes(comparison)):
-            print(f"  {line}")
+            print(visible(f"  {line}"))
     raise typer.Exit(decision.status)

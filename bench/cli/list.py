@@ -21,10 +21,12 @@ def list_(
     """List the grids, backbones, regimes, data sets or devices to choose from."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from bench.sweep.choices import choices
+    from tl.text import visible
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, meaning in choices(what, text).items():
-        table.add_row(name, meaning)
+        table.add_row(Text(visible(name)), Text(visible(meaning)))
     Console().print(table)

@@ -46,6 +46,7 @@ def report(
     """Write NAME.md and one self-contained NAME.html. An incomplete run is reported as far as it got."""
     from bench.store.runs import all_runs, find_runs
     from bench.sweep.folder import check_name, check_output
+    from tl.text import visible
 
     reports = renamed("--reports", reports, REPORTS, out)
     if index:
@@ -53,7 +54,7 @@ def report(
             raise ConfigError(f"--index lists runs and takes no {'--collect' if collect else '--name'}")
         from bench.report.index import write_index
 
-        print(f"index: {write_index(find_runs(runs, results) if runs else all_runs(results), reports)}")
+        print(visible(f"index: {write_index(find_runs(runs, results) if runs else all_runs(results), reports)}"))
         return
     if not runs:
         raise ConfigError(f"report needs a run: name one below {results}/, or a folder; --index lists all")
@@ -66,7 +67,7 @@ def report(
     if collect:
         from bench.report.write import write_live
 
-        print(f"report: {write_live(found[0], reports, ended=True)}")
+        print(visible(f"report: {write_live(found[0], reports, ended=True)}"))
         return
     # Imported only now, since matplotlib takes seconds to load and mistakes should be reported at once.
     from bench.report.pictures import LEFT_OUT, images_or_reason
@@ -75,4 +76,4 @@ def report(
 
     summary = summarise(found, name)
     for path in write_report(summary, reports, images_or_reason(summary, data) if images else LEFT_OUT):
-        print(f"report: {path}")
+        print(visible(f"report: {path}"))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from bench.cli.app import FAILED, app
+from bench.cli.app import FAILED, app, without_output
 from bench.cli.arguments import (
     REPORTS,
     RESULTS,
@@ -21,7 +20,7 @@ from bench.cli.arguments import (
     ResultsOption,
     renamed,
 )
-from bench.console import say
+from bench.console import LastingOutput, discard, say, tell
 from bench.program import INTERRUPTED
 from tl.errors import ConfigError
 
@@ -107,7 +106,9 @@ def run(
     Cells that failed before are tried again. Those whose loss diverged are not, since they would diverge again; change
     a setting, or start over with --fresh.
 
-    Exit status: 0 all done, 1 some cell failed or diverged, 2 usage error, 130 interrupted.
+    Exit status: 0 all done, 1 some cell failed or diverged, 2 usage error, 130 interrupted. If
+    standard output is lost, the sweep goes on, and the status at its end is 141 for a closed pipe and 2 for all else,
+    unless it is 1 or 130.
     """
     from rich.console import Console
 
@@ -118,7 +119,9 @@ def run(
     from bench.sweep.plan import choose_grid, run_name
     from bench.sweep.run import run_sweep
 
-    console = Console()
+    # A dry run only prints: without a reader it ends as every such command does.
+    output = None if dry_run else LastingOutput(sys.stdout, lambda: discard(sys.stdout))
+    console = Console(file=cast("IO[str] | None", output))
     if live and not report:
         raise ConfigError("--live needs a report; leave out --no-report")
     chosen = choose_grid(
@@ -126,12 +129,12 @@ def run(
         {"backbones": backbone, "regimes": regime, "devices": device, "seeds": seeds},
         {"epochs": epochs, "batch_size": batch_size, "protocol": protocol},
     )
-    page = LivePage(reports, partial(print, file=sys.stderr))
+    page = LivePage(reports, tell)
     options = make_options(
         data=data,
         weights=weights,
         weights_dir=weights_dir,
-        name=name or run_name(chosen, data, weights, epochs, batch_size),
+        name=run_name(chosen, data, weights, epochs, batch_size) if name is None else name,
         results=renamed("--results", results, RESULTS, out),
         timeout=timeout,
         memory_limit=memory_limit,
@@ -164,6 +167,8 @@ def run(
         _report(sweeps[0], reports, page, console, images=images)
     if failed:
         raise typer.Exit(FAILED)
+    if output and output.lost:
+        raise typer.Exit(without_output(output.lost))
 
 
 def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:

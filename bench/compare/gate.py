@@ -12,7 +12,7 @@ from bench.compare.changes import Change, Comparison
 from bench.compare.render import change_text, unknown_lines
 from bench.compare.rules import Rule
 from bench.compare.sides import SOURCE, Repeats
-from tl.cache import read_bounded
+from tl.cache import read_text
 from tl.errors import ConfigError, UserError, not_one_of
 
 PASSED, REGRESSED, INCOMPLETE, NOT_COMPARABLE = 0, 1, 3, 4
@@ -116,7 +116,7 @@ def read_rules(
     rules: list[Rule] = []
     if place.is_file():
         try:
-            content: Any = tomllib.loads(read_bounded(place, LARGEST))
+            content: Any = tomllib.loads(read_text(place, LARGEST))
         except ValueError as error:
             raise ConfigError(f"{place}: can't be read as TOML: {error}") from error
         rules += [_rule(f"{place}: {TABLE}", each) for each in _tables(place, content)]

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from tl.cache import read_bounded
+from tl.cache import read_text
 from tl.errors import UserError
 
 LARGEST = 256 << 20
@@ -126,7 +126,7 @@ class BenchmarkFile(BaseModel):
 
 def read(path: Path) -> BenchmarkFile:
     """Read a file. Raises `UserError` if it is not from pytest-benchmark, or has no raw data."""
-    text = read_bounded(path, LARGEST).removeprefix("\ufeff")
+    text = read_text(path, LARGEST).removeprefix("\ufeff")
     try:
         data = json.loads(text)
     except RecursionError as error:

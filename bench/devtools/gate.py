@@ -40,10 +40,10 @@ from bench.compare.rules import Rule
 from bench.compare.sides import SECONDS, read_sides
 from bench.devtools.turns import VARIABLE
 from bench.execution.monitor import busy_warning
-from bench.execution.signals import sigterm_as_interrupt
+from bench.execution.signals import ending_as_interrupt
 from bench.program import end
 from bench.sweep.adaptive import seconds
-from tl.cache import write_atomic
+from tl.cache import write_output
 from tl.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -311,7 +311,7 @@ def gate(arguments: Sequence[str], root: Path = ROOT) -> int:
                 status = PASSED
     print(page, end="")
     if given.output:
-        write_atomic(given.output, page)
+        write_output(given.output, page)
     return status
 
 
@@ -326,7 +326,7 @@ def main() -> int:
     """Run the command line. Returns the exit status. Raises `UserError` for mistakes of the user."""
     if shutil.which("git") is None:
         raise UserError("git is not installed; the gate checks out the base with it")
-    with sigterm_as_interrupt():
+    with ending_as_interrupt():
         return gate(sys.argv[1:])
 
 

@@ -51,10 +51,10 @@ from bench.devtools.gate import (
 )
 from bench.devtools.power_report import MOVED, NOTHING, VICTIM, How, Outcome, Power, render
 from bench.execution.monitor import Monitor, busy_warning
-from bench.execution.signals import sigterm_as_interrupt
+from bench.execution.signals import ending_as_interrupt
 from bench.program import end
 from bench.store.environment import environment
-from tl.cache import to_json, write_atomic
+from tl.cache import to_json, write_output
 from tl.errors import UserError
 
 SELECT = "test_step and shufflenet and (finetune or frozen) and not tutorial"
@@ -293,7 +293,7 @@ def _options() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command line. A mistake of the user ends in one line and exit status 2."""
     given = _options().parse_args()
-    with sigterm_as_interrupt():
+    with ending_as_interrupt():
         _main(given)
     return 0
 
@@ -334,7 +334,7 @@ def _main(given: argparse.Namespace) -> None:
                     recorded=tuple(recorded),
                     outcomes=tuple(outcomes),
                 )
-                write_atomic(path, to_json(power.model_dump(mode="json")))
+                write_output(path, to_json(power.model_dump(mode="json")))
                 print(f"{path}\n\n{render([power])}", end="")
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 LOG_BYTES = 1 << 20
@@ -12,12 +15,24 @@ _TAIL_BYTES = 4_000
 
 def log_size(log: Path | None) -> int:
     """Bytes that earlier attempts have written to a log; 0 if there is none."""
-    return log.stat().st_size if log and log.exists() else 0
+    return log.stat().st_size if log and log.is_file() else 0
+
+
+def open_log(log: Path) -> int:
+    """Open a log to append to it, and return its descriptor. Raises `OSError` for a pipe, which could block for ever.
+
+    Functions of this module take anything but a regular file for no log at all.
+    """
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", os.fspath(log))
+    return descriptor
 
 
 def tail(log: Path | None, before: int) -> str:
     """The end of what was appended to a log that had `before` bytes."""
-    if log is None or not log.exists():
+    if log is None or not log.is_file():
         return ""
     with log.open("rb") as file:
         file.seek(max(before, log.stat().st_size - _TAIL_BYTES))
@@ -26,7 +41,7 @@ def tail(log: Path | None, before: int) -> str:
 
 def shorten(log: Path, before: int = 0) -> None:
     """Keep at most `LOG_BYTES` of what was appended to a log that had `before` bytes; delete the log if it is empty."""
-    if not log.exists():
+    if not log.is_file():
         return
     size = log.stat().st_size
     if size == 0:

@@ -30,8 +30,8 @@ from bench.execution.attempt import GET_READY, run_one_by_one
 from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, load
 from bench.execution.discovery import local_devices
 from bench.execution.failure import ended_by, readable
-from bench.execution.log import log_size, tail
-from bench.execution.signals import signals_delivered
+from bench.execution.log import log_size, open_log, tail
+from bench.execution.signals import signals_delivered, signals_ignored
 from tl.errors import UserError
 from tl.machine import lift_memory_limit, limit_memory
 
@@ -224,7 +224,7 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...], lim
 
 def _write_to(log: Path) -> None:
     """Append all output of this process to a file, including that of native code and of its children."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    file = open_log(log)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.close(file)
@@ -241,12 +241,11 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ignore SIGINT in this block. The server starts in it and inherits this, so Ctrl-C reaches the parent alone."""
+    """Ignore SIGINT and SIGHUP in this block. The server starts in it and inherits this, so Ctrl-C and the end of the
+    terminal reach the parent alone.
+    """
     if threading.current_thread() is not threading.main_thread():  # a node's worker, which has no terminal
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with signals_ignored():
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)

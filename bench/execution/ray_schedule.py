@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from bench.execution import ray_node
 from bench.execution.base import Attempt, Events, Job, Outcome
 from bench.execution.failure import describe
+from bench.execution.log import open_log
 from bench.execution.ray_cluster import Cluster, Slot, reason_of
 from bench.execution.ray_node import MakeExecutor, Payload
 from bench.execution.signals import signals_delivered
@@ -182,8 +184,8 @@ class Schedule:
                 end, log = content
                 self._events.ended(job.cell, replace(end, attempts=attempt))
                 if log:
-                    with contextlib.suppress(OSError), job.log.open("ab") as file:  # the result is already on disk
-                        file.write(log)
+                    with contextlib.suppress(OSError), os.fdopen(open_log(job.log), "ab") as file:
+                        file.write(log)  # the result is already on disk
 
     def _lost(self, running: _Running, how: str) -> None:
         cell, attempt = running.job.cell, running.attempt

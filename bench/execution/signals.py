@@ -36,7 +36,11 @@ def stop_between_cells(announce: Callable[[], None]) -> Iterator[Callable[[], bo
         signal.signal(signal.SIGINT, before)
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+_OF_TERMINAL = (signal.SIGINT, *_HANGUP)
+_ENDING = (signal.SIGTERM, *_HANGUP)
+"""Signals that end a command: SIGTERM comes before a kill, and SIGHUP when the terminal has gone."""
+_SIGNALS = (signal.SIGINT, *_ENDING)
 _handlers: list[dict[signal.Signals, Any]] = []
 """One entry per active `signals_deferred`: the handlers from before it."""
 _pending: list[int] = []
@@ -45,7 +49,7 @@ _pending: list[int] = []
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Defer SIGINT and SIGTERM until the next `signals_delivered`, or until the end of this block.
+    """Defer SIGINT, SIGTERM and SIGHUP until the next `signals_delivered`, or until the end of this block.
 
     In between, the suite can finish what it does, such as writing the record of a cell that has ended. An error in the
     block discards the deferred signals. Only the main thread receives signals: in other threads this does nothing.
@@ -78,6 +82,16 @@ def signals_delivered() -> Iterator[None]:
         _set(before)
 
 
+@contextlib.contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Ignore the signals that a terminal sends, SIGINT and SIGHUP. Only in the main thread."""
+    before = _set(dict.fromkeys(_OF_TERMINAL, signal.SIG_IGN))
+    try:
+        yield
+    finally:
+        _set(before)
+
+
 def _set(handlers: dict[signal.Signals, Any]) -> dict[signal.Signals, Any]:
     """Install handlers, and return the previous ones."""
     return {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -89,20 +103,27 @@ def _deliver() -> None:
 
 
 @contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM raise `KeyboardInterrupt`, so that child processes are ended and finished cells are kept.
+def ending_as_interrupt() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP raise `KeyboardInterrupt`, so that child processes end and finished cells are kept.
 
-    Only the main thread receives signals: in other threads this does nothing.
+    Only the first one does: when a terminal closes, SIGHUP may come from the kernel and from the shell, and the second
+    must not disturb what the first has begun. A signal that is ignored, as SIGHUP under `nohup`, stays ignored. Only
+    the main thread receives signals: in other threads this does nothing.
     """
 
+    ending = False
+
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal ending
+        if not ending:
+            ending = True
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = _set({number: stop for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN})
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _set(before)

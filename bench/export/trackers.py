@@ -8,15 +8,17 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bench.analysis.metrics import METRICS, Finished, finished
 from bench.store.records import Record
 from bench.store.runs import RunFolder
+from tl.cache import write_atomic
 from tl.errors import UserError
 from tl.results import EpochResult
 
@@ -107,8 +109,6 @@ def _plain(text: str) -> str:
 
 
 def _tensorboard(cells: Iterable[tuple[RunFolder, Finished]], folder: Path) -> int:
-    from tensorboardX import SummaryWriter
-
     new = 0
     for run, cell in cells:
         name = _name(run, cell.record)
@@ -118,20 +118,38 @@ def _tensorboard(cells: Iterable[tuple[RunFolder, Finished]], folder: Path) -> i
         new += 1
         place.parent.mkdir(parents=True, exist_ok=True)
         # Write under another name first, so that an interrupted export is repeated.
-        with (
-            tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as scratch,
-            SummaryWriter(f"{scratch}/cell", write_to_disk=True) as writer,
-        ):
-            for epoch, figures in _epochs(cell):
-                for key, value in figures.items():
-                    writer.add_scalar(f"epoch/{key}", value, epoch)
-            for key, value in _metrics(cell).items():
-                writer.add_scalar(f"cell/{key}", value, 0)
-            table = "\n".join(f"| {key} | {value} |" for key, value in _parameters(cell.record).items())
-            writer.add_text("config", f"| setting | value |\n| --- | --- |\n{table}")
-            writer.close()
-            Path(scratch, "cell").rename(place)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as scratch:
+            there = Path(scratch, "cell")
+            began = int(cell.record.started.timestamp())
+            write_atomic(there / f"events.out.tfevents.{began}.{cell.record.cell_id}", _events(cell))
+            there.rename(place)
     return new
+
+
+def _events(cell: Finished) -> bytes:
+    """Return the content of a file of events.
+
+    The package's own writer writes in another thread, whose errors, such as a full disk, don't reach the caller.
+    """
+    from tensorboardX import record_writer, summary
+    from tensorboardX.proto import event_pb2
+
+    make, checksum, event = cast(Any, summary), cast(Any, record_writer).masked_crc32c, cast(Any, event_pb2).Event
+
+    def framed(entry: Any) -> bytes:
+        data = entry.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        return b"".join(part + struct.pack("<I", checksum(part)) for part in (length, data))
+
+    at = cell.record.started.timestamp()
+    table = "\n".join(f"| {key} | {value} |" for key, value in _parameters(cell.record).items())
+    summaries = [
+        *((epoch, make.scalar(f"epoch/{key}", value)) for epoch, some in _epochs(cell) for key, value in some.items()),
+        *((0, make.scalar(f"cell/{key}", value)) for key, value in _metrics(cell).items()),
+        (0, make.text("config", f"| setting | value |\n| --- | --- |\n{table}")),
+    ]
+    events = (event(wall_time=at, step=step, summary=values) for step, values in summaries)
+    return b"".join(map(framed, (event(wall_time=at, file_version="brain.Event:2"), *events)))
 
 
 def _mlflow(cells: Iterable[tuple[RunFolder, Finished]], folder: Path) -> int:

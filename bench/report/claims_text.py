@@ -14,6 +14,7 @@ from bench.report.answers import overalls
 from bench.report.settings_text import INDEPENDENCE
 from bench.report.summary import Summary
 from bench.report.tables import claims_table
+from tl.text import visible, visible_json
 
 LEGEND = (
     "Measured: for times and memory, the second regime ÷ the first; for accuracies, the first − the second; with a 95% "
@@ -25,13 +26,13 @@ LEGEND = (
 def print_claims(summary: Summary, format: str) -> None:
     """Print every claim with its verdicts, as text or as JSON. See `rows` for the rows of JSON."""
     if format == "json":
-        print(json.dumps(rows(summary), indent=1, ensure_ascii=False))
+        print(visible_json(json.dumps(rows(summary), indent=1, ensure_ascii=False)))
         return
     if summary.findings:
-        print(tabulate(claims_table(summary).to_dict("records"), headers="keys", disable_numparse=True))
+        print(tabulate(claims_table(summary).map(visible).to_dict("records"), headers="keys", disable_numparse=True))
         print(f"\n{LEGEND}\n")
     for claim, said in overalls(summary):
-        print(f"{claim.name}: {claim.statement}? {said}")
+        print(visible(f"{claim.name}: {claim.statement}? {said}"))
     if len(summary.machines) > 1:
         print(f"The runs used {len(summary.machines)} machines or sets of libraries, so their times can't be compared.")
 

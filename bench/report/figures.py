@@ -22,6 +22,7 @@ from bench.analysis.metrics import METRICS, headline, listed
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 from tl.results import PHASES
+from tl.text import visible
 
 INK = "#22262b"
 """Text colour in files. In a page it is replaced by the page's own colour, so that figures follow light and dark."""
@@ -323,7 +324,7 @@ def _confusion(summary: Summary) -> Figure | None:
     best = most_accurate(summary.groups)
     if best is None:
         return None
-    classes = best.results[0].classes
+    classes = tuple(map(visible, best.results[0].classes))
     if len(classes) > MOST_CLASSES:
         return None
     table = np.zeros((len(classes), len(classes)), dtype=int)

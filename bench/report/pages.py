@@ -11,19 +11,22 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from tl.text import visible
+
 
 def environment_for(suffix: str) -> jinja2.Environment:
     """The environment of templates for a suffix, `md` or `html`."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=suffix == "html",
-        finalize=_no_markup if suffix == "md" else None,
+        finalize=_inert if suffix == "md" else _shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["text"] = markdown_text if suffix == "md" else _one_line
+    environment.filters["lines"] = _lines if suffix == "html" else lambda text: Markup(visible(text, keep="\n"))
     environment.filters["code"] = with_code
     return environment
 
@@ -47,7 +50,7 @@ def markdown_table(table: pd.DataFrame) -> Markup:
 
 def markdown_text(text: object) -> Markup:
     """Escape a name from data, so that Markdown shows it as one line of plain text."""
-    return Markup(re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(_one_line(text), quote=False)))
+    return Markup(re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(visible(_one_line(text)), quote=False)))
 
 
 def _one_line(text: object) -> str:
@@ -57,17 +60,33 @@ def _one_line(text: object) -> str:
 def html_table(table: pd.DataFrame, classes: str = "wide") -> Markup:
     """Format a table as HTML."""
     # pandas escapes every cell; jinja must not do it again.
-    return Markup(table.to_html(index=False, escape=True, border=0, classes=classes))
+    shown = table.map(visible).rename(columns=visible)
+    return Markup(shown.to_html(index=False, escape=True, border=0, classes=classes))
 
 
 def with_code(text: str) -> Markup:
     """Escape text for HTML and turn words in backticks into `<code>`."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(visible(text))))
 
 
-def _no_markup(value: Any) -> Any:
-    """Escape HTML in names from data, which Markdown would pass on. `Markup` stays as it is."""
-    return html.escape(value, quote=False) if isinstance(value, str) and not isinstance(value, Markup) else value
+def _inert(value: Any) -> Any:
+    """Escape HTML, links and images in a Markdown text, whose names come from data. `Markup` stays as it is.
+
+    Its code and emphasis stay, since sentences of ours have them; `markdown_text` escapes these too.
+    """
+    if isinstance(value, Markup | jinja2.Undefined):
+        return value
+    return re.sub(r"([\[\]])", r"\\\1", html.escape(visible(value), quote=False))
+
+
+def _shown(value: Any) -> Any:
+    """Show hidden characters, before jinja escapes HTML. `Markup` stays as it is."""
+    return value if isinstance(value, Markup | jinja2.Undefined) else visible(value)
+
+
+def _lines(text: str) -> Markup:
+    """Escape a text of several lines for HTML."""
+    return Markup(html.escape(visible(text, keep="\n\t")))
 
 
 def _asset(name: str) -> str:

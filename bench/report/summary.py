@@ -18,6 +18,7 @@ from bench.store.runs import RunFolder
 from tl.machine import DeviceKey
 from tl.regimes import REGIMES
 from tl.results import Note
+from tl.text import visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +198,7 @@ class Summary:
             parts.append(f"{config.weights} weights")
         parts += [f"{name} {getattr(config, name)}" for name in spread.settings]
         parts += [run] if len(self.runs) > 1 else []
-        return " · ".join(parts)
+        return visible(" · ".join(parts))
 
     @cached_property
     def levels(self) -> dict[str, set[str]]:

@@ -16,6 +16,7 @@ from bench.report.answers import answers
 from bench.report.settings_text import largest_class_note
 from bench.report.summary import Summary
 from bench.report.tables import Column, columns
+from tl.text import visible
 
 COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
 NARROWEST = 2
@@ -29,7 +30,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     for warning in summary.image_warnings:
         say(console, f"WARNING: {warning}", style="bold yellow")
     for answer in answers(summary):
-        console.print(Text(answer, style="bold"))
+        console.print(Text(visible(answer), style="bold"))
     if summary.missing:
         planned = sum(len(manifest.cells) for _, manifest in summary.runs)
         say(console, f"{planned - len(summary.missing)} of {planned} cells have ended", style="yellow")
@@ -59,7 +60,7 @@ def _claim(summary: Summary) -> Table:
         claim = row.finding.claim
         name = summary.short(row.fast) + (f", {row.fast.config.regime}" if several else "")
         table.add_row(
-            Text(name),
+            Text(visible(name)),
             show_estimate(claim, row.speed_up),
             claim.show(row.finding.predicted),
             Text(row.finding.words, style=COLOURS.get(row.finding.verdict, "")),
@@ -91,7 +92,7 @@ def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
         right: Literal["left", "right"] = "right" if column.metric else "left"
         table.add_column(column.heading, overflow="fold", justify=right, min_width=max(map(len, column.texts)))
     for row in range(len(summary.groups)):
-        table.add_row(*(Text(column.texts[row]) for column in chosen))
+        table.add_row(*(Text(visible(column.texts[row])) for column in chosen))
     return table, [column.heading for column in ranked if column not in chosen]
 
 

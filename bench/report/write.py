@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from bench.store.runs import RunFolder
 from tl.cache import write_atomic
 from tl.datasets import Splits
 from tl.errors import UserError
+from tl.text import visible
 
 
 def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT) -> tuple[Path, Path]:
@@ -39,17 +41,21 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
     more = {"figures": drawn, "galleries": shown, "no_pictures": images if isinstance(images, str) else ""}
     paths = folder / f"{name}.md", folder / f"{name}.html"
     try:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for stem in (*figures.FIGURES, *GALLERIES):  # files of an earlier report may be out of date
-            for suffix in ("png", "svg", "jpg"):
-                (folder / name / f"{stem}.{suffix}").unlink(missing_ok=True)
+        pictures: dict[str, str | bytes] = {}
         for stem, figure in drawn.items():
-            write_atomic(folder / name / f"{stem}.svg", figure.svg)
-            (folder / name / f"{stem}.png").write_bytes(figure.png)
+            pictures |= {f"{stem}.svg": figure.svg, f"{stem}.png": figure.png}
         for gallery in shown:
-            montage(gallery).save(folder / name / f"{gallery.name}.jpg", quality=85)
+            buffer = io.BytesIO()
+            montage(gallery).save(buffer, format="jpeg", quality=85)
+            pictures[f"{gallery.name}.jpg"] = buffer.getvalue()
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file, content in pictures.items():
+            write_atomic(folder / name / file, content)
         write_atomic(paths[0], _page("md", summary, more))
         write_atomic(paths[1], _page("html", summary, more | _for_html(summary, drawn)))
+        for stem in (*figures.FIGURES, *GALLERIES):  # files of an earlier report may be out of date
+            for file in {f"{stem}.{suffix}" for suffix in ("png", "svg", "jpg")} - pictures.keys():
+                (folder / name / file).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: the report can't be written: {error.strerror}") from error
     return paths
@@ -106,7 +112,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "trust": "Can I trust this?",
     }
     # `<` must not end the element that JSON stands in.
-    data = json.dumps(page_data(summary), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(_shown(page_data(summary)), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return {
         "style": style(),
         "script": script(),
@@ -119,6 +125,15 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "row_id": group_id,
         "rest_of_figures": rest,
     }
+
+
+def _shown(data: Any) -> Any:
+    """The same data with hidden characters in its texts made visible: a script would show them as they are."""
+    if isinstance(data, dict):
+        return {visible(key): _shown(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_shown(value) for value in data]
+    return visible(data) if isinstance(data, str) else data
 
 
 def _fence(lines: list[str]) -> str:

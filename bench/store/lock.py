@@ -14,11 +14,12 @@ from pathlib import Path
 
 import filelock
 
-from tl.cache import to_json, write_atomic
+from tl.cache import read_bounded, to_json, write_atomic
 from tl.errors import ConfigError, UserError
 from tl.strict import Strict
 
 _HOLDER = ".holder"
+_MOST_BYTES = 1 << 20
 
 
 class Holder(Strict):
@@ -63,6 +64,6 @@ def locked(folder: Path, command: str, *, wait: Callable[[str], None] | None = N
 
 def _holder(folder: Path) -> str:
     try:
-        return str(Holder.from_json((folder / _HOLDER).read_bytes()))
+        return str(Holder.from_json(read_bounded(folder / _HOLDER, _MOST_BYTES)))
     except (OSError, ValueError, ConfigError):  # the other command has just started or just ended
         return "another `bench run`"

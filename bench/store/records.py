@@ -14,9 +14,9 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 6   a manifest has weights by policy and backbone, and an invocation has `data`; older versions had both as texts. A
     note of a result has a subject. `stand_in` is renamed to `fallback`, and no longer contains text that was meant for
     the terminal. Older versions are upgraded on reading, see `bench.store.upgrade`
-7   a manifest's data set has `left_out` and `duplicates`. A record may be `diverged`, and then has `epochs`. Before, such a cell was `done`, with an empty loss and with NaN
-    counted as predictions of the first class; it is upgraded on reading. A trial has `reason`, and no accuracy if it
-    diverged
+7   a manifest's data set has `left_out` and `duplicates`. A record may be `diverged`, and then has `epochs`. Before,
+    such a cell was `done`, with an empty loss and with NaN counted as predictions of the first class; it is upgraded on
+    reading. A trial has `reason`, and no accuracy if it diverged
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from pydantic_core import to_json as compact_json
 
 from bench.store.records import SCHEMA_VERSION, SEALED_SINCE, Manifest, Record
 from bench.store.upgrade import upgrade_manifest, upgrade_record
-from tl.cache import to_json, write_atomic
+from tl.cache import read_bounded, to_json, write_atomic
 from tl.errors import ConfigError, UserError
 from tl.regimes import REGIMES
 
@@ -31,6 +31,10 @@ _RESERVE, _RESERVED_BYTES, _BYTES_PER_IMAGE = ".reserve", 1 << 20, 200
 """The file that reserves disk space, its size without predictions, and its bytes per image. The two predictions of an
 image take about 140 bytes of a record.
 """
+
+
+_MOST_BYTES = 1 << 30
+"""Largest file that is read. With predictions of a million images, a record has 140 MB."""
 
 
 class Damaged(UserError):
@@ -189,7 +193,7 @@ class RunFolder:
         try:
             os.link(path, kept)
         except OSError:  # a file system without hard links
-            write_atomic(kept, path.read_bytes())
+            write_atomic(kept, read_bounded(path, _MOST_BYTES))
         return kept
 
 
@@ -229,9 +233,10 @@ def seal(text: bytes) -> bytes:
 
 def _parse(path: Path, kind: type[Format]) -> Format:
     try:
-        text = path.read_bytes().replace(b"\r\n", b"\n")  # git may have converted the line ends on checkout
+        text = read_bounded(path, _MOST_BYTES)
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
+    text = text.replace(b"\r\n", b"\n")  # git may have converted the line ends on checkout
     found = _SEAL.match(text)
     text = b"{\n" + text[found.end() :] if found else text
     intact = found is not None and hashlib.sha256(text).hexdigest().encode() == found[1]

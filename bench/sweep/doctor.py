@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.text import Text
 
 from bench.execution.executors import make_executor
 from bench.store.environment import environment
@@ -12,6 +13,7 @@ from tl.datasets import load_splits
 from tl.errors import UserError
 from tl.images import open_store
 from tl.machine import DeviceKey
+from tl.text import visible
 from tl.weights import BUNDLED
 
 
@@ -21,8 +23,7 @@ def examine() -> None:
 
     def show(mark: str, topic: str, text: str) -> None:
         colour = {"ok": "green", "no": "yellow", "!!": "red"}[mark]
-        console.print(f"[{colour}]{mark}[/] {topic}: ", end="", highlight=False)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(Text.assemble((mark, colour), visible(f" {topic}: {text}")), soft_wrap=True)
 
     machine = environment()
     gib = machine.memory_bytes / 2**30

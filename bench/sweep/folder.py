@@ -14,6 +14,10 @@ from bench.store.lock import locked
 from bench.store.runs import RunFolder
 from bench.sweep.options import Options
 from tl.errors import ConfigError, UserError
+from tl.text import visible
+
+LONGEST_NAME = 200
+"""Bytes of a run's name: with endings such as `.html` it must be the name of a file, which has at most 255."""
 
 
 def check_output(folder: Path) -> None:
@@ -29,8 +33,14 @@ def check_output(folder: Path) -> None:
 
 def check_name(option: str, name: str) -> None:
     """Raise `ConfigError` if `name`, the value of `option`, is not the plain name of a file or folder."""
-    if Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"{option} {name!r} must be a plain name, without folders")
+    if not name or Path(name).name != name or name.startswith((".", "-")):
+        raise ConfigError(f"{option} {name!r} must be a plain name, without folders, that begins with neither . nor -")
+    if visible(name) != name:
+        raise ConfigError(f"{option} {visible(name)!r} has hidden characters, such as controls; leave them out")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise ConfigError(
+            f"{option} {name[:20]}… has {len(os.fsencode(name))} bytes; at most {LONGEST_NAME} are possible"
+        )
     if name.lower() == "index":
         raise ConfigError(f"{option} {name!r} is reserved for the list of all reports; choose another name")
 

@@ -32,8 +32,9 @@ low = 2.5                           # the claim holds if finetune ÷ frozen is a
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -44,6 +45,7 @@ from typing import Any
 from pydantic import Field
 
 from bench.analysis.claims import CLAIMS, Claim
+from tl.cache import read_bounded
 from tl.config import TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
 from tl.machine import DeviceKey, pick
@@ -53,6 +55,10 @@ from tl.strict import Strict
 
 AXES = {"backbone": "backbones", "regime": "regimes", "device": "devices", "precision": "precision", "seed": "seeds"}
 """Axis of a cell → its key in `[matrix]`."""
+MOST_CELLS = 100_000
+"""Largest number of cells of a grid, counting those that `exclude` leaves out."""
+_MOST_BYTES = 1 << 20
+"""Largest file of a grid."""
 SHARED_SETTINGS = tuple(name for name in TrainConfig.model_fields if name not in {*AXES, "weights"})
 """Fields of `[train]`: the settings that all cells of a grid share."""
 
@@ -129,8 +135,11 @@ def load_grid(name: str) -> Grid:
     """
     if name.endswith(".toml") or "/" in name:
         try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            # Through a pipe, too, as for `--grid <(a command that prints a grid)`.
+            text = read_bounded(Path(name), _MOST_BYTES, pipe=True).decode()
+        except OSError as error:
+            raise ConfigError(f"grid={name!r}: can't be read: {error.strerror or error}") from error
+        except ValueError as error:  # not UTF-8, or a name that can't be one
             raise ConfigError(f"grid={name!r}: can't be read: {error}") from error
     else:
         found = resources.files("bench.sweep").joinpath("grids", f"{name}.toml")
@@ -147,8 +156,10 @@ def load_grid(name: str) -> Grid:
 def _parse(text: str, name: str) -> Grid:
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also a number with thousands of digits
         raise ConfigError(f"not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError("not valid TOML: lists or tables are nested too deeply") from error
     try:
         grid = Grid(name=name, **_with_claims(_with_matrix(data)))
     except TypeError as error:
@@ -263,11 +274,12 @@ def expand(
         spec: completes the name of a backbone, and raises for an unknown one.
         devices: returns this machine's devices, best first.
 
-    Raises `ConfigError` for an invalid value, and `DeviceError` for a device that this machine doesn't have.
+    Raises `ConfigError` for an invalid value, and for more than `MOST_CELLS` before any is made, and `DeviceError` for
+    a device that this machine doesn't have.
     """
     matrix = grid.matrix
-    axes: dict[str, list[Any]] = {
-        "seed": list(range(matrix.seeds)) if isinstance(matrix.seeds, int) else matrix.seeds,
+    axes: dict[str, Sequence[Any]] = {
+        "seed": range(matrix.seeds) if isinstance(matrix.seeds, int) else matrix.seeds,
         "device": matrix.devices,
         "backbone": matrix.backbones,
         "precision": matrix.precision,
@@ -277,14 +289,19 @@ def expand(
         raise ConfigError(f"seeds={matrix.seeds!r}: at least one is needed")
     have = devices()
     cells: dict[tuple[Any, ...], Planned] = {}
-    shared = grid.shared_settings
+    shared, total = grid.shared_settings, 0
 
-    def add(values: dict[str, list[Any]], settings: dict[str, Any]) -> None:
+    def add(values: dict[str, Sequence[Any]], settings: dict[str, Any]) -> None:
+        nonlocal total
         names = {
             **values,
             "backbone": [spec(b) for b in values["backbone"]],
             "device": _present(values["device"], have),
         }
+        total += math.prod(each.stop if isinstance(each, range) else len(each) for each in names.values())
+        if total > MOST_CELLS:
+            count = f"{total:,}" if total < 10**15 else f"more than {10**15:,}"
+            raise ConfigError(f"grid {grid.name!r}: its axes make {count} cells; at most {MOST_CELLS:,} are possible")
         for combination in product(*names.values()):
             cell = dict(zip(names, combination, strict=True))
             if any(_matches(cell, rule) for rule in grid.exclude):
@@ -304,7 +321,7 @@ def expand(
     return list(cells.values())
 
 
-def _present(wanted: list[str], have: dict[str, str]) -> list[str]:
+def _present(wanted: Sequence[str], have: dict[str, str]) -> list[str]:
     named = [one for name in wanted for one in (have if name == "all" else [pick(name, have)])]
     return list(dict.fromkeys(named))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from tl.errors import ConfigError, DataWarning, FallbackWarning
 from tl.folds import check_protocol
 from tl.images import open_store
 from tl.specs import canonical
-from tl.weights import Weights
+from tl.weights import Weights, check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +86,8 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
 
     Raises `UserError` for mistakes that the user can correct.
     """
-    if options.weights_dir and not options.weights_dir.is_dir():
-        raise ConfigError(f"--weights-dir {os.fspath(options.weights_dir)!r}: no such folder")
+    if options.weights_dir:
+        check_folder("--weights-dir ", options.weights_dir)
     names: dict[str, list[str]] = {}
 
     def spec(given: str) -> str:

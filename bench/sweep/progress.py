@@ -15,6 +15,7 @@ from bench.console import say
 from bench.store.records import Cell, Record
 from tl.regimes import REGIMES
 from tl.results import EpochResult, accuracy_counts
+from tl.text import visible
 
 
 class Reporter(Protocol):
@@ -158,13 +159,15 @@ class LiveReporter:
         self._update(cell=f"{changing} · {_short(cell)}")
 
     def warned(self, text: str) -> None:  # noqa: D102
-        self._bar.console.print(Text(f"! {text}", style="yellow"), soft_wrap=True)
+        self._bar.console.print(Text(visible(f"! {text}"), style="yellow"), soft_wrap=True)
 
     def ended(self, record: Record) -> None:  # noqa: D102
         self._count.end(record.cell)
         mark, colour = {"done": ("✓", "green"), "skipped": ("–", "yellow")}.get(record.status, ("✗", "red"))
         line = Text.assemble(
-            (f"{mark} ", colour), f"{record.cell}  ", (_end_text(record), "dim" if colour == "green" else colour)
+            (f"{mark} ", colour),
+            visible(f"{record.cell}  "),
+            (visible(_end_text(record)), "dim" if colour == "green" else colour),
         )
         self._bar.console.print(line, soft_wrap=True)
         self._update(cell="")
@@ -188,7 +191,7 @@ class _CellColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         parts = [part for part in (task.fields["left"], task.fields["cell"]) if part]
-        return Text(" · ".join(parts), overflow="ellipsis", no_wrap=True)
+        return Text(visible(" · ".join(parts)), overflow="ellipsis", no_wrap=True)
 
 
 def _short(cell: Cell) -> str:

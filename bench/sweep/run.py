@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from bench.execution.signals import sigterm_as_interrupt
+from bench.execution.signals import ending_as_interrupt
 from bench.store.records import Record
 from bench.sweep.adaptive import Goal, run_until_decided
 from bench.sweep.describe import describe, list_cells
@@ -36,10 +36,10 @@ def run_sweep(
 
     Returns cell id → record of the grid's cells, old and new; for a dry run, only the old ones.
 
-    Raises `UserError` for mistakes that the user can correct, and `KeyboardInterrupt` for Ctrl-C or SIGTERM: finished
-    cells are kept, and the same call continues from there.
+    Raises `UserError` for mistakes that the user can correct, and `KeyboardInterrupt` for Ctrl-C, SIGTERM or SIGHUP:
+    finished cells are kept, and the same call continues from there.
     """
-    with sigterm_as_interrupt(), held_from_the_start(options, console):
+    with ending_as_interrupt(), held_from_the_start(options, console):
         executor = executor_for(options)
         sweep = plan(grid, options, executor, console)
         describe(sweep, console, dry_run=options.dry_run)

@@ -1,0 +1,377 @@
+"""Files are replaced whole, devices and pipes are written through, and only regular files of bounded size are read."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.execution.log import log_size, open_log, shorten, tail
+from bench.export.trackers import export_to
+from bench.report import write
+from bench.store.lock import locked
+from bench.store.runs import RunFolder, seal
+from tests.commands import here, light_command
+from tests.runs import record, write_run
+from tl.cache import read_bounded, to_json, write_atomic, write_output
+from tl.errors import UserError
+from tl.text import visible
+
+resource = pytest.importorskip("resource", reason="needs limits of a Unix process")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """Two seeds of two regimes."""
+    cells = [record("timm:a", regime, seed=seed) for regime in ("finetune", "frozen") for seed in range(2)]
+    return write_run(tmp_path / "results" / "r", cells)
+
+
+@pytest.fixture
+def null(tmp_path: Path) -> Path:
+    """A device of our own that takes everything."""
+    try:
+        os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except OSError:
+        pytest.skip("only the administrator may make a device")
+    return tmp_path / "null"
+
+
+@pytest.fixture
+def full_disk(run: RunFolder) -> Iterator[None]:
+    """Files of more than 100 bytes can't be written, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # Python ignores the signal that comes with it
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class Reader(threading.Thread):
+    """Reads a pipe to its end."""
+
+    def __init__(self, pipe: Path) -> None:
+        super().__init__(daemon=True)
+        self.pipe, self.found = pipe, b""
+        self.start()
+
+    def run(self) -> None:
+        self.found = self.pipe.read_bytes()
+
+    def end(self) -> bytes:
+        self.join(60)
+        return self.found
+
+
+OUTPUTS = {
+    "compare": ["compare", "r", "--by", "regime", "--format", "md"],
+    "gate": ["gate", "r", "s", "--format", "json"],
+    "csv": ["export", "r", "--format", "csv"],
+    "json": ["export", "r", "--format", "json"],
+    "parquet": ["export", "r", "--format", "parquet"],
+    "latex": ["export", "r", "--format", "latex"],
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_output_leaves_devices_pipes_and_links_what_they_are(case: str, run: RunFolder, null: Path) -> None:
+    """A device and a pipe are written through. A link stays, and its file is replaced whole."""
+    write_run(run.folder.parent / "s", [record("timm:a", regime, seed=3) for regime in ("finetune", "frozen")])
+    folder = null.parent
+    os.mkfifo(folder / "pipe")
+    (folder / "elsewhere").mkdir()
+    (folder / "link").symlink_to("second")
+    (folder / "second").symlink_to("elsewhere/file")
+    reader = Reader(folder / "pipe")
+    for name in ("plain", "null", "pipe", "link"):
+        done = here(*OUTPUTS[case], "--output", name)
+        assert done.returncode in (0, 3), done.stderr
+    expected = (folder / "plain").read_bytes()
+    assert len(expected) > 100 and reader.end() == expected == (folder / "elsewhere" / "file").read_bytes()
+    assert (folder / "link").readlink() == Path("second") and (folder / "second").is_symlink()
+    assert stat.S_ISCHR(null.stat().st_mode) and (folder / "pipe").is_fifo()
+    assert not list(folder.rglob(".*.tmp"))
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="this system has no /dev/stdout")
+@pytest.mark.parametrize("kind", ["pipe", "file"])
+def test_the_name_of_standard_output_is_standard_output(kind: str, run: RunFolder, tmp_path: Path) -> None:
+    """`/dev/stdout` is neither replaced nor overwritten, also if it is a file."""
+    words = [sys.executable, "-m", "bench", "gate", "r", "r/../r2", "--format", "md", "-o", "/dev/stdout"]
+    write_run(run.folder.parent / "r2", [record("timm:a", "frozen", seed=seed) for seed in range(3)])
+    place = tmp_path / "out.txt"
+    with place.open("w") as out:
+        out.write("before\n")
+        out.flush()
+        to = subprocess.PIPE if kind == "pipe" else out
+        done = subprocess.run(words, stdout=to, stderr=subprocess.PIPE, text=True, check=False)
+    found = f"before\n{done.stdout}" if kind == "pipe" else place.read_text()
+    assert done.returncode in (0, 3) and done.stderr == ""
+    assert found.startswith("before\n# ") and "\nGate " in found, "the page, and then the decision"
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("case", ["csv", "json", "parquet", "latex", "compare"])
+def test_a_full_disk_leaves_the_earlier_file(case: str, tmp_path: Path) -> None:
+    """It ends in one line and exit status 2; the earlier file is whole, and nothing is left beside it."""
+    (tmp_path / "file").write_text("the earlier one")
+    done = here(*OUTPUTS[case], "--output", "file")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "File too large" in done.stderr, done.stderr
+    assert (tmp_path / "file").read_text() == "the earlier one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "results"]
+
+
+def test_a_full_disk_ends_an_export_to_tensorboard_in_one_line(
+    run: RunFolder, tmp_path: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No thread dies with a traceback, no cell counts as written, and the next export writes them all."""
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard isn't installed")
+    limit = request.getfixturevalue("full_disk")
+    assert limit is None
+    done = here("export", "r", "--to", "tensorboard", "--output", "tb")
+    assert done.returncode == 2 and done.stderr == "error: tb: can't be written: File too large\n"
+    assert capfd.readouterr() == ("", "") and list((tmp_path / "tb" / "r").iterdir()) == []
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    assert export_to("tensorboard", [run], tmp_path / "tb").startswith("4 of 4 cells written")
+
+
+def test_events_are_those_that_tensorboard_reads(run: RunFolder, tmp_path: Path) -> None:
+    """Each has its length and checksums before and after it; the first names the version of the format."""
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard isn't installed")
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import masked_crc32c
+
+    export_to("tensorboard", [run], tmp_path / "tb")
+    for path in (tmp_path / "tb").rglob("*tfevents*"):
+        content, events = path.read_bytes(), []
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            assert struct.unpack("<I", content[8:12]) == (masked_crc32c(content[:8]),)
+            assert struct.unpack("<I", content[12 + length : 16 + length]) == (
+                masked_crc32c(content[12 : 12 + length]),
+            )
+            events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+            content = content[16 + length :]
+        assert events[0].file_version == "brain.Event:2"
+        tags = {value.tag for event in events for value in event.summary.value}
+        assert {"epoch/val_accuracy", "cell/epoch_seconds", "config/text_summary"} <= tags
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_leaves_the_earlier_report(tmp_path: Path) -> None:
+    """Pages and pictures of the earlier report are whole."""
+    (tmp_path / "reports" / "r").mkdir(parents=True)
+    for name in ("r.md", "r.html", "r/curves.png", "r/matrix.svg"):
+        (tmp_path / "reports" / name).write_text("the earlier one")
+    done = here("report", "r", "--no-images")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "can't be written" in done.stderr, done.stderr
+    files = [path for path in (tmp_path / "reports").rglob("*") if path.is_file()]
+    assert len(files) == 4 and {path.read_text() for path in files} == {"the earlier one"}
+
+
+def test_files_of_the_suite_are_not_written_into_pipes(tmp_path: Path) -> None:
+    """Nobody reads a pipe in a run's folder, so writing to it would wait for ever. A link's file is written."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is a pipe, not a regular file"):
+        write_atomic(tmp_path / "pipe", "x")
+    (tmp_path / "to-pipe").symlink_to("pipe")
+    with pytest.raises(OSError, match="is a pipe, not a regular file"):
+        write_atomic(tmp_path / "to-pipe", "x")
+    (tmp_path / "link").symlink_to(tmp_path / "new" / "file")
+    write_atomic(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "new" / "file").read_text() == "x"
+    (tmp_path / "circle").symlink_to("circle")
+    for writes in (write_atomic, write_output):
+        with pytest.raises(OSError, match="symbolic links"):
+            writes(tmp_path / "circle", "x")
+        with pytest.raises(OSError, match="a folder"):
+            writes(tmp_path, "x")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "circle").is_symlink()
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    """The temporary file beside it has a shorter one."""
+    write_atomic(tmp_path / ("é" * 127), "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["é" * 127]
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path, null: Path) -> None:
+    """A pipe, a device, a folder and a file that is too large are refused at once, through links too."""
+    (tmp_path / "file").write_bytes(b"12345")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(null)
+    assert read_bounded(tmp_path / "file", 5) == b"12345"
+    for name, limit, said in [
+        ("file", 4, "has more than the 4 bytes that are read"),
+        ("pipe", 9, "is a pipe, not a regular file"),
+        ("link", 9, "is a device, not a regular file"),
+        (".", 9, "is a folder, not a regular file"),
+        ("nowhere", 9, "No such file"),
+    ]:
+        with pytest.raises(OSError, match=said) as caught:
+            read_bounded(tmp_path / name, limit)
+        assert caught.value.filename == str(tmp_path / name)
+
+
+def test_a_pipe_is_read_to_its_end_where_it_is_allowed() -> None:
+    """Also if it is written in parts, and not beyond the limit."""
+    for sent, limit in ((b"[matrix]\n" * 20_000, 1 << 20), (b"x" * 200_000, 1_000)):
+        reading, writing = os.pipe()
+
+        def send(writing: int = writing, sent: bytes = sent) -> None:
+            with contextlib.suppress(BrokenPipeError):
+                while sent:
+                    sent = sent[os.write(writing, sent) :]
+            os.close(writing)
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        path = Path(f"/dev/fd/{reading}")
+        try:
+            if len(sent) <= limit:
+                assert read_bounded(path, limit, pipe=True) == sent
+            else:
+                with pytest.raises(OSError, match="more than the 1,000 bytes"):
+                    read_bounded(path, limit, pipe=True)
+        finally:
+            os.close(reading)
+            sender.join()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_record_that_is_no_file_is_refused(kind: str, run: RunFolder, null: Path) -> None:
+    """Every command that reads it ends in one line, and none waits or fills the memory."""
+    path = sorted((run.folder / "cells").iterdir())[0]
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(null)
+    for words in (["show", "r"], ["export", "r"], ["report", "r"], ["claims", "r"], ["compare", "r", "--by", "regime"]):
+        done = here(*words)
+        assert done.returncode == 2, done.stdout
+        assert (
+            done.stderr == f"error: {path.relative_to(null.parent)}: can't be read: is a {kind}, not a regular file\n"
+        )
+    done = here("report", "--index")
+    assert (
+        done.returncode == 0 and f"is a {kind}, not a regular file" in (null.parent / "reports/index.html").read_text()
+    )
+
+
+def test_a_manifest_that_is_no_file_is_no_run(run: RunFolder) -> None:
+    """The folder is not a run, and `run` doesn't write into it."""
+    (run.folder / "manifest.json").unlink()
+    os.mkfifo(run.folder / "manifest.json")
+    assert "no such run" in here("show", "r").stderr
+    with pytest.raises(UserError, match="not a run"):
+        run.manifest()
+
+
+def test_a_lock_whose_holder_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    """Neither the writer nor the reader of `.holder` waits for the pipe."""
+    os.mkfifo(tmp_path / ".holder")
+    with pytest.raises(OSError, match="is a pipe"), locked(tmp_path, "one"):
+        pass
+
+
+def test_a_log_that_is_a_pipe_is_no_log(tmp_path: Path) -> None:
+    """Opening it to write would wait for a reader; it is never read, cut or removed."""
+    os.mkfifo(tmp_path / "log")
+    holder = os.open(tmp_path / "log", os.O_RDWR)  # a reader, so that even opening without waiting succeeds
+    try:
+        with pytest.raises(OSError, match="is not a regular file"):
+            open_log(tmp_path / "log")
+    finally:
+        os.close(holder)
+    with pytest.raises(OSError, match="No such device"):
+        open_log(tmp_path / "log")
+    shorten(tmp_path / "log")
+    assert log_size(tmp_path / "log") == 0 and tail(tmp_path / "log", 0) == "" and (tmp_path / "log").is_fifo()
+
+
+GRID = 'dataset = "synthetic-mini"\n[matrix]\nbackbones = ["quick0"]\n'
+
+
+def test_a_grid_may_come_through_a_pipe(tmp_path: Path) -> None:
+    """As with a shell's `--grid <(…)`; the run needs a name then, or is named after the descriptor."""
+    reading, writing = os.pipe()
+    os.write(writing, GRID.encode())
+    os.close(writing)
+    try:
+        done = light_command("run", "--dry-run", "--grid", f"/dev/fd/{reading}", "--name", "piped")
+    finally:
+        os.close(reading)
+    assert done.returncode == 0 and "run: results/piped: 2 cells" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.symlink_to("null"), "is a device, not a regular file"),
+        (lambda path: path.mkdir(), "is a folder, not a regular file"),
+        (lambda path: path.write_bytes(bytes((1 << 20) + 1)), "has more than the 1,048,576 bytes that are read"),
+        (lambda path: path.write_bytes(b"\xff"), "can't be read: 'utf-8' codec"),
+        (lambda path: os.mkfifo(path), "matrix: missing"),
+        (lambda path: path.write_text("a = " + "[" * 10_000), "nested too deeply"),
+        (lambda path: path.write_text("a = " + "[" * 10_000 + "]" * 10_000), "nested too deeply"),
+        (lambda path: path.write_text("a" + ".a" * 10_000 + " = 1"), "unknown key"),
+        (lambda path: path.write_text("[matrix]\nseeds = " + "9" * 6_000), "not valid TOML: Exceeds the limit"),
+        (lambda path: path.write_text(GRID + "seeds = " + "9" * 4_000), "at most 100,000"),
+    ],
+    ids=["device", "folder", "large", "binary", "pipe", "unclosed", "nested", "dotted", "digits", "number"],
+)
+def test_a_grid_that_cannot_be_one_is_refused_in_one_line(make: Any, said: str, null: Path) -> None:
+    """It ends at once, with the grid's name and the reason."""
+    make(null.parent / "grid.toml")
+    done = light_command("run", "--grid", "grid.toml", "--dry-run")
+    assert done.returncode == 2 and done.stderr.startswith("error: grid") and said in done.stderr, done.stderr[:500]
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_report_over_a_pipe_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    """A page is a file that is replaced; a pipe of that name would wait for a reader."""
+    (tmp_path / "reports").mkdir()
+    os.mkfifo(tmp_path / "reports" / "r.html")
+    with pytest.raises(UserError, match="the report can't be written: is a pipe"):
+        write.write_live(run, tmp_path / "reports")
+
+
+def test_a_record_without_epochs_is_damaged(run: RunFolder) -> None:
+    """It says nothing that a report could show: commands say so, and `run` sets it aside and runs its cell again."""
+    path = sorted((run.folder / "cells").iterdir())[0]
+    content = json.loads(path.read_bytes())
+    content["result"]["epochs"] = []
+    content.pop("digest")
+    path.write_bytes(seal(to_json(content).encode()))
+    for words in (["show", "r"], ["export", "r"], ["report", "r"], ["compare", "r", "--by", "regime"]):
+        done = here(*words)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert f"{path.name}: damaged: result.epochs=[]: " in done.stderr
+    sound, broken = run.survey()
+    assert len(sound) == 3 and list(broken) == [path]
+
+
+@pytest.mark.parametrize("command", ["python -m bench run --data 'x", "python -m bench run --data x\\", "\x00"])
+def test_a_recorded_command_with_an_open_quote_is_shown(command: str, run: RunFolder, tmp_path: Path) -> None:
+    """Nobody can run it, but the report is of the results. Old manifests, where it says which data it used, too."""
+    manifest = run.manifest()
+    call = manifest.invocations[0].replace(command=command)
+    run.write_manifest(manifest.replace(invocations=(call,)))
+    assert here("report", "r", "--collect").returncode == 0
+    assert visible(command) in html.unescape((tmp_path / "reports" / "r.html").read_text())
+    old = json.loads((run.folder / "manifest.json").read_bytes()) | {"schema_version": 5}
+    old.pop("digest")
+    del old["invocations"][0]["data"]
+    (run.folder / "manifest.json").write_bytes(seal(to_json(old).encode()))
+    assert here("show", "r").returncode == 0 and run.manifest().invocations[0].data is None
