@@ -156,7 +156,7 @@ def test_reasons_are_counted_together_and_told_before_a_run(tmp_path: Path) -> N
 
 
 def test_a_hidden_name_that_is_not_text_is_shown_safely(tmp_path: Path) -> None:
-    """Visible files with such names are refused. A hidden one is no reason to refuse the set; its name can be saved."""
+    """Such names of visible files are refused. A hidden one is no reason to refuse the set, and can be saved."""
     root = small(tmp_path / "set")
     write(root / "val" / "a" / os.fsdecode(b".caf\xe9"), "x")
     (left_out,) = tl.load_splits(root).left_out
