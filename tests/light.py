@@ -83,7 +83,9 @@ class _Untellable(Exception):
         raise ValueError("no words")
 
 
-def run_cell(cell: Any, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
+def run_cell(
+    cell: Any, splits: Splits, weights: Weights, threads: int, checked: object, emit: Emit
+) -> tuple[TrainResult, str]:
     """Return what `bench.execution.worker:run_cell` returns, or misbehave as the backbone's name says."""
     backbone = cell.config.backbone
     if ledger := os.environ.get("LIGHT_LEDGER"):

@@ -28,7 +28,7 @@ from tests.images import write_folder
 from tl.batches import Batches, Preprocessing
 from tl.decoding import Pixels, decode
 from tl.errors import DataError
-from tl.images import Store, batch_bounds, crops, open_store, order
+from tl.images import Store, batch_bounds, checked_files, crops, open_store, order, trust
 
 DRAWS = 6_000
 PREPROCESSING = Preprocessing(
@@ -286,6 +286,12 @@ def test_a_process_checks_pixels_once_and_after_every_change(tmp_path: Path, mon
     monkeypatch.setattr("tl.images._SETTLED_SECONDS", -1e9)
     assert [checked_bytes(), checked_bytes(), checked_bytes()] == [whole, 0, 0]
     os.utime(store.pixels)
+    assert [checked_bytes(), checked_bytes()] == [whole, 0]
+    known = checked_files()
+    monkeypatch.setattr("tl.images._checked", set())  # as in a new process
+    trust(known)
+    assert checked_bytes() == 0
+    os.utime(store.pixels, (0, 0))
     assert [checked_bytes(), checked_bytes()] == [whole, 0]
     zero(store.pixels)
     warned_once(lambda: open_store(splits), store.pixels)

@@ -12,6 +12,7 @@ from bench.execution.log import log_size, shorten
 from bench.execution.monitor import Monitor
 from bench.store.environment import Environment, MachineState, environment
 from tl.errors import CacheWarning
+from tl.images import checked_files
 from tl.machine import usable_cores
 from tl.results import EpochResult
 
@@ -49,7 +50,7 @@ def run_job(
             progressed(event)
 
     threads = min(job.threads or usable_cores(), usable_cores())
-    arguments = (job.cell, job.splits, job.weights, threads)
+    arguments = (job.cell, job.splits, job.weights, threads, checked_files())
     limits = Limits(seconds=job.timeout_seconds, memory_bytes=job.memory_bytes, log=job.log)
     before = log_size(job.log)
     outcome = executor.call(RUN_CELL, *arguments, limits=limits, on_event=on_event)

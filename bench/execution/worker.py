@@ -19,6 +19,7 @@ from tl import devices, gpu
 from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
 from tl.errors import CacheWarning, WeightsError
+from tl.images import FileState, trust
 from tl.library import library
 from tl.machine import PAGES_KEPT, DeviceKey, keep_freed_pages
 from tl.plugins import load_as_parent
@@ -62,8 +63,12 @@ def resolve_weights(
     return found
 
 
-def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: Emit) -> tuple[TrainResult, str]:
+def run_cell(
+    cell: Cell, splits: Splits, weights: Weights, threads: int, checked: frozenset[FileState], emit: Emit
+) -> tuple[TrainResult, str]:
     """Train one cell. Returns the result without its model, and the allocator's setting.
+
+    `checked` are files of pixels that the caller has found intact; this process doesn't check them again.
 
     Emits each `EpochResult`; for protocols of several trainings, a few words before each training; before and after
     training a `MachineState` with what only this process knows; and each `CacheWarning`. Raises `DivergedError`, among
@@ -71,6 +76,7 @@ def run_cell(cell: Cell, splits: Splits, weights: Weights, threads: int, emit: E
     """
     load_as_parent()
     library(cell.config.spec.source)  # one from outside is loaded here, before anything is measured
+    trust(checked)
     torch.set_num_threads(threads)
     device = DeviceKey.parse(cell.device).name
     allocator = PAGES_KEPT if keep_freed_pages() else "default"

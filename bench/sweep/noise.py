@@ -25,7 +25,7 @@ from bench.store.records import Cell
 from tl.config import TrainConfig
 from tl.datasets import Splits, load_splits
 from tl.errors import UserError
-from tl.images import open_store
+from tl.images import checked_files, open_store
 from tl.machine import usable_cores
 from tl.weights import Weights
 
@@ -126,7 +126,7 @@ def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: flo
         if isinstance(event, MachineState):
             monitor.receive(event)
 
-    arguments = (cell, splits, weights, usable_cores())
+    arguments = (cell, splits, weights, usable_cores(), checked_files())
     outcome = executor.call(
         "bench.execution.worker:run_cell", *arguments, limits=Limits(seconds=left), on_event=on_event
     )
