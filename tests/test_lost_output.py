@@ -141,7 +141,8 @@ def test_a_sweep_goes_on_when_its_terminal_has_gone() -> None:
     with in_a_terminal(*RUN) as (process, ours):
         seen = b""
         while b"cells" not in seen or b"2 cells" not in seen:
-            seen += os.read(ours, 4096)
+            assert (read := os.read(ours, 4096)), seen
+            seen += read
         os.close(ours)
         assert process.wait(120) == 2
     assert statuses() == ["done", "done"] and Path("reports/grid.html").is_file()
@@ -159,8 +160,8 @@ def test_sighup_ends_a_sweep_as_sigterm_does(how: str, tmp_path: Path) -> None:
     )
     try:
         assert process.stdout
-        while not process.stdout.readline().startswith("[1/2]"):
-            pass
+        while not (line := process.stdout.readline()).startswith("[1/2]"):
+            assert line, process.communicate()
         if how == "terminal":
             process.stdout.close()
             process.stdout = None
