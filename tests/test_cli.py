@@ -344,8 +344,10 @@ def test_names_and_files_of_reports_and_exports(in_smoke: Path) -> None:
     """A report's name can't leave its folder, and the message for a file that can't be written has its name."""
     outside = command("report", "smoke", "--name", "../../outside")
     assert outside.returncode == 2 and "must be a plain name" in outside.stderr
-    nowhere = command("export", "smoke", "--output", "nowhere/out.csv")
-    assert nowhere.returncode == 2 and "nowhere" in nowhere.stderr and "None" not in nowhere.stderr
+    nested = command("export", "smoke", "--output", "new/out.csv")
+    assert nested.returncode == 0 and Path("new/out.csv").is_file(), nested.stderr
+    nowhere = command("export", "smoke", "--output", "new/out.csv/out.csv")
+    assert nowhere.returncode == 2 and "new/out.csv" in nowhere.stderr and "None" not in nowhere.stderr
     piped = subprocess.run(
         f"{sys.executable} -m bench export smoke | head -1", shell=True, capture_output=True, text=True, check=True
     )

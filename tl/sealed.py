@@ -56,6 +56,8 @@ def write_sealed(path: Path, content: bytes) -> None:
     """Write a sealed file atomically. It replaces whatever has its name, even a folder. Raises `OSError`."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    elif path.is_symlink() or not path.is_file():  # `write_atomic` follows links, and leaves pipes and devices alone
+        path.unlink(missing_ok=True)
     write_atomic(path, _digest(content) + b"\n" + content)
 
 

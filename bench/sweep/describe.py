@@ -23,7 +23,7 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
     label, rate = largest_class(evaluated_images(config, splits).labels)
     largest = f"the largest, {splits.classes[label]!r}, has {rate:.1%} of those that are evaluated"
     missing = f"; {left_out} left out" if left_out else ""
-    say(console, f"images: {splits.name} ({images}; {largest}{missing})")
+    say(console, f"images: {splits.name} ({images}{missing}; {largest})")
     for finding in sorted(splits.findings, key=lambda finding: finding.serious):
         if finding.serious:
             say(console, f"WARNING: {finding}", style="bold yellow")
