@@ -141,7 +141,8 @@ def test_a_sweep_goes_on_when_its_terminal_has_gone() -> None:
     with in_a_terminal(*RUN) as (process, ours):
         seen = b""
         while b"cells" not in seen or b"2 cells" not in seen:
-            assert (read := os.read(ours, 4096)), seen
+            read = os.read(ours, 4096)
+            assert read, seen
             seen += read
         os.close(ours)
         assert process.wait(120) == 2
