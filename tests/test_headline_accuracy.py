@@ -149,7 +149,7 @@ def test_a_sweep_says_it_at_both_ends(tmp_path: Path) -> None:
     Path("one.toml").write_text(ONE_CELL + "[train]\nepochs = 1\nlearning_rate = 1e30\n")
     done = command("run", "--grid", "one.toml", "--data", str(folder), "--weights", "random", "--no-report")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "the largest, 'bees', has 80.0% of those that are evaluated)" in done.stdout
+    assert "the largest class, 'bees', has 80.0% of the evaluated ones)" in done.stdout
     assert "predicts 'bees' for every image" in done.stdout or "predicts 'ants' for every image" in done.stdout
 
 

@@ -21,7 +21,7 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
     left_out = sum(each.count for each in splits.left_out)
     label, rate = largest_class(evaluated_images(config, splits).labels)
-    largest = f"the largest, {splits.classes[label]!r}, has {rate:.1%} of those that are evaluated"
+    largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated ones"
     missing = f"; {left_out} left out" if left_out else ""
     say(console, f"images: {splits.name} ({images}{missing}; {largest})")
     for finding in sorted(splits.findings, key=lambda finding: finding.serious):
