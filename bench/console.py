@@ -52,8 +52,7 @@ class LastingOutput(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write text, with escapes for what the stream's encoding doesn't have."""
-        encoding = self.encoding
-        known = text if encoding == "utf-8" else text.encode(encoding, "backslashreplace").decode(encoding)
+        known = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
         self._try(lambda: self._stream.write(known))
         return len(text)
 

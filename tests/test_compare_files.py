@@ -235,6 +235,25 @@ def test_a_single_raw_time_decides_nothing() -> None:
         assert "No verdict on time: a single raw time" in ran.stdout
 
 
+def test_a_single_raw_time_is_no_noise() -> None:
+    """More rounds would not help, so a gate that lets noise pass doesn't let this pass."""
+    rounds("base")
+    for number in range(3):
+        write(f"new/{number}.json", content([1 + number / 1000], 1 + 10 * number))
+    comparison = compare(read_sides(["base", "new"]))
+    assert not any(change.is_open for change in comparison.changes)
+    decision = decide(comparison)
+    assert decision.status == INCOMPLETE and decision.lost and not decision.is_noise
+
+
+def test_rounds_that_are_no_pairs_may_differ_in_number() -> None:
+    """Among independent samples none is missing; among pairs one is."""
+    rounds("base", count=6), rounds("later", first=1_000, count=5), rounds("turn", first=1, count=5)
+    assert command("gate", "base", "later").returncode == PASSED
+    ran = command("gate", "base", "turn")
+    assert ran.returncode == INCOMPLETE and "has no round 5" in ran.stdout
+
+
 def test_machines_of_other_names_are_listed() -> None:
     """Their times compare if all else is equal, as on a fleet of equal machines, but the page names them."""
     rounds("base"), rounds("new", first=1, node="other")

@@ -191,7 +191,7 @@ def test_a_run_with_a_diverged_cell(tmp_path: Path) -> None:
     assert before == {path.name: path.read_bytes() for path in (run.folder / "cells").iterdir()}
     assert not (run.folder / "superseded").exists()
     listed = command(*arguments, "--epochs", "1", "--dry-run").stdout
-    assert "  diverged  timm:test_resnet finetune" in listed and "  done   timm:test_resnet cached" in listed
+    assert "  diverged  timm:test_resnet finetune" in listed and "  done      timm:test_resnet cached" in listed
 
 
 def test_a_diverged_cell_is_shown_like_a_failed_one(tmp_path: Path) -> None:

@@ -149,6 +149,25 @@ def test_a_sweep_goes_on_when_its_terminal_has_gone() -> None:
     assert statuses() == ["done", "done"] and Path("reports/grid.html").is_file()
 
 
+def test_a_second_sighup_ends_nothing_later() -> None:
+    """Signals that were deferred together end one thing together."""
+    with pytest.raises(KeyboardInterrupt), ending_as_interrupt(), signals_deferred():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+    with ending_as_interrupt(), signals_deferred():
+        pass
+
+
+def test_a_second_sighup_does_not_disturb_the_end_of_a_command() -> None:
+    """The command and the sweep inside it handle it together."""
+    with pytest.raises(KeyboardInterrupt), ending_as_interrupt():
+        try:
+            with ending_as_interrupt():
+                os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+
 @pytest.mark.parametrize("how", ["signal", "terminal"])
 def test_sighup_ends_a_sweep_as_sigterm_does(how: str, tmp_path: Path) -> None:
     """The running cell ends at once, finished ones are kept, the exit status is 130, and nothing is left behind."""

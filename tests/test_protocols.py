@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -276,4 +277,7 @@ def test_a_missing_store_is_built_for_all_images(
 def test_predictions_of_kfold_can_be_shown(mini: tl.Splits) -> None:
     """They are for all images, not only for the validation images."""
     result = run(config("kfold", folds=2, epochs=1), mini)
-    assert len(tl.show_predictions(result, mini, count=40).axes) == 40
+    odd = replace(mini, classes=(r"a$\frac$", "b\u202e"))
+    figure = tl.show_predictions(result, odd, count=40)
+    figure.savefig(io.BytesIO())
+    assert len(figure.axes) == 40 and not any("\u202e" in axes.get_title() for axes in figure.axes)

@@ -89,6 +89,16 @@ def test_times_that_scatter_are_tied(tmp_path: Path) -> None:
     assert [len(p.groups) for p in choice.priorities if p.metric == "epoch_seconds"] == [1]
 
 
+def test_the_page_shows_each_headline_metric_of_the_heatmap(run: RunFolder, tmp_path: Path) -> None:
+    """One at a time, by a rule of the style sheet; without its rule a metric's squares would be empty."""
+    summary = summarise([run], "run")
+    page = write_report(summary, tmp_path)[1].read_text(encoding="utf-8")
+    metrics = make_heatmap(summary).metrics
+    assert metrics[0] == RATED_BY and f'data-show="{RATED_BY}"' in page
+    for name in metrics:
+        assert f'.heat[data-show="{name}"] [data-metric="{name}"] {{ display: block; }}' in page
+
+
 def test_the_heatmap_has_every_planned_cell(run: RunFolder) -> None:
     """Squares have values and shares from worst to best, or a status and a reason."""
     heatmap = make_heatmap(summarise([run], "run"))

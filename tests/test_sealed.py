@@ -112,7 +112,7 @@ def test_a_run_on_damaged_caches_says_so_and_has_the_same_figures(
     files = [
         *cache.glob("backbones-*.json"),
         *cache.glob("synthetic-mini-v*/val/bees/003.jpg"),
-        *cache.glob("pixels/*/pixels.bin"),
+        *cache.glob("pixels/*/pixels-*.bin"),
         *cache.glob("features/*/centre.features"),
     ]
     assert len(files) == 4

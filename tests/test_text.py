@@ -167,6 +167,12 @@ def test_a_line_is_one_line() -> None:
     assert text.getvalue() == "data: a\\nerror: b\n"
 
 
+def test_large_counts_are_exact_in_csv() -> None:
+    """Also beside an unknown one: whole numbers above 2^53 have no place in a float."""
+    table = pd.DataFrame({"count": pd.array([2**53 + 1, None], dtype="Int64"), "name": ["=a", None]})
+    assert csv_table(table).to_csv(index=False) == f"count,name\n{2**53 + 1},'=a\n,\n"
+
+
 def test_csv_is_no_program_and_numbers_stay_numbers(nasty: RunFolder) -> None:
     """Text cells are quoted; numbers, also negative ones, aren't. The frame has every text as it is."""
     rows = list(csv.DictReader(io.StringIO(here("export", "r").stdout)))

@@ -7,7 +7,8 @@ import torch; `tl.batches` makes the tensors.
 Pixels that changed after they were written are noticed when the store is opened: the index begins with its SHA-256 and
 has a CRC-32 of each image's pixels. A process checks all of them once, at about 2 GiB/s: 0.1 s for 400 photographs of
 500 × 375, 5 s for the largest store. It is done before the first epoch, since a check of each image that is read would
-count as time of the training. A command checks for its cells' processes too, unless the file changes in the meantime.
+count as time of the training. A command checks for its cells' processes too, unless the file changes in the meantime
+or has only just been written.
 A damaged store is rebuilt, with a `CacheWarning`.
 """
 
@@ -70,8 +71,11 @@ class Store:
         if self.pixels is None:
             return decode(self.root / file)
         height, width, offset = self.files[file]
-        # Read, not mapped: mapped pages would count as this process's memory.
-        flat = np.fromfile(self.pixels, dtype=np.uint8, count=height * width * 3, offset=offset)
+        try:
+            # Read, not mapped: mapped pages would count as this process's memory.
+            flat = np.fromfile(self.pixels, dtype=np.uint8, count=height * width * 3, offset=offset)
+        except FileNotFoundError:  # another process has replaced the store by one of other images
+            return decode(self.root / file)
         return flat.reshape(height, width, 3)
 
     def sizes(self, images: ImageList) -> npt.NDArray[np.int64]:
@@ -109,7 +113,7 @@ def _opened(splits: Splits, folder: Path) -> Store | None:
     files = {name: (height, width, offset) for name, height, width, offset, _ in index["files"]}
     if not files.keys() >= {*splits.train.files, *splits.val.files}:
         return None
-    pixels = folder / "pixels.bin"
+    pixels = folder / index["pixels"]
     try:
         if not index["stored"]:
             return None if index["bytes"] <= _limit(folder) else Store(root=splits.root, files=files, pixels=None)
@@ -179,9 +183,13 @@ def _stored(splits: Splits, names: list[str], folder: Path) -> Store:
                 if total + len(content) <= limit:
                     out.write(content)
                 total += len(content)
+        # Named after its content, so that who has opened a store of other images doesn't read this one.
+        name = f"pixels-{zlib.crc32(json.dumps(rows).encode()):08x}.bin"
         if total > limit:
             (new / "pixels.bin").unlink()
-        index = {"bytes": total, "stored": total <= limit, "files": rows}
+        else:
+            (new / "pixels.bin").rename(new / name)
+        index = {"bytes": total, "stored": total <= limit, "pixels": name, "files": rows}
         write_sealed(new / "index.json", json.dumps(index).encode())
         with contextlib.suppress(OSError):
             # Another process may have built the same store in the meantime; that one is used then.

@@ -15,6 +15,7 @@ from tl.folds import evaluated_images
 from tl.images import open_store
 from tl.library import library
 from tl.specs import find
+from tl.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,13 +52,12 @@ def show_predictions(result: TrainResult, splits: Splits, *, count: int = 16, wr
     images = evaluated_images(result.config, splits)
     rows = list(zip(result.best.labels, result.best.confidences, images.labels, images.files, strict=True))
     if wrong_first:
-        rows.sort(key=lambda row: (row[0] == row[2], -(row[1] or 0.0)))
+        rows.sort(key=lambda row: (row[0] == row[2], -row[1]))
     store = open_store(splits)
     chosen = rows[:count]
     titles = [
         (
-            f"{splits.classes[label]} {'n/a' if confidence is None else f'{confidence:.0%}'}"
-            + ("" if label == truth else f"\n({splits.classes[truth]})"),
+            f"{splits.classes[label]} {confidence:.0%}" + ("" if label == truth else f"\n({splits.classes[truth]})"),
             RIGHT if label == truth else WRONG,
         )
         for label, confidence, truth, _ in chosen
@@ -83,5 +83,5 @@ def _grid(images: list[npt.NDArray[Any]], titles: list[tuple[str, str]]) -> Figu
         if place < len(images):
             axes.imshow(images[place])
             text, colour = titles[place]
-            axes.set_title(text, color=colour, fontsize=10)
+            axes.set_title(visible(text, keep="\n"), color=colour, fontsize=10, parse_math=False)
     return figure

@@ -112,6 +112,7 @@ def run(
     """
     from rich.console import Console
 
+    from bench.execution.signals import ending_as_interrupt
     from bench.report.live import LivePage
     from bench.sweep.adaptive import make_goal
     from bench.sweep.folder import check_output
@@ -151,15 +152,16 @@ def run(
     if report:
         check_output(reports)
     sweeps: list[Sweep] = []
-    try:
-        records = run_sweep(chosen, options, console, goal=goal, on_plan=sweeps.append)
-    except BaseException as error:
-        for sweep in sweeps:
-            page.end(sweep.run)
-        if not isinstance(error, KeyboardInterrupt) or not sweeps:
-            raise
-        _say_interrupted(sweeps[0], console, fresh=fresh)
-        raise typer.Exit(INTERRUPTED) from None
+    with ending_as_interrupt():  # until the live page has ended too
+        try:
+            records = run_sweep(chosen, options, console, goal=goal, on_plan=sweeps.append)
+        except BaseException as error:
+            for sweep in sweeps:
+                page.end(sweep.run)
+            if not isinstance(error, KeyboardInterrupt) or not sweeps:
+                raise
+            _say_interrupted(sweeps[0], console, fresh=fresh)
+            raise typer.Exit(INTERRUPTED) from None
     if dry_run:
         return
     failed = _say_without_result(records, console)

@@ -124,7 +124,7 @@ class Change:
     @property
     def is_open(self) -> bool:
         """True if more samples could decide it: it has no verdict, and isn't shown to be no worse."""
-        return self.verdict in ("inconclusive", "too few samples") and not self.no_worse
+        return not self.obstacle and self.verdict in ("inconclusive", "too few samples") and not self.no_worse
 
     @property
     def typical(self) -> tuple[float, float]:
@@ -277,7 +277,7 @@ def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
 
 
 def order_of(base: Side, side: Side) -> Order:
-    """Whether the sides were measured in turn: BASE, NEW, NEW, BASE and so on, with the files of a round side by side.
+    """Whether the sides were measured in turn: the two files of a round follow each other, whichever came first.
 
     Only then the two files of a round had the same neighbours and clocks. If a side ran all its rounds first, a round's
     number says nothing about when the other side ran its round of that number.
@@ -452,8 +452,8 @@ def _lost(
             if name in wanted and known and (unknown := samples.keys() & here.done - known.keys()):
                 what = f"{wanted[name].label} is unknown in {samples_text(there, unknown)}"
                 incomplete.append((there.label, f"{side.name}: {what}"))
-        if there.repeats == "round" and not there.done & here.done:
-            continue  # rounds without common names are not pairs, so none is missing
+        if there.repeats == "round" and order_of(base, side) != "in turn":
+            continue  # rounds that are not pairs are independent samples, so none is missing
         if missing := there.done - here.done - here.lost.keys():
             incomplete.append((there.label, f"{side.name}: has no {samples_text(there, missing)}"))
         if more := here.done - there.done - there.lost.keys():

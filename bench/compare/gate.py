@@ -34,7 +34,7 @@ class Decision:
     """Times, memory and accuracies that fail the gate."""
     lost: bool
     """True if more samples would not decide it: something that the base side has is missing, failed or unknown on the
-    new side, or conditions other than a benchmark's own code differ."""
+    new side, a round has a single raw time, or conditions other than a benchmark's own code differ."""
 
     @property
     def is_noise(self) -> bool:
@@ -51,7 +51,7 @@ def decide(comparison: Comparison) -> Decision:
     """
     regressed = [f"{cell}: newly failing: {words}" for cell, words in comparison.newly_failing]
     regressed += [f"{cell}: {words}" for cell, words in comparison.beyond_limits]
-    incomparable, noisy, other_machine = [], [], False
+    incomparable, noisy, obstructed, other_machine = [], [], [], False
     for change in comparison.changes:
         what = f"{change.cell}: {change.quantity.label} {change_text(change)}"
         exact = change.quantity.compared == "exact"
@@ -61,7 +61,9 @@ def decide(comparison: Comparison) -> Decision:
             incomparable.append(f"{what}: {', '.join(map(str, change.mismatches))}")
             other_machine |= any(mismatch.condition != SOURCE for mismatch in change.mismatches)
         elif change.is_open:
-            noisy.append(f"{what}: {change.verdict}" + (f": {change.obstacle}" if change.obstacle else ""))
+            noisy.append(f"{what}: {change.verdict}")
+        elif change.obstacle:
+            obstructed.append(f"{what}: {change.verdict}: {change.obstacle}")
     faster = [
         f"{change.cell}: {change.quantity.label} {change_text(change)}: better"
         for change in comparison.having("better")
@@ -71,6 +73,7 @@ def decide(comparison: Comparison) -> Decision:
     known = {change.quantity.name for change in comparison.changes if change.base or change.new}
     never = [change for change in unknown if change.quantity.compared == "ratio" and change.quantity.name not in known]
     lost = [f"{cell}: {words}" for cell, words in (*comparison.incomplete, *comparison.unchecked)]
+    lost += obstructed
     lost += unknown_lines(comparison, [change for change in unknown if change.base] + never)
     noisy += unknown_lines(comparison, [change for change in unknown if change.new and not change.base])
     rest = [change for change in unknown if not change.base and not change.new and change not in never]

@@ -38,7 +38,7 @@ from bench.devtools.side import PLAIN_REGIMES
 from bench.execution.monitor import Monitor, busy_warning
 from bench.program import end
 from bench.store.environment import environment
-from tl.cache import to_json, write_output
+from tl.cache import to_json, write_atomic
 from tl.datasets import load_splits
 from tl.errors import UserError
 from tl.images import open_store
@@ -256,7 +256,7 @@ def run(arguments: Sequence[str]) -> None:
     if warning := busy_warning():
         print(f"WARNING: {warning}", file=sys.stderr)
     samples = measure(given, shlex.join(["python", "-m", "bench.devtools.peers", *arguments]))
-    write_output(path, to_json(samples.model_dump(mode="json")))
+    write_atomic(path, to_json(samples.model_dump(mode="json")))
     print(f"{path}\n\n{render([samples])}", end="")
 
 

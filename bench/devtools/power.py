@@ -54,7 +54,7 @@ from bench.execution.monitor import Monitor, busy_warning
 from bench.execution.signals import ending_as_interrupt
 from bench.program import end
 from bench.store.environment import environment
-from tl.cache import to_json, write_output
+from tl.cache import to_json, write_atomic
 from tl.errors import UserError
 
 SELECT = "test_step and shufflenet and (finetune or frozen) and not tutorial"
@@ -334,7 +334,7 @@ def _main(given: argparse.Namespace) -> None:
                     recorded=tuple(recorded),
                     outcomes=tuple(outcomes),
                 )
-                write_output(path, to_json(power.model_dump(mode="json")))
+                write_atomic(path, to_json(power.model_dump(mode="json")))
                 print(f"{path}\n\n{render([power])}", end="")
     except ValueError as error:
         raise UserError(str(error)) from error

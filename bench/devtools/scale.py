@@ -22,7 +22,7 @@ from tabulate import tabulate
 from bench.execution.monitor import busy_warning
 from bench.program import end
 from bench.store.environment import Environment, environment
-from tl.cache import to_json, write_output
+from tl.cache import to_json, write_atomic
 from tl.errors import UserError
 from tl.strict import Strict
 
@@ -206,7 +206,7 @@ def main() -> int:
         samples = [s for _ in range(given.rounds) for cells in given.cells for s in measure(cells, given.steps)]
         command = shlex.join(["python", "-m", "bench.devtools.scale", *sys.argv[1:]])
         scale = Scale(command=command, environment=environment(), samples=tuple(samples))
-        write_output(path, to_json(scale.model_dump(mode="json")))
+        write_atomic(path, to_json(scale.model_dump(mode="json")))
         print(f"{path}\n\n{render([scale])}", end="")
     except ValueError as error:
         raise UserError(str(error)) from error

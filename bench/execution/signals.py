@@ -45,6 +45,8 @@ _handlers: list[dict[signal.Signals, Any]] = []
 """One entry per active `signals_deferred`: the handlers from before it."""
 _pending: list[int] = []
 """Signals that were received but not delivered yet."""
+_is_ending_handled = False
+"""True inside `ending_as_interrupt`."""
 
 
 @contextlib.contextmanager
@@ -98,8 +100,11 @@ def _set(handlers: dict[signal.Signals, Any]) -> dict[signal.Signals, Any]:
 
 
 def _deliver() -> None:
-    while _pending:
-        signal.raise_signal(_pending.pop(0))
+    try:
+        while _pending:
+            signal.raise_signal(_pending.pop(0))
+    finally:
+        _pending.clear()  # what the first one ends, the others needn't end again
 
 
 @contextlib.contextmanager
@@ -108,9 +113,9 @@ def ending_as_interrupt() -> Iterator[None]:
 
     Only the first one does: when a terminal closes, SIGHUP may come from the kernel and from the shell, and the second
     must not disturb what the first has begun. A signal that is ignored, as SIGHUP under `nohup`, stays ignored. Only
-    the main thread receives signals: in other threads this does nothing.
+    the main thread receives signals: in other threads, and inside another such block, this does nothing.
     """
-
+    global _is_ending_handled
     ending = False
 
     def stop(*_: object) -> None:
@@ -119,11 +124,13 @@ def ending_as_interrupt() -> Iterator[None]:
             ending = True
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    if _is_ending_handled or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = _set({number: stop for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN})
+    _is_ending_handled = True
     try:
         yield
     finally:
+        _is_ending_handled = False
         _set(before)

@@ -40,8 +40,12 @@ def export_runs(runs: list[RunFolder], format: str, output: Path | None, *, raw:
 
 
 def csv_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its texts and headings as `csv_text`; numbers stay what they are."""
-    return table.map(lambda cell: csv_text(cell) if isinstance(cell, str) else cell).rename(columns=csv_text)
+    """The table with its texts and headings as `csv_text`; columns of numbers stay what they are, to the last digit."""
+    shown = table.copy()
+    for name in table:
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            shown[name] = table[name].map(lambda cell: csv_text(cell) if isinstance(cell, str) else cell)
+    return shown.rename(columns=csv_text)
 
 
 def _put(content: str | bytes, output: Path | None) -> None:
@@ -64,7 +68,7 @@ def _put_latex(runs: list[RunFolder], output: Path | None) -> None:
     from bench.report.summary import summarise
     from bench.report.tables import cells_table
 
-    table = cells_table(summarise(runs, "table")).map(visible)
+    table = cells_table(summarise(runs, "table")).map(visible).rename(columns=visible)
     if table.empty:
         raise UserError("--format latex: no cell has a result")
     text = (

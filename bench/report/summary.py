@@ -104,7 +104,7 @@ class Summary:
 
     @property
     def notes(self) -> list[str]:
-        """Distinct notes of cells, such as on odd batches or overflowing losses, and of images."""
+        """Distinct notes of cells, such as on odd batches, and of images."""
         shown_elsewhere = {("images", reason) for reason in self.fallbacks}
         shown_elsewhere |= {("weights", reason) for reason in self.random_weights.values()}
         notes = [

@@ -41,7 +41,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print()
         table, left_out = _cells(summary, console.width)
         console.print(table)
-        say(console, largest_class_note(summary), style="dim")
+        if largest := largest_class_note(summary):
+            say(console, largest, style="dim")
         if left_out:
             say(console, f"no room for: {', '.join(left_out)}", style="dim")
     for record in summary.unfinished:

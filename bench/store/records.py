@@ -218,7 +218,8 @@ class DatasetIdentity(Strict):
     val_labels: tuple[int, ...]
     fallback: str = Field("", description="why the images are synthetic; empty for real images")
     left_out: tuple[LeftOut, ...] | None = Field(
-        None, description="what lies beside the images, by reason, when the last command looked; None before version 7"
+        None,
+        description="what lies beside the images, by reason, as a command last ran a cell; None before version 7",
     )
     duplicates: tuple[Duplicate, ...] | None = Field(
         None, description="images that are the same file; None before version 7"

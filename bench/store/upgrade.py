@@ -64,10 +64,10 @@ def _mark_diverged(data: dict[str, Any]) -> None:
     result = data["result"]
     if result is None:
         return
+    found = _not_finite(result)
     for trial in result.get("trials", ()):
         if trial["held_out_loss"] is None:
             trial["held_out_accuracy"], trial["reason"] = None, "the loss was not finite"
-    found = _not_finite(result)
     if found is None:
         return
     epoch, what = found

@@ -66,4 +66,4 @@ def list_cells(sweep: Sweep, console: Console) -> None:
         state = sweep.done[cell_id].status if cell_id in sweep.done else "to do"
         work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
         settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
-        say(console, f"  {state:5}  {cell} ({settings})")
+        say(console, f"  {state:8}  {cell} ({settings})")

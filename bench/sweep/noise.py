@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from scipy.special import stdtrit
 
-from bench.console import say
+from bench.console import say, tell
 from bench.execution.base import Executor, Limits
 from bench.execution.executors import make_executor
 from bench.execution.monitor import Monitor
@@ -24,7 +24,7 @@ from bench.store.environment import MachineState
 from bench.store.records import Cell
 from tl.config import TrainConfig
 from tl.datasets import Splits, load_splits
-from tl.errors import UserError
+from tl.errors import CacheWarning, UserError
 from tl.images import checked_files, open_store
 from tl.machine import usable_cores
 from tl.weights import Weights
@@ -125,6 +125,8 @@ def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: flo
     def on_event(event: object) -> None:
         if isinstance(event, MachineState):
             monitor.receive(event)
+        elif isinstance(event, CacheWarning):
+            tell(f"WARNING: {event}")
 
     arguments = (cell, splits, weights, usable_cores(), checked_files())
     outcome = executor.call(
