@@ -31,6 +31,12 @@ GRID = 'dataset = "synthetic-mini"\n[matrix]\nbackbones = ["{}"]\nregimes = ["fr
 RUN = (*LIGHT, "run", "--grid", "grid.toml", "--no-images")
 
 
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in other processes import `tests.light`."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+
+
 def statuses() -> list[str]:
     return [one.status for one in RunFolder(Path("results/grid")).records().values()]
 
