@@ -247,7 +247,8 @@ def test_the_order_only_ever_widens_an_interval(logs: list[float]) -> None:
         assert (found.error, found.freedom) == (plain.error, plain.freedom)
     if found.dependence:
         n, inflation = len(logs), found.dependence.inflation
-        assert found.error == pytest.approx(plain.error * math.sqrt(inflation)) and 2 - 1e-9 <= n / inflation <= n + 1e-9
+        assert found.error == pytest.approx(plain.error * math.sqrt(inflation))
+        assert 2 - 1e-9 <= n / inflation <= n + 1e-9
 
 
 def test_the_correlation_of_neighbours() -> None:
