@@ -54,6 +54,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def light_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of its own for `tests.light`, whose names of backbones are not the real ones."""
+    return tmp_path_factory.mktemp("light")
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test in a folder of its own, without data/ in it."""

@@ -25,7 +25,7 @@ from tl.results import TrainResult
 from tl.weights import Weights
 
 QUICK = tuple(f"timm:quick{number}" for number in range(12))
-SLOW, HANGS, CRASHES, LEAVES, UNTELLABLE, LOUD, GREEDY, HUNGRY, FILLS, NODE_KILLER, WAITS, NIBBLES = ODD = (
+SLOW, HANGS, CRASHES, LEAVES, UNTELLABLE, LOUD, GREEDY, HUNGRY, FILLS, NODE_KILLER, WAITS, ASKS, NIBBLES = ODD = (
     "timm:slow",
     "timm:hangs",
     "timm:crashes",
@@ -37,6 +37,7 @@ SLOW, HANGS, CRASHES, LEAVES, UNTELLABLE, LOUD, GREEDY, HUNGRY, FILLS, NODE_KILL
     "timm:fills",
     "timm:node-killer",
     "timm:waits",
+    "timm:asks",
     "timm:nibbles",
 )
 SPECS = (*QUICK, *ODD)
@@ -71,6 +72,15 @@ def resolve_weights(
     specs: list[str], policy: str, weights_dir: Path | None, download: bool, emit: Emit
 ) -> dict[str, Weights]:
     return {spec: Weights(kind="random", source="random") for spec in specs}
+
+
+def _taken(path: Path) -> bool:
+    """Remove a file; False if there is none."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class _Untellable(Exception):
@@ -114,6 +124,9 @@ def run_cell(
                 pass
     elif backbone == WAITS:
         while not Path(os.environ["LIGHT_GO"]).exists():
+            time.sleep(0.05)
+    elif backbone == ASKS:  # as `WAITS`, and it takes the file away, so each cell needs one of its own
+        while not _taken(Path(os.environ["LIGHT_GO"])):
             time.sleep(0.05)
     elif backbone == NIBBLES:
         held = []

@@ -47,12 +47,6 @@ KILLS = 50
 """Number of `kill -9` at random moments, from a fixed seed."""
 
 
-@pytest.fixture(scope="session")
-def light_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache for the names of backbones of `tests.light`."""
-    return tmp_path_factory.mktemp("light")
-
-
 @pytest.fixture(autouse=True)
 def _light(light_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE", str(light_cache))
@@ -134,14 +128,20 @@ def test_memory_that_runs_out_bit_by_bit() -> None:
     assert statuses() == {f"{light.NIBBLES} 4": "oom"}
 
 
-def test_ctrl_c_in_the_last_cell_and_between_seeds() -> None:
+def test_ctrl_c_in_the_last_cell_and_between_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exit status is 130 there too, and nothing else starts."""
-    write_grid(light.SLOW, regimes='"finetune", "frozen"', more="[train]\nepochs = 2\n")
+    go = tmp_path / "go"
+    monkeypatch.setenv("LIGHT_GO", str(go))
+    write_grid(light.ASKS, regimes='"finetune", "frozen"', more="[train]\nepochs = 2\n")
     for more in ([], ["--until-decided", "--max-seeds", "3", "--name", "adaptive"]):
         process = begin(*more)
+        _line(process, "[1/2]")
+        go.touch()
         _line(process, "[2/2]")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        _line(process, "stopping: the running cell ends first")
+        go.touch()
+        out, err = process.communicate(timeout=120)
         assert process.returncode == 130 and "continuing" not in out and err == "", out + err
 
 
@@ -215,7 +215,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             process.kill()
         else:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
         cut_short += process.returncode != 0
         assert wait_until(lambda: not _family()), f"no orphan: {_family()}"
         if not the_run().exists():
@@ -278,7 +278,7 @@ def test_ctrl_c_once_ends_the_sweep_after_the_cell() -> None:
     assert wait_until(logs.is_dir, 30)
     assert _asks_slowly(process), "a slow cell runs"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
     assert "no new one starts" in out and "interrupted: " in out and err == ""
     found = the_run().records()
@@ -299,7 +299,7 @@ def test_ctrl_c_twice_ends_it_at_once() -> None:
     _line(process, "no new one starts")
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 130 and time.monotonic() - begun < 5
     assert set(statuses().values()) <= {"done"}
 
@@ -402,7 +402,7 @@ def test_a_folder_that_turns_unwritable() -> None:
     process = begin()
     assert _asks_slowly(process)
     frozen = subprocess.run(["chattr", "+i", "results/grid", "results/grid/logs"], check=False)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     subprocess.run(["chattr", "-i", "results/grid", "results/grid/logs"], check=False)
     if frozen.returncode:
         pytest.skip("a folder can't be made immutable here")
@@ -533,8 +533,8 @@ def test_two_commands_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"process {first.pid} on" in _line(third, "waiting for it to end")
     (tmp_path / "go").touch()
     assert _line(third, "1 of them done before, 1 new"), "planned after the wait"
-    assert third.communicate(timeout=20) and third.returncode == 0
-    assert first.communicate(timeout=20) and first.returncode == 0
+    assert third.communicate(timeout=120) and third.returncode == 0
+    assert first.communicate(timeout=120) and first.returncode == 0
     write_grid(light.HANGS)
     killed = begin("--name", "killed")
     assert wait_until(Path("results/killed/logs").is_dir, 30)

@@ -32,8 +32,9 @@ RUN = (*LIGHT, "run", "--grid", "grid.toml", "--no-images")
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands in other processes import `tests.light`."""
+def _light(light_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in other processes import `tests.light`, and find its names of backbones, not the real ones."""
+    monkeypatch.setenv("TL_CACHE", str(light_cache))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
 
 
