@@ -97,3 +97,9 @@ def burn(seconds: float, emit: Any) -> None:
 def burn_and_be_killed(seconds: float, emit: Any) -> None:
     burn(seconds, emit)
     be_killed(emit)
+
+
+def signals_ignored(numbers: list[int], emit: Any) -> list[bool]:
+    """Whether this process ignores each of these signals, and holds none of them back."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return [signal.getsignal(number) == signal.SIG_IGN and number not in blocked for number in numbers]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
@@ -176,6 +177,26 @@ def test_an_interrupt_while_the_server_starts(tmp_path: Path) -> None:
     assert parent.wait(timeout=5) != 0
     assert wait_until(lambda: not any(_alive(p.pid) for p in family), 60), "the server, once torch is imported"
     assert parent.communicate()[0] == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_the_server_is_looked_for_is_not_lost(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is delivered a moment later. The server, and the process of the call, don't receive it."""
+    received: list[int] = []
+    before = signal.signal(number, lambda signum, _: received.append(signum))
+    start = forkserver.ensure_running
+
+    def interrupted() -> None:
+        os.kill(os.getpid(), number)
+        start()
+
+    monkeypatch.setattr(forkserver, "ensure_running", interrupted)
+    try:
+        outcome = make_executor("process").call("tests.jobs:signals_ignored", [signal.SIGINT, signal.SIGHUP])
+    finally:
+        signal.signal(number, before)
+    assert received == [number]
+    assert outcome.value == [True, True], outcome.traceback
 
 
 @pytest.mark.alone

@@ -17,9 +17,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from multiprocessing import forkserver, util
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,12 @@ from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, 
 from bench.execution.discovery import local_devices
 from bench.execution.failure import ended_by, readable
 from bench.execution.log import log_size, open_log, tail
-from bench.execution.signals import signals_delivered, signals_ignored
+from bench.execution.signals import (
+    block_terminal_signals,
+    deliver_terminal_signals,
+    ignore_terminal_signals,
+    signals_delivered,
+)
 from tl.errors import UserError
 from tl.machine import lift_memory_limit, limit_memory
 
@@ -71,8 +76,7 @@ class ProcessExecutor:
         ours, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work, args=(theirs, function, arguments, limits))
         if self._context.get_start_method() == "forkserver":
-            with _interrupts_ignored():
-                forkserver.ensure_running()
+            _start_server()
         before = log_size(limits.log)
         started = time.perf_counter()
         deadline = None if limits.seconds is None else started + limits.seconds
@@ -201,6 +205,7 @@ def _kill_group(process: Any) -> None:
 def _work(connection: Connection, function: str, arguments: tuple[Any, ...], limits: Limits) -> None:
     """Run the call in the child process, and send its events and its outcome."""
     os.setsid()  # Ctrl-C in the terminal then reaches the parent alone, which ends this group
+    ignore_terminal_signals()  # one may have come before
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, kill this process, not the parent
@@ -239,13 +244,17 @@ def _end_with_parent() -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignore SIGINT and SIGHUP in this block. The server starts in it and inherits this, so Ctrl-C and the end of the
-    terminal reach the parent alone.
+def _start_server() -> None:
+    """Start the fork server if it isn't running. Ctrl-C and the end of the terminal must reach this process alone, and
+    not be lost: the server inherits that they are held back, and this process receives them when it is started.
     """
     if threading.current_thread() is not threading.main_thread():  # a node's worker, which has no terminal
-        yield
+        forkserver.ensure_running()
         return
-    with signals_ignored():
-        yield
+    block_terminal_signals()
+    try:
+        resource_tracker.ensure_running()
+        block_terminal_signals()  # starting the tracker has undone it for SIGINT
+        forkserver.ensure_running()
+    finally:
+        deliver_terminal_signals()

@@ -84,14 +84,23 @@ def signals_delivered() -> Iterator[None]:
         _set(before)
 
 
-@contextlib.contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Ignore the signals that a terminal sends, SIGINT and SIGHUP. Only in the main thread."""
-    before = _set(dict.fromkeys(_OF_TERMINAL, signal.SIG_IGN))
-    try:
-        yield
-    finally:
-        _set(before)
+def block_terminal_signals() -> None:
+    """Hold back the signals that a terminal sends, SIGINT and SIGHUP, in this thread and in processes that it starts.
+
+    `deliver_terminal_signals` or `ignore_terminal_signals` ends that. A signal that is held back is not lost.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
+
+
+def deliver_terminal_signals() -> None:
+    """Deliver the signals that were held back, and later ones at once."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINAL)
+
+
+def ignore_terminal_signals() -> None:
+    """Ignore the signals that a terminal sends from now on, and those that were held back."""
+    _set(dict.fromkeys(_OF_TERMINAL, signal.SIG_IGN))
+    deliver_terminal_signals()
 
 
 def _set(handlers: dict[signal.Signals, Any]) -> dict[signal.Signals, Any]:
