@@ -97,8 +97,12 @@ def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str
             for name, some in samples.items()
             if any(value <= 0 for value in some.values())
         )
-        why = f"unknown in {without}" if without else "no seed in common" if apart else "can't be estimated"
-        why = f"not above 0 in {zero}" if zero and not without and not apart else why
+        if without:
+            why = f"unknown in {without}"
+        elif apart:
+            why = "no seed in common"
+        else:
+            why = f"not above 0 in {zero}" if zero else "can't be estimated"
         found.setdefault((change.quantity.label, why), []).append(change.cell)
     return [
         f"{label}: {what}: {cells[0]}" + (f" and {len(cells) - 1} more" if cells[1:] else "")
