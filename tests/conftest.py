@@ -60,6 +60,13 @@ def light_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("light")
 
 
+@pytest.fixture
+def light_commands(light_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in other processes import `tests.light`, and find its names of backbones, not the real ones."""
+    monkeypatch.setenv("TL_CACHE", str(light_cache))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test in a folder of its own, without data/ in it."""

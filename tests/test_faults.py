@@ -41,16 +41,11 @@ from tests.test_executors import wait_until
 from tl.cache import write_atomic
 from tl.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("light_commands")
 FAMILY = "TEST_FAMILY"
 """An environment variable that marks all processes that a test starts."""
 KILLS = 50
 """Number of `kill -9` at random moments, from a fixed seed."""
-
-
-@pytest.fixture(autouse=True)
-def _light(light_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE", str(light_cache))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
 
 
 def write_grid(*backbones: str, regimes: str = '"frozen"', seeds: int = 1, more: str = "") -> None:

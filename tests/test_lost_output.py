@@ -26,16 +26,10 @@ from tests import light
 from tests.commands import LIGHT
 from tests.runs import record
 
+pytestmark = pytest.mark.usefixtures("light_commands")
 FULL = Path("/dev/full")
 GRID = 'dataset = "synthetic-mini"\n[matrix]\nbackbones = ["{}"]\nregimes = ["frozen"]\ndevices = ["cpu"]\nseeds = 2\n'
 RUN = (*LIGHT, "run", "--grid", "grid.toml", "--no-images")
-
-
-@pytest.fixture(autouse=True)
-def _light(light_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands in other processes import `tests.light`, and find its names of backbones, not the real ones."""
-    monkeypatch.setenv("TL_CACHE", str(light_cache))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
 
 
 def statuses() -> list[str]:
