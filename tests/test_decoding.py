@@ -9,6 +9,7 @@ import pickle
 import random
 import struct
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -547,6 +548,17 @@ def test_whatever_a_decoder_raises_names_the_file(
     error = KeyboardInterrupt()  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         decoded(content, tmp_path)
+
+
+def test_nothing_is_printed_beside_the_message(tmp_path: Path) -> None:
+    """Python prints what a library logs if nobody handles it; Pillow logs an error for this file."""
+    content = tiff((2, 1), 8, b"ab").replace(struct.pack("<HHII", 277, 4, 1, 1), struct.pack("<HHII", 277, 4, 1, 99))
+    (tmp_path / "x.tif").write_bytes(content)
+    code = "import sys; from pathlib import Path; from tl import decoding as d; d.decode_or_say_why(Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.tif")], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "", done.stderr
 
 
 def test_an_unreadable_file_says_why(tmp_path: Path) -> None:
