@@ -184,7 +184,7 @@ def test_a_grid_can_have_claims(tmp_path: Path) -> None:
         ),
         (("low = 2.9", "lower = 2.9"), r"claims\[1\]\.lower: unknown key; nearest valid key: 'low'"),
         (("[[claims]]", "[claims]"), r"claims="),
-        (("low = 2.9", "low = -inf"), r"claims\[1\]\.low=-inf, high=None: give one finite bound"),
+        (("low = 2.9", "low = -inf"), r"claims\[1\]\.low=-inf: input should be a finite number"),
         (("low = 2.9", "low = 0"), r"claims\[1\]\.low=0.0, high=None: bounds of a ratio must be above 0"),
         (('"frozen"', '"finetune"'), r"claims\[1\]\.against='finetune': must be another regime than `regime`"),
         (('"a-third"', '"no-worse"'), r"claims\[1\]\.name='no-worse': is taken"),

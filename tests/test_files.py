@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import math
 import os
 import stat
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -347,19 +348,55 @@ def test_a_report_over_a_pipe_is_refused(run: RunFolder, tmp_path: Path) -> None
         write.write_live(run, tmp_path / "reports")
 
 
-def test_a_record_without_epochs_is_damaged(run: RunFolder) -> None:
-    """It says nothing that a report could show: commands say so, and `run` sets it aside and runs its cell again."""
+def _first_epoch(content: dict[str, Any]) -> dict[str, Any]:
+    return content["result"]["epochs"][0]  # type: ignore[no-any-return]
+
+
+IMPOSSIBLE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "result.epochs=[]": lambda content: content["result"].update(epochs=[]),
+    "result.epochs.0.val_seconds=-5.0": lambda content: _first_epoch(content).update(val_seconds=-5.0),
+    "result.epochs.0.train_seconds=1e+308": lambda content: _first_epoch(content).update(train_seconds=1e308),
+    "result.epochs.0.val_loss=nan": lambda content: _first_epoch(content).update(val_loss=math.nan),
+    "result.epochs.0.val_accuracy=1.7": lambda content: _first_epoch(content).update(val_accuracy=1.7),
+    "result.last.labels.0=-1": lambda content: content["result"]["last"].update(labels=[-1]),
+    "result.last.confidences.0=nan": lambda content: content["result"]["last"].update(confidences=[math.nan]),
+    "last has class 99, and there are 2": lambda content: content["result"]["last"]["labels"].__setitem__(0, 99),
+    "last has 99 labels and 100 confidences": lambda content: content["result"]["last"]["labels"].pop(),
+    "best is of epoch 99, and there are": lambda content: content["result"]["best"].update(epoch=99),
+    "best has class 1, and there are 0": lambda content: content["result"].update(classes=[]),
+    f"result.peak_rss_bytes={10**30}": lambda content: content["result"].update(peak_rss_bytes=10**30),
+    "wall_seconds=-1.0": lambda content: content.update(wall_seconds=-1.0),
+    "status 'done' without a result": lambda content: content.update(result=None),
+    "status 'failed' with a result": lambda content: content.update(status="failed", reason="x"),
+    "started='2026-01-01T00:00:00'": lambda content: content.update(started="2026-01-01T00:00:00"),
+}
+"""What the message says of a value that can't have been measured → how to put it into a record."""
+
+
+@pytest.mark.parametrize("said", IMPOSSIBLE)
+def test_a_record_with_impossible_values_is_damaged(said: str, run: RunFolder) -> None:
+    """Commands say so in a line, and `run` sets the record aside and runs its cell again."""
     path = sorted((run.folder / "cells").iterdir())[0]
     content = json.loads(path.read_bytes())
-    content["result"]["epochs"] = []
+    IMPOSSIBLE[said](content)
     content.pop("digest")
-    path.write_bytes(seal(to_json(content).encode()))
+    path.write_bytes(seal(json.dumps(content, indent=1).encode()))
     for words in (["show", "r"], ["export", "r"], ["report", "r"], ["compare", "r", "--by", "regime"]):
         done = here(*words)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert f"{path.name}: damaged: result.epochs=[]: " in done.stderr
+        assert f"{path.name}: damaged: " in done.stderr and said in done.stderr, done.stderr
     sound, broken = run.survey()
     assert len(sound) == 3 and list(broken) == [path]
+
+
+def test_a_record_with_half_a_character_is_damaged(run: RunFolder) -> None:
+    """JSON can say such a text, but no file can hold it."""
+    path = sorted((run.folder / "cells").iterdir())[0]
+    content = json.loads(path.read_bytes()) | {"reason": "\ud800"}
+    content.pop("digest")
+    path.write_bytes(seal(json.dumps(content, indent=1).encode()))
+    done = here("show", "r")
+    assert done.returncode == 2 and f"{path.name}: damaged: " in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["python -m bench run --data 'x", "python -m bench run --data x\\", "\x00"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
-from tl.strict import Strict
+from tl.strict import Amount, Count, Share, Strict
 from tl.weights import Weights
 
 
@@ -19,17 +19,17 @@ class Phases(Strict):
     Clock, metrics, figures and explanations follow this list. A title is what a sentence calls a phase.
     """
 
-    data: float = Field(
+    data: Amount = Field(
         title="reading and cropping images", description="reading, cropping and stacking training images"
     )
-    transfer: float = Field(
+    transfer: Amount = Field(
         title="moving and normalising images",
         description="moving and normalising training images; in `data` where they live on the GPU",
     )
-    forward: float = Field(title="forward passes", description="forward passes of training steps, with the loss")
-    backward: float = Field(title="backward passes", description="backward passes")
-    optimizer: float = Field(title="the optimiser", description="optimiser steps and zeroing of gradients")
-    validation: float = Field(title="validation", description="the validation pass, its images included")
+    forward: Amount = Field(title="forward passes", description="forward passes of training steps, with the loss")
+    backward: Amount = Field(title="backward passes", description="backward passes")
+    optimizer: Amount = Field(title="the optimiser", description="optimiser steps and zeroing of gradients")
+    validation: Amount = Field(title="validation", description="the validation pass, its images included")
     other: float = Field(title="the rest", description="what the phases leave of the whole")
 
 
@@ -41,28 +41,30 @@ MEASURED_PHASES = tuple(name for name in PHASES if name != "other")
 class Work(Strict):
     """Exact work and memory of the first training step, free of noise."""
 
-    step_images: int = Field(description="images in that step")
-    forward_flops: int = Field(description="operations of the forward pass; multiply and add count as two")
-    backward_flops: int
-    saved_activation_bytes: int = Field(description="tensors saved for backward, each storage once, without parameters")
-    parameter_bytes: int
-    gradient_bytes: int
-    optimizer_state_bytes: int
+    step_images: Count = Field(description="images in that step")
+    forward_flops: Count = Field(description="operations of the forward pass; multiply and add count as two")
+    backward_flops: Count
+    saved_activation_bytes: Count = Field(
+        description="tensors saved for backward, each storage once, without parameters"
+    )
+    parameter_bytes: Count
+    gradient_bytes: Count
+    optimizer_state_bytes: Count
 
 
 class EpochResult(Strict):
     """One epoch: a training and a validation pass, or only the latter if the regime trains nothing."""
 
-    epoch: int = Field(ge=0, description="counted from 0")
+    epoch: Count = Field(description="counted from 0")
     learning_rate: float | None = Field(description="this and all figures of training are None without a training pass")
-    train_seconds: float | None
-    val_seconds: float
+    train_seconds: Amount | None
+    val_seconds: Amount
     train_loss: float | None = Field(description="mean over images, while training")
-    train_accuracy: float | None = Field(
+    train_accuracy: Share | None = Field(
         description="share in [0, 1] on augmented images, counted while weights change"
     )
     val_loss: float
-    val_accuracy: float
+    val_accuracy: Share
     phases: Phases | None = Field(None, description="None without a training pass, and in records of format version 1")
 
     @property
@@ -75,9 +77,9 @@ class Trial(Strict):
     """Protocol `tuned`'s trial of one learning rate: trained without the held-out images, evaluated on them."""
 
     learning_rate: float
-    held_out_accuracy: float | None = Field(description="share in [0, 1], at the last epoch; None if it diverged")
+    held_out_accuracy: Share | None = Field(description="share in [0, 1], at the last epoch; None if it diverged")
     held_out_loss: float | None = Field(description="at the last epoch; None if it diverged")
-    seconds: float = Field(description="duration of the trial, with its set-up")
+    seconds: Amount = Field(description="duration of the trial, with its set-up")
     reason: str = Field("", description="where it diverged; empty if it did not, and before version 7")
 
 
@@ -87,9 +89,9 @@ class Predictions(Strict):
     With protocol `kfold` they are for all images, training images first, each by the network trained without it.
     """
 
-    epoch: int
-    labels: list[int] = Field(description="index of the predicted class")
-    confidences: list[float] = Field(description="softmax probability of that class")
+    epoch: Count
+    labels: list[Count] = Field(description="index of the predicted class")
+    confidences: list[Share] = Field(description="softmax probability of that class")
 
 
 class Note(Strict):
@@ -118,7 +120,7 @@ class TrainResult(Strict):
     classes: tuple[str, ...]
     device: str
     device_name: str
-    threads: int = Field(description="intra-op CPU threads of torch")
+    threads: Count = Field(description="intra-op CPU threads of torch")
     memory_format: str
     cuda_graph: bool | None = Field(
         None, description="True if steps were replayed from CUDA graphs; None on other devices, and before version 4"
@@ -126,52 +128,64 @@ class TrainResult(Strict):
     epochs: tuple[EpochResult, ...] = Field(min_length=1)
     best: Predictions = Field(description="predictions of the first epoch with the best validation accuracy")
     last: Predictions
-    total_params: int
-    trainable_params: int
+    total_params: Count
+    trainable_params: Count
     frozen_verified: bool | None = Field(
         description="True if all that the regime freezes is bit-identical after training; None if nothing is frozen, "
         "or if frozen layers run in train mode, which changes their buffers"
     )
-    setup_seconds: float = Field(description="time from the call to the first epoch: weights, network, images")
-    training_seconds: float = Field(description="all training and validation passes")
-    extraction_seconds: float | None = Field(
+    setup_seconds: Amount = Field(description="time from the call to the first epoch: weights, network, images")
+    training_seconds: Amount = Field(description="all training and validation passes")
+    extraction_seconds: Amount | None = Field(
         None, description="extracting features, now or earlier; None for regimes that run the backbone every epoch"
     )
-    extracting_seconds: float | None = Field(
+    extracting_seconds: Amount | None = Field(
         None, description="the part of `extraction_seconds` spent by this training; 0 if all were cached"
     )
-    quantization_seconds: float | None = Field(
+    quantization_seconds: Amount | None = Field(
         None, description="calibrating and converting an int8 backbone; None with other backbones"
     )
     features_reused: bool | None = Field(
         None, description="True if all features were cached, so that an earlier training spent `extraction_seconds`"
     )
-    baseline_rss_bytes: int = Field(description="resident memory at the call, libraries already loaded")
-    peak_rss_bytes: int = Field(description="high-water mark of resident memory")
+    baseline_rss_bytes: Count = Field(description="resident memory at the call, libraries already loaded")
+    peak_rss_bytes: Count = Field(description="high-water mark of resident memory")
     memory_method: str
-    cuda_allocated_bytes: int | None = Field(None, description="peak of torch's allocations on the GPU")
-    cuda_reserved_bytes: int | None = Field(None, description="peak of what torch's allocator held on the GPU")
-    train_rss_bytes: int | None = Field(None, description="high-water mark of resident memory in training passes")
-    val_rss_bytes: int | None = Field(
+    cuda_allocated_bytes: Count | None = Field(None, description="peak of torch's allocations on the GPU")
+    cuda_reserved_bytes: Count | None = Field(None, description="peak of what torch's allocator held on the GPU")
+    train_rss_bytes: Count | None = Field(None, description="high-water mark of resident memory in training passes")
+    val_rss_bytes: Count | None = Field(
         None, description="the same in validation passes; includes memory that the C library keeps from training"
     )
-    cuda_train_allocated_bytes: int | None = Field(None, description="torch's peak on the GPU in training passes")
-    cuda_val_allocated_bytes: int | None = Field(None, description="torch's peak on the GPU in validation passes")
-    gpu_process_bytes: int | None = Field(
+    cuda_train_allocated_bytes: Count | None = Field(None, description="torch's peak on the GPU in training passes")
+    cuda_val_allocated_bytes: Count | None = Field(None, description="torch's peak on the GPU in validation passes")
+    gpu_process_bytes: Count | None = Field(
         None, description="NVML: memory of the process on the GPU after training, with its context; None if not listed"
     )
-    mps_current_bytes: int | None = Field(None, description="Metal: largest memory of tensors at the end of a pass")
-    mps_driver_bytes: int | None = Field(None, description="Metal: largest memory of the driver at the end of a pass")
-    resident_image_bytes: int | None = Field(
+    mps_current_bytes: Count | None = Field(None, description="Metal: largest memory of tensors at the end of a pass")
+    mps_driver_bytes: Count | None = Field(None, description="Metal: largest memory of the driver at the end of a pass")
+    resident_image_bytes: Count | None = Field(
         None, description="images in the GPU's memory, part of `cuda_allocated_bytes`; None on other devices"
     )
     work: Work | None = Field(None, description="None if the regime trains nothing, and in records of format version 1")
     trials: tuple[Trial, ...] = Field((), description="trials of protocol `tuned`, one per learning rate, ascending")
     learning_rate_chosen: float | None = Field(None, description="None with protocols other than `tuned`")
-    tuning_seconds: float | None = Field(None, description="all trials together; None without them")
+    tuning_seconds: Amount | None = Field(None, description="all trials together; None without them")
     folds: tuple[tuple[EpochResult, ...], ...] = Field((), description="epochs of each fold of protocol `kfold`")
     notes: tuple[Note, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in ("best", "last"):
+            found = getattr(self, name)
+            if found.epoch >= len(self.epochs):
+                raise ValueError(f"{name} is of epoch {found.epoch}, and there are {len(self.epochs)}")
+            if not len(found.labels) == len(found.confidences) > 0:
+                raise ValueError(f"{name} has {len(found.labels)} labels and {len(found.confidences)} confidences")
+            if max(found.labels) >= len(self.classes):
+                raise ValueError(f"{name} has class {max(found.labels)}, and there are {len(self.classes)}")
+        return self
 
     @property
     def val_accuracy_best(self) -> float:

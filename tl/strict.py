@@ -7,9 +7,9 @@ first wrong field, its value and what was expected.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tl.errors import ConfigError, nearest
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
 else:
     ModelMetaclass = type(BaseModel)  # the class has no public name
+
+Amount = Annotated[float, Field(ge=0, le=1e15)]
+"""A measured quantity. What is larger was not measured: 1e15 seconds are 30 million years."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""A number of things, such as bytes or images. Larger ones have no place in a column of a data frame."""
 
 
 class _OneLine(ModelMetaclass):
@@ -37,10 +43,12 @@ class _OneLine(ModelMetaclass):
 class Strict(BaseModel, metaclass=_OneLine):
     """A frozen model that accepts only known keys and values of the right type, not `true` or `"3"` for a number.
 
+    Numbers are finite: what is unknown is None.
+
     Raises `ConfigError` where pydantic would raise `ValidationError`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -85,9 +93,19 @@ _CHECKED = (bool, str, list, tuple)
 def _allowed_types(annotation: Any) -> tuple[frozenset[Any], Any]:
     """Return the types that an annotation allows, and the annotation of its lists' elements."""
     several = get_origin(annotation) in (list, tuple)
-    options = [annotation] if several else get_args(annotation) or [annotation]
+    options = [annotation] if several else get_args(_bare(annotation)) or [annotation]
+    options = [_bare(option) for option in options]
     inner = next((get_args(option)[0] for option in options if get_origin(option) in (list, tuple)), None)
     return frozenset(options), inner
+
+
+_LONGEST_VALUE = 200
+"""Most characters of a value in a message."""
+
+
+def _bare(annotation: Any) -> Any:
+    """Return the type itself, without its range."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:
@@ -107,7 +125,10 @@ def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:
         return f"{where}: missing"
     message = first["msg"].removeprefix("Value error, ")
     expected = message[0].lower() + message[1:]
-    return f"{where}={first['input']!r}: {expected}"
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # values that contradict each other
+        return f"{where}: {expected}"
+    value = repr(first["input"])
+    return f"{where}={value if len(value) <= _LONGEST_VALUE else f'{value[:_LONGEST_VALUE]}…'}: {expected}"
 
 
 def _part(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:

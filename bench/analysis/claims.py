@@ -58,7 +58,7 @@ class Claim(Strict):
     def _a_region(self) -> Claim:
         given = [bound for bound in (self.low, self.high) if bound is not None]
         low, high = self.bounds
-        if not low < high or not given or not all(map(math.isfinite, given)):
+        if not low < high or not given:
             raise ConfigError(f"low={self.low}, high={self.high}: give one finite bound, or a low below a high")
         if self.is_ratio and min(given) <= 0:
             raise ConfigError(f"low={self.low}, high={self.high}: bounds of a ratio must be above 0")

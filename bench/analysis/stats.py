@@ -222,7 +222,7 @@ def _log_ratios(above: Mapping[Key, float], below: Mapping[Key, float]) -> list[
     pairs = [(above[seed], below[seed]) for seed in above if seed in below]
     if not pairs or min(min(pair) for pair in pairs) <= 0:
         return []
-    return [math.log(top / bottom) for top, bottom in pairs]
+    return [math.log(top) - math.log(bottom) for top, bottom in pairs]  # a quotient may be too large for a float
 
 
 def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Estimate | None:

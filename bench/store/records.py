@@ -25,18 +25,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from bench.store.environment import Environment, MachineState
 from tl.config import TrainConfig
 from tl.findings import Duplicate, LeftOut
 from tl.regimes import REGIMES
 from tl.results import EpochResult, TrainResult
-from tl.strict import Strict
+from tl.strict import Amount, Count, Strict
 from tl.weights import Weights
 
 SCHEMA_VERSION = 7
@@ -136,7 +135,7 @@ class Record(Strict):
     cell_id: str
     cell: Cell
     dataset: str
-    train_images: int = Field(description="images per training epoch; for protocol `kfold`, summed over its folds")
+    train_images: Count = Field(description="images per training epoch; for protocol `kfold`, summed over its folds")
     fallback: str = Field("", description="why the images are synthetic; empty for real images")
     weights: Weights | None = Field(description="weights that the backbone started from; None if none were available")
     status: Status
@@ -146,17 +145,23 @@ class Record(Strict):
         description="epochs of a training that diverged, before the one in which it did; others: see `result`",
     )
     traceback: str = ""
-    started: datetime
-    block: int | None = Field(None, description="position of the seed among the seeds of its command, from 0")
-    order: int | None = Field(None, description="position of the cell among the cells that its command ran, from 0")
-    attempts: int | None = Field(
+    started: AwareDatetime
+    block: Count | None = Field(None, description="position of the seed among the seeds of its command, from 0")
+    order: Count | None = Field(None, description="position of the cell among the cells that its command ran, from 0")
+    attempts: Count | None = Field(
         None, description="how often the cell was started; more than once if its node of a cluster was lost"
     )
-    wall_seconds: float = Field(description="wall time from the start of the cell's process to its end")
+    wall_seconds: Amount = Field(description="wall time from the start of the cell's process to its end")
     allocator: str = Field("", description="setting of the C library's allocator during the cell")
     environment: Environment
     machine: MachineState | None = Field(None, description="None before version 3, and if the cell did not start")
     result: TrainResult | None = None
+
+    @model_validator(mode="after")
+    def _result_if_done(self) -> Record:
+        if (self.status == "done") is not (self.result is not None):
+            raise ValueError(f"status {self.status!r} {'without' if self.result is None else 'with'} a result")
+        return self
 
     @property
     def overhead_seconds(self) -> float | None:
@@ -236,7 +241,7 @@ class Invocation(Strict):
 
     command: str = Field(description="the command as typed, for users to read")
     data: str | None = Field(None, description="the given folder or name of images; None for the grid's")
-    started: datetime
+    started: AwareDatetime
     environment: Environment
     grid: dict[str, Any]
     cell_ids: tuple[str, ...] = Field(description="ids of the cells that it planned, including those done before")

@@ -256,7 +256,10 @@ def _parse(path: Path, kind: type[Format]) -> Format:
 
 def _unknown_regime(text: bytes) -> str:
     """The first regime in a file that isn't registered; empty if all are. The file itself is intact."""
-    data = from_json(text)
+    try:
+        data = from_json(text)
+    except ValueError:
+        return ""
     cells = [data.get("cell"), *(data["cells"].values() if isinstance(data.get("cells"), dict) else ())]
     configs = [cell.get("config") for cell in cells if isinstance(cell, dict)]
     regimes = [config.get("regime") for config in configs if isinstance(config, dict)]
