@@ -389,6 +389,17 @@ def test_a_record_with_impossible_values_is_damaged(said: str, run: RunFolder) -
     assert len(sound) == 3 and list(broken) == [path]
 
 
+@pytest.mark.parametrize("version", [0, -3, True, None, "7", 7.0])
+def test_a_record_of_no_version_is_damaged(version: object, run: RunFolder) -> None:
+    """Versions are counted from 1."""
+    path = sorted((run.folder / "cells").iterdir())[0]
+    content = json.loads(path.read_bytes()) | {"schema_version": version}
+    content.pop("digest")
+    path.write_bytes(seal(json.dumps(content, indent=1).encode()))
+    done = here("show", "r")
+    assert done.returncode == 2 and f"{path.name}: has no schema_version" in done.stderr, done.stderr
+
+
 def test_a_record_with_half_a_character_is_damaged(run: RunFolder) -> None:
     """JSON can say such a text, but no file can hold it."""
     path = sorted((run.folder / "cells").iterdir())[0]

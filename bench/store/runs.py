@@ -273,7 +273,7 @@ def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str
     except ValueError as error:
         raise Damaged(f"{path}: can't be read as JSON: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if type(version) is not int:
+    if type(version) is not int or version < 1:
         raise Damaged(f"{path}: has no schema_version: not written by this suite")
     if version > SCHEMA_VERSION:
         raise Damaged(f"{path}: schema {version} is newer than this suite knows ({SCHEMA_VERSION}); update the suite")
