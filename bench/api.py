@@ -112,6 +112,7 @@ def run(
     regimes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None,
     precision: Sequence[str] | None = None,
+    execution: Sequence[str] | None = None,
     seeds: int | Sequence[int] | None = None,
     data: str | Path | None = None,
     weights: str = "auto",
@@ -142,6 +143,7 @@ def run(
         regimes: such as `finetune` and `frozen`.
         devices: `cpu`, `cuda[:i]`, `mps`, `auto` (the best) or `all`.
         precision: such as `fp32` and `bf16`.
+        execution: `fast`, or `plain` as the tutorial's own loop; with both, their times can be compared.
         seeds: the number of seeds, counted from 0, or a list of seeds.
         data: a folder with `train/` and `val/`, or a data set's name.
         weights: `auto`, `pretrained` or `random`.
@@ -181,7 +183,13 @@ def run(
     from bench.sweep.plan import Sweep, choose_grid, run_name
     from bench.sweep.run import run_sweep
 
-    axes = {"backbones": backbones, "regimes": regimes, "devices": devices, "precision": precision}
+    axes = {
+        "backbones": backbones,
+        "regimes": regimes,
+        "devices": devices,
+        "precision": precision,
+        "execution": execution,
+    }
     for axis, values in axes.items():
         if isinstance(values, str):
             raise ConfigError(f"{axis}={values!r}: must be a list, such as [{values!r}]")

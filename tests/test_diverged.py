@@ -33,9 +33,10 @@ from tests.runs import PRETRAINED, record, write_run
 from tests.test_report import pages
 from tests.weights import TRAINING, network
 from tl import protocols
+from tl.config import EXECUTIONS
 from tl.protocols import run_protocol
 from tl.regimes import REGIMES
-from tl.train import _val_pass
+from tl.train import WAYS, _val_pass
 
 ABSURD = 3e38
 """A learning rate that overflows single precision at once, in a head alone too."""
@@ -74,8 +75,7 @@ def test_damaged_weights_have_no_accuracy(mini: tl.Splits, tmp_path: Path, regim
 class Says(nn.Module):
     """Stands for a network: its logits are its inputs."""
 
-    def run(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs
+    backbone = head = staticmethod(lambda values: values)
 
 
 class Given:
@@ -102,10 +102,12 @@ class Given:
         ([float("-inf"), 0.0], "outputs of 1 of 4 images were not finite"),
     ],
 )
-def test_what_counts_in_validation(last: list[float], fault: str) -> None:
-    """The loss counts, and outputs that are infinite although the loss is finite."""
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_what_counts_in_validation(last: list[float], fault: str, execution: str) -> None:
+    """The loss counts, and outputs that are infinite although the loss is finite, with every execution."""
     given: Any = Given(last)
-    assert _val_pass(Says(), given, nn.functional.cross_entropy, config()).fault == fault  # type: ignore[arg-type]
+    evaluation = WAYS[execution].evaluation(None, Says(), Says.backbone, "fp32", Given.device)
+    assert _val_pass(evaluation, given, nn.functional.cross_entropy, config()).fault == fault
 
 
 def later(monkeypatch: pytest.MonkeyPatch, epoch: int, kind: str) -> None:

@@ -32,6 +32,10 @@ PRECISIONS = {
     "bf16": "bfloat16 autocast in forward and backward; weights and optimiser state stay fp32",
     "fp16": "half-precision autocast with scaled gradients, on GPUs; weights and optimiser state stay fp32",
 }
+EXECUTIONS = {
+    "fast": "images decoded once and cropped as tensors, fused optimiser, fastest memory layout, CUDA graphs on GPUs",
+    "plain": "as the tutorial's own loop: a DataLoader decodes and crops with Pillow in every epoch, nothing is fused",
+}
 OPTIMIZERS = {
     "sgd": "stochastic gradient descent with `momentum`",
     "adamw": "AdamW; `momentum` is its beta1, beta2 is 0.999",
@@ -61,6 +65,7 @@ class TrainConfig(Strict):
     regime: str = Field("frozen", description="a key of `tl.regimes.REGIMES`")
     weights: str = Field("auto", description="`pretrained`, `random`, or `auto`: pretrained if available")
     precision: str = Field("fp32", description="a key of `PRECISIONS`")
+    execution: str = Field("fast", description="a key of `EXECUTIONS`: how the same training is carried out")
     epochs: int = Field(25, ge=1, description="passes over the training images")
     batch_size: int = Field(4, ge=1, description="images per training step")
     optimizer: str = Field("sgd", description="a key of `OPTIMIZERS`")
@@ -134,7 +139,7 @@ class TrainConfig(Strict):
                 )
         return self
 
-    @field_validator("protocol", "regime", "weights", "precision", "optimizer", "schedule", "loss", "head")
+    @field_validator("protocol", "regime", "weights", "precision", "execution", "optimizer", "schedule", "loss", "head")
     @classmethod
     def _known(cls, value: str, info: Any) -> str:
         tables: dict[str, Collection[str]] = {
@@ -142,6 +147,7 @@ class TrainConfig(Strict):
             "regime": REGIMES,
             "weights": WEIGHTS_POLICIES,
             "precision": PRECISIONS,
+            "execution": EXECUTIONS,
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
             "loss": LOSSES,

@@ -20,10 +20,10 @@ import functools
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from PIL import Image, UnidentifiedImageError
 from tl.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
+_Rgb = TypeVar("_Rgb")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 """Formats that are read, by Pillow's names; a file's content decides which one it has, not its suffix.
@@ -65,7 +66,15 @@ def decode(path: Path) -> Pixels:
     Raises `DataError` naming the file if it is damaged, too large, not an image, or has no stated conversion.
     """
     try:
-        return _decoded(path)
+        return _decoded(path, to_rgb)
+    except Exception as error:
+        raise DataError(f"{path}: can't be decoded: {_reason(error)}") from error
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """Decode an image to one of Pillow's in mode `RGB`, with the pixels of `decode`. Raises `DataError` as it does."""
+    try:
+        return _decoded(path, _rgb)
     except Exception as error:
         raise DataError(f"{path}: can't be decoded: {_reason(error)}") from error
 
@@ -73,19 +82,22 @@ def decode(path: Path) -> Pixels:
 def decode_or_say_why(path: Path) -> Pixels | str:
     """As `decode`, but return the reason in one line. An exception would keep the memory of what failed alive."""
     try:
-        return _decoded(path)
+        return _decoded(path, to_rgb)
     except Exception as error:
         return _reason(error)
 
 
-def _decoded(path: Path) -> Pixels:
-    """Decode an image. For damaged data, decoders raise anything, also `MemoryError` and `struct.error`."""
+def _decoded(path: Path, convert: Callable[[Image.Image], _Rgb]) -> _Rgb:
+    """Decode an image, and return what `convert` makes of it.
+
+    For damaged data, decoders raise anything, also `MemoryError` and `struct.error`.
+    """
     with _silent(), path.open("rb") as file, Image.open(file, formats=_formats()) as image:
         width, height = image.size
         if width * height > LIMIT_PIXELS:
             raise ValueError(f"{width:,} × {height:,} pixels, more than {LIMIT_PIXELS:,}")
         with _decoding_now.pixels(width * height):
-            return to_rgb(image)
+            return convert(image)
 
 
 def pixels_in(path: Path) -> int:
@@ -141,6 +153,11 @@ def to_rgb(image: Image.Image) -> Pixels:
     if _is_deep(image):
         return np.repeat(_grey(image)[:, :, None], 3, axis=2)
     return _on_background(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """As `to_rgb`; a plain image isn't copied to an array and back."""
+    return image.convert("RGB") if is_plain(image) else Image.fromarray(to_rgb(image))
 
 
 def _grey(image: Image.Image) -> Pixels:

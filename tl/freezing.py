@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
@@ -40,13 +41,17 @@ class Freezing:
         for module in self.in_train_mode:
             module.train()
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all parameters and buffers of the model, including buffers that a state dict leaves out."""
+        return {name: value.detach() for name, value in _tensors(self.model)}
+
     def state(self) -> dict[str, torch.Tensor]:
         """Return a copy of everything that training may change."""
-        return {name: value.detach().clone() for name, value in _tensors(self.model) if name in self.changing}
+        return {name: value.clone() for name, value in self.tensors().items() if name in self.changing}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put what `state` returned back into the model."""
+        """Put what `state` or `tensors` returned back into the model."""
         for name, value in _tensors(self.model):
             if name in state:
                 value.copy_(state[name])
@@ -82,6 +87,28 @@ def freeze(model: Classifier, regime: Regime) -> Freezing:
         changing=changing,
         frozen=frozenset(everything - changing) if regime.frozen_mode == "eval" else frozenset(),
     )
+
+
+class KeptState:
+    """The weights of the epoch that is kept, in memory. Usable once, as a context."""
+
+    def __init__(self, freezing: Freezing) -> None:
+        self._freezing = freezing
+        self._state: dict[str, torch.Tensor] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._state = {}
+
+    def keep(self) -> None:
+        """Keep the model's weights in place of those kept before."""
+        self._state = self._freezing.state()
+
+    def restore(self) -> None:
+        """Put the kept weights back into the model."""
+        self._freezing.restore(self._state)
 
 
 def digest(module: nn.Module, names: Collection[str]) -> str:

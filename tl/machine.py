@@ -74,6 +74,7 @@ def usable_cores() -> int:
 
 PAGES_KEPT = "glibc, freed pages kept"
 """What records say of the allocator after `keep_freed_pages`."""
+_pages_kept = False
 
 
 def keep_freed_pages() -> bool:
@@ -82,12 +83,19 @@ def keep_freed_pages() -> bool:
     By default glibc maps every large block anew and returns it to the kernel. The page faults cost networks of many
     small operations up to half of their time on a CPU. The setting lasts for the life of this process.
     """
+    global _pages_kept
     trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(mmap_threshold, 1 << 30)) and bool(mallopt(trim_threshold, (1 << 31) - 1))
+    _pages_kept = bool(mallopt(mmap_threshold, 1 << 30)) and bool(mallopt(trim_threshold, (1 << 31) - 1))
+    return _pages_kept
+
+
+def allocator() -> str:
+    """Return what records say of the C library's allocator: its setting in this process."""
+    return PAGES_KEPT if _pages_kept else "default"
 
 
 def limit_memory(size: int) -> None:

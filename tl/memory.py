@@ -2,7 +2,9 @@
 
 Every figure is a high-water mark of the operating system or of torch's allocator, or was read at the end of a pass.
 Nothing is polled, since polling costs time and misses peaks, and nothing waits for a device. The figures are those of
-this process only. That is all memory of a training: it loads its own images and starts no other process.
+this process only. With execution `fast` that is all memory of a training: it loads its own images and starts no other
+process. With `plain` the workers of its DataLoader are processes too, and have no mark that leaves out what they share
+with this one. Their memory is not in the figures; a note of the result and `memory_method` say so.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ class MemoryMarks:
     On Linux the kernel's high-water mark of resident memory is reset here and at the start of each pass. Elsewhere, or
     if the kernel refuses the reset, the mark covers the whole life of the process, and passes have none; `method` says
     which. Marks include memory from before the pass: the network, and freed memory that the C library keeps from
-    earlier passes.
+    earlier passes. `without` says which memory is held by other processes, for `method`; empty if none is.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, without: str = "") -> None:
         self._device = device
         self._peaks: dict[tuple[str, Pass | None], int] = {}
         self._pass: Pass | None = None
@@ -42,6 +44,7 @@ class MemoryMarks:
             self._resets, self.method = False, "ru_maxrss, whole process"
         else:
             self._resets, self.method = True, "VmHWM, reset at the start"
+        self.method += f", without {without}" if without else ""
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self.baseline_bytes = self._resident()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tl.config import TrainConfig
 from tl.step import Loss
+
+
+def _sgd(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.SGD:
+    settings: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+    if config.execution == "plain":
+        return torch.optim.SGD(parameters, lr=config.learning_rate, **settings)
+    return _with_momentum(torch.optim.SGD(parameters, lr=config.learning_rate, fused=True, **settings))
+
+
+def _adamw(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
+    settings: dict[str, Any] = {"betas": (config.momentum, 0.999), "weight_decay": config.weight_decay}
+    if config.execution == "fast":
+        settings |= {"fused": True, "capturable": parameters[0].is_cuda}  # so that a CUDA graph can count its steps
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, **settings)
 
 
 def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
@@ -36,18 +51,10 @@ def _focal(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torc
 
 
 OPTIMIZER_BUILDERS: dict[str, Callable[[TrainConfig, Sequence[nn.Parameter]], torch.optim.Optimizer]] = {
-    "sgd": lambda c, parameters: _with_momentum(
-        torch.optim.SGD(parameters, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
-    ),
-    "adamw": lambda c, parameters: torch.optim.AdamW(
-        parameters,
-        lr=c.learning_rate,
-        betas=(c.momentum, 0.999),
-        weight_decay=c.weight_decay,
-        fused=True,
-        capturable=parameters[0].is_cuda,  # so that a CUDA graph can count its steps
-    ),
+    "sgd": _sgd,
+    "adamw": _adamw,
 }
+"""With execution `plain` torch chooses the implementation, as in the tutorial; otherwise it is the fused one."""
 SCHEDULE_BUILDERS: dict[str, Callable[[TrainConfig, torch.optim.Optimizer], LRScheduler]] = {
     "step": lambda c, optimizer: torch.optim.lr_scheduler.StepLR(optimizer, c.step_size, c.gamma),
     "cosine": lambda c, optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs),

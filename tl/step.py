@@ -8,7 +8,7 @@ training, and then replayed on fixed tensors. Shapes without a graph, such as a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,10 @@ class TrainStep:
         """Begin an epoch: set the sums to 0."""
         self.loss_sum.zero_()
         self.correct.zero_()
+
+    def sums(self) -> tuple[float, int]:
+        """Return the sum of losses over images and the number of correct predictions; waits for the device."""
+        return self.loss_sum.item(), int(self.correct)
 
     def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
         """Train on one batch. Calls `mark` at the end of each phase; with `work`, also counts the step's work."""
@@ -187,18 +191,54 @@ class GraphedStep(TrainStep):
         self._tally()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What a validation pass found, with the images in the order of the batches."""
+
+    loss_sum: float
+    """Sum of the images' losses."""
+    correct: int
+    predicted: list[int]
+    confidences: list[float]
+    """Softmax probability of the predicted class."""
+    unknown: int
+    """Number of images with an output that is not finite."""
+
+
 class Evaluation:
-    """Maps inputs to logits, `(B, classes) float32`, without gradients."""
+    """Evaluates without gradients."""
 
     def __init__(self, model: Classifier, body: Body, precision: str, device: torch.device) -> None:
         self._model, self._body = model, body
         self._precision, self._device = precision, device
 
     def run(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the logits of one batch."""
+        """Return the logits of one batch, `(B, classes) float32`."""
         with torch.inference_mode(), autocast(self._precision, self._device):
             logits: torch.Tensor = self._model.head(self._body(inputs))
             return logits.float()
+
+    def over(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss_function: Loss) -> Evaluated:
+        """Evaluate all batches of inputs and labels. Sums are read at the end, so no batch waits for the device."""
+        loss_sum = torch.zeros((), device=self._device)
+        outputs, truths = [], []
+        with torch.inference_mode():
+            for inputs, labels in batches:
+                logits = self.run(inputs)
+                loss_sum += loss_function(logits, labels) * len(labels)
+                outputs.append(logits)
+                truths.append(labels)
+            logits = torch.cat(outputs)
+            unknown = (~logits.isfinite().all(1)).sum()
+            confidences, predicted = logits.softmax(1).max(1)
+            correct = (predicted == torch.cat(truths)).sum()
+        return Evaluated(
+            loss_sum=loss_sum.item(),
+            correct=int(correct),
+            predicted=predicted.tolist(),
+            confidences=confidences.tolist(),
+            unknown=int(unknown),
+        )
 
 
 class GraphedEvaluation(Evaluation):

@@ -12,7 +12,7 @@ import math
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,10 +30,11 @@ from tl.datasets import Splits
 from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError, DivergedError, NotApplicable
 from tl.features import EXTRACTION_BATCH, Extraction, Features
-from tl.freezing import Freezing, freeze
+from tl.freezing import Freezing, KeptState, freeze
 from tl.images import batch_bounds, open_store
 from tl.memory import MemoryMarks
 from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS
+from tl.plain import WORKERS, KeptOnDisk, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
 from tl.quantize import CALIBRATION_IMAGES, quantized, quantized_weights
 from tl.regimes import REGIMES, Regime
@@ -78,7 +79,8 @@ def train_model(
         weights_dir: a folder of weight files, which is searched first.
         on_epoch: called after each epoch, outside its timing.
         keep: which epoch's weights and predictions count as `best`; with `last` the validation images choose none.
-        cuda_graphs: replay steps from CUDA graphs, on a GPU where that works. It changes only times.
+        cuda_graphs: replay steps from CUDA graphs, on a GPU where that works. It changes only times. Execution `plain`
+            has none.
 
     Returns:
         A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the epoch that was kept.
@@ -99,12 +101,14 @@ def train_model(
     started = time.perf_counter()
     target = devices.resolve(device)
     check_precision(config.precision, target)
-    memory = MemoryMarks(target)
+    check_execution(config.execution, config.regime)
+    memory = MemoryMarks(target, without=WAYS[config.execution].others)
     setup = _prepare(config, splits, target, weights, weights_dir)
     with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(target):
         body: Body = _compiled(setup.model.backbone) if config.compile else setup.model.backbone
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
-        loop = _make_loop(setup, body, Graphs() if target.type == "cuda" and cuda_graphs else None)
+        with_graphs = target.type == "cuda" and cuda_graphs and setup.way.graphs
+        loop = _make_loop(setup, body, Graphs() if with_graphs else None)
         trained = _epochs(setup, loop, memory, keep, on_epoch)
     return _result(setup, loop, trained, memory, setup_seconds)
 
@@ -122,11 +126,7 @@ class _Setup:
     total_params: int
     """Counted before quantisation, which packs parameters away."""
     quantization_seconds: float | None
-    train: Batches
-    val: Batches
-    resident_bytes: int | None
-    """Size of the pixels in the GPU's memory; None if pixels are not on the GPU."""
-    decoded_once: bool
+    images: _Images
     freezing: Freezing
     frozen_digest: str | None
     optimizer: torch.optim.Optimizer | None
@@ -137,6 +137,22 @@ class _Setup:
     def regime(self) -> Regime:
         """The regime of the config."""
         return REGIMES[self.config.regime]
+
+    @property
+    def way(self) -> Way:
+        """How the config is executed."""
+        return WAYS[self.config.execution]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """Both splits, ready to be read in batches."""
+
+    train: Batches | PlainBatches
+    val: Batches | PlainBatches
+    resident_bytes: int | None = None
+    """Size of the pixels in the GPU's memory; None if pixels are not on the GPU."""
+    decoded_once: bool = False
 
 
 def _prepare(
@@ -149,21 +165,14 @@ def _prepare(
     """Build the network, open the images, and freeze what the regime doesn't train."""
     regime = REGIMES[config.regime]
     backbone = _backbone(config, regime, splits, weights, weights_dir)
-    model, layout = Classifier(backbone, len(splits.classes), config), memory_format(device, config.precision)
+    way = WAYS[config.execution]
+    model, layout = Classifier(backbone, len(splits.classes), config), way.layout(device, config.precision)
     model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     total_params = sum(p.numel() for p in model.parameters())
-    store = open_store(splits)
-    resident = resident_pixels(store, device)
-    train, val = (
-        Batches(store, images, backbone.preprocessing, device, memory_format=LAYOUTS[layout], resident=resident)
-        for images in (splits.train, splits.val)
-    )
-    quantization_seconds = _quantize(model, config, train) if regime.extractor == "int8" else None
+    images = way.images(splits, backbone, device, layout, regime)
+    quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
     freezing = freeze(model, regime)
     optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if freezing.parameters else None
-    resident_bytes = None if resident is None else resident.nbytes
-    if resident_bytes is not None and regime.features == "each step":
-        resident_bytes += val.keep_centred()
     return _Setup(
         config=config,
         splits=splits,
@@ -173,15 +182,34 @@ def _prepare(
         layout=layout,
         total_params=total_params,
         quantization_seconds=quantization_seconds,
-        train=train,
-        val=val,
-        resident_bytes=resident_bytes,
-        decoded_once=store.pixels is not None,
+        images=images,
         freezing=freezing,
         frozen_digest=freezing.digest(),
         optimizer=optimizer,
         schedule=SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None,
     )
+
+
+def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
+    """Open the images that are decoded once; keep them on a GPU if they fit."""
+    store = open_store(splits)
+    resident = resident_pixels(store, device)
+    train, val = (
+        Batches(store, images, backbone.preprocessing, device, memory_format=LAYOUTS[layout], resident=resident)
+        for images in (splits.train, splits.val)
+    )
+    resident_bytes = None if resident is None else resident.nbytes
+    if resident_bytes is not None and regime.features == "each step":
+        resident_bytes += val.keep_centred()
+    return _Images(train=train, val=val, resident_bytes=resident_bytes, decoded_once=store.pixels is not None)
+
+
+def _loaded_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
+    """Images that workers load from their files in every pass."""
+    train, val = (
+        PlainBatches(splits.root, images, backbone.preprocessing, device) for images in (splits.train, splits.val)
+    )
+    return _Images(train=train, val=val)
 
 
 def _backbone(
@@ -200,12 +228,15 @@ def _backbone(
     )
 
 
+Inputs = Batches | PlainBatches | Features
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Loop:
     """The inputs and steps of every epoch. Inputs are images, or features that were extracted from them."""
 
-    train: Batches | Features
-    val: Batches | Features
+    train: Inputs
+    val: Inputs
     loss_function: Loss
     step: TrainStep | None
     """None if nothing trains."""
@@ -219,21 +250,24 @@ class _Loop:
 def _make_loop(setup: _Setup, body: Body, graphs: Graphs | None) -> _Loop:
     """Make the steps. Extract features first if the regime extracts them once."""
     config, model, device = setup.config, setup.model, setup.device
-    train: Batches | Features = setup.train
-    val: Batches | Features = setup.val
+    train: Inputs = setup.images.train
+    val: Inputs = setup.images.val
     extraction: Extraction | None = None
     if setup.regime.features == "once":
+        assert isinstance(train, Batches) and isinstance(val, Batches)  # see `check_execution`
         model.eval()
         extraction = _extraction(body, setup)
-        train, val = extraction.features(setup.train, config.views), extraction.features(setup.val, 1)
+        train, val = extraction.features(train, config.views), extraction.features(val, 1)
         body = nn.Identity()
     loss_function = LOSS_BUILDERS[config.loss](config)
     return _Loop(
         train=train,
         val=val,
         loss_function=loss_function,
-        step=_step(model, body, loss_function, setup.optimizer, config, device, graphs) if setup.optimizer else None,
-        evaluation=_evaluation(model, body, config, device, graphs),
+        step=setup.way.step(graphs, model, body, loss_function, setup.optimizer, config, device)
+        if setup.optimizer
+        else None,
+        evaluation=setup.way.evaluation(graphs, model, body, config.precision, device),
         graphs=graphs,
         extraction=extraction,
         work=StepWork(),
@@ -261,16 +295,17 @@ def _epochs(
     clock = Clock(setup.device)
     history: list[EpochResult] = []
     best = last = None
-    kept: dict[str, torch.Tensor] = {}
-    for _ in range(setup.config.passes):
-        row, last = _epoch(setup, loop, memory, clock, history)
-        if best is None or keep == "last" or row.val_accuracy > history[best.epoch].val_accuracy:
-            best, kept = last, setup.freezing.state()
-        history.append(row)
-        if on_epoch:
-            on_epoch(row)
-    assert best is not None and last is not None  # there is at least one pass
-    setup.freezing.restore(kept)
+    with setup.way.kept(setup.freezing) as kept:
+        for _ in range(setup.config.passes):
+            row, last = _epoch(setup, loop, memory, clock, history)
+            if best is None or keep == "last" or row.val_accuracy > history[best.epoch].val_accuracy:
+                best = last
+                kept.keep()
+            history.append(row)
+            if on_epoch:
+                on_epoch(row)
+        assert best is not None and last is not None  # there is at least one pass
+        kept.restore()
     setup.model.eval()
     return _Trained(history=tuple(history), best=best, last=last)
 
@@ -285,7 +320,7 @@ def _epoch(
     epoch, optimizer, step = len(history), setup.optimizer, loop.step
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
     trained, train_seconds = None, 0.0
-    with _without_garbage_collection():
+    with setup.way.timed():
         memory.begin("train" if step else "val")
         clock.start()
         if step:
@@ -355,7 +390,7 @@ def _result(setup: _Setup, loop: _Loop, trained: _Trained, memory: MemoryMarks, 
         features_reused=extraction.spent == 0 if extraction else None,
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in trained.history),
         **memory.figures(),
-        resident_image_bytes=(setup.resident_bytes or 0) if on_cuda else None,
+        resident_image_bytes=(setup.images.resident_bytes or 0) if on_cuda else None,
         work=_work(loop.work, setup),
         notes=_notes(setup, loop),
         model=model,
@@ -381,8 +416,9 @@ def _compiled(backbone: nn.Module) -> Body:
     return compiled
 
 
-def _quantize(model: Classifier, config: TrainConfig, images: Batches) -> float:
+def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBatches) -> float:
     """Replace the model's backbone by an int8 copy. Return the seconds it took. Raises `NotApplicable`."""
+    assert isinstance(images, Batches)  # see `check_execution`
     if config.precision != "fp32" or config.compile:
         raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
     started = time.perf_counter()
@@ -390,26 +426,6 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches) -> float:
     model.eval()
     model.backbone = quantized(model.backbone, calibration, images.device)
     return time.perf_counter() - started
-
-
-def _step(
-    model: Classifier,
-    body: Body,
-    loss_function: Loss,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    device: torch.device,
-    graphs: Graphs | None,
-) -> TrainStep:
-    arguments = (model, body, loss_function, optimizer, config, device)
-    return GraphedStep(*arguments, graphs=graphs) if graphs else TrainStep(*arguments)
-
-
-def _evaluation(
-    model: Classifier, body: Body, config: TrainConfig, device: torch.device, graphs: Graphs | None
-) -> Evaluation:
-    arguments = (model, body, config.precision, device)
-    return GraphedEvaluation(*arguments, graphs=graphs) if graphs else Evaluation(*arguments)
 
 
 def _extraction(body: Body, setup: _Setup) -> Extraction:
@@ -431,7 +447,7 @@ def _extraction(body: Body, setup: _Setup) -> Extraction:
         "compile": config.compile,
         "device": devices.present()[str(device)],
         "threads": torch.get_num_threads(),
-        "cropped on the device": setup.resident_bytes is not None,
+        "cropped on the device": setup.images.resident_bytes is not None,
         "preprocessing": asdict(backbone.preprocessing),
         "extractor": _extractor(setup),
         "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
@@ -475,42 +491,32 @@ def _work(step: StepWork, setup: _Setup) -> Work | None:
 
 
 def _train_pass(
-    step: TrainStep, batches: Batches | Features, config: TrainConfig, epoch: int, clock: Clock, work: StepWork | None
+    step: TrainStep, batches: Inputs, config: TrainConfig, epoch: int, clock: Clock, work: StepWork | None
 ) -> _Pass:
     step.start()
     for inputs, labels in batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark):
         step.run(inputs, labels, clock.mark, work)
         work = None
-    loss = step.loss_sum.item() / len(batches)
+    loss_sum, correct = step.sums()
+    loss = loss_sum / len(batches)
     return _Pass(
         loss=loss,
-        accuracy=step.correct.item() / len(batches),
+        accuracy=correct / len(batches),
         predicted=[],
         confidences=[],
         fault=_fault(loss),
     )
 
 
-def _val_pass(evaluation: Evaluation, batches: Batches | Features, loss_function: Loss, config: TrainConfig) -> _Pass:
-    loss_sum = torch.zeros((), device=batches.device)
-    outputs, truths = [], []
-    with torch.inference_mode():
-        for inputs, labels in batches.evaluation(config.batch_size):
-            logits = evaluation.run(inputs)
-            loss_sum += loss_function(logits, labels) * len(labels)
-            outputs.append(logits)
-            truths.append(labels)
-        logits = torch.cat(outputs)
-        unknown = len(batches) - logits.isfinite().all(1).sum()
-        confidences, predicted = logits.softmax(1).max(1)
-        correct = (predicted == torch.cat(truths)).sum()
-    loss = loss_sum.item() / len(batches)
-    outputs_fault = f"outputs of {count} of {len(batches)} images were not finite" if (count := int(unknown)) else ""
+def _val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, config: TrainConfig) -> _Pass:
+    found, count = evaluation.over(batches.evaluation(config.batch_size), loss_function), len(batches)
+    loss = found.loss_sum / count
+    outputs_fault = f"outputs of {found.unknown} of {count} images were not finite" if found.unknown else ""
     return _Pass(
         loss=loss,
-        accuracy=correct.item() / len(batches),
-        predicted=predicted.tolist(),
-        confidences=[round(value, 6) for value in confidences.tolist()],
+        accuracy=found.correct / count,
+        predicted=found.predicted,
+        confidences=[round(value, 6) for value in found.confidences],
         fault=_fault(loss) or outputs_fault,
     )
 
@@ -547,8 +553,57 @@ def _notes(setup: _Setup, loop: _Loop) -> tuple[Note, ...]:
         notes.append(f"without CUDA graphs: {loop.graphs.failure}")
     if loop.extraction and loop.extraction.spent == 0:
         notes.append("features were cached, so the memory of their extraction is unknown")
-    if not setup.decoded_once:
+    if setup.way.others:
+        notes.append(f"memory is that of the training's own process, without {setup.way.others}")
+    if not setup.images.decoded_once:
         notes.append("images were decoded in every epoch, so times include decoding")
     if setup.regime.trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
     return (*fallbacks, *(Note(about="figures", text=text) for text in notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """What belongs to an execution: an entry of `WAYS` is all in which two executions of a config differ here.
+
+    The optimiser's implementation differs too, see `tl.optimizers`.
+    """
+
+    layout: Callable[[torch.device, str], str]
+    """Device and precision → layout of tensors, a key of `LAYOUTS`."""
+    images: Callable[[Splits, Backbone, torch.device, str, Regime], _Images]
+    step: Callable[..., TrainStep]
+    """Makes a step of the graphs, or None, and the arguments of `TrainStep`."""
+    evaluation: Callable[..., Evaluation]
+    """Makes an evaluation of the graphs, or None, and the arguments of `Evaluation`."""
+    graphs: bool
+    """True if CUDA graphs may be used."""
+    kept: Callable[[Freezing], KeptState]
+    timed: Callable[[], AbstractContextManager[None]]
+    """The context of a timed epoch."""
+    others: str = ""
+    """Other processes that hold memory of the training, in words; empty if there are none."""
+
+
+WAYS: dict[str, Way] = {
+    "fast": Way(
+        layout=memory_format,
+        images=_stored_images,
+        step=lambda graphs, *given: GraphedStep(*given, graphs=graphs) if graphs else TrainStep(*given),
+        evaluation=lambda graphs, *given: GraphedEvaluation(*given, graphs=graphs) if graphs else Evaluation(*given),
+        graphs=True,
+        kept=KeptState,
+        timed=_without_garbage_collection,
+    ),
+    "plain": Way(
+        layout=lambda device, precision: "contiguous",
+        images=_loaded_images,
+        step=lambda graphs, *given: PlainStep(*given),
+        evaluation=lambda graphs, *given: PlainEvaluation(*given),
+        graphs=False,
+        kept=KeptOnDisk,
+        timed=nullcontext,
+        others=f"its loader's {WORKERS} worker processes",
+    ),
+}
+"""The way of each execution of `tl.config.EXECUTIONS`."""

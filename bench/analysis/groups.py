@@ -11,14 +11,14 @@ from typing import Literal
 from bench.analysis.metrics import METRICS, RATED_BY, Finished, finished
 from bench.analysis.scores import largest_class
 from bench.analysis.stats import wilson
-from bench.store.records import Cell, Record
+from bench.store.records import USUAL, Cell, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
 
 _ROUNDING = 1e-9
 """A mean over seeds of one and the same accuracy may differ from it in the last digit."""
-_IDENTIFYING_FIELDS = ("backbone", "regime", "precision", "seed", "weights")
+_IDENTIFYING_FIELDS = ("backbone", "regime", *USUAL, "seed", "weights")
 """Config fields that every table shows or that identify a group."""
 
 

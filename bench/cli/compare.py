@@ -25,7 +25,7 @@ from tl.errors import ConfigError
 def compare(
     sides: SidesArgument,
     by: Annotated[
-        Literal["run", "regime", "device", "backbone", "precision", "seed"],
+        Literal["run", "regime", "device", "backbone", "precision", "execution", "seed"],
         typer.Option(help="What to compare; values other than run need only one run."),
     ] = "run",
     base: Annotated[

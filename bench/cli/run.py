@@ -36,13 +36,19 @@ UNTIL_DECIDED = (
 )
 
 
+SEVERAL = "(repeatable, or joined by commas)"
+
+
 @app.command()
 def run(
     grid: Annotated[str, typer.Option(help="A shipped grid's name, or the path of a TOML file.")] = "default",
-    backbone: Annotated[list[str] | None, typer.Option(help="Only this backbone (repeatable).")] = None,
-    regime: Annotated[list[str] | None, typer.Option(help="Only this regime (repeatable).")] = None,
+    backbone: Annotated[list[str] | None, typer.Option(help=f"Only this backbone {SEVERAL}.")] = None,
+    regime: Annotated[list[str] | None, typer.Option(help=f"Only this regime {SEVERAL}.")] = None,
     device: Annotated[
-        list[str] | None, typer.Option(help="cpu, cuda[:i], mps, auto (the best) or all (repeatable).")
+        list[str] | None, typer.Option(help=f"cpu, cuda[:i], mps, auto (the best) or all {SEVERAL}.")
+    ] = None,
+    execution: Annotated[
+        list[str] | None, typer.Option(help=f"fast, or plain as the tutorial's own loop {SEVERAL}.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; they are 0, 1, 2, …")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
@@ -127,7 +133,13 @@ def run(
         raise ConfigError("--live needs a report; leave out --no-report")
     chosen = choose_grid(
         grid,
-        {"backbones": backbone, "regimes": regime, "devices": device, "seeds": seeds},
+        {
+            "backbones": _each(backbone),
+            "regimes": _each(regime),
+            "devices": _each(device),
+            "execution": _each(execution),
+            "seeds": seeds,
+        },
         {"epochs": epochs, "batch_size": batch_size, "protocol": protocol},
     )
     page = LivePage(reports, tell)
@@ -171,6 +183,11 @@ def run(
         raise typer.Exit(FAILED)
     if output and output.lost:
         raise typer.Exit(without_output(output.lost))
+
+
+def _each(values: list[str] | None) -> list[str] | None:
+    """All values of an option of which each may be several, joined by commas."""
+    return None if values is None else [name for value in values for name in value.split(",")]
 
 
 def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:

@@ -16,11 +16,11 @@ from bench.analysis.groups import varying_settings
 from bench.analysis.metrics import METRICS, ComparedBy, Finished
 from bench.compare import pytest_benchmark
 from bench.store.environment import packages
-from bench.store.records import Cell, Lost, Manifest, Record
+from bench.store.records import USUAL, Cell, Lost, Manifest, Record
 from bench.store.runs import RunFolder, each_once, find_run, find_runs
 from tl.errors import UserError, not_one_of
 
-Axis = Literal["run", "regime", "device", "backbone", "precision", "seed"]
+Axis = Literal["run", "regime", "device", "backbone", "precision", "execution", "seed"]
 Repeats = Literal["seed", "round"]
 """What the samples of a cell are: seeds of a run, or rounds of a benchmark."""
 Value = int | float
@@ -288,8 +288,8 @@ def _key(cell: Cell, by: Axis) -> str:
     bare = cell.but(seed=0)
     if by == "backbone":  # other backbones have other weights
         bare = bare.but(backbone="any", weights="auto").replace(weights_digest="")
-    if by == "precision":
-        bare = bare.but(precision="fp32")
+    if by in USUAL:
+        bare = bare.but(**{by: USUAL[by]})
     if by == "device":
         bare = bare.replace(device="any")
     return bare.id
@@ -299,8 +299,7 @@ def _label(cell: Cell, by: Axis, settings: Sequence[str]) -> str:
     config = cell.config
     parts = {"backbone": config.backbone, "regime": config.regime, "device": cell.device}
     shown = [value for name, value in parts.items() if name != by]
-    shown += [config.precision] if config.precision != "fp32" and by != "precision" else []
-    return " ".join([*shown, *(f"{name} {getattr(config, name)}" for name in settings)])
+    return " ".join([*shown, *cell.unusual(by), *(f"{name} {getattr(config, name)}" for name in settings)])
 
 
 def _side(
@@ -378,7 +377,8 @@ def _add(side_cell: SideCell, record: Record, seed: int, truth: tuple[int, ...],
         "python": machine.python,
         "threads": str(result.threads),
         **({} if by == "device" else {"device": result.device_name}),
-        "allocator": record.allocator or "as the C library sets it",
+        # An execution sets the allocator too: that is a part of what executions are compared for.
+        **({} if by == "execution" else {"allocator": record.allocator or "as the C library sets it"}),
         MEMORY_METHOD: result.memory_method,
         **{name: machine.packages.get(name, "none") for name in packages()},
     }

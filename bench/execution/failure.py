@@ -9,7 +9,10 @@ from typing import Literal
 from bench.execution.base import Outcome
 from tl.errors import DivergedError, NotApplicable, UserError
 
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory"),
+    "is killed by signal: Killed",  # torch, of a worker process of a loader; see `_died` in bench.execution.process
+)
 _REQUESTED = re.compile(r"allocate (\d[\d.]*) ?(bytes\b|[KMGT]i?B\b)")
 """Finds the requested size in the out-of-memory messages of torch (CPU and GPU) and numpy."""
 

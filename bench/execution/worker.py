@@ -21,7 +21,7 @@ from tl.datasets import Splits
 from tl.errors import CacheWarning, WeightsError
 from tl.images import FileState, trust
 from tl.library import library
-from tl.machine import PAGES_KEPT, DeviceKey, keep_freed_pages
+from tl.machine import DeviceKey, allocator, keep_freed_pages
 from tl.plugins import load_as_parent
 from tl.protocols import run_protocol
 from tl.results import TrainResult
@@ -79,7 +79,8 @@ def run_cell(
     trust(checked)
     torch.set_num_threads(threads)
     device = DeviceKey.parse(cell.device).name
-    allocator = PAGES_KEPT if keep_freed_pages() else "default"
+    if cell.config.execution == "fast":
+        keep_freed_pages()
     _touch_code()
     uuid = devices.gpu_uuid(devices.resolve(device))
     emit(_machine(uuid))
@@ -90,7 +91,7 @@ def run_cell(
     finally:  # also if memory ran out: another process may hold it, and the GPU's state shows that
         if uuid:
             emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))
-    return result.model_copy(update={"model": None}), allocator
+    return result.model_copy(update={"model": None}), allocator()
 
 
 def _machine(uuid: str | None) -> MachineState:

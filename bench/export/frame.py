@@ -48,6 +48,7 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "device": lambda run, record: record.cell.device,
     "device_name": lambda run, record: record.result.device_name if record.result else None,
     "precision": lambda run, record: record.cell.config.precision,
+    "execution": lambda run, record: record.cell.config.execution,
     "seed": lambda run, record: record.cell.config.seed,
     "epochs": lambda run, record: record.cell.config.epochs,
     "batch_size": lambda run, record: record.cell.config.batch_size,
@@ -97,6 +98,7 @@ _CELL_COLUMNS = (
     "regime",
     "device",
     "precision",
+    "execution",
     "seed",
     "batch_size",
 )

@@ -13,6 +13,7 @@ from bench.analysis.verdicts import Finding, overall, tally
 from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
+from bench.store.records import USUAL
 
 MOST_NAMES = 4
 """Largest number of combinations that a sentence lists."""
@@ -178,5 +179,6 @@ def _largest_class(group: Group) -> str:
 
 
 def _named(group: Group) -> str:
-    precision = f" in {group.config.precision}" if group.config.precision != "fp32" else ""
-    return f"{group.config.backbone}, {group.config.regime}{precision}"
+    precision = f" in {group.config.precision}" if group.config.precision != USUAL["precision"] else ""
+    execution = f", {group.config.execution} execution" if group.config.execution != USUAL["execution"] else ""
+    return f"{group.config.backbone}, {group.config.regime}{precision}{execution}"

@@ -13,7 +13,7 @@ from bench.analysis.recommend import Choice, nothing_beats, recommend
 from bench.analysis.scores import largest_class
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
-from bench.store.records import Cell, Manifest, Record
+from bench.store.records import USUAL, Cell, Manifest, Record
 from bench.store.runs import RunFolder
 from tl.machine import DeviceKey
 from tl.regimes import REGIMES
@@ -27,7 +27,8 @@ class _Spread:
 
     specs: dict[str, set[str]]
     devices: set[str]
-    precisions: set[str]
+    axes: dict[str, set[str]]
+    """Axis in `USUAL` → its values."""
     weights: dict[str, set[str]]
     settings: tuple[str, ...]
 
@@ -193,7 +194,7 @@ class Summary:
         bare = config.spec.name
         parts = [bare if len(spread.specs[bare]) == 1 else config.backbone]
         parts += [cell.device] if len(spread.devices) > 1 else []
-        parts += [config.precision] if len(spread.precisions) > 1 else []
+        parts += [getattr(config, axis) for axis, values in spread.axes.items() if len(values) > 1]
         if len(spread.weights.get(config.backbone, ())) > 1:
             parts.append(f"{config.weights} weights")
         parts += [f"{name} {getattr(config, name)}" for name in spread.settings]
@@ -202,8 +203,8 @@ class Summary:
 
     @cached_property
     def levels(self) -> dict[str, set[str]]:
-        """Precision, weights and protocol → the values that groups have."""
-        names = ("precision", "weights", "protocol")
+        """Precision, execution, weights and protocol → the values that groups have."""
+        names = (*USUAL, "weights", "protocol")
         return {name: {str(getattr(group.config, name)) for group in self.groups} for name in names}
 
     @cached_property
@@ -220,7 +221,7 @@ class Summary:
         return _Spread(
             specs=specs,
             devices={cell.device for cell in cells},
-            precisions={cell.config.precision for cell in cells},
+            axes={axis: {getattr(cell.config, axis) for cell in cells} for axis in USUAL},
             weights=weights,
             settings=tuple(varying_settings(cell.config for cell in cells)),
         )

@@ -13,6 +13,7 @@ from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate
 from bench.report.settings_text import chosen_rates
 from bench.report.summary import Summary
+from bench.store.records import USUAL
 from tl.regimes import REGIMES
 
 MOST_TIED = 4
@@ -143,8 +144,7 @@ def _identifying_columns(group: Group, summary: Summary) -> dict[str, str]:
     row = {"run": group.run} if len(summary.runs) > 1 else {}
     control = " (control)" if REGIMES[config.regime].control else ""
     row |= {"backbone": config.backbone, "regime": f"{config.regime}{control}", "device": group.cell.device}
-    if len(summary.levels["precision"]) > 1:
-        row["precision"] = config.precision
+    row |= {axis: getattr(config, axis) for axis in USUAL if len(summary.levels[axis]) > 1}
     return row | {name.replace("_", " "): str(getattr(config, name)) for name in summary.settings}
 
 

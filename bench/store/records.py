@@ -17,6 +17,7 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 7   a manifest's data set has `left_out` and `duplicates`. A record may be `diverged`, and then has `epochs`. Before,
     such a cell was `done`, with an empty loss and with NaN counted as predictions of the first class; it is upgraded on
     reading. A trial has `reason`, and no accuracy if it diverged
+8   a config has `execution` (older files: see `AS_BEFORE`)
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from tl.results import EpochResult, TrainResult
 from tl.strict import Amount, Count, Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 SEALED_SINCE = 5
 """First version whose files have a digest; a file of this version or later without one is damaged."""
 ID_VERSION = 1
@@ -50,12 +51,16 @@ AS_BEFORE: dict[str, Any] = {
     "folds": 5,
     "views": 1,
     "compile": False,
+    "execution": "fast",
 }
 """Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 
 A field with that value is left out of a cell's id, so that cells keep the ids that they had before the field existed.
 The value is not the field's default: a default may change, this value may not.
 """
+
+USUAL = {"precision": "fp32", "execution": "fast"}
+"""Axis of a cell that its name shows only where it has another value → the usual value."""
 
 ANY_REGIME = next(iter(REGIMES))
 """Replaces the regime in keys that are equal for cells of all regimes; any regime would do."""
@@ -120,9 +125,12 @@ class Cell(Strict):
     @property
     def name(self) -> str:
         """What the cell is, without its seed."""
-        config = self.config
-        parts = [config.backbone, config.regime, self.device]
-        return " ".join([*parts, config.precision] if config.precision != "fp32" else parts)
+        return " ".join([self.config.backbone, self.config.regime, self.device, *self.unusual()])
+
+    def unusual(self, *but: str) -> list[str]:
+        """The values of the axes in `USUAL`, apart from `but`, that are not the usual ones."""
+        values = {axis: str(getattr(self.config, axis)) for axis in USUAL if axis not in but}
+        return [value for axis, value in values.items() if value != USUAL[axis]]
 
     def __str__(self) -> str:
         return f"{self.name} seed {self.config.seed}"
@@ -263,7 +271,7 @@ class Manifest(Strict):
     @field_validator("protocol")
     @classmethod
     def _upgraded(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {**AS_BEFORE, **given}
+        return {**{name: value for name, value in AS_BEFORE.items() if name not in USUAL}, **given}
 
     @property
     def resolved(self) -> dict[WeightsKey, Weights]:

@@ -1,4 +1,4 @@
-"""The choices for a sweep: grids, backbones, regimes, data sets, devices."""
+"""The choices for a sweep: grids, backbones, regimes, executions, precisions, data sets, devices."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from bench.execution import discovery
 from bench.execution.executors import make_executor
 from bench.sweep.grid import load_grid, shipped
+from tl.config import EXECUTIONS, PRECISIONS
 from tl.datasets import DATASETS
 from tl.errors import UserError
 from tl.regimes import REGIMES
@@ -17,11 +18,14 @@ from tl.weights import BUNDLED
 def choices(what: str, text: str | None = None) -> dict[str, str]:
     """Names of one kind → what they mean. With `text`, only names that contain it.
 
-    `what` is grids, backbones, regimes, datasets or devices. Raises `UserError` if no name contains `text`.
+    `what` is grids, backbones, regimes, executions, precisions, datasets or devices. Raises `UserError` if no name
+    contains `text`.
     """
     lists: dict[str, Callable[[], dict[str, str]]] = {
         "grids": shipped,
         "regimes": lambda: {name: regime.summary for name, regime in REGIMES.items()},
+        "executions": lambda: EXECUTIONS,
+        "precisions": lambda: PRECISIONS,
         "datasets": _datasets,
         "devices": lambda: make_executor("process").devices(),
         "backbones": lambda: _backbones(text),

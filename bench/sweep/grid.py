@@ -8,6 +8,7 @@ backbones = ["torchvision:resnet18"]
 regimes = ["finetune", "frozen"]
 devices = ["all"]                   # cpu, cuda[:i], mps, auto (the best), all
 precision = ["fp32"]
+execution = ["fast"]                # fast, plain (as the tutorial's own loop)
 seeds = 3                           # 0, 1, 2; or a list
 
 [train]                             # settings of all cells: fields of tl.TrainConfig
@@ -53,7 +54,14 @@ from tl.regimes import REGIMES
 from tl.specs import Spec
 from tl.strict import Strict
 
-AXES = {"backbone": "backbones", "regime": "regimes", "device": "devices", "precision": "precision", "seed": "seeds"}
+AXES = {
+    "backbone": "backbones",
+    "regime": "regimes",
+    "device": "devices",
+    "precision": "precision",
+    "execution": "execution",
+    "seed": "seeds",
+}
 """Axis of a cell → its key in `[matrix]`."""
 MOST_CELLS = 100_000
 """Largest number of cells of a grid, counting those that `exclude` leaves out."""
@@ -70,6 +78,7 @@ class Matrix(Strict):
     regimes: list[str] = Field(["finetune", "frozen"], min_length=1)
     devices: list[str] = Field(["all"], min_length=1)
     precision: list[str] = Field(["fp32"], min_length=1)
+    execution: list[str] = Field(["fast"], min_length=1)
     seeds: int | list[int] = Field(1, description="the number of seeds, counted from 0, or a list of seeds")
 
 
@@ -264,7 +273,7 @@ def check_keys(where: str, given: Mapping[str, Any], valid: Collection[str]) -> 
 def expand(
     grid: Grid, *, weights: str, spec: Callable[[str], str], devices: Callable[[], dict[str, str]]
 ) -> list[Planned]:
-    """All cells of a grid without duplicates, ordered by seed, device, backbone, precision and regime.
+    """All cells of a grid without duplicates, ordered by seed, device, backbone, precision, execution and regime.
 
     A regime that trains nothing has only a cell for the first seed.
 
@@ -283,6 +292,7 @@ def expand(
         "device": matrix.devices,
         "backbone": matrix.backbones,
         "precision": matrix.precision,
+        "execution": matrix.execution,
         "regime": matrix.regimes,
     }
     if not axes["seed"]:

@@ -195,7 +195,7 @@ class _CellColumn(ProgressColumn):
 
 
 def _short(cell: Cell) -> str:
-    return f"{cell.config.regime} {cell.config.spec.name} {cell.device}"
+    return " ".join([cell.config.regime, cell.config.spec.name, cell.device, *cell.unusual()])
 
 
 def _pass_text(cell: Cell, row: EpochResult) -> str:

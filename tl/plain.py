@@ -1,0 +1,261 @@
+"""Execution `plain`: what the PyTorch transfer-learning tutorial's own loop does, for any regime that trains on images.
+
+It is the yardstick for execution `fast`: the same network, batches of the same images in the same order, loss,
+schedule and freezing, without anything that this library does to be quick. Worker processes decode, crop and flip the
+images with Pillow, again in every epoch. Tensors have torch's default layout. The whole network runs forward in every
+step, and autograd alone decides what needs no gradient. Torch chooses the optimiser's implementation. The loss is read
+after every batch. The best weights are saved to a file.
+https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html
+
+Two things differ from the tutorial. Validation images are not shuffled, so that predictions belong to images; that
+changes neither the work nor the accuracy. A single image that is left over joins the batch before it, as in `fast`.
+Crops come from torchvision's own random numbers, so they are not those of `fast`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from tl.batches import Preprocessing
+from tl.datasets import ImageList
+from tl.decoding import open_rgb
+from tl.errors import NotApplicable
+from tl.freezing import Freezing, KeptState
+from tl.images import batch_bounds, order
+from tl.precision import autocast
+from tl.regimes import REGIMES
+from tl.seeding import seed_for
+from tl.step import Body, Evaluated, Evaluation, Loss, TrainStep
+
+WORKERS = 4
+"""Worker processes of each loader: the tutorial's `num_workers`. They are started anew for each pass, as there."""
+_CONTEXT = "fork" if sys.platform == "linux" else None
+"""How workers start; None is torch's default. Forked ones belong to the process group of the training and end with it.
+Newer versions of Python would fork them from a server that belongs to another program."""
+_FROM_WORKER = "Caught "
+"""Torch's message for an exception of a worker begins with this, and has the worker's traceback in it."""
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+def check_execution(execution: str, regime: str) -> None:
+    """Raise `NotApplicable` for a regime that doesn't run the network itself on images in every step."""
+    if execution == "plain" and not REGIMES[regime].plain:
+        able = ", ".join(name for name, each in REGIMES.items() if each.plain)
+        raise NotApplicable(
+            f"execution 'plain' runs the network on images in every step, and regime {regime!r} doesn't; use execution "
+            f"'fast', or one of {able}"
+        )
+
+
+def training_transform(preprocessing: Preprocessing) -> Transform:
+    """Return the tutorial's random crops and flips: an image → `(3, S, S) float32`, normalised."""
+    mode = InterpolationMode(preprocessing.interpolation)
+    return _to_tensor(
+        preprocessing,
+        transforms.RandomResizedCrop(preprocessing.size, interpolation=mode),
+        transforms.RandomHorizontalFlip(),
+    )
+
+
+def validation_transform(preprocessing: Preprocessing) -> Transform:
+    """Return the tutorial's resizing and centre crop: an image → `(3, S, S) float32`, normalised."""
+    side = preprocessing.resize
+    return _to_tensor(
+        preprocessing,
+        transforms.Resize(
+            [side, side] if preprocessing.squash else side, interpolation=InterpolationMode(preprocessing.interpolation)
+        ),
+        transforms.CenterCrop(preprocessing.size),
+    )
+
+
+def _to_tensor(preprocessing: Preprocessing, *crop: Any) -> Transform:
+    normalise = transforms.Normalize(preprocessing.mean, preprocessing.std)
+    made: Transform = transforms.Compose([*crop, transforms.ToTensor(), normalise])
+    return made
+
+
+class PlainImages(Dataset[tuple[torch.Tensor, int]]):
+    """The images of one split below `root`, each decoded and transformed whenever it is asked for."""
+
+    def __init__(self, root: Path, images: ImageList, transform: Transform) -> None:
+        self._root, self._images, self._transform = root, images, transform
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return an image, `(3, S, S) float32`, and its label. Raises `DataError` naming a file that is damaged."""
+        return self._transform(open_rgb(self._root / self._images.files[index])), self._images.labels[index]
+
+
+class PlainBatches:
+    """Batches of one split on one device, used like `tl.batches.Batches`.
+
+    Images are `(B, 3, S, S) float32`, normalised and contiguous; labels `(B,) int64`.
+    """
+
+    def __init__(self, root: Path, images: ImageList, preprocessing: Preprocessing, device: torch.device) -> None:
+        self.images = images
+        self.device = device
+        self._train = PlainImages(root, images, training_transform(preprocessing))
+        self._val = PlainImages(root, images, validation_transform(preprocessing))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def training(
+        self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield one epoch, with the images in the order of `Batches.training`, each cropped and flipped at random.
+
+        Crops depend only on seed, epoch and the number of workers. `mark` is called when the loader has given a batch
+        (`data`) and when it is on the device (`transfer`).
+        """
+        shuffled = order(len(self), seed_for("order", seed, epoch)).tolist()
+        chosen = [shuffled[start:stop] for start, stop in batch_bounds(len(self), batch_size)]
+        for images, labels in _loaded(self._train, chosen, seed_for("crops", seed, epoch)):
+            if mark:
+                mark("data")
+            batch = images.to(self.device), labels.to(self.device)
+            if mark:
+                mark("transfer")
+            yield batch
+
+    def evaluation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield all images in order, resized and centre-cropped."""
+        chosen = [list(range(start, stop)) for start, stop in batch_bounds(len(self), batch_size)]
+        for images, labels in _loaded(self._val, chosen, 0):
+            yield images.to(self.device), labels.to(self.device)
+
+
+def _loaded(
+    images: PlainImages, batches: Iterable[list[int]], seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield these batches of images, loaded by workers that start now. Their random numbers follow from `seed`.
+
+    An exception of a worker keeps its class, and its message is one line.
+    """
+    with warnings.catch_warnings():
+        # Torch advises fewer workers where there are fewer cores, and Python warns of a fork beside threads: both are
+        # as in the tutorial. Nothing that a worker runs needs a lock of those threads.
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
+        loader: DataLoader[Any] = DataLoader(
+            images,
+            batch_sampler=batches,
+            num_workers=WORKERS,
+            generator=torch.Generator().manual_seed(seed),
+            worker_init_fn=_leave_signals_to_parent,
+            multiprocessing_context=_CONTEXT if WORKERS else None,
+        )
+        loading = iter(loader)
+    while True:
+        try:
+            batch = next(loading)
+        except StopIteration:
+            return
+        except Exception as error:
+            text = str(error.args[0]) if error.args else ""  # not `str(error)`, which may be in one line
+            if not text.startswith(_FROM_WORKER):
+                raise
+            last = text.strip().splitlines()[-1]
+            raise type(error)(last.partition(": ")[2] or last) from error
+        yield batch
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Let the parent decide what Ctrl-C means: it ends its workers. A handler of the parent's would run here too."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class PlainStep(TrainStep):
+    """A step of the tutorial's loop: it reads the loss and the number of correct predictions after every batch."""
+
+    def start(self) -> None:
+        """Begin an epoch: set the sums to 0."""
+        self._running_loss, self._running_correct = 0.0, 0
+
+    def sums(self) -> tuple[float, int]:
+        """See `TrainStep.sums`."""
+        return self._running_loss, self._running_correct
+
+    def _forward(self, body: Body) -> None:
+        with autocast(self._config.precision, self._device):
+            self._logits = self._model.head(body(self._inputs))
+            self._loss = self._loss_function(self._logits.float(), self._labels)
+
+    def _tally(self) -> None:
+        self._running_loss += self._loss.item() * len(self._labels)
+        self._running_correct += int((self._logits.argmax(1) == self._labels).sum().item())
+
+
+class PlainEvaluation(Evaluation):
+    """A validation pass of the tutorial's loop. The outputs are kept beside it, for the predictions."""
+
+    def run(self, inputs: torch.Tensor) -> torch.Tensor:
+        """See `Evaluation.run`."""
+        with torch.no_grad(), autocast(self._precision, self._device):
+            logits: torch.Tensor = self._model.head(self._body(inputs))
+            return logits.float()
+
+    def over(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss_function: Loss) -> Evaluated:
+        """Evaluate all batches of inputs and labels, and read the loss after every batch."""
+        running_loss, running_correct = 0.0, 0
+        outputs, predicted = [], []
+        with torch.no_grad():
+            for inputs, labels in batches:
+                logits = self.run(inputs)
+                found = logits.argmax(1)
+                running_loss += loss_function(logits, labels).item() * len(labels)
+                running_correct += int((found == labels).sum().item())
+                outputs.append(logits)
+                predicted.append(found)
+            logits = torch.cat(outputs)
+            unknown = (~logits.isfinite().all(1)).sum()
+            confidences = logits.softmax(1).max(1).values
+        return Evaluated(
+            loss_sum=running_loss,
+            correct=running_correct,
+            predicted=torch.cat(predicted).tolist(),
+            confidences=confidences.tolist(),
+            unknown=int(unknown),
+        )
+
+
+class KeptOnDisk(KeptState):
+    """The weights of the epoch that is kept, in a file, as in the tutorial. It has no name, so none is left behind."""
+
+    def __init__(self, freezing: Freezing) -> None:
+        super().__init__(freezing)
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed at the end of the context
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def keep(self) -> None:
+        """See `KeptState.keep`."""
+        self._file.seek(0)
+        self._file.truncate()
+        torch.save(self._freezing.tensors(), self._file)
+
+    def restore(self) -> None:
+        """See `KeptState.restore`."""
+        self._file.seek(0)
+        self._freezing.restore(torch.load(self._file, map_location="cpu", weights_only=True))
