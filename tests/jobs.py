@@ -103,3 +103,33 @@ def signals_ignored(numbers: list[int], emit: Any) -> list[bool]:
     """Whether this process ignores each of these signals, and holds none of them back."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     return [signal.getsignal(number) == signal.SIG_IGN and number not in blocked for number in numbers]
+
+
+def load_and_hang(splits: Any, file: Path, emit: Any) -> None:
+    """Start the workers of a plain loader, write down their ids, and hang."""
+    import psutil
+
+    batches = _batches(splits)
+    next(batches)
+    file.write_text(" ".join(str(one.pid) for one in psutil.Process().children()))
+    time.sleep(1000)
+
+
+def lose_a_worker(splits: Any, emit: Any) -> None:
+    """Load images, of which the first worker is killed."""
+    import psutil
+
+    for number, _ in enumerate(_batches(splits)):
+        if number == 0:
+            psutil.Process().children()[0].kill()
+
+
+def _batches(splits: Any) -> Any:
+    import torch
+
+    from tl.batches import Preprocessing
+    from tl.plain import PlainBatches
+
+    some = (0.5, 0.5, 0.5)
+    shown = Preprocessing(size=48, resize=56, mean=some, std=some, interpolation="bilinear")
+    return PlainBatches(splits.root, splits.train, shown, torch.device("cpu")).evaluation(1)

@@ -414,12 +414,22 @@ def test_a_damaged_record_is_named(in_smoke: Path) -> None:
     assert done.returncode == 2 and path.name in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("what", ["grids", "backbones", "regimes", "datasets", "devices"])
-def test_lists(what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "entry"),
+    [
+        ("grids", "tutorial"),
+        ("backbones", "timm:tf_efficientnet_lite0"),
+        ("regimes", "frozen-tutorial"),
+        ("executions", "plain"),
+        ("precisions", "bf16"),
+        ("datasets", "hymenoptera"),
+        ("devices", "cpu"),
+    ],
+)
+def test_lists(what: str, entry: str) -> None:
     """Each list has a known entry."""
-    expected = {"grids": "tutorial", "backbones": "timm:tf_efficientnet_lite0", "regimes": "frozen-tutorial"}
     done = command("list", what)
-    assert done.returncode == 0 and {**expected, "datasets": "hymenoptera", "devices": "cpu"}[what] in done.stdout
+    assert done.returncode == 0 and entry in done.stdout
 
 
 def test_list_backbones_finds_text() -> None:

@@ -32,6 +32,7 @@ BAD = {
     "batch size": ([*ONE, "--batch-size", "0"], "batch_size=0"),
     "seeds": ([*ONE, "--seeds", "0"], "seeds=0"),
     "protocol": ([*ONE, "--protocol", "k-fold"], "protocol='k-fold': not one of fixed, tuned, kfold; did you mean"),
+    "execution": ([*ONE, "--execution", "fast,plane"], "execution='plane': not one of fast, plain; did you mean"),
     "weights": ([*ONE, "--weights", "best"], "weights='best': not one of auto, pretrained, random"),
     "weights dir": ([*ONE, "--weights-dir", "nowhere"], "no such folder"),
     "executor": ([*ONE, "--executor", "rai"], "executor='rai': not one of process, inline, ray; did you mean 'ray'?"),

@@ -22,7 +22,7 @@ from bench.report.write import write_report
 from bench.store.records import Status
 from bench.store.runs import find_runs
 from bench.sweep.grid import shipped
-from tl.config import PRECISIONS, PROTOCOLS
+from tl.config import EXECUTIONS, PRECISIONS, PROTOCOLS
 from tl.datasets import DATASETS
 from tl.regimes import REGIMES
 
@@ -32,16 +32,16 @@ FORMAT = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m bench [^#\n]*", README, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [*shipped(), *REGIMES, *DATASETS, *PROTOCOLS, *CLAIMS, "auto"])
+@pytest.mark.parametrize("name", [*shipped(), *REGIMES, *DATASETS, *PROTOCOLS, *EXECUTIONS, *CLAIMS, "auto"])
 def test_the_readme_names(name: str) -> None:
-    """The README names every grid, regime, data set, protocol and claim."""
+    """The README names every grid, regime, data set, protocol, execution and claim."""
     assert f"`{name}`" in README
 
 
 def test_the_format_names_every_column_and_nothing_else() -> None:
     """Columns are in the order of the export. Metrics have the unit and meaning of the code."""
     assert re.findall(r"^\| `(\w+)` \|", FORMAT, flags=re.MULTILINE) == columns()
-    for word in (*get_args(Status), *PRECISIONS, *PROTOCOLS):
+    for word in (*get_args(Status), *PRECISIONS, *EXECUTIONS, *PROTOCOLS):
         assert f"`{word}`" in FORMAT
     for name, metric in METRICS.items():
         unit = metric.unit

@@ -31,7 +31,7 @@ from bench.sweep import plan as planning
 from bench.sweep import progress
 from bench.sweep.describe import describe
 from bench.sweep.execute import execute
-from bench.sweep.grid import Grid, Matrix
+from bench.sweep.grid import AXES, Grid, Matrix
 from bench.sweep.options import Options
 from tests.runs import RANDOM, record, write_run
 from tests.test_compare import benchmark_file
@@ -133,11 +133,13 @@ def test_parts_of_devices(text: str, name: str, machine: str, kind: str) -> None
         ("device", "cuda:0@h100", "cuda", True),
         ("precision", "bf16", "bf16", True),
         ("precision", "bf16", "fp32", False),
+        ("execution", "plain", "plain", True),
+        ("execution", "plain", "fast", False),
     ],
 )
 def test_entries_of_a_replaced_axis(axis: str, entry: str, wanted: str, stays: bool) -> None:
     """An entry stays if it can mean what is wanted. A part of a name doesn't match."""
-    key = {"backbone": "backbones", "device": "devices", "precision": "precision"}[axis]
+    key = AXES[axis]
     grid = Grid(name="g", matrix=Matrix(backbones=["timm:x"]), include=[{axis: entry}])
     assert bool(grid.override({key: [wanted]}, {}).include) is stays
 

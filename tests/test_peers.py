@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
-from PIL import Image
 from scipy.stats import gmean, ttest_1samp
-from torch import nn
 
 import tl
 from bench.devtools import our_loop, peers, plain_loop
@@ -24,6 +21,7 @@ from bench.devtools.samples import Samples, SideRun, render
 from bench.store.environment import MachineState, environment
 from tests.conftest import TINY
 from tests.images import write_folder
+from tl import plain
 from tl.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -307,51 +305,20 @@ def test_memory_is_that_of_the_whole_tree() -> None:
     assert 256 << 20 < run.peak_pss_bytes < 320 << 20
 
 
-def test_a_pass_of_the_plain_loop_is_gradient_descent() -> None:
-    """Loss, accuracy and weights equal those of softmax regression with momentum, written in numpy."""
-    rng = np.random.default_rng(0)
-    batches = [(rng.normal(size=(4, 3)), rng.integers(0, 2, 4)) for _ in range(3)]
-    model = nn.Linear(3, 2, bias=False).double()
-    weights = model.weight.detach().numpy().copy()
-    velocity, losses, correct = np.zeros_like(weights), [], 0
-    for x, y in batches:
-        scores = np.exp(x @ weights.T)
-        shares = scores / scores.sum(1, keepdims=True)
-        losses.append(-np.log(shares[range(4), y]).mean())
-        correct += int((shares.argmax(1) == y).sum())
-        velocity = 0.9 * velocity + (shares - np.eye(2)[y]).T @ x / 4
-        weights = weights - 0.1 * velocity
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    tensors: Any = [(torch.tensor(x), torch.tensor(y)) for x, y in batches]
-    loss, accuracy, seconds = plain_loop.one_pass(model, tensors, torch.device("cpu"), optimizer)
-    assert loss == pytest.approx(np.mean(losses)) and accuracy == correct / 12 and seconds > 0
-    np.testing.assert_allclose(model.weight.detach().numpy(), weights)
-    plain_loop.one_pass(model, tensors, torch.device("cpu"))
-    np.testing.assert_allclose(model.weight.detach().numpy(), weights, err_msg="validation trains nothing")
-
-
-def test_the_plain_loop_validates_on_what_pil_reads(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss and accuracy equal those of one batch with every validation image, resized and cropped by hand."""
-    monkeypatch.setattr(plain_loop, "WORKERS", 0)
-    backbone = tl.make_backbone(TINY[1], weights="random")
-    given = backbone.preprocessing
-    model = tl.backbones.Classifier(backbone, 2, tl.TrainConfig(backbone=TINY[1]))
-    arrays = []
-    for file in mini.val.files:
-        with Image.open(mini.root / file) as image:
-            scale = given.resize / min(image.size)
-            width, height = (int(side * scale) for side in image.size)
-            image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        left, top = round((width - given.size) / 2), round((height - given.size) / 2)
-        cut = np.asarray(image.crop((left, top, left + given.size, top + given.size)), np.float32) / 255
-        arrays.append((cut - np.float32(given.mean)) / np.float32(given.std))
-    with torch.no_grad():
-        logits = model.eval()(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
-    labels = torch.tensor(mini.val.labels)
-    batches = plain_loop.loader(mini.root / "val", given, augment=False)
-    loss, accuracy, _ = plain_loop.one_pass(model, batches, torch.device("cpu"))
-    assert loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
-    assert accuracy == (logits.argmax(1) == labels).float().mean().item()
+@pytest.mark.parametrize(("regime", "trained"), [("finetune", "finetune"), ("frozen", "frozen-tutorial")])
+def test_the_plain_side_is_the_tutorials_training(
+    regime: str, trained: str, mini: tl.Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is execution `plain` with the tutorial's settings, whose frozen backbone is in train mode too."""
+    configs: list[tl.TrainConfig] = []
+    monkeypatch.setattr(tl, "train_model", lambda config, *_, **__: configs.append(config))
+    monkeypatch.setattr(sys, "argv", ["loop", "--data", str(mini.root), "--regime", regime, "--epochs", "3"])
+    plain_loop.main()
+    (config,) = configs
+    tutorial = {"batch_size": 4, "optimizer": "sgd", "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 0.0}
+    tutorial |= {"schedule": "step", "step_size": 7, "gamma": 0.1, "precision": "fp32", "epochs": 3}
+    assert (config.execution, config.regime) == ("plain", trained)
+    assert {name: getattr(config, name) for name in tutorial} == tutorial
 
 
 @pytest.mark.parametrize("name", ["plain", "our", "lightning", "fastai"])
@@ -362,7 +329,8 @@ def test_all_sides_print_the_same_lines(
     if name in ("lightning", "fastai"):
         pytest.importorskip(name, reason=f"only `nox -s peers` installs {name}")
     loop = importlib.import_module(f"bench.devtools.{name}_loop")
-    monkeypatch.setattr(plain_loop, "WORKERS", 0)
+    monkeypatch.setattr(plain, "WORKERS", 0)
+    monkeypatch.setattr(loop, "WORKERS", 0, raising=False)
     calls: list[Any] = []
     monkeypatch.setattr(our_loop, "keep_freed_pages", lambda: calls.append("pages kept"))
     monkeypatch.setattr(our_loop.torch, "set_num_threads", calls.append)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.store import environment
-from bench.store.records import AS_BEFORE, Cell
+from bench.store.records import AS_BEFORE, USUAL, Cell
 from bench.store.runs import RunFolder
 from tl.config import TrainConfig
 
@@ -37,6 +37,7 @@ def test_a_cell_keeps_the_id_that_it_had_in_version_1() -> None:
         {"protocol": "tuned", "learning_rates": [1e-3, 3e-3, 1e-2]},
         {"protocol": "kfold"},
         {"protocol": "kfold", "folds": 10},
+        {"execution": "plain"},
     ],
     ids=str,
 )
@@ -60,7 +61,8 @@ def test_a_run_of_version_1_is_read_as_the_fixed_protocol() -> None:
     assert json.loads((REFERENCE / "manifest.json").read_text())["schema_version"] == 1
     manifest = run.manifest()
     assert {cell_id: cell.id for cell_id, cell in manifest.cells.items()} == {key: key for key in manifest.cells}
-    assert manifest.protocol["protocol"] == "fixed" and manifest.protocol.keys() >= AS_BEFORE.keys()
+    assert manifest.protocol["protocol"] == "fixed" and manifest.protocol.keys() >= AS_BEFORE.keys() - USUAL.keys()
+    assert "execution" not in manifest.protocol, "it is an axis of cells, not a setting that all share"
     for record in run.records().values():
         assert record.result is not None and record.result.trials == ()
         assert record.result.learning_rate == record.cell.config.learning_rate == 1e-3

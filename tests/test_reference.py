@@ -13,8 +13,10 @@ from torch import nn
 import tl
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches
+from tl.config import EXECUTIONS
 from tl.datasets import ImageList
 from tl.images import open_store
+from tl.train import WAYS
 
 EPOCHS = 2
 WEIGHTS = {"timm:test_resnet": "random", "timm:tf_efficientnet_lite0": "pretrained"}
@@ -83,12 +85,13 @@ class DoubleClassifier(Classifier):
         self.backbone.register_forward_pre_hook(lambda _, images: (images[0].double(),))
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("backbone", WEIGHTS)
 @pytest.mark.parametrize("regime", ["finetune", "frozen-tutorial"])
 def test_same_losses_and_weights_as_a_plain_loop(
-    mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str, backbone: str
+    mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str, backbone: str, execution: str
 ) -> None:
-    """With the same weights, batches and order both give the same numbers, in double precision.
+    """With the same weights, batches and order both give the same numbers, in double precision, in every execution.
 
     Two epochs of BatchNorm on batches of four magnify a change of the weights by 1e-7 to one of the losses by 1e-3. In
     single precision that hides mistakes, and a sum taken in another order, as an array's place in memory decides, looks
@@ -96,7 +99,10 @@ def test_same_losses_and_weights_as_a_plain_loop(
     """
     for module in (__name__, "tl.train"):
         monkeypatch.setattr(f"{module}.Classifier", DoubleClassifier)
-    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=EPOCHS, weights=WEIGHTS[backbone])
+    monkeypatch.setitem(WAYS, execution, replace(WAYS[execution], images=WAYS["fast"].images))
+    config = tl.TrainConfig(
+        backbone=backbone, regime=regime, epochs=EPOCHS, weights=WEIGHTS[backbone], execution=execution
+    )
     few = replace(mini, train=every(4, mini.train), val=every(3, mini.val))  # the last batch holds two
     expected, reference = plain_loop(config, few, only_head=regime == "frozen-tutorial")
     result = tl.train_model(config, few, device="cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -121,7 +121,7 @@ class Batches:
 
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield one epoch in random order, each image cropped and flipped at random.
 
         Order and crops depend only on seed, epoch and image. `mark` is called when a batch's pixels are ready
@@ -140,7 +140,7 @@ class Batches:
                 mark("transfer" if self._resident is None else "data")
             yield images, labels[start:stop]
 
-    def evaluation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def evaluation(self, batch_size: int) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield all images in order, resized and centre-cropped."""
         labels = self._moved(self._labels)
         bounds = batch_bounds(len(self), batch_size)

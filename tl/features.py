@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Features:
 
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield one epoch, with the images in the order of `Batches.training`."""
         view = self._views[epoch % len(self._views)]
         shuffled = torch.from_numpy(order(len(self), seed_for("order", seed, epoch))).to(self.device)
@@ -64,7 +64,7 @@ class Features:
                 mark("data")
             yield features[start:stop], labels[start:stop]
 
-    def evaluation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def evaluation(self, batch_size: int) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the first view of all images, in order."""
         for start, stop in batch_bounds(len(self), batch_size):
             yield self._views[0, start:stop], self._labels[start:stop]

@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ _CONTEXT = "fork" if sys.platform == "linux" else None
 Newer versions of Python would fork them from a server that belongs to another program."""
 _FROM_WORKER = "Caught "
 """Torch's message for an exception of a worker begins with this, and has the worker's traceback in it."""
+
+_KILLED = "is killed by signal"
+"""In torch's message that says why a worker ended, which another message hides that only says that it did."""
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -119,7 +122,7 @@ class PlainBatches:
 
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield one epoch, with the images in the order of `Batches.training`, each cropped and flipped at random.
 
         Crops depend only on seed, epoch and the number of workers. `mark` is called when the loader has given a batch
@@ -135,7 +138,7 @@ class PlainBatches:
                 mark("transfer")
             yield batch
 
-    def evaluation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def evaluation(self, batch_size: int) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield all images in order, resized and centre-cropped."""
         chosen = [list(range(start, stop)) for start, stop in batch_bounds(len(self), batch_size)]
         for images, labels in _loaded(self._val, chosen, 0):
@@ -146,6 +149,8 @@ def _loaded(
     images: PlainImages, batches: Iterable[list[int]], seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield these batches of images, loaded by workers that start now. Their random numbers follow from `seed`.
+
+    The workers end with the last batch, or when the generator is closed.
 
     An exception of a worker keeps its class, and its message is one line.
     """
@@ -163,18 +168,29 @@ def _loaded(
             multiprocessing_context=_CONTEXT if WORKERS else None,
         )
         loading = iter(loader)
-    while True:
-        try:
-            batch = next(loading)
-        except StopIteration:
-            return
-        except Exception as error:
-            text = str(error.args[0]) if error.args else ""  # not `str(error)`, which may be in one line
-            if not text.startswith(_FROM_WORKER):
-                raise
-            last = text.strip().splitlines()[-1]
-            raise type(error)(last.partition(": ")[2] or last) from error
-        yield batch
+    try:
+        while (batch := _next(loading)) is not None:
+            yield batch
+    finally:
+        del loading  # ends the workers
+
+
+def _next(loading: Iterator[Any]) -> Any:
+    """Return the next batch; None at the end.
+
+    An error doesn't keep the workers alive: neither this frame nor, where another takes its place, those of torch.
+    """
+    try:
+        return next(loading, None)
+    except Exception as error:
+        del loading
+        text = str(error.args[0]) if error.args else ""  # not `str(error)`, which may be in one line
+        if _KILLED in str(error.__cause__):
+            raise RuntimeError(str(error.__cause__).strip()) from error.with_traceback(None)
+        if not text.startswith(_FROM_WORKER):
+            raise
+        last = text.strip().splitlines()[-1]
+        raise type(error)(last.partition(": ")[2] or last) from error.with_traceback(None)
 
 
 def _leave_signals_to_parent(worker: int) -> None:

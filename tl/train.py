@@ -12,7 +12,7 @@ import math
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -494,9 +494,11 @@ def _train_pass(
     step: TrainStep, batches: Inputs, config: TrainConfig, epoch: int, clock: Clock, work: StepWork | None
 ) -> _Pass:
     step.start()
-    for inputs, labels in batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark):
-        step.run(inputs, labels, clock.mark, work)
-        work = None
+    # Closed, so that nothing loads further batches after an error.
+    with closing(batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark)) as epoch_batches:
+        for inputs, labels in epoch_batches:
+            step.run(inputs, labels, clock.mark, work)
+            work = None
     loss_sum, correct = step.sums()
     loss = loss_sum / len(batches)
     return _Pass(
@@ -509,7 +511,8 @@ def _train_pass(
 
 
 def _val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, config: TrainConfig) -> _Pass:
-    found, count = evaluation.over(batches.evaluation(config.batch_size), loss_function), len(batches)
+    with closing(batches.evaluation(config.batch_size)) as pass_batches:
+        found, count = evaluation.over(pass_batches, loss_function), len(batches)
     loss = found.loss_sum / count
     outputs_fault = f"outputs of {found.unknown} of {count} images were not finite" if found.unknown else ""
     return _Pass(

@@ -2,8 +2,8 @@
 
     python -m bench.devtools.fastai_loop --data FOLDER --regime frozen --epochs 3
 
-Network, weights and hyperparameters of the optimiser are those of the plain loop. Crops and flips are fastai's own,
-flips on whole batches. The learning rate is constant. There is one worker per core, up to the plain loop's number.
+Network, weights and hyperparameters of the optimiser are those of the plain side. Crops and flips are fastai's own,
+flips on whole batches. The learning rate is constant. There is one worker per core, up to the plain side's number.
 `nox -s peers` installs fastai into its own environment.
 https://docs.fast.ai/vision.data.html https://docs.fast.ai/learner.html
 """
@@ -28,7 +28,7 @@ from fastai.vision.all import (
 )
 from torch import nn
 
-from bench.devtools.plain_loop import BATCH, WORKERS, network
+from bench.devtools.other_loops import BATCH, WORKERS, network
 from bench.devtools.side import PLAIN_REGIMES, emit_end, emit_epoch, options
 from tl.backbones import Classifier
 from tl.machine import usable_cores

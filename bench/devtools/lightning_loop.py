@@ -2,8 +2,8 @@
 
     python -m bench.devtools.lightning_loop --data FOLDER --regime frozen --epochs 3
 
-Network, weights, images, batches and optimiser are those of the plain loop. There is one worker per core, up to the
-plain loop's number; the workers live for all epochs. `nox -s peers` installs Lightning into its own environment.
+Network, weights, images, batches and optimiser are those of the plain side. There is one worker per core, up to the
+plain side's number; the workers live for all epochs. `nox -s peers` installs Lightning into its own environment.
 https://lightning.ai/docs/pytorch/stable/
 """
 
@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from pathlib import Path
 
 import lightning
 import torch
 from torch import nn
 
-from bench.devtools.plain_loop import WORKERS, loader, network
+import tl
+from bench.devtools.other_loops import WORKERS, loaders, network
 from bench.devtools.side import PLAIN_REGIMES, emit_end, emit_epoch, options
 from tl.machine import usable_cores
 
@@ -70,17 +70,7 @@ def main() -> None:
     torch.manual_seed(given.seed)
     model, preprocessing, trained = network(given)
     workers = min(WORKERS, usable_cores())
-    train, val = (
-        loader(
-            Path(given.data) / split,
-            preprocessing,
-            augment=split == "train",
-            shuffle=split == "train",
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
-        for split in ("train", "val")
-    )
+    train, val = loaders(tl.load_splits(given.data), preprocessing, num_workers=workers, persistent_workers=workers > 0)
     trainer = lightning.Trainer(
         max_epochs=given.epochs,
         accelerator=torch.device(given.device).type,

@@ -10,15 +10,9 @@ import time
 import torch
 
 import tl
-from bench.devtools.side import emit_end, emit_epoch, options, weights_in
+from bench.devtools.side import emit_end, emit_result_epoch, options, weights_in
 from tl.config import PRECISIONS
 from tl.machine import keep_freed_pages, usable_cores
-from tl.results import EpochResult
-
-
-def on_epoch(row: EpochResult) -> None:
-    """Emit the line of an epoch."""
-    emit_epoch(row.epoch, row.train_seconds or 0.0, row.val_seconds, row.val_accuracy)
 
 
 def main() -> None:
@@ -35,7 +29,9 @@ def main() -> None:
         precision=given.precision,
     )
     weights = weights_in(given.weights_file)
-    tl.run_protocol(config, tl.load_splits(given.data), device=given.device, weights=weights, on_epoch=on_epoch)
+    tl.run_protocol(
+        config, tl.load_splits(given.data), device=given.device, weights=weights, on_epoch=emit_result_epoch
+    )
     emit_end(time.perf_counter() - started)
 
 

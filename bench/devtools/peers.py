@@ -1,4 +1,4 @@
-"""Compares this suite's training with other programs: a plain loop, and any that prints one JSON line per epoch.
+"""Compares this suite's training with its execution `plain`, and with any program that prints a JSON line per epoch.
 
     python -m bench.devtools.peers --data FOLDER --regime frozen --rounds 5 --epochs 3
     python -m bench.devtools.peers --data FOLDER --memory

@@ -32,7 +32,7 @@ METHODS: dict[What, str] = {
     "(proportional set size). It is read four times a second from outside, so shorter peaks are missed. Reading slows "
     "the process down, so these runs gave no times. GPU memory is not included.",
     "accuracy": "Percentage of validation images classified correctly after the last epoch, one seed per round; means "
-    "over seeds. The sides use different random batches and crops. Difference: ours − theirs, in points. The target "
+    "over seeds. The sides use different random crops. Difference: ours − theirs, in points. The target "
     "is the smallest acceptable difference. These runs gave no times.",
 }
 TARGETS: dict[tuple[What, str, str, str], float] = {
@@ -45,14 +45,14 @@ TARGETS: dict[tuple[What, str, str, str], float] = {
     ("memory", "cpu", "finetune", ""): 0.7,
     ("whole", "cpu", "cached against frozen, 25 epochs", ""): 1 / 30,
 }
-"""(Figure, kind of device, job, backbone) → largest ratio of ours ÷ the plain loop's. An empty backbone means all."""
+"""(Figure, kind of device, job, backbone) → largest ratio of ours ÷ the plain side's. An empty backbone means all."""
 MOST_LOST: dict[str, float] = {
     "finetune": 1,
     "frozen": 1,
     "cached against frozen": 1.5,
     "quantized against frozen": 2,
 }
-"""Job → percentage points of accuracy that it may lose against the plain loop."""
+"""Job → percentage points of accuracy that it may lose against the plain side."""
 
 
 class SideRun(Strict):
@@ -86,7 +86,7 @@ class Samples(Strict):
     backbone: str
     regime: str
     precision: str = "fp32"
-    """Our precision. A plain loop on a GPU uses torch's default, which is TF32 for convolutions."""
+    """Our precision. The plain side on a GPU uses TF32, which is torch's default for convolutions."""
     against: str
     """Regime of the other sides."""
     device: str

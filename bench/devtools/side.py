@@ -13,6 +13,7 @@ from pathlib import Path
 from tl.digest import file_digest
 from tl.errors import FallbackWarning
 from tl.regimes import EVERYTHING, REGIMES
+from tl.results import EpochResult
 from tl.weights import Weights
 
 PLAIN_REGIMES = tuple(
@@ -21,7 +22,7 @@ PLAIN_REGIMES = tuple(
     if regime.start == "pretrained" and regime.plain and regime.frozen_mode == "eval"
     if regime.trainable == EVERYTHING or regime.trainable.only_head
 )
-"""Regimes that the plain loop and the other peers can run: either everything is trained, or only the head."""
+"""Regimes that the plain side and the other peers can run: either everything is trained, or only the head."""
 
 
 def options(
@@ -62,6 +63,11 @@ def emit_epoch(epoch: int, train_seconds: float, val_seconds: float, val_accurac
         epoch_seconds=train_seconds + val_seconds,
         val_accuracy=val_accuracy,
     )
+
+
+def emit_result_epoch(row: EpochResult) -> None:
+    """Print the line of one epoch of this suite's training."""
+    emit_epoch(row.epoch, row.train_seconds or 0.0, row.val_seconds, row.val_accuracy)
 
 
 def emit_end(total_seconds: float, **more: object) -> None:
