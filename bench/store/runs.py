@@ -26,6 +26,7 @@ from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import read_bounded, to_json, write_atomic
 from tl.errors import ConfigError, UserError
 from tl.regimes import REGIMES
+from tl.text import shortened
 
 _RESERVE, _RESERVED_BYTES, _BYTES_PER_IMAGE = ".reserve", 1 << 20, 200
 """The file that reserves disk space, its size without predictions, and its bytes per image. The two predictions of an
@@ -288,17 +289,23 @@ def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str
 def find_run(name: str | Path, results: Path = Path("results")) -> RunFolder:
     """Find a run by its folder, or by its name below `results`. Raises `UserError`, which lists the existing runs."""
     for folder in (Path(name), results / name):
-        if (folder / "manifest.json").is_file():
+        if os.path.isfile(folder / "manifest.json"):  # false also for what can't be a path; `Path.is_file` raises
             return RunFolder(folder)
-    names = sorted(path.parent.name for path in results.glob("*/manifest.json"))
-    none = f"{results}/ has no runs yet; `python -m bench run` makes one"
-    known = f"{results}/ has {', '.join(names)}" if names else none
-    raise UserError(f"{name}: no such run; {known}")
+    try:
+        known = f"{results}/ has {', '.join(run.folder.name for run in all_runs(results))}"
+    except UserError as error:
+        known = str(error)
+    raise UserError(f"{shortened(name)}: no such run; {known}")
 
 
 def all_runs(results: Path = Path("results")) -> list[RunFolder]:
-    """Every run below `results`, sorted by name."""
-    return [RunFolder(path.parent) for path in sorted(results.glob("*/manifest.json"))]
+    """Every run below `results`, sorted by name; there is at least one. Raises `UserError` if there is none."""
+    is_folder = os.path.isdir(results)
+    found = [RunFolder(path.parent) for path in sorted(results.glob("*/manifest.json"))] if is_folder else []
+    if not found:
+        why = "" if is_folder else " (it is not a folder)" if os.path.exists(results) else " (there is no such folder)"
+        raise UserError(f"{shortened(results)}/ has no runs yet{why}; `python -m bench run` makes one")
+    return found
 
 
 def each_once(paths: Iterable[Path]) -> None:
