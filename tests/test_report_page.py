@@ -314,7 +314,7 @@ def test_a_report_replaces_only_what_a_report_wrote(name: str, run: RunFolder, t
 def test_an_index_replaces_only_an_index(run: RunFolder, tmp_path: Path) -> None:
     """The folder may be that of a site with a page of its own."""
     (tmp_path / "index.html").write_text("<title>All runs of the club</title>")
-    with pytest.raises(UserError, match="index.html: was not written by a report"):
+    with pytest.raises(UserError, match=r"index\.html: was not written by a report"):
         write_index([run], tmp_path)
     (tmp_path / "index.html").write_text("")
     assert write_index([run], tmp_path).read_bytes() == write_index([run], tmp_path).read_bytes()

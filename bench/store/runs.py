@@ -289,7 +289,7 @@ def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str
 def find_run(name: str | Path, results: Path = Path("results")) -> RunFolder:
     """Find a run by its folder, or by its name below `results`. Raises `UserError`, which lists the existing runs."""
     for folder in (Path(name), results / name):
-        if os.path.isfile(folder / "manifest.json"):  # false also for what can't be a path; `Path.is_file` raises
+        if (folder / "manifest.json").is_file():
             return RunFolder(folder)
     try:
         known = f"{results}/ has {', '.join(run.folder.name for run in all_runs(results))}"
@@ -300,10 +300,10 @@ def find_run(name: str | Path, results: Path = Path("results")) -> RunFolder:
 
 def all_runs(results: Path = Path("results")) -> list[RunFolder]:
     """Every run below `results`, sorted by name; there is at least one. Raises `UserError` if there is none."""
-    is_folder = os.path.isdir(results)
+    is_folder = results.is_dir()
     found = [RunFolder(path.parent) for path in sorted(results.glob("*/manifest.json"))] if is_folder else []
     if not found:
-        why = "" if is_folder else " (it is not a folder)" if os.path.exists(results) else " (there is no such folder)"
+        why = "" if is_folder else " (it is not a folder)" if results.exists() else " (there is no such folder)"
         raise UserError(f"{shortened(results)}/ has no runs yet{why}; `python -m bench run` makes one")
     return found
 
