@@ -17,7 +17,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
@@ -206,7 +206,7 @@ def _lives(pid: int) -> bool:
 def _not_started(error: EOFError | OSError, wall: float) -> Outcome:
     """The outcome of a call whose process could not be started."""
     if isinstance(error, EOFError | ConnectionError):
-        reason = "the process that cells are forked from ended while it started, most likely because memory ran out"
+        reason = "the process that cells are forked from ended while it started, as it does when memory runs out"
         most = _address_space()
         reason += f" (this program may use {readable(most)}; see `ulimit -v`)" if most else ""
     else:
@@ -295,12 +295,34 @@ def _start_server() -> None:
     not be lost: the server inherits that they are held back, and this process receives them when it is started.
     """
     if threading.current_thread() is not threading.main_thread():  # a node's worker, which has no terminal
-        forkserver.ensure_running()
+        with _without_working_folder():
+            forkserver.ensure_running()
         return
     block_terminal_signals()
     try:
-        resource_tracker.ensure_running()
-        block_terminal_signals()  # starting the tracker has undone it for SIGINT
-        forkserver.ensure_running()
+        with _without_working_folder():
+            resource_tracker.ensure_running()
+            block_terminal_signals()  # starting the tracker has undone it for SIGINT
+            forkserver.ensure_running()
     finally:
         deliver_terminal_signals()
+
+
+@contextlib.contextmanager
+def _without_working_folder() -> Iterator[None]:
+    """Make Python processes that start here look for modules where this one does, and not in the working folder.
+
+    A `random.py` of the user's there would otherwise replace the standard library's.
+    """
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_SAFE_PATH)
+        if before is not None:
+            os.environ[_SAFE_PATH] = before
+
+
+_SAFE_PATH = "PYTHONSAFEPATH"
+"""An environment variable of Python's, as its option `-P`."""
