@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from bench.analysis.plugins import load_plugins
-from bench.console import LastingOutput, tell
+from bench.console import LastingOutput, forget_impossible_sizes, tell
 from bench.store.runs import find_run
 from tl.calls import Place, Places, Seeds, Texts, checked, plain
 
@@ -177,6 +177,7 @@ def run(
     from bench.execution.process import end_if_imported
 
     end_if_imported()
+    forget_impossible_sizes()
     load_plugins(map(Path, plugins))
     from rich.console import Console
 

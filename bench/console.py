@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_SIZES = {"COLUMNS": range(20, 10_001), "LINES": range(1, 10_001)}
+"""Sizes of terminals: tables of less than 20 columns have no room for words, and wide ones are filled with spaces."""
+
+
+def forget_impossible_sizes() -> None:
+    """Remove `COLUMNS` and `LINES` from the environment where no terminal has such a size: it is unknown then.
+
+    Rich would print nothing at all on a terminal of no columns.
+    """
+    for name, possible in _SIZES.items():
+        given = os.environ.get(name, "")
+        if not (given.isdecimal() and len(given) < 10 and int(given) in possible):
+            os.environ.pop(name, None)
+
+
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a line as it is: nothing in it is taken for markup, long paths are not wrapped, and nothing is hidden."""
     console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)

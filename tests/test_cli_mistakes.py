@@ -133,6 +133,22 @@ def test_a_user_without_a_home(words: list[str], status: int, message: str, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
 
 
+@pytest.mark.parametrize("size", ["0", "-5", "5", "", "wide", "²", "1" * 5000, str(10**12)])
+@pytest.mark.parametrize("words", [["show", "r"], ["list", "regimes"], ["--help"]], ids=lambda words: words[0])
+def test_a_size_that_no_terminal_has_is_unknown(
+    words: list[str], size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed is what is printed without it: rich would print nothing for no columns."""
+    write_run(tmp_path / "results" / "r", [record("timm:a", "frozen")])
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    usual = here(*words)
+    monkeypatch.setenv("COLUMNS", size)
+    monkeypatch.setenv("LINES", size)
+    done = here(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, usual.stdout, "") and len(usual.stdout) > 100
+
+
 @pytest.mark.parametrize("words", [["show", "r"], ["export", "r"], ["gate", "r", "s"], ["--help"]])
 def test_a_reader_that_has_gone_decides_nothing(words: list[str], tmp_path: Path) -> None:
     """Exit status 1 would say that a gate found a regression. It ends without a word, as `head` expects."""
