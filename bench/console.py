@@ -54,6 +54,36 @@ def discard(stream: Any) -> None:
         os.close(null)
 
 
+class _NamedFile(io.FileIO):
+    """A file whose errors have its name: the system gives none where it can't be written."""
+
+    def __init__(self, stream: IO[str], name: str) -> None:
+        super().__init__(stream.fileno(), "w", closefd=False)
+        self._stream, self._called = stream, name  # the stream closes the file when nobody holds it
+
+    def write(self, data: Any) -> int:
+        """Write bytes; returns how many."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = self._called
+            raise
+
+
+def name_output() -> None:
+    """Make an error of standard output say that it is one, as an error of a file does."""
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        file = _NamedFile(stream, "standard output")
+        sys.stdout = io.TextIOWrapper(
+            file if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(file),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+
 class LastingOutput(io.TextIOBase):
     """Standard output of a sweep. If nobody reads it any more, or it can't be written, the sweep goes on without it."""
 

@@ -8,10 +8,12 @@ a library, so that it works where one is missing.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
@@ -99,7 +101,7 @@ def _is_mistake(error: BaseException) -> bool:
 
 def _words(error: BaseException) -> str:
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _about(error)
     if isinstance(error, ImportError):
         return f"{error}: is everything installed that the suite needs?"
     if _is_mistake(error):
@@ -107,6 +109,22 @@ def _words(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory"
     return f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above"
+
+
+def _about(error: OSError) -> str:
+    """An error of the operating system, with what it is about where it knows that."""
+    if error.filename:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+        return f"{name if len(name) <= _LONGEST else f'{name[:_LONGEST]}…'}: {error.strerror}"
+    try:
+        Path.cwd()
+    except OSError:
+        return "the working folder has been deleted; change to one that exists"
+    return str(error)
+
+
+_LONGEST = 200
+"""Most characters of a file's name in a message."""
 
 
 def _print_error(message: str, details: Sequence[str] = ()) -> None:

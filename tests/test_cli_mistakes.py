@@ -165,10 +165,54 @@ def test_a_reader_that_has_gone_decides_nothing(words: list[str], tmp_path: Path
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    """Not even a short output that Python would write only when it ends."""
+@pytest.mark.parametrize("words", [["show", "r"], ["export", "r"], ["list", "regimes"], ["--help"]])
+@pytest.mark.parametrize(
+    ("redirection", "said"),
+    [
+        (">/dev/full", "No space left on device"),
+        (">&-", "Bad file descriptor"),
+        (">part.txt", "File too large"),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line(
+    words: list[str], redirection: str, said: str, tmp_path: Path
+) -> None:
+    """It says that standard output is meant, even for a short output that Python would write only when it ends."""
     write_run(tmp_path / "results" / "r", [record("timm:a", "frozen")])
-    with Path("/dev/full").open("w") as full:
-        words = [sys.executable, "-m", "bench", "show", "r"]
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+    (tmp_path / "part.txt").write_bytes(bytes(4096))
+    limit = "ulimit -f 4; " if "part" in redirection else ""
+    script = f'{limit}exec "$@" {redirection.replace(">part", ">>part")}'
+    shell = ["bash", "-c", script, "-", sys.executable, "-m", "bench", *words]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: standard output: ") and said in done.stderr
+
+
+@pytest.mark.parametrize("words", [["run", "--grid", "smoke", "--weights", "random"], ["report", "--index"]])
+def test_a_working_folder_that_has_been_deleted(words: list[str], tmp_path: Path) -> None:
+    """The system's own message has no name in it."""
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    shell = ["bash", "-c", script, "-", sys.executable, "-m", "bench", *words]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "the working folder has been deleted" in done.stderr or "there is no such folder" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--results", "--reports"])
+@pytest.mark.parametrize("place", ["dangling", "dangling/deep", "circle"])
+def test_a_link_that_leads_nowhere_is_no_place_to_write(option: str, place: str, tmp_path: Path) -> None:
+    """It is told before anything is written, and so is a report over it."""
+    (tmp_path / "dangling").symlink_to("nowhere/deep")
+    (tmp_path / "circle").symlink_to("circle")
+    before = sorted(tmp_path.iterdir())
+    for more in ((), ("--wait",)):
+        done = here(*ONE, "--data", "synthetic-mini", option, place, *more)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert f"can't be written: {place.partition('/')[0]} is a link that leads nowhere (" in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_long_name_is_shortened(tmp_path: Path) -> None:
+    """The system refuses it, and the line says which one."""
+    done = here("show", "x" * 5000)
+    assert done.returncode == 2 and f"error: {'x' * 200}…: File name too long\n" == done.stderr

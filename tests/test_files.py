@@ -185,6 +185,14 @@ def test_a_full_disk_leaves_the_earlier_report(tmp_path: Path) -> None:
     assert {path: path.read_text() for path in (tmp_path / "reports").rglob("*.*")} == earlier
 
 
+@pytest.mark.usefixtures("full_disk")
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """The system gives no name where a write fails; the temporary file's would help nobody."""
+    with pytest.raises(OSError, match="File too large") as caught:
+        write_atomic(tmp_path / "manifest.json", "x" * 200)
+    assert caught.value.filename == str(tmp_path / "manifest.json") and caught.value.filename2 is None
+
+
 def test_files_of_the_suite_are_not_written_into_pipes(tmp_path: Path) -> None:
     """Nobody reads a pipe in a run's folder, so writing to it would wait for ever. A link's file is written."""
     os.mkfifo(tmp_path / "pipe")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.console import forget_impossible_sizes, tell
+from bench.console import forget_impossible_sizes, name_output, tell
 from bench.program import READER_GONE, USAGE, end
 from tl.cache import cache_dir
 from tl.errors import UserError
@@ -58,6 +58,7 @@ def main() -> None:
 def run_command_line() -> int:
     """Run the command that the process was called with. Returns its exit status; raises if it can't do its work."""
     _replace_closed_streams()
+    name_output()
     forget_impossible_sizes()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from bench.sweep.folder import check_output
 from tl.errors import UserError
 
 _SIGNS = {
@@ -25,8 +26,9 @@ _BEGINNING = 1 << 20
 
 
 def check_replaceable(*paths: Path) -> None:
-    """Raise `UserError` for the first of these paths that is a file which no report wrote."""
+    """Raise `UserError` if one of these paths can't be written, or is a file which no report wrote."""
     for path in paths:
+        check_output(path.parent)
         if not _is_replaceable(path):
             raise UserError(
                 f"{path}: was not written by a report, so no report replaces it; move it away, or choose another "
@@ -35,7 +37,7 @@ def check_replaceable(*paths: Path) -> None:
 
 
 def check_report(folder: Path, name: str) -> None:
-    """Raise `UserError` if the report `name` would replace files in `folder` that no report wrote."""
+    """Raise `UserError` if the report `name` can't be written to `folder`, or would replace files of the user's."""
     check_replaceable(folder / f"{name}.md", folder / f"{name}.html")
     pictures = [path for path in sorted((folder / name).glob("*.*")) if path.suffix in (".svg", ".png", ".jpg")]
     foreign = [path for path in pictures if not _is_replaceable(path)]
