@@ -97,7 +97,7 @@ def test_a_library_that_cannot_be_imported(words: list[str], line: str, tmp_path
     assert re.search(r"^error: .*(libx\.so: gone|ZeroDivisionError)", ran.stderr.splitlines()[-1])
 
 
-SHADOWS = ("json", "numpy", "random", "tempfile", "tl", "torch")
+SHADOWS = sorted({*sys.stdlib_module_names, "numpy", "pydantic", "tl", "torch"})
 RUN = [
     "run",
     "--grid",
