@@ -15,7 +15,7 @@ from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
 from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
 from tl.findings import Duplicate, LeftOut, Tally, find_duplicates
-from tl.layout import check_layout
+from tl.layout import check_layout, check_names, difference, too_deep
 from tl.listing import classify, entries, list_images, real, shown
 
 IMAGE_SUFFIXES = (
@@ -133,19 +133,22 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
     by its content, or else named after its folder. What is found beside the images, and images that are the same file,
     are counted in the result.
 
-    Raises `DataError` if `train` or `val` is missing, a class is empty, there are fewer than two
-    classes, the two splits have different classes, a file or folder can't be read, or the content is a damaged copy of
-    the real ants and bees.
+    Raises `DataError` if `train` or `val` is missing or holds splits itself, a class is empty, there are fewer than two
+    classes, the two splits have different classes, two classes' names look alike, a file or folder can't be read, or
+    the content is a damaged copy of the real ants and bees.
     """
     root = root.resolve()
     check_layout(root, IMAGE_SUFFIXES)
     tally = Tally()
     found = {split: _classes(root, split, tally) for split in ("train", "val")}
     classes = tuple(found["train"])
+    check_names(root, found)
     if classes != tuple(found["val"]):
-        raise DataError(f"{root}: train and val have different classes: {_difference(root, found)}")
+        hints = [difference(root, found), *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
+        raise DataError(f"{root}: train and val have different classes: {'; '.join(hints)}")
     if len(classes) < 2:
-        raise DataError(f"{root}: {len(classes)} class{'' if classes else 'es'} in train/; at least 2 are needed")
+        hints = ["at least 2 are needed", *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
+        raise DataError(f"{root}: {len(classes)} class{'' if classes else 'es'} in train/; {'; '.join(hints)}")
 
     def listed(split: str) -> ImageList:
         pairs = [(f, label) for label, name in enumerate(classes) for f in found[split][name]]
@@ -192,15 +195,6 @@ def _classes(root: Path, split: str, tally: Tally) -> dict[str, list[str]]:
                 )
             tally.merge(inside)
     return found
-
-
-def _difference(root: Path, found: dict[str, dict[str, list[str]]]) -> str:
-    """Say which class is in one split alone, and what the other split has in its place."""
-    only = min(found["train"].keys() ^ found["val"].keys())
-    where, other = ("train", "val") if only in found["train"] else ("val", "train")
-    there = root / other / only
-    broken = f", and {f'{other}/{only}'!r} is a broken link" if there.is_symlink() and not there.exists() else ""
-    return f"{only!r} is only in {where}/{broken}"
 
 
 def _name(root: Path, digest: str) -> str:
