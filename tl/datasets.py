@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tl import hymenoptera, synthetic
+from tl.cache import is_folder, user_path
 from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
 from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
@@ -96,8 +97,8 @@ def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
     else the synthetic ones, with a `FallbackWarning` and the reason in `Splits.fallback`. With `download=False`
     nothing is downloaded.
 
-    Raises `DataError` if the folder is missing, incomplete or not the set that it claims to be. It doesn't check
-    that images can be decoded: `tl.images.open_store` does.
+    Raises `UserError` if the folder is missing, and its subclass `DataError` if it is incomplete or not the set that it
+    claims to be. It doesn't check that images can be decoded: `tl.images.open_store` does.
     """
     splits = _found(str(data), download=download)
     if splits.fallback and str(data) == "auto":
@@ -117,11 +118,8 @@ def _found(name: str, *, download: bool) -> Splits:
             return replace(generated, fallback=f"{generated.fallback} ({reason})")
     if name in DATASETS:
         return scan(DATASETS[name].find(download), name=name)
-    try:
-        folder = Path(name).expanduser()
-    except RuntimeError as error:  # `~name` of a user that doesn't exist
-        raise DataError(f"data={name!r}: can't be found: {error}") from error
-    if not folder.is_dir():
+    folder = user_path("data=", name)
+    if not is_folder(folder):
         raise DataError(f"no such folder, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
     return scan(folder)
 
