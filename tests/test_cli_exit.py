@@ -34,7 +34,7 @@ PLANTED = [
     (OSError(5, "Input/output error", "a.json"), 2, "error: a.json: Input/output error"),
     (UserError("wrong\nname"), 2, "error: wrong name"),
     (subprocess.CalledProcessError(1, ["git"]), 2, "returned non-zero exit status 1"),
-    (EOFError(), 130, ""),
+    (EOFError("x"), 2, "EOFError: x: this is a bug in the suite"),
     (KeyboardInterrupt(), 130, ""),
     (BrokenPipeError(32, "Broken pipe"), 141, ""),
 ]

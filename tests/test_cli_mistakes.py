@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import bench
 import tl
 from bench.sweep.doctor import examine
 from bench.sweep.grid import load_grid
-from bench.sweep.options import make_options
 from bench.sweep.plan import run_name
 from tests.commands import ONE, command, here
 from tests.images import write_folder
 from tests.runs import record, write_run
 from tl import hymenoptera
 from tl.cache import cache_dir
+from tl.errors import ConfigError
 
 
 def _set_with(tmp_path: Path, spoil) -> str:
@@ -228,10 +229,10 @@ def test_a_home_is_expanded_where_a_shell_does_not(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("TL_DATA", "~/set")
     assert hymenoptera.find(download=False) == tmp_path / "home" / "set"
     assert tl.load_splits("~/set").root == tmp_path / "home" / "set"
-    options = make_options(
-        timeout=None, memory_limit=None, executor="process", name="x", results="~/runs", data="~/set"
-    )
-    assert options.results == tmp_path / "home" / "runs"
+    assert bench.Run("r", "~/runs").folder == tmp_path / "home" / "runs" / "r"
+    assert len(bench.load_results("~/runs/r")) == 1
+    with pytest.raises(ConfigError, match="results='~nosuchuser': there is no such user"):
+        bench.load_results("r", "~nosuchuser")
     assert run_name(load_grid("smoke"), "~", "auto", None, None) == "smoke-home"
     assert here("export", "r", "--results=~/runs", "--output=~/r.csv").returncode == 0
     assert here("report", "r", "--results=~/runs", "--reports=~/pages", "--no-images").returncode == 0

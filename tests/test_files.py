@@ -172,12 +172,17 @@ def test_events_are_those_that_tensorboard_reads(run: RunFolder, tmp_path: Path)
 def test_a_full_disk_leaves_the_earlier_report(tmp_path: Path) -> None:
     """Pages and pictures of the earlier report are whole."""
     (tmp_path / "reports" / "r").mkdir(parents=True)
-    for name in ("r.md", "r.html", "r/curves.png", "r/matrix.svg"):
-        (tmp_path / "reports" / name).write_text("the earlier one")
+    earlier = {
+        tmp_path / "reports" / "r.md": "- **r**: 4 cells on own (2 classes; digest `0`)\n",
+        tmp_path / "reports" / "r.html": "<title>r · which backbone, which regime, at what cost</title>\n<style>",
+        tmp_path / "reports" / "r" / "curves.png": "another figure",
+        tmp_path / "reports" / "r" / "matrix.svg": '<svg ><g id="figure_1">',
+    }
+    for path, text in earlier.items():
+        path.write_text(text)
     done = here("report", "r", "--no-images")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "can't be written" in done.stderr, done.stderr
-    files = [path for path in (tmp_path / "reports").rglob("*") if path.is_file()]
-    assert len(files) == 4 and {path.read_text() for path in files} == {"the earlier one"}
+    assert {path: path.read_text() for path in (tmp_path / "reports").rglob("*.*")} == earlier
 
 
 def test_files_of_the_suite_are_not_written_into_pipes(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_an_unknown_grid_has_a_near_match() -> None:
         ({"protocol": "tuned", "learning_rates": [1e-3]}, "learning_rates=[0.001]: at least 2 are needed"),
         ({"protocol": "tuned", "learning_rates": [1e-3, 1e-3]}, "learning_rates=[0.001, 0.001]: rates must differ"),
         ({"protocol": "tuned", "learning_rates": [0, 1]}, "learning_rates=[0.0, 1.0]: each must be a number above 0"),
-        ({"protocol": "tuned", "learning_rates": [1, float("inf")]}, "learning_rates=[1.0, inf]: each must be"),
+        ({"protocol": "tuned", "learning_rates": [1, float("inf")]}, "learning_rates.1=inf: input should be a finite"),
         ({"protocol": "tuned", "learning_rates": [1, "2"]}, "learning_rates=[1, '2']: must be a number"),
         ({"protocol": "tuned", "learning_rates": 1e-3}, "learning_rates=0.001: input should be a valid tuple"),
         ({"protocol": "tuned", "learning_rate": 0.1}, "learning_rate=0.1: not read by protocol 'tuned', only by fixed"),

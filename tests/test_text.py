@@ -350,7 +350,7 @@ def test_such_values_are_refused_from_python(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "grid.toml").write_text('[matrix]\nbackbones = ["quick0"]\n')
     with pytest.raises(ConfigError, match="at most 100,000"):
         bench.run("grid.toml", seeds=range(10**12), devices=["cpu"])
-    with pytest.raises(ConfigError, match="data='': must be a folder"):
+    with pytest.raises(ConfigError, match="data='': is empty; give it a value"):
         bench.run("grid.toml", data="")
     with pytest.raises(ConfigError, match="must be a plain name"):
         bench.run("grid.toml", name="")

@@ -64,20 +64,28 @@ def check_cache() -> str:
 
 
 def _no_cache(folder: Path, why: str) -> str:
-    return f"the cache {shortened(str(folder))} can't be used: {why}; set TL_CACHE to a folder"
+    return f"the cache {shortened(repr(os.fspath(folder)))} can't be used: {why}; set TL_CACHE to a folder"
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return a path with `~` or `~user` at its start expanded as a shell does. Raises `ValueError`, in plain words."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError("there is no such user, or no home folder") from error
 
 
 def user_path(name: str, given: str | Path) -> Path:
-    """Return a path that a user gave, with `~` and `~user` at its start expanded as a shell does.
+    """Return a path that a user gave, expanded. `name` says where it was given, such as `TL_CACHE=`.
 
-    `name` says where it was given, such as `TL_CACHE=`. Raises `UserError` if it is empty, or if there is no such user.
+    Raises `UserError` if it is empty, or begins with the name of a user that there isn't.
     """
-    if not os.fspath(given):
-        raise UserError(f"{name}{given!r}: is empty; give the path of a folder or file")
     try:
-        return Path(given).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{name}{shortened(os.fspath(given))}: there is no such user, or no home folder") from error
+        if os.fspath(given):
+            return expand_user(given)
+        raise ValueError("is empty; give the path of a file or folder")
+    except ValueError as error:
+        raise UserError(f"{name}{shortened(repr(os.fspath(given)))}: {error}") from error
 
 
 def is_folder(path: Path) -> bool:
@@ -85,7 +93,7 @@ def is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError as error:
-        raise UserError(f"{shortened(os.fspath(path))}: can't be read: {error.strerror or error}") from error
+        raise UserError(f"{shortened(path)}: can't be read: {error.strerror or error}") from error
 
 
 def offline() -> bool:

@@ -40,9 +40,8 @@ def find(download: bool) -> Path:
     given = os.environ.get("TL_DATA")
     if given:
         if not is_folder(folder := user_path("TL_DATA=", given)):
-            raise DataError(
-                f"TL_DATA={shortened(given)}: no such folder; unset it, or set it to the folder with train/ and val/"
-            )
+            advice = "unset it, or set it to the folder with train/ and val/"
+            raise DataError(f"TL_DATA={shortened(repr(given))}: no such folder; {advice}")
         return folder
     cached = cache_dir() / "hymenoptera_data"
     for folder in (LOCAL, cached):

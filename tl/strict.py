@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tl.errors import ConfigError, nearest
+from tl.text import shortened
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -99,10 +100,6 @@ def _allowed_types(annotation: Any) -> tuple[frozenset[Any], Any]:
     return frozenset(options), inner
 
 
-_LONGEST_VALUE = 200
-"""Most characters of a value in a message."""
-
-
 def _bare(annotation: Any) -> Any:
     """Return the type itself, without its range."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
@@ -127,8 +124,7 @@ def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:
     expected = message[0].lower() + message[1:]
     if first["type"] == "value_error" and isinstance(first["input"], dict):  # values that contradict each other
         return f"{where}: {expected}"
-    value = repr(first["input"])
-    return f"{where}={value if len(value) <= _LONGEST_VALUE else f'{value[:_LONGEST_VALUE]}…'}: {expected}"
+    return f"{where}={shortened(repr(first['input']))}: {expected}"
 
 
 def _part(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:

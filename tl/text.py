@@ -24,22 +24,22 @@ _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a spreadsheet takes for the beginning of a formula."""
 
 
-LONGEST_VALUE = 200
-"""Most characters of a value in a message."""
-
-
-def shortened(value: object) -> str:
-    """Return a value as Python would write it, cut off if it is long, for a message."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
-
-
 def visible(text: object, keep: str = "") -> str:
     """Return text with hidden characters as escapes such as `\\x1b`, but those in `keep` as they are.
 
     What has been made visible stays as it is, so it does no harm to do it twice.
     """
     return _HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), str(text))
+
+
+LONGEST_SHOWN = 200
+"""Most characters of a given value in a message."""
+
+
+def shortened(text: object) -> str:
+    """Return text for a message: its beginning and an ellipsis if it is longer than `LONGEST_SHOWN`."""
+    whole = str(text)
+    return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:LONGEST_SHOWN]}…"
 
 
 def visible_json(text: str) -> str:

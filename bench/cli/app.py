@@ -77,7 +77,9 @@ def run_command_line() -> int:
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None  # typer makes exit status 1 of it, which would mean "regressed"
         raise
-    except typer.Abort:  # Ctrl-C where a command doesn't say more about it, or the input of a question has ended
+    except typer.Abort as error:  # Ctrl-C where a command doesn't say more about it
+        if isinstance(error.__cause__, EOFError):
+            raise error.__cause__ from None  # typer takes it for the end of an answer's input, but we ask nothing
         tell("interrupted")
         raise KeyboardInterrupt from None
     except ClickError as error:

@@ -117,6 +117,7 @@ def run(
 
     from bench.execution.signals import ending_as_interrupt
     from bench.report.live import LivePage
+    from bench.report.written import check_report
     from bench.sweep.adaptive import make_goal
     from bench.sweep.folder import check_output
     from bench.sweep.options import make_options
@@ -155,9 +156,15 @@ def run(
     if report:
         check_output(reports)
     sweeps: list[Sweep] = []
+
+    def planned(sweep: Sweep) -> None:
+        if report:  # before hours of training
+            check_report(reports, sweep.run.folder.name)
+        sweeps.append(sweep)
+
     with ending_as_interrupt():  # until the live page has ended too
         try:
-            records = run_sweep(chosen, options, console, goal=goal, on_plan=sweeps.append)
+            records = run_sweep(chosen, options, console, goal=goal, on_plan=planned)
         except BaseException as error:
             for sweep in sweeps:
                 page.end(sweep.run)

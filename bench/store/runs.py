@@ -26,6 +26,7 @@ from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import read_bounded, to_json, write_atomic
 from tl.errors import ConfigError, UserError
 from tl.regimes import REGIMES
+from tl.text import shortened
 
 _RESERVE, _RESERVED_BYTES, _BYTES_PER_IMAGE = ".reserve", 1 << 20, 200
 """The file that reserves disk space, its size without predictions, and its bytes per image. The two predictions of an
@@ -290,15 +291,21 @@ def find_run(name: str | Path, results: Path = Path("results")) -> RunFolder:
     for folder in (Path(name), results / name):
         if (folder / "manifest.json").is_file():
             return RunFolder(folder)
-    names = sorted(path.parent.name for path in results.glob("*/manifest.json"))
-    none = f"{results}/ has no runs yet; `python -m bench run` makes one"
-    known = f"{results}/ has {', '.join(names)}" if names else none
-    raise UserError(f"{name}: no such run; {known}")
+    try:
+        known = f"{results}/ has {', '.join(run.folder.name for run in all_runs(results))}"
+    except UserError as error:
+        known = str(error)
+    raise UserError(f"{shortened(name)}: no such run; {known}")
 
 
 def all_runs(results: Path = Path("results")) -> list[RunFolder]:
-    """Every run below `results`, sorted by name."""
-    return [RunFolder(path.parent) for path in sorted(results.glob("*/manifest.json"))]
+    """Every run below `results`, sorted by name; there is at least one. Raises `UserError` if there is none."""
+    is_folder = results.is_dir()
+    found = [RunFolder(path.parent) for path in sorted(results.glob("*/manifest.json"))] if is_folder else []
+    if not found:
+        why = "" if is_folder else " (it is not a folder)" if results.exists() else " (there is no such folder)"
+        raise UserError(f"{shortened(results)}/ has no runs yet{why}; `python -m bench run` makes one")
+    return found
 
 
 def each_once(paths: Iterable[Path]) -> None:

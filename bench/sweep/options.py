@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.store.runs import RunFolder
-from tl.cache import user_path
 from tl.errors import ConfigError
 
 DEFAULT_TIMEOUT_SECONDS = 3600.0
@@ -56,11 +55,6 @@ def make_options(*, timeout: float | None, memory_limit: str | None, executor: s
 
     Raises `ConfigError`.
     """
-    if others.get("data") == "":
-        raise ConfigError("data='': must be a folder or the name of a data set; leave it out for the grid's")
-    for name in ("results", "weights_dir"):
-        if others.get(name) is not None:
-            others[name] = user_path(f"{name}=", others[name])
     return Options(
         timeout=DEFAULT_TIMEOUT_SECONDS if timeout is None and executor != "inline" else timeout,
         memory_bytes=None if memory_limit is None else _bytes("--memory-limit", memory_limit),

@@ -16,7 +16,7 @@ from bench.execution.base import Executor
 from bench.store.records import SETTLED, Cell, DatasetIdentity, Manifest, Record, WeightsKey
 from bench.store.runs import RunFolder
 from bench.sweep.folder import run_folder
-from bench.sweep.grid import SHARED_SETTINGS, Grid, check_keys, expand, load_grid
+from bench.sweep.grid import SHARED_SETTINGS, Grid, check_keys, check_settings, expand, load_grid
 from bench.sweep.options import Options
 from bench.sweep.order import arrange
 from bench.sweep.weights import Answer, resolve_weights, weights_key
@@ -62,10 +62,10 @@ def choose_grid(name: str, axes: Mapping[str, Any], settings: Mapping[str, Any])
     Raises `ConfigError`.
     """
     check_keys("settings", settings, SHARED_SETTINGS)
-    return load_grid(name).override(
-        {axis: value for axis, value in axes.items() if value is not None},
-        {key: value for key, value in settings.items() if value is not None},
-    )
+    given = {key: value for key, value in settings.items() if value is not None}
+    grid = load_grid(name)
+    check_settings("", given, SHARED_SETTINGS, others=grid.train | given)
+    return grid.override({axis: value for axis, value in axes.items() if value is not None}, given)
 
 
 def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, batch_size: int | None) -> str:
