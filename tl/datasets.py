@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tl import hymenoptera, synthetic
-from tl.cache import is_folder, user_path
+from tl.cache import is_folder
+from tl.calls import Place, checked
 from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
 from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
@@ -41,7 +42,10 @@ class ImageList:
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """A data set on disk: its images by split, its class names, and the digest that identifies it."""
+    """A data set on disk: its images by split, its class names, and the digest that identifies it.
+
+    Raises `DataError` for data that no folder has, such as a split without images.
+    """
 
     name: str
     root: Path
@@ -58,6 +62,20 @@ class Splits:
     """What lies in `train/` and `val/` and is no image of the set, by reason."""
     duplicates: tuple[Duplicate, ...] = ()
     """Images that are the same file. Parts of a data set, such as folds, keep what was found in the whole."""
+
+    def __post_init__(self) -> None:
+        """Raise `DataError` if a split has no images, or another number of labels, or a label without a class."""
+        for split, images in (("train", self.train), ("val", self.val)):
+            if not len(images) or len(images) != len(images.labels):
+                raise DataError(
+                    f"{self.name}: {split} has {len(images)} images and {len(images.labels)} labels; "
+                    "one image at least is needed, and a label for each"
+                )
+            if unknown := set(images.labels).difference(range(len(self.classes))):
+                raise DataError(
+                    f"{self.name}: {split} has the label {min(unknown)}; labels of {len(self.classes)} classes are "
+                    f"0 to {len(self.classes) - 1}"
+                )
 
     @property
     def findings(self) -> tuple[LeftOut | Duplicate, ...]:
@@ -90,7 +108,8 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
+@checked
+def load_splits(data: Place = "auto", *, download: bool = True) -> Splits:
     """Find a data set, list its images and compute its digest.
 
     `data` is a key of `DATASETS`, a folder, or `auto`. `auto` means the real ants and bees if they are available,
@@ -118,7 +137,7 @@ def _found(name: str, *, download: bool) -> Splits:
             return replace(generated, fallback=f"{generated.fallback} ({reason})")
     if name in DATASETS:
         return scan(DATASETS[name].find(download), name=name)
-    folder = user_path("data=", name)
+    folder = Path(name)
     if not is_folder(folder):
         raise DataError(f"no such folder, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
     return scan(folder)
