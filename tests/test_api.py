@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 import bench
+import tl
 from bench.execution import executors
 from bench.store.runs import RunFolder
 from tests import light
@@ -159,6 +160,7 @@ def test_what_is_no_path_is_one_line(value: Any) -> None:
 
 UNGUARDED = """
 import bench
+import tl
 from bench.execution import executors
 from tests import light
 
@@ -272,3 +274,51 @@ def test_the_inline_executor_takes_no_limit() -> None:
     """As on the command line, where there is no limit unless one is given."""
     with pytest.raises(ConfigError, match="can't end a cell"):
         light_run(executor="inline", timeout=5.0)
+
+
+CONFIG = tl.TrainConfig(backbone="timm:test_resnet", weights="random", epochs=1)
+WRONG: dict[str, tuple[Callable[[tl.Splits], object], str]] = {
+    "no config": (
+        lambda splits: tl.train_model(None, splits),
+        "config=None: input should be an instance of TrainConfig",
+    ),
+    "a table": (
+        lambda splits: tl.train_model({"epochs": 1}, splits),
+        "config={'epochs': 1}: input should be an instance",
+    ),
+    "a folder": (lambda splits: tl.train_model(CONFIG, "d0"), "splits='d0': input should be an instance of Splits"),
+    "exchanged": (lambda splits: tl.run_protocol(splits, CONFIG), "config=Splits(name='synthetic-mini', "),
+    "no splits": (lambda splits: tl.run_protocol(CONFIG, None), "splits=None: input should be an instance of Splits"),
+    "no device": (lambda splits: tl.train_model(CONFIG, splits, device=None), "device=None: input should be a valid"),
+    "bytes": (lambda splits: tl.train_model(CONFIG, splits, device=b"cpu"), "device=b'cpu': input should be a valid"),
+    "policy": (lambda splits: tl.train_model(CONFIG, splits, weights="random"), "weights='random': input should be an"),
+    "keep": (lambda splits: tl.train_model(CONFIG, splits, keep="all"), "keep='all': input should be 'best' or 'last'"),
+    "on_epoch": (lambda splits: tl.run_protocol(CONFIG, splits, on_epoch=5), "on_epoch=5: input should be callable"),
+    "on_stage": (lambda splits: tl.run_protocol(CONFIG, splits, on_stage=5), "on_stage=5: input should be callable"),
+    "no name": (lambda splits: tl.make_backbone(None), "spec=None: input should be a valid string"),
+    "names": (lambda splits: tl.make_backbone(["x"]), "spec=['x']: input should be a valid string"),
+    "folder of weights": (lambda splits: tl.make_backbone("x", weights_dir=5), "weights_dir=5: must be text or a Path"),
+    "seed": (lambda splits: tl.make_backbone("x", seed="1"), "seed='1': input should be a valid integer"),
+    "one class": (lambda splits: tl.make_backbone("x", own_head_for="ants"), "must be a list, such as ['ants']"),
+    "no data": (lambda splits: tl.load_splits(None), "data=None: must be text or a Path"),
+    "empty": (lambda splits: tl.load_splits(""), "data='': is empty"),
+    "long": (lambda splits: tl.load_splits("x" * 5000), "x…: can't be a path: File name too long"),
+    "unnamed": (lambda splits: tl.TrainConfig("a"), "TrainConfig: give each value by its name, such as backbone='a'"),
+    "count": (lambda splits: tl.show_batch(splits, "x", count="3"), "count='3': input should be a valid integer"),
+    "result": (lambda splits: tl.show_predictions(splits, splits), "result=Splits(name='synthetic-mini', "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_library_refuses_other_types_in_one_line(case: str, mini: tl.Splits) -> None:
+    """Before anything is loaded or trained. A long value is cut off."""
+    call, said = WRONG[case]
+    with pytest.raises(ConfigError) as error:
+        call(mini)
+    assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_an_argument_too_many_names_the_function() -> None:
+    """As Python itself does, with its own exception."""
+    with pytest.raises(TypeError, match=r"^make_backbone\(\): too many positional arguments"):
+        tl.make_backbone("timm:test_resnet", "random")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -10,9 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import bench
+import tl
+from bench.sweep.doctor import examine
+from bench.sweep.grid import load_grid
+from bench.sweep.plan import run_name
 from tests.commands import ONE, command, here
 from tests.images import write_folder
 from tests.runs import record, write_run
+from tl import hymenoptera
+from tl.cache import cache_dir
+from tl.errors import ConfigError
 
 
 def _set_with(tmp_path: Path, spoil) -> str:
@@ -147,6 +157,106 @@ def test_a_size_that_no_terminal_has_is_unknown(
     monkeypatch.setenv("LINES", size)
     done = here(*words)
     assert (done.returncode, done.stdout, done.stderr) == (0, usual.stdout, "") and len(usual.stdout) > 100
+
+
+NO_CACHE = {
+    "a file": ("file", "the cache 'file' can't be used: file is a regular file; set TL_CACHE to a folder"),
+    "below a file": (
+        "file/a/b",
+        "the cache 'file/a/b' can't be used: file is a regular file; set",
+    ),
+    "links in a circle": (
+        "loop",
+        "the cache 'loop' can't be used: Too many levels of symbolic links; set",
+    ),
+    "below such links": ("loop/a", "the cache 'loop/a' can't be used: Too many levels of symbolic links; set"),
+    "a broken link": (
+        "gone",
+        "the cache 'gone' can't be used: gone is a link that leads to nothing; set",
+    ),
+    "a long name": ("x" * 5000, "x… can't be used: File name too long; set TL_CACHE to a folder"),
+    "no such user": ("~nosuchuser/x", "TL_CACHE='~nosuchuser/x': there is no such user, or no home folder"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CACHE)
+@pytest.mark.parametrize(
+    "words", [[*ONE, "--data", "set"], ["list", "backbones"], ["doctor"]], ids=lambda words: words[0]
+)
+def test_a_cache_that_is_no_folder_is_found_first(
+    words: list[str], case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says so before anything runs, and `doctor` says it among the rest."""
+    write_folder(tmp_path / "set")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    before = sorted(tmp_path.iterdir())
+    cache, message = NO_CACHE[case]
+    monkeypatch.setenv("TL_CACHE", cache)
+    if words == ["doctor"]:
+        monkeypatch.setattr("bench.sweep.doctor.make_executor", lambda name: pytest.fail("no devices"))
+        with pytest.raises(pytest.fail.Exception), contextlib.redirect_stdout(io.StringIO()) as out:
+            examine()
+        assert "!! cache: " in out.getvalue() and message in out.getvalue()
+    else:
+        done = here(*words)
+        assert done.returncode == 2 and done.stdout == "", done.stdout
+        assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def _read_only(**arguments: Path) -> None:
+    raise OSError(30, "Read-only file system")
+
+
+def test_a_cache_that_cannot_be_written_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has can still be used, so a folder that exists is no reason to refuse."""
+    write_folder(tmp_path / "set")
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr("tl.cache.tempfile.TemporaryFile", _read_only)
+    monkeypatch.setenv("TL_CACHE", "cache")
+    done = here(*ONE, "--data", "set", "--dry-run")
+    said = "cache can't be written: Read-only file system"
+    assert done.returncode == 0 and done.stdout.startswith(f"WARNING: the cache {said}; what it lacks, such as decoded")
+    monkeypatch.setenv("TL_CACHE", "cache/below")
+    done = here(*ONE, "--data", "set", "--dry-run")
+    assert done.returncode == 2 and "the cache 'cache/below' can't be used: Read-only file system" in done.stderr
+
+
+def test_a_report_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib, which would keep its list of fonts there, prints nothing, and no file of it is left."""
+    write_run(tmp_path / "results" / "r", [record("timm:a", "frozen")])
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    done = command("report", "r", "--no-images", TL_CACHE="loop", TMPDIR=str(tmp_path / "temporary"))
+    assert (done.returncode, done.stderr) == (0, "") and list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_home_is_expanded_where_a_shell_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would otherwise be a folder named `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write_folder(tmp_path / "home" / "set")
+    write_run(tmp_path / "home" / "runs" / "r", [record("timm:a", "frozen")])
+    monkeypatch.setenv("TL_CACHE", "~/cache")
+    assert cache_dir() == tmp_path / "home" / "cache"
+    monkeypatch.setenv("TL_CACHE", str(cache_dir()))  # where `here` also has matplotlib's files
+    monkeypatch.setenv("TL_DATA", "~/set")
+    assert hymenoptera.find(download=False) == tmp_path / "home" / "set"
+    assert tl.load_splits("~/set").root == tmp_path / "home" / "set"
+    assert bench.Run("r", "~/runs").folder == tmp_path / "home" / "runs" / "r"
+    assert len(bench.load_results("~/runs/r")) == 1
+    with pytest.raises(ConfigError, match="results='~nosuchuser': there is no such user"):
+        bench.load_results("r", "~nosuchuser")
+    assert run_name(load_grid("smoke"), "~", "auto", None, None) == "smoke-home"
+    assert here("export", "r", "--results=~/runs", "--output=~/r.csv").returncode == 0
+    assert here("report", "r", "--results=~/runs", "--reports=~/pages", "--no-images").returncode == 0
+    for option in ("--weights-dir", "--results", "--reports", "--plugin", "--data", "--grid"):
+        done = here(*ONE, f"{option}=~nosuchuser/x.toml", "--dry-run")
+        assert done.returncode == 2 and "~nosuchuser/x.toml': there is no such user" in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert {"r.csv", "pages"} < {path.name for path in (tmp_path / "home").iterdir()}
 
 
 @pytest.mark.parametrize("words", [["show", "r"], ["export", "r"], ["gate", "r", "s"], ["--help"]])

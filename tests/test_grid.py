@@ -164,12 +164,32 @@ def test_an_included_cell_is_left_out_only_where_it_is_another(
         (MATRIX + "[[include]]\nfolds = 3\n", "include[1].folds=3: not read by protocol 'fixed'"),
         ("[matrix\n", "not valid TOML"),
         ("", "matrix: missing"),
+        ('dataset = ""\n' + MATRIX, "dataset='': string should have at least 1 character"),
         ('name = "x"\n' + MATRIX, "name: unknown key"),
     ],
 )
 def test_mistakes_name_the_place_and_what_would_be_right(tmp_path: Path, text: str, message: str) -> None:
     """Each message is one line."""
     assert message in mistake(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16", "is text in UTF-16 or UTF-32; save it as UTF-8"),
+        ("utf-32", "is text in UTF-16 or UTF-32; save it as UTF-8"),
+        ("cp1252", "is not text in UTF-8 (byte 0xe4 in line 6)"),
+    ],
+)
+def test_a_grid_in_another_encoding_is_told_in_words(encoding: str, said: str, tmp_path: Path) -> None:
+    """Editors of Windows write them. The byte order mark that they put before UTF-8 is no part of the text."""
+    path = tmp_path / "own.toml"
+    path.write_text(MATRIX, "utf-8-sig")
+    assert load_grid(str(path)).matrix.backbones == ["a", "b"]
+    path.write_text(f"{MATRIX}# ä\n", encoding)
+    with pytest.raises(ConfigError) as error:
+        load_grid(str(path))
+    assert f"can't be read: {said}" in str(error.value)
 
 
 def test_an_unknown_grid_has_a_near_match() -> None:

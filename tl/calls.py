@@ -7,10 +7,12 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BeforeValidator, ConfigDict, PlainValidator, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, InstanceOf, PlainValidator, TypeAdapter, ValidationError
 
+from tl.cache import expand_user
 from tl.errors import ConfigError
 from tl.text import shortened
 
@@ -37,16 +39,19 @@ def checked(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
     def adapters() -> dict[str, TypeAdapter[Any]]:
         # The annotation of what is returned may have names that only type checkers know.
         hints = get_type_hints(type("", (), {"__annotations__": named}), function.__globals__, include_extras=True)
-        wanted: dict[str, Any] = {name: Annotated[hints[name], BeforeValidator(plain)] for name in named}
-        return {name: TypeAdapter(each, config=ConfigDict(strict=True)) for name, each in wanted.items()}
+        wanted: dict[str, Any] = {name: Annotated[_exact(hints[name]), BeforeValidator(plain)] for name in named}
+        return {name: TypeAdapter(each) for name, each in wanted.items()}
 
     @functools.wraps(function)
     def call(*positional: Given.args, **by_name: Given.kwargs) -> Returned:
-        bound = signature.bind(*positional, **by_name)
+        try:
+            bound = signature.bind(*positional, **by_name)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}(): {error}") from None
         for name in bound.arguments.keys() & named.keys():
             value = bound.arguments[name]
             try:
-                bound.arguments[name] = adapters()[name].validate_python(value)
+                bound.arguments[name] = adapters()[name].validate_python(value, strict=True)
             except ValidationError as error:
                 message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
                 raise ConfigError(f"{name}={_shown(value)}: {message[0].lower()}{message[1:]}") from None
@@ -62,18 +67,28 @@ def plain(value: Any) -> Any:
     return [plain(element) for element in value] if isinstance(value, list | tuple) else value
 
 
+def _exact(hint: Any) -> Any:
+    """The hint, for which no dictionary is a record: its mistakes would be told without the names of fields."""
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return Annotated[hint, InstanceOf()]  # type: ignore[type-arg]
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(_exact(each) for each in get_args(hint))]  # noqa: UP007 (`|` needs two operands)
+    return hint
+
+
 def _place(value: Any) -> str | Path:
     if not isinstance(value, str | Path):
         raise ValueError("must be text or a Path")
     if not str(value):
         raise ValueError("is empty; give it a value, or leave it out")
+    place: str | Path = expand_user(value) if str(value).startswith("~") else value
     try:
-        Path(value).stat()
+        Path(place).stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     except (OSError, ValueError) as error:  # such as a name that is too long, or a NUL in it
         raise ValueError(f"can't be a path: {getattr(error, 'strerror', None) or error}") from error
-    return value
+    return place
 
 
 def _listed(value: Any) -> list[Any]:

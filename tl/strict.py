@@ -29,8 +29,11 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 class _OneLine(ModelMetaclass):
     """Checks calls of the class. A validator would be too slow, since it runs for every part of every record."""
 
-    def __call__(self, /, **given: Any) -> Any:
+    def __call__(self, /, *unnamed: Any, **given: Any) -> Any:
         model: Any = self
+        if unnamed:
+            example = f"{next(iter(model.model_fields))}={shortened(repr(unnamed[0]))}"
+            raise ConfigError(f"{model.__name__}: give each value by its name, such as {example}")
         for name, annotation in _numbers(model).items():
             value = given.get(name)
             if isinstance(value, _CHECKED) and _is_lookalike(value, annotation):

@@ -16,6 +16,7 @@ from bench.cli.arguments import (
     PluginOption,
     ResultsOption,
     SidesArgument,
+    expanded,
 )
 from bench.cli.compare import put
 from tl.errors import ConfigError
@@ -32,7 +33,10 @@ def gate(
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A TOML file with tables tool.bench.gate.rule.", show_default="pyproject.toml")
+        Path | None,
+        typer.Option(
+            callback=expanded, help="A TOML file with tables tool.bench.gate.rule.", show_default="pyproject.toml"
+        ),
     ] = None,
     metric: MetricOption = None,
     format: FormatOption = None,

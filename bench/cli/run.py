@@ -18,6 +18,7 @@ from bench.cli.arguments import (
     PluginOption,
     ReportsOption,
     ResultsOption,
+    expanded,
     renamed,
 )
 from bench.console import LastingOutput, discard, say, tell
@@ -52,7 +53,9 @@ def run(
         str | None, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
     ] = None,
     weights: Annotated[str, typer.Option(help="auto, pretrained or random.")] = "auto",
-    weights_dir: Annotated[Path | None, typer.Option(help="A folder of weight files to search first.")] = None,
+    weights_dir: Annotated[
+        Path | None, typer.Option(callback=expanded, help="A folder of weight files to search first.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="The run's folder below --results.", show_default="from the grid's name")
     ] = None,

@@ -126,7 +126,7 @@ class BenchmarkFile(BaseModel):
 
 def read(path: Path) -> BenchmarkFile:
     """Read a file. Raises `UserError` if it is not from pytest-benchmark, or has no raw data."""
-    text = read_text(path, LARGEST).removeprefix("\ufeff")
+    text = read_text(path, LARGEST)
     try:
         data = json.loads(text)
     except RecursionError as error:

@@ -45,7 +45,7 @@ from typing import Any
 from pydantic import Field
 
 from bench.analysis.claims import CLAIMS, Claim
-from tl.cache import read_bounded
+from tl.cache import decoded, read_bounded, user_path
 from tl.config import TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
 from tl.machine import DeviceKey, pick
@@ -79,7 +79,7 @@ class Grid(Strict):
 
     name: str
     description: str = ""
-    dataset: str = "auto"
+    dataset: str = Field("auto", min_length=1)
     matrix: Matrix
     train: dict[str, Any] = Field(default_factory=dict)
     include: list[dict[str, Any]] = Field(default_factory=list)
@@ -137,7 +137,7 @@ def load_grid(name: str) -> Grid:
     if name.endswith(".toml") or "/" in name:
         try:
             # Through a pipe, too, as for `--grid <(a command that prints a grid)`.
-            text = read_bounded(Path(name), _MOST_BYTES, pipe=True).decode()
+            text = decoded(read_bounded(user_path("grid=", name), _MOST_BYTES, pipe=True))
         except OSError as error:
             raise ConfigError(f"grid={name!r}: can't be read: {error.strerror or error}") from error
         except ValueError as error:  # not UTF-8, or a name that can't be one
