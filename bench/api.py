@@ -182,7 +182,7 @@ def run(
     from rich.console import Console
 
     from bench.report.live import LivePage
-    from bench.report.written import check_report
+    from bench.report.written import check_replaceable
     from bench.sweep.adaptive import make_goal
     from bench.sweep.folder import check_output
     from bench.sweep.options import make_options
@@ -218,7 +218,7 @@ def run(
 
     def planned(sweep: Sweep) -> None:
         if live is not None:
-            check_report(Path(live), sweep.run.folder.name)
+            check_replaceable(Path(live) / f"{sweep.run.folder.name}.html")
         sweeps.append(sweep)
 
     try:

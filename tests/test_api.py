@@ -158,6 +158,14 @@ def test_what_is_no_path_is_one_line(value: Any) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["results"]
 
 
+def test_a_page_of_the_user_s_is_no_live_page() -> None:
+    """It is told before a cell runs, and the page stays."""
+    Path("r.html").write_text("mine")
+    with pytest.raises(UserError, match=r"r\.html: was not written by a report"):
+        light_run(live=".")
+    assert Path("r.html").read_text() == "mine" and not Path("results").exists()
+
+
 UNGUARDED = """
 import bench
 import tl
