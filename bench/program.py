@@ -109,9 +109,19 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above"
 
 
+_LONGEST = 4000
+"""Most characters of an error. Names from files have no bound, and a terminal should still show what they are about."""
+
+
+def _bounded(line: str) -> str:
+    """Return a line without its middle if it is too long: it begins with what is wrong, and ends with advice."""
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}"
+
+
 def _print_error(message: str, details: Sequence[str] = ()) -> None:
     """Print an error in one line, and each of its details (see `tl.errors.UserError`) in a line below it."""
     if message:
-        tell(f"error: {' '.join(message.split())}{':' if details else ''}")
+        tell(f"error: {_bounded(' '.join(message.split()))}{':' if details else ''}")
     for detail in details:
         tell(f"  {detail}")

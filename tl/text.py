@@ -24,6 +24,20 @@ _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a spreadsheet takes for the beginning of a formula."""
 
 
+LONGEST_VALUE = 200
+"""Most characters of a value in a message."""
+
+
+def shortened(value: object) -> str:
+    """Return a value as Python would write it, cut off if it is long, for a message."""
+    return cut(repr(value))
+
+
+def cut(text: str) -> str:
+    """Return text, cut off if it is long: names from files have no bound."""
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
 def visible(text: object, keep: str = "") -> str:
     """Return text with hidden characters as escapes such as `\\x1b`, but those in `keep` as they are.
 
