@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from bench.console import discard, tell
+from tl.text import shortened
 
 INTERRUPTED, USAGE = 130, 2
 """Exit statuses: Ctrl-C or SIGTERM, and an error, be it a mistake of the user or a bug of the suite."""
@@ -115,7 +116,7 @@ def _about(error: OSError) -> str:
     """An error of the operating system, with what it is about where it knows that."""
     if error.filename:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
-        return f"{name if len(name) <= _LONGEST else f'{name[:_LONGEST]}…'}: {error.strerror}"
+        return f"{shortened(name)}: {error.strerror}"
     try:
         Path.cwd()
     except OSError:
@@ -123,13 +124,19 @@ def _about(error: OSError) -> str:
     return str(error)
 
 
-_LONGEST = 200
-"""Most characters of a file's name in a message."""
+_LONGEST = 4000
+"""Most characters of an error. Names from files have no bound, and a terminal should still show what they are about."""
+
+
+def _bounded(line: str) -> str:
+    """Return a line without its middle if it is too long: it begins with what is wrong, and ends with advice."""
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}"
 
 
 def _print_error(message: str, details: Sequence[str] = ()) -> None:
     """Print an error in one line, and each of its details (see `tl.errors.UserError`) in a line below it."""
     if message:
-        tell(f"error: {' '.join(message.split())}{':' if details else ''}")
+        tell(f"error: {_bounded(' '.join(message.split()))}{':' if details else ''}")
     for detail in details:
         tell(f"  {detail}")

@@ -18,12 +18,7 @@ __all__ = ["PRETRAINED", "RANDOM", "TRUTH", "record", "untrained", "write_run"]
 
 def untrained(backbone: str, *, right: int = 95, weights: Weights = PRETRAINED) -> Record:
     """A record of regime `zeroshot`, which has only a validation pass of 2 seconds."""
-    one = record(backbone, "zeroshot", right=right, frozen=True, weights=weights)
-    assert one.result is not None
-    nothing = dict.fromkeys(("learning_rate", "train_seconds", "train_loss", "train_accuracy"))
-    row = one.result.epochs[0].replace(**nothing, val_seconds=2.0)
-    result = one.result.replace(epochs=(row,), trainable_params=0, training_seconds=2.0)
-    return one.replace(result=result, wall_seconds=4.0)
+    return record(backbone, "zeroshot", right=right, frozen=True, weights=weights).replace(wall_seconds=4.0)
 
 
 def write_run(
@@ -33,8 +28,11 @@ def write_run(
     classes: tuple[str, str] = ("ants", "bees"),
     fallback: str = "",
     missing: Sequence[Cell] = (),
+    truth: tuple[int, ...] = TRUTH,
 ) -> RunFolder:
-    """Write a run with these records. The cells in `missing` were planned and have no record."""
+    """Write a run with these records. The cells in `missing` were planned and have no record; `truth` has
+    the labels of the validation images.
+    """
     run = RunFolder(folder)
     cells = {record.cell_id: record.cell for record in records} | {cell.id: cell for cell in missing}
     now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -44,11 +42,11 @@ def write_run(
             protocol=(records[0].cell.config if records else TrainConfig(backbone="x")).model_dump(),
             dataset=DatasetIdentity(
                 name="own",
-                digest="0" * 64,
+                digest=next(iter(cells.values())).dataset_digest,
                 classes=classes,
                 train_images=244,
-                val_files=tuple(f"{i}.jpg" for i in range(100)),
-                val_labels=TRUTH,
+                val_files=tuple(f"{i}.jpg" for i in range(len(truth))),
+                val_labels=truth,
                 fallback=fallback,
             ),
             weights={},

@@ -62,6 +62,10 @@ BAD = {
     "run": (["report", "nowhere"], "no such run"),
     "export": (["export", "nowhere"], "no such run"),
     "format": (["export", "nowhere", "--format", "xls"], "xls"),
+    "axis": (
+        ["compare", "nowhere", "--by", "fruit"],
+        "Invalid value for '--by': 'fruit' is not one of 'run', 'regime'",
+    ),
     "list": (["list", "fruits"], "fruits"),
     "list text": (["list", "regimes", "zzz"], "no name contains"),
     "command": (["runn"], "runn"),

@@ -149,7 +149,7 @@ def test_weights_by_policy_and_backbone(name: str, tmp_path: Path) -> None:
         WeightsKey(policy=policy, backbone=f"timm:{name}"): RANDOM.replace(reason=policy)
         for policy in ("auto", "random")
     }
-    run = write_run(tmp_path / "r", [])
+    run = write_run(tmp_path / "r", [], missing=[record("timm:a", "frozen").cell])
     manifest = run.manifest()
     run.write_manifest(manifest.replace(weights=by_policy(resolved)))
     assert run.manifest().resolved == resolved
@@ -285,12 +285,14 @@ def test_the_data_of_a_command(command: str, data: str | None, tmp_path: Path) -
 
 def test_images_are_found_without_a_command(mini: Splits, tmp_path: Path) -> None:
     """A sweep that wasn't started from a command line knows where its images were."""
-    run = write_run(tmp_path / "r", [record("timm:a", "frozen")])
+    one = record("timm:a", "frozen")
+    cell = one.cell.replace(dataset_digest=mini.digest)
+    run = write_run(tmp_path / "r", [one.replace(cell=cell, cell_id=cell.id)])
     manifest = run.manifest()
     (call,) = manifest.invocations
     run.write_manifest(
         manifest.replace(
-            dataset=manifest.dataset.replace(name="moved", digest=mini.digest),
+            dataset=manifest.dataset.replace(name="moved"),
             invocations=(call.replace(command="a notebook --data nowhere", data=str(mini.root)),),
         )
     )

@@ -152,6 +152,11 @@ def test_an_included_cell_is_left_out_only_where_it_is_another(
         (MATRIX + "[train]\nepochs = true\n", "train.epochs=True: must be"),
         (MATRIX.replace("seeds = 2", "seeds = true"), "matrix.seeds=True: must be a number"),
         (MATRIX.replace("seeds = 2", 'seeds = [true, "3"]'), "matrix.seeds=[True, '3']: must be a number"),
+        (MATRIX.replace("seeds = 2", f"seeds = [{10**23}]"), f"seed={10**23}: input should be less than {2**63}"),
+        *(
+            (MATRIX + f"[train]\n{name} = {2**63}\n", f"train.{name}={2**63}: input should be less than {2**63}")
+            for name in ("epochs", "batch_size", "step_size", "folds", "views")
+        ),
         (MATRIX.replace("seeds = 2", 'seeds = "x"'), "matrix.seeds='x': must be a number"),
         (
             MATRIX + '[train]\nprotocol = "tund"\n',
@@ -217,7 +222,10 @@ def test_an_unknown_grid_has_a_near_match() -> None:
         ({"protocol": "tuned", "learning_rates": [1e-3]}, "learning_rates=[0.001]: at least 2 are needed"),
         ({"protocol": "tuned", "learning_rates": [1e-3, 1e-3]}, "learning_rates=[0.001, 0.001]: rates must differ"),
         ({"protocol": "tuned", "learning_rates": [0, 1]}, "learning_rates=[0.0, 1.0]: each must be a number above 0"),
-        ({"protocol": "tuned", "learning_rates": [1, float("inf")]}, "learning_rates.1=inf: input should be a finite"),
+        (
+            {"protocol": "tuned", "learning_rates": [1, float("inf")]},
+            "learning_rates.1=inf: input should be a finite number",
+        ),
         ({"protocol": "tuned", "learning_rates": [1, "2"]}, "learning_rates=[1, '2']: must be a number"),
         ({"protocol": "tuned", "learning_rates": 1e-3}, "learning_rates=0.001: input should be a valid tuple"),
         ({"protocol": "tuned", "learning_rate": 0.1}, "learning_rate=0.1: not read by protocol 'tuned', only by fixed"),

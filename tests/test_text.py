@@ -90,7 +90,7 @@ def nasty(tmp_path: Path) -> RunFolder:
         result = one.result
         if result:
             notes = (Note(about="figures", text=NASTY),)
-            result = result.replace(classes=(f"ants{NASTY}", "bees"), notes=notes, device=cell.device)
+            result = result.replace(classes=(f"ants{NASTY}", NASTY), notes=notes, device=cell.device)
         return one.replace(
             cell=cell,
             cell_id=cell.id,
@@ -104,7 +104,10 @@ def nasty(tmp_path: Path) -> RunFolder:
     cells = [record("timm:a", regime, seed=seed) for regime in ("finetune", "frozen") for seed in range(2)]
     failed = record("timm:b", "frozen", status="failed")
     run = write_run(
-        tmp_path / "results" / "r", [spoilt(one) for one in [*cells, failed]], classes=("ants", NASTY), fallback=NASTY
+        tmp_path / "results" / "r",
+        [spoilt(one) for one in [*cells, failed]],
+        classes=(f"ants{NASTY}", NASTY),
+        fallback=NASTY,
     )
     manifest = run.manifest()
     call = manifest.invocations[0].replace(command=f"python -m bench run --data '\n```\n{NASTY}'")
@@ -137,7 +140,7 @@ def nasty(tmp_path: Path) -> RunFolder:
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_nothing_acts_on_a_terminal(words: list[str], nasty: RunFolder) -> None:
     """Neither output nor errors of any command have a character that acts."""
-    write_run(nasty.folder.parent / "s", list(nasty.records().values()))
+    write_run(nasty.folder.parent / "s", list(nasty.records().values()), classes=nasty.manifest().dataset.classes)
     done = here(*words)
     assert done.returncode in (0, 2, 3, 4) and inert(done.stdout) and inert(done.stderr), (done.stdout, done.stderr)
     assert done.stdout or done.stderr

@@ -85,7 +85,7 @@ def run_command_line() -> int:
         tell("interrupted")
         raise KeyboardInterrupt from None
     except ClickError as error:
-        raise UserError(error.format_message() + _given(error)) from error
+        raise UserError(error.format_message().replace("Value error, ", "") + _given(error)) from error
     return status if isinstance(status, int) else 0
 
 
