@@ -92,8 +92,8 @@ def _of_tuning(result: TrainResult, config: TrainConfig) -> Iterator[str]:
 def _of_images(result: TrainResult, manifest: Manifest) -> Iterator[str]:
     dataset = manifest.dataset
     if result.classes != dataset.classes:
-        found, known = (shortened(repr(classes)) for classes in (result.classes, dataset.classes))
-        yield f"result.classes={found}: the run's images have {known}"
+        ours, theirs = (shortened(repr(classes)) for classes in (result.classes, dataset.classes))
+        yield f"result.classes={ours}: the run's images have {theirs}"
     yield from _of_predictions("best", result.best, result, dataset.val_labels)
     yield from _of_predictions("last", result.last, result, dataset.val_labels)
     accuracies = [row.val_accuracy for row in result.epochs]
