@@ -13,12 +13,18 @@ from bench.store.runs import RunFolder
 from tl.config import TrainConfig
 from tl.weights import Weights
 
-__all__ = ["PRETRAINED", "RANDOM", "TRUTH", "record", "untrained", "write_run"]
+__all__ = ["PRETRAINED", "RANDOM", "TRUTH", "of_images", "record", "untrained", "write_run"]
 
 
 def untrained(backbone: str, *, right: int = 95, weights: Weights = PRETRAINED) -> Record:
     """A record of regime `zeroshot`, which has only a validation pass of 2 seconds."""
     return record(backbone, "zeroshot", right=right, frozen=True, weights=weights).replace(wall_seconds=4.0)
+
+
+def of_images(one: Record, digest: str) -> Record:
+    """The record as one of other images; `write_run` writes a run on those of its first cell."""
+    cell = one.cell.replace(dataset_digest=digest)
+    return one.replace(cell=cell, cell_id=cell.id)
 
 
 def write_run(
