@@ -31,13 +31,13 @@ def write_run(
     folder: Path,
     records: list[Record],
     *,
-    classes: tuple[str, str] = ("ants", "bees"),
+    classes: tuple[str, ...] = (),
     fallback: str = "",
     missing: Sequence[Cell] = (),
     truth: tuple[int, ...] = TRUTH,
 ) -> RunFolder:
     """Write a run with these records. The cells in `missing` were planned and have no record; `truth` has
-    the labels of the validation images.
+    the labels of the validation images, and `classes` are those of the records.
     """
     run = RunFolder(folder)
     cells = {record.cell_id: record.cell for record in records} | {cell.id: cell for cell in missing}
@@ -49,7 +49,7 @@ def write_run(
             dataset=DatasetIdentity(
                 name="own",
                 digest=next(iter(cells.values())).dataset_digest,
-                classes=classes,
+                classes=classes or next((one.result.classes for one in records if one.result), ("ants", "bees")),
                 train_images=244,
                 val_files=tuple(f"{i}.jpg" for i in range(len(truth))),
                 val_labels=truth,
