@@ -33,7 +33,7 @@ from bench.sweep.describe import describe
 from bench.sweep.execute import execute
 from bench.sweep.grid import Grid, Matrix
 from bench.sweep.options import Options
-from tests.runs import RANDOM, record, write_run
+from tests.runs import RANDOM, of_images, record, write_run
 from tests.test_compare import benchmark_file
 from tl import Splits
 from tl.config import TrainConfig
@@ -285,9 +285,7 @@ def test_the_data_of_a_command(command: str, data: str | None, tmp_path: Path) -
 
 def test_images_are_found_without_a_command(mini: Splits, tmp_path: Path) -> None:
     """A sweep that wasn't started from a command line knows where its images were."""
-    one = record("timm:a", "frozen")
-    cell = one.cell.replace(dataset_digest=mini.digest)
-    run = write_run(tmp_path / "r", [one.replace(cell=cell, cell_id=cell.id)])
+    run = write_run(tmp_path / "r", [of_images(record("timm:a", "frozen"), mini.digest)])
     manifest = run.manifest()
     (call,) = manifest.invocations
     run.write_manifest(

@@ -26,7 +26,7 @@ from bench.report import write
 from bench.store.lock import locked
 from bench.store.runs import RunFolder, seal
 from tests.commands import here, light_command
-from tests.runs import record, write_run
+from tests.runs import of_images, record, write_run
 from tl.cache import read_bounded, to_json, write_atomic, write_output
 from tl.errors import UserError
 from tl.results import PHASES, Work
@@ -513,9 +513,8 @@ def test_a_record_of_another_cell_than_planned_is_damaged(run: RunFolder) -> Non
 
 def foreign_record(run: RunFolder, digest: str = "f" * 64) -> Path:
     """Copy a record of other images into a run; its accuracy would seem to be 5%."""
-    one = record("timm:a", "finetune", right=5)
-    cell = one.cell.replace(dataset_digest=digest)
-    other = write_run(run.folder.parent.parent / digest, [one.replace(cell=cell, cell_id=cell.id)])
+    one = of_images(record("timm:a", "finetune", right=5), digest)
+    other = write_run(run.folder.parent.parent / digest, [one])
     (path,) = (other.folder / "cells").iterdir()
     return Path(shutil.copy(path, run.folder / "cells"))
 
