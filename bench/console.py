@@ -74,7 +74,10 @@ def name_output() -> None:
     """Make an error of standard output say that it is one, as an error of a file does."""
     stream = sys.stdout
     if isinstance(stream, io.TextIOWrapper):
-        file = _NamedFile(stream, "standard output")
+        try:
+            file = _NamedFile(stream, "standard output")
+        except io.UnsupportedOperation:  # it only keeps what is written, as a notebook's or a test's may
+            return
         sys.stdout = io.TextIOWrapper(
             file if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(file),
             encoding=stream.encoding,

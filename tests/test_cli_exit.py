@@ -120,7 +120,7 @@ def test_files_of_the_working_folder_replace_no_module(tmp_path: Path) -> None:
     for words in (["list", "regimes"], ["gate", "nowhere", "b"]):
         ran = started("bench", *words)
         assert (ran.returncode, ran.stderr.count("\n")) == ((0, 0) if words[0] == "list" else (2, 1)), ran.stderr
-    cache = {**os.environ, "TL_CACHE": str(tmp_path / "cache")}
+    cache = {**os.environ, "TL_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parent.parent)}
     ran = subprocess.run([*light, "--no-report"], env=cache, capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and "done in" in ran.stdout, ran.stdout + ran.stderr
 

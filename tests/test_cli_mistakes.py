@@ -327,6 +327,6 @@ def test_a_link_that_leads_nowhere_is_no_place_to_write(option: str, place: str,
 
 
 def test_a_long_name_is_shortened(tmp_path: Path) -> None:
-    """The system refuses it, and the line says which one."""
+    """The line shows its beginning."""
     done = here("show", "x" * 5000)
-    assert done.returncode == 2 and f"error: {'x' * 200}…: File name too long\n" == done.stderr
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {'x' * 200}…: no such run; ")

@@ -48,7 +48,7 @@ def checked(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
             bound = signature.bind(*positional, **by_name)
         except TypeError as error:
             raise TypeError(f"{function.__name__}(): {error}") from None
-        for name in bound.arguments.keys() & named.keys():
+        for name in [name for name in bound.arguments if name in named]:
             value = bound.arguments[name]
             try:
                 bound.arguments[name] = adapters()[name].validate_python(value, strict=True)
