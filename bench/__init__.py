@@ -13,9 +13,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
+"""As in `typing`, which `python -m bench` must not import from the working folder; see `bench.__main__`."""
 if TYPE_CHECKING:
+    from typing import Any
+
     from bench.api import Run, load_results, run
 
 __all__ = ["Run", "load_results", "run"]

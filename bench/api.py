@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from inspect import signature
-from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from bench.analysis.plugins import load_plugins
-from bench.console import LastingOutput, tell
+from bench.console import LastingOutput, forget_impossible_sizes, tell
 from bench.store.runs import find_run
-from tl.errors import ConfigError
+from tl.calls import Place, Places, Seeds, Texts, checked, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +26,8 @@ _RESULTS, _REPORTS = "results", "reports"
 class Run:
     """A run on disk, whether it is complete or not."""
 
-    def __init__(self, name: str | Path, results: str | Path = _RESULTS) -> None:
+    @checked
+    def __init__(self, name: Place, results: Place = _RESULTS) -> None:
         """`name` is a folder, or the name of one below `results`. Raises `tl.UserError` if there is no such run."""
         load_plugins()
         self._run = find_run(name, Path(results))
@@ -46,6 +46,7 @@ class Run:
         """Cell id → record, in the order in which the cells were planned."""
         return self._run.records()
 
+    @checked
     def frame(self, *, per_epoch: bool = False) -> pd.DataFrame:
         """One row per cell, or per epoch of each finished cell. results/README.md describes the columns.
 
@@ -75,9 +76,8 @@ class Run:
 
         return answers(self._summary())
 
-    def report(
-        self, folder: str | Path = _REPORTS, *, images: bool = True, data: str | Path | None = None
-    ) -> tuple[Path, Path]:
+    @checked
+    def report(self, folder: Place = _REPORTS, *, images: bool = True, data: Place | None = None) -> tuple[Path, Path]:
         """Write `folder/NAME.md` and `folder/NAME.html`, and return both paths. An older report is replaced.
 
         Args:
@@ -85,7 +85,7 @@ class Run:
             images: embed images; without them the report is safe to share.
             data: the folder of the images, if they have moved since the run.
 
-        Raises `tl.UserError` if the folder can't be written.
+        Raises `tl.UserError` if the folder can't be written, or has files with the report's names that no report wrote.
         """
         from bench.report.pictures import LEFT_OUT, images_or_reason
         from bench.report.write import write_report
@@ -105,20 +105,21 @@ class Run:
         return f"Run({os.fspath(self.folder)!r}: {done} of {len(self._run.manifest().cells)} cells are done)"
 
 
+@checked
 def run(
-    grid: str = "default",
+    grid: Place = "default",
     *,
-    backbones: Sequence[str] | None = None,
-    regimes: Sequence[str] | None = None,
-    devices: Sequence[str] | None = None,
-    precision: Sequence[str] | None = None,
-    execution: Sequence[str] | None = None,
-    seeds: int | Sequence[int] | None = None,
-    data: str | Path | None = None,
+    backbones: Texts | None = None,
+    regimes: Texts | None = None,
+    devices: Texts | None = None,
+    precision: Texts | None = None,
+    execution: Texts | None = None,
+    seeds: Seeds | None = None,
+    data: Place | None = None,
     weights: str = "auto",
-    weights_dir: str | Path | None = None,
+    weights_dir: Place | None = None,
     name: str | None = None,
-    results: str | Path = _RESULTS,
+    results: Place = _RESULTS,
     until_decided: bool = False,
     within: float | None = None,
     max_seeds: int | None = None,
@@ -130,12 +131,14 @@ def run(
     ray_address: str | None = None,
     wait: bool = False,
     fresh: bool = False,
-    live: str | Path | None = None,
+    live: Place | None = None,
     progress: bool = True,
-    plugins: Iterable[str | Path] = (),
+    plugins: Places = (),
     **settings: Any,
 ) -> Run:
     """Run the cells of a grid that have no result yet: the command `bench run` as a function.
+
+    A script calls it below `if __name__ == "__main__":`, since the processes of cells import the script.
 
     Args:
         grid: a shipped grid's name, or the path of a TOML file.
@@ -168,17 +171,22 @@ def run(
     Returns the run. A cell that failed or diverged doesn't raise; its record has the reason. The next call tries failed
     cells again, but not diverged ones, since the same settings would diverge again.
 
-    Raises `tl.UserError` for mistakes that the caller can correct, and `KeyboardInterrupt`: finished cells are kept,
-    and the same call continues from there.
+    Raises `tl.UserError` for mistakes that the caller can correct, before anything is written, and `KeyboardInterrupt`:
+    finished cells are kept, and the same call continues from there.
     """
+    settings = {name: plain(value) for name, value in settings.items()}
     called = _as_called(locals())
+    from bench.execution.process import end_if_imported
+
+    end_if_imported()
+    forget_impossible_sizes()
     load_plugins(map(Path, plugins))
     from rich.console import Console
 
     from bench.report.live import LivePage
+    from bench.report.written import check_replaceable
     from bench.sweep.adaptive import make_goal
     from bench.sweep.folder import check_output
-    from bench.sweep.grid import MOST_CELLS
     from bench.sweep.options import make_options
     from bench.sweep.plan import Sweep, choose_grid, run_name
     from bench.sweep.run import run_sweep
@@ -189,13 +197,9 @@ def run(
         "devices": devices,
         "precision": precision,
         "execution": execution,
+        "seeds": seeds,
     }
-    for axis, values in axes.items():
-        if isinstance(values, str):
-            raise ConfigError(f"{axis}={values!r}: must be a list, such as [{values!r}]")
-    lists = {axis: None if values is None else list(values) for axis, values in axes.items()}
-    which = seeds if seeds is None or isinstance(seeds, int) else list(islice(seeds, MOST_CELLS + 1))
-    chosen = choose_grid(grid, {**lists, "seeds": which}, settings)
+    chosen = choose_grid(os.fspath(grid), axes, settings)
     images = None if data is None else os.fspath(data)
     page = None if live is None else LivePage(Path(live), tell)
     if live is not None:
@@ -220,10 +224,16 @@ def run(
     )
     goal = make_goal(chosen, until_decided=until_decided, within=within, max_seeds=max_seeds, budget=budget)
     sweeps: list[Sweep] = []
+
+    def planned(sweep: Sweep) -> None:
+        if live is not None:
+            check_replaceable(Path(live) / f"{sweep.run.folder.name}.html")
+        sweeps.append(sweep)
+
     try:
         # In place of standard output, since multiprocessing, too, fails on what can't be flushed there.
         with contextlib.redirect_stdout(cast("IO[str]", LastingOutput(sys.stdout)) if sys.stdout else None):
-            run_sweep(chosen, options, Console(quiet=not progress), goal=goal, on_plan=sweeps.append)
+            run_sweep(chosen, options, Console(quiet=not progress), goal=goal, on_plan=planned)
     finally:
         if page and sweeps:
             page.end(sweeps[0].run)
@@ -241,7 +251,8 @@ def _as_called(given: Mapping[str, Any]) -> str:
     return f"bench.run({', '.join(words)})"
 
 
-def load_results(paths: str | Path | Iterable[str | Path], results: str | Path = _RESULTS) -> pd.DataFrame:
+@checked
+def load_results(paths: Place | Places, results: Place = _RESULTS) -> pd.DataFrame:
     """Read runs into one frame with one row per cell and the columns of `bench export` (results/README.md).
 
     `paths` are folders, or names of runs below `results`. Unknown values are missing (`NA`), never 0.

@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_SIZES = {"COLUMNS": range(20, 10_001), "LINES": range(1, 10_001)}
+"""Sizes of terminals: tables of less than 20 columns have no room for words, and wide ones are filled with spaces."""
+
+
+def forget_impossible_sizes() -> None:
+    """Remove `COLUMNS` and `LINES` from the environment where no terminal has such a size: it is unknown then.
+
+    Rich would print nothing at all on a terminal of no columns.
+    """
+    for name, possible in _SIZES.items():
+        given = os.environ.get(name, "")
+        if not (given.isdecimal() and len(given) < 10 and int(given) in possible):
+            os.environ.pop(name, None)
+
+
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a line as it is: nothing in it is taken for markup, long paths are not wrapped, and nothing is hidden."""
     console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
@@ -37,6 +52,39 @@ def discard(stream: Any) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+
+
+class _NamedFile(io.FileIO):
+    """A file whose errors have its name: the system gives none where it can't be written."""
+
+    def __init__(self, stream: IO[str], name: str) -> None:
+        super().__init__(stream.fileno(), "w", closefd=False)
+        self._stream, self._called = stream, name  # the stream closes the file when nobody holds it
+
+    def write(self, data: Any) -> int:
+        """Write bytes; returns how many."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = self._called
+            raise
+
+
+def name_output() -> None:
+    """Make an error of standard output say that it is one, as an error of a file does."""
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        try:
+            file = _NamedFile(stream, "standard output")
+        except io.UnsupportedOperation:  # it only keeps what is written, as a notebook's or a test's may
+            return
+        sys.stdout = io.TextIOWrapper(
+            file if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(file),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
 
 
 class LastingOutput(io.TextIOBase):

@@ -8,14 +8,17 @@ a library, so that it works where one is missing.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from bench.console import discard, tell
+from tl.text import shortened
 
 INTERRUPTED, USAGE = 130, 2
 """Exit statuses: Ctrl-C or SIGTERM, and an error, be it a mistake of the user or a bug of the suite."""
@@ -99,7 +102,7 @@ def _is_mistake(error: BaseException) -> bool:
 
 def _words(error: BaseException) -> str:
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _about(error)
     if isinstance(error, ImportError):
         return f"{error}: is everything installed that the suite needs?"
     if _is_mistake(error):
@@ -109,9 +112,31 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above"
 
 
+def _about(error: OSError) -> str:
+    """An error of the operating system, with what it is about where it knows that."""
+    if error.filename:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+        return f"{shortened(name)}: {error.strerror}"
+    try:
+        Path.cwd()
+    except OSError:
+        return "the working folder has been deleted; change to one that exists"
+    return str(error)
+
+
+_LONGEST = 4000
+"""Most characters of an error. Names from files have no bound, and a terminal should still show what they are about."""
+
+
+def _bounded(line: str) -> str:
+    """Return a line without its middle if it is too long: it begins with what is wrong, and ends with advice."""
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}"
+
+
 def _print_error(message: str, details: Sequence[str] = ()) -> None:
     """Print an error in one line, and each of its details (see `tl.errors.UserError`) in a line below it."""
     if message:
-        tell(f"error: {' '.join(message.split())}{':' if details else ''}")
+        tell(f"error: {_bounded(' '.join(message.split()))}{':' if details else ''}")
     for detail in details:
         tell(f"  {detail}")

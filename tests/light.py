@@ -18,9 +18,10 @@ import numpy as np
 import psutil
 
 import bench.execution.process as process
+from bench.devtools.made_up import result_of
 from bench.execution.base import NO_LIMITS, Emit, Limits, Outcome
-from tests.runs import record
 from tl.datasets import Splits
+from tl.folds import evaluated_images
 from tl.results import TrainResult
 from tl.weights import Weights
 
@@ -140,9 +141,8 @@ def run_cell(
         raise MemoryError(f"Unable to allocate {cell.config.batch_size}.0 GiB for an array")
     else:
         time.sleep(0.05)
-    found = record(backbone, cell.config.regime, seed=cell.config.seed, weights=weights)
-    assert found.result is not None
-    return found.result.replace(config=cell.config, device=cell.device), "default"
+    truth = evaluated_images(cell.config, splits).labels
+    return result_of(cell.config, weights, truth=truth, classes=splits.classes).replace(device=cell.device), "default"
 
 
 def main() -> None:

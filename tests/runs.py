@@ -13,28 +13,32 @@ from bench.store.runs import RunFolder
 from tl.config import TrainConfig
 from tl.weights import Weights
 
-__all__ = ["PRETRAINED", "RANDOM", "TRUTH", "record", "untrained", "write_run"]
+__all__ = ["PRETRAINED", "RANDOM", "TRUTH", "of_images", "record", "untrained", "write_run"]
 
 
 def untrained(backbone: str, *, right: int = 95, weights: Weights = PRETRAINED) -> Record:
     """A record of regime `zeroshot`, which has only a validation pass of 2 seconds."""
-    one = record(backbone, "zeroshot", right=right, frozen=True, weights=weights)
-    assert one.result is not None
-    nothing = dict.fromkeys(("learning_rate", "train_seconds", "train_loss", "train_accuracy"))
-    row = one.result.epochs[0].replace(**nothing, val_seconds=2.0)
-    result = one.result.replace(epochs=(row,), trainable_params=0, training_seconds=2.0)
-    return one.replace(result=result, wall_seconds=4.0)
+    return record(backbone, "zeroshot", right=right, frozen=True, weights=weights).replace(wall_seconds=4.0)
+
+
+def of_images(one: Record, digest: str) -> Record:
+    """The record as one of other images; `write_run` writes a run on those of its first cell."""
+    cell = one.cell.replace(dataset_digest=digest)
+    return one.replace(cell=cell, cell_id=cell.id)
 
 
 def write_run(
     folder: Path,
     records: list[Record],
     *,
-    classes: tuple[str, str] = ("ants", "bees"),
+    classes: tuple[str, ...] = (),
     fallback: str = "",
     missing: Sequence[Cell] = (),
+    truth: tuple[int, ...] = TRUTH,
 ) -> RunFolder:
-    """Write a run with these records. The cells in `missing` were planned and have no record."""
+    """Write a run with these records. The cells in `missing` were planned and have no record; `truth` has
+    the labels of the validation images, and `classes` are those of the records.
+    """
     run = RunFolder(folder)
     cells = {record.cell_id: record.cell for record in records} | {cell.id: cell for cell in missing}
     now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -44,11 +48,11 @@ def write_run(
             protocol=(records[0].cell.config if records else TrainConfig(backbone="x")).model_dump(),
             dataset=DatasetIdentity(
                 name="own",
-                digest="0" * 64,
-                classes=classes,
+                digest=next(iter(cells.values())).dataset_digest,
+                classes=classes or next((one.result.classes for one in records if one.result), ("ants", "bees")),
                 train_images=244,
-                val_files=tuple(f"{i}.jpg" for i in range(100)),
-                val_labels=TRUTH,
+                val_files=tuple(f"{i}.jpg" for i in range(len(truth))),
+                val_labels=truth,
                 fallback=fallback,
             ),
             weights={},

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import bench
+import tl
 from bench.execution import executors
 from bench.store.runs import RunFolder
 from tests import light
@@ -71,6 +78,31 @@ def test_axes_and_settings_are_those_of_the_command(mini: Splits) -> None:
     ("given", "message"),
     [
         ({"regimes": "frozen"}, "regimes='frozen': must be a list, such as ['frozen']"),
+        ({"regimes": b"frozen"}, "regimes=b'frozen': must be a list"),
+        ({"regimes": [Path("frozen")]}, "regimes=[PosixPath('frozen')]: must be a list of texts"),
+        ({"devices": 5}, "devices=5: must be a list"),
+        ({"seeds": "3"}, "seeds='3': must be a number of seeds, or a list of them"),
+        ({"seeds": True}, "seeds=True: must be a number of seeds"),
+        ({"seeds": [0.5]}, "seeds=[0.5]: must be a list of whole numbers"),
+        ({"data": b"x"}, "data=b'x': must be text or a Path"),
+        ({"weights": None}, "weights=None: input should be a valid string"),
+        ({"name": Path("r")}, "name=PosixPath('r'): input should be a valid string"),
+        ({"results": "a\0b"}, "results='a\\x00b': can't be a path: embedded null"),
+        ({"results": "x" * 5000}, "x…: can't be a path: File name too long"),
+        ({"weights_dir": 5}, "weights_dir=5: must be text or a Path"),
+        ({"timeout": "5"}, "timeout='5': input should be a valid number"),
+        ({"timeout": True}, "timeout=True: input should be a valid number"),
+        ({"executor": ["process"]}, "executor=['process']: input should be a valid string"),
+        ({"fresh": "False"}, "fresh='False': input should be a valid boolean"),
+        ({"wait": "no"}, "wait='no': input should be a valid boolean"),
+        ({"wait": True, "epochs": 0}, "epochs=0: input should be greater"),
+        ({"max_seeds": 2.0}, "max_seeds=2.0: input should be a valid integer"),
+        ({"live": True}, "live=True: must be text or a Path"),
+        ({"plugins": "p.py"}, "plugins='p.py': must be a list, such as ['p.py']"),
+        ({"plugins": [5]}, "plugins=[5]: must be text or a Path"),
+        ({"epochs": "1"}, "epochs='1': must be a number"),
+        ({"epochs": Decimal(1)}, "epochs=Decimal('1'): must be one value"),
+        ({"learning_rates": 0.1}, "learning_rates=0.1: must be a list of numbers"),
         ({"regime": "frozen"}, "settings.regime: unknown key"),
         ({"seed": 3}, "settings.seed: unknown key"),
         ({"epoch": 3}, "settings.epoch: unknown key; nearest valid key: 'epochs'"),
@@ -80,7 +112,78 @@ def test_a_slip_in_an_argument_is_one_line(given: dict[str, object], message: st
     """None of them is dropped without a word, and nothing is written."""
     with pytest.raises(ConfigError) as caught:
         light_run(**given)
-    assert message in str(caught.value) and not Path("results").exists()
+    assert message in str(caught.value) and len(str(caught.value)) < 500
+    assert not Path("results").exists()
+
+
+def test_numbers_and_lists_of_numpy_are_numbers_and_lists(tmp_path: Path) -> None:
+    """The cells and the manifest are those of the same call with Python's own."""
+    (tmp_path / "my.toml").write_text('[matrix]\nbackbones = ["quick0"]\nregimes = ["frozen"]\n[train]\nepochs = 1\n')
+    given = {"data": "synthetic-mini", "progress": False, "name": "r"}
+    run = bench.run(
+        Path("my.toml"),
+        **given,  # type: ignore[arg-type]
+        backbones=np.array(light.QUICK[:2]),
+        seeds=np.int64(2),
+        timeout=np.float32(60),
+        epochs=np.int64(2),
+        learning_rate=np.float32(0.5),
+        compile=np.bool_(False),
+    )
+    found = run.records()
+    same = {"backbones": light.QUICK[:2], "epochs": 2, "learning_rate": 0.5} | given
+    assert bench.run("./my.toml", seeds=iter(range(2)), **same).records() == found  # type: ignore[arg-type]
+    assert len(found) == 4 and len(list(Path("results/r/cells").iterdir())) == 4
+
+
+@pytest.mark.parametrize("value", [None, 5, True, b"r", {}, "", "a\0b", "x" * 5000], ids=lambda value: repr(value)[:9])
+def test_what_is_no_path_is_one_line(value: Any) -> None:
+    """Wherever a notebook names a run or a folder."""
+    write_run(Path("results/r"), [record("timm:a", "frozen")])
+    run = bench.Run("r")
+    calls: dict[str, Callable[[], object]] = {
+        "name": lambda: bench.Run(value),
+        "results": lambda: bench.Run("r", value),
+        "paths": lambda: bench.load_results(value),
+        "folder": lambda: run.report(value, images=False),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            ConfigError, match=rf"^{name}=.*: (must be text or a Path|is empty|can't be a path)"
+        ) as caught:
+            call()
+        assert len(str(caught.value)) < 500
+    with pytest.raises(ConfigError, match=r"images='no': input should be a valid boolean"):
+        run.report(images="no")  # type: ignore[arg-type]
+    assert sorted(path.name for path in Path().iterdir()) == ["results"]
+
+
+def test_a_page_of_the_user_s_is_no_live_page() -> None:
+    """It is told before a cell runs, and the page stays."""
+    Path("r.html").write_text("mine")
+    with pytest.raises(UserError, match=r"r\.html: was not written by a report"):
+        light_run(live=".")
+    assert Path("r.html").read_text() == "mine" and not Path("results").exists()
+
+
+UNGUARDED = """
+import bench
+import tl
+from bench.execution import executors
+from tests import light
+
+executors.EXECUTORS["process"] = lambda address: light.LightExecutor()
+bench.run("smoke", backbones=light.QUICK[:1], regimes=["frozen"], data="synthetic-mini", name="r", progress=False)
+"""
+
+
+def test_a_script_that_calls_it_while_it_is_imported(tmp_path: Path) -> None:
+    """The processes of cells import the script. One error says what to change, and nothing is written."""
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1, done.stderr
+    assert done.stderr.splitlines()[-1].endswith('put the call below `if __name__ == "__main__":`')
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_run_knows_how_it_was_called(tmp_path: Path) -> None:
@@ -179,3 +282,51 @@ def test_the_inline_executor_takes_no_limit() -> None:
     """As on the command line, where there is no limit unless one is given."""
     with pytest.raises(ConfigError, match="can't end a cell"):
         light_run(executor="inline", timeout=5.0)
+
+
+CONFIG = tl.TrainConfig(backbone="timm:test_resnet", weights="random", epochs=1)
+WRONG: dict[str, tuple[Callable[[tl.Splits], object], str]] = {
+    "no config": (
+        lambda splits: tl.train_model(None, splits),
+        "config=None: input should be an instance of TrainConfig",
+    ),
+    "a table": (
+        lambda splits: tl.train_model({"epochs": 1}, splits),
+        "config={'epochs': 1}: input should be an instance",
+    ),
+    "a folder": (lambda splits: tl.train_model(CONFIG, "d0"), "splits='d0': input should be an instance of Splits"),
+    "exchanged": (lambda splits: tl.run_protocol(splits, CONFIG), "config=Splits(name='synthetic-mini', "),
+    "no splits": (lambda splits: tl.run_protocol(CONFIG, None), "splits=None: input should be an instance of Splits"),
+    "no device": (lambda splits: tl.train_model(CONFIG, splits, device=None), "device=None: input should be a valid"),
+    "bytes": (lambda splits: tl.train_model(CONFIG, splits, device=b"cpu"), "device=b'cpu': input should be a valid"),
+    "policy": (lambda splits: tl.train_model(CONFIG, splits, weights="random"), "weights='random': input should be an"),
+    "keep": (lambda splits: tl.train_model(CONFIG, splits, keep="all"), "keep='all': input should be 'best' or 'last'"),
+    "on_epoch": (lambda splits: tl.run_protocol(CONFIG, splits, on_epoch=5), "on_epoch=5: input should be callable"),
+    "on_stage": (lambda splits: tl.run_protocol(CONFIG, splits, on_stage=5), "on_stage=5: input should be callable"),
+    "no name": (lambda splits: tl.make_backbone(None), "spec=None: input should be a valid string"),
+    "names": (lambda splits: tl.make_backbone(["x"]), "spec=['x']: input should be a valid string"),
+    "folder of weights": (lambda splits: tl.make_backbone("x", weights_dir=5), "weights_dir=5: must be text or a Path"),
+    "seed": (lambda splits: tl.make_backbone("x", seed="1"), "seed='1': input should be a valid integer"),
+    "one class": (lambda splits: tl.make_backbone("x", own_head_for="ants"), "must be a list, such as ['ants']"),
+    "no data": (lambda splits: tl.load_splits(None), "data=None: must be text or a Path"),
+    "empty": (lambda splits: tl.load_splits(""), "data='': is empty"),
+    "long": (lambda splits: tl.load_splits("x" * 5000), "x…: can't be a path: File name too long"),
+    "unnamed": (lambda splits: tl.TrainConfig("a"), "TrainConfig: give each value by its name, such as backbone='a'"),
+    "count": (lambda splits: tl.show_batch(splits, "x", count="3"), "count='3': input should be a valid integer"),
+    "result": (lambda splits: tl.show_predictions(splits, splits), "result=Splits(name='synthetic-mini', "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_library_refuses_other_types_in_one_line(case: str, mini: tl.Splits) -> None:
+    """Before anything is loaded or trained. A long value is cut off."""
+    call, said = WRONG[case]
+    with pytest.raises(ConfigError) as error:
+        call(mini)
+    assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_an_argument_too_many_names_the_function() -> None:
+    """As Python itself does, with its own exception."""
+    with pytest.raises(TypeError, match=r"^make_backbone\(\): too many positional arguments"):
+        tl.make_backbone("timm:test_resnet", "random")

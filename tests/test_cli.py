@@ -451,7 +451,7 @@ def test_doctor_shows_what_this_machine_has_and_what_not() -> None:
     ):
         assert text in done.stdout
     assert "weights timm:tf_efficientnet_lite0: package" in done.stdout
-    assert "weights torchvision:resnet18: not on this machine" in done.stdout
+    assert "weights torchvision:resnet18: not on this machine, and TL_OFFLINE is set\n" in done.stdout
 
 
 @pytest.mark.parametrize("protocol", ["tuned", "kfold"])

@@ -34,7 +34,7 @@ PLANTED = [
     (OSError(5, "Input/output error", "a.json"), 2, "error: a.json: Input/output error"),
     (UserError("wrong\nname"), 2, "error: wrong name"),
     (subprocess.CalledProcessError(1, ["git"]), 2, "returned non-zero exit status 1"),
-    (EOFError(), 130, ""),
+    (EOFError("x"), 2, "EOFError: x: this is a bug in the suite"),
     (KeyboardInterrupt(), 130, ""),
     (BrokenPipeError(32, "Broken pipe"), 141, ""),
 ]
@@ -95,6 +95,53 @@ def test_a_library_that_cannot_be_imported(words: list[str], line: str, tmp_path
     ran = started(*words, PYTHONPATH=f"{tmp_path}{os.pathsep}{Path(program.__file__).parent.parent}")
     assert ran.returncode == 2, ran.stderr
     assert re.search(r"^error: .*(libx\.so: gone|ZeroDivisionError)", ran.stderr.splitlines()[-1])
+
+
+SHADOWS = sorted({*sys.stdlib_module_names, "numpy", "pydantic", "tl", "torch"})
+RUN = [
+    "run",
+    "--grid",
+    "smoke",
+    "--backbone",
+    "quick0",
+    "--regime",
+    "frozen",
+    "--data",
+    "synthetic-mini",
+    "--no-report",
+]
+
+
+def test_files_of_the_working_folder_replace_no_module(tmp_path: Path) -> None:
+    """Neither here nor in the processes of cells: a user may keep a `tl.py` or `json.py` beside the images."""
+    light = [sys.executable, "-c", "import sys; sys.path.remove(''); from tests.light import main; main()", *RUN]
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text("import sys\nsys.exit(1)\n")
+    for words in (["list", "regimes"], ["gate", "nowhere", "b"]):
+        ran = started("bench", *words)
+        assert (ran.returncode, ran.stderr.count("\n")) == ((0, 0) if words[0] == "list" else (2, 1)), ran.stderr
+    cache = {**os.environ, "TL_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    ran = subprocess.run([*light, "--no-report"], env=cache, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and "done in" in ran.stdout, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"tl.py": "x = 1"}, "tl.py is imported as tl, which is a package of the suite; rename it, or take it off"),
+        ({"tl/__init__.py": ""}, "__init__.py is imported as tl, which is a package of the suite"),
+        ({"subprocess.py": "import sys\nsys.exit(1)"}, "SystemExit: 1 (raised in "),
+        ({"subprocess.py": "x ="}, "SyntaxError: invalid syntax (subprocess.py, line 1)"),
+    ],
+)
+def test_a_file_that_replaces_a_module_is_named(files: dict[str, str], said: str, tmp_path: Path) -> None:
+    """`PYTHONPATH` is what the user says. Not even what happens before `bench.program` is there ends with 1."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    ran = started("bench", "gate", "a", "b", PYTHONPATH=f"{tmp_path}{os.pathsep}{Path(program.__file__).parent.parent}")
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
+    assert ran.stderr.startswith("error: the suite can't be loaded: ") and said in ran.stderr
 
 
 @pytest.mark.parametrize("words", [["gate", "nowhere", "b"], ["gate", "a", "b"]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -10,9 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import bench
+import tl
+from bench.sweep.doctor import examine
+from bench.sweep.grid import load_grid
+from bench.sweep.plan import run_name
 from tests.commands import ONE, command, here
 from tests.images import write_folder
 from tests.runs import record, write_run
+from tl import hymenoptera
+from tl.cache import cache_dir
+from tl.errors import ConfigError
 
 
 def _set_with(tmp_path: Path, spoil) -> str:
@@ -53,6 +63,10 @@ BAD = {
     "run": (["report", "nowhere"], "no such run"),
     "export": (["export", "nowhere"], "no such run"),
     "format": (["export", "nowhere", "--format", "xls"], "xls"),
+    "axis": (
+        ["compare", "nowhere", "--by", "fruit"],
+        "Invalid value for '--by': 'fruit' is not one of 'run', 'regime'",
+    ),
     "list": (["list", "fruits"], "fruits"),
     "list text": (["list", "regimes", "zzz"], "no name contains"),
     "command": (["runn"], "runn"),
@@ -134,6 +148,122 @@ def test_a_user_without_a_home(words: list[str], status: int, message: str, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
 
 
+@pytest.mark.parametrize("size", ["0", "-5", "5", "", "wide", "²", "1" * 5000, str(10**12)])
+@pytest.mark.parametrize("words", [["show", "r"], ["list", "regimes"], ["--help"]], ids=lambda words: words[0])
+def test_a_size_that_no_terminal_has_is_unknown(
+    words: list[str], size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed is what is printed without it: rich would print nothing for no columns."""
+    write_run(tmp_path / "results" / "r", [record("timm:a", "frozen")])
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    usual = here(*words)
+    monkeypatch.setenv("COLUMNS", size)
+    monkeypatch.setenv("LINES", size)
+    done = here(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, usual.stdout, "") and len(usual.stdout) > 100
+
+
+NO_CACHE = {
+    "a file": ("file", "the cache 'file' can't be used: file is a regular file; set TL_CACHE to a folder"),
+    "below a file": (
+        "file/a/b",
+        "the cache 'file/a/b' can't be used: file is a regular file; set",
+    ),
+    "links in a circle": (
+        "loop",
+        "the cache 'loop' can't be used: Too many levels of symbolic links; set",
+    ),
+    "below such links": ("loop/a", "the cache 'loop/a' can't be used: Too many levels of symbolic links; set"),
+    "a broken link": (
+        "gone",
+        "the cache 'gone' can't be used: gone is a link that leads to nothing; set",
+    ),
+    "a long name": ("x" * 5000, "x… can't be used: File name too long; set TL_CACHE to a folder"),
+    "no such user": ("~nosuchuser/x", "TL_CACHE='~nosuchuser/x': there is no such user, or no home folder"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CACHE)
+@pytest.mark.parametrize(
+    "words", [[*ONE, "--data", "set"], ["list", "backbones"], ["doctor"]], ids=lambda words: words[0]
+)
+def test_a_cache_that_is_no_folder_is_found_first(
+    words: list[str], case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says so before anything runs, and `doctor` says it among the rest."""
+    write_folder(tmp_path / "set")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    before = sorted(tmp_path.iterdir())
+    cache, message = NO_CACHE[case]
+    monkeypatch.setenv("TL_CACHE", cache)
+    if words == ["doctor"]:
+        monkeypatch.setattr("bench.sweep.doctor.make_executor", lambda name: pytest.fail("no devices"))
+        with pytest.raises(pytest.fail.Exception), contextlib.redirect_stdout(io.StringIO()) as out:
+            examine()
+        assert "!! cache: " in out.getvalue() and message in out.getvalue()
+    else:
+        done = here(*words)
+        assert done.returncode == 2 and done.stdout == "", done.stdout
+        assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def _read_only(**arguments: Path) -> None:
+    raise OSError(30, "Read-only file system")
+
+
+def test_a_cache_that_cannot_be_written_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has can still be used, so a folder that exists is no reason to refuse."""
+    write_folder(tmp_path / "set")
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr("tl.cache.tempfile.TemporaryFile", _read_only)
+    monkeypatch.setenv("TL_CACHE", "cache")
+    done = here(*ONE, "--data", "set", "--dry-run")
+    said = "cache can't be written: Read-only file system"
+    assert done.returncode == 0 and done.stdout.startswith(f"WARNING: the cache {said}; what it lacks, such as decoded")
+    monkeypatch.setenv("TL_CACHE", "cache/below")
+    done = here(*ONE, "--data", "set", "--dry-run")
+    assert done.returncode == 2 and "the cache 'cache/below' can't be used: Read-only file system" in done.stderr
+
+
+def test_a_report_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib, which would keep its list of fonts there, prints nothing, and no file of it is left."""
+    write_run(tmp_path / "results" / "r", [record("timm:a", "frozen")])
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    done = command("report", "r", "--no-images", TL_CACHE="loop", TMPDIR=str(tmp_path / "temporary"))
+    assert (done.returncode, done.stderr) == (0, "") and list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_home_is_expanded_where_a_shell_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would otherwise be a folder named `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write_folder(tmp_path / "home" / "set")
+    write_run(tmp_path / "home" / "runs" / "r", [record("timm:a", "frozen")])
+    monkeypatch.setenv("TL_CACHE", "~/cache")
+    assert cache_dir() == tmp_path / "home" / "cache"
+    monkeypatch.setenv("TL_CACHE", str(cache_dir()))  # where `here` also has matplotlib's files
+    monkeypatch.setenv("TL_DATA", "~/set")
+    assert hymenoptera.find(download=False) == tmp_path / "home" / "set"
+    assert tl.load_splits("~/set").root == tmp_path / "home" / "set"
+    assert bench.Run("r", "~/runs").folder == tmp_path / "home" / "runs" / "r"
+    assert len(bench.load_results("~/runs/r")) == 1
+    with pytest.raises(ConfigError, match="results='~nosuchuser': there is no such user"):
+        bench.load_results("r", "~nosuchuser")
+    assert run_name(load_grid("smoke"), "~", "auto", None, None) == "smoke-home"
+    assert here("export", "r", "--results=~/runs", "--output=~/r.csv").returncode == 0
+    assert here("report", "r", "--results=~/runs", "--reports=~/pages", "--no-images").returncode == 0
+    for option in ("--weights-dir", "--results", "--reports", "--plugin", "--data", "--grid"):
+        done = here(*ONE, f"{option}=~nosuchuser/x.toml", "--dry-run")
+        assert done.returncode == 2 and "~nosuchuser/x.toml': there is no such user" in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert {"r.csv", "pages"} < {path.name for path in (tmp_path / "home").iterdir()}
+
+
 @pytest.mark.parametrize("words", [["show", "r"], ["export", "r"], ["gate", "r", "s"], ["--help"]])
 def test_a_reader_that_has_gone_decides_nothing(words: list[str], tmp_path: Path) -> None:
     """Exit status 1 would say that a gate found a regression. It ends without a word, as `head` expects."""
@@ -150,10 +280,54 @@ def test_a_reader_that_has_gone_decides_nothing(words: list[str], tmp_path: Path
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    """Not even a short output that Python would write only when it ends."""
+@pytest.mark.parametrize("words", [["show", "r"], ["export", "r"], ["list", "regimes"], ["--help"]])
+@pytest.mark.parametrize(
+    ("redirection", "said"),
+    [
+        (">/dev/full", "No space left on device"),
+        (">&-", "Bad file descriptor"),
+        (">part.txt", "File too large"),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line(
+    words: list[str], redirection: str, said: str, tmp_path: Path
+) -> None:
+    """It says that standard output is meant, even for a short output that Python would write only when it ends."""
     write_run(tmp_path / "results" / "r", [record("timm:a", "frozen")])
-    with Path("/dev/full").open("w") as full:
-        words = [sys.executable, "-m", "bench", "show", "r"]
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+    (tmp_path / "part.txt").write_bytes(bytes(4096))
+    limit = "ulimit -f 4; " if "part" in redirection else ""
+    script = f'{limit}exec "$@" {redirection.replace(">part", ">>part")}'
+    shell = ["bash", "-c", script, "-", sys.executable, "-m", "bench", *words]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: standard output: ") and said in done.stderr
+
+
+@pytest.mark.parametrize("words", [["run", "--grid", "smoke", "--weights", "random"], ["report", "--index"]])
+def test_a_working_folder_that_has_been_deleted(words: list[str], tmp_path: Path) -> None:
+    """The system's own message has no name in it."""
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    shell = ["bash", "-c", script, "-", sys.executable, "-m", "bench", *words]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "the working folder has been deleted" in done.stderr or "there is no such folder" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--results", "--reports"])
+@pytest.mark.parametrize("place", ["dangling", "dangling/deep", "circle"])
+def test_a_link_that_leads_nowhere_is_no_place_to_write(option: str, place: str, tmp_path: Path) -> None:
+    """It is told before anything is written, and so is a report over it."""
+    (tmp_path / "dangling").symlink_to("nowhere/deep")
+    (tmp_path / "circle").symlink_to("circle")
+    before = sorted(tmp_path.iterdir())
+    for more in ((), ("--wait",)):
+        done = here(*ONE, "--data", "synthetic-mini", option, place, *more)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert f"can't be written: {place.partition('/')[0]} is a link that leads nowhere (" in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_long_name_is_shortened(tmp_path: Path) -> None:
+    """The line shows its beginning."""
+    done = here("show", "x" * 5000)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {'x' * 200}…: no such run; ")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -398,9 +400,7 @@ def test_memory_of_different_methods_does_not_compare(tmp_path: Path) -> None:
 def test_a_time_that_is_known_of_no_cell_passes_nothing(tmp_path: Path) -> None:
     """A single epoch is warm-up, so the gate has no time and is undecided."""
     for name in ("old", "new"):
-        records = seeds("timm:a", (10, 10.01, 9.99))
-        results = [one.result.replace(epochs=one.result.epochs[:1]) for one in records if one.result]
-        write_run(tmp_path / name, [one.replace(result=two) for one, two in zip(records, results, strict=True)])
+        write_run(tmp_path / name, seeds("timm:a", (10, 10.01, 9.99), epochs=1))
     decision = decide(compare(read_sides([str(tmp_path / "old"), str(tmp_path / "new")])))
     assert decision.status == INCOMPLETE and decision.lost
     assert decision.reasons == ("epoch: unknown in old and new: timm:a frozen cpu",)
@@ -624,7 +624,7 @@ def test_pytest_benchmark_files(tmp_path: Path) -> None:
     for name, factor in (("b", 1.0), ("n", 1.1)):
         for turn, value in enumerate(drift):
             seconds = value * factor ** (1 + turn / 10)
-            benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [seconds, 9e9, 1e-9]})
+            benchmark_file(tmp_path / name / f"{turn}.json", {"t::a": [seconds, 9e8, 1e-9]})
     (change,) = compare(read_sides([str(tmp_path / "b"), str(tmp_path / "n")])).changes
     ratios = ttest_rel(np.log(list(change.new.values())), np.log(list(change.base.values())))
     assert change.verdict == "worse" and change.estimate is not None
@@ -709,7 +709,7 @@ def test_mistakes_in_the_names_of_sides(tmp_path: Path) -> None:
     write_run(tmp_path / "a", seeds("timm:a", (1,)))
     write_run(tmp_path / "b", seeds("timm:b", (1,)))
     write_run(tmp_path / "longer", seeds("timm:a", (1,), epochs=5))
-    write_run(tmp_path / "empty", [])
+    write_run(tmp_path / "empty", [], missing=[seeds("timm:a", (1,))[0].cell])
     a = str(tmp_path / "a")
     for names, words in (
         ([a, str(tmp_path / "b")], "no cell in common with b: a has timm:a frozen cpu, b has timm:b frozen cpu"),
@@ -774,7 +774,13 @@ def test_no_comparison_is_no_pass(tmp_path: Path) -> None:
         ("epoch_seconds: points=1", "epoch_seconds is none of that kind"),
         ("epoch_seconds: factor=0.9", "factor"),
         ("epoch_seconds: factor=nan", "factor"),
-        ("epoch_seconds: max=inf", "max=inf: must be finite"),
+        ("epoch_seconds: max=inf", "max='inf': must be a number"),
+        ("epoch_seconds: max=1e400", "max=inf: input should be a finite number"),
+        ("epoch_seconds: factor=1_5", "factor='1_5': must be a number"),
+        ("epoch_seconds: factor=\u0661.\u0665", "must be a number"),
+        ("epoch_seconds: min=2, max=1", "min=2, max=1: no value is at least min and at most max"),
+        ("epoch_seconds: max=-1", "max=-1.0: input should be greater than or equal to 0"),
+        ("epoch_seconds: min=-1", "min=-1.0: input should be greater than or equal to 0"),
         ("epoch_seconds: factor=quick", "factor='quick': must be a number"),
         ("epoch_seconds: factor", "'factor': must be NAME=VALUE"),
         ("epoch_seconds: fctor=1.1", "fctor"),
@@ -802,6 +808,8 @@ def test_rules_that_fit_nothing(rule: str, words: str, tmp_path: Path) -> None:
         ("[tool.bench.gate]\nrule = []", "has no rules"),
         ("[tool.bench.gate]\nrule = 1", "rules must be tables"),
         ("[[tool.bench.gate.rule]]\nfactor = 'a'", "factor"),
+        ("[[tool.bench.gate.rule]]\nmin = 2\nmax = 1", "min=2, max=1: no value"),
+        ("[[tool.bench.gate.rule]]\nmax = -1", "max=-1: input should be greater"),
     ],
 )
 def test_files_of_rules_with_mistakes(text: str, words: str) -> None:
@@ -810,8 +818,27 @@ def test_files_of_rules_with_mistakes(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         read_rules(Path("gate.toml"), [])
     assert str(caught.value).startswith("gate.toml: ")
-    with pytest.raises(UserError, match=r"nowhere\.toml: no such file"):
+    with pytest.raises(UserError, match=r"nowhere\.toml: can't be read: No such file"):
         read_rules(Path("nowhere.toml"), [])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "No such file"),
+        (lambda path: path.symlink_to(path.name), "symbolic links"),
+        (Path.mkdir, "is a folder, not a regular file"),
+        (os.mkfifo, "is a pipe, not a regular file"),
+        (lambda path: path.write_bytes(b"\xff"), "is not text in UTF-8"),
+    ],
+    ids=["link to nothing", "loop of links", "folder", "pipe", "bytes"],
+)
+def test_rules_that_cannot_be_read_are_not_left_out(make: Callable[[Path], object], words: str) -> None:
+    """A `pyproject.toml` that exists has rules, so a gate without them would pass what they forbid."""
+    make(Path("pyproject.toml"))
+    with pytest.raises(UserError, match=rf"^pyproject\.toml: .*{words}"):
+        read_rules(None, [])
+    assert read_rules(None, [], folder=Path("nowhere")) == []
 
 
 def test_the_gates_exit_status(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 import time
@@ -353,6 +354,65 @@ def test_odd_places(make: Callable[[], object], words: str) -> None:
     for sides in (("base", "odd"), ("odd", "base")):
         ran = command("gate", *sides)
         assert ran.returncode == 2 and words in ran.stderr and ran.stderr.count("\n") == 1, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([True, 1.0], "stats.data.0: raw time True: Input should be a valid number"),
+        (["1.0", 1.0], "stats.data.0: raw time '1.0': Input should be a valid number"),
+        ([1.0, None], "stats.data.1: raw time None: Input should be a valid number"),
+        ([1.0, -1.0], "stats.data.1: raw time -1.0: Input should be greater than or equal to 0"),
+        ([math.nan], "stats.data.0: raw time nan: Input should be a finite number"),
+        ([math.inf], "stats.data.0: raw time inf: Input should be"),
+        ([1.0, 1e308], "stats.data.1: raw time 1e+308: Input should be less than or equal to 1000000000"),
+        ([1e-320], "stats.data.0: raw time 1e-320: should be 0 or at least 1e-12: no clock measures less"),
+        ([10**400], "stats.data.0: raw time 1000"),
+        ([], "no raw data"),
+    ],
+)
+def test_raw_times_that_no_clock_measures(data: list[Any], words: str) -> None:
+    """Each is one line that names the file; a ratio of such times would have hundreds of digits."""
+    rounds("base")
+    rounds("new", first=1)
+    write("new/1.json", content(data, 11))
+    for ran in (command("gate", "base", "new"), command("compare", "new", "base")):
+        assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1), ran.stderr
+        assert "new/1.json: benchmarks.0.stats.data" in ran.stderr and words in ran.stderr
+
+
+def test_what_is_no_measurement_but_short() -> None:
+    """A time of a picosecond and one of 31 years are read, and whole seconds are as good as others."""
+    for number, times in enumerate(([1e-12, 2e-12], [10**9, 1e9 - 1], [0, 1])):
+        write(f"x/{number}.json", content(times, number))
+        assert pytest_benchmark.read(Path(f"x/{number}.json")).benchmarks[0].stats.data == times
+
+
+@pytest.mark.parametrize("counter", [2**63, -(10**400)])
+def test_a_counter_without_bounds(counter: int) -> None:
+    """It is named in one line, without its digits."""
+    data = content(STEADY, 0)
+    data["benchmarks"][0]["extra_info"] = {"steps": counter}
+    write("x.json", data)
+    digits = len(str(abs(counter)))
+    with pytest.raises(UserError, match=rf"^x\.json: .*'steps' has {digits} digits: counters are below 2\*\*63$"):
+        pytest_benchmark.read(Path("x.json"))
+
+
+def test_names_without_bounds_are_cut_in_errors() -> None:
+    """A message is no longer than a screen, and begins with what is wrong."""
+    rounds("base")
+    data = content([2.0, 2.1], 99)
+    data["benchmarks"][0]["fullname"] = "x" * 100_000
+    write("x.json", data)
+    ran = command("compare", "base", "x.json")
+    assert ran.returncode == 2 and "base: has no cell in common with x.json" in ran.stderr and len(ran.stderr) < 500
+    data["benchmarks"] *= 2
+    write("y.json", data)
+    ran = command("compare", "base", "y.json")
+    assert ran.returncode == 2 and ran.stderr.endswith("… twice\n") and len(ran.stderr) < 500
+    ran = command("compare", "base", "x.json", "--metric", "y" * 9_000 + "z")
+    assert ran.returncode == 2 and " … " in ran.stderr and len(ran.stderr) < 5_000, len(ran.stderr)
 
 
 def test_a_folder_of_several_machines_does_not_compare() -> None:

@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,6 +171,24 @@ def test_the_real_set_is_searched_in_order(tmp_path: Path, monkeypatch: pytest.M
 
 def _files(root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in root.rglob("*.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"files": (), "labels": ()}, "val has 0 images and 0 labels; one image at least is needed"),
+        ({"labels": (0, 1)}, "val has 16 images and 2 labels; one image at least is needed, and a label for each"),
+        ({"labels": (7,) * 16}, "val has the label 7; labels of 2 classes are 0 to 1"),
+        ({"labels": np.full(16, -1)}, "val has the label -1; labels of 2 classes are 0 to 1"),
+        ({"labels": (0.5,) * 16}, "val has the label 0.5; labels of 2 classes are 0 to 1"),
+    ],
+)
+def test_splits_that_no_folder_has_are_refused(changes: dict[str, Any], said: str, mini: tl.Splits) -> None:
+    """Whoever makes them gets the message, so nothing is trained on them."""
+    with pytest.raises(DataError, match=f"synthetic-mini: {said}"):
+        dataclasses.replace(mini, val=dataclasses.replace(mini.val, **changes))
+    labels = np.array(mini.val.labels)
+    assert dataclasses.replace(mini, val=dataclasses.replace(mini.val, labels=labels)).classes == mini.classes
 
 
 def test_a_folder_named_like_a_known_set_is_not_that_set(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bench.store.records import SCHEMA_VERSION
 from bench.store.runs import RunFolder, seal
 from tests.commands import here, light_command
 from tests.images import write_folder
-from tests.runs import record, write_run
+from tests.runs import of_images, record, write_run
 from tl.datasets import scan
 from tl.findings import Duplicate, LeftOut
 
@@ -167,11 +167,11 @@ def test_a_report_on_several_sets_names_them(tmp_path: Path) -> None:
     """Each finding goes with its data set."""
     runs = []
     for name, count in (("one", 1), ("other", 2)):
-        run = write_run(tmp_path / name, [record("timm:a", "frozen")])
+        run = write_run(tmp_path / name, [of_images(record("timm:a", "frozen"), str(count) * 64)])
         manifest = run.manifest()
         left_out = (LeftOut(reason="broken link", count=count, example="train/a/x.jpg"),)
         copies = (Duplicate(kind="copies", count=count, example=("train/a/1.jpg", "train/a/0.jpg")),)
-        dataset = manifest.dataset.replace(name=name, digest=str(count) * 64, left_out=left_out, duplicates=copies)
+        dataset = manifest.dataset.replace(name=name, left_out=left_out, duplicates=copies)
         run.write_manifest(manifest.replace(dataset=dataset))
         runs.append(run)
     summary = summarise(runs, "r")

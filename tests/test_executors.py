@@ -153,6 +153,27 @@ def test_a_call_goes_on_if_the_fork_server_ends(tmp_path: Path) -> None:
     assert done.stdout == "done\n", done.stdout + done.stderr
 
 
+LIMITED = """
+import resource
+from bench.cli import main
+from bench.execution import executors, process
+resource.setrlimit(resource.RLIMIT_AS, (1 << 46, 1 << 46))
+executors.EXECUTORS["process"] = lambda address: process.ProcessExecutor("ends_server")
+main()
+"""
+
+
+def test_a_server_that_cannot_start(tmp_path: Path) -> None:
+    """As with `ulimit -v` too small for the libraries: one line, and never the status of an interrupt."""
+    (tmp_path / "ends_server.py").write_text("import os\n\nos.abort()\n")
+    words = [sys.executable, "-c", LIMITED, "run", "--grid", "smoke", "--data", "synthetic-mini", "--weights", "random"]
+    places = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "TL_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(words, env={**os.environ, **places}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "as it does when memory runs out (this program may use 64 TiB; see `ulimit -v`)" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.alone
 def test_an_interrupt_while_the_server_starts(tmp_path: Path) -> None:
     """Importing torch takes seconds. Ctrl-C meanwhile ends the parent at once, and the server after the import."""

@@ -465,7 +465,7 @@ def test_an_earlier_record_is_kept_on_a_full_disk_too(monkeypatch: pytest.Monkey
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda text: text[: len(text) // 2],
     "empty": lambda text: b"",
-    "edited": lambda text: text.replace(b'"val_accuracy": 0.95', b'"val_accuracy": 0.99', 1),
+    "edited": lambda text: re.sub(rb'"val_accuracy": [0-9.]+', b'"val_accuracy": 0.125', text, count=1),
     "edited, without digest": lambda text: re.sub(rb' "digest": "[0-9a-f]{64}",\n', b"", text, count=1),
     "newer": lambda text: text.replace(b'"schema_version": %d' % SCHEMA_VERSION, b'"schema_version": 99', 1),
     "not JSON": lambda text: b"\x00\xff" * 20,

@@ -33,7 +33,7 @@ from bench.sweep.describe import describe
 from bench.sweep.execute import execute
 from bench.sweep.grid import AXES, Grid, Matrix
 from bench.sweep.options import Options
-from tests.runs import RANDOM, record, write_run
+from tests.runs import RANDOM, of_images, record, write_run
 from tests.test_compare import benchmark_file
 from tl import Splits
 from tl.config import TrainConfig
@@ -151,7 +151,7 @@ def test_weights_by_policy_and_backbone(name: str, tmp_path: Path) -> None:
         WeightsKey(policy=policy, backbone=f"timm:{name}"): RANDOM.replace(reason=policy)
         for policy in ("auto", "random")
     }
-    run = write_run(tmp_path / "r", [])
+    run = write_run(tmp_path / "r", [], missing=[record("timm:a", "frozen").cell])
     manifest = run.manifest()
     run.write_manifest(manifest.replace(weights=by_policy(resolved)))
     assert run.manifest().resolved == resolved
@@ -287,12 +287,12 @@ def test_the_data_of_a_command(command: str, data: str | None, tmp_path: Path) -
 
 def test_images_are_found_without_a_command(mini: Splits, tmp_path: Path) -> None:
     """A sweep that wasn't started from a command line knows where its images were."""
-    run = write_run(tmp_path / "r", [record("timm:a", "frozen")])
+    run = write_run(tmp_path / "r", [of_images(record("timm:a", "frozen"), mini.digest)])
     manifest = run.manifest()
     (call,) = manifest.invocations
     run.write_manifest(
         manifest.replace(
-            dataset=manifest.dataset.replace(name="moved", digest=mini.digest),
+            dataset=manifest.dataset.replace(name="moved"),
             invocations=(call.replace(command="a notebook --data nowhere", data=str(mini.root)),),
         )
     )

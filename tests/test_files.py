@@ -7,6 +7,8 @@ import html
 import json
 import math
 import os
+import re
+import shutil
 import stat
 import struct
 import subprocess
@@ -24,9 +26,10 @@ from bench.report import write
 from bench.store.lock import locked
 from bench.store.runs import RunFolder, seal
 from tests.commands import here, light_command
-from tests.runs import record, write_run
+from tests.runs import of_images, record, write_run
 from tl.cache import read_bounded, to_json, write_atomic, write_output
 from tl.errors import UserError
+from tl.results import PHASES, Work
 from tl.text import visible
 
 resource = pytest.importorskip("resource", reason="needs limits of a Unix process")
@@ -172,12 +175,25 @@ def test_events_are_those_that_tensorboard_reads(run: RunFolder, tmp_path: Path)
 def test_a_full_disk_leaves_the_earlier_report(tmp_path: Path) -> None:
     """Pages and pictures of the earlier report are whole."""
     (tmp_path / "reports" / "r").mkdir(parents=True)
-    for name in ("r.md", "r.html", "r/curves.png", "r/matrix.svg"):
-        (tmp_path / "reports" / name).write_text("the earlier one")
+    earlier = {
+        tmp_path / "reports" / "r.md": "- **r**: 4 cells on own (2 classes; digest `0`)\n",
+        tmp_path / "reports" / "r.html": "<title>r · which backbone, which regime, at what cost</title>\n<style>",
+        tmp_path / "reports" / "r" / "curves.png": "another figure",
+        tmp_path / "reports" / "r" / "matrix.svg": '<svg ><g id="figure_1">',
+    }
+    for path, text in earlier.items():
+        path.write_text(text)
     done = here("report", "r", "--no-images")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "can't be written" in done.stderr, done.stderr
-    files = [path for path in (tmp_path / "reports").rglob("*") if path.is_file()]
-    assert len(files) == 4 and {path.read_text() for path in files} == {"the earlier one"}
+    assert {path: path.read_text() for path in (tmp_path / "reports").rglob("*.*")} == earlier
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """The system gives no name where a write fails; the temporary file's would help nobody."""
+    with pytest.raises(OSError, match="File too large") as caught:
+        write_atomic(tmp_path / "manifest.json", "x" * 200)
+    assert caught.value.filename == str(tmp_path / "manifest.json") and caught.value.filename2 is None
 
 
 def test_files_of_the_suite_are_not_written_into_pipes(tmp_path: Path) -> None:
@@ -271,11 +287,11 @@ def test_a_record_that_is_no_file_is_refused(kind: str, run: RunFolder, null: Pa
 
 
 def test_a_manifest_that_is_no_file_is_no_run(run: RunFolder) -> None:
-    """The folder is not a run, and `run` doesn't write into it."""
+    """Whoever asks for the run is told what it is."""
     (run.folder / "manifest.json").unlink()
     os.mkfifo(run.folder / "manifest.json")
-    assert "no such run" in here("show", "r").stderr
-    with pytest.raises(UserError, match="not a run"):
+    assert "manifest.json: can't be read: is a pipe, not a regular file" in here("show", "r").stderr
+    with pytest.raises(UserError, match="is a pipe"):
         run.manifest()
 
 
@@ -322,7 +338,7 @@ def test_a_grid_may_come_through_a_pipe(tmp_path: Path) -> None:
         (lambda path: path.symlink_to("null"), "is a device, not a regular file"),
         (lambda path: path.mkdir(), "is a folder, not a regular file"),
         (lambda path: path.write_bytes(bytes((1 << 20) + 1)), "has more than the 1,048,576 bytes that are read"),
-        (lambda path: path.write_bytes(b"\xff"), "can't be read: 'utf-8' codec"),
+        (lambda path: path.write_bytes(b"\xff"), "can't be read: is not text in UTF-8 (byte 0xff in line 1)"),
         (lambda path: os.mkfifo(path), "matrix: missing"),
         (lambda path: path.write_text("a = " + "[" * 10_000), "nested too deeply"),
         (lambda path: path.write_text("a = " + "[" * 10_000 + "]" * 10_000), "nested too deeply"),
@@ -352,6 +368,17 @@ def _first_epoch(content: dict[str, Any]) -> dict[str, Any]:
     return content["result"]["epochs"][0]  # type: ignore[no-any-return]
 
 
+def resealed(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edit a record or a manifest, and give it the digest of its new content."""
+    content = json.loads(path.read_bytes())
+    del content["digest"]
+    edit(content)
+    path.write_bytes(seal(json.dumps(content, indent=1).encode()))
+
+
+WORK = dict.fromkeys([*Work.model_fields], 0)
+
+
 IMPOSSIBLE: dict[str, Callable[[dict[str, Any]], object]] = {
     "result.epochs=[]": lambda content: content["result"].update(epochs=[]),
     "result.epochs.0.val_seconds=-5.0": lambda content: _first_epoch(content).update(val_seconds=-5.0),
@@ -369,18 +396,77 @@ IMPOSSIBLE: dict[str, Callable[[dict[str, Any]], object]] = {
     "status 'done' without a result": lambda content: content.update(result=None),
     "status 'failed' with a result": lambda content: content.update(status="failed", reason="x"),
     "started='2026-01-01T00:00:00'": lambda content: content.update(started="2026-01-01T00:00:00"),
+    "result.epochs.0.train_seconds=5e-324": lambda content: _first_epoch(content).update(train_seconds=5e-324),
+    "result.epochs.0.val_seconds=0.0": lambda content: _first_epoch(content).update(val_seconds=0.0),
+    "result.setup_seconds=1e-320": lambda content: content["result"].update(setup_seconds=1e-320),
+    "result.work.step_images=0": lambda content: content["result"].update(work=WORK),
+    "train_images=0": lambda content: content.update(train_images=0),
+    "machine.other_cpu_share=-3.0": lambda content: content.update(machine={"other_cpu_share": -3.0}),
+    "machine.steal_share=1e+300": lambda content: content.update(machine={"steal_share": 1e300}),
+    f"cell.config.seed={10**23}": lambda content: content["cell"]["config"].update(seed=10**23),
+    f"environment.memory_bytes={10**30}": lambda content: content["environment"].update(memory_bytes=10**30),
 }
 """What the message says of a value that can't have been measured → how to put it into a record."""
+CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "result.epochs.0.val_accuracy=0.99: of its predictions, 0.95 are right": lambda content: [
+        row.update(val_accuracy=0.99) for row in content["result"]["epochs"]
+    ],
+    "result.last has 99 predictions, and the run has 100 images": lambda content: [
+        content["result"]["last"][name].pop() for name in ("labels", "confidences")
+    ],
+    "result.config has learning_rate=77.0, and its cell has 0.001": lambda content: content["result"]["config"].update(
+        learning_rate=77.0
+    ),
+    "result.weights are other ones than the cell's pretrained weights": lambda content: content["result"][
+        "weights"
+    ].update(digest="e" * 64),
+    "result.epochs.1.epoch=0: epochs are counted from 0": lambda content: [
+        row.update(epoch=0) for row in content["result"]["epochs"]
+    ],
+    "result.epochs.4.epoch=0: epochs are counted from 0": lambda content: content["result"].update(
+        epochs=content["result"]["epochs"] * 50
+    ),
+    "result.epochs has 5 epochs, and the cell has 4": lambda content: content["result"]["epochs"].append(
+        {**_first_epoch(content), "epoch": 4}
+    ),
+    "result.epochs.0.train_loss=None: regime 'finetune' trains": lambda content: _first_epoch(content).update(
+        train_loss=None
+    ),
+    "result.epochs.0.phases take 7.0 s, and the epoch takes 10.0": lambda content: _first_epoch(content).update(
+        phases=dict.fromkeys(PHASES, 1.0)
+    ),
+    "result.classes=('x', 'y', 'z'): the run's images have ('ants', 'bees')": lambda content: content["result"].update(
+        classes=["x", "y", "z"]
+    ),
+    "result.best is of epoch 1, and the best is 0": lambda content: content["result"]["best"].update(epoch=1),
+    "result.last is of epoch 2, and the last is 3": lambda content: content["result"]["last"].update(epoch=2),
+    "result.training_seconds=1.0: its epochs took 40": lambda content: content["result"].update(training_seconds=1.0),
+    "result.trainable_params=11: there are 10 parameters": lambda content: content["result"].update(
+        trainable_params=11
+    ),
+    "result.learning_rate_chosen=-2.0: the cell has [] to try": lambda content: content["result"].update(
+        learning_rate_chosen=-2.0
+    ),
+    "result.tuning_seconds=5.0: its trials took None": lambda content: content["result"].update(tuning_seconds=5.0),
+    "result.trials are of 1 learning rates, and the cell has [] to try": lambda content: content["result"].update(
+        trials=[{"learning_rate": 1.0, "held_out_accuracy": 0.5, "held_out_loss": 1.0, "seconds": 1.0}]
+    ),
+    "result.folds has 1 folds, and the cell has 0": lambda content: content["result"].update(
+        folds=[content["result"]["epochs"]]
+    ),
+    "status 'done' with epochs beside the result": lambda content: content.update(epochs=[_first_epoch(content)]),
+    "it diverged after 4 of 4 epochs": lambda content: content.update(
+        status="diverged", reason="x", epochs=content["result"]["epochs"], result=None
+    ),
+}
+"""What the message says of figures that can't all be true → how to put them into a record of a fine-tuning."""
 
 
-@pytest.mark.parametrize("said", IMPOSSIBLE)
+@pytest.mark.parametrize("said", [*IMPOSSIBLE, *CONTRADICTIONS])
 def test_a_record_with_impossible_values_is_damaged(said: str, run: RunFolder) -> None:
     """Commands say so in a line, and `run` sets the record aside and runs its cell again."""
-    path = sorted((run.folder / "cells").iterdir())[0]
-    content = json.loads(path.read_bytes())
-    IMPOSSIBLE[said](content)
-    content.pop("digest")
-    path.write_bytes(seal(json.dumps(content, indent=1).encode()))
+    path = run.folder / "cells" / f"{next(iter(run.records()))}.json"
+    resealed(path, {**IMPOSSIBLE, **CONTRADICTIONS}[said])
     for words in (["show", "r"], ["export", "r"], ["report", "r"], ["compare", "r", "--by", "regime"]):
         done = here(*words)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
@@ -389,13 +475,171 @@ def test_a_record_with_impossible_values_is_damaged(said: str, run: RunFolder) -
     assert len(sound) == 3 and list(broken) == [path]
 
 
+@pytest.mark.parametrize(
+    ("said", "edit"),
+    [
+        ("result.trials are of 3 learning rates, and", lambda result: result["trials"].pop()),
+        ("result.learning_rate_chosen=0.5: the cell has", lambda result: result.update(learning_rate_chosen=0.5)),
+        ("result.learning_rate_chosen=None: the cell has", lambda result: result.update(learning_rate_chosen=None)),
+        ("result.tuning_seconds=9.0: its trials took 0.5", lambda result: result.update(tuning_seconds=9.0)),
+        ("result.best is of epoch 0, and the best is 3", lambda result: result["best"].update(epoch=0)),
+    ],
+)
+def test_a_tuned_record_that_contradicts_itself_is_damaged(
+    said: str, edit: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    """Its trials are those of its config, and the chosen rate is one of them."""
+    run = write_run(tmp_path / "r", [record("timm:a", "frozen", protocol="tuned")])
+    ((cell_id, sound),) = run.records().items()
+    assert sound.result is not None
+    resealed(run.folder / "cells" / f"{cell_id}.json", lambda content: edit(content["result"]))
+    with pytest.raises(UserError, match=re.escape(said)):
+        run.records()
+
+
+def test_a_record_of_another_cell_than_planned_is_damaged(run: RunFolder) -> None:
+    """A comparison would show the figures of one regime as those of the other."""
+    first, *_, last = run.manifest().cells
+
+    def exchange(content: dict[str, Any]) -> None:
+        cells = content["cells"]
+        cells[first], cells[last] = cells[last], cells[first]
+
+    resealed(run.folder / "manifest.json", exchange)
+    done = here("show", "r")
+    assert done.returncode == 2 and "the manifest has another cell of this id" in done.stderr, done.stderr
+    assert len(run.survey()[1]) == 2
+
+
+def foreign_record(run: RunFolder, digest: str = "f" * 64) -> Path:
+    """Copy a record of other images into a run; its accuracy would seem to be 5%."""
+    one = of_images(record("timm:a", "finetune", right=5), digest)
+    other = write_run(run.folder.parent.parent / digest, [one])
+    (path,) = (other.folder / "cells").iterdir()
+    return Path(shutil.copy(path, run.folder / "cells"))
+
+
+READERS: dict[str, list[str]] = {
+    "show": ["show", "r"],
+    "claims": ["claims", "r"],
+    "report": ["report", "r", "--collect"],
+    "index": ["report", "--index"],
+    "export": ["export", "r"],
+    "raw": ["export", "r", "--raw"],
+    "compare": ["compare", "r", "--by", "regime"],
+    "gate": ["gate", "r", "s"],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_records_of_other_images_are_left_out(reader: str, run: RunFolder) -> None:
+    """They would be scored against labels that aren't theirs. One line names the first, and all else stays."""
+    write_run(run.folder.parent / "s", [record("timm:a", "finetune", seed=seed) for seed in range(5, 8)])
+    before, pages = here(*READERS[reader]), run.folder.parent.parent / "reports"
+    written = {path: path.read_text() for path in pages.glob("*.html")}
+    path = foreign_record(run)
+    foreign_record(run, "e" * 64)
+    after = here(*READERS[reader])
+    assert (after.returncode, after.stdout) == (before.returncode, before.stdout)
+    assert {path: path.read_text() for path in pages.glob("*.html")} == written
+    line = after.stderr.removeprefix(before.stderr)
+    assert line.startswith("WARNING: ") and line.count("\n") == 1 and "(and 1 more like it)" in line, line
+    assert path.name in line or "its images are 'eeeeeeee', and this run's are '00000000'" in line
+
+
+def test_records_of_other_images_are_set_aside(run: RunFolder) -> None:
+    """They are no result of this run, so `bench run` moves them with the damaged ones."""
+    before = run.records()
+    path = foreign_record(run)
+    sound, broken = run.survey()
+    assert sound == before == run.records() and list(broken) == [path] and "is of another run" in broken[path]
+    assert run.set_aside(path).is_file() and run.survey() == (before, {})
+
+
+MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "cells={}": lambda content: content.update(cells={}),
+    "invocations=[]": lambda content: content.update(invocations=[]),
+    "dataset.classes=[]": lambda content: content["dataset"].update(classes=[]),
+    "dataset.val_files=[]": lambda content: content["dataset"].update(val_files=[], val_labels=[]),
+    "dataset.train_images=-1": lambda content: content["dataset"].update(train_images=-1),
+    "dataset.val_labels.0=-1": lambda content: content["dataset"].update(val_labels=[-1] * 100),
+    "val_labels has class 5, and there are 2": lambda content: content["dataset"].update(val_labels=[5] * 100),
+    "val_files has 100 files and val_labels 0 labels": lambda content: content["dataset"].update(val_labels=[]),
+    "is of images 00000000, not xxxxxxxx": lambda content: content["dataset"].update(digest="x" * 64),
+}
+"""What the message says of a manifest of no possible run → how to make it."""
+
+
+@pytest.mark.parametrize("said", MANIFESTS)
+def test_a_manifest_of_no_possible_run_is_damaged(said: str, run: RunFolder) -> None:
+    """Commands say so in a line, and the list of all runs names it and shows the others."""
+    shutil.copytree(run.folder, run.folder.parent / "sound")
+    resealed(run.folder / "manifest.json", MANIFESTS[said])
+    for words in (["show", "r"], ["export", "r"], ["report", "r"], ["compare", "r", "sound"], ["gate", "sound", "r"]):
+        done = here(*words)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "r/manifest.json: damaged: " in done.stderr and said in done.stderr, done.stderr
+    assert here("report", "--index").returncode == 0
+    page = html.unescape((run.folder.parent.parent / "reports" / "index.html").read_text())
+    assert said in page and "4 of 4 cells" in page
+
+
+RUNS_FILES = ("manifest.json", "cells/x.json", "new.md", "logs/x")
+INPUTS = {
+    "compare": (["compare", "b/0.json", "b/1.json", "--format", "json"], "b/1.json"),
+    "gate": (["gate", "b/0.json", "b/1.json", "--format", "md"], "b/0.json"),
+    "folder": (["compare", "b", "n", "--format", "json"], "n/2.json"),
+    "rules": (["gate", "b/0.json", "b/1.json", "--config", "rules.toml", "--format", "json"], "rules.toml"),
+    "pyproject": (["gate", "b/0.json", "b/1.json", "--format", "json"], "pyproject.toml"),
+    "plugin": (["export", "r", "--plugin", "mine.py"], "mine.py"),
+    "link": (["compare", "b/0.json", "b/1.json", "--format", "json"], "to-an-input"),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+@pytest.mark.parametrize("name", RUNS_FILES)
+def test_output_never_lies_in_the_folder_of_a_run(case: str, name: str, run: RunFolder) -> None:
+    """A manifest or a record that is replaced is a lost run. Another run's files are as safe as those of an input."""
+    other = write_run(run.folder.parent / "s", [record("timm:a", regime, seed=3) for regime in ("finetune", "frozen")])
+    unrelated = write_run(run.folder.parent / "t", [record("timm:a", "frozen", seed=4)])
+    Path("link").symlink_to(unrelated.folder)
+    before = {path: path.read_bytes() for path in run.folder.parent.rglob("*.json")}
+    for folder in (run.folder, other.folder, unrelated.folder, Path("link")):
+        done = here(*OUTPUTS[case], "--output", str(folder / name))
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "is in the folder of the run" in done.stderr and not done.stdout
+    assert {path: path.read_bytes() for path in run.folder.parent.rglob("*.json")} == before
+    assert here("export", "r", "--to", "tensorboard", "--output", str(run.folder / "cells")).returncode == 2
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_output_never_replaces_an_input(case: str, run: RunFolder) -> None:
+    """Not by another name either."""
+    for side in "bn":
+        for number in range(3):
+            times = [1 + (number + index + ord(side)) / 1000 for index in range(4)]
+            data = {"machine_info": {}, "benchmarks": [{"fullname": "t::a", "stats": {"data": times}}]}
+            write_atomic(Path(side, f"{number}.json"), json.dumps(data))
+    for name in ("rules.toml", "pyproject.toml"):
+        Path(name).write_text('[[tool.bench.gate.rule]]\nmetric = "seconds"\nfactor = 1.5\n')
+    Path("mine.py").write_text("")
+    Path("to-an-input").symlink_to("b/1.json")
+    words, name = INPUTS[case]
+    before = Path(name).read_bytes()
+    done = here(*words, "--output", name)
+    assert (
+        done.returncode == 2
+        and done.stderr == f"error: --output {name} is a file that this command reads; name another one\n"
+    )
+    assert Path(name).read_bytes() == before
+    assert here(*words, "--output", "b/page").returncode in (0, 4), "a folder of inputs may hold other files"
+
+
 @pytest.mark.parametrize("version", [0, -3, True, None, "7", 7.0])
 def test_a_record_of_no_version_is_damaged(version: object, run: RunFolder) -> None:
     """Versions are counted from 1."""
     path = sorted((run.folder / "cells").iterdir())[0]
-    content = json.loads(path.read_bytes()) | {"schema_version": version}
-    content.pop("digest")
-    path.write_bytes(seal(json.dumps(content, indent=1).encode()))
+    resealed(path, lambda content: content.update(schema_version=version))
     done = here("show", "r")
     assert done.returncode == 2 and f"{path.name}: has no schema_version" in done.stderr, done.stderr
 
@@ -403,9 +647,7 @@ def test_a_record_of_no_version_is_damaged(version: object, run: RunFolder) -> N
 def test_a_record_with_half_a_character_is_damaged(run: RunFolder) -> None:
     """JSON can say such a text, but no file can hold it."""
     path = sorted((run.folder / "cells").iterdir())[0]
-    content = json.loads(path.read_bytes()) | {"reason": "\ud800"}
-    content.pop("digest")
-    path.write_bytes(seal(json.dumps(content, indent=1).encode()))
+    resealed(path, lambda content: content.update(reason="\ud800"))
     done = here("show", "r")
     assert done.returncode == 2 and f"{path.name}: damaged: " in done.stderr and done.stderr.count("\n") == 1
 

@@ -152,6 +152,11 @@ def test_an_included_cell_is_left_out_only_where_it_is_another(
         (MATRIX + "[train]\nepochs = true\n", "train.epochs=True: must be"),
         (MATRIX.replace("seeds = 2", "seeds = true"), "matrix.seeds=True: must be a number"),
         (MATRIX.replace("seeds = 2", 'seeds = [true, "3"]'), "matrix.seeds=[True, '3']: must be a number"),
+        (MATRIX.replace("seeds = 2", f"seeds = [{10**23}]"), f"seed={10**23}: input should be less than {2**63}"),
+        *(
+            (MATRIX + f"[train]\n{name} = {2**63}\n", f"train.{name}={2**63}: input should be less than {2**63}")
+            for name in ("epochs", "batch_size", "step_size", "folds", "views")
+        ),
         (MATRIX.replace("seeds = 2", 'seeds = "x"'), "matrix.seeds='x': must be a number"),
         (
             MATRIX + '[train]\nprotocol = "tund"\n',
@@ -164,12 +169,32 @@ def test_an_included_cell_is_left_out_only_where_it_is_another(
         (MATRIX + "[[include]]\nfolds = 3\n", "include[1].folds=3: not read by protocol 'fixed'"),
         ("[matrix\n", "not valid TOML"),
         ("", "matrix: missing"),
+        ('dataset = ""\n' + MATRIX, "dataset='': string should have at least 1 character"),
         ('name = "x"\n' + MATRIX, "name: unknown key"),
     ],
 )
 def test_mistakes_name_the_place_and_what_would_be_right(tmp_path: Path, text: str, message: str) -> None:
     """Each message is one line."""
     assert message in mistake(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16", "is text in UTF-16 or UTF-32; save it as UTF-8"),
+        ("utf-32", "is text in UTF-16 or UTF-32; save it as UTF-8"),
+        ("cp1252", "is not text in UTF-8 (byte 0xe4 in line 6)"),
+    ],
+)
+def test_a_grid_in_another_encoding_is_told_in_words(encoding: str, said: str, tmp_path: Path) -> None:
+    """Editors of Windows write them. The byte order mark that they put before UTF-8 is no part of the text."""
+    path = tmp_path / "own.toml"
+    path.write_text(MATRIX, "utf-8-sig")
+    assert load_grid(str(path)).matrix.backbones == ["a", "b"]
+    path.write_text(f"{MATRIX}# ä\n", encoding)
+    with pytest.raises(ConfigError) as error:
+        load_grid(str(path))
+    assert f"can't be read: {said}" in str(error.value)
 
 
 def test_an_unknown_grid_has_a_near_match() -> None:
@@ -197,7 +222,10 @@ def test_an_unknown_grid_has_a_near_match() -> None:
         ({"protocol": "tuned", "learning_rates": [1e-3]}, "learning_rates=[0.001]: at least 2 are needed"),
         ({"protocol": "tuned", "learning_rates": [1e-3, 1e-3]}, "learning_rates=[0.001, 0.001]: rates must differ"),
         ({"protocol": "tuned", "learning_rates": [0, 1]}, "learning_rates=[0.0, 1.0]: each must be a number above 0"),
-        ({"protocol": "tuned", "learning_rates": [1, float("inf")]}, "learning_rates=[1.0, inf]: each must be"),
+        (
+            {"protocol": "tuned", "learning_rates": [1, float("inf")]},
+            "learning_rates.1=inf: input should be a finite number",
+        ),
         ({"protocol": "tuned", "learning_rates": [1, "2"]}, "learning_rates=[1, '2']: must be a number"),
         ({"protocol": "tuned", "learning_rates": 1e-3}, "learning_rates=0.001: input should be a valid tuple"),
         ({"protocol": "tuned", "learning_rate": 0.1}, "learning_rate=0.1: not read by protocol 'tuned', only by fixed"),

@@ -327,6 +327,47 @@ def test_a_set_without_subfolders_is_listed_as_ever(names: list[str], tmp_path: 
         (["set/train/a", "set/val/a"], "'set/' has both: give that folder"),
         (["train/a"], "no folder val/; the layout is train/CLASS/*.jpg and val/CLASS/*.jpg"),
         ([".train/a", "__MACOSX/a"], "no folder train/ and no folder val/; the layout is"),
+        (["images/train/a", "images/val/a"], "'images/' has both: give that folder"),
+        (["a/train", "a/val", "b/train", "b/val"], "'a/', 'b/' has both, with images in them: classes belong into"),
+        (
+            ["train/train/a", "train/val/a", "val/train/a", "val/val/a"],
+            "mine: train/ has 'train/', 'val/' where its classes should be: give {root}/train, if that is the data set",
+        ),
+        (["train/a", "train/train/a", "train/val/a", "val/a"], "train/ has 'train/', 'val/' where its classes should"),
+        (["train/Train/a", "train/test/a", "val/a"], "train/ has 'Train/', 'test/' where its classes should be"),
+        (["train/a", "train/b", "val/train/a", "val/val/a"], "val/ has 'train/', 'val/' where its classes should be"),
+        (
+            ["train/train", "train/val", "val/train", "val/val"],
+            "where its classes should be: the layout is train/CLASS/*.jpg and val/CLASS/*.jpg; if they are classes, "
+            "rename them",
+        ),
+        (
+            ["train/train/a", "train/train/b", "val/val/a", "val/val/b"],
+            "'train' is only in train/; 'train/train/' holds 'a/', 'b/': if these are the classes, move them up into "
+            "train/; 'val/val/' holds 'a/', 'b/': if these are the classes, move them up into val/",
+        ),
+        (
+            ["train/images/a", "train/images/b", "val/a", "val/b"],
+            "'a' is only in val/; 'train/images/' holds 'a/', 'b/': if these are the classes, move them up into train/",
+        ),
+        (
+            ["train/images/a", "train/images/b", "val/images/a", "val/images/b"],
+            "1 class in train/; at least 2 are needed; 'train/images/' holds 'a/', 'b/': if these are the classes",
+        ),
+        (
+            ["train/a", "train/.b", "val/a", "val/.b"],
+            "1 class in train/; at least 2 are needed; left out 2 hidden folders with images, such as 'train/.b/'",
+        ),
+        (["train/a", "train/.b", "val/a", "val/b"], "'b' is only in val/; left out 1 hidden folder with images: "),
+        (["train", "val"], "0 classes in train/; at least 2 are needed; left out 2 images outside a class folder"),
+        (["train/Ants", "train/b", "val/ants", "val/b"], "'Ants' is only in train/, and 'ants' only in val/"),
+        (["train/bee", "train/a", "val/bees", "val/a"], "'bee' is only in train/, and 'bees' only in val/"),
+        (["train/bee", "train/a", "val/b\u0435e", "val/a"], r"'bee' is only in train/, and 'b\u0435e' only in val/"),
+        (["train/\xe9", "train/a", "val/e\u0301", "val/a"], r"the classes '\xe9' in train/ and 'e\u0301' in val/ look"),
+        (
+            [f"{split}/{name}" for split in ("train", "val") for name in ("\xe9", "e\u0301")],
+            r"'e\u0301' in train/ and '\xe9' in train/ look alike, and differ only in Unicode normalisation",
+        ),
     ],
 )
 def test_advice_on_other_layouts(folders: list[str], advice: str, tmp_path: Path) -> None:
@@ -335,7 +376,16 @@ def test_advice_on_other_layouts(folders: list[str], advice: str, tmp_path: Path
         write(tmp_path / "mine" / folder / "0.jpg")
     with pytest.raises(DataError) as error:
         tl.load_splits(tmp_path / "mine")
-    assert advice in str(error.value)
+    assert advice.format(root=tmp_path / "mine") in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [("a", "test"), ("dev", "test"), ("bus", "test", "train"), ("a", "train")])
+def test_classes_may_have_the_names_of_splits(classes: tuple[str, ...], tmp_path: Path) -> None:
+    """Also with subfolders, unless they are splits in every respect."""
+    root = small(tmp_path / "set", classes)
+    for name in classes:
+        write(root / "train" / name / f"photos of {name}" / "1.jpg")
+    assert tl.load_splits(root).classes == classes
 
 
 def test_a_split_given_for_the_set_is_corrected(tmp_path: Path) -> None:

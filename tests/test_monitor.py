@@ -49,7 +49,7 @@ def test_shares_by_hand() -> None:
     before = Counters(at=100.0, busy=50.0, stolen=7.0, own=30.0)
     after = Counters(at=110.0, busy=62.0, stolen=9.0, own=39.0)
     assert shares(before, after, 2) == pytest.approx((3 / 20, 2 / 20))
-    assert shares(before, Counters(at=110.0, busy=55.0, stolen=7.0, own=39.0), 2) == (0.0, 0.0), "never negative"
+    assert shares(before, Counters(at=110.0, busy=55.0, stolen=6.0, own=39.0), 2) == (0.0, 0.0), "never negative"
 
 
 @pytest.fixture

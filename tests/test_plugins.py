@@ -203,6 +203,38 @@ def test_a_package_adds_an_entry(group: str, package: Path) -> None:
     assert done.returncode == 0 and seen in done.stdout, done.stdout + done.stderr
 
 
+TABLES = {
+    "METRICS": "from bench.analysis.metrics import METRICS as table, Metric as entry",
+    "CLAIMS": "from bench.analysis.claims import CLAIMS as table",
+    "REGIMES": "from tl.regimes import REGIMES as table",
+    "SOURCES": "from tl.sources import SOURCES as table",
+}
+WRONG = {
+    "METRICS['x']: must be a Metric, but is of type int": "entry = 5",
+    "METRICS['x']: must be a Metric, but is of type type": "",
+    "CLAIMS['x']: must be a Claim, but is of type dict": "entry = {}",
+    "REGIMES['x']: must be a Regime, but is of type str": "entry = 'frozen'",
+    "SOURCES['x']: must be a Source, but is of type NoneType": "entry = None",
+    "METRICS[5]: the name of an entry must be a text": "name, entry = 5, table['epoch_seconds']",
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_an_entry_of_another_kind_is_refused_by_name(said: str, tmp_path: Path) -> None:
+    """By every command, and in a notebook that adds it or goes on after the error; nothing is written."""
+    text = f"name = 'x'\n{TABLES[said.partition('[')[0]]}\n{WRONG[said]}\ntable[name] = entry\n"
+    (tmp_path / "my_plugin.py").write_text(text)
+    done = command("list", "regimes", "--plugin", "my_plugin.py")
+    assert (done.returncode, done.stderr) == (2, f"error: --plugin 'my_plugin.py': {said}\n")
+    code = (
+        "import bench, tl\nfor given in ['my_plugin.py'], []:\n    try:\n        bench.run('nowhere', plugins=given)\n"
+    )
+    code += "    except tl.UserError as error:\n        print(error)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"--plugin 'my_plugin.py': {said}\n{said}\n"
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["my_plugin.py"]
+
+
 BAD = {
     "missing": ("nowhere.py", "", "must be a Python file"),
     "other kind": ("my_plugin.txt", "", "must be a Python file"),

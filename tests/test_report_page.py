@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from bench.report.pictures import find_images, galleries
 from bench.report.summary import summarise
 from bench.report.terminal import print_summary
 from bench.report.write import write_live, write_report
+from bench.report.written import check_report
 from bench.store.runs import RunFolder
 from tests.commands import ONE
 from tests.commands import here as command
@@ -257,10 +259,77 @@ def test_the_index(run: RunFolder, tmp_path: Path) -> None:
     page = write_index([RunFolder(broken), run], tmp_path / "reports").read_text()
     assert '<a href="run.html">run</a>' in page and "91.0%" in page and "can&#39;t be read as JSON" in page
     assert page.index("run.html") < page.index("broken")
-    done = command("report", "--index", "--out", str(tmp_path / "none"))
-    assert done.returncode == 0 and "no runs yet" in (tmp_path / "none" / "index.html").read_text()
     assert "report needs a run: name one below results/" in command("report").stderr
     assert "takes no --collect" in command("report", "--index", "--collect").stderr
+
+
+@pytest.mark.parametrize(
+    ("results", "why"), [("typo", " (there is no such folder)"), ("file", " (it is not a folder)"), ("empty", "")]
+)
+def test_a_slip_does_not_empty_the_index(results: str, why: str, run: RunFolder, tmp_path: Path) -> None:
+    """One line says that there are no runs, and the index stays as it is."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    before = write_index([run], tmp_path / "reports").read_bytes()
+    done = command("report", "--index", "--results", results)
+    said = f"error: {results}/ has no runs yet{why}; `python -m bench run` makes one\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert (tmp_path / "reports" / "index.html").read_bytes() == before
+    assert command("show", "r", "--results", results).stderr == said.replace("error: ", "error: r: no such run; ")
+
+
+def _own_picture(path: Path) -> None:
+    """Save a chart or a photograph of the user's, with the usual settings."""
+    if path.suffix == ".jpg":
+        Image.new("RGB", (600, 400)).save(path, quality=85)
+    else:
+        figure = Figure()
+        figure.add_subplot().plot([1, 2])
+        figure.savefig(path)
+
+
+@pytest.mark.parametrize("name", ["run.md", "run.html", "run/matrix.png", "run/matrix.svg", "run/wrong.jpg"])
+def test_a_report_replaces_only_what_a_report_wrote(name: str, run: RunFolder, tmp_path: Path) -> None:
+    """A file of the user's with the same name stays, and one line says so. Files with other names are no hindrance."""
+    summary, path = summarise([run], "run"), tmp_path / "reports" / name
+    write_report(summary, tmp_path / "reports")
+    (tmp_path / "reports" / "run" / "photo.png").write_bytes(b"mine")
+    write_report(summary, tmp_path / "reports")
+    others = {one: one.read_bytes() for one in (tmp_path / "reports").rglob("*.*") if one != path}
+    if path.suffix in (".md", ".html"):
+        path.write_text("# run\n\nMy own notes, with 8 cells on paper.\n")
+    else:
+        _own_picture(path)
+    mine = path.read_bytes()
+    for words in ((), ("--collect",)) if name == "run.html" else ((),):
+        done = command("report", str(run.folder), *words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert f"{name}: was not written by a report" in done.stderr
+    assert path.read_bytes() == mine and all(one.read_bytes() == content for one, content in others.items())
+    done = command(*ONE, "--name", "run", "--data", "synthetic-mini")
+    assert done.returncode == 2 and f"{name}: was not written by a report" in done.stderr, done.stdout
+    assert not Path("results").exists(), "it is told before anything runs"
+
+
+def test_an_index_replaces_only_an_index(run: RunFolder, tmp_path: Path) -> None:
+    """The folder may be that of a site with a page of its own."""
+    (tmp_path / "index.html").write_text("<title>All runs of the club</title>")
+    with pytest.raises(UserError, match=r"index\.html: was not written by a report"):
+        write_index([run], tmp_path)
+    (tmp_path / "index.html").write_text("")
+    assert write_index([run], tmp_path).read_bytes() == write_index([run], tmp_path).read_bytes()
+
+
+def test_reports_of_earlier_versions_are_replaced(real_run: RunFolder, mini: tl.Splits, tmp_path: Path) -> None:
+    """All committed ones are known as reports, and so are all files of a new one."""
+    committed = Path(__file__).parents[1] / "reports"
+    names = [path.stem for path in committed.glob("reference-*.md")]
+    assert len(names) > 3
+    for name in names:
+        check_report(committed, name)
+    write_report(summarise([real_run], "real_run"), tmp_path, mini)
+    assert {path.suffix for path in tmp_path.rglob("*.*")} == {".md", ".html", ".svg", ".png", ".jpg"}
+    check_report(tmp_path, "real_run")
 
 
 def test_runs_of_one_name_in_the_index(run: RunFolder, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def nasty(tmp_path: Path) -> RunFolder:
         result = one.result
         if result:
             notes = (Note(about="figures", text=NASTY),)
-            result = result.replace(classes=(f"ants{NASTY}", "bees"), notes=notes, device=cell.device)
+            result = result.replace(classes=(f"ants{NASTY}", NASTY), notes=notes, device=cell.device)
         return one.replace(
             cell=cell,
             cell_id=cell.id,
@@ -104,7 +104,10 @@ def nasty(tmp_path: Path) -> RunFolder:
     cells = [record("timm:a", regime, seed=seed) for regime in ("finetune", "frozen") for seed in range(2)]
     failed = record("timm:b", "frozen", status="failed")
     run = write_run(
-        tmp_path / "results" / "r", [spoilt(one) for one in [*cells, failed]], classes=("ants", NASTY), fallback=NASTY
+        tmp_path / "results" / "r",
+        [spoilt(one) for one in [*cells, failed]],
+        classes=(f"ants{NASTY}", NASTY),
+        fallback=NASTY,
     )
     manifest = run.manifest()
     call = manifest.invocations[0].replace(command=f"python -m bench run --data '\n```\n{NASTY}'")
@@ -137,7 +140,7 @@ def nasty(tmp_path: Path) -> RunFolder:
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_nothing_acts_on_a_terminal(words: list[str], nasty: RunFolder) -> None:
     """Neither output nor errors of any command have a character that acts."""
-    write_run(nasty.folder.parent / "s", list(nasty.records().values()))
+    write_run(nasty.folder.parent / "s", list(nasty.records().values()), classes=nasty.manifest().dataset.classes)
     done = here(*words)
     assert done.returncode in (0, 2, 3, 4) and inert(done.stdout) and inert(done.stderr), (done.stdout, done.stderr)
     assert done.stdout or done.stderr
@@ -316,11 +319,13 @@ def test_an_empty_value_is_a_mistake(option: str, joined: bool, tmp_path: Path) 
         ),
         (["gate", "r", "r2", "-o", "results", "--format", "md"], "results: is a folder"),
         (["show", ""], "an argument is empty"),
-        (["run", "--data", "~nosuchuser/x"], "can't be found: Could not determine home directory"),
-        (["run", "--grid", "~nosuchuser/x.toml"], "No such file"),
-        (["run", "--weights-dir", "~nosuchuser/x"], "no such folder"),
+        (["run", "--data", "~nosuchuser/x"], "data='~nosuchuser/x': there is no such user"),
+        (["run", "--grid", "~nosuchuser/x.toml"], "grid='~nosuchuser/x.toml': there is no such user"),
+        (["run", "--weights-dir", "~nosuchuser/x"], "--weights-dir '~nosuchuser/x': there is no such user"),
+        (["run", "--weights-dir", "nowhere"], "no such folder"),
         (["run", "--weights-dir", "file"], "is not a folder"),
-        (["run", "--plugin", "~nosuchuser/x.py"], "must be a Python file"),
+        (["run", "--plugin", "~nosuchuser/x.py"], "--plugin '~nosuchuser/x.py': there is no such user"),
+        (["run", "--plugin", "nowhere.txt"], "must be a Python file"),
         (["run", "--seeds", "999999999"], "make 1,999,999,998 cells; at most 100,000 are possible"),
         (["run", "--seeds", "9" * 500], "make more than 1,000,000,000,000,000 cells"),
         (["run", "--seeds", "100000"], "make 200,000 cells"),
@@ -348,7 +353,7 @@ def test_such_values_are_refused_from_python(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "grid.toml").write_text('[matrix]\nbackbones = ["quick0"]\n')
     with pytest.raises(ConfigError, match="at most 100,000"):
         bench.run("grid.toml", seeds=range(10**12), devices=["cpu"])
-    with pytest.raises(ConfigError, match="data='': must be a folder"):
+    with pytest.raises(ConfigError, match="data='': is empty; give it a value"):
         bench.run("grid.toml", data="")
     with pytest.raises(ConfigError, match="must be a plain name"):
         bench.run("grid.toml", name="")

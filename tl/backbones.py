@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tl.batches import Preprocessing
+from tl.calls import Place, Texts, checked
 from tl.config import TrainConfig
 from tl.devices import seeded
 from tl.errors import FallbackWarning, NotApplicable
@@ -59,13 +60,14 @@ def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, dow
     return find(spec, checkpoint, policy, weights_dir=weights_dir, download=download)
 
 
+@checked
 def make_backbone(
     spec: str,
     *,
     weights: str | Weights = "auto",
-    weights_dir: str | Path | None = None,
+    weights_dir: Place | None = None,
     seed: int = 0,
-    own_head_for: tuple[str, ...] | None = None,
+    own_head_for: Texts | None = None,
 ) -> Backbone:
     """Build a backbone on the CPU.
 
@@ -94,7 +96,7 @@ def make_backbone(
             module = entry.load(name, weights)
             _, width = entry.cut(module)
         else:
-            chosen = rows(own_head_for)
+            chosen = rows(tuple(own_head_for))
             _check_imagenet(name, entry, weights)
             module, image = entry.load(name, weights), probe_image(preprocessing.size)
             logits = output(module, image)

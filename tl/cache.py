@@ -5,17 +5,21 @@ The folder is `$TL_CACHE` if that is set, else the platform's cache folder for t
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import errno
 import json
 import os
 import stat
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from tl.errors import UserError
+from tl.text import shortened
 
 
 def cache_dir() -> Path:
@@ -24,7 +28,7 @@ def cache_dir() -> Path:
     Raises `UserError` if this user has no home folder, and nothing else says where the cache is.
     """
     if given := os.environ.get("TL_CACHE"):
-        return Path(given)
+        return user_path("TL_CACHE=", given)
     try:
         folder = platformdirs.user_cache_path("tl-bench", appauthor=False)
     except RuntimeError:
@@ -32,6 +36,64 @@ def cache_dir() -> Path:
     if not folder.is_absolute():  # older versions of platformdirs return `~` where there is no home
         raise UserError("this user has no home folder for the cache; set TL_CACHE to a folder")
     return folder
+
+
+def check_cache() -> str:
+    """Return why files can't be kept in the cache folder that there is, in words; empty if they can.
+
+    The folder isn't created if it is missing. Raises `UserError` if it can't be: it is something else than a folder, or
+    it would be in a folder that can't be written.
+    """
+    existing = folder = cache_dir()
+    exists = False
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()  # raises for links in a circle, and for a name that is too long
+        while not os.path.lexists(existing):
+            existing = existing.parent
+        if (kind := _kind(existing) or "a link that leads to nothing") != _FOLDER:
+            raise UserError(_no_cache(folder, f"{existing} is {kind}"))
+        exists = existing == folder
+        with tempfile.TemporaryFile(dir=existing):  # permissions alone don't say that a file system can be written
+            return ""
+    except OSError as error:
+        why = error.strerror or str(error)
+        if not exists:
+            raise UserError(_no_cache(folder, why)) from error
+        return f"{folder} can't be written: {why}"
+
+
+def _no_cache(folder: Path, why: str) -> str:
+    return f"the cache {shortened(repr(os.fspath(folder)))} can't be used: {why}; set TL_CACHE to a folder"
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return a path with `~` or `~user` at its start expanded as a shell does. Raises `ValueError`, in plain words."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError("there is no such user, or no home folder") from error
+
+
+def user_path(name: str, given: str | Path) -> Path:
+    """Return a path that a user gave, expanded. `name` says where it was given, such as `TL_CACHE=`.
+
+    Raises `UserError` if it is empty, or begins with the name of a user that there isn't.
+    """
+    try:
+        if os.fspath(given):
+            return expand_user(given)
+        raise ValueError("is empty; give the path of a file or folder")
+    except ValueError as error:
+        raise UserError(f"{name}{shortened(repr(os.fspath(given)))}: {error}") from error
+
+
+def is_folder(path: Path) -> bool:
+    """Return True if a path leads to a folder. Raises `UserError` if that can't be found out."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise UserError(f"{shortened(path)}: can't be read: {error.strerror or error}") from error
 
 
 def offline() -> bool:
@@ -58,8 +120,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = os.fspath(path), None  # a full disk names no file
         raise
 
 
@@ -156,8 +220,22 @@ def to_json(value: Any) -> str:
 def read_text(path: Path, limit: int) -> str:
     """Read a text file (UTF-8) as `read_bounded` does. Raises `UserError` that names the file and says why it can't."""
     try:
-        return read_bounded(path, limit).decode()
+        return decoded(read_bounded(path, limit))
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def decoded(content: bytes) -> str:
+    """Return the text of a file, without the byte order mark that some editors put before it.
+
+    Raises `ValueError` in plain words if it isn't UTF-8.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # also the beginning of UTF-32
+        raise ValueError("is text in UTF-16 or UTF-32; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not text in UTF-8: {error}") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"is not text in UTF-8 (byte 0x{content[error.start]:02x} in line {line})") from error

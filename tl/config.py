@@ -7,7 +7,6 @@ the same experiment. Defaults are those of the PyTorch transfer-learning tutoria
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any, Self
 
@@ -16,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from tl.errors import ConfigError, not_one_of
 from tl.regimes import REGIMES
 from tl.specs import Spec
-from tl.strict import Strict
+from tl.strict import Count, Positive, Strict
 
 PROTOCOLS = {
     "fixed": "one training at `learning_rate`, evaluated on the validation images",
@@ -66,28 +65,27 @@ class TrainConfig(Strict):
     weights: str = Field("auto", description="`pretrained`, `random`, or `auto`: pretrained if available")
     precision: str = Field("fp32", description="a key of `PRECISIONS`")
     execution: str = Field("fast", description="a key of `EXECUTIONS`: how the same training is carried out")
-    epochs: int = Field(25, ge=1, description="passes over the training images")
-    batch_size: int = Field(4, ge=1, description="images per training step")
+    epochs: Positive = Field(25, description="passes over the training images")
+    batch_size: Positive = Field(4, description="images per training step")
     optimizer: str = Field("sgd", description="a key of `OPTIMIZERS`")
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="rate of the first epoch")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     schedule: str = Field("step", description="a key of `SCHEDULES`")
-    step_size: int = Field(7, ge=1, description="epochs between two steps of schedule `step`")
+    step_size: Positive = Field(7, description="epochs between two steps of schedule `step`")
     gamma: float = Field(0.1, gt=0, le=1, description="factor by which schedule `step` multiplies the rate")
     loss: str = Field("cross_entropy", description="a key of `LOSSES`")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     head: str = Field("linear", description="a key of `HEADS`")
-    seed: int = Field(0, ge=0, description="seeds the head's weights, the order of images, their crops and flips")
+    seed: Count = Field(0, description="seeds the head's weights, the order of images, their crops and flips")
     protocol: str = Field("fixed", description="a key of `PROTOCOLS`")
     learning_rates: tuple[float, ...] = Field(
         (3e-4, 1e-3, 3e-3, 1e-2), description="rates among which `tuned` chooses: two or more, all different, ascending"
     )
-    folds: int = Field(5, ge=2, description="number of folds with `kfold`; the seed assigns images to folds")
+    folds: int = Field(5, ge=2, lt=2**63, description="number of folds with `kfold`; the seed assigns images to folds")
 
-    views: int = Field(
+    views: Positive = Field(
         1,
-        ge=1,
         description="views per training image for regimes that extract features once: 1 is the centre view, more are "
         "random crops that epochs use in turn. Always 1 with other regimes, which don't read it",
     )
@@ -119,7 +117,7 @@ class TrainConfig(Strict):
     @field_validator("learning_rates")
     @classmethod
     def _rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < rate < math.inf for rate in value):
+        if not all(rate > 0 for rate in value):
             raise ConfigError(f"learning_rates={list(value)!r}: each must be a number above 0")
         if len(set(value)) < len(value):
             raise ConfigError(f"learning_rates={list(value)!r}: rates must differ")

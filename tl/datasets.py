@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tl import hymenoptera, synthetic
+from tl.cache import is_folder
+from tl.calls import Place, checked
 from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
 from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
 from tl.findings import Duplicate, LeftOut, Tally, find_duplicates
-from tl.layout import check_layout
+from tl.layout import check_layout, check_names, difference, too_deep
 from tl.listing import classify, entries, list_images, real, shown
 
 IMAGE_SUFFIXES = (
@@ -40,7 +42,10 @@ class ImageList:
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """A data set on disk: its images by split, its class names, and the digest that identifies it."""
+    """A data set on disk: its images by split, its class names, and the digest that identifies it.
+
+    Raises `DataError` for data that no folder has, such as a split without images.
+    """
 
     name: str
     root: Path
@@ -57,6 +62,20 @@ class Splits:
     """What lies in `train/` and `val/` and is no image of the set, by reason."""
     duplicates: tuple[Duplicate, ...] = ()
     """Images that are the same file. Parts of a data set, such as folds, keep what was found in the whole."""
+
+    def __post_init__(self) -> None:
+        """Raise `DataError` if a split has no images, or another number of labels, or a label without a class."""
+        for split, images in (("train", self.train), ("val", self.val)):
+            if not len(images) or len(images) != len(images.labels):
+                raise DataError(
+                    f"{self.name}: {split} has {len(images)} images and {len(images.labels)} labels; "
+                    "one image at least is needed, and a label for each"
+                )
+            if unknown := set(images.labels).difference(range(len(self.classes))):
+                raise DataError(
+                    f"{self.name}: {split} has the label {min(unknown)}; labels of {len(self.classes)} classes are "
+                    f"0 to {len(self.classes) - 1}"
+                )
 
     @property
     def findings(self) -> tuple[LeftOut | Duplicate, ...]:
@@ -89,15 +108,16 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def load_splits(data: str | Path = "auto", *, download: bool = True) -> Splits:
+@checked
+def load_splits(data: Place = "auto", *, download: bool = True) -> Splits:
     """Find a data set, list its images and compute its digest.
 
     `data` is a key of `DATASETS`, a folder, or `auto`. `auto` means the real ants and bees if they are available,
     else the synthetic ones, with a `FallbackWarning` and the reason in `Splits.fallback`. With `download=False`
     nothing is downloaded.
 
-    Raises `DataError` if the folder is missing, incomplete or not the set that it claims to be. It doesn't check
-    that images can be decoded: `tl.images.open_store` does.
+    Raises `UserError` if the folder is missing, and its subclass `DataError` if it is incomplete or not the set that it
+    claims to be. It doesn't check that images can be decoded: `tl.images.open_store` does.
     """
     splits = _found(str(data), download=download)
     if splits.fallback and str(data) == "auto":
@@ -117,11 +137,8 @@ def _found(name: str, *, download: bool) -> Splits:
             return replace(generated, fallback=f"{generated.fallback} ({reason})")
     if name in DATASETS:
         return scan(DATASETS[name].find(download), name=name)
-    try:
-        folder = Path(name).expanduser()
-    except RuntimeError as error:  # `~name` of a user that doesn't exist
-        raise DataError(f"data={name!r}: can't be found: {error}") from error
-    if not folder.is_dir():
+    folder = Path(name)
+    if not is_folder(folder):
         raise DataError(f"no such folder, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
     return scan(folder)
 
@@ -133,19 +150,22 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
     by its content, or else named after its folder. What is found beside the images, and images that are the same file,
     are counted in the result.
 
-    Raises `DataError` if `train` or `val` is missing, a class is empty, there are fewer than two
-    classes, the two splits have different classes, a file or folder can't be read, or the content is a damaged copy of
-    the real ants and bees.
+    Raises `DataError` if `train` or `val` is missing or holds splits itself, a class is empty, there are fewer than two
+    classes, the two splits have different classes, two classes' names look alike, a file or folder can't be read, or
+    the content is a damaged copy of the real ants and bees.
     """
     root = root.resolve()
     check_layout(root, IMAGE_SUFFIXES)
     tally = Tally()
     found = {split: _classes(root, split, tally) for split in ("train", "val")}
     classes = tuple(found["train"])
+    check_names(root, found)
     if classes != tuple(found["val"]):
-        raise DataError(f"{root}: train and val have different classes: {_difference(root, found)}")
+        hints = [difference(root, found), *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
+        raise DataError(f"{root}: train and val have different classes: {'; '.join(hints)}")
     if len(classes) < 2:
-        raise DataError(f"{root}: {len(classes)} class{'' if classes else 'es'} in train/; at least 2 are needed")
+        hints = ["at least 2 are needed", *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
+        raise DataError(f"{root}: {len(classes)} class{'' if classes else 'es'} in train/; {'; '.join(hints)}")
 
     def listed(split: str) -> ImageList:
         pairs = [(f, label) for label, name in enumerate(classes) for f in found[split][name]]
@@ -192,15 +212,6 @@ def _classes(root: Path, split: str, tally: Tally) -> dict[str, list[str]]:
                 )
             tally.merge(inside)
     return found
-
-
-def _difference(root: Path, found: dict[str, dict[str, list[str]]]) -> str:
-    """Say which class is in one split alone, and what the other split has in its place."""
-    only = min(found["train"].keys() ^ found["val"].keys())
-    where, other = ("train", "val") if only in found["train"] else ("val", "train")
-    there = root / other / only
-    broken = f", and {f'{other}/{only}'!r} is a broken link" if there.is_symlink() and not there.exists() else ""
-    return f"{only!r} is only in {where}/{broken}"
 
 
 def _name(root: Path, digest: str) -> str:

@@ -48,6 +48,14 @@ _SERIOUS = (
     "hidden folder with images",
 )
 """Reasons that mean that images are probably missing."""
+_LOST_CLASS = (
+    "broken link",
+    "loop of links",
+    "image outside a class folder",
+    "hidden folder",
+    "hidden folder with images",
+)
+"""Reasons that explain why a class is missing."""
 _EXACT = "only identical files are found, not re-encoded copies"
 
 
@@ -126,6 +134,11 @@ class Tally:
     def left_out(self) -> tuple[LeftOut, ...]:
         """One finding for each reason."""
         return tuple(self.found[reason] for reason in _PLURALS if reason in self.found)
+
+    @property
+    def lost_classes(self) -> list[str]:
+        """What was left out that explains why a class is missing, in words."""
+        return [str(finding) for finding in self.left_out if finding.reason in _LOST_CLASS]
 
 
 def find_duplicates(digests: Mapping[str, str], labels: Mapping[str, int]) -> tuple[Duplicate, ...]:

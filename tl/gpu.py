@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from tl.strict import Strict
+from tl.strict import Count, Strict
 
 T = TypeVar("T")
 
@@ -26,16 +26,16 @@ class GpuState(Strict):
 
     name: str | None = Field(None, description="name of the model")
     driver: str | None = Field(None, description="version of the driver")
-    sm_clock_mhz: int | None = None
-    memory_clock_mhz: int | None = None
-    temperature_celsius: int | None = None
-    utilisation_percent: int | None = Field(
+    sm_clock_mhz: Count | None = None
+    memory_clock_mhz: Count | None = None
+    temperature_celsius: Count | None = None
+    utilisation_percent: Count | None = Field(
         None, description="share of the last second, or part of it, in which a kernel of any process ran"
     )
     throttle_reasons: tuple[str, ...] | None = Field(
         None, description="NVML's names of the reasons for clocks below their maximum; empty if there are none"
     )
-    other_processes: int | None = Field(
+    other_processes: Count | None = Field(
         None,
         description="number of compute processes other than this one; None if NVML lists no process at all, since a "
         "container can hide them",

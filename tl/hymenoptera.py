@@ -15,9 +15,10 @@ import zlib
 from importlib import resources
 from pathlib import Path
 
-from tl.cache import cache_dir, offline
+from tl.cache import cache_dir, is_folder, offline, user_path
 from tl.digest import file_digest, file_digests
 from tl.errors import DataError
+from tl.text import shortened
 
 URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 DIGEST = "41771d210287175073b7b183f7b57163e019b854f530d8edd91705379c9212ae"
@@ -34,15 +35,14 @@ class Unavailable(DataError):
 def find(download: bool) -> Path:
     """Return the folder: `$TL_DATA`, else `data/hymenoptera_data`, else that in the user's cache, else a download.
 
-    Raises `Unavailable` if there is none and it can't be downloaded, `DataError` if `$TL_DATA` is not a folder.
+    Raises `Unavailable` if there is none and it can't be downloaded, `UserError` if `$TL_DATA` is not a folder.
     """
     given = os.environ.get("TL_DATA")
     if given:
-        if not Path(given).is_dir():
-            raise DataError(
-                f"TL_DATA={given!r}: no such folder; unset it, or set it to the folder with train/ and val/"
-            )
-        return Path(given)
+        if not is_folder(folder := user_path("TL_DATA=", given)):
+            advice = "unset it, or set it to the folder with train/ and val/"
+            raise DataError(f"TL_DATA={shortened(repr(given))}: no such folder; {advice}")
+        return folder
     cached = cache_dir() / "hymenoptera_data"
     for folder in (LOCAL, cached):
         if folder.is_dir():

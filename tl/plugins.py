@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 from tl.digest import file_digest
 from tl.errors import ConfigError
+from tl.text import shortened
 
 Entry = TypeVar("Entry")
 
@@ -43,6 +45,16 @@ def add_entry_points(group: str, registry: dict[str, Entry], kind: type[Entry]) 
         if registry.get(point.name, entry) is not entry:
             raise ConfigError(f"{where}: the name is taken; taken are {', '.join(registry)}")
         registry[point.name] = entry
+
+
+def check_entries(where: str, name: str, registry: Mapping[Any, object], kind: type) -> None:
+    """Raise `ConfigError` if the registry of that name has an entry that is not of that kind, or has no name."""
+    for key, entry in registry.items():
+        which = f"{where}{name}[{shortened(repr(key))}]"
+        if not isinstance(key, str) or not key:
+            raise ConfigError(f"{which}: the name of an entry must be a text")
+        if not isinstance(entry, kind):
+            raise ConfigError(f"{which}: must be a {kind.__name__}, but is of type {type(entry).__name__}")
 
 
 _started: list[bool] = []

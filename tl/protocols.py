@@ -11,12 +11,12 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tl.calls import Place, checked
 from tl.config import READ_BY, TrainConfig
 from tl.datasets import Splits
 from tl.errors import DivergedError
@@ -32,13 +32,14 @@ Train = Callable[[TrainConfig, Splits], TrainResult]
 Stage = Callable[[str], None]
 
 
+@checked
 def run_protocol(
     config: TrainConfig,
     splits: Splits,
     *,
     device: str = "auto",
     weights: Weights | None = None,
-    weights_dir: str | Path | None = None,
+    weights_dir: Place | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_stage: Stage | None = None,
 ) -> TrainResult:

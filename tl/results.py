@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
-from tl.strict import Amount, Count, Share, Strict
+from tl.strict import Count, PassSeconds, Positive, Seconds, Share, Strict
 from tl.weights import Weights
 
 
@@ -19,17 +19,17 @@ class Phases(Strict):
     Clock, metrics, figures and explanations follow this list. A title is what a sentence calls a phase.
     """
 
-    data: Amount = Field(
+    data: Seconds = Field(
         title="reading and cropping images", description="reading, cropping and stacking training images"
     )
-    transfer: Amount = Field(
+    transfer: Seconds = Field(
         title="moving and normalising images",
         description="moving and normalising training images; in `data` where they live on the GPU",
     )
-    forward: Amount = Field(title="forward passes", description="forward passes of training steps, with the loss")
-    backward: Amount = Field(title="backward passes", description="backward passes")
-    optimizer: Amount = Field(title="the optimiser", description="optimiser steps and zeroing of gradients")
-    validation: Amount = Field(title="validation", description="the validation pass, its images included")
+    forward: Seconds = Field(title="forward passes", description="forward passes of training steps, with the loss")
+    backward: Seconds = Field(title="backward passes", description="backward passes")
+    optimizer: Seconds = Field(title="the optimiser", description="optimiser steps and zeroing of gradients")
+    validation: Seconds = Field(title="validation", description="the validation pass, its images included")
     other: float = Field(title="the rest", description="what the phases leave of the whole")
 
 
@@ -41,7 +41,7 @@ MEASURED_PHASES = tuple(name for name in PHASES if name != "other")
 class Work(Strict):
     """Exact work and memory of the first training step, free of noise."""
 
-    step_images: Count = Field(description="images in that step")
+    step_images: Positive = Field(description="images in that step")
     forward_flops: Count = Field(description="operations of the forward pass; multiply and add count as two")
     backward_flops: Count
     saved_activation_bytes: Count = Field(
@@ -57,8 +57,8 @@ class EpochResult(Strict):
 
     epoch: Count = Field(description="counted from 0")
     learning_rate: float | None = Field(description="this and all figures of training are None without a training pass")
-    train_seconds: Amount | None
-    val_seconds: Amount
+    train_seconds: PassSeconds | None
+    val_seconds: PassSeconds
     train_loss: float | None = Field(description="mean over images, while training")
     train_accuracy: Share | None = Field(
         description="share in [0, 1] on augmented images, counted while weights change"
@@ -79,7 +79,7 @@ class Trial(Strict):
     learning_rate: float
     held_out_accuracy: Share | None = Field(description="share in [0, 1], at the last epoch; None if it diverged")
     held_out_loss: float | None = Field(description="at the last epoch; None if it diverged")
-    seconds: Amount = Field(description="duration of the trial, with its set-up")
+    seconds: Seconds = Field(description="duration of the trial, with its set-up")
     reason: str = Field("", description="where it diverged; empty if it did not, and before version 7")
 
 
@@ -134,15 +134,15 @@ class TrainResult(Strict):
         description="True if all that the regime freezes is bit-identical after training; None if nothing is frozen, "
         "or if frozen layers run in train mode, which changes their buffers"
     )
-    setup_seconds: Amount = Field(description="time from the call to the first epoch: weights, network, images")
-    training_seconds: Amount = Field(description="all training and validation passes")
-    extraction_seconds: Amount | None = Field(
+    setup_seconds: Seconds = Field(description="time from the call to the first epoch: weights, network, images")
+    training_seconds: Seconds = Field(description="all training and validation passes")
+    extraction_seconds: Seconds | None = Field(
         None, description="extracting features, now or earlier; None for regimes that run the backbone every epoch"
     )
-    extracting_seconds: Amount | None = Field(
+    extracting_seconds: Seconds | None = Field(
         None, description="the part of `extraction_seconds` spent by this training; 0 if all were cached"
     )
-    quantization_seconds: Amount | None = Field(
+    quantization_seconds: Seconds | None = Field(
         None, description="calibrating and converting an int8 backbone; None with other backbones"
     )
     features_reused: bool | None = Field(
@@ -170,7 +170,7 @@ class TrainResult(Strict):
     work: Work | None = Field(None, description="None if the regime trains nothing, and in records of format version 1")
     trials: tuple[Trial, ...] = Field((), description="trials of protocol `tuned`, one per learning rate, ascending")
     learning_rate_chosen: float | None = Field(None, description="None with protocols other than `tuned`")
-    tuning_seconds: Amount | None = Field(None, description="all trials together; None without them")
+    tuning_seconds: Seconds | None = Field(None, description="all trials together; None without them")
     folds: tuple[tuple[EpochResult, ...], ...] = Field((), description="epochs of each fold of protocol `kfold`")
     notes: tuple[Note, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)

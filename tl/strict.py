@@ -9,31 +9,51 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tl.errors import ConfigError, nearest
+from tl.text import shortened
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
 else:
     ModelMetaclass = type(BaseModel)  # the class has no public name
 
+SHORTEST, LONGEST = 1e-12, 1e9
+"""Bounds of a duration in seconds. A processor's cycle takes 1e-10 s, and no computer runs for 1e9 s, 31 years."""
+
+
+def _measurable(seconds: float) -> float:
+    if 0 < seconds < SHORTEST:
+        raise ValueError(f"should be 0 or at least {SHORTEST:g}: no clock measures less")
+    return seconds
+
+
+Seconds = Annotated[float, Field(ge=0, le=LONGEST), AfterValidator(_measurable)]
+"""A measured duration. It is 0 where the clock didn't advance."""
+PassSeconds = Annotated[float, Field(ge=1e-6, le=LONGEST)]
+"""The duration of a pass over images, which is never 0: a few calls of Python alone take a microsecond."""
 Amount = Annotated[float, Field(ge=0, le=1e15)]
-"""A measured quantity. What is larger was not measured: 1e15 seconds are 30 million years."""
+"""A measured quantity, such as a load average."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A number of things, such as bytes or images. Larger ones have no place in a column of a data frame."""
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+"""A `Count` that is never 0. (Of two lower bounds for one field, pydantic would take that of the annotation.)"""
 
 
 class _OneLine(ModelMetaclass):
     """Checks calls of the class. A validator would be too slow, since it runs for every part of every record."""
 
-    def __call__(self, /, **given: Any) -> Any:
+    def __call__(self, /, *unnamed: Any, **given: Any) -> Any:
         model: Any = self
+        if unnamed:
+            example = f"{next(iter(model.model_fields))}={shortened(repr(unnamed[0]))}"
+            raise ConfigError(f"{model.__name__}: give each value by its name, such as {example}")
         for name, annotation in _numbers(model).items():
             value = given.get(name)
             if isinstance(value, _CHECKED) and _is_lookalike(value, annotation):
-                raise ConfigError(f"{name}={value!r}: must be a number")
+                raise ConfigError(f"{name}={shortened(repr(value))}: must be a number")
         try:
             return super().__call__(**given)
         except ValidationError as error:
@@ -99,10 +119,6 @@ def _allowed_types(annotation: Any) -> tuple[frozenset[Any], Any]:
     return frozenset(options), inner
 
 
-_LONGEST_VALUE = 200
-"""Most characters of a value in a message."""
-
-
 def _bare(annotation: Any) -> Any:
     """Return the type itself, without its range."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
@@ -127,8 +143,7 @@ def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:
     expected = message[0].lower() + message[1:]
     if first["type"] == "value_error" and isinstance(first["input"], dict):  # values that contradict each other
         return f"{where}: {expected}"
-    value = repr(first["input"])
-    return f"{where}={value if len(value) <= _LONGEST_VALUE else f'{value[:_LONGEST_VALUE]}…'}: {expected}"
+    return f"{where}={shortened(repr(first['input']))}: {expected}"
 
 
 def _part(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:

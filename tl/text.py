@@ -32,6 +32,16 @@ def visible(text: object, keep: str = "") -> str:
     return _HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), str(text))
 
 
+LONGEST_SHOWN = 200
+"""Most characters of a given value in a message."""
+
+
+def shortened(text: object) -> str:
+    """Return text for a message: its beginning and an ellipsis if it is longer than `LONGEST_SHOWN`."""
+    whole = str(text)
+    return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:LONGEST_SHOWN]}…"
+
+
 def visible_json(text: str) -> str:
     """Return JSON that means the same, with hidden characters in its strings as JSON's own escapes."""
     return _HIDDEN.sub(lambda found: found[0] if found[0] in "\n\t" else json.dumps(found[0])[1:-1], text)

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tl import devices, plugins
 from tl.backbones import Backbone, Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
+from tl.calls import Place, checked
 from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
@@ -56,13 +57,14 @@ from tl.weights import Weights
 from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
 
 
+@checked
 def train_model(
     config: TrainConfig,
     splits: Splits,
     *,
     device: str = "auto",
     weights: Weights | None = None,
-    weights_dir: str | Path | None = None,
+    weights_dir: Place | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     keep: Literal["best", "last"] = "best",
     cuda_graphs: bool = True,

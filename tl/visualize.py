@@ -10,22 +10,23 @@ import torch
 
 from tl.backbones import known_names
 from tl.batches import Batches
+from tl.calls import checked
+from tl.datasets import Splits
 from tl.errors import ConfigError
 from tl.folds import evaluated_images
 from tl.images import open_store
 from tl.library import library
+from tl.results import TrainResult
 from tl.specs import find
 from tl.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tl.datasets import Splits
-    from tl.results import TrainResult
-
 WRONG, RIGHT = "#b2182b", "#1a6faf"
 
 
+@checked
 def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0, epoch: int = 0) -> Figure:
     """Show the first `count` training images of an epoch, cropped and flipped as `backbone` gets them.
 
@@ -42,6 +43,7 @@ def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0,
     return _grid([image.numpy() for image in pixels], titles)
 
 
+@checked
 def show_predictions(result: TrainResult, splits: Splits, *, count: int = 16, wrong_first: bool = True) -> Figure:
     """Show validation images with the predicted class, its probability and, if that is wrong, the true class.
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from tl.cache import offline
+from tl.cache import is_folder, offline
 from tl.config import WEIGHTS_POLICIES
 from tl.digest import file_digest
 from tl.errors import ConfigError, WeightsError, not_one_of
@@ -105,9 +105,9 @@ def find(
 
 def check_folder(option: str, folder: Path) -> None:
     """Raise `ConfigError` if a folder of weights, the value of `option`, is none."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConfigError(
-            f"{option}{os.fspath(folder)!r}: {'is not a folder' if folder.exists() else 'no such folder'}"
+            f"{option}{os.fspath(folder)!r}: {'is not a folder' if os.path.lexists(folder) else 'no such folder'}"
         )
 
 
@@ -131,7 +131,8 @@ def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool
     if not checkpoint.url:
         raise WeightsError("no pretrained weights are published for it")
     if not download:
-        raise WeightsError(f"not on this machine; a run downloads them from {checkpoint.url}")
+        what = ", and TL_OFFLINE is set" if offline() else f"; a run downloads them from {checkpoint.url}"
+        raise WeightsError(f"not on this machine{what}")
     if problem := unreachable(checkpoint.url):
         raise WeightsError(f"not on this machine, and {problem}")
     try:

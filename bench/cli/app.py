@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import io
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bench.console import tell
+from bench.console import forget_impossible_sizes, name_output, tell
 from bench.program import READER_GONE, USAGE, end
-from tl.cache import cache_dir
+from tl.cache import cache_dir, check_cache
 from tl.errors import UserError
 from tl.sealed import cache_warnings_to
 
@@ -58,13 +61,15 @@ def main() -> None:
 def run_command_line() -> int:
     """Run the command that the process was called with. Returns its exit status; raises if it can't do its work."""
     _replace_closed_streams()
+    name_output()
+    forget_impossible_sizes()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that can't encode × shows \\xd7
     gc.set_threshold(50_000, 20, 100)  # records are many objects with little garbage: collect rarely
-    # Matplotlib would otherwise write its list of fonts into the home folder.
-    with contextlib.suppress(UserError):  # a command that needs the cache says so itself
-        os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))
+    if "MPLCONFIGDIR" not in os.environ:
+        with contextlib.suppress(OSError):  # without any folder that can be written, matplotlib has to say so
+            os.environ["MPLCONFIGDIR"] = str(_folder_for_fonts())
     called = "tl-bench" if Path(sys.argv[0]).stem == "tl-bench" else "python -m bench"
     _refuse_empty(sys.argv[1:])
     try:
@@ -74,17 +79,33 @@ def run_command_line() -> int:
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None  # typer makes exit status 1 of it, which would mean "regressed"
         raise
-    except typer.Abort:  # Ctrl-C where a command doesn't say more about it, or the input of a question has ended
+    except typer.Abort as error:  # Ctrl-C where a command doesn't say more about it
+        if isinstance(error.__cause__, EOFError):
+            raise error.__cause__ from None  # typer takes it for the end of an answer's input, but we ask nothing
         tell("interrupted")
         raise KeyboardInterrupt from None
     except ClickError as error:
-        raise UserError(error.format_message() + _given(error)) from error
+        raise UserError(error.format_message().replace("Value error, ", "") + _given(error)) from error
     return status if isinstance(status, int) else 0
 
 
 def without_output(lost: OSError) -> int:
     """The exit status of a command that did its work, but whose output was lost."""
     return READER_GONE if isinstance(lost, BrokenPipeError) else USAGE
+
+
+def _folder_for_fonts() -> Path:
+    """Return a folder for matplotlib's list of fonts, which it would otherwise write into the home folder.
+
+    It is in the cache. Where that can't be used, a temporary folder keeps matplotlib from printing lines about it; a
+    command that needs the cache says so itself.
+    """
+    with contextlib.suppress(UserError):
+        if not check_cache():
+            return cache_dir() / "matplotlib"
+    folder = tempfile.mkdtemp(prefix="tl-bench-fonts-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _replace_closed_streams() -> None:

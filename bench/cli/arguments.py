@@ -7,12 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from tl.cache import user_path
 from tl.errors import ConfigError
 
+
+def expanded(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Expand `~` in a path: shells don't where it follows an equals sign, as in `--results=~/runs`."""
+    return None if path is None else user_path(f"{param.opts[0]} ", path)
+
+
 RunsArgument = Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs below --results, or folders.")]
-ResultsOption = Annotated[Path, typer.Option(help="The folder where runs are kept.")]
-ReportsOption = Annotated[Path, typer.Option(help="The folder where reports go.")]
-HiddenOut = Annotated[Path | None, typer.Option("--out", hidden=True)]
+ResultsOption = Annotated[Path, typer.Option(callback=expanded, help="The folder where runs are kept.")]
+ReportsOption = Annotated[Path, typer.Option(callback=expanded, help="The folder where reports go.")]
+HiddenOut = Annotated[Path | None, typer.Option("--out", callback=expanded, hidden=True)]
 """The old name of `--results` of `run` and of `--reports` of `report`."""
 ImagesOption = Annotated[
     bool,
@@ -23,7 +30,8 @@ FormatOption = Annotated[
     typer.Option(help="md, html or json.", show_default="by --output's ending, else md"),
 ]
 OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write to this file.", show_default="standard output")
+    Path | None,
+    typer.Option("--output", "-o", callback=expanded, help="Write to this file.", show_default="standard output"),
 ]
 MetricOption = Annotated[
     list[str] | None,
@@ -42,7 +50,8 @@ def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
     """Load the files. Typer calls this for every command with the option, before it parses the other options."""
     from bench.analysis.plugins import load_plugins
 
-    load_plugins(paths or ())
+    paths = [user_path("--plugin ", path) for path in paths or ()]
+    load_plugins(paths)
     return paths
 
 

@@ -42,9 +42,11 @@ def compare(
 ) -> None:
     """Compare runs, or the regimes, devices, … of one run: worse, better, the same or undecided."""
     from bench.compare.changes import compare as compare_sides
-    from bench.compare.sides import read_sides
+    from bench.compare.sides import inputs_of, read_sides
+    from bench.store.runs import check_target
 
     found = read_sides(sides, by=by, base=base, results=results)
+    check_target(output, [*inputs_of(sides, by=by, results=results), *(plugin or ())])
     comparison = compare_sides(found, metrics=metric or ())
     from bench.compare.render import show
 

@@ -29,16 +29,18 @@ def export(
     plugin: PluginOption = None,
 ) -> None:
     """Print one row per cell; results/README.md describes the columns."""
-    from bench.store.runs import find_runs
+    from bench.store.runs import check_target, find_runs
 
+    found = find_runs(runs, results)
+    check_target(output, [*(run.folder for run in found), *(plugin or ())])
     if to:
         from bench.export.trackers import export_to
         from tl.text import visible
 
         if format or raw:
             raise ConfigError(f"--to {to} has a format of its own; leave out --{'format' if format else 'raw'}")
-        print(visible(export_to(to, find_runs(runs, results), output, reports)))
+        print(visible(export_to(to, found, output, reports)))
         return
     from bench.export.formats import export_runs
 
-    export_runs(find_runs(runs, results), format or "csv", output, raw=raw)
+    export_runs(found, format or "csv", output, raw=raw)

@@ -16,6 +16,7 @@ from bench.cli.arguments import (
     PluginOption,
     ResultsOption,
     SidesArgument,
+    expanded,
 )
 from bench.cli.compare import put
 from tl.errors import ConfigError
@@ -32,7 +33,10 @@ def gate(
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A TOML file with tables tool.bench.gate.rule.", show_default="pyproject.toml")
+        Path | None,
+        typer.Option(
+            callback=expanded, help="A TOML file with tables tool.bench.gate.rule.", show_default="pyproject.toml"
+        ),
     ] = None,
     metric: MetricOption = None,
     format: FormatOption = None,
@@ -43,11 +47,13 @@ def gate(
     """Fail on a regression. Exit status: 0 passed, 1 regressed, 2 error, 3 incomplete, 4 not comparable."""
     from bench.compare.changes import compare as compare_sides
     from bench.compare.gate import GATE_LEVEL, decide, read_rules
-    from bench.compare.sides import read_sides
+    from bench.compare.sides import inputs_of, read_sides
+    from bench.store.runs import check_target
 
     if len(sides) != 2:
         raise ConfigError(f"{' '.join(sides)}: a gate has two sides, BASE and NEW, not {len(sides)}")
     found = read_sides(sides, results=results)
+    check_target(output, [*inputs_of(sides, results=results), config or Path("pyproject.toml"), *(plugin or ())])
     repeats = {cell.repeats for side in found for cell in side.cells.values()}
     rules = read_rules(config, rule or [], repeats=repeats, metrics=metric or ())
     comparison = compare_sides(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)

@@ -18,6 +18,7 @@ from bench.cli.arguments import (
     PluginOption,
     ReportsOption,
     ResultsOption,
+    expanded,
     renamed,
 )
 from bench.console import LastingOutput, discard, say, tell
@@ -58,7 +59,9 @@ def run(
         str | None, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
     ] = None,
     weights: Annotated[str, typer.Option(help="auto, pretrained or random.")] = "auto",
-    weights_dir: Annotated[Path | None, typer.Option(help="A folder of weight files to search first.")] = None,
+    weights_dir: Annotated[
+        Path | None, typer.Option(callback=expanded, help="A folder of weight files to search first.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="The run's folder below --results.", show_default="from the grid's name")
     ] = None,
@@ -120,6 +123,7 @@ def run(
 
     from bench.execution.signals import ending_as_interrupt
     from bench.report.live import LivePage
+    from bench.report.written import check_report
     from bench.sweep.adaptive import make_goal
     from bench.sweep.folder import check_output
     from bench.sweep.options import make_options
@@ -164,9 +168,15 @@ def run(
     if report:
         check_output(reports)
     sweeps: list[Sweep] = []
+
+    def planned(sweep: Sweep) -> None:
+        if report:  # before hours of training
+            check_report(reports, sweep.run.folder.name)
+        sweeps.append(sweep)
+
     with ending_as_interrupt():  # until the live page has ended too
         try:
-            records = run_sweep(chosen, options, console, goal=goal, on_plan=sweeps.append)
+            records = run_sweep(chosen, options, console, goal=goal, on_plan=planned)
         except BaseException as error:
             for sweep in sweeps:
                 page.end(sweep.run)

@@ -32,6 +32,7 @@ from bench.compare.sides import (
     compared_by_default,
 )
 from tl.errors import UserError, not_one_of
+from tl.text import shortened
 
 ChangeVerdict = Literal["worse", "better", "same", "inconclusive", "too few samples", "not comparable", "unknown"]
 Order = Literal["in turn", "not in turn", "unknown", "no pairs"]
@@ -268,7 +269,7 @@ def _is_due(name: str, base: SideCell, new: SideCell, asked: Collection[str]) ->
 
 def _nothing_in_common(base: Side, others: Sequence[Side]) -> str:
     def first(side: Side) -> str:
-        return f"{side.name} has {next((cell.label for cell in side.cells.values()), 'no cells')}"
+        return f"{side.name} has {shortened(next((cell.label for cell in side.cells.values()), 'no cells'))}"
 
     labels = {cell.label for cell in base.cells.values()}
     alike = any(cell.label in labels for side in others for cell in side.cells.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from bench.compare.render import change_text, unknown_lines
 from bench.compare.rules import Rule
 from bench.compare.sides import SOURCE, Repeats
 from tl.cache import read_text
-from tl.errors import ConfigError, UserError, not_one_of
+from tl.errors import ConfigError, not_one_of
 
 PASSED, REGRESSED, INCOMPLETE, NOT_COMPARABLE = 0, 1, 3, 4
 TABLE = "tool.bench.gate"
@@ -102,14 +104,14 @@ def read_rules(
     repeats: Collection[Repeats] = ("seed", "round"),
     metrics: Collection[str] = (),
 ) -> list[Rule]:
-    """Read the rules of `[tool.bench.gate]` in a TOML file, then those of options. Raises `ConfigError`.
+    """Read the rules of `[tool.bench.gate]` in a TOML file, then those of options. Raises `UserError`.
 
     A project's file serves gates of runs and of benchmarks. So its rules that can't apply are left out: those for
     metrics of runs if there are only benchmarks, those for `seconds` if there are only runs, and those for metrics that
     are not compared. Such a rule in an option is a mistake.
 
     Args:
-        file: a file, which must have rules; None for `pyproject.toml` in `folder`, if it exists.
+        file: a file, which must have rules; None for `pyproject.toml` in `folder`, if there is one.
         given: rules in the syntax of `--rule`.
         folder: folder of `pyproject.toml`.
         repeats: what the samples of the sides are; see `SideCell.repeats`.
@@ -117,7 +119,7 @@ def read_rules(
     """
     place = folder / "pyproject.toml" if file is None else file
     rules: list[Rule] = []
-    if place.is_file():
+    if file is not None or os.path.lexists(place):  # what can't be read is a mistake, not an absence of rules
         try:
             content: Any = tomllib.loads(read_text(place, LARGEST))
         except ValueError as error:
@@ -125,10 +127,12 @@ def read_rules(
         rules += [_rule(f"{place}: {TABLE}", each) for each in _tables(place, content)]
         if file is not None and not rules:
             raise ConfigError(f"{place}: has no rules; write them as tables [[{TABLE}.rule]]")
-    elif file is not None:
-        raise UserError(f"{file}: no such file")
     rules = [rule for rule in rules if not rule.is_elsewhere(repeats, metrics)]
     return rules + [_rule(f"--rule {text!r}", _parsed(text)) for text in given]
+
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+"""A number as everyone writes it. Python's `float` also takes `1_5`, digits of other scripts, and `nan`."""
 
 
 def _tables(place: Path, content: Any) -> list[Mapping[str, Any]]:
@@ -158,10 +162,9 @@ def _parsed(text: str) -> dict[str, Any]:
             raise ConfigError(f"--rule {text!r}: {part.strip()!r}: must be NAME=VALUE")
         if name in table:
             raise ConfigError(f"--rule {text!r}: {name}: given twice")
-        try:
-            table[name] = value if name == "cells" else float(value)
-        except ValueError:
-            raise ConfigError(f"--rule {text!r}: {name}={value!r}: must be a number") from None
+        if name != "cells" and not _NUMBER.fullmatch(value):
+            raise ConfigError(f"--rule {text!r}: {name}={value!r}: must be a number such as 1.05")
+        table[name] = value if name == "cells" else float(value)
     if not colon or not metric.strip():
         raise ConfigError(f"--rule {text!r}: must be like 'epoch_seconds: factor=1.1, cells=*frozen*'")
     return table

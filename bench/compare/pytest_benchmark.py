@@ -8,28 +8,36 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from tl.cache import read_text
 from tl.errors import UserError
+from tl.strict import Seconds
+from tl.text import shortened
 
 LARGEST = 256 << 20
 """Largest size of a file, in bytes: ten million raw times."""
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""A raw time. A clock that is too coarse for what it times gives 0."""
+LARGEST_COUNT = 2**63
+"""Counters are smaller, so that every program that reads our JSON has them exactly."""
 
 
-class Stats(BaseModel):
+class _Part(BaseModel):
+    """A part of a file, of which we read some fields. Text is no number, and neither is `true`."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Stats(_Part):
     """The times of one benchmark."""
 
     data: list[Seconds] = Field(min_length=1)
-    """Raw times, in seconds."""
+    """Raw times. A clock that is too coarse for what it times gives 0."""
 
 
-class Benchmark(BaseModel):
+class Benchmark(_Part):
     """One benchmark, run by one process."""
 
     fullname: str = Field(min_length=1)
@@ -37,8 +45,16 @@ class Benchmark(BaseModel):
     extra_info: dict[str, Any] = {}
     """Whole numbers are exact counters, texts are conditions of the times; other values are not compared."""
 
+    @field_validator("extra_info")
+    @classmethod
+    def _counts(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, one in value.items():
+            if type(one) is int and abs(one) >= LARGEST_COUNT:
+                raise ValueError(f"{shortened(repr(name))} has {len(str(abs(one)))} digits: counters are below 2**63")
+        return value
 
-class Processor(BaseModel):
+
+class Processor(_Part):
     """The processor according to py-cpuinfo, which may not know it."""
 
     brand_raw: str = Field("", validation_alias=AliasChoices("brand_raw", "brand"))
@@ -46,7 +62,7 @@ class Processor(BaseModel):
     count: int | None = None
 
 
-class Machine(BaseModel):
+class Machine(_Part):
     """The machine. pytest-benchmark has no field `packages`; a hook in a project's conftest can add it."""
 
     node: str = ""
@@ -71,14 +87,14 @@ class Machine(BaseModel):
         return {**self.packages, **own}
 
 
-class Commit(BaseModel):
+class Commit(_Part):
     """The commit that was measured."""
 
     id: str = ""
     dirty: bool = False
 
 
-class BenchmarkFile(BaseModel):
+class BenchmarkFile(_Part):
     """Everything that one process measured."""
 
     machine_info: Machine
@@ -97,13 +113,15 @@ class BenchmarkFile(BaseModel):
             # Older versions wrote UTC without saying so.
             return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{value!r} is not a date and time such as 2026-01-31T12:00:00+00:00") from error
+            raise ValueError(
+                f"{shortened(repr(value))} is not a date and time such as 2026-01-31T12:00:00+00:00"
+            ) from error
 
     @model_validator(mode="after")
     def _each_once(self) -> BenchmarkFile:
         names = [one.fullname for one in self.benchmarks]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"contains {twice} twice")
+            raise ValueError(f"contains {shortened(twice)} twice")
         return self
 
     @property
@@ -126,7 +144,7 @@ class BenchmarkFile(BaseModel):
 
 def read(path: Path) -> BenchmarkFile:
     """Read a file. Raises `UserError` if it is not from pytest-benchmark, or has no raw data."""
-    text = read_text(path, LARGEST).removeprefix("\ufeff")
+    text = read_text(path, LARGEST)
     try:
         data = json.loads(text)
     except RecursionError as error:
@@ -150,5 +168,4 @@ def read(path: Path) -> BenchmarkFile:
 def _about_stats(error: ErrorDetails, said: str) -> str:
     if error["type"] in ("missing", "too_short"):
         return "no raw data: write the file with --benchmark-json, or add --benchmark-save-data"
-    given = repr(error["input"])
-    return f"raw time {given[:50]}{'…' * (len(given) > 50)}: {said}"
+    return f"raw time {shortened(repr(error['input']))}: {said}"

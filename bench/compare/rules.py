@@ -23,17 +23,18 @@ class Rule(Strict):
     cells: str = Field("*", description="a cell's label, or a pattern")
     factor: float | None = Field(None, gt=1, description="for times and memory: a smaller change doesn't count")
     points: float | None = Field(None, gt=0, description="for shares: a smaller change, in points, doesn't count")
-    max: float | None = Field(None, description="largest allowed mean of the new side, in the metric's unit")
-    min: float | None = Field(None, description="smallest allowed mean; for counters, max and min hold for each value")
+    max: float | None = Field(None, ge=0, description="largest allowed mean of the new side, in the metric's unit")
+    min: float | None = Field(
+        None, ge=0, description="smallest allowed mean; for counters, max and min hold for each value"
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> Rule:
         given = {"factor": self.factor, "points": self.points, "max": self.max, "min": self.min}
         if all(value is None for value in given.values()):
             raise ConfigError("a rule needs factor, points, max or min")
-        for name, value in given.items():
-            if value is not None and not math.isfinite(value):
-                raise ConfigError(f"{name}={value}: must be finite")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ConfigError(f"min={self.min:g}, max={self.max:g}: no value is at least min and at most max")
         return self
 
     def fits(self, metric: str, cell: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,6 +174,14 @@ def read_sides(
     return _levels([_load(run) for run in find_runs(names, results)], by, base)
 
 
+def inputs_of(names: Sequence[str], *, by: Axis = "run", results: Path = Path("results")) -> list[Path]:
+    """The folders of runs and the files that `read_sides` reads. Raises `UserError`."""
+    if by != "run":
+        return [run.folder for run in find_runs(names, results)]
+    places = [_places(name, results) for name in names]
+    return [path for runs, files in places for path in (*(run.folder for run in runs), *files)]
+
+
 def _called(names: Sequence[str]) -> list[str]:
     """Short names of the sides; full names if short ones are not unique."""
     short = [",".join(Path(part).name or part for part in name.split(",")) for name in names]
@@ -188,7 +197,7 @@ def _places(name: str, results: Path) -> tuple[list[RunFolder], list[Path]]:
         place = Path(part)
         if place.is_file():
             files.append(place)
-        elif place.is_dir() and not any((run / "manifest.json").is_file() for run in (place, results / part)):
+        elif place.is_dir() and not any(os.path.lexists(run / "manifest.json") for run in (place, results / part)):
             files += _files_in(place, results)
         elif place.exists() and not place.is_dir():
             raise UserError(f"{part}: is neither a folder nor a regular file")

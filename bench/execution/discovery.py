@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.execution.base import Executor
 from tl import plugins
-from tl.cache import cache_dir
+from tl.cache import cache_dir, check_cache
 from tl.errors import UserError
 from tl.machine import cpu_name
 from tl.sealed import read_or_warn, write_sealed
@@ -21,8 +21,10 @@ from tl.sources import SOURCES
 def backbone_names(executor: Executor) -> dict[str, list[str]]:
     """Source → names of its backbones. They are cached until a library, package or script that adds some changes.
 
-    A damaged file is noticed by its digest. It is rebuilt, with a `CacheWarning`.
+    A damaged file is noticed by its digest. It is rebuilt, with a `CacheWarning`. Raises `UserError` if the cache can't
+    be a folder.
     """
+    check_cache()
     versions = {name: source.versions for name, source in SOURCES.items()}
     deciding = json.dumps([versions, plugins.fingerprint()])
     path = cache_dir() / f"backbones-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"

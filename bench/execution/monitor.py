@@ -112,9 +112,9 @@ def busy_warning() -> str:
 def shares(before: Counters, after: Counters, cores: int) -> tuple[float, float]:
     """Shares in [0, 1] of the cores' time that other processes used and that the hypervisor took away."""
     # Counters are rounded, and some kernels count stolen time as the process's own: the difference can be negative.
-    other = max(0.0, (after.busy - before.busy) - (after.own - before.own))
+    other, stolen = (after.busy - before.busy) - (after.own - before.own), after.stolen - before.stolen
     whole = (after.at - before.at) * cores
-    return min(1.0, other / whole), min(1.0, (after.stolen - before.stolen) / whole)
+    return min(1.0, max(0.0, other) / whole), min(1.0, max(0.0, stolen) / whole)
 
 
 def read_counters() -> Counters | None:

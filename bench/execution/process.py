@@ -17,7 +17,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
@@ -37,7 +37,7 @@ from bench.execution.signals import (
     ignore_terminal_signals,
     signals_delivered,
 )
-from tl.errors import UserError
+from tl.errors import ConfigError, UserError
 from tl.machine import lift_memory_limit, limit_memory
 
 PRELOAD = "bench.execution.worker"
@@ -60,8 +60,10 @@ class ProcessExecutor:
             self._context.set_forkserver_preload([preload])
 
     def prepare(self) -> None:
-        """Load the libraries into the fork server."""
-        self.call(GET_READY)
+        """Load the libraries into the fork server. Raises `UserError` if that can't be done."""
+        outcome = self.call(GET_READY)
+        if outcome.status != "done":
+            raise UserError(f"no cell can run: {outcome.reason}")
 
     def devices(self) -> dict[str, str]:
         """Devices of this machine."""
@@ -72,22 +74,31 @@ class ProcessExecutor:
         run_one_by_one(self, jobs, events, stop)
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
-        """See `bench.execution.base.Executor`."""
+        """See `bench.execution.base.Executor`. Raises `ConfigError` for a script that `end_if_imported` ends."""
         ours, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work, args=(theirs, function, arguments, limits))
-        if self._context.get_start_method() == "forkserver":
-            _start_server()
         before = log_size(limits.log)
-        started = time.perf_counter()
-        deadline = None if limits.seconds is None else started + limits.seconds
         try:
-            process.start()
+            if self._context.get_start_method() == "forkserver":
+                _start_server()
+            started = time.perf_counter()
+            deadline = None if limits.seconds is None else started + limits.seconds
+            try:
+                process.start()
+            except (EOFError, OSError) as error:  # the server has ended, or can't be reached
+                return _not_started(error, time.perf_counter() - started)
             theirs.close()
             end = _receive(ours, process, deadline, on_event)
         finally:
             _kill_group(process)
             ours.close()
+            theirs.close()
         wall = time.perf_counter() - started
+        if end == "gone" and process.exitcode == _IMPORTED:
+            raise ConfigError(
+                "this script calls bench.run when it is imported, and the processes of cells import it: put the call "
+                'below `if __name__ == "__main__":`'
+            )
         if end == "timeout":
             reason = f"took longer than the timeout of {limits.seconds:g} s"
             return Outcome(status="timeout", reason=reason, wall_seconds=wall)
@@ -97,6 +108,20 @@ class ProcessExecutor:
         if end.status == "oom" and limits.memory_bytes:
             reason = f"{reason} (limit: {readable(limits.memory_bytes)})"
         return replace(end, reason=reason, wall_seconds=wall)
+
+
+_IMPORTED = 91
+"""Exit status of a process that `end_if_imported` ends."""
+
+
+def end_if_imported() -> None:
+    """End this process if it is that of a cell which still imports the script that started the sweep.
+
+    The script would otherwise start the same sweep again in there, and multiprocessing refuses that at length. The
+    parent's `ProcessExecutor.call` raises in its place.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(_IMPORTED)
 
 
 HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
@@ -178,6 +203,27 @@ def _lives(pid: int) -> bool:
         return False
 
 
+def _not_started(error: EOFError | OSError, wall: float) -> Outcome:
+    """The outcome of a call whose process could not be started."""
+    if isinstance(error, EOFError | ConnectionError):
+        reason = "the process that cells are forked from ended while it started, as it does when memory runs out"
+        most = _address_space()
+        reason += f" (this program may use {readable(most)}; see `ulimit -v`)" if most else ""
+    else:
+        reason = f"its process can't be started: {error.strerror or error}"
+    return Outcome(status="failed", reason=reason, wall_seconds=wall)
+
+
+def _address_space() -> int | None:
+    """The limit of `ulimit -v`, in bytes; None if there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if most == resource.RLIM_INFINITY else most
+
+
 def _died(exit_code: int | None, wall: float, limits: Limits, output: str) -> Outcome:
     """The outcome of a process that ended without sending one; `output` is the end of its log."""
     if exit_code == -signal.SIGKILL:
@@ -249,12 +295,34 @@ def _start_server() -> None:
     not be lost: the server inherits that they are held back, and this process receives them when it is started.
     """
     if threading.current_thread() is not threading.main_thread():  # a node's worker, which has no terminal
-        forkserver.ensure_running()
+        with _without_working_folder():
+            forkserver.ensure_running()
         return
     block_terminal_signals()
     try:
-        resource_tracker.ensure_running()
-        block_terminal_signals()  # starting the tracker has undone it for SIGINT
-        forkserver.ensure_running()
+        with _without_working_folder():
+            resource_tracker.ensure_running()
+            block_terminal_signals()  # starting the tracker has undone it for SIGINT
+            forkserver.ensure_running()
     finally:
         deliver_terminal_signals()
+
+
+@contextlib.contextmanager
+def _without_working_folder() -> Iterator[None]:
+    """Make Python processes that start here look for modules where this one does, and not in the working folder.
+
+    A `random.py` of the user's there would otherwise replace the standard library's.
+    """
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_SAFE_PATH)
+        if before is not None:
+            os.environ[_SAFE_PATH] = before
+
+
+_SAFE_PATH = "PYTHONSAFEPATH"
+"""An environment variable of Python's, as its option `-P`."""

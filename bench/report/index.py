@@ -12,6 +12,7 @@ from urllib.parse import quote
 from bench.report.answers import Headline, answers, headlines
 from bench.report.pages import environment_for, style
 from bench.report.summary import summarise
+from bench.report.written import check_replaceable
 from bench.store.runs import RunFolder
 from tl.cache import write_atomic
 from tl.errors import UserError
@@ -39,14 +40,14 @@ class IndexRow:
 def write_index(runs: Iterable[RunFolder], folder: Path) -> Path:
     """Write `folder/index.html` and return its path. A run that can't be read is listed with the reason.
 
-    Raises `UserError` when the folder can't be written.
+    Raises `UserError` when the folder can't be written, or has a file `index.html` that this function didn't write.
     """
-    runs = list(runs)
+    path, runs = folder / "index.html", list(runs)
+    check_replaceable(path)
     names = Counter(run.folder.resolve().name for run in runs)
     rows = [_row(run, folder, linked=names[run.folder.resolve().name] == 1) for run in runs]
     rows.sort(key=lambda row: row.started, reverse=True)
     page = environment_for("html").get_template("index.html.j2").render(rows=rows, style=style())
-    path = folder / "index.html"
     try:
         write_atomic(path, page)
     except OSError as error:

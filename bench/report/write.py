@@ -23,6 +23,7 @@ from bench.report.pages import environment_for, html_table, markdown_table, scri
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
 from bench.report.summary import Summary, summarise
 from bench.report.tables import cells_table, claims_table, columns, priorities_table, speed_up_table
+from bench.report.written import check_replaceable, check_report
 from bench.store.runs import RunFolder
 from tl.cache import write_atomic
 from tl.datasets import Splits
@@ -34,8 +35,10 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
     """Write `folder/NAME.md`, with pictures in `folder/NAME/`, and `folder/NAME.html`. Returns both paths.
 
     NAME is the summary's name. `images` are those of the first run, or the reason why the report has no pictures. An
-    older report of that name is replaced. Raises `UserError` if the folder can't be written.
+    older report of that name is replaced. Raises `UserError` if the folder can't be written, or if that would replace a
+    file that no report wrote.
     """
+    check_report(folder, summary.name)
     name, drawn = summary.name, figures.draw(summary)
     shown = [] if isinstance(images, str) else galleries(summary, images)
     more = {"figures": drawn, "galleries": shown, "no_pictures": images if isinstance(images, str) else ""}
@@ -80,6 +83,7 @@ def write_live(run: RunFolder, folder: Path, *, ended: bool = False) -> Path:
         "written": f"{datetime.now(UTC):%H:%M:%S} UTC",
     }
     path = folder / f"{summary.name}.html"
+    check_replaceable(path)
     try:
         write_atomic(path, _page("html", summary, more | _for_html(summary, {})))
     except OSError as error:

@@ -12,7 +12,7 @@ from pydantic import Field
 from tl.gpu import GpuState
 from tl.machine import cpu_name, usable_cores
 from tl.sources import SOURCES, package_version
-from tl.strict import Strict
+from tl.strict import Amount, Count, Share, Strict
 
 
 def network_packages() -> tuple[str, ...]:
@@ -31,8 +31,8 @@ class Environment(Strict):
     python: str
     system: str
     cpu: str
-    cores: int = Field(description="logical cores that the process may run on")
-    memory_bytes: int = Field(description="the machine's main memory")
+    cores: Count = Field(description="logical cores that the process may run on")
+    memory_bytes: Count = Field(description="the machine's main memory")
     packages: dict[str, str] = Field(description="package → version, without packages that are not installed")
     git_commit: str = Field("", description="commit of this suite's checkout; empty if it is not a checkout")
     git_dirty: bool | None = Field(None, description="true if tracked files differ from that commit")
@@ -59,13 +59,13 @@ class MachineState(Strict):
     """The state of the machine while one cell ran. Unknown values are None or empty, never 0."""
 
     governor: str = Field("", description="clock governor of the first core; empty if the system doesn't report it")
-    load_before: float | None = Field(None, description="load average over one minute, before the cell")
-    load_after: float | None = None
-    memory_available_bytes: int | None = Field(None, description="memory available without swapping, before the cell")
-    other_cpu_share: float | None = Field(
+    load_before: Amount | None = Field(None, description="load average over one minute, before the cell")
+    load_after: Amount | None = None
+    memory_available_bytes: Count | None = Field(None, description="memory available without swapping, before the cell")
+    other_cpu_share: Share | None = Field(
         None, description="CPU time of processes outside this suite ÷ (wall time × usable cores); Linux only"
     )
-    steal_share: float | None = Field(
+    steal_share: Share | None = Field(
         None, description="time that the hypervisor gave to others ÷ (wall time × usable cores); Linux only"
     )
     cpu_capability: str = Field("", description="instruction set that torch's CPU kernels use")

@@ -36,7 +36,7 @@ from tl.config import TrainConfig
 from tl.findings import Duplicate, LeftOut
 from tl.regimes import REGIMES
 from tl.results import EpochResult, TrainResult
-from tl.strict import Amount, Count, Strict
+from tl.strict import Count, Positive, Seconds, Strict
 from tl.weights import Weights
 
 SCHEMA_VERSION = 8
@@ -143,7 +143,7 @@ class Record(Strict):
     cell_id: str
     cell: Cell
     dataset: str
-    train_images: Count = Field(description="images per training epoch; for protocol `kfold`, summed over its folds")
+    train_images: Positive = Field(description="images per training epoch; for protocol `kfold`, summed over its folds")
     fallback: str = Field("", description="why the images are synthetic; empty for real images")
     weights: Weights | None = Field(description="weights that the backbone started from; None if none were available")
     status: Status
@@ -159,7 +159,7 @@ class Record(Strict):
     attempts: Count | None = Field(
         None, description="how often the cell was started; more than once if its node of a cluster was lost"
     )
-    wall_seconds: Amount = Field(description="wall time from the start of the cell's process to its end")
+    wall_seconds: Seconds = Field(description="wall time from the start of the cell's process to its end")
     allocator: str = Field("", description="setting of the C library's allocator during the cell")
     environment: Environment
     machine: MachineState | None = Field(None, description="None before version 3, and if the cell did not start")
@@ -223,12 +223,13 @@ class DatasetIdentity(Strict):
 
     name: str
     digest: str
-    classes: tuple[str, ...]
-    train_images: int = Field(description="number of images in `train/`")
+    classes: tuple[str, ...] = Field(min_length=1)
+    train_images: Positive = Field(description="number of images in `train/`")
     val_files: tuple[str, ...] = Field(
-        description="files in the order of every record's predictions; for protocol `kfold` all images, `train/` first"
+        min_length=1,
+        description="files in the order of every record's predictions; for protocol `kfold` all images, `train/` first",
     )
-    val_labels: tuple[int, ...]
+    val_labels: tuple[Count, ...] = Field(description="index of each file's class")
     fallback: str = Field("", description="why the images are synthetic; empty for real images")
     left_out: tuple[LeftOut, ...] | None = Field(
         None,
@@ -237,6 +238,14 @@ class DatasetIdentity(Strict):
     duplicates: tuple[Duplicate, ...] | None = Field(
         None, description="images that are the same file; None before version 7"
     )
+
+    @model_validator(mode="after")
+    def _every_image_has_a_class(self) -> DatasetIdentity:
+        if len(self.val_labels) != len(self.val_files):
+            raise ValueError(f"val_files has {len(self.val_files)} files and val_labels {len(self.val_labels)} labels")
+        if max(self.val_labels) >= len(self.classes):
+            raise ValueError(f"val_labels has class {max(self.val_labels)}, and there are {len(self.classes)}")
+        return self
 
     @property
     def findings(self) -> tuple[LeftOut | Duplicate, ...]:
@@ -265,13 +274,22 @@ class Manifest(Strict):
     weights: dict[str, dict[str, Weights]] = Field(
         description="policy → backbone → weights, resolved once and then kept; see `resolved`"
     )
-    cells: dict[str, Cell] = Field(description="id → cell, for all cells planned so far, in their order")
-    invocations: tuple[Invocation, ...]
+    cells: dict[str, Cell] = Field(min_length=1, description="id → cell, for all cells planned so far, in their order")
+    invocations: tuple[Invocation, ...] = Field(min_length=1)
 
     @field_validator("protocol")
     @classmethod
     def _upgraded(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {**{name: value for name, value in AS_BEFORE.items() if name not in USUAL}, **given}
+
+    @model_validator(mode="after")
+    def _cells_are_of_its_images(self) -> Manifest:
+        for cell_id, cell in self.cells.items():
+            if cell.dataset_digest != self.dataset.digest:
+                raise ValueError(
+                    f"cell {cell_id} is of images {cell.dataset_digest[:8]}, not {self.dataset.digest[:8]}"
+                )
+        return self
 
     @property
     def resolved(self) -> dict[WeightsKey, Weights]:

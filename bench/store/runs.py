@@ -4,7 +4,7 @@ results/NAME/manifest.json            the plan: data, weights, cells and the com
 results/NAME/cells/CELL_ID.json       one record per cell: done, failed, oom, timeout, skipped or diverged
 results/NAME/logs/CELL_ID.log         output of the cell's process; there is no file if it printed nothing
 results/NAME/superseded/…             records without a result that a later attempt replaced
-results/NAME/set-aside/…              damaged records; their cells run again
+results/NAME/set-aside/…              damaged records, whose cells run again, and records of other images
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from typing import Any, TypeVar
 from pydantic_core import from_json
 from pydantic_core import to_json as compact_json
 
+from bench.console import tell
+from bench.store.consistency import contradiction
 from bench.store.records import SCHEMA_VERSION, SEALED_SINCE, Manifest, Record
 from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import read_bounded, to_json, write_atomic
 from tl.errors import ConfigError, UserError
 from tl.regimes import REGIMES
+from tl.text import shortened
 
 _RESERVE, _RESERVED_BYTES, _BYTES_PER_IMAGE = ".reserve", 1 << 20, 200
 """The file that reserves disk space, its size without predictions, and its bytes per image. The two predictions of an
@@ -39,6 +42,10 @@ _MOST_BYTES = 1 << 30
 
 class Damaged(UserError):
     """The content of a run's file is not what this suite wrote."""
+
+
+class Foreign(Damaged):
+    """A record is of other images than its run: it belongs to another run, and was put here by hand."""
 
 
 class RunFolder:
@@ -55,7 +62,7 @@ class RunFolder:
         Raises `UserError` if this folder is not a run, or if the manifest is damaged or from a newer version.
         """
         path = self.folder / "manifest.json"
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise UserError(f"{self.folder}: not a run: it has no manifest.json")
         return _parse(path, Manifest)
 
@@ -66,37 +73,40 @@ class RunFolder:
     def records(self) -> dict[str, Record]:
         """Cell id → record, in the order in which the cells were planned.
 
-        Raises `UserError` as `manifest` does, and if a record is damaged.
+        Records of other images than the run's are left out, with a line on standard error. Raises `UserError` as
+        `manifest` does, and if a record is damaged.
         """
-        found = {}
+        manifest, found, foreign = self.manifest(), {}, []
         with _without_collector():
-            for path, record in self._read():
-                if isinstance(record, Damaged):
+            for path, record in self._read(manifest):
+                if isinstance(record, Foreign):
+                    foreign.append(record)
+                elif isinstance(record, Damaged):
                     raise UserError(f"{record}; `bench run` sets it aside and runs its cell again") from record
-                found[path.stem] = record
-        planned = [cell_id for cell_id in self.manifest().cells if cell_id in found]
+                else:
+                    found[path.stem] = record
+        if foreign:
+            more = f" (and {len(foreign) - 1} more like it)" if len(foreign) > 1 else ""
+            tell(f"WARNING: {foreign[0]}; it is left out{more}")
+        planned = [cell_id for cell_id in manifest.cells if cell_id in found]
         return {cell_id: found[cell_id] for cell_id in dict.fromkeys([*planned, *found])}
 
     def survey(self) -> tuple[dict[str, Record], dict[Path, str]]:
-        """Cell id → intact record, and path of a damaged record → what is wrong with it.
+        """Cell id → intact record, and path of a damaged or foreign record → what is wrong with it.
 
-        Raises `UserError` if a file can't be read: then it is unknown whether the record is damaged.
+        Raises `UserError` as `manifest` does, and if a file can't be read: then it is unknown whether it is damaged.
         """
         with _without_collector():
-            read = dict(self._read())
+            read = dict(self._read(self.manifest()))
         intact = {path.stem: record for path, record in read.items() if isinstance(record, Record)}
         return intact, {path: str(error) for path, error in read.items() if isinstance(error, Damaged)}
 
-    def _read(self) -> Iterator[tuple[Path, Record | Damaged]]:
+    def _read(self, manifest: Manifest) -> Iterator[tuple[Path, Record | Damaged]]:
         for path in sorted((self.folder / "cells").glob("*.json")):
             try:
-                record = _parse(path, Record)
-                if path.stem != record.cell_id or not record.cell.was_called(record.cell_id):
-                    raise Damaged(f"{path}: damaged: its content is that of cell {record.cell.id}")
+                yield path, _read_record(path, manifest)
             except Damaged as error:
                 yield path, error
-            else:
-                yield path, record
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write the manifest atomically. Raises `OSError`."""
@@ -254,6 +264,19 @@ def _parse(path: Path, kind: type[Format]) -> Format:
         raise Damaged(f"{path}: damaged: {error}") from error
 
 
+def _read_record(path: Path, manifest: Manifest) -> Record:
+    """Read a record of the run with this manifest. Raises `Damaged`, or `UserError` if it can't be read."""
+    record = _parse(path, Record)
+    if path.stem != record.cell_id or not record.cell.was_called(record.cell_id):
+        raise Damaged(f"{path}: damaged: its content is that of cell {record.cell.id}")
+    theirs, ours = record.cell.dataset_digest, manifest.dataset.digest
+    if theirs != ours:
+        raise Foreign(f"{path}: is of another run: its images are {theirs[:8]!r}, and this run's are {ours[:8]!r}")
+    if found := contradiction(record, manifest):
+        raise Damaged(f"{path}: damaged: {found}")
+    return record
+
+
 def _unknown_regime(text: bytes) -> str:
     """The first regime in a file that isn't registered; empty if all are. The file itself is intact."""
     try:
@@ -288,17 +311,41 @@ def _checked(path: Path, text: bytes, *, sealed: bool, intact: bool) -> dict[str
 def find_run(name: str | Path, results: Path = Path("results")) -> RunFolder:
     """Find a run by its folder, or by its name below `results`. Raises `UserError`, which lists the existing runs."""
     for folder in (Path(name), results / name):
-        if (folder / "manifest.json").is_file():
+        if os.path.lexists(folder / "manifest.json"):  # one that can't be read says so itself
             return RunFolder(folder)
-    names = sorted(path.parent.name for path in results.glob("*/manifest.json"))
-    none = f"{results}/ has no runs yet; `python -m bench run` makes one"
-    known = f"{results}/ has {', '.join(names)}" if names else none
-    raise UserError(f"{name}: no such run; {known}")
+    try:
+        known = f"{results}/ has {', '.join(run.folder.name for run in all_runs(results))}"
+    except UserError as error:
+        known = str(error)
+    raise UserError(f"{shortened(name)}: no such run; {known}")
+
+
+def check_target(output: Path | None, inputs: Iterable[Path]) -> None:
+    """Raise `UserError` if writing `output`, the value of `--output`, would touch a run or an input of the command.
+
+    `inputs` are files, and folders of runs. Nothing is written into a run's folder but what `bench run` records.
+    """
+    if output is None:
+        return
+    target = Path(os.path.realpath(output))
+    around = (target, *target.parents)
+    runs = [folder for folder in around if (folder / "manifest.json").is_file() and (folder / "cells").is_dir()]
+    given = [path for path in inputs if Path(os.path.realpath(path)) in around]
+    if runs or any(path.is_dir() for path in given):
+        folder = next(iter([*runs, *given]))
+        raise UserError(f"--output {output} is in the folder of the run {folder.name}, which holds its results alone")
+    if given:
+        raise UserError(f"--output {output} is a file that this command reads; name another one")
 
 
 def all_runs(results: Path = Path("results")) -> list[RunFolder]:
-    """Every run below `results`, sorted by name."""
-    return [RunFolder(path.parent) for path in sorted(results.glob("*/manifest.json"))]
+    """Every run below `results`, sorted by name; there is at least one. Raises `UserError` if there is none."""
+    is_folder = results.is_dir()
+    found = [RunFolder(path.parent) for path in sorted(results.glob("*/manifest.json"))] if is_folder else []
+    if not found:
+        why = "" if is_folder else " (it is not a folder)" if results.exists() else " (there is no such folder)"
+        raise UserError(f"{shortened(results)}/ has no runs yet{why}; `python -m bench run` makes one")
+    return found
 
 
 def each_once(paths: Iterable[Path]) -> None:

@@ -8,7 +8,7 @@ from rich.text import Text
 from bench.execution.executors import make_executor
 from bench.store.environment import environment
 from bench.sweep.grid import load_grid
-from tl.cache import cache_dir
+from tl.cache import cache_dir, check_cache
 from tl.datasets import load_splits
 from tl.errors import UserError
 from tl.images import open_store
@@ -29,7 +29,11 @@ def examine() -> None:
     gib = machine.memory_bytes / 2**30
     show("ok", "machine", f"{machine.cpu}, {machine.cores} cores (threads per cell), {gib:.1f} GiB, {machine.system}")
     show("ok", "software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.packages.items())]))
-    show("ok", "cache", str(cache_dir()))
+    try:
+        problem = check_cache()
+        show("!!" if problem else "ok", "cache", problem or str(cache_dir()))
+    except UserError as error:
+        show("!!", "cache", str(error))
     executor = make_executor("process")
     try:
         found = executor.devices()

@@ -24,6 +24,10 @@ def check_output(folder: Path) -> None:
     """Raise `UserError` if files can't be written below `folder`. The check creates no files."""
     existing = folder
     while not existing.exists():
+        if existing.is_symlink():
+            raise UserError(
+                f"{folder}: can't be written: {existing} is a link that leads nowhere ({existing.readlink()})"
+            )
         existing = existing.parent
     if not existing.is_dir():
         raise UserError(f"{folder}: can't be written: {existing} is not a folder")

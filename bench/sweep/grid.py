@@ -46,13 +46,14 @@ from typing import Any
 from pydantic import Field
 
 from bench.analysis.claims import CLAIMS, Claim
-from tl.cache import read_bounded
+from tl.cache import decoded, read_bounded, user_path
 from tl.config import TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
 from tl.machine import DeviceKey, pick
 from tl.regimes import REGIMES
 from tl.specs import Spec
 from tl.strict import Strict
+from tl.text import shortened
 
 AXES = {
     "backbone": "backbones",
@@ -87,7 +88,7 @@ class Grid(Strict):
 
     name: str
     description: str = ""
-    dataset: str = "auto"
+    dataset: str = Field("auto", min_length=1)
     matrix: Matrix
     train: dict[str, Any] = Field(default_factory=dict)
     include: list[dict[str, Any]] = Field(default_factory=list)
@@ -145,17 +146,17 @@ def load_grid(name: str) -> Grid:
     if name.endswith(".toml") or "/" in name:
         try:
             # Through a pipe, too, as for `--grid <(a command that prints a grid)`.
-            text = read_bounded(Path(name), _MOST_BYTES, pipe=True).decode()
+            text = decoded(read_bounded(user_path("grid=", name), _MOST_BYTES, pipe=True))
         except OSError as error:
             raise ConfigError(f"grid={name!r}: can't be read: {error.strerror or error}") from error
         except ValueError as error:  # not UTF-8, or a name that can't be one
             raise ConfigError(f"grid={name!r}: can't be read: {error}") from error
     else:
-        found = resources.files("bench.sweep").joinpath("grids", f"{name}.toml")
-        if not found.is_file():
-            names = [f.name.removesuffix(".toml") for f in resources.files("bench.sweep").joinpath("grids").iterdir()]
-            raise ConfigError(f"{not_one_of('grid', name, sorted(names))} (or the path of a .toml file)")
-        text = found.read_text(encoding="utf-8")
+        folder = resources.files("bench.sweep").joinpath("grids")
+        names = sorted(file.name.removesuffix(".toml") for file in folder.iterdir())
+        if name not in names:
+            raise ConfigError(f"{not_one_of('grid', shortened(name), names)} (or the path of a .toml file)")
+        text = folder.joinpath(f"{name}.toml").read_text(encoding="utf-8")
     try:
         return _parse(text, Path(name).name.removesuffix(".toml"))
     except ConfigError as error:
@@ -173,13 +174,13 @@ def _parse(text: str, name: str) -> Grid:
         grid = Grid(name=name, **_with_claims(_with_matrix(data)))
     except TypeError as error:
         raise ConfigError("name: unknown key; a grid is named after its file") from error
-    _check("train", grid.train, SHARED_SETTINGS, settings=grid.train)
+    check_settings("train", grid.train, SHARED_SETTINGS, others=grid.train)
     for number, entry in enumerate(grid.include, 1):
         if "protocol" in entry:
             raise ConfigError(f"include[{number}].protocol: all cells of a grid have one protocol; set train.protocol")
-        _check(f"include[{number}]", entry, [*AXES, *SHARED_SETTINGS], settings=grid.train)
+        check_settings(f"include[{number}]", entry, [*AXES, *SHARED_SETTINGS], others=grid.train)
     for number, entry in enumerate(grid.exclude, 1):
-        _check(f"exclude[{number}]", entry, AXES, patterns=True)
+        check_settings(f"exclude[{number}]", entry, AXES, patterns=True)
     return grid
 
 
@@ -191,29 +192,31 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 """Settings that are not a single word or number → their Python types, and those types in words for messages."""
 
 
-def _check(
+def check_settings(
     where: str,
     given: Mapping[str, Any],
     valid: Collection[str],
     *,
     patterns: bool = False,
-    settings: Mapping[str, Any] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise `ConfigError`, which names the place, for unknown keys and invalid values.
 
-    `settings` are the grid's other settings: some values are valid only with a certain protocol.
+    `where` is empty for a call's own arguments. `others` are the other settings: some values are valid only with a
+    certain protocol.
     """
     check_keys(where, given, valid)
+    where = where and f"{where}."
     for key, value in given.items():
         kinds, wanted = _KINDS.get(key, ((str, int, float), "one value"))
         if type(value) not in kinds:  # not isinstance, for which true is an int
-            raise ConfigError(f"{where}.{key}={value!r}: must be {wanted}")
+            raise ConfigError(f"{where}{key}={shortened(repr(value))}: must be {wanted}")
         is_pattern = patterns and isinstance(value, str) and any(sign in value for sign in "*?[")
         if key not in ("backbone", "device") and not is_pattern:
             try:
-                TrainConfig(backbone="any", **{**(settings or {}), key: value})
+                TrainConfig(backbone="any", **{**(others or {}), key: value})
             except ConfigError as error:
-                raise ConfigError(f"{where}.{error}") from error
+                raise ConfigError(f"{where}{error}") from error
 
 
 def _among(key: str, value: Any, wanted: Any) -> bool:

@@ -55,8 +55,6 @@ def make_options(*, timeout: float | None, memory_limit: str | None, executor: s
 
     Raises `ConfigError`.
     """
-    if others.get("data") == "":
-        raise ConfigError("data='': must be a folder or the name of a data set; leave it out for the grid's")
     return Options(
         timeout=DEFAULT_TIMEOUT_SECONDS if timeout is None and executor != "inline" else timeout,
         memory_bytes=None if memory_limit is None else _bytes("--memory-limit", memory_limit),

@@ -10,15 +10,17 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.console import say
 from bench.execution import discovery
 from bench.execution.base import Executor
 from bench.store.records import SETTLED, Cell, DatasetIdentity, Manifest, Record, WeightsKey
 from bench.store.runs import RunFolder
 from bench.sweep.folder import run_folder
-from bench.sweep.grid import SHARED_SETTINGS, Grid, check_keys, expand, load_grid
+from bench.sweep.grid import SHARED_SETTINGS, Grid, check_keys, check_settings, expand, load_grid
 from bench.sweep.options import Options
 from bench.sweep.order import arrange
 from bench.sweep.weights import Answer, resolve_weights, weights_key
+from tl.cache import check_cache, user_path
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, DataWarning, FallbackWarning
 from tl.folds import check_protocol
@@ -60,10 +62,10 @@ def choose_grid(name: str, axes: Mapping[str, Any], settings: Mapping[str, Any])
     Raises `ConfigError`.
     """
     check_keys("settings", settings, SHARED_SETTINGS)
-    return load_grid(name).override(
-        {axis: value for axis, value in axes.items() if value is not None},
-        {key: value for key, value in settings.items() if value is not None},
-    )
+    given = {key: value for key, value in settings.items() if value is not None}
+    grid = load_grid(name)
+    check_settings("", given, SHARED_SETTINGS, others=grid.train | given)
+    return grid.override({axis: value for axis, value in axes.items() if value is not None}, given)
 
 
 def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, batch_size: int | None) -> str:
@@ -74,7 +76,7 @@ def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, bat
     parts = [grid.name]
     parts += [grid.shared_settings["protocol"]] if grid.shared_settings["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
-        parts.append(Path(data).resolve().name or "data")
+        parts.append(user_path("data=", data).resolve().name or "data")
     parts += [f"epochs{epochs}"] if epochs is not None else []
     parts += [f"batch{batch_size}"] if batch_size is not None else []
     parts += [weights] if weights != "auto" else []
@@ -86,6 +88,9 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
 
     Raises `UserError` for mistakes that the user can correct.
     """
+    if problem := check_cache():
+        lost = "what it lacks, such as decoded images, is made again for each cell"
+        say(console, f"WARNING: the cache {problem}; {lost}", style="yellow")
     if options.weights_dir:
         check_folder("--weights-dir ", options.weights_dir)
     names: dict[str, list[str]] = {}

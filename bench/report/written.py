@@ -1,0 +1,60 @@
+"""Tells the files that reports wrote from those of the user, which no report replaces.
+
+A file of a report is known by what every version wrote into it. What the user has changed in such a file is replaced,
+as it always was: a report is made anew from its records.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bench.sweep.folder import check_output
+from tl.errors import UserError
+
+_SIGNS = {
+    ".md": re.compile(rb"^- \*\*.+\*\*: \d+ cells on .+ digest `[^`\n]+`\)$", re.MULTILINE),
+    ".html": re.compile(rb"<title>(?:All runs|[^<]* which backbone, which regime, at what cost)</title>\n<style>"),
+    # Matplotlib notes a date and a program, and we leave both out; a PNG of ours has 120 dots per inch.
+    ".svg": re.compile(rb'\A<svg (?!.*<dc:(?:date|creator)).*<g id="figure_1">', re.DOTALL),
+    ".png": re.compile(rb"\A\x89PNG(?:(?!IDAT|tEXt|zTXt|iTXt).)*pHYs\x00\x00\x12\x74\x00\x00\x12\x74\x01", re.DOTALL),
+    # A gallery is four pictures wide, 592 pixels, and has no EXIF data, as a camera's file has.
+    ".jpg": re.compile(rb"\A\xff\xd8\xff\xe0..JFIF(?:(?!\xff\xda|Exif).)*\xff\xc0..\x08..\x02\x50\x03", re.DOTALL),
+}
+"""Ending of a file → what its beginning has if a report wrote it."""
+_BEGINNING = 1 << 20
+
+
+def check_replaceable(*paths: Path) -> None:
+    """Raise `UserError` if one of these paths can't be written, or is a file which no report wrote."""
+    for path in paths:
+        check_output(path.parent)
+        if not _is_replaceable(path):
+            raise UserError(
+                f"{path}: was not written by a report, so no report replaces it; move it away, or choose another "
+                "folder for reports"
+            )
+
+
+def check_report(folder: Path, name: str) -> None:
+    """Raise `UserError` if the report `name` can't be written to `folder`, or would replace files of the user's."""
+    check_replaceable(folder / f"{name}.md", folder / f"{name}.html")
+    pictures = [path for path in sorted((folder / name).glob("*.*")) if path.suffix in (".svg", ".png", ".jpg")]
+    foreign = [path for path in pictures if not _is_replaceable(path)]
+    if foreign:  # only now, since matplotlib takes seconds to load
+        from bench.report.figures import FIGURES
+        from bench.report.pictures import GALLERIES
+
+        check_replaceable(*(path for path in foreign if path.stem in {*FIGURES, *GALLERIES}))
+
+
+def _is_replaceable(path: Path) -> bool:
+    """True if nothing of the user's is lost with this path. What is no file isn't replaced by `write_atomic`."""
+    if not path.is_file():
+        return True
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(_BEGINNING)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from error
+    return not beginning or bool(_SIGNS[path.suffix].search(beginning))

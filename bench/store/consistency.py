@@ -1,0 +1,115 @@
+"""Checks a record against itself and against its run's manifest: figures that can't all be true count as damage.
+
+The types of `bench.store.records` already refuse values that are impossible on their own. The checks here run only on
+reading, so a mistake in one of them never loses the result of a cell that has just ended.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Sequence
+
+from bench.store.records import Cell, Manifest, Record
+from tl.config import TrainConfig
+from tl.regimes import REGIMES
+from tl.results import EpochResult, Predictions, TrainResult
+from tl.text import shortened
+
+_TRAINING = ("learning_rate", "train_seconds", "train_loss", "train_accuracy")
+"""Figures of an epoch that exist if and only if the regime trains something."""
+_ROUNDING = 1e-6
+
+
+def contradiction(record: Record, manifest: Manifest) -> str:
+    """Say in what a record contradicts itself or its run's manifest; empty if it doesn't."""
+    return next(_contradictions(record, manifest), "")
+
+
+def _contradictions(record: Record, manifest: Manifest) -> Iterator[str]:
+    cell, result = record.cell, record.result
+    if manifest.cells.get(record.cell_id, cell) != cell:
+        yield "the manifest has another cell of this id"
+    yield from _of_epochs("epochs", record.epochs, cell.config)
+    if record.epochs and record.status != "diverged":
+        yield f"status {record.status!r} with epochs beside the result"
+    if record.epochs and len(record.epochs) >= cell.config.passes:
+        yield f"it diverged after {len(record.epochs)} of {cell.config.passes} epochs"
+    if result is not None:
+        yield from _of_result(result, cell)
+        yield from _of_images(result, manifest)
+
+
+def _of_result(result: TrainResult, cell: Cell) -> Iterator[str]:
+    config = cell.config
+    if result.config != config:
+        for name in TrainConfig.model_fields:
+            if (found := getattr(result.config, name)) != (planned := getattr(config, name)):
+                yield f"result.config has {name}={shortened(repr(found))}, and its cell has {shortened(repr(planned))}"
+    if (result.weights.kind, result.weights.digest) != (config.weights, cell.weights_digest):
+        yield f"result.weights are other ones than the cell's {config.weights} weights"
+    for where, epochs in (("result.epochs", result.epochs), *((f"fold {n}", e) for n, e in enumerate(result.folds, 1))):
+        yield from _of_epochs(where, epochs, config)
+        if len(epochs) != config.passes:
+            yield f"{where} has {len(epochs)} epochs, and the cell has {config.passes}"
+    if result.folds and len(result.folds) != (folds := config.folds if config.protocol == "kfold" else 0):
+        yield f"result.folds has {len(result.folds)} folds, and the cell has {folds}"
+    total = sum((row.train_seconds or 0.0) + row.val_seconds for row in result.epochs)
+    if not math.isclose(result.training_seconds, total, rel_tol=_ROUNDING):
+        yield f"result.training_seconds={result.training_seconds}: its epochs took {total}"
+    if result.trainable_params > result.total_params:
+        yield f"result.trainable_params={result.trainable_params}: there are {result.total_params} parameters"
+    yield from _of_tuning(result, config)
+
+
+def _of_epochs(where: str, epochs: Sequence[EpochResult], config: TrainConfig) -> Iterator[str]:
+    trains = REGIMES[config.regime].trains
+    for number, row in enumerate(epochs):
+        if row.epoch != number:
+            yield f"{where}.{number}.epoch={row.epoch}: epochs are counted from 0"
+        for name in _TRAINING:
+            if (getattr(row, name) is not None) is not trains:
+                what = "trains" if trains else "trains nothing"
+                yield f"{where}.{number}.{name}={getattr(row, name)}: regime {config.regime!r} {what}"
+        if row.phases and row.seconds is not None:
+            total = sum(row.phases.model_dump().values())
+            if not math.isclose(total, row.seconds, rel_tol=_ROUNDING):
+                yield f"{where}.{number}.phases take {total} s, and the epoch takes {row.seconds}"
+
+
+def _of_tuning(result: TrainResult, config: TrainConfig) -> Iterator[str]:
+    rates = config.learning_rates if config.protocol == "tuned" and REGIMES[config.regime].trains else ()
+    if (tried := tuple(trial.learning_rate for trial in result.trials)) != rates:
+        yield f"result.trials are of {len(tried)} learning rates, and the cell has {list(rates)} to try"
+    chosen, seconds = result.learning_rate_chosen, result.tuning_seconds
+    if chosen not in (rates or (None,)):
+        yield f"result.learning_rate_chosen={chosen}: the cell has {list(rates)} to try"
+    total = sum(trial.seconds for trial in result.trials) if rates else None
+    if (seconds is None) is not (total is None) or not math.isclose(seconds or 0.0, total or 0.0, rel_tol=_ROUNDING):
+        yield f"result.tuning_seconds={seconds}: its trials took {total}"
+
+
+def _of_images(result: TrainResult, manifest: Manifest) -> Iterator[str]:
+    dataset = manifest.dataset
+    if result.classes != dataset.classes:
+        ours, theirs = (shortened(repr(classes)) for classes in (result.classes, dataset.classes))
+        yield f"result.classes={ours}: the run's images have {theirs}"
+    yield from _of_predictions("best", result.best, result, dataset.val_labels)
+    yield from _of_predictions("last", result.last, result, dataset.val_labels)
+    accuracies = [row.val_accuracy for row in result.epochs]
+    last = len(accuracies) - 1
+    # The tutorial keeps the first epoch with the best accuracy; the other protocols choose none.
+    best = accuracies.index(max(accuracies)) if result.config.protocol == "fixed" else last
+    for name, found, right in (("best", result.best.epoch, best), ("last", result.last.epoch, last)):
+        if found != right:
+            yield f"result.{name} is of epoch {found}, and the {name} is {right}"
+
+
+def _of_predictions(name: str, said: Predictions, result: TrainResult, truth: Sequence[int]) -> Iterator[str]:
+    if len(said.labels) != len(truth):
+        yield f"result.{name} has {len(said.labels)} predictions, and the run has {len(truth)} images to validate"
+        return
+    right = sum(map(operator.eq, said.labels, truth)) / len(truth)
+    stated = result.epochs[said.epoch].val_accuracy
+    if not math.isclose(right, stated, abs_tol=_ROUNDING):
+        yield f"result.epochs.{said.epoch}.val_accuracy={stated}: of its predictions, {right} are right"
