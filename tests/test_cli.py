@@ -276,15 +276,19 @@ def test_weights_that_cannot_be_had_fail_their_cell(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_memory_does_not_allow_is_a_failed_cell(tmp_path: Path) -> None:
-    """torch's own allocation error becomes status `oom` with the requested size, and the other cells run."""
-    options = ("--backbone", "torchvision:vgg16", "--regime", "finetune", "--memory-limit", "400MiB", "--no-report")
+    """torch's own allocation error becomes status `oom` with the requested size, and the other cells run.
+
+    VGG-16 needs 528 MiB each for weights and gradients; the smallest network needs a tenth of the limit.
+    """
+    options = ("--backbone", "torchvision:vgg16", "--regime", "finetune", "--memory-limit", "800MiB", "--no-report")
     done = command(*ONE, *options)
     assert done.returncode == 1, done.stdout + done.stderr
     run = next((tmp_path / "results").iterdir())
     records = {r.cell.config.backbone: r for r in RunFolder(run).records().values()}
-    assert records["timm:test_resnet"].status == "done"
-    assert records["torchvision:vgg16"].status == "oom"
-    assert re.fullmatch(r"out of memory: asked for [\d.]+ \w+ \(limit: 400 MiB\)", records["torchvision:vgg16"].reason)
+    small, large = records["timm:test_resnet"], records["torchvision:vgg16"]
+    assert small.status == "done", (small.reason, small.traceback)
+    assert large.status == "oom", (large.reason, large.traceback)
+    assert re.fullmatch(r"out of memory: asked for [\d.]+ \w+ \(limit: 800 MiB\)", large.reason)
 
 
 def test_the_version_is_that_of_the_package() -> None:
@@ -480,7 +484,9 @@ def test_a_run_by_another_protocol(tmp_path: Path, protocol: str) -> None:
     else:
         assert "fold 5/5" in done.stdout and record.train_images == 4 * 40
         assert row["learning_rate"] == 1e-3 and pd.isna(row["tuning_seconds"])
-    assert record.overhead_seconds is not None and 0 < record.overhead_seconds < record.wall_seconds / 2 + 1
+    assert record.overhead_seconds is not None and record.overhead_seconds > 0
+    trained = sum(trial.seconds for trial in result.trials) + sum(row.seconds or 0.0 for row in result.epochs)
+    assert record.overhead_seconds == pytest.approx(record.wall_seconds - trained), "no trial or fold is overhead"
     again = command(*arguments, "--no-report")
     assert again.returncode == 0 and "1 cells, 1 of them done before" in again.stdout, again.stdout + again.stderr
     mixed = command(*ONE, "--regime", "frozen", "--epochs", "1", "--name", run.folder.name)

@@ -76,6 +76,12 @@ def test_a_killed_process_is_oom_and_a_crash_a_failure() -> None:
     assert process.call("tests.jobs:double", 1).value == 2, "the next call is not affected"
 
 
+def test_a_crash_under_a_limit_on_memory_names_the_limit() -> None:
+    """Native code that gets no memory crashes without a word."""
+    outcome = make_executor("process").call("tests.jobs:crash", limits=Limits(memory_bytes=1 << 30))
+    assert outcome.status == "failed" and "limited to 1 GiB" in outcome.reason
+
+
 def test_a_folder_for_temporary_files_may_have_a_long_path(tmp_path: Path) -> None:
     """Paths of sockets have at most 107 bytes, and the fork server has one."""
     long = tmp_path / ("x" * 120)

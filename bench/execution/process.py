@@ -234,6 +234,8 @@ def _died(exit_code: int | None, wall: float, limits: Limits, output: str) -> Ou
         return Outcome(status="oom", reason=reason, traceback=output, wall_seconds=wall)
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"exit status {exit_code}"
     reason = f"the cell's process ended without a result ({how})"
+    if limits.memory_bytes:  # native code often doesn't check whether it got the memory that it asked for
+        reason += f"; its memory was limited to {readable(limits.memory_bytes)}, and it may have needed more"
     return Outcome(status="failed", reason=reason, traceback=output, wall_seconds=wall)
 
 
