@@ -319,7 +319,8 @@ def test_a_damaged_image_ends_in_one_line_that_names_it(mini: tl.Splits, tmp_pat
 def test_a_worker_that_the_system_kills_is_a_lack_of_memory(mini: tl.Splits) -> None:
     """The kernel kills what takes the most memory, which may be a worker."""
     outcome = make_executor("process").call("tests.jobs:lose_a_worker", mini)
-    assert outcome.status == "oom" and "is killed by signal: Killed" in outcome.reason
+    assert outcome.status == "oom", (outcome.reason, outcome.traceback)
+    assert "is killed by signal: Killed" in outcome.reason
 
 
 def test_an_error_of_a_step_ends_the_workers(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,6 @@ Newer versions of Python would fork them from a server that belongs to another p
 _FROM_WORKER = "Caught "
 """Torch's message for an exception of a worker begins with this, and has the worker's traceback in it."""
 
-_KILLED = "is killed by signal"
-"""In torch's message that says why a worker ended, which another message hides that only says that it did."""
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -183,14 +182,27 @@ def _next(loading: Iterator[Any]) -> Any:
     try:
         return next(loading, None)
     except Exception as error:
+        killed_by = _signal_of(getattr(loading, "_workers", ()), error)
         del loading
-        text = str(error.args[0]) if error.args else ""  # not `str(error)`, which may be in one line
-        if _KILLED in str(error.__cause__):
-            raise RuntimeError(str(error.__cause__).strip()) from error.with_traceback(None)
-        if not text.startswith(_FROM_WORKER):
-            raise
-        last = text.strip().splitlines()[-1]
-        raise type(error)(last.partition(": ")[2] or last) from error.with_traceback(None)
+        if killed_by:
+            text = f"a worker of the loader is killed by signal: {killed_by}"
+            raise RuntimeError(text) from error.with_traceback(None)
+
+
+def _signal_of(workers: Sequence[Any], error: Exception) -> str:
+    """The signal that killed one of these processes, in words; empty if none was killed.
+
+    Torch's own words differ with the moment at which it notices, and don't always say which signal it was. It raises
+    an error from its handler of SIGCHLD too, wherever this process is then, until somebody asks for the exit code.
+    """
+    deadline = time.monotonic() + 1.0
+    while True:
+        codes = [worker.exitcode for worker in workers]
+        # A worker whose connection breaks is about to end, and has no exit code yet.
+        if any(codes) or not isinstance(error, ConnectionError | EOFError) or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return next((signal.strsignal(-code) or str(-code) for code in codes if code is not None and code < 0), "")
 
 
 def _leave_signals_to_parent(worker: int) -> None:
