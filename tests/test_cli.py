@@ -275,6 +275,7 @@ def test_weights_that_cannot_be_had_fail_their_cell(tmp_path: Path) -> None:
     assert len(list((run.folder / "superseded").iterdir())) == 2, "the failures are kept"
 
 
+@pytest.mark.alone
 def test_a_batch_that_memory_does_not_allow_is_a_failed_cell(tmp_path: Path) -> None:
     """torch's own allocation error becomes status `oom` with the requested size, and the other cells run.
 

@@ -187,6 +187,11 @@ def _next(loading: Iterator[Any]) -> Any:
         if killed_by:
             text = f"a worker of the loader is killed by signal: {killed_by}"
             raise RuntimeError(text) from error.with_traceback(None)
+        text = str(error.args[0]) if error.args else ""  # not `str(error)`, which may be in one line
+        if not text.startswith(_FROM_WORKER):
+            raise
+        last = text.strip().splitlines()[-1]
+        raise type(error)(last.partition(": ")[2] or last) from error.with_traceback(None)
 
 
 def _signal_of(workers: Sequence[Any], error: Exception) -> str:
