@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from bench.store.environment import Environment, MachineState
-from bench.store.records import Cell
+from bench.store.pairs import SideStatus, TimedSide
+from bench.store.records import Cell, PlannedPair
 from tl.datasets import Splits
 from tl.results import EpochResult
 from tl.weights import Weights
@@ -96,6 +97,56 @@ class Events(Protocol):
         """The cell has ended, with or without a result."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairJob:
+    """A process pair and everything needed to time it."""
+
+    pair: PlannedPair
+    splits: Splits
+    weights: tuple[Weights, ...]
+    """Weights of each cell, in the order of the pair's cells."""
+    log: Path
+    """The file that receives the output of all processes of the pair."""
+    timeout_seconds: float | None = None
+    """Time limit for each process; None for no limit."""
+    memory_bytes: int | None = None
+    """Main memory that each process may allocate; None for no limit."""
+    threads: int | None = None
+    """Most CPU threads that torch may use; None for one per core of the machine."""
+    needed_bytes: tuple[int | None, ...] = ()
+    """Peak memory of each cell where it is known from its training. If their sum is more than there is, the cells are
+    timed one after the other; empty if none is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairAttempt:
+    """How a process pair ended. Fields have the meaning that they have in `bench.store.pairs.PairRecord`."""
+
+    status: SideStatus
+    reason: str = ""
+    apart: str = ""
+    steps: int = 0
+    batches: int = 0
+    sides: tuple[TimedSide, ...]
+    started: datetime
+    wall_seconds: float
+    environment: Environment
+    attempts: int = 1
+
+
+class PairEvents(Protocol):
+    """An executor reports to this while pairs are timed. It makes one call at a time."""
+
+    def pair_started(self, pair: PlannedPair) -> None:
+        """A pair starts."""
+
+    def warned(self, text: str) -> None:
+        """Something disturbs a pair, such as another process or a damaged cache."""
+
+    def pair_ended(self, pair: PlannedPair, attempt: PairAttempt) -> None:
+        """The pair has ended, with or without turns."""
+
+
 class Executor(Protocol):
     """Runs functions and jobs. Functions are given by name, `module:function`; this process doesn't import them."""
 
@@ -103,6 +154,8 @@ class Executor(Protocol):
     """True if it enforces `Limits`."""
     runs_here: bool
     """True if cells run on this machine."""
+    takes_turns: bool
+    """True if it can keep several processes alive, as `run_pairs` needs."""
 
     def prepare(self) -> None:
         """Load the libraries where cells will run, so that the first cell's time doesn't include loading them."""
@@ -125,6 +178,14 @@ class Executor(Protocol):
 
         Jobs that run at the same time never share cores or a GPU, so they don't slow each other down. An exception in
         a job becomes its outcome and is never raised.
+        """
+        ...
+
+    def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
+        """Time process pairs and report each start and end; start none once `stop()` is true.
+
+        Nothing else of this executor runs meanwhile on the same cores or GPU. Raises `ConfigError` if it can't: see
+        `takes_turns`.
         """
         ...
 

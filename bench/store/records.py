@@ -18,6 +18,7 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     such a cell was `done`, with an empty loss and with NaN counted as predictions of the first class; it is upgraded on
     reading. A trial has `reason`, and no accuracy if it diverged
 8   a config has `execution` (older files: see `AS_BEFORE`)
+9   a manifest has `pairs`, empty in older files; `pairs/` has their records (`bench.store.pairs`)
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tl.results import EpochResult, TrainResult
 from tl.strict import Count, Positive, Seconds, Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 SEALED_SINCE = 5
 """First version whose files have a digest; a file of this version or later without one is damaged."""
 ID_VERSION = 1
@@ -218,6 +219,41 @@ class WeightsKey:
     """Name of the backbone with its source."""
 
 
+class PlannedPair(Strict):
+    """A process pair: cells that are timed in turns, each in a process of its own. Its id is a hash of exactly this.
+
+    Cells have seed 0, since the seed doesn't change times: one pairing serves all seeds.
+    """
+
+    cells: tuple[Cell, ...] = Field(min_length=2, description="cells in the order in which they take their first turns")
+    number: Count = Field(description="position among the pairs of the same cells, from 0")
+    seconds: float = Field(gt=0, le=3600, description="time for the turns of all its cells together, after warm-up")
+
+    @model_validator(mode="after")
+    def _different_cells_with_seed_0(self) -> PlannedPair:
+        if any(cell.config.seed for cell in self.cells):
+            raise ValueError("cells of a pair have seed 0")
+        return self
+
+    @cached_property
+    def id(self) -> str:
+        """12 hex digits."""
+        text = json.dumps([ID_VERSION, [cell.id for cell in self.cells], self.number, self.seconds])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def pairing(self) -> tuple[str, ...]:
+        """A key that is equal for pairs that differ only in their number and seconds."""
+        return tuple(cell.id for cell in self.cells)
+
+    def __str__(self) -> str:
+        first = self.cells[0]
+        regimes = dict.fromkeys(cell.config.regime for cell in self.cells)
+        what = " and ".join(regimes) if len(regimes) > 1 else " and ".join(cell.name for cell in self.cells)
+        name = " ".join([first.config.backbone, what, first.device, *first.unusual()]) if len(regimes) > 1 else what
+        return f"{name}, pair {self.number + 1}"
+
+
 class DatasetIdentity(Strict):
     """The images of a run. It holds no absolute paths: the same files in another folder are the same data set."""
 
@@ -275,6 +311,9 @@ class Manifest(Strict):
         description="policy → backbone → weights, resolved once and then kept; see `resolved`"
     )
     cells: dict[str, Cell] = Field(min_length=1, description="id → cell, for all cells planned so far, in their order")
+    pairs: dict[str, PlannedPair] = Field(
+        default_factory=dict, description="id → pair, for all pairs planned so far; empty before version 9"
+    )
     invocations: tuple[Invocation, ...] = Field(min_length=1)
 
     @field_validator("protocol")
