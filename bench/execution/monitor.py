@@ -27,6 +27,7 @@ BUSY_SHARE = 0.02
 BUSY_SECONDS = 0.1
 """We ignore less CPU time of others than this, in seconds. Counters advance in steps of 10 ms and err by as much."""
 BUSY_GPU_PERCENT = 10
+EFFECT = "while the cell ran: its times are too long"
 CHECK_SECONDS = 0.25
 CHECK_CORES = 0.25
 """Cores in use by others that `busy_warning` detects reliably. Counters advance in steps of 10 ms per core."""
@@ -51,9 +52,12 @@ class Counters:
 class Monitor:
     """Monitors the machine from its construction to `end`. It passes each warning, one line, to `report`."""
 
-    def __init__(self, report: Callable[[str], None], *, partners: int = 0) -> None:
-        """`partners` is the number of other processes of ours that hold memory of the same GPU, but don't use it."""
-        self._report, self._partners = report, partners
+    def __init__(self, report: Callable[[str], None], *, effect: str = EFFECT, partners: int = 0) -> None:
+        """`effect` ends a warning of other processes.
+
+        `partners` is the number of other processes of ours that hold memory of the same GPU, but don't use it.
+        """
+        self._report, self._effect, self._partners = report, effect, partners
         self._state = MachineState(
             governor=cpu_governor(),
             load_before=_load(),
@@ -77,12 +81,11 @@ class Monitor:
             cores = len(core_numbers())
             other, stolen = shares(self._before, after, cores)
             self._add(other_cpu_share=other, steal_share=stolen)
-            slow = "while the cell ran: its times are too long"
             wall = after.at - self._before.at
             if _noticeable(other, cores, wall):
-                self._warn(f"other processes took {other * cores:.2g} of {cores} cores {slow}")
+                self._warn(f"other processes took {other * cores:.2g} of {cores} cores {self._effect}")
             if _noticeable(stolen, cores, wall):
-                self._warn(f"the hypervisor took {stolen * cores:.2g} of {cores} cores away (steal) {slow}")
+                self._warn(f"the hypervisor took {stolen * cores:.2g} of {cores} cores away (steal) {self._effect}")
         return self._state
 
     def _shared_gpu(self, state: GpuState, when: str) -> list[str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome
+from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, PairEvents, PairJob
 from bench.execution.process import ProcessExecutor
 from bench.execution.ray_cluster import Cluster
 from bench.execution.ray_node import MakeExecutor
 from bench.execution.ray_schedule import Schedule
+from tl.errors import ConfigError
 
 
 class RayExecutor:
@@ -21,6 +22,7 @@ class RayExecutor:
 
     has_limits = True
     runs_here = False
+    takes_turns = False
 
     def __init__(self, address: str | None = None, make: MakeExecutor = ProcessExecutor) -> None:
         """Connect to the cluster at `address`, or start one on this machine.
@@ -48,3 +50,7 @@ class RayExecutor:
                 pass
         finally:
             schedule.cancel()
+
+    def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
+        """Raise `ConfigError`: nodes run single cells."""
+        raise ConfigError("executor 'ray' runs single cells, so it can't time them in turns; use executor 'process'")

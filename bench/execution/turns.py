@@ -26,14 +26,18 @@ from bench.execution.log import log_size, shorten
 from bench.execution.monitor import Monitor
 from bench.store.environment import Environment, MachineState, environment
 from bench.store.pairs import SideStatus, TimedSide, Turns
+from bench.store.records import Cell
 from tl.errors import CacheWarning
 from tl.images import checked_files
 from tl.machine import usable_cores
 
 TIME_CELL = "bench.execution.worker:time_cell"
-TURN_SECONDS = 0.3
-"""Length of the slowest process's turn, in seconds, unless a single step takes longer. Shorter turns see less drift;
-the cores' caches are cold at the beginning of each.
+TURN_SECONDS = {"fast": 0.3, "plain": 1.2}
+"""Execution → length of the slowest process's turn, in seconds, unless a single step takes longer.
+
+Shorter turns see less drift. But the cores' caches are cold at the beginning of each, and with `plain` the workers load
+the last batches of a turn while nothing trains: with turns of a single step, ResNet-18's share was 58% where its epochs
+gave 53%.
 """
 LEAST_ROUNDS = 6
 """Rounds of a pair, whatever time it is given: the median of fewer would be too close to a single turn."""
@@ -85,6 +89,7 @@ class Taken:
     val_images: int
 
 
+_EFFECT = "while the pair was timed: its turns scatter more"
 WARM_UP, END = "warm up", "end"
 """Orders to a process. After `END` its call returns a dictionary of fields of `TimedSide`."""
 
@@ -112,7 +117,7 @@ def run_pair(
     long as two are left to compare.
     """
     found, started, begun = get_environment(), datetime.now(UTC), time.perf_counter()
-    before, monitor = log_size(job.log), Monitor(warned, partners=len(job.pair.cells) - 1)
+    before, monitor = log_size(job.log), Monitor(warned, effect=_EFFECT, partners=len(job.pair.cells) - 1)
     apart = _too_large(job)
     if not apart:
         sides = _Pair(start, job, monitor, warned).together()
@@ -123,7 +128,7 @@ def run_pair(
     with contextlib.suppress(OSError):  # if the disk fails, the result matters more than its log
         shorten(job.log, before)
     done = [side for side in sides if side.result.status == "done"]
-    lost = [side for side in sides if side.result.status != "done"]
+    lost = sorted((side for side in sides if side.result.status != "done"), key=lambda side: side.abandoned)
     status: SideStatus = "done" if len(done) >= 2 else lost[0].result.status
     reason = "" if len(done) >= 2 else f"{lost[0].cell.config.regime}: {lost[0].result.reason}"
     return PairAttempt(
@@ -178,6 +183,11 @@ class _Side:
     def alive(self) -> bool:
         """True until its call has ended."""
         return self._outcome is None
+
+    @property
+    def abandoned(self) -> bool:
+        """True if its process did all that it was asked for, and no other was left to compare it with."""
+        return self._outcome is not None and self._outcome.status == "done"
 
     def begin(self, stack: ExitStack) -> None:
         """Start its process; the stack ends it."""
@@ -239,7 +249,7 @@ class _Side:
             status: Any = outcome.status if outcome and outcome.status != "done" else "failed"
             return TimedSide(
                 status="failed" if status == "diverged" else status,
-                reason=reason or "no turn was taken, because no other process was left to compare it with",
+                reason=reason or "it took no turn, because no other process was left to compare it with",
                 traceback=outcome.traceback if outcome else "",
             )
         trains = self.turns[0].train_seconds is not None
@@ -280,7 +290,7 @@ class _Pair:
             warm = [(side, prepared, side.warm_up()) for side, prepared in ready if prepared]
             sizes = [(prepared, seconds) for _, prepared, seconds in warm if seconds]
             if len(self._alive) >= 2:
-                steps, batches = turn_size(sizes)
+                steps, batches = turn_size(sizes, turn_seconds(self.job.pair.cells))
                 for side in self.sides:
                     side.steps, side.batches = steps, batches
                 self._rounds()
@@ -321,7 +331,7 @@ def _one_after_the_other(sides: list[_Side], pair_seconds: float) -> list[_Side]
             prepared = side.prepared()
             warm = side.warm_up() if prepared else None
             if prepared and warm:
-                size = size or turn_size([(prepared, warm)])
+                size = size or turn_size([(prepared, warm)], turn_seconds([each.cell for each in sides]))
                 side.steps, side.batches = size
                 side.take_turn(counts=False)
                 most = max((len(other.turns) for other in sides), default=0)
@@ -338,19 +348,24 @@ def _one_after_the_other(sides: list[_Side], pair_seconds: float) -> list[_Side]
     return sides
 
 
-def turn_size(sizes: Sequence[tuple[Prepared, Warm]]) -> tuple[int, int]:
+def turn_seconds(cells: Iterable[Cell]) -> float:
+    """The length of a turn that suits all these cells."""
+    return max(TURN_SECONDS[cell.config.execution] for cell in cells)
+
+
+def turn_size(sizes: Sequence[tuple[Prepared, Warm]], seconds: float) -> tuple[int, int]:
     """Training steps and validation batches of a turn, in about the proportion that they have in an epoch.
 
-    The slowest process's turn takes about `TURN_SECONDS`, but there is at least one of each, and at most an epoch.
+    The slowest process's turn takes about `seconds`, but there is at least one of each, and at most an epoch.
     Training steps are 0 if nothing trains in any process.
     """
-    prepared = sizes[0][0]
+    prepared = max((each for each, _ in sizes), key=lambda each: each.train_batches)
     if not prepared.train_batches:
         slowest = max(warm.batch_seconds for _, warm in sizes)
-        return 0, _between(TURN_SECONDS / slowest, prepared.val_batches)
+        return 0, _between(seconds / slowest, prepared.val_batches)
     share = prepared.val_batches / prepared.train_batches
     slowest = max(warm.step_seconds + share * warm.batch_seconds for _, warm in sizes)
-    steps = _between(TURN_SECONDS / slowest, prepared.train_batches)
+    steps = _between(seconds / slowest, prepared.train_batches)
     return steps, _between(steps * share, prepared.val_batches)
 
 
