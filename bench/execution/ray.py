@@ -13,8 +13,7 @@ from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, 
 from bench.execution.process import ProcessExecutor
 from bench.execution.ray_cluster import Cluster
 from bench.execution.ray_node import MakeExecutor
-from bench.execution.ray_schedule import Schedule
-from tl.errors import ConfigError
+from bench.execution.ray_schedule import CellWork, PairWork, Schedule, Work
 
 
 class RayExecutor:
@@ -22,7 +21,7 @@ class RayExecutor:
 
     has_limits = True
     runs_here = False
-    takes_turns = False
+    takes_turns = True
 
     def __init__(self, address: str | None = None, make: MakeExecutor = ProcessExecutor) -> None:
         """Connect to the cluster at `address`, or start one on this machine.
@@ -44,13 +43,16 @@ class RayExecutor:
 
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
         """Run each job on a free node of the kind that it needs. A job whose node is lost is retried a few times."""
-        schedule = Schedule(self.cluster, self._make, jobs, events, stop)
+        self._run((CellWork(job, events) for job in jobs), events.warned, stop)
+
+    def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
+        """Time each pair on a free node, as `run_jobs` runs a cell: all its processes are on that node."""
+        self._run((PairWork(job, events) for job in jobs), events.warned, stop)
+
+    def _run(self, jobs: Iterable[Work], warned: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        schedule = Schedule(self.cluster, self._make, jobs, warned, stop)
         try:
             while schedule.step():
                 pass
         finally:
             schedule.cancel()
-
-    def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
-        """Raise `ConfigError`: nodes run single cells."""
-        raise ConfigError("executor 'ray' runs single cells, so it can't time them in turns; use executor 'process'")
