@@ -68,6 +68,13 @@ def run(
     results: ResultsOption = RESULTS,
     reports: ReportsOption = REPORTS,
     out: HiddenOut = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Process pairs per comparison of speeds, 3 or more.", show_default="the grid's"),
+    ] = None,
+    paired: Annotated[
+        bool, typer.Option("--paired/--no-paired", help="Compare speeds in turns, apart from the trainings.")
+    ] = True,
     until_decided: Annotated[bool, typer.Option("--until-decided", help=UNTIL_DECIDED)] = False,
     within: Annotated[
         float | None, typer.Option(metavar="PERCENT", help="Half-width of 95% intervals to reach.", show_default="5")
@@ -145,6 +152,8 @@ def run(
             "seeds": seeds,
         },
         {"epochs": epochs, "batch_size": batch_size, "protocol": protocol},
+        pairs=pairs,
+        paired=paired,
     )
     page = LivePage(reports, tell)
     options = make_options(
@@ -187,6 +196,7 @@ def run(
     if dry_run:
         return
     failed = _say_without_result(records, console)
+    failed = _say_untimed(sweeps[0], console) or failed
     if report:
         _report(sweeps[0], reports, page, console, images=images)
     if failed:
@@ -206,8 +216,10 @@ def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
     ended = sweep.run.survey()[0] if exists else {}
     cells = sweep.run.manifest().cells if exists else sweep.cells
     done = sum(record.status == "done" for record in ended.values())
+    timed = sum(record.status == "done" for record in sweep.run.survey_pairs()[0].values()) if exists else 0
+    pairs = f" and {timed} of {len(sweep.pairs)} process pairs" if sweep.pairs else ""
     again = f"`--name {sweep.run.folder.name}` without --fresh continues" if fresh else "the same command continues"
-    say(console, f"interrupted: {done} of {len(cells)} cells are done; {again} from there")
+    say(console, f"interrupted: {done} of {len(cells)} cells{pairs} are done; {again} from there")
 
 
 def _say_without_result(records: Any, console: Console) -> bool:
@@ -221,6 +233,17 @@ def _say_without_result(records: Any, console: Console) -> bool:
         for record in failed:
             say(console, f"  {record.status}: {record.cell}: {record.reason}")
     return bool(failed)
+
+
+def _say_untimed(sweep: Sweep, console: Console) -> bool:
+    """List the process pairs that failed; true if any did."""
+    found = sweep.run.pairs()
+    lost = [found[key] for key in sweep.pairs if key in found and found[key].status not in ("done", "skipped")]
+    if lost:
+        say(console, f"{len(lost)} of {len(sweep.pairs)} process pairs have no result:", style="red")
+        for record in lost:
+            say(console, f"  {record.status}: {record.pair}: {record.reason}")
+    return bool(lost)
 
 
 def _report(sweep: Sweep, reports: Path, page: Any, console: Console, *, images: bool) -> None:
