@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.store import runs
 from bench.store.pairs import PairRecord
 from bench.store.runs import RunFolder, seal
 from tests.runs import pair_record, record, write_run
+from tl.cache import write_atomic
 from tl.errors import ConfigError, UserError
 
 SLOW, FAST = record("a", "finetune"), record("a", "frozen", seconds=4.0)
@@ -123,3 +127,38 @@ def test_a_pair_needs_two_cells() -> None:
     """One regime alone has nothing to be compared with."""
     with pytest.raises(ConfigError, match="cells"):
         pair_record(CELLS[:1], (10.0,))
+
+
+@pytest.mark.parametrize(
+    ("fails_for_good", "words"), [(False, "was saved in the space reserved for it"), (True, "was NOT saved")]
+)
+def test_a_full_disk_loses_no_pair_if_the_reserved_space_suffices(
+    fails_for_good: bool, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the pair, and says whether it was saved. Its earlier record is kept in any case."""
+    run = a_run(tmp_path / "run", pair_record(CELLS, (10.0, 4.0), status="oom"))
+    reserve = run.folder / ".reserve"
+
+    def full(path: Path, content: str | bytes) -> None:
+        if path.parent.name == "pairs" and (fails_for_good or reserve.exists()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_atomic(path, content)
+
+    monkeypatch.setattr(runs, "write_atomic", full)
+    with run.reserved(0), pytest.raises(UserError) as caught:
+        run.write_pair(pair_record(CELLS, (10.0, 4.0)))
+    assert f"the pair that has just ended (a finetune and frozen cpu, pair 1) {words}" in str(caught.value)
+    assert "No space left on device" in str(caught.value) and "\n" not in str(caught.value)
+    assert [one.status for one in run.pairs().values()] == ["oom" if fails_for_good else "done"]
+    (kept,) = (run.folder / "superseded").glob("*.json")
+    assert json.loads(kept.read_text())["status"] == "oom"
+
+
+def test_temporary_files_of_a_killed_command_are_removed(tmp_path: Path) -> None:
+    """The next command that writes there removes them, but no record."""
+    run = a_run(tmp_path / "run", pair_record(CELLS, (10.0, 4.0)))
+    (left := run.folder / "pairs" / ".some.1.tmp").write_text("half a record")
+    assert run.leftovers() == [left]
+    with run.reserved(0):
+        assert not left.exists()
+    assert len(run.pairs()) == 1 and run.leftovers() == []
