@@ -50,7 +50,7 @@ KILLS = 50
 
 def write_grid(*backbones: str, regimes: str = '"frozen"', seeds: int = 1, more: str = "") -> None:
     Path("grid.toml").write_text(
-        f'dataset = "synthetic-mini"\n[matrix]\nbackbones = {json.dumps(backbones)}\nregimes = [{regimes}]\n'
+        f'dataset = "synthetic-mini"\npaired = false\n[matrix]\nbackbones = {json.dumps(backbones)}\nregimes = [{regimes}]\n'
         f'devices = ["cpu"]\nseeds = {seeds}\n{more}'
     )
 
