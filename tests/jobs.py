@@ -124,6 +124,58 @@ def lose_a_worker(splits: Any, emit: Any) -> None:
             psutil.Process().children()[0].kill()
 
 
+def pretend_to_train(
+    cell: Any, splits: Any, weights: Any, threads: int, checked: object, orders: Any, emit: Any
+) -> dict[str, Any]:
+    """Take turns as `bench.execution.worker:time_cell` does, or misbehave as the backbone's name says.
+
+    It writes into a file `diary` beside the images when it is busy.
+    """
+    import contextlib
+
+    import psutil
+
+    from bench.execution.turns import END, Prepared, Taken, Warm
+    from tl.errors import DataError, NotApplicable
+
+    name = cell.config.spec.name
+
+    @contextlib.contextmanager
+    def busy(what: str) -> Any:
+        with (splits.root / "diary").open("a", buffering=1) as diary:
+            diary.write(f"{name} {what} begins\n")
+            yield
+            diary.write(f"{name} {what} ends\n")
+
+    if name == "fails-to-prepare":
+        raise DataError("the folder is empty")
+    if name == "needs-much-beside-others" and len(psutil.Process().parent().children()) > 1:
+        raise MemoryError("Unable to allocate 8.0 GiB for an array")
+    if name == "is-skipped":
+        raise NotApplicable("these don't go together")
+    emit(Prepared(train_batches=6, val_batches=4))
+    orders.recv()
+    with busy("warm-up"):
+        time.sleep(0.01)
+    emit(Warm(step_seconds=1.0, batch_seconds=0.5))
+    taken = 0
+    while (order := orders.recv()) != END:
+        taken += 1
+        if name == "hangs":
+            time.sleep(1000)
+        with busy("turn"):
+            time.sleep(0.005)
+        if taken == 3 and name == "crashes-in-a-turn":
+            crash(emit)
+        if taken == 3 and name == "dies-in-a-turn":
+            be_killed(emit)
+        if taken == 3 and name == "fails-in-a-turn":
+            raise ValueError("in a turn")
+        steps, batches = order
+        emit(Taken(train_seconds=0.01, train_images=4 * steps, val_seconds=0.005, val_images=4 * batches))
+    return {"start_seconds": 0.0, "peak_memory_bytes": 1 << 20, "memory_method": "x", "threads": threads}
+
+
 def _batches(splits: Any) -> Any:
     import torch
 

@@ -28,6 +28,7 @@ from bench.devtools.gate import BASE, NEW, Tree
 from bench.store.environment import environment
 from tests.benchmarks import conftest, test_speed
 from tests.benchmarks.conftest import source_digest
+from tl import machine
 from tl.errors import UserError
 
 TREES = {name: Tree(folder=Path(name), python=sys.executable) for name in (BASE, NEW)}
@@ -197,12 +198,12 @@ def test_a_turn_ends_when_no_thread_is_busy(monkeypatch: pytest.MonkeyPatch) -> 
         done.set()
 
     threading.Thread(target=compute).start()
-    turns.wait_for_threads()
+    machine.wait_for_threads()
     assert done.is_set()
     sleeper, waits = threading.Event(), []
     threading.Thread(target=sleeper.wait).start()
-    monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=waits.append))
-    turns.wait_for_threads()
+    monkeypatch.setattr(machine, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
+    machine.wait_for_threads()
     sleeper.set()
     assert len(waits) < 100, "it gave up"
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
+import threading
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +126,63 @@ def lift_memory_limit() -> None:
 
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+_PROCESSES = Path("/proc")
+_LONGEST_WAIT_SECONDS = 0.1
+_IDLE_LOOKS = 3
+"""A process counts as idle if it was not running this many looks in a row: one that hands over what it made sleeps
+between two pieces of work.
+"""
+
+
+def wait_for_threads() -> None:
+    """Return when no other thread of this process is running, or after 0.1 s.
+
+    OpenMP's threads spin for some milliseconds after their last work. By then the core belongs to the other process
+    that takes turns with this one, whose frozen steps took 12 ms instead of 10.
+    """
+    if not (_PROCESSES / "self" / "task").is_dir():  # not Linux
+        time.sleep(0.01)
+        return
+    deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
+    while _runs("self", but=str(threading.get_native_id())) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def wait_for_processes(numbers: Collection[int], longest_seconds: float = 60.0) -> float:
+    """Return when none of these processes is running any more, or after the longest time.
+
+    Returns the reading of `time.perf_counter` when they were first seen idle. Where the system doesn't tell, outside
+    Linux, it returns at once.
+    """
+    idle_since, looks = time.perf_counter(), 0
+    deadline = idle_since + longest_seconds
+    while (_PROCESSES / "self" / "task").is_dir():
+        now = time.perf_counter()
+        if any(_runs(str(number)) for number in numbers):
+            looks = 0
+        else:
+            idle_since = idle_since if looks else now
+            looks += 1
+        if looks == _IDLE_LOOKS or now > deadline:
+            break
+        time.sleep(0.001)
+    return idle_since
+
+
+def _runs(process: str, but: str = "") -> bool:
+    """True if a thread of a process is running or waits for a disk, according to its state in proc(5).
+
+    Its CPU time would show that too late: the kernel updates it at its ticks only, for threads on other cores.
+    """
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the process has just ended
+        for task in (_PROCESSES / process / "task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
+                state = (task / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+                if state in "RD" and task.name != but:
+                    return True
+    return False
 
 
 def pick(device: str, have: dict[str, str]) -> str:

@@ -113,6 +113,10 @@ class PlainBatches:
     def __init__(self, root: Path, images: ImageList, preprocessing: Preprocessing, device: torch.device) -> None:
         self.images = images
         self.device = device
+        self.start_seconds = 0.0
+        """Seconds that starting and ending workers has taken so far, over all passes."""
+        self.workers: tuple[int, ...] = ()
+        """Ids of the processes of the pass that began last."""
         self._train = PlainImages(root, images, training_transform(preprocessing))
         self._val = PlainImages(root, images, validation_transform(preprocessing))
 
@@ -129,7 +133,7 @@ class PlainBatches:
         """
         shuffled = order(len(self), seed_for("order", seed, epoch)).tolist()
         chosen = [shuffled[start:stop] for start, stop in batch_bounds(len(self), batch_size)]
-        for images, labels in _loaded(self._train, chosen, seed_for("crops", seed, epoch)):
+        for images, labels in self._loaded(self._train, chosen, seed_for("crops", seed, epoch)):
             if mark:
                 mark("data")
             batch = images.to(self.device), labels.to(self.device)
@@ -140,19 +144,33 @@ class PlainBatches:
     def evaluation(self, batch_size: int) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield all images in order, resized and centre-cropped."""
         chosen = [list(range(start, stop)) for start, stop in batch_bounds(len(self), batch_size)]
-        for images, labels in _loaded(self._val, chosen, 0):
+        for images, labels in self._loaded(self._val, chosen, 0):
             yield images.to(self.device), labels.to(self.device)
 
+    def _loaded(
+        self, images: PlainImages, batches: Iterable[list[int]], seed: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield these batches of images, loaded by workers that start now. Their random numbers follow from `seed`.
 
-def _loaded(
-    images: PlainImages, batches: Iterable[list[int]], seed: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield these batches of images, loaded by workers that start now. Their random numbers follow from `seed`.
+        The workers end with the last batch, or when the generator is closed.
 
-    The workers end with the last batch, or when the generator is closed.
+        An exception of a worker keeps its class, and its message is one line.
+        """
+        begun = time.perf_counter()
+        loading = _start_loading(images, batches, seed)
+        self.workers = tuple(worker.pid for worker in getattr(loading, "_workers", ()))
+        self.start_seconds += time.perf_counter() - begun
+        try:
+            while (batch := _next(loading)) is not None:
+                yield batch
+        finally:
+            begun = time.perf_counter()
+            del loading  # ends the workers
+            self.start_seconds += time.perf_counter() - begun
 
-    An exception of a worker keeps its class, and its message is one line.
-    """
+
+def _start_loading(images: PlainImages, batches: Iterable[list[int]], seed: int) -> Iterator[Any]:
+    """Start the workers of one pass."""
     with warnings.catch_warnings():
         # Torch advises fewer workers where there are fewer cores, and Python warns of a fork beside threads: both are
         # as in the tutorial. Nothing that a worker runs needs a lock of those threads.
@@ -166,12 +184,7 @@ def _loaded(
             worker_init_fn=_leave_signals_to_parent,
             multiprocessing_context=_CONTEXT if WORKERS else None,
         )
-        loading = iter(loader)
-    try:
-        while (batch := _next(loading)) is not None:
-            yield batch
-    finally:
-        del loading  # ends the workers
+        return iter(loader)
 
 
 def _next(loading: Iterator[Any]) -> Any:

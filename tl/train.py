@@ -100,23 +100,41 @@ def train_model(
         raise ConfigError(
             f"protocol={config.protocol!r}: train_model trains once; tl.run_protocol follows any protocol"
         )
-    started = time.perf_counter()
     target = devices.resolve(device)
-    check_precision(config.precision, target)
-    check_execution(config.execution, config.regime)
     memory = MemoryMarks(target, without=WAYS[config.execution].others)
-    setup = _prepare(config, splits, target, weights, weights_dir)
-    with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(target):
-        body: Body = _compiled(setup.model.backbone) if config.compile else setup.model.backbone
-        setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
-        with_graphs = target.type == "cuda" and cuda_graphs and setup.way.graphs
-        loop = _make_loop(setup, body, Graphs() if with_graphs else None)
+    with ready(config, splits, target, weights, weights_dir, cuda_graphs=cuda_graphs) as (setup, loop, setup_seconds):
         trained = _epochs(setup, loop, memory, keep, on_epoch)
     return _result(setup, loop, trained, memory, setup_seconds)
 
 
+@contextmanager
+def ready(
+    config: TrainConfig,
+    splits: Splits,
+    device: torch.device,
+    weights: Weights | None,
+    weights_dir: str | Path | None = None,
+    *,
+    cuda_graphs: bool = True,
+) -> Iterator[tuple[Setup, Loop, float]]:
+    """Prepare everything before the first step of a training, and yield it with the seconds that took.
+
+    Those seconds are without quantisation and extraction. Arguments and errors are those of `train_model`. Steps must
+    run inside the context, which sets the random seed, the precision and the stream.
+    """
+    started = time.perf_counter()
+    check_precision(config.precision, device)
+    check_execution(config.execution, config.regime)
+    setup = _prepare(config, splits, device, weights, weights_dir)
+    with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(device):
+        body: Body = _compiled(setup.model.backbone) if config.compile else setup.model.backbone
+        setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
+        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs
+        yield setup, _make_loop(setup, body, Graphs() if with_graphs else None), setup_seconds
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Setup:
+class Setup:
     """Everything prepared before the first epoch: the network, the images, and which part of the network trains."""
 
     config: TrainConfig
@@ -163,7 +181,7 @@ def _prepare(
     device: torch.device,
     weights: Weights | None,
     weights_dir: str | Path | None,
-) -> _Setup:
+) -> Setup:
     """Build the network, open the images, and freeze what the regime doesn't train."""
     regime = REGIMES[config.regime]
     backbone = _backbone(config, regime, splits, weights, weights_dir)
@@ -175,7 +193,7 @@ def _prepare(
     quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
     freezing = freeze(model, regime)
     optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if freezing.parameters else None
-    return _Setup(
+    return Setup(
         config=config,
         splits=splits,
         device=device,
@@ -234,7 +252,7 @@ Inputs = Batches | PlainBatches | Features
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Loop:
+class Loop:
     """The inputs and steps of every epoch. Inputs are images, or features that were extracted from them."""
 
     train: Inputs
@@ -249,7 +267,7 @@ class _Loop:
     """The work of the first step, which is warm-up anyway."""
 
 
-def _make_loop(setup: _Setup, body: Body, graphs: Graphs | None) -> _Loop:
+def _make_loop(setup: Setup, body: Body, graphs: Graphs | None) -> Loop:
     """Make the steps. Extract features first if the regime extracts them once."""
     config, model, device = setup.config, setup.model, setup.device
     train: Inputs = setup.images.train
@@ -262,7 +280,7 @@ def _make_loop(setup: _Setup, body: Body, graphs: Graphs | None) -> _Loop:
         train, val = extraction.features(train, config.views), extraction.features(val, 1)
         body = nn.Identity()
     loss_function = LOSS_BUILDERS[config.loss](config)
-    return _Loop(
+    return Loop(
         train=train,
         val=val,
         loss_function=loss_function,
@@ -287,8 +305,8 @@ class _Trained:
 
 
 def _epochs(
-    setup: _Setup,
-    loop: _Loop,
+    setup: Setup,
+    loop: Loop,
     memory: MemoryMarks,
     keep: Literal["best", "last"],
     on_epoch: Callable[[EpochResult], None] | None,
@@ -313,7 +331,7 @@ def _epochs(
 
 
 def _epoch(
-    setup: _Setup, loop: _Loop, memory: MemoryMarks, clock: Clock, history: Sequence[EpochResult]
+    setup: Setup, loop: Loop, memory: MemoryMarks, clock: Clock, history: Sequence[EpochResult]
 ) -> tuple[EpochResult, Predictions]:
     """Run a training pass, unless nothing trains, and a validation pass. `history` has the epochs before.
 
@@ -357,7 +375,7 @@ def _epoch(
     return row, Predictions(epoch=epoch, labels=validated.predicted, confidences=validated.confidences)
 
 
-def _diverged(what: str, setup: _Setup, rate: float | None, history: Sequence[EpochResult]) -> DivergedError:
+def _diverged(what: str, setup: Setup, rate: float | None, history: Sequence[EpochResult]) -> DivergedError:
     """Return the error for a figure of the epoch after `history` that is not finite."""
     if rate is None:
         return DivergedError(f"the {what} although nothing was trained; are the weights damaged?", history)
@@ -366,7 +384,7 @@ def _diverged(what: str, setup: _Setup, rate: float | None, history: Sequence[Ep
     )
 
 
-def _result(setup: _Setup, loop: _Loop, trained: _Trained, memory: MemoryMarks, setup_seconds: float) -> TrainResult:
+def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, setup_seconds: float) -> TrainResult:
     """Assemble the result after the last epoch."""
     config, model, device, extraction = setup.config, setup.model, setup.device, loop.extraction
     on_cuda = device.type == "cuda"
@@ -393,7 +411,7 @@ def _result(setup: _Setup, loop: _Loop, trained: _Trained, memory: MemoryMarks, 
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in trained.history),
         **memory.figures(),
         resident_image_bytes=(setup.images.resident_bytes or 0) if on_cuda else None,
-        work=_work(loop.work, setup),
+        work=work_of(loop.work, setup),
         notes=_notes(setup, loop),
         model=model,
     )
@@ -430,7 +448,7 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
     return time.perf_counter() - started
 
 
-def _extraction(body: Body, setup: _Setup) -> Extraction:
+def _extraction(body: Body, setup: Setup) -> Extraction:
     """Make the extraction; `identity` lists all that features depend on.
 
     Rounding also depends on which images are extracted together. Random weights follow from the seed.
@@ -458,7 +476,7 @@ def _extraction(body: Body, setup: _Setup) -> Extraction:
     return Extraction(forward, identity)
 
 
-def _extractor(setup: _Setup) -> list[str]:
+def _extractor(setup: Setup) -> list[str]:
     """Return what an extractor is made from. An int8 one is calibrated on the training images."""
     extractor = setup.regime.extractor
     if extractor == "float":
@@ -476,7 +494,7 @@ class _Pass:
     """What is not finite, such as `loss was NaN`; empty if all is, and only then the other figures mean something."""
 
 
-def _work(step: StepWork, setup: _Setup) -> Work | None:
+def work_of(step: StepWork, setup: Setup) -> Work | None:
     """Return the work of the first step, which has the usual batch size; None if nothing trains."""
     if setup.optimizer is None:
         return None
@@ -545,7 +563,7 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _notes(setup: _Setup, loop: _Loop) -> tuple[Note, ...]:
+def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     """Return what a reader of the figures must know."""
     splits, weights, size = setup.splits, setup.backbone.weights, setup.config.batch_size
     images = len(splits.train)

@@ -7,7 +7,8 @@ from typing import Any
 
 from bench.devtools.made_up import RANDOM, result_of
 from bench.execution.attempt import RUN_CELL, run_one_by_one
-from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome
+from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, PairEvents, PairJob
+from tl.errors import ConfigError
 from tl.folds import evaluated_images
 
 MOST_BACKBONES = 12_500
@@ -18,6 +19,7 @@ class InstantExecutor:
 
     has_limits = True
     runs_here = False
+    takes_turns = False
 
     def prepare(self) -> None:
         """Do nothing: there are no libraries to load."""
@@ -42,6 +44,10 @@ class InstantExecutor:
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
         """Run one job after the other."""
         run_one_by_one(self, jobs, events, stop)
+
+    def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
+        """Raise `ConfigError`: nothing here takes time."""
+        raise ConfigError("made-up cells take no time, so they can't be timed")
 
 
 def main() -> None:

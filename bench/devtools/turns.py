@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pytest_benchmark.fixture import BenchmarkFixture
+
+from tl.machine import wait_for_threads
 
 VARIABLE = "BENCHMARK_TURNS"
 """Environment variable with the file descriptors to read and to write, and 1 for the process that goes first."""
 ROUNDS, WARM_UP = 30, 3
-TASKS = Path("/proc/self/task")
 
 
 @dataclass
@@ -83,34 +81,6 @@ class Turns:
             if end is not None:
                 os.close(end)
         self.read = self.write = None
-
-
-def wait_for_threads() -> None:
-    """Return when no other thread of this process is running, or after 0.1 s.
-
-    OpenMP's threads spin for some milliseconds after their last work. By then the core belongs to the other process,
-    whose frozen steps took 12 ms instead of 10.
-    """
-    if not TASKS.is_dir():  # not Linux
-        time.sleep(0.01)
-        return
-    for _ in range(100):
-        if not _others_run():
-            return
-        time.sleep(0.001)
-
-
-def _others_run() -> bool:
-    """True if another thread of this process is running, according to its state in proc(5).
-
-    Its CPU time would show that too late: the kernel updates it at its ticks only, for threads on other cores.
-    """
-    for task in TASKS.iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
-            state = (task / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
-            if state == "R" and task.name != str(threading.get_native_id()):
-                return True
-    return False
 
 
 TURNS = Turns.given()

@@ -131,6 +131,8 @@ class PairAttempt:
     started: datetime
     wall_seconds: float
     environment: Environment
+    machine: MachineState | None = None
+    """None if no process was started."""
     attempts: int = 1
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bench.execution.attempt import GET_READY, run_one_by_one
-from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, load
+from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, PairEvents, PairJob, load
 from bench.execution.discovery import local_devices
 from bench.execution.failure import ended_by
 from bench.execution.signals import signals_delivered
+from tl.errors import ConfigError
 
 
 class InlineExecutor:
@@ -21,6 +22,7 @@ class InlineExecutor:
 
     has_limits = False
     runs_here = True
+    takes_turns = False
 
     def prepare(self) -> None:
         """Load torch, torchvision and timm."""
@@ -43,3 +45,7 @@ class InlineExecutor:
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
         """Run one job after the other."""
         run_one_by_one(self, jobs, events, stop)
+
+    def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
+        """Raise `ConfigError`: all calls share this process."""
+        raise ConfigError("executor 'inline' has one process, so it can't time cells in turns; use executor 'process'")

@@ -27,6 +27,7 @@ BUSY_SHARE = 0.02
 BUSY_SECONDS = 0.1
 """We ignore less CPU time of others than this, in seconds. Counters advance in steps of 10 ms and err by as much."""
 BUSY_GPU_PERCENT = 10
+EFFECT = "while the cell ran: its times are too long"
 CHECK_SECONDS = 0.25
 CHECK_CORES = 0.25
 """Cores in use by others that `busy_warning` detects reliably. Counters advance in steps of 10 ms per core."""
@@ -51,8 +52,12 @@ class Counters:
 class Monitor:
     """Monitors the machine from its construction to `end`. It passes each warning, one line, to `report`."""
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
+    def __init__(self, report: Callable[[str], None], *, effect: str = EFFECT, partners: int = 0) -> None:
+        """`effect` ends a warning of other processes.
+
+        `partners` is the number of other processes of ours that hold memory of the same GPU, but don't use it.
+        """
+        self._report, self._effect, self._partners = report, effect, partners
         self._state = MachineState(
             governor=cpu_governor(),
             load_before=_load(),
@@ -64,9 +69,9 @@ class Monitor:
         """Add what the cell's process has sent."""
         self._add(**{name: getattr(part, name) for name in part.model_fields_set})
         if part.gpu_before:
-            self._warn(*_busy_gpu(part.gpu_before), *_shared_gpu(part.gpu_before, "before the cell began"))
+            self._warn(*_busy_gpu(part.gpu_before), *self._shared_gpu(part.gpu_before, "before the cell began"))
         if part.gpu_after:
-            self._warn(*_shared_gpu(part.gpu_after, "as training ended"))
+            self._warn(*self._shared_gpu(part.gpu_after, "as training ended"))
 
     def end(self) -> MachineState:
         """Return what was observed. The cell's process must have ended, so that its CPU time counts as our own."""
@@ -76,13 +81,22 @@ class Monitor:
             cores = len(core_numbers())
             other, stolen = shares(self._before, after, cores)
             self._add(other_cpu_share=other, steal_share=stolen)
-            slow = "while the cell ran: its times are too long"
             wall = after.at - self._before.at
             if _noticeable(other, cores, wall):
-                self._warn(f"other processes took {other * cores:.2g} of {cores} cores {slow}")
+                self._warn(f"other processes took {other * cores:.2g} of {cores} cores {self._effect}")
             if _noticeable(stolen, cores, wall):
-                self._warn(f"the hypervisor took {stolen * cores:.2g} of {cores} cores away (steal) {slow}")
+                self._warn(f"the hypervisor took {stolen * cores:.2g} of {cores} cores away (steal) {self._effect}")
         return self._state
+
+    def _shared_gpu(self, state: GpuState, when: str) -> list[str]:
+        found, others = [], (state.other_processes or 0) - self._partners
+        if others > 0:
+            several = "es" if others > 1 else ""
+            found.append(f"{others} other process{several} on the GPU {when}: times and free memory suffer")
+        slowed = [reason for reason in state.throttle_reasons or () if reason in gpu.SLOWDOWNS]
+        if slowed:
+            found.append(f"the GPU slowed itself down {when} ({', '.join(slowed)}): times are too long")
+        return found
 
     def _add(self, **fields: object) -> None:
         self._state = self._state.replace(**fields)
@@ -159,17 +173,6 @@ def _busy_gpu(state: GpuState) -> list[str]:
     if (state.utilisation_percent or 0) <= BUSY_GPU_PERCENT:
         return []
     return [f"the GPU was {state.utilisation_percent}% busy before the cell began: its times are too long"]
-
-
-def _shared_gpu(state: GpuState, when: str) -> list[str]:
-    found = []
-    if state.other_processes:
-        several = "es" if state.other_processes > 1 else ""
-        found.append(f"{state.other_processes} other process{several} on the GPU {when}: times and free memory suffer")
-    slowed = [reason for reason in state.throttle_reasons or () if reason in gpu.SLOWDOWNS]
-    if slowed:
-        found.append(f"the GPU slowed itself down {when} ({', '.join(slowed)}): times are too long")
-    return found
 
 
 def _noticeable(share: float, cores: int, wall: float) -> bool:

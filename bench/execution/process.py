@@ -22,12 +22,12 @@ from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import psutil
 
 from bench.execution.attempt import GET_READY, run_one_by_one
-from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, load
+from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, PairEvents, PairJob, load
 from bench.execution.discovery import local_devices
 from bench.execution.failure import ended_by, readable
 from bench.execution.log import log_size, open_log, tail
@@ -37,6 +37,7 @@ from bench.execution.signals import (
     ignore_terminal_signals,
     signals_delivered,
 )
+from bench.execution.turns import RunningCall, run_pairs_one_by_one
 from tl.errors import ConfigError, UserError
 from tl.machine import lift_memory_limit, limit_memory
 
@@ -50,6 +51,7 @@ class ProcessExecutor:
 
     has_limits = True
     runs_here = True
+    takes_turns = True
 
     def __init__(self, preload: str = PRELOAD) -> None:
         """`preload` is the module that the fork server imports in advance."""
@@ -73,41 +75,110 @@ class ProcessExecutor:
         """Run one job after the other, each in a process of its own."""
         run_one_by_one(self, jobs, events, stop)
 
+    def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
+        """Time one pair after the other."""
+        run_pairs_one_by_one(self.start, jobs, events, stop)
+
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
         """See `bench.execution.base.Executor`. Raises `ConfigError` for a script that `end_if_imported` ends."""
-        ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_work, args=(theirs, function, arguments, limits))
-        before = log_size(limits.log)
+        with self.start(function, *arguments, limits=limits, takes_orders=False) as running:
+            while not isinstance(event := running.receive(), Outcome):
+                if on_event:
+                    on_event(event)
+            return event
+
+    def start(
+        self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, takes_orders: bool = True
+    ) -> RunningCall:
+        """Start `function(*arguments, emit)` and return at once; see `bench.execution.turns.RunningCall`.
+
+        With `takes_orders` the function gets a connection before `emit`, from which it receives what is sent to it.
+        """
+        return _RunningCall(self._context, function, arguments, limits, takes_orders=takes_orders)
+
+
+class _RunningCall:
+    """A call in a process of its own. Leaving its context ends the process and all its descendants."""
+
+    def __init__(
+        self, context: Any, function: str, arguments: tuple[Any, ...], limits: Limits, *, takes_orders: bool
+    ) -> None:
+        self._limits = limits
+        self._log_before = log_size(limits.log)
+        self._outcome: Outcome | None = None
+        """Set as soon as the call has ended."""
+        self._ours, theirs = context.Pipe(duplex=False)
+        self._orders: Connection | None
+        their_orders, self._orders = context.Pipe(duplex=False) if takes_orders else (None, None)
+        given = (*arguments, their_orders) if takes_orders else arguments
+        self._process = context.Process(target=_work, args=(theirs, function, given, limits))
+        self._started = time.perf_counter()
         try:
-            if self._context.get_start_method() == "forkserver":
+            if context.get_start_method() == "forkserver":
                 _start_server()
-            started = time.perf_counter()
-            deadline = None if limits.seconds is None else started + limits.seconds
-            try:
-                process.start()
-            except (EOFError, OSError) as error:  # the server has ended, or can't be reached
-                return _not_started(error, time.perf_counter() - started)
-            theirs.close()
-            end = _receive(ours, process, deadline, on_event)
+            self._started = time.perf_counter()
+            self._process.start()
+        except (EOFError, OSError, RuntimeError) as error:  # the server has ended, or can't be reached or started
+            self._outcome = _not_started(error, time.perf_counter() - self._started)
+        except BaseException:
+            self._end()
+            raise
         finally:
-            _kill_group(process)
-            ours.close()
             theirs.close()
-        wall = time.perf_counter() - started
-        if end == "gone" and process.exitcode == _IMPORTED:
+            if their_orders:
+                their_orders.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def send(self, order: Any) -> None:
+        """Send something to the function. Nothing happens if its process has ended: `receive` says so."""
+        assert self._orders is not None
+        with contextlib.suppress(OSError):
+            self._orders.send(order)
+
+    def receive(self) -> Any:
+        """Wait for the next event of the function and return it; or return the `Outcome` once the call has ended."""
+        if self._outcome is None:
+            deadline = None if self._limits.seconds is None else self._started + self._limits.seconds
+            try:
+                kind, value = _receive(self._ours, self._process, deadline)
+            except BaseException:
+                self._end()
+                raise
+            if kind == "event":
+                return value
+            self._end()
+            self._outcome = self._ended(kind, value)
+        return self._outcome
+
+    def _end(self) -> None:
+        _kill_group(self._process)
+        self._ours.close()
+        if self._orders:
+            self._orders.close()
+
+    def _ended(self, kind: str, value: Any) -> Outcome:
+        """The outcome of a call whose process has been ended."""
+        limits, wall = self._limits, time.perf_counter() - self._started
+        if kind == "gone" and self._process.exitcode == _IMPORTED:
             raise ConfigError(
                 "this script calls bench.run when it is imported, and the processes of cells import it: put the call "
                 'below `if __name__ == "__main__":`'
             )
-        if end == "timeout":
+        if kind == "timeout":
             reason = f"took longer than the timeout of {limits.seconds:g} s"
             return Outcome(status="timeout", reason=reason, wall_seconds=wall)
-        if isinstance(end, str):
-            return _died(process.exitcode, wall, limits, tail(limits.log, before))
-        reason = end.reason
-        if end.status == "oom" and limits.memory_bytes:
+        if kind == "gone":
+            return _died(self._process.exitcode, wall, limits, tail(limits.log, self._log_before))
+        assert isinstance(value, Outcome)
+        reason = value.reason
+        if value.status == "oom" and limits.memory_bytes:
             reason = f"{reason} (limit: {readable(limits.memory_bytes)})"
-        return replace(end, reason=reason, wall_seconds=wall)
+        return replace(value, reason=reason, wall_seconds=wall)
 
 
 _IMPORTED = 91
@@ -164,10 +235,8 @@ def clear_dead(place: Path, prefix: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _receive(
-    connection: Connection, process: Any, deadline: float | None, on_event: Emit | None
-) -> Outcome | Literal["timeout", "gone"]:
-    """Pass events on until the call ends. Returns its outcome, or `timeout`, or `gone` if it died without an outcome.
+def _receive(connection: Connection, process: Any, deadline: float | None) -> tuple[str, Any]:
+    """Wait for the next message of a call: `event` or `end` with a value, or `timeout`, or `gone` if it died.
 
     We also wait for the process itself: if it dies, its children may still hold its end of the connection open.
     """
@@ -178,22 +247,18 @@ def _receive(
             ready = wait(sources, None if left is None else min(left, _LONGEST_WAIT_SECONDS))
         if not ready:
             if left is not None and left <= _LONGEST_WAIT_SECONDS:
-                return "timeout"
+                return "timeout", None
             continue
         if connection not in ready and not connection.poll():
             if not _lives(process.pid):
-                return "gone"
+                return "gone", None
             sources = [connection]  # the fork server has ended, but the process still runs
             continue
         try:
             kind, value = connection.recv()
         except (EOFError, OSError):
-            return "gone"
-        if kind == "end":
-            assert isinstance(value, Outcome)
-            return value
-        if on_event:
-            on_event(value)
+            return "gone", None
+        return kind, value
 
 
 def _lives(pid: int) -> bool:
@@ -203,14 +268,14 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _not_started(error: EOFError | OSError, wall: float) -> Outcome:
+def _not_started(error: EOFError | OSError | RuntimeError, wall: float) -> Outcome:
     """The outcome of a call whose process could not be started."""
     if isinstance(error, EOFError | ConnectionError):
         reason = "the process that cells are forked from ended while it started, as it does when memory runs out"
         most = _address_space()
         reason += f" (this program may use {readable(most)}; see `ulimit -v`)" if most else ""
     else:
-        reason = f"its process can't be started: {error.strerror or error}"
+        reason = f"its process can't be started: {getattr(error, 'strerror', None) or error}"
     return Outcome(status="failed", reason=reason, wall_seconds=wall)
 
 

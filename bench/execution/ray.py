@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome
+from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, PairEvents, PairJob
 from bench.execution.process import ProcessExecutor
 from bench.execution.ray_cluster import Cluster
 from bench.execution.ray_node import MakeExecutor
-from bench.execution.ray_schedule import Schedule
+from bench.execution.ray_schedule import CellWork, PairWork, Schedule, Work
 
 
 class RayExecutor:
@@ -21,6 +21,7 @@ class RayExecutor:
 
     has_limits = True
     runs_here = False
+    takes_turns = True
 
     def __init__(self, address: str | None = None, make: MakeExecutor = ProcessExecutor) -> None:
         """Connect to the cluster at `address`, or start one on this machine.
@@ -42,7 +43,14 @@ class RayExecutor:
 
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
         """Run each job on a free node of the kind that it needs. A job whose node is lost is retried a few times."""
-        schedule = Schedule(self.cluster, self._make, jobs, events, stop)
+        self._run((CellWork(job, events) for job in jobs), events.warned, stop)
+
+    def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
+        """Time each pair on a free node, as `run_jobs` runs a cell: all its processes are on that node."""
+        self._run((PairWork(job, events) for job in jobs), events.warned, stop)
+
+    def _run(self, jobs: Iterable[Work], warned: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        schedule = Schedule(self.cluster, self._make, jobs, warned, stop)
         try:
             while schedule.step():
                 pass

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.execution.attempt import run_job
-from bench.execution.base import Attempt, Executor, Job
+from bench.execution.base import Attempt, Executor, Job, PairAttempt, PairJob
 from bench.execution.process import HERE, SCRATCH, ProcessExecutor, clear_dead
+from bench.store.records import PlannedPair
 from tl.cache import cache_dir
 from tl.datasets import Splits, scan
 from tl.digest import file_digest
@@ -44,7 +45,7 @@ Message = (
     tuple[Literal["progressed"], Any]
     | tuple[Literal["warned"], str]
     | tuple[Literal["missing"]]
-    | tuple[Literal["ended"], Attempt, bytes]
+    | tuple[Literal["ended"], Attempt | PairAttempt, bytes]
 )
 """`missing`: this node lacks images or weights, and got no payload with them. `ended` includes the cell's log."""
 
@@ -58,25 +59,36 @@ def describe_node() -> tuple[dict[str, str], int]:
     return _executor(ProcessExecutor).devices(), usable_cores()
 
 
-def run_cell(job: Job, images: Payload | None, weights: Payload | None, make: MakeExecutor) -> Iterator[Message]:
-    """Run a cell on this node, and yield messages on its progress. Its log is sent back and not kept on the node."""
+def run(
+    job: Job | PairJob, images: Payload | None, weights: Mapping[str, Payload], make: MakeExecutor
+) -> Iterator[Message]:
+    """Run a cell or time a process pair on this node, and yield messages on its progress.
+
+    `weights` are payloads by the digest of their file. The log is sent back and not kept on the node.
+    """
     outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
 
-    def run() -> None:
+    def run_here() -> None:
         try:
             clear_dead(Path(tempfile.gettempdir()), SCRATCH)
             with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
                 log = Path(scratch) / job.log.name
                 with cache_warnings_to(lambda text: outbox.put(("warned", text))):
-                    splits, file = find_images(job.splits, images), find_file(job.weights, weights)
-                local_job, executor = replace(job, log=log, splits=splits, weights=file), _executor(make)
+                    splits = find_images(job.splits, images)
+                    given = job.weights if isinstance(job, PairJob) else (job.weights,)
+                    files = tuple(find_file(each, weights.get(each.digest)) for each in given)
+                executor = _executor(make)
                 executor.prepare()
-                end = run_job(
-                    executor,
-                    local_job,
-                    progressed=lambda event: outbox.put(("progressed", event)),
-                    warned=lambda text: outbox.put(("warned", text)),
-                )
+                end: Attempt | PairAttempt
+                if isinstance(job, PairJob):
+                    end = _timed(executor, replace(job, log=log, splits=splits, weights=files), outbox)
+                else:
+                    end = run_job(
+                        executor,
+                        replace(job, log=log, splits=splits, weights=files[0]),
+                        progressed=lambda event: outbox.put(("progressed", event)),
+                        warned=lambda text: outbox.put(("warned", text)),
+                    )
                 outbox.put(("ended", end, log.read_bytes() if log.exists() else b""))
         except _Missing:
             outbox.put(("missing",))
@@ -85,10 +97,28 @@ def run_cell(job: Job, images: Payload | None, weights: Payload | None, make: Ma
 
     # A callback receives the events, but a generator sends them: one of the two needs a thread of its own.
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(run)
+        future = pool.submit(run_here)
         while (message := outbox.get()) is not None:
             yield message
         future.result()
+
+
+def _timed(executor: Executor, job: PairJob, outbox: queue.SimpleQueue[Message | None]) -> PairAttempt:
+    """Time a pair with the executor of this node."""
+    found: list[PairAttempt] = []
+
+    class Events:
+        def pair_started(self, pair: PlannedPair) -> None:
+            pass
+
+        def warned(self, text: str) -> None:
+            outbox.put(("warned", text))
+
+        def pair_ended(self, pair: PlannedPair, attempt: PairAttempt) -> None:
+            found.append(attempt)
+
+    executor.run_pairs([job], Events(), lambda: False)
+    return found[0]
 
 
 @cache

@@ -5,6 +5,7 @@ The fork server imports it in advance, so every cell's process starts with the l
 
 from __future__ import annotations
 
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from bench.execution.base import Emit
 from bench.execution.monitor import gpu_before
+from bench.execution.turns import END, Prepared, Taken, Warm
 from bench.store.environment import MachineState
 from bench.store.records import Cell
 from tl import devices, gpu
@@ -27,6 +29,7 @@ from tl.protocols import run_protocol
 from tl.results import TrainResult
 from tl.sealed import cache_warnings_to
 from tl.sources import SOURCES
+from tl.timing import timed_training
 from tl.weights import Weights
 
 for _source in SOURCES:  # in the server that cells are forked from, not in the time and memory of a cell
@@ -74,6 +77,68 @@ def run_cell(
     training a `MachineState` with what only this process knows; and each `CacheWarning`. Raises `DivergedError`, among
     others.
     """
+    device, uuid = _begin(cell, threads, checked, emit)
+    try:
+        with cache_warnings_to(lambda text: emit(CacheWarning(text))):
+            result = run_protocol(cell.config, splits, device=device, weights=weights, on_epoch=emit, on_stage=emit)
+    finally:  # also if memory ran out: another process may hold it, and the GPU's state shows that
+        if uuid:
+            emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))
+    return result.model_copy(update={"model": None}), allocator()
+
+
+def time_cell(
+    cell: Cell,
+    splits: Splits,
+    weights: Weights,
+    threads: int,
+    checked: frozenset[FileState],
+    orders: Connection,
+    emit: Emit,
+) -> dict[str, Any]:
+    """Time turns of one cell's training, as `bench.execution.turns` orders. Returns fields of a `TimedSide`.
+
+    Arguments are those of `run_cell`. Emits a `MachineState`, each `CacheWarning`, `Prepared`, `Warm`, and `Taken` for
+    each turn.
+    """
+    device, uuid = _begin(cell, threads, checked, emit)
+    try:
+        with (
+            cache_warnings_to(lambda text: emit(CacheWarning(text))),
+            timed_training(cell.config.replace(protocol="fixed"), splits, device=device, weights=weights) as timed,
+        ):
+            emit(Prepared(train_batches=timed.train_batches if timed.trains else 0, val_batches=timed.val_batches))
+            orders.recv()  # `WARM_UP`: while another process warms up, this one must not run
+            step_seconds, batch_seconds = timed.warm_up()
+            emit(Warm(step_seconds=step_seconds, batch_seconds=batch_seconds))
+            while (order := orders.recv()) != END:
+                turn = timed.turn(*order)
+                emit(
+                    Taken(
+                        train_seconds=turn.train_seconds,
+                        train_images=turn.train_images,
+                        val_seconds=turn.val_seconds,
+                        val_images=turn.val_images,
+                    )
+                )
+            peak = timed.peak()
+            timed.close()
+            return {
+                "start_seconds": timed.start_seconds,
+                "peak_memory_bytes": peak.bytes,
+                "memory_method": peak.method,
+                "threads": torch.get_num_threads(),
+                "device_name": devices.present()[str(devices.resolve(device))],
+                "allocator": allocator(),
+                "work": timed.work(),
+            }
+    finally:
+        if uuid:
+            emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))
+
+
+def _begin(cell: Cell, threads: int, checked: frozenset[FileState], emit: Emit) -> tuple[str, str | None]:
+    """Set this process up for a cell, and emit the machine's state. Returns torch's name of its device and its UUID."""
     load_as_parent()
     library(cell.config.spec.source)  # one from outside is loaded here, before anything is measured
     trust(checked)
@@ -84,14 +149,7 @@ def run_cell(
     _touch_code()
     uuid = devices.gpu_uuid(devices.resolve(device))
     emit(_machine(uuid))
-
-    try:
-        with cache_warnings_to(lambda text: emit(CacheWarning(text))):
-            result = run_protocol(cell.config, splits, device=device, weights=weights, on_epoch=emit, on_stage=emit)
-    finally:  # also if memory ran out: another process may hold it, and the GPU's state shows that
-        if uuid:
-            emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))
-    return result.model_copy(update={"model": None}), allocator()
+    return device, uuid
 
 
 def _machine(uuid: str | None) -> MachineState:

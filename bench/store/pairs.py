@@ -63,7 +63,6 @@ class TimedSide(Strict):
     device_name: str = ""
     allocator: str = ""
     work: Work | None = Field(None, description="work of the first warm-up step; None if nothing trains")
-    machine: MachineState | None = None
 
     @model_validator(mode="after")
     def _turns_if_done(self) -> TimedSide:
@@ -96,6 +95,7 @@ class PairRecord(Strict):
     attempts: Count = 1
     wall_seconds: Seconds
     environment: Environment
+    machine: MachineState | None = Field(None, description="None if no process was started")
 
     @model_validator(mode="after")
     def _a_side_per_cell(self) -> PairRecord:
