@@ -109,8 +109,8 @@ def _words(error: BaseException) -> str:
         return words if not gone or gone in words else f"{words} ({gone})"
     if isinstance(error, ImportError):
         return f"{error}: is everything installed that the suite needs?"
-    if _is_about_files(error):
-        return f"{_damaged(error)}: damaged: {getattr(error, 'msg', error)}; install it again"
+    if damage := damaged_module(error):
+        return damage
     if isinstance(error, MemoryError):
         return "out of memory"
     return f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above"
@@ -126,19 +126,22 @@ def _about(error: OSError) -> str:
 
 def _is_about_files(error: BaseException) -> bool:
     """True for an error whose cause is a file of an installed module, so that a traceback would not help."""
-    return isinstance(error, ImportError) or bool(_damaged(error))
+    return isinstance(error, ImportError) or bool(damaged_module(error))
 
 
-def _damaged(error: BaseException) -> str:
-    """The file of a module that can't be loaded because it is damaged; empty for other errors."""
+def damaged_module(error: BaseException) -> str:
+    """Say which file of an installed module is damaged, if that is why it can't be imported; empty otherwise."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if not frames:
         return ""
     if isinstance(error, SyntaxError):
         line = f", line {error.lineno}" if error.lineno else ""
-        return f"{error.filename}{line}" if error.filename else f"a module that {frames[-1].f_code.co_filename} imports"
-    compiled = frames[-1].f_locals.get("bytecode_path")
-    return str(compiled) if compiled and "importlib" in frames[-1].f_code.co_filename else ""
+        file = f"{error.filename}{line}" if error.filename else f"a module that {frames[-1].f_code.co_filename} imports"
+    elif "importlib" in frames[-1].f_code.co_filename:
+        file = str(frames[-1].f_locals.get("bytecode_path") or "")
+    else:
+        file = ""
+    return f"{file}: damaged: {getattr(error, 'msg', error)}; install it again" if file else ""
 
 
 _LONGEST = 4000

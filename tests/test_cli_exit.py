@@ -164,6 +164,21 @@ def test_a_damaged_file_of_the_suite_is_one_line(module: str, kind: str, install
     assert (kind, module) == ("empty", "bench/cli/list") or named in ran.stderr
 
 
+@pytest.mark.parametrize("kind", ["compiled", "half"])
+def test_a_damaged_file_that_only_cells_load_is_one_line(kind: str, installed: Path, tmp_path: Path) -> None:
+    """The server that they are forked from meets it first, and ends neither with a traceback nor without a word."""
+    path = installed / "bench" / "execution" / "worker.py"
+    path = Path(cache_from_source(str(path))) if kind == "compiled" else path
+    intact = path.read_bytes()
+    path.write_bytes(intact[: len(intact) // 2] + b"(")
+    try:
+        ran = started("bench", "list", "backbones", PYTHONPATH=str(installed), TL_CACHE=str(tmp_path / "cache"))
+    finally:
+        path.write_bytes(intact)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1), ran.stderr
+    assert f"the libraries of networks can't be loaded: {path}" in ran.stderr and ": damaged: " in ran.stderr
+
+
 SHADOWS = sorted({*sys.stdlib_module_names, "numpy", "pydantic", "tl", "torch"})
 RUN = [
     "run",
