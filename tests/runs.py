@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zlib import crc32
 
-from bench.devtools.made_up import PRETRAINED, RANDOM, TRUTH, record, this_environment
-from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record
+from bench.devtools.made_up import PRETRAINED, RANDOM, TRUTH, pair_record, record, this_environment
+from bench.store.pairs import PairRecord
+from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, PlannedPair, Record
 from bench.store.runs import RunFolder
 from tl.config import TrainConfig
 from tl.weights import Weights
 
-__all__ = ["PRETRAINED", "RANDOM", "TRUTH", "of_images", "record", "untrained", "write_run"]
+__all__ = ["PRETRAINED", "RANDOM", "TRUTH", "of_images", "pair_record", "record", "untrained", "write_run"]
 
 
 def untrained(backbone: str, *, right: int = 95, weights: Weights = PRETRAINED) -> Record:
@@ -35,9 +36,13 @@ def write_run(
     fallback: str = "",
     missing: Sequence[Cell] = (),
     truth: tuple[int, ...] = TRUTH,
+    pairs: Sequence[PairRecord] = (),
+    missing_pairs: Sequence[PlannedPair] = (),
 ) -> RunFolder:
-    """Write a run with these records. The cells in `missing` were planned and have no record; `truth` has
-    the labels of the validation images, and `classes` are those of the records.
+    """Write a run with these records and pairs.
+
+    The cells in `missing` and pairs in `missing_pairs` were planned and have no record; `truth` has the labels of the
+    validation images, and `classes` are those of the records.
     """
     run = RunFolder(folder)
     cells = {record.cell_id: record.cell for record in records} | {cell.id: cell for cell in missing}
@@ -57,6 +62,7 @@ def write_run(
             ),
             weights={},
             cells=cells,
+            pairs={one.pair_id: one.pair for one in pairs} | {one.id: one for one in missing_pairs},
             invocations=(
                 Invocation(
                     command="python -m bench run",
@@ -72,4 +78,6 @@ def write_run(
     apart = timedelta(microseconds=crc32(str(folder.resolve()).encode()) % 1_000_000)
     for one in records:
         run.write_record(one.replace(started=one.started + apart))
+    for pair in pairs:
+        run.write_pair(pair.replace(started=pair.started + apart))
     return run

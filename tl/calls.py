@@ -98,7 +98,7 @@ def _listed(value: Any) -> list[Any]:
         raise ValueError("must be a list")
     found = list(islice(value, MOST_ELEMENTS + 1))
     if len(found) > MOST_ELEMENTS:
-        raise ValueError(f"has more than {MOST_ELEMENTS:,} elements")
+        raise ValueError(f"has too many elements: at most {MOST_ELEMENTS:,} are possible")
     return found
 
 

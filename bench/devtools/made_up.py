@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from bench.store.environment import Environment, environment
-from bench.store.records import Cell, Record
+from bench.store.pairs import PairRecord, SideStatus, TimedSide, Turns
+from bench.store.records import Cell, PlannedPair, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Predictions, TrainResult, Trial
@@ -57,6 +60,87 @@ def record(
         wall_seconds=result.training_seconds + 1,
         environment=this_environment(),
         result=result if status == "done" else None,
+    )
+
+
+def pair_record(
+    cells: Sequence[Cell],
+    seconds: Sequence[float],
+    *,
+    number: int = 0,
+    turns: int = 8,
+    noise: float = 0.0,
+    status: SideStatus = "done",
+    apart: str = "",
+    memory: Sequence[int | None] | None = None,
+    start_seconds: float = 0.0,
+    train_images: int = 244,
+    val_images: int = len(TRUTH),
+    **fields: Any,
+) -> PairRecord:
+    """A record of paired timing of cells whose epochs take `seconds` each, a fifth of it for validation.
+
+    Args:
+        cells: the cells; their seeds are replaced by 0.
+        seconds: duration of an epoch of each.
+        number: number of the pair.
+        turns: turns of each cell, of 4 training steps and 3 validation batches, at batch size 4.
+        noise: standard deviation of a turn's time, relative; the pair's number is the seed.
+        status: if it is not `done`, the last cell has this status and the pair too unless two others are left.
+        apart: why the cells were timed one after the other; empty if they were not.
+        memory: peak bytes of each cell.
+        start_seconds: seconds per epoch of each cell that are not in the turns.
+        train_images, val_images: images of an epoch.
+        fields: other fields of the record.
+    """
+    pair = PlannedPair(cells=tuple(cell.but(seed=0) for cell in cells), number=number, seconds=4.0)
+    steps, batches, scatter = 4, 3, np.random.default_rng(number)
+    sides = []
+    for place, (cell, whole) in enumerate(zip(pair.cells, seconds, strict=True)):
+        if status != "done" and place == len(cells) - 1:
+            sides.append(TimedSide(status=status, reason="took | too <b>long</b>"))
+            continue
+        trains = REGIMES[cell.config.regime].trains
+        speed = np.exp(scatter.normal(0.0, noise, turns)).tolist()
+        share = 0.8 if trains else 0.0
+        train = share * (whole - start_seconds) * 4 * steps / train_images
+        val = (1 - share) * (whole - start_seconds) * 4 * batches / val_images
+        sides.append(
+            TimedSide(
+                status="done",
+                turns=Turns(
+                    train_seconds=tuple(train * each for each in speed) if trains else (),
+                    train_images=(4 * steps,) * turns if trains else (),
+                    val_seconds=tuple(val * each for each in speed),
+                    val_images=(4 * batches,) * turns,
+                ),
+                start_seconds=start_seconds,
+                setup_seconds=1.0,
+                warm_up_seconds=1.0,
+                peak_memory_bytes=memory[place] if memory else int(whole * 2**20),
+                memory_method="VmHWM",
+                threads=2,
+                device_name="CPU",
+            )
+        )
+    done = sum(side.status == "done" for side in sides) >= 2
+    return PairRecord(
+        pair_id=pair.id,
+        pair=pair,
+        dataset="own",
+        train_images=train_images,
+        val_images=val_images,
+        status="done" if done else status,
+        reason="" if done else f"{cells[-1].config.regime}: took | too <b>long</b>",
+        together=not apart,
+        apart=apart,
+        steps=steps,
+        batches=batches,
+        sides=tuple(sides),
+        order=number,
+        wall_seconds=10.0,
+        environment=this_environment(),
+        **{"started": datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number), **fields},
     )
 
 

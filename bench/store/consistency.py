@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 
+from bench.store.pairs import PairRecord
 from bench.store.records import Cell, Manifest, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
@@ -38,6 +39,37 @@ def _contradictions(record: Record, manifest: Manifest) -> Iterator[str]:
     if result is not None:
         yield from _of_result(result, cell)
         yield from _of_images(result, manifest)
+
+
+def pair_contradiction(record: PairRecord, manifest: Manifest) -> str:
+    """Say in what a record of paired timing contradicts itself or its run's manifest; empty if it doesn't."""
+    return next(_pair_contradictions(record, manifest), "")
+
+
+def _pair_contradictions(record: PairRecord, manifest: Manifest) -> Iterator[str]:
+    if manifest.pairs.get(record.pair_id, record.pair) != record.pair:
+        yield "the manifest has another pair of this id"
+    if record.train_images != manifest.dataset.train_images:
+        yield f"train_images={record.train_images}: the run has {manifest.dataset.train_images}"
+    if record.val_images != len(manifest.dataset.val_files):
+        yield f"val_images={record.val_images}: the run has {len(manifest.dataset.val_files)}"
+    counts = {len(side.turns) for side in record.sides if side.turns}
+    if record.status == "done" and len(counts) > 1:
+        yield f"its sides took {' and '.join(map(str, sorted(counts)))} turns"
+    for number, (cell, side) in enumerate(zip(record.pair.cells, record.sides, strict=True)):
+        if side.turns is None:
+            continue
+        trains = REGIMES[cell.config.regime].trains
+        if bool(side.turns.train_seconds) is not trains:
+            what = "trains" if trains else "trains nothing"
+            yield f"sides.{number}.turns.train_seconds has {len(side.turns.train_seconds)} values: its regime {what}"
+        most = cell.config.batch_size + 1  # an image that is left over joins the batch before it
+        for name, images, batches in (
+            ("train_images", side.turns.train_images, record.steps),
+            ("val_images", side.turns.val_images, record.batches),
+        ):
+            if wrong := next((count for count in images if not batches <= count <= most * batches), None):
+                yield f"sides.{number}.turns.{name} has {wrong}: {batches} batches have at most {most} images each"
 
 
 def _of_result(result: TrainResult, cell: Cell) -> Iterator[str]:

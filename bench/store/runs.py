@@ -2,9 +2,10 @@
 
 results/NAME/manifest.json            the plan: data, weights, cells and the commands that added them
 results/NAME/cells/CELL_ID.json       one record per cell: done, failed, oom, timeout, skipped or diverged
-results/NAME/logs/CELL_ID.log         output of the cell's process; there is no file if it printed nothing
+results/NAME/pairs/PAIR_ID.json       one record per process pair of paired timing, with its raw turns
+results/NAME/logs/ID.log              output of a cell's or pair's processes; no file if they printed nothing
 results/NAME/superseded/…             records without a result that a later attempt replaced
-results/NAME/set-aside/…              damaged records, whose cells run again, and records of other images
+results/NAME/set-aside/…              damaged records, whose cells or pairs run again, and records of other images
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import gc
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ from pydantic_core import from_json
 from pydantic_core import to_json as compact_json
 
 from bench.console import deleted_working_folder, tell
-from bench.store.consistency import contradiction
+from bench.store.consistency import contradiction, pair_contradiction
+from bench.store.pairs import PairRecord
 from bench.store.records import SCHEMA_VERSION, SEALED_SINCE, Manifest, Record
 from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import read_bounded, to_json, write_atomic
@@ -38,6 +40,9 @@ image take about 140 bytes of a record.
 
 _MOST_BYTES = 1 << 30
 """Largest file that is read. With predictions of a million images, a record has 140 MB."""
+
+
+Content = TypeVar("Content", Record, PairRecord)
 
 
 class Damaged(UserError):
@@ -76,35 +81,55 @@ class RunFolder:
         Records of other images than the run's are left out, with a line on standard error. Raises `UserError` as
         `manifest` does, and if a record is damaged.
         """
-        manifest, found, foreign = self.manifest(), {}, []
+        manifest = self.manifest()
+        return self._intact(manifest.cells, self._read(manifest), "its cell")
+
+    def pairs(self) -> dict[str, PairRecord]:
+        """Pair id → record of paired timing, in the order in which the pairs were planned. See `records`."""
+        manifest = self.manifest()
+        return self._intact(manifest.pairs, self._read_pairs(manifest), "its pair")
+
+    def _intact(
+        self, planned: Iterable[str], read: Iterable[tuple[Path, Content | Damaged]], what: str
+    ) -> dict[str, Content]:
+        found: dict[str, Content] = {}
+        foreign: list[Foreign] = []
         with _without_collector():
-            for path, record in self._read(manifest):
+            for path, record in read:
                 if isinstance(record, Foreign):
                     foreign.append(record)
                 elif isinstance(record, Damaged):
-                    raise UserError(f"{record}; `bench run` sets it aside and runs its cell again") from record
+                    raise UserError(f"{record}; `bench run` sets it aside and runs {what} again") from record
                 else:
                     found[path.stem] = record
         if foreign:
             more = f" (and {len(foreign) - 1} more like it)" if len(foreign) > 1 else ""
             tell(f"WARNING: {foreign[0]}; it is left out{more}")
-        planned = [cell_id for cell_id in manifest.cells if cell_id in found]
-        return {cell_id: found[cell_id] for cell_id in dict.fromkeys([*planned, *found])}
+        in_order = dict.fromkeys([*planned, *found])
+        return {each: found[each] for each in in_order if each in found}
 
     def survey(self) -> tuple[dict[str, Record], dict[Path, str]]:
         """Cell id → intact record, and path of a damaged or foreign record → what is wrong with it.
 
         Raises `UserError` as `manifest` does, and if a file can't be read: then it is unknown whether it is damaged.
         """
-        with _without_collector():
-            read = dict(self._read(self.manifest()))
-        intact = {path.stem: record for path, record in read.items() if isinstance(record, Record)}
-        return intact, {path: str(error) for path, error in read.items() if isinstance(error, Damaged)}
+        return _surveyed(self._read(self.manifest()))
+
+    def survey_pairs(self) -> tuple[dict[str, PairRecord], dict[Path, str]]:
+        """`survey` for the records of paired timing."""
+        return _surveyed(self._read_pairs(self.manifest()))
 
     def _read(self, manifest: Manifest) -> Iterator[tuple[Path, Record | Damaged]]:
         for path in sorted((self.folder / "cells").glob("*.json")):
             try:
                 yield path, _read_record(path, manifest)
+            except Damaged as error:
+                yield path, error
+
+    def _read_pairs(self, manifest: Manifest) -> Iterator[tuple[Path, PairRecord | Damaged]]:
+        for path in sorted((self.folder / "pairs").glob("*.json")):
+            try:
+                yield path, _read_pair(path, manifest)
             except Damaged as error:
                 yield path, error
 
@@ -118,7 +143,14 @@ class RunFolder:
         Raises `UserError` if the disk is full or can't be written. The message says whether the record was saved: space
         for one is reserved, see `reserved`.
         """
-        path, text, kept = self._record(record.cell_id), _sealed(record), False
+        self._write(self._record(record.cell_id), record, f"cell that has just ended ({record.cell})")
+
+    def write_pair(self, record: PairRecord) -> None:
+        """Write a record of paired timing; see `write_record`."""
+        self._write(self._pair(record.pair_id), record, f"pair that has just ended ({record.pair})")
+
+    def _write(self, path: Path, record: Record | PairRecord, what: str) -> None:
+        text, kept = _sealed(record), False
         earlier = path.exists()
 
         def put() -> None:
@@ -138,8 +170,8 @@ class RunFolder:
                     kept = True
             saved = "was saved in the space reserved for it" if kept else "was NOT saved"
             raise UserError(
-                f"{self.folder}: can't be written: {error.strerror or error}; the cell that has just ended "
-                f"({record.cell}) {saved}; free some space, then the same command continues"
+                f"{self.folder}: can't be written: {error.strerror or error}; the {what} {saved}; free some space, "
+                "then the same command continues"
             ) from error
 
     @contextlib.contextmanager
@@ -165,7 +197,7 @@ class RunFolder:
 
     def leftovers(self) -> list[Path]:
         """Files that a command leaves behind only if it is killed."""
-        places = (self.folder, self.folder / "cells")
+        places = (self.folder, self.folder / "cells", self.folder / "pairs")
         return [*(path for place in places for path in place.glob(".*.tmp")), *self.folder.glob(_RESERVE)]
 
     def retire(self, cell_id: str) -> None:
@@ -186,12 +218,15 @@ class RunFolder:
         """The folder of the cells' logs."""
         return self.folder / "logs"
 
-    def log(self, cell_id: str) -> Path:
-        """The file for the output of a cell's process."""
-        return self.logs / f"{cell_id}.log"
+    def log(self, work_id: str) -> Path:
+        """The file for the output of the processes of a cell or pair."""
+        return self.logs / f"{work_id}.log"
 
     def _record(self, cell_id: str) -> Path:
         return self.folder / "cells" / f"{cell_id}.json"
+
+    def _pair(self, pair_id: str) -> Path:
+        return self.folder / "pairs" / f"{pair_id}.json"
 
     def _keep(self, path: Path, where: str) -> Path:
         """Link or copy a record into a folder of the run, so that it exists at every moment. Returns the new path."""
@@ -221,14 +256,26 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-Format = TypeVar("Format", Manifest, Record)
+def _surveyed(read: Iterable[tuple[Path, Content | Damaged]]) -> tuple[dict[str, Content], dict[Path, str]]:
+    intact: dict[str, Content] = {}
+    damaged: dict[Path, str] = {}
+    with _without_collector():
+        for path, record in read:
+            if isinstance(record, Damaged):
+                damaged[path] = str(record)
+            else:
+                intact[path.stem] = record
+    return intact, damaged
+
+
+Format = TypeVar("Format", Manifest, Record, PairRecord)
 
 
 _SEAL = re.compile(rb'\{\n "digest": "([0-9a-f]{64})",\n')
 _CURRENT = b'{\n "schema_version": %d,\n' % SCHEMA_VERSION
 
 
-def _sealed(content: Manifest | Record) -> bytes:
+def _sealed(content: Manifest | Record | PairRecord) -> bytes:
     # A traceback may contain surrogates, which can't be encoded.
     return seal(to_json(content.model_dump(mode="json")).encode(errors="replace"))
 
@@ -239,6 +286,14 @@ def seal(text: bytes) -> bytes:
     The digest detects damage and careless edits. It does not protect against forgery.
     """
     return b'{\n "digest": "%s",\n' % hashlib.sha256(text).hexdigest().encode() + text.removeprefix(b"{\n")
+
+
+_UPGRADES: dict[Any, Callable[[dict[str, Any]], bool]] = {Manifest: upgrade_manifest, Record: upgrade_record}
+
+
+def _as_it_is(data: dict[str, Any]) -> bool:
+    """Upgrade nothing: the format has not changed since its first version."""
+    return False
 
 
 def _parse(path: Path, kind: type[Format]) -> Format:
@@ -252,7 +307,7 @@ def _parse(path: Path, kind: type[Format]) -> Format:
     intact = found is not None and hashlib.sha256(text).hexdigest().encode() == found[1]
     if not (intact and text.startswith(_CURRENT)):  # nearly all records skip this, and so are parsed only once
         data = _checked(path, text, sealed=found is not None, intact=intact)
-        if (upgrade_manifest if kind is Manifest else upgrade_record)(data):
+        if _UPGRADES.get(kind, _as_it_is)(data):
             text = compact_json(data)
     try:
         return kind.from_json(text)
@@ -277,13 +332,30 @@ def _read_record(path: Path, manifest: Manifest) -> Record:
     return record
 
 
+def _read_pair(path: Path, manifest: Manifest) -> PairRecord:
+    """Read a record of paired timing; see `_read_record`."""
+    record = _parse(path, PairRecord)
+    if path.stem != record.pair_id or record.pair.id != record.pair_id:
+        raise Damaged(f"{path}: damaged: its content is that of pair {record.pair.id}")
+    for cell in record.pair.cells:
+        if cell.dataset_digest != (ours := manifest.dataset.digest):
+            theirs = cell.dataset_digest
+            raise Foreign(f"{path}: is of another run: its images are {theirs[:8]!r}, and this run's are {ours[:8]!r}")
+    if found := pair_contradiction(record, manifest):
+        raise Damaged(f"{path}: damaged: {found}")
+    return record
+
+
 def _unknown_regime(text: bytes) -> str:
     """The first regime in a file that isn't registered; empty if all are. The file itself is intact."""
     try:
         data = from_json(text)
     except ValueError:
         return ""
+    pair = data.get("pair")
+    paired = pair.get("cells") if isinstance(pair, dict) else None
     cells = [data.get("cell"), *(data["cells"].values() if isinstance(data.get("cells"), dict) else ())]
+    cells += paired if isinstance(paired, list) else []
     configs = [cell.get("config") for cell in cells if isinstance(cell, dict)]
     regimes = [config.get("regime") for config in configs if isinstance(config, dict)]
     return next((name for name in regimes if isinstance(name, str) and name not in REGIMES), "")
