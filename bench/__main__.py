@@ -14,9 +14,12 @@ def main() -> None:
 
         if _taken():
             raise ImportError  # two packages of one name
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        sys.exit(130)  # `bench.program` has the names of exit statuses
     except BaseException as error:  # such as a `sys.exit(1)` in a module that has the name of one of ours
-        sys.stderr.write(f"error: the suite can't be loaded: {_taken() or _raised(error)}\n")
-        sys.exit(2)  # `bench.program` has the names of exit statuses
+        _tell(f"error: the suite can't be loaded: {_taken() or _raised(error)}")
+        sys.exit(2)
     guard()
     end(_run)
 
@@ -36,8 +39,24 @@ def _ignore_working_folder() -> None:
         here = os.getcwd()
     except OSError:  # it has been deleted
         here = ""
-    if here != OURS and sys.path[0] in ("", here) and not sys.flags.safe_path:
+    if here == OURS:
+        return
+    if sys.path[0] in ("", here) and not sys.flags.safe_path:
         del sys.path[0]
+    # An empty entry of PYTHONPATH means the working folder too, as `PYTHONPATH=$PYTHONPATH:folder` often has it.
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if "" in named and here not in named:
+        sys.path[:] = [place for place in sys.path if place not in ("", here)]
+
+
+def _tell(line: str) -> None:
+    """Print a line on standard error, which may be closed or full: that must not decide the exit status."""
+    if sys.stderr is None:
+        return
+    try:  # noqa: SIM105 (nothing is imported yet)
+        os.write(2, f"{' '.join(line.split())}\n".encode(errors="backslashreplace"))  # leaves nothing to be flushed
+    except OSError:
+        pass
 
 
 def _taken() -> str:
@@ -49,11 +68,12 @@ def _taken() -> str:
 
 
 def _raised(error: BaseException) -> str:
-    """The exception in one line, with the file that raised it."""
+    """The exception in one line, with the file that raised it, or that is damaged."""
     where = error.__traceback__
     while where is not None and where.tb_next is not None:
         where = where.tb_next
-    file = where.tb_frame.f_code.co_filename if where else "?"
+    frame = where.tb_frame if where else None
+    file = frame and (frame.f_locals.get("bytecode_path") or frame.f_code.co_filename)
     return f"{type(error).__name__}: {error} (raised in {file})"
 
 

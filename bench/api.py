@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from bench.analysis.plugins import load_plugins
-from bench.console import LastingOutput, forget_impossible_sizes, tell
+from bench.console import LastingOutput, deleted_working_folder, tell, without_impossible_sizes
 from bench.store.runs import find_run
-from tl.calls import Place, Places, Seeds, Texts, checked, plain
+from tl.calls import Place, PlaceOrPlaces, Places, Seeds, Texts, checked, plain
+from tl.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +184,10 @@ def run(
     from bench.execution.process import end_if_imported
 
     end_if_imported()
-    forget_impossible_sizes()
+    if executor == "process":
+        _check_script()
+    if gone := deleted_working_folder():
+        raise UserError(gone)
     load_plugins(map(Path, plugins))
     from rich.console import Console
 
@@ -236,12 +240,27 @@ def run(
 
     try:
         # In place of standard output, since multiprocessing, too, fails on what can't be flushed there.
-        with contextlib.redirect_stdout(cast("IO[str]", LastingOutput(sys.stdout)) if sys.stdout else None):
+        output = cast("IO[str]", LastingOutput(sys.stdout)) if sys.stdout else None
+        with without_impossible_sizes(), contextlib.redirect_stdout(output):
             run_sweep(chosen, options, Console(quiet=not progress), goal=goal, on_plan=planned)
     finally:
         if page and sweeps:
             page.end(sweeps[0].run)
     return Run(sweeps[0].run.folder)
+
+
+def _check_script() -> None:
+    """Raise `ConfigError` if the processes of cells can't import the script that is running, as they do at their start.
+
+    One that comes through standard input or another pipe can be read only once.
+    """
+    script = sys.modules["__main__"]
+    file = getattr(script, "__file__", None)
+    if getattr(script, "__spec__", None) is None and file is not None and not Path(file).is_file():
+        raise ConfigError(
+            f"this script is {file}, which is not a file that the processes of cells can import: save it as one, or "
+            'give executor="inline"'
+        )
 
 
 def _as_called(given: Mapping[str, Any]) -> str:
@@ -256,7 +275,7 @@ def _as_called(given: Mapping[str, Any]) -> str:
 
 
 @checked
-def load_results(paths: Place | Places, results: Place = _RESULTS) -> pd.DataFrame:
+def load_results(paths: PlaceOrPlaces, results: Place = _RESULTS) -> pd.DataFrame:
     """Read runs into one frame with one row per cell and the columns of `bench export` (results/README.md).
 
     `paths` are folders, or names of runs below `results`. Unknown values are missing (`NA`), never 0.

@@ -7,7 +7,8 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tl.text import visible
@@ -20,15 +21,35 @@ _SIZES = {"COLUMNS": range(20, 10_001), "LINES": range(1, 10_001)}
 """Sizes of terminals: tables of less than 20 columns have no room for words, and wide ones are filled with spaces."""
 
 
-def forget_impossible_sizes() -> None:
+@contextlib.contextmanager
+def without_impossible_sizes() -> Iterator[None]:
     """Remove `COLUMNS` and `LINES` from the environment where no terminal has such a size: it is unknown then.
 
-    Rich would print nothing at all on a terminal of no columns.
+    Rich would print nothing at all on a terminal of no columns. Afterwards the environment is as it was: a notebook's
+    other libraries may need it.
     """
+    removed = {}
     for name, possible in _SIZES.items():
-        given = os.environ.get(name, "")
-        if not (given.isdecimal() and len(given) < 10 and int(given) in possible):
-            os.environ.pop(name, None)
+        given = os.environ.get(name)
+        if given is not None and not (given.isdecimal() and len(given) < 10 and int(given) in possible):
+            removed[name] = os.environ.pop(name)
+    try:
+        yield
+    finally:
+        for name, given in removed.items():
+            os.environ.setdefault(name, given)
+
+
+def deleted_working_folder() -> str:
+    """Say that the working folder has been deleted, and which it was; empty if it exists."""
+    with contextlib.suppress(OSError):
+        Path.cwd()
+        return ""
+    try:
+        named = os.fspath(Path("/proc/self/cwd").readlink()).removesuffix(" (deleted)")
+    except OSError:  # other systems than Linux: the shell's own word for it
+        named = os.environ.get("PWD", "")
+    return f"the working folder{f' {named}' if named else ''} has been deleted; change to one that exists"
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

@@ -13,11 +13,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from bench.console import discard, tell
+from bench.console import deleted_working_folder, discard, tell
 from tl.text import shortened
 
 INTERRUPTED, USAGE = 130, 2
@@ -36,9 +35,11 @@ def guard() -> None:
 
 def _uncaught(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> NoReturn:
     if issubclass(kind, KeyboardInterrupt):
+        tell("interrupted")
         raise SystemExit(INTERRUPTED)
     with contextlib.suppress(BaseException):  # the message may fail too, and must not decide anything
-        traceback.print_exception(kind, error, where)
+        if not _is_about_files(error):
+            traceback.print_exception(kind, error, where)
         _print_error(_words(error))
     raise SystemExit(USAGE)
 
@@ -69,12 +70,13 @@ def _status(program: Callable[[], int]) -> int:
     except BrokenPipeError:  # without a word, as a reader such as `head` that has seen enough expects
         return READER_GONE
     except KeyboardInterrupt:
+        tell("interrupted")
         return INTERRUPTED
     except SystemExit as stop:
         return _status_of(stop)
     except BaseException as error:  # some libraries raise exceptions that aren't an `Exception`
         try:
-            if not _is_mistake(error):
+            if not _is_mistake(error) and not _is_about_files(error):
                 with contextlib.suppress(OSError, ValueError):
                     traceback.print_exc()
             _print_error(_words(error), getattr(error, "details", ()))
@@ -101,12 +103,14 @@ def _is_mistake(error: BaseException) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        return _about(error)
+    if _is_mistake(error):
+        words = _about(error) if isinstance(error, OSError) else str(getattr(error, "headline", error))
+        gone = deleted_working_folder()
+        return words if not gone or gone in words else f"{words} ({gone})"
     if isinstance(error, ImportError):
         return f"{error}: is everything installed that the suite needs?"
-    if _is_mistake(error):
-        return str(getattr(error, "headline", error))
+    if damage := damaged_module(error):
+        return damage
     if isinstance(error, MemoryError):
         return "out of memory"
     return f"{type(error).__name__}: {error}: this is a bug in the suite; please report the lines above"
@@ -117,11 +121,27 @@ def _about(error: OSError) -> str:
     if error.filename:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
         return f"{shortened(name)}: {error.strerror}"
-    try:
-        Path.cwd()
-    except OSError:
-        return "the working folder has been deleted; change to one that exists"
-    return str(error)
+    return deleted_working_folder() or str(error)
+
+
+def _is_about_files(error: BaseException) -> bool:
+    """True for an error whose cause is a file of an installed module, so that a traceback would not help."""
+    return isinstance(error, ImportError) or bool(damaged_module(error))
+
+
+def damaged_module(error: BaseException) -> str:
+    """Say which file of an installed module is damaged, if that is why it can't be imported; empty otherwise."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames:
+        return ""
+    if isinstance(error, SyntaxError):
+        line = f", line {error.lineno}" if error.lineno else ""
+        file = f"{error.filename}{line}" if error.filename else f"a module that {frames[-1].f_code.co_filename} imports"
+    elif "importlib" in frames[-1].f_code.co_filename:
+        file = str(frames[-1].f_locals.get("bytecode_path") or "")
+    else:
+        file = ""
+    return f"{file}: damaged: {getattr(error, 'msg', error)}; install it again" if file else ""
 
 
 _LONGEST = 4000

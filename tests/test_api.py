@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -88,7 +90,7 @@ def test_axes_and_settings_are_those_of_the_command(mini: Splits) -> None:
         ({"weights": None}, "weights=None: input should be a valid string"),
         ({"name": Path("r")}, "name=PosixPath('r'): input should be a valid string"),
         ({"results": "a\0b"}, "results='a\\x00b': can't be a path: embedded null"),
-        ({"results": "x" * 5000}, "x…: can't be a path: File name too long"),
+        ({"results": "x" * 5000}, "x': can't be a path: File name too long"),
         ({"weights_dir": 5}, "weights_dir=5: must be text or a Path"),
         ({"timeout": "5"}, "timeout='5': input should be a valid number"),
         ({"timeout": True}, "timeout=True: input should be a valid number"),
@@ -99,7 +101,12 @@ def test_axes_and_settings_are_those_of_the_command(mini: Splits) -> None:
         ({"max_seeds": 2.0}, "max_seeds=2.0: input should be a valid integer"),
         ({"live": True}, "live=True: must be text or a Path"),
         ({"plugins": "p.py"}, "plugins='p.py': must be a list, such as ['p.py']"),
-        ({"plugins": [5]}, "plugins=[5]: must be text or a Path"),
+        ({"plugins": ["p.py", 5]}, "element 1 is 5: must be text or a Path"),
+        ({"plugins": ["p.py", ""]}, "element 1 is '': is empty"),
+        ({"regimes": ["frozen", "frozen", 5]}, "must be a list of texts; element 2 is 5"),
+        ({"seeds": [1, "2"]}, "must be a list of whole numbers; element 1 is '2'"),
+        ({"seeds": itertools.count()}, "at most 100,000 are possible"),
+        ({"regimes": itertools.repeat("frozen")}, "at most 100,000 are possible"),
         ({"epochs": "1"}, "epochs='1': must be a number"),
         ({"epochs": Decimal(1)}, "epochs=Decimal('1'): must be one value"),
         ({"learning_rates": 0.1}, "learning_rates=0.1: must be a list of numbers"),
@@ -158,6 +165,32 @@ def test_what_is_no_path_is_one_line(value: Any) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["results"]
 
 
+def test_a_wrong_element_of_a_list_of_runs_is_named() -> None:
+    """As that of any other list; whatever can be iterated over is a list."""
+    write_run(Path("results/r"), [record("timm:a", "frozen")])
+    for value, said in (
+        (["r", 5], "element 1 is 5: must be text or a Path"),
+        (["r", "r", ""], "element 2 is '': is empty"),
+        ([None], "element 0 is None: must be text or a Path"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^paths=.*: must be a list of paths; {said}"):
+            bench.load_results(value)  # type: ignore[arg-type]
+    for names in (["r"], ("r",), {"r"}, iter(["r"]), np.array(["r"])):
+        assert len(bench.load_results(names)) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", ["0", "-5", "", "many", "9" * 30])
+def test_sizes_of_a_terminal_that_there_is_not(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change nothing, and other libraries of the notebook find them as they were."""
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.setenv(name, size)
+    before = dict(os.environ)
+    light_run()
+    with pytest.raises(UserError):
+        light_run(epochs=0)
+    assert dict(os.environ) == before
+
+
 def test_a_page_of_the_user_s_is_no_live_page() -> None:
     """It is told before a cell runs, and the page stays."""
     Path("r.html").write_text("mine")
@@ -184,6 +217,30 @@ def test_a_script_that_calls_it_while_it_is_imported(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1, done.stderr
     assert done.stderr.splitlines()[-1].endswith('put the call below `if __name__ == "__main__":`')
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("words", ['"$1" < script.py', '"$1" <(cat script.py)', 'cat script.py | "$1" -'])
+def test_a_script_that_is_no_file(words: str, tmp_path: Path) -> None:
+    """The processes of cells can't read it again, and would wait for it. With `-c` there is nothing to read."""
+    guarded = UNGUARDED.replace("\nbench.run(", "\nif __name__ == '__main__':\n    bench.run(")
+    (tmp_path / "script.py").write_text(guarded)
+    shell = ["bash", "-c", words, "-", sys.executable]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1, done.stderr
+    assert "which is not a file that the processes of cells can import: save it as one" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "results").exists()
+    done = subprocess.run([sys.executable, "-c", guarded], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0 and len(list((tmp_path / "results" / "r" / "cells").iterdir())) == 1, done.stderr
+
+
+def test_a_deleted_working_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python as on the command line, where Python itself would name nothing."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for call in (light_run, lambda: bench.Run("r"), lambda: bench.load_results(["r"])):
+        with pytest.raises(UserError, match=r"the working folder /.*/gone has been deleted; change to one that exists"):
+            call()
 
 
 def test_a_run_knows_how_it_was_called(tmp_path: Path) -> None:
@@ -310,7 +367,7 @@ WRONG: dict[str, tuple[Callable[[tl.Splits], object], str]] = {
     "one class": (lambda splits: tl.make_backbone("x", own_head_for="ants"), "must be a list, such as ['ants']"),
     "no data": (lambda splits: tl.load_splits(None), "data=None: must be text or a Path"),
     "empty": (lambda splits: tl.load_splits(""), "data='': is empty"),
-    "long": (lambda splits: tl.load_splits("x" * 5000), "x…: can't be a path: File name too long"),
+    "long": (lambda splits: tl.load_splits("x" * 5000), "x': can't be a path: File name too long"),
     "unnamed": (lambda splits: tl.TrainConfig("a"), "TrainConfig: give each value by its name, such as backbone='a'"),
     "count": (lambda splits: tl.show_batch(splits, "x", count="3"), "count='3': input should be a valid integer"),
     "result": (lambda splits: tl.show_predictions(splits, splits), "result=Splits(name='synthetic-mini', "),

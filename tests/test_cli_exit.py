@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -35,7 +38,7 @@ PLANTED = [
     (UserError("wrong\nname"), 2, "error: wrong name"),
     (subprocess.CalledProcessError(1, ["git"]), 2, "returned non-zero exit status 1"),
     (EOFError("x"), 2, "EOFError: x: this is a bug in the suite"),
-    (KeyboardInterrupt(), 130, ""),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
     (BrokenPipeError(32, "Broken pipe"), 141, ""),
 ]
 
@@ -66,7 +69,8 @@ def test_no_exception_is_a_decision(
     ran = here(*command)
     assert ran.returncode == status, ran.stderr
     assert words in ran.stderr
-    explained = status != 2 or isinstance(error, UserError | OSError | SystemExit | subprocess.CalledProcessError)
+    known = UserError | OSError | SystemExit | ImportError | subprocess.CalledProcessError
+    explained = status != 2 or isinstance(error, known)
     assert ("Traceback" in ran.stderr) is not explained and ran.stderr.count("error: ") == (status == 2)
 
 
@@ -97,6 +101,84 @@ def test_a_library_that_cannot_be_imported(words: list[str], line: str, tmp_path
     assert re.search(r"^error: .*(libx\.so: gone|ZeroDivisionError)", ran.stderr.splitlines()[-1])
 
 
+INTERRUPTED_AT = {
+    "before the suite is there": ("subprocess", ["list", "regimes"]),
+    "the command line": ("pydantic", ["list", "regimes"]),
+    "a command": ("pandas", ["export", "r"]),
+}
+
+
+@pytest.mark.parametrize("where", INTERRUPTED_AT)
+def test_ctrl_c_while_libraries_load(where: str, tmp_path: Path) -> None:
+    """It ends in one line and the status of an interrupt, whatever is being imported."""
+    module, words = INTERRUPTED_AT[where]
+    write_run(Path("results") / "r", [record("timm:a", "frozen")])
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
+    ran = started("bench", *words, PYTHONPATH=f"{tmp_path}{os.pathsep}{Path(program.__file__).parent.parent}")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", ">&- 2>&-", "2> >(true)"])
+@pytest.mark.parametrize("module", ["tl", "subprocess"])
+def test_the_first_message_that_nobody_reads(module: str, redirection: str, tmp_path: Path) -> None:
+    """The suite can't be loaded and can't say so: the status says it all the same."""
+    (tmp_path / f"{module}.py").write_text("import sys\nsys.exit(1)" if module == "subprocess" else "")
+    shell = ["bash", "-c", f'"$@" {redirection}', "-", sys.executable, "-m", "bench", "gate", "a", "b"]
+    place = f"{tmp_path}{os.pathsep}{Path(program.__file__).parent.parent}"
+    ran = subprocess.run(
+        shell, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": place}, cwd="/"
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", "")
+
+
+DAMAGED = ["bench/program", "bench/cli/app", "bench/cli/list", "tl/errors", "tl/regimes"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the suite with its compiled files."""
+    root, place = Path(program.__file__).parent.parent, tmp_path_factory.mktemp("installed")
+    for package in ("bench", "tl"):
+        shutil.copytree(root / package, place / package, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(place / package, quiet=2)
+    return place
+
+
+@pytest.mark.parametrize("module", DAMAGED)
+@pytest.mark.parametrize("kind", ["compiled", "half", "zeros", "empty"])
+def test_a_damaged_file_of_the_suite_is_one_line(module: str, kind: str, installed: Path) -> None:
+    """As a disk that was full during an installation leaves it. The line names the file, or who imports it."""
+    path = installed / f"{module}.py"
+    if kind == "compiled":
+        path = Path(cache_from_source(str(path)))
+    intact = path.read_bytes()
+    damaged = {"half": intact[: len(intact) // 2] + b"(", "zeros": bytes(100), "compiled": intact[:300]}
+    path.write_bytes(damaged.get(kind, b""))
+    try:
+        ran = started("bench", "list", "regimes", PYTHONPATH=str(installed))
+    finally:
+        path.write_bytes(intact)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1), ran.stderr
+    named = path.name if kind in ("compiled", "half") else str(installed)
+    assert ran.stderr.startswith("error: ")
+    assert (kind, module) == ("empty", "bench/cli/list") or named in ran.stderr
+
+
+@pytest.mark.parametrize("kind", ["compiled", "half"])
+def test_a_damaged_file_that_only_cells_load_is_one_line(kind: str, installed: Path, tmp_path: Path) -> None:
+    """The server that they are forked from meets it first, and ends neither with a traceback nor without a word."""
+    path = installed / "bench" / "execution" / "worker.py"
+    path = Path(cache_from_source(str(path))) if kind == "compiled" else path
+    intact = path.read_bytes()
+    path.write_bytes(intact[: len(intact) // 2] + b"(")
+    try:
+        ran = started("bench", "list", "backbones", PYTHONPATH=str(installed), TL_CACHE=str(tmp_path / "cache"))
+    finally:
+        path.write_bytes(intact)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1), ran.stderr
+    assert f"the libraries of networks can't be loaded: {path}" in ran.stderr and ": damaged: " in ran.stderr
+
+
 SHADOWS = sorted({*sys.stdlib_module_names, "numpy", "pydantic", "tl", "torch"})
 RUN = [
     "run",
@@ -123,6 +205,30 @@ def test_files_of_the_working_folder_replace_no_module(tmp_path: Path) -> None:
     cache = {**os.environ, "TL_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parent.parent)}
     ran = subprocess.run([*light, "--no-report"], env=cache, capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and "done in" in ran.stdout, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_empty_entry_of_the_path_is_not_the_working_folder(before: bool, tmp_path: Path) -> None:
+    """`PYTHONPATH=$PYTHONPATH:folder` has one where the variable was empty. A folder that is named is meant."""
+    (tmp_path / "psutil.py").write_text("open('imported', 'w')\nraise ImportError('psutil of the working folder')")
+    suite, light = str(Path(__file__).parent.parent), "from tests.light import LightExecutor, main"
+    place = f"{os.pathsep}{suite}" if before else f"{suite}{os.pathsep}"
+    ran = started("bench", "list", "regimes", PYTHONPATH=place)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    (tmp_path / "script.py").write_text(
+        f"import sys\nhere = {str(tmp_path)!r}\nsys.path[:] = [p for p in sys.path if p not in ('', here)]\n{light}\n"
+        "if __name__ == '__main__':\n    outcome = LightExecutor().call('get_ready')\n    print(outcome.status)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "script.py"],
+        env={**os.environ, "PYTHONPATH": place},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr) == ("done\n", "") and not (tmp_path / "imported").exists()
+    named = started("bench", "list", "regimes", PYTHONPATH=f"{tmp_path}{os.pathsep}{place}")
+    assert named.returncode == 2 and "psutil of the working folder" in named.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 import pytest
 
-from bench.execution.base import Executor, Limits
+from bench.execution import process
+from bench.execution.base import NO_LIMITS, Executor, Limits
 from bench.execution.executors import make_executor
+from bench.execution.process import ProcessExecutor
 
+GET_READY_OF_TESTS = "tests.light:get_ready"
 ROOT = Path(__file__).parent.parent
 
 
@@ -178,6 +184,69 @@ def test_a_server_that_cannot_start(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "as it does when memory runs out (this program may use 64 TiB; see `ulimit -v`)" in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "Resource temporarily unavailable"),
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_there_can_be_no_more_processes_or_threads(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the outcome of the call, so a cell has a row that says it, and the sweep ends as it should."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(forkserver, "ensure_running", fail)
+    outcome = make_executor("process").call("tests.jobs:double", 1)
+    assert (outcome.status, outcome.reason) == ("failed", f"its process can't be started: {said}")
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_there_can_be_no_more_files(left: int) -> None:
+    """Neither of the two pipes to the process, or only the first: nothing stays open, and the next call works."""
+    resource = pytest.importorskip("resource", reason="needs limits of a Unix process")
+    executor = ProcessExecutor()
+    open_files, before = psutil.Process().num_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare[-1] + 1, before[1]))
+    try:
+        for number in spare[:left]:
+            os.close(number)
+        with executor.start(GET_READY_OF_TESTS) as running:
+            outcome = running.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for number in spare[left:]:
+            os.close(number)
+    assert (outcome.status, outcome.reason) == ("failed", "its process can't be started: Too many open files")
+    assert psutil.Process().num_fds() == open_files
+    assert executor.call(GET_READY_OF_TESTS).status == "done"
+
+
+def _work_without_threads(connection: Connection) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threading.Thread.start = fail  # type: ignore[method-assign]  # in a process of its own
+    process._work(connection, GET_READY_OF_TESTS, (), NO_LIMITS)
+
+
+def test_a_cell_s_process_that_can_have_no_thread() -> None:
+    """It watches its parent in one. Without it nothing runs, and the outcome says why."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_work_without_threads, args=(theirs,))
+    child.start()
+    theirs.close()
+    kind, outcome = ours.recv()
+    child.join()
+    assert (kind, outcome.status, outcome.reason) == ("end", "failed", "RuntimeError: can't start new thread")
 
 
 @pytest.mark.alone

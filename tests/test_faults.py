@@ -50,8 +50,8 @@ KILLS = 50
 
 def write_grid(*backbones: str, regimes: str = '"frozen"', seeds: int = 1, more: str = "") -> None:
     Path("grid.toml").write_text(
-        f'dataset = "synthetic-mini"\npaired = false\n[matrix]\nbackbones = {json.dumps(backbones)}\nregimes = [{regimes}]\n'
-        f'devices = ["cpu"]\nseeds = {seeds}\n{more}'
+        f'dataset = "synthetic-mini"\npaired = false\n[matrix]\nbackbones = {json.dumps(backbones)}\n'
+        f'regimes = [{regimes}]\ndevices = ["cpu"]\nseeds = {seeds}\n{more}'
     )
 
 

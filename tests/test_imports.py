@@ -14,8 +14,8 @@ import tl
 from tests.runs import record, write_run
 
 ROOT = Path(__file__).parent.parent
-TORCH_SIDE = {"bench.execution.worker"}
-"""Modules of `bench` that run in a cell's process."""
+TORCH_SIDE = {"bench.execution.worker", "bench.execution.preloaded"}
+"""Modules of `bench` that run in a cell's process, or in the server that it is forked from."""
 
 
 def modules(package: str) -> list[str]:

@@ -16,8 +16,8 @@ from tl.cache import expand_user
 from tl.errors import ConfigError
 from tl.text import shortened
 
-MOST_ELEMENTS = 100_001
-"""Elements that are taken of an iterable, which may have no end. No argument may have as many."""
+MOST_ELEMENTS = 100_000
+"""Most elements of an argument. An iterable may have no end."""
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
 
@@ -96,18 +96,37 @@ def _listed(value: Any) -> list[Any]:
         raise ValueError(f"must be a list, such as [{shortened(repr(value))}]")
     if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping):
         raise ValueError("must be a list")
-    return list(islice(value, MOST_ELEMENTS))
+    found = list(islice(value, MOST_ELEMENTS + 1))
+    if len(found) > MOST_ELEMENTS:
+        raise ValueError(f"has too many elements: at most {MOST_ELEMENTS:,} are possible")
+    return found
 
 
 def _texts(value: Any) -> list[str]:
     found = _listed(value)
-    if not all(isinstance(text, str) for text in found):
-        raise ValueError("must be a list of texts")
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ValueError(f"must be a list of texts; {_element(number, text)}")
     return found
 
 
 def _places(value: Any) -> list[str | Path]:
-    return [_place(place) for place in _listed(value)]
+    found = []
+    for number, place in enumerate(_listed(value)):
+        try:
+            found.append(_place(place))
+        except ValueError as error:
+            raise ValueError(f"must be a list of paths; {_element(number, place)}: {error}") from error
+    return found
+
+
+def _place_or_places(value: Any) -> str | Path | list[str | Path]:
+    several = isinstance(value, Iterable) and not isinstance(value, str | Path | bytes | Mapping)
+    return _places(value) if several else _place(value)
+
+
+def _element(number: int, value: Any) -> str:
+    return f"element {number} is {_shown(value)}"
 
 
 def _seeds(value: Any) -> int | list[int]:
@@ -116,14 +135,17 @@ def _seeds(value: Any) -> int | list[int]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError("must be a number of seeds, or a list of them")
     found = [plain(seed) for seed in _listed(value)]
-    if not all(type(seed) is int for seed in found):
-        raise ValueError("must be a list of whole numbers")
+    for number, seed in enumerate(found):
+        if type(seed) is not int:
+            raise ValueError(f"must be a list of whole numbers; {_element(number, seed)}")
     return found
 
 
 Place = Annotated[str | Path, PlainValidator(_place)]
 """A file or folder, which need not exist, or a name that is looked up like one."""
 Texts = Annotated[Iterable[str], PlainValidator(_texts)]
+PlaceOrPlaces = Annotated[str | Path | Iterable[str | Path], PlainValidator(_place_or_places)]
+"""One path, or a list of them."""
 Places = Annotated[Iterable[str | Path], PlainValidator(_places)]
 Seeds = Annotated[int | Iterable[int], PlainValidator(_seeds)]
 """The number of seeds, or the seeds."""

@@ -37,9 +37,9 @@ LONGEST_SHOWN = 200
 
 
 def shortened(text: object) -> str:
-    """Return text for a message: its beginning and an ellipsis if it is longer than `LONGEST_SHOWN`."""
-    whole = str(text)
-    return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:LONGEST_SHOWN]}…"
+    """Return text for a message, without its middle if it is longer than `LONGEST_SHOWN`: a path ends with its name."""
+    whole, half = str(text), LONGEST_SHOWN // 2
+    return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:half]}…{whole[-half:]}"
 
 
 def visible_json(text: str) -> str:

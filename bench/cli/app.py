@@ -10,19 +10,49 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
-from bench.console import forget_impossible_sizes, name_output, tell
-from bench.program import READER_GONE, USAGE, end
+from bench.console import name_output, tell, without_impossible_sizes
+from bench.program import INTERRUPTED, READER_GONE, USAGE, end
 from tl.cache import cache_dir, check_cache
 from tl.errors import UserError
 from tl.sealed import cache_warnings_to
 
+
+class _EndOfFile(Exception):
+    """Carries an `EOFError` past typer, which takes it for the end of an answer's input. We ask nothing."""
+
+
+@contextlib.contextmanager
+def _not_left_to_typer() -> Iterator[None]:
+    """Handle what typer would make a mere exit status of: say that Ctrl-C was pressed where a command doesn't."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    except EOFError as error:
+        raise _EndOfFile from error
+
+
+class _Commands(typer.core.TyperGroup):
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        with _not_left_to_typer():
+            return super().make_context(*given, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _not_left_to_typer():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="bench",
+    cls=_Commands,
     help="Which pretrained backbone should you use, fine-tuned or head-only, and what does it cost on this machine?",
     add_completion=False,
     no_args_is_help=True,
@@ -58,11 +88,11 @@ def main() -> None:
     end(run_command_line)
 
 
+@without_impossible_sizes()
 def run_command_line() -> int:
     """Run the command that the process was called with. Returns its exit status; raises if it can't do its work."""
     _replace_closed_streams()
     name_output()
-    forget_impossible_sizes()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that can't encode × shows \\xd7
@@ -79,11 +109,8 @@ def run_command_line() -> int:
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None  # typer makes exit status 1 of it, which would mean "regressed"
         raise
-    except typer.Abort as error:  # Ctrl-C where a command doesn't say more about it
-        if isinstance(error.__cause__, EOFError):
-            raise error.__cause__ from None  # typer takes it for the end of an answer's input, but we ask nothing
-        tell("interrupted")
-        raise KeyboardInterrupt from None
+    except _EndOfFile as kept:
+        raise kept.__cause__ or kept from None
     except ClickError as error:
         raise UserError(error.format_message().replace("Value error, ", "") + _given(error)) from error
     return status if isinstance(status, int) else 0

@@ -7,6 +7,7 @@ import traceback
 from typing import Literal
 
 from bench.execution.base import Outcome
+from bench.program import damaged_module
 from tl.errors import DivergedError, NotApplicable, UserError
 
 _OUT_OF_MEMORY = (
@@ -39,6 +40,8 @@ def describe(error: BaseException) -> tuple[Literal["failed", "oom", "skipped", 
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     memory = memory or (isinstance(error, RuntimeError | OSError) and any(words in text for words in _OUT_OF_MEMORY))
     first_line = text.strip().splitlines()[0] if text.strip() else ""
+    if damage := damaged_module(error):
+        return "failed", damage, ""
     reason = first_line if isinstance(error, UserError) else f"{type(error).__name__}: {first_line}".rstrip(": ")
     if memory:
         found = _REQUESTED.search(text)

@@ -41,7 +41,7 @@ from bench.execution.turns import RunningCall, run_pairs_one_by_one
 from tl.errors import ConfigError, UserError
 from tl.machine import lift_memory_limit, limit_memory
 
-PRELOAD = "bench.execution.worker"
+PRELOAD = "bench.execution.preloaded"
 _LONGEST_WAIT_SECONDS = 86_400.0
 """Longest single wait; the operating system refuses more than a few weeks."""
 
@@ -107,26 +107,32 @@ class _RunningCall:
         self._log_before = log_size(limits.log)
         self._outcome: Outcome | None = None
         """Set as soon as the call has ended."""
-        self._ours, theirs = context.Pipe(duplex=False)
-        self._orders: Connection | None
-        their_orders, self._orders = context.Pipe(duplex=False) if takes_orders else (None, None)
-        given = (*arguments, their_orders) if takes_orders else arguments
-        self._process = context.Process(target=_work, args=(theirs, function, given, limits))
+        self._ours: Connection | None = None
+        self._orders: Connection | None = None
+        self._process: Any = None
         self._started = time.perf_counter()
+        theirs: list[Connection] = []
         try:
+            self._ours, their_events = context.Pipe(duplex=False)
+            theirs.append(their_events)
+            if takes_orders:
+                their_orders, self._orders = context.Pipe(duplex=False)
+                theirs.append(their_orders)
+                arguments = (*arguments, their_orders)
+            self._process = context.Process(target=_work, args=(their_events, function, arguments, limits))
             if context.get_start_method() == "forkserver":
                 _start_server()
             self._started = time.perf_counter()
             self._process.start()
-        except (EOFError, OSError, RuntimeError) as error:  # the server has ended, or can't be reached or started
+        # The server has ended, or can't be reached or started, or there can be no more files, processes or threads.
+        except (EOFError, OSError, RuntimeError) as error:
             self._outcome = _not_started(error, time.perf_counter() - self._started)
         except BaseException:
             self._end()
             raise
         finally:
-            theirs.close()
-            if their_orders:
-                their_orders.close()
+            for end in theirs:
+                end.close()
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +149,7 @@ class _RunningCall:
     def receive(self) -> Any:
         """Wait for the next event of the function and return it; or return the `Outcome` once the call has ended."""
         if self._outcome is None:
+            assert self._ours is not None
             deadline = None if self._limits.seconds is None else self._started + self._limits.seconds
             try:
                 kind, value = _receive(self._ours, self._process, deadline)
@@ -156,10 +163,11 @@ class _RunningCall:
         return self._outcome
 
     def _end(self) -> None:
-        _kill_group(self._process)
-        self._ours.close()
-        if self._orders:
-            self._orders.close()
+        if self._process is not None:
+            _kill_group(self._process)
+        for end in (self._ours, self._orders):
+            if end is not None:
+                end.close()
 
     def _ended(self, kind: str, value: Any) -> Outcome:
         """The outcome of a call whose process has been ended."""
@@ -319,7 +327,6 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...], lim
     """Run the call in the child process, and send its events and its outcome."""
     os.setsid()  # Ctrl-C in the terminal then reaches the parent alone, which ends this group
     ignore_terminal_signals()  # one may have come before
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, kill this process, not the parent
 
@@ -327,6 +334,7 @@ def _work(connection: Connection, function: str, arguments: tuple[Any, ...], lim
         connection.send(("event", event))
 
     try:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         if limits.log:
             _write_to(limits.log)
         if limits.memory_bytes is not None:
@@ -379,17 +387,21 @@ def _start_server() -> None:
 def _without_working_folder() -> Iterator[None]:
     """Make Python processes that start here look for modules where this one does, and not in the working folder.
 
-    A `random.py` of the user's there would otherwise replace the standard library's.
+    A `random.py` of the user's there would otherwise replace the standard library's. An empty entry of `PYTHONPATH`
+    means the working folder, too.
     """
-    before = os.environ.get(_SAFE_PATH)
+    before = {name: os.environ.get(name) for name in (_SAFE_PATH, _PATH)}
     os.environ[_SAFE_PATH] = "1"
+    if places := before[_PATH]:
+        os.environ[_PATH] = os.pathsep.join(filter(None, places.split(os.pathsep)))
     try:
         yield
     finally:
-        os.environ.pop(_SAFE_PATH)
-        if before is not None:
-            os.environ[_SAFE_PATH] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
-_SAFE_PATH = "PYTHONSAFEPATH"
-"""An environment variable of Python's, as its option `-P`."""
+_SAFE_PATH, _PATH = "PYTHONSAFEPATH", "PYTHONPATH"
+"""Environment variables of Python's; the first is its option `-P`."""

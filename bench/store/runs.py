@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from pydantic_core import from_json
 from pydantic_core import to_json as compact_json
 
-from bench.console import tell
+from bench.console import deleted_working_folder, tell
 from bench.store.consistency import contradiction, pair_contradiction
 from bench.store.pairs import PairRecord
 from bench.store.records import SCHEMA_VERSION, SEALED_SINCE, Manifest, Record
@@ -415,7 +415,16 @@ def all_runs(results: Path = Path("results")) -> list[RunFolder]:
     is_folder = results.is_dir()
     found = [RunFolder(path.parent) for path in sorted(results.glob("*/manifest.json"))] if is_folder else []
     if not found:
-        why = "" if is_folder else " (it is not a folder)" if results.exists() else " (there is no such folder)"
+        gone = "" if results.is_absolute() else deleted_working_folder()
+        why = (
+            f" ({gone})"
+            if gone
+            else ""
+            if is_folder
+            else " (it is not a folder)"
+            if results.exists()
+            else " (there is no such folder)"
+        )
         raise UserError(f"{shortened(results)}/ has no runs yet{why}; `python -m bench run` makes one")
     return found
 

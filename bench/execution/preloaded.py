@@ -1,0 +1,13 @@
+"""What the fork server imports in advance: the worker, with torch, torchvision and timm.
+
+multiprocessing lets a server end, with a traceback on the terminal, on any error but `ImportError`. Such an error, as
+of a damaged file, is left to the calls: each imports the worker again, and reports why it can't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from importlib import import_module
+
+with contextlib.suppress(Exception):
+    import_module("bench.execution.worker")
