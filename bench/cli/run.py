@@ -217,7 +217,8 @@ def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
     cells = sweep.run.manifest().cells if exists else sweep.cells
     done = sum(record.status == "done" for record in ended.values())
     timed = sum(record.status == "done" for record in sweep.run.survey_pairs()[0].values()) if exists else 0
-    pairs = f" and {timed} of {len(sweep.pairs)} process pairs" if sweep.pairs else ""
+    planned = sweep.run.manifest().pairs if exists else sweep.pairs
+    pairs = f" and {timed} of {len(planned)} process pairs" if planned else ""
     again = f"`--name {sweep.run.folder.name}` without --fresh continues" if fresh else "the same command continues"
     say(console, f"interrupted: {done} of {len(cells)} cells{pairs} are done; {again} from there")
 
@@ -236,14 +237,19 @@ def _say_without_result(records: Any, console: Console) -> bool:
 
 
 def _say_untimed(sweep: Sweep, console: Console) -> bool:
-    """List the process pairs that failed; true if any did."""
-    found = sweep.run.pairs()
-    lost = [found[key] for key in sweep.pairs if key in found and found[key].status not in ("done", "skipped")]
-    if lost:
-        say(console, f"{len(lost)} of {len(sweep.pairs)} process pairs have no result:", style="red")
-        for record in lost:
-            say(console, f"  {record.status}: {record.pair}: {record.reason}")
-    return bool(lost)
+    """List the process pairs of which a side was skipped or failed; true if any failed."""
+    found = sweep.run.pairs() if sweep.pairs else {}
+    lost = [found[key] for key in sweep.pairs if key in found and found[key].lost]
+    failed = [record for record in lost if any(status != "skipped" for status, _ in record.lost)]
+    for record in lost:
+        if record not in failed:
+            say(console, f"skipped: {record}: {record.lost[0][1]}", style="yellow")
+    if failed:
+        say(console, f"{len(failed)} of {len(sweep.pairs)} process pairs have no result, or not one of each cell:")
+        for record in failed:
+            status, reason = next(each for each in record.lost if each[0] != "skipped")
+            say(console, f"  {status}: {record}: {reason}")
+    return bool(failed)
 
 
 def _report(sweep: Sweep, reports: Path, page: Any, console: Console, *, images: bool) -> None:

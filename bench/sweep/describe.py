@@ -13,6 +13,9 @@ from tl.config import PROTOCOLS
 from tl.folds import evaluated_images
 from tl.regimes import REGIMES
 
+MOST_NAMED = 5
+"""Cells that are named in a line; the others are counted."""
+
 
 def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
     """Print the images, the protocol, the run's folder and its cells, and a warning for each fallback."""
@@ -58,8 +61,9 @@ def _paired(sweep: Sweep) -> str:
     several = "s" if comparisons > 1 else ""
     text = f"{comparisons} comparison{several} in turns, {per} process pairs each, {each:g} s of turns per pair{kept}"
     paired = {cell.repeats for pair in sweep.pairs.values() for cell in pair.cells}
-    alone = dict.fromkeys(cell.name for cell in sweep.cells.values() if cell.repeats not in paired)
-    return text + (f"; not compared: {', '.join(alone)}" if alone else "")
+    alone = list(dict.fromkeys(cell.name for cell in sweep.cells.values() if cell.repeats not in paired))
+    more = f" and {len(alone) - MOST_NAMED} more" if len(alone) > MOST_NAMED else ""
+    return text + (f"; not compared: {', '.join(alone[:MOST_NAMED])}{more}" if alone else "")
 
 
 def _compared_with_before(sweep: Sweep) -> str:

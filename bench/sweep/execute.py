@@ -168,16 +168,21 @@ def _write_manifest(
             again = ", and its cell runs again" if path.stem in sweep.cells else ""
             again = ", and its pair is timed again" if path.stem in sweep.pairs else again
             say(console, f"WARNING: {reason}; kept as {kept}{again}", style="yellow")
-    changed = {name for record in sweep.done.values() for name in machine.differences(record.environment)}
+    before = [record.environment for some in (sweep.done, sweep.done_pairs) for record in some.values()]
+    changed = {name for other in before for name in machine.differences(other)}
     if changed and runs_here:
         text = f"note: {', '.join(sorted(changed))} changed since earlier cells ran: times are not comparable"
         say(console, text, style="yellow")
     planned = {**(previous.cells if previous else {}), **sweep.cells}
+    pairs = {**(previous.pairs if previous else {}), **sweep.pairs}
     # A cell that failed because it had no weights has another id than the same cell with weights, which replaces it.
     replaced = {cell.replace(weights_digest="").id for cell in sweep.cells.values()}
-    for cell_id in replaced - sweep.cells.keys():
-        planned.pop(cell_id, None)
-        sweep.run.retire(cell_id)
+    gone = replaced - sweep.cells.keys()
+    gone_pairs = {pair_id for pair_id, pair in pairs.items() if gone.intersection(pair.pairing)}
+    for work_id in gone | gone_pairs:
+        planned.pop(work_id, None)
+        pairs.pop(work_id, None)
+        sweep.run.retire(work_id)
     evaluated = evaluated_images(next(iter(sweep.cells.values())).config, splits)
     invocation = Invocation(
         command=options.command,
@@ -203,7 +208,7 @@ def _write_manifest(
         ),
         weights=by_policy((previous.resolved if previous else {}) | sweep.resolved),
         cells=planned,
-        pairs={**(previous.pairs if previous else {}), **sweep.pairs},
+        pairs=pairs,
         invocations=(*(previous.invocations if previous else ()), invocation),
     )
     sweep.run.write_manifest(manifest)

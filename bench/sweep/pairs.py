@@ -33,29 +33,38 @@ TIMED = ("epoch_seconds", "train_epoch_seconds", "peak_memory_bytes")
 def pairings(cells: Collection[Cell], claims: Iterable[Claim]) -> list[tuple[Cell, ...]]:
     """The cells that are timed in turns, per rotation: first the one that the others are compared with.
 
-    Cells have seed 0. Left out are regimes that extract their features once, whose steps see no images, regimes that
-    train nothing, and protocol `kfold`, whose epochs are of several trainings.
+    Cells have seed 0. Cells without turns (`without_turns`) are left out.
     """
-    bare = dict.fromkeys(cell.but(seed=0) for cell in cells if _has_turns(cell))
-    rotations: dict[Cell, dict[Cell, None]] = {}
+    bare = list(dict.fromkeys(cell.but(seed=0) for cell in cells if not without_turns(cell)))
+    by_regime: dict[str, list[Cell]] = {}
+    against: dict[tuple[str, str], Cell] = {}
+    """Regime, and key of a cell with or without its weights → cell; see `all_else`."""
+    for cell in bare:
+        by_regime.setdefault(cell.config.regime, []).append(cell)
+        for key in (cell.bare.id, cell.without_start.id):
+            against[cell.config.regime, key] = cell
+    rotations: dict[str, set[str]] = {}
+    """Id of a cell → ids of those that are compared with it."""
     for claim in claims:
-        if claim.metric not in TIMED:
-            continue
-        for cell in bare:
-            if not claim.is_about(cell.config.regime):
-                continue
-            key = all_else(cell, claim.against)
-            for other in bare:
-                if other.config.regime == claim.against and all_else(other, cell.config.regime) == key:
-                    rotations.setdefault(other, {})[cell] = None
+        for cell in (one for name, some in by_regime.items() if claim.is_about(name) for one in some):
+            if other := against.get((claim.against, all_else(cell, claim.against))):
+                rotations.setdefault(other.id, set()).add(cell.id)
+    order = {cell.id: (place, cell) for place, cell in enumerate(bare)}
     return [
-        (against, *(cell for cell in bare if cell in rotations[against])) for against in bare if against in rotations
+        (cell, *(each for _, each in sorted((order[one] for one in rotations[cell.id]), key=lambda pair: pair[0])))
+        for cell in bare
+        if cell.id in rotations
     ]
 
 
-def _has_turns(cell: Cell) -> bool:
+def without_turns(cell: Cell) -> str:
+    """Why a cell can't be timed in turns; empty if it can."""
     regime = REGIMES[cell.config.regime]
-    return regime.trains and regime.features == "each step" and cell.config.protocol != "kfold"
+    if cell.config.protocol == "kfold":
+        return "protocol kfold trains several times on other images"
+    if not regime.trains:
+        return "it trains nothing"
+    return "" if regime.features == "each step" else "its features are extracted once"
 
 
 def plan_pairs(rotations: Sequence[tuple[Cell, ...]], count: int, seconds: float, run: str) -> dict[str, PlannedPair]:
@@ -131,7 +140,6 @@ class PairRecorder:
 
     def pair_ended(self, pair: PlannedPair, attempt: PairAttempt) -> None:  # noqa: D102 - see PairEvents
         record = make_pair_record(pair, attempt, self.splits, order=self._orders[pair.id])
-        (self.run.folder / "pairs").mkdir(exist_ok=True)
         self.run.write_pair(record)
         with signals_delivered():
             self.on_end(record)

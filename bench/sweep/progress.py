@@ -283,15 +283,10 @@ def _end_text(record: Record) -> str:
 def _pair_text(record: PairRecord) -> str:
     took = f"in {_duration(record.wall_seconds)}"
     apart = f"; one after the other, because {record.apart}" if record.apart else ""
-    if record.status != "done":
-        return f"{record.status}: {record.reason}{apart}"
-    lost = [
-        f"{cell.config.regime} {side.status}: {side.reason}"
-        for cell, side in zip(record.pair.cells, record.sides, strict=True)
-        if side.status != "done"
-    ]
+    lost = [f"{status}: {reason}" for status, reason in record.lost]
     turns = max(len(side.turns or ()) for side in record.sides)
-    return "; ".join([f"timed {took}: {turns} turns each{apart}", *lost])
+    timed = [f"timed {took}: {turns} turns each{apart}"] if record.status == "done" else []
+    return "; ".join([*timed, *lost]) + ("" if timed else apart)
 
 
 def _duration(seconds: float) -> str:
