@@ -66,11 +66,28 @@ def explain(slow: Group, fast: Group, measured: float | None) -> str | None:
     if measured is None:
         return f"{expected:.2f}× is predicted; no warm epochs of the same seed were measured to compare"
     pace = f"{measured:.2f}× faster" if measured >= 1 else f"{1 / measured:.2f}× slower"
+    counted = _counted_shares(slow, fast, expected)
     if _same(measured, expected):
-        return f"{pace}, as the {expected:.2f}× predicted"
+        return f"{pace}, as the {expected:.2f}× predicted; {counted}"
     reasons = _reasons(slow, fast, measured, expected)
     text = f"{pace}, not the {expected:.2f}× predicted"
-    return f"{text}: {'; '.join(reasons)}" if reasons else text
+    return "; ".join([f"{text}: {'; '.join(reasons)}" if reasons else text, counted])
+
+
+LITTLE = 0.1
+"""With fewer validation images per training image than this, validation hardly counts."""
+
+
+def _counted_shares(slow: Group, fast: Group, expected: float) -> str:
+    """The share of time that the counted work predicts, with and without validation, in words."""
+    training = predicted("train_epoch_seconds", slow, fast) or expected
+    train, val = slow.records[0].train_images, len(slow.truth)
+    text = (
+        f"by counted work it takes {1 / expected:.0%} of the time with the validation of {val} images for {train} in "
+        f"training, and {1 / training:.0%} without"
+    )
+    third = "; with so few to validate, that tends to a third: one forward pass of three equal parts of a step"
+    return text + (third if val < LITTLE * train else "")
 
 
 def _reasons(slow: Group, fast: Group, measured: float, expected: float) -> list[str]:
