@@ -134,7 +134,7 @@ def test_ctrl_c_in_the_last_cell_and_between_seeds(tmp_path: Path, monkeypatch: 
         go.touch()
         _line(process, "[2/2]")
         process.send_signal(signal.SIGINT)
-        _line(process, "stopping: the running cell ends first")
+        _line(process, "stopping: the running cell or pair ends first")
         go.touch()
         out, err = process.communicate(timeout=120)
         assert process.returncode == 130 and "continuing" not in out and err == "", out + err

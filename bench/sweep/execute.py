@@ -32,7 +32,7 @@ from tl import plugins
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.folds import evaluated_images
 
-STOPPING = "stopping: the running cell ends first, and no new one starts; Ctrl-C again ends it at once"
+STOPPING = "stopping: the running cell or pair ends first, and no new one starts; Ctrl-C again ends it at once"
 
 
 def execute(

@@ -36,17 +36,17 @@ def pairings(cells: Collection[Cell], claims: Iterable[Claim]) -> list[tuple[Cel
     Cells have seed 0. Cells without turns (`without_turns`) are left out.
     """
     bare = list(dict.fromkeys(cell.but(seed=0) for cell in cells if not without_turns(cell)))
-    by_regime: dict[str, list[Cell]] = {}
     against: dict[tuple[str, str], Cell] = {}
     """Regime, and key of a cell with or without its weights → cell; see `all_else`."""
     for cell in bare:
-        by_regime.setdefault(cell.config.regime, []).append(cell)
         for key in (cell.bare.id, cell.without_start.id):
             against[cell.config.regime, key] = cell
     rotations: dict[str, set[str]] = {}
     """Id of a cell → ids of those that are compared with it."""
     for claim in claims:
-        for cell in (one for name, some in by_regime.items() if claim.is_about(name) for one in some):
+        for cell in bare:
+            if not claim.is_about(cell.config.regime):
+                continue
             if other := against.get((claim.against, all_else(cell, claim.against))):
                 rotations.setdefault(other.id, set()).add(cell.id)
     order = {cell.id: (place, cell) for place, cell in enumerate(bare)}
