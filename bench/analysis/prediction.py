@@ -66,21 +66,25 @@ def explain(slow: Group, fast: Group, measured: float | None) -> str | None:
     if measured is None:
         return f"{expected:.2f}× is predicted; no warm epochs of the same seed were measured to compare"
     pace = f"{measured:.2f}× faster" if measured >= 1 else f"{1 / measured:.2f}× slower"
-    counted = _counted_shares(slow, fast, expected)
     if _same(measured, expected):
-        return f"{pace}, as the {expected:.2f}× predicted; {counted}"
+        return f"{pace}, as the {expected:.2f}× predicted"
     reasons = _reasons(slow, fast, measured, expected)
     text = f"{pace}, not the {expected:.2f}× predicted"
-    return "; ".join([f"{text}: {'; '.join(reasons)}" if reasons else text, counted])
+    return f"{text}: {'; '.join(reasons)}" if reasons else text
 
 
 LITTLE = 0.1
 """With fewer validation images per training image than this, validation hardly counts."""
 
 
-def _counted_shares(slow: Group, fast: Group, expected: float) -> str:
-    """The share of time that the counted work predicts, with and without validation, in words."""
-    training = predicted("train_epoch_seconds", slow, fast) or expected
+def counted_shares(slow: Group, fast: Group) -> str | None:
+    """The share of time that the counted work predicts, with and without validation, in words.
+
+    Returns None if the work was not counted.
+    """
+    expected, training = (predicted(metric, slow, fast) for metric in ("epoch_seconds", "train_epoch_seconds"))
+    if expected is None or training is None:
+        return None
     train, val = slow.records[0].train_images, len(slow.truth)
     text = (
         f"by counted work it takes {1 / expected:.0%} of the time with the validation of {val} images for {train} in "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import Group
-from bench.analysis.prediction import explain, predicted
+from bench.analysis.prediction import counted_shares, explain, predicted
 from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio_in_order
 from bench.analysis.verdicts import Finding
 
@@ -32,6 +32,8 @@ class SpeedUp:
     training_predicted: float | None
     explanation: str | None
     """Why the measured speed-up is not the predicted one; None if the work was not counted."""
+    counted: str | None
+    """The share of time that the counted work predicts, in words; None if the work was not counted."""
     memory_saved_bytes: float | None
     memory_before_bytes: float | None
     """What fine-tuning takes."""
@@ -77,6 +79,7 @@ def _compare(finding: Finding, test: Adjusted | None) -> SpeedUp:
         else ratio_in_order(slow.values("train_epoch_seconds"), fast.values("train_epoch_seconds")),
         training_predicted=predicted("train_epoch_seconds", slow, fast),
         explanation=explain(slow, fast, finding.estimate.value if finding.estimate else None),
+        counted=counted_shares(slow, fast),
         memory_saved_bytes=saved,
         memory_before_bytes=memory[0],
         accuracy=accuracy_difference(fast.right(), slow.right()) if counts else None,
