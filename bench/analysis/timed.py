@@ -39,11 +39,13 @@ class Timed:
 
 def look_at(comparison: PairedComparison, claims: Iterable[Claim] = CLAIMS.values()) -> Timed:
     """Find the claim about a comparison, and what its counted work predicts."""
-    regime, against = comparison.cell.config.regime, comparison.against.config.regime
+    config, against = comparison.cell.config, comparison.against.config.regime
     about = (
         claim
         for claim in claims
-        if claim.metric == "epoch_seconds" and claim.against == against and claim.is_about(regime)
+        if claim.metric == "epoch_seconds"
+        and claim.against == against
+        and claim.is_about(config.regime, config.execution)
     )
     return Timed(comparison=comparison, claim=next(about, None), predicted=_predicted(comparison))
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from bench.analysis.stats import MIN_SAMPLES, Estimate
 from bench.analysis.timed import Timed, share_of
-from bench.store.records import Cell
+from bench.analysis.verdicts import show_share
 from tl.text import visible, visible_json
 
 WIDTH = 80
 """Columns of the table's lines; only the name of a backbone, on a line of its own, may be longer."""
-_HEADINGS = ("backbone", "regime", "share %", "speed-up", "s/epoch", "MiB")
+_HEADINGS = ("backbone", "regime", "share", "speed-up", "s/epoch", "MiB")
 _GAP = "  "
 
 
@@ -22,7 +23,9 @@ def print_timed(timed: Sequence[Timed], format: str, fallback: str = "") -> None
     if format == "json":
         print(visible_json(json.dumps([row(each, fallback) for each in timed], indent=1, ensure_ascii=False)))
         return
-    for line in (*table(timed), "", *map(sentence, timed), *lost(timed)):
+    names = labels(timed)
+    sentences = [sentence(each, names[each.comparison.cell.config.backbone]) for each in timed]
+    for line in (*table(timed), "", *sentences, *lost(timed)):
         print(visible(line))
 
 
@@ -67,52 +70,55 @@ def row(timed: Timed, fallback: str = "") -> dict[str, Any]:
 
 def table(timed: Sequence[Timed]) -> list[str]:
     """One line per regime, at most `WIDTH` columns wide. A long name of a backbone has a line of its own."""
-    devices = {each.comparison.cell.device for each in timed}
+    names, devices = labels(timed), {each.comparison.cell.device for each in timed}
     blocks: dict[str, list[tuple[str, ...]]] = {}
     for each in timed:
-        cell, found = each.comparison.cell, each.comparison
-        name = cell.config.spec.name + (f" {cell.device}" if len(devices) > 1 else "")
+        found = each.comparison
+        name = names[found.cell.config.backbone] + (f" {found.cell.device}" if len(devices) > 1 else "")
         if name not in blocks:
             against = _costs(found.against_seconds, found.against_peak_bytes)
-            blocks[name] = [(found.against.config.regime, "100", "1", *against)]
-        share = _shown_share(found.speed_up) if found.speed_up else "unknown"
-        speed_up = _shown(found.speed_up, "{:.2f}") if found.speed_up else "unknown"
-        blocks[name].append((cell.config.regime, share, speed_up, *_costs(found.seconds, found.peak_bytes)))
-    lines = [_HEADINGS[1:], *(line for block in blocks.values() for line in block)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+            blocks[name] = [(found.against.config.regime, "100%", "1", *against)]
+        costs = _costs(found.seconds, found.peak_bytes)
+        blocks[name].append((found.cell.config.regime, show_share(found.speed_up), _shown(found.speed_up), *costs))
+    rows = [_HEADINGS[1:], *(values for block in blocks.values() for values in block)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = WIDTH - sum(widths) - len(_GAP) * len(widths)
     first = max(len(_HEADINGS[0]), *(len(name) for name in blocks if len(name) <= left))
 
-    def laid_out(name: str, values: Sequence[str]) -> str:
-        texts = [value.ljust(width) if n == 0 else value.rjust(width) for n, (value, width) in _each(values, widths)]
-        return _GAP.join([name.ljust(first), *texts])
+    def line(name: str, values: Sequence[str]) -> str:
+        regime, *figures = (text.rjust(width) for text, width in zip(values, widths, strict=True))
+        return _GAP.join([name.ljust(first), regime.strip().ljust(widths[0]), *figures])
 
-    laid = [laid_out(_HEADINGS[0], _HEADINGS[1:]), _GAP.join("-" * width for width in (first, *widths))]
+    lines = [line(_HEADINGS[0], _HEADINGS[1:]), _GAP.join("-" * width for width in (first, *widths))]
     for name, block in blocks.items():
         fits = len(name) <= first
-        laid += [] if fits else [name]
-        laid += [laid_out(name if fits and not n else "", values) for n, values in enumerate(block)]
-    return laid
+        lines += [] if fits else [name]
+        lines += [line(name if fits and not number else "", values) for number, values in enumerate(block)]
+    return lines
 
 
-def _each(values: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[int, tuple[str, int]]]:
-    return enumerate(zip(values, widths, strict=True))
+def labels(timed: Sequence[Timed]) -> dict[str, str]:
+    """Backbone → its name, without its source unless two sources have that name."""
+    specs = {each.comparison.cell.config.backbone: each.comparison.cell.config.spec for each in timed}
+    times = Counter(spec.name for spec in specs.values())
+    return {backbone: spec.name if times[spec.name] == 1 else backbone for backbone, spec in specs.items()}
 
 
-def sentence(timed: Timed) -> str:
-    """The comparison in a sentence."""
+def sentence(timed: Timed, label: str) -> str:
+    """The comparison in a sentence. `label` is the backbone's name; see `labels`."""
     found = timed.comparison
     regime, against = found.cell.config.regime, found.against.config.regime
-    where = f"With {found.cell.config.spec.name} on {_place(found.cell)}"
+    where = f"With {label} on {', '.join([found.cell.device, *found.cell.unusual()])}"
     if found.speed_up is None:
         return f"{where}, nothing is known of {regime} against {against}: no pair has a result."
-    share, speed_up = _shown_share(found.speed_up, "%"), _shown(found.speed_up, "{:.2f}", "×")
+    speed_up = _shown(found.speed_up, "×")
     enough = f" of {MIN_SAMPLES} needed" if found.pairs < MIN_SAMPLES else ""
     text = (
-        f"{where}, an epoch of {regime} takes {share} of the time of {against}: {speed_up}, "
-        f"{found.pairs} pair{'s' if found.pairs != 1 else ''}{enough}; {timed.verdict}"
+        f"{where}, an epoch of {regime} takes {show_share(found.speed_up)} of the time of {against}: {speed_up}, "
+        f"{found.pairs} pair{'s' if found.pairs != 1 else ''}{enough}: {timed.verdict}"
     )
-    text += f" ({timed.claim.region} is claimed)" if timed.claim else ""
+    if timed.claim:
+        text += f" (claimed: {timed.claim.region})"
     text += f"; counted work predicts {timed.predicted:.2f}×" if timed.predicted else ""
     return f"{text}; timed one after the other, because {found.apart}." if found.apart else f"{text}."
 
@@ -127,28 +133,15 @@ def lost(timed: Sequence[Timed]) -> list[str]:
     ]
 
 
-def _place(cell: Cell) -> str:
-    return ", ".join([cell.device, *cell.unusual()])
-
-
 def _costs(seconds: float | None, peak_bytes: float | None) -> tuple[str, str]:
     return (
-        "unknown" if seconds is None else f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}",
-        "unknown" if peak_bytes is None else f"{peak_bytes / 2**20:.0f}",
+        "n/a" if seconds is None else f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}",
+        "n/a" if peak_bytes is None else f"{peak_bytes / 2**20:.0f}",
     )
 
 
-def _shown_share(speed_up: Estimate, unit: str = "") -> str:
-    """The share in percent, with as many digits as its interval needs."""
-    share, low, high = share_of(speed_up)
-    narrow = low is not None and high is not None and high - low < 0.01
-    return _with_interval(100 * share, low and 100 * low, high and 100 * high, "{:.1f}" if narrow else "{:.0f}", unit)
-
-
-def _shown(estimate: Estimate, digits: str, unit: str = "") -> str:
-    return _with_interval(estimate.value, estimate.low, estimate.high, digits, unit)
-
-
-def _with_interval(value: float, low: float | None, high: float | None, digits: str, unit: str) -> str:
-    shown = f"{digits.format(value)}{unit}"
-    return shown if low is None or high is None else f"{shown} ({digits.format(low)}–{digits.format(high)}{unit})"
+def _shown(speed_up: Estimate | None, unit: str = "") -> str:
+    if speed_up is None:
+        return "n/a"
+    interval = "" if speed_up.low is None else f" ({speed_up.low:.2f}–{speed_up.high:.2f}{unit})"
+    return f"{speed_up.value:.2f}{unit}{interval}"
