@@ -57,7 +57,7 @@ def record(
         reason="" if status == "done" else "took | too <b>long</b>",
         traceback="" if status == "done" else "Traceback <script>",
         started=datetime(2026, 1, 1, tzinfo=UTC),
-        wall_seconds=result.training_seconds + (result.tuning_seconds or 0.0) + 1,
+        wall_seconds=result.training_seconds + 1,
         environment=this_environment(),
         result=result if status == "done" else None,
     )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from bench.store.pairs import PairRecord
 from bench.store.records import SETTLED, Cell, Manifest, Record
 from tl.config import TrainConfig
-from tl.machine import DeviceKey
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Predictions, TrainResult
 from tl.text import shortened
@@ -115,7 +115,7 @@ def _of_result(result: TrainResult, cell: Cell) -> Iterator[str]:
         yield f"result.training_seconds={result.training_seconds}: its epochs took {total}"
     if result.threads == 0:
         yield "result.threads=0: a training has at least one"
-    if _type(result.device) != _type(DeviceKey.parse(cell.device).name):
+    if _type(result.device) != _type(cell.device):
         yield f"result.device={result.device!r}, and its cell's is {cell.device!r}"
     if (result.trainable_params > 0) is not REGIMES[config.regime].trains:
         what = "trains" if REGIMES[config.regime].trains else "trains nothing"
@@ -158,7 +158,8 @@ def _of_parts(result: TrainResult) -> Iterator[str]:
 
 
 def _type(device: str) -> str:
-    return device.partition(":")[0]
+    """`cuda` of `cuda:1` and of a cluster's `cuda@kind`: which of several it was is not compared."""
+    return re.split("[:@]", device, maxsplit=1)[0]
 
 
 def _of_epochs(where: str, epochs: Sequence[EpochResult], config: TrainConfig) -> Iterator[str]:
