@@ -121,6 +121,8 @@ def run(
     weights_dir: Place | None = None,
     name: str | None = None,
     results: Place = _RESULTS,
+    pairs: int | None = None,
+    paired: bool = True,
     until_decided: bool = False,
     within: float | None = None,
     max_seeds: int | None = None,
@@ -154,6 +156,8 @@ def run(
         weights_dir: a folder of weight files to search first.
         name: the run's folder below `results`; by default made from the grid's name.
         results: the folder where runs are kept.
+        pairs: process pairs per comparison of speeds, 3 or more, in place of the grid's.
+        paired: compare speeds in turns, apart from the trainings, if the grid says so.
         until_decided: add seeds until every speed-up is known to within `within` percent (5 by default), at most
             `max_seeds`, and start none that would overrun `budget`, such as `"10m"`. The intervals assume that seeds
             are independent; from five on they are widened if seeds resemble those that ran just before.
@@ -203,7 +207,7 @@ def run(
         "execution": execution,
         "seeds": seeds,
     }
-    chosen = choose_grid(os.fspath(grid), axes, settings)
+    chosen = choose_grid(os.fspath(grid), axes, settings, pairs=pairs, paired=paired)
     images = None if data is None else os.fspath(data)
     page = None if live is None else LivePage(Path(live), tell)
     if live is not None:

@@ -53,8 +53,8 @@ KILLS = 50
 
 def write_grid(*backbones: str, regimes: str = '"frozen"', seeds: int = 1, more: str = "") -> None:
     Path("grid.toml").write_text(
-        f'dataset = "synthetic-mini"\n[matrix]\nbackbones = {json.dumps(backbones)}\nregimes = [{regimes}]\n'
-        f'devices = ["cpu"]\nseeds = {seeds}\n{more}'
+        f'dataset = "synthetic-mini"\npaired = false\n[matrix]\nbackbones = {json.dumps(backbones)}\n'
+        f'regimes = [{regimes}]\ndevices = ["cpu"]\nseeds = {seeds}\n{more}'
     )
 
 
@@ -137,7 +137,7 @@ def test_ctrl_c_in_the_last_cell_and_between_seeds(tmp_path: Path, monkeypatch: 
         go.touch()
         _line(process, "[2/2]")
         process.send_signal(signal.SIGINT)
-        _line(process, "stopping: the running cell ends first")
+        _line(process, "stopping: the running cell or pair ends first")
         go.touch()
         out, err = process.communicate(timeout=120)
         assert process.returncode == 130 and "continuing" not in out and err == "", out + err

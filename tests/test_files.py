@@ -318,7 +318,7 @@ def test_a_log_that_is_a_pipe_is_no_log(tmp_path: Path) -> None:
     assert log_size(tmp_path / "log") == 0 and tail(tmp_path / "log", 0) == "" and (tmp_path / "log").is_fifo()
 
 
-GRID = 'dataset = "synthetic-mini"\n[matrix]\nbackbones = ["quick0"]\n'
+GRID = 'dataset = "synthetic-mini"\npaired = false\n[matrix]\nbackbones = ["quick0"]\n'
 
 
 def test_a_grid_may_come_through_a_pipe(tmp_path: Path) -> None:

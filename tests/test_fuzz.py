@@ -436,7 +436,8 @@ def at_work(small: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(executors.EXECUTORS, "process", lambda address: light.LightExecutor(PRELOAD))
     for name in ("small", "other"):
         shutil.copytree(small.folder, tmp_path / "results" / name)
-    (tmp_path / "grid.toml").write_text('dataset = "synthetic-mini"\n[matrix]\nbackbones = ["quick0"]\n')
+    grid = 'dataset = "synthetic-mini"\npaired = false\n[matrix]\nbackbones = ["quick0"]\n'
+    (tmp_path / "grid.toml").write_text(grid)
     yield tmp_path
 
 

@@ -279,7 +279,7 @@ def test_a_name_is_a_plain_one(name: str, said: str, tmp_path: Path) -> None:
     """For `run` and `report`, from the command line and from Python; nothing is written."""
     write_run(tmp_path / "results" / "r", [record("timm:a", "frozen")])
     grid = tmp_path / "grid.toml"
-    grid.write_text('dataset = "synthetic-mini"\n[matrix]\nbackbones = ["quick0"]\n')
+    grid.write_text('dataset = "synthetic-mini"\npaired = false\n[matrix]\nbackbones = ["quick0"]\n')
     for words in (["run", "--grid", "grid.toml", f"--name={name}"], ["report", "r", f"--name={name}"]):
         done = light_command(*words)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and inert(done.stderr)
@@ -337,7 +337,7 @@ def test_a_value_that_cannot_be_meant_is_one_line(words: list[str], said: str, t
     for name in ("r", "r2"):
         cells = [record("timm:a", regime, seed=seed) for regime in ("finetune", "frozen") for seed in range(3)]
         write_run(tmp_path / "results" / name, cells)
-    (tmp_path / "grid.toml").write_text('[matrix]\nbackbones = ["quick0"]\ndevices = ["cpu"]\n')
+    (tmp_path / "grid.toml").write_text('paired = false\n[matrix]\nbackbones = ["quick0"]\ndevices = ["cpu"]\n')
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.rglob("*"))
     grid = ["--grid", "grid.toml"] if words[0] == "run" and "--grid" not in words else []
@@ -350,7 +350,7 @@ def test_such_values_are_refused_from_python(tmp_path: Path, monkeypatch: pytest
     """Many seeds are, before a list of them is made."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(EXECUTORS, "process", lambda address: LightExecutor(PRELOAD))
-    (tmp_path / "grid.toml").write_text('[matrix]\nbackbones = ["quick0"]\n')
+    (tmp_path / "grid.toml").write_text('paired = false\n[matrix]\nbackbones = ["quick0"]\n')
     with pytest.raises(ConfigError, match="at most 100,000"):
         bench.run("grid.toml", seeds=range(10**12), devices=["cpu"])
     with pytest.raises(ConfigError, match="data='': is empty; give it a value"):

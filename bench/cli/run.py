@@ -68,6 +68,13 @@ def run(
     results: ResultsOption = RESULTS,
     reports: ReportsOption = REPORTS,
     out: HiddenOut = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Process pairs per comparison of speeds, 3 or more.", show_default="the grid's"),
+    ] = None,
+    paired: Annotated[
+        bool, typer.Option("--paired/--no-paired", help="Compare speeds in turns, apart from the trainings.")
+    ] = True,
     until_decided: Annotated[bool, typer.Option("--until-decided", help=UNTIL_DECIDED)] = False,
     within: Annotated[
         float | None, typer.Option(metavar="PERCENT", help="Half-width of 95% intervals to reach.", show_default="5")
@@ -145,6 +152,8 @@ def run(
             "seeds": seeds,
         },
         {"epochs": epochs, "batch_size": batch_size, "protocol": protocol},
+        pairs=pairs,
+        paired=paired,
     )
     page = LivePage(reports, tell)
     options = make_options(
@@ -187,6 +196,7 @@ def run(
     if dry_run:
         return
     failed = _say_without_result(records, console)
+    failed = _say_untimed(sweeps[0], console) or failed
     if report:
         _report(sweeps[0], reports, page, console, images=images)
     if failed:
@@ -206,8 +216,11 @@ def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
     ended = sweep.run.survey()[0] if exists else {}
     cells = sweep.run.manifest().cells if exists else sweep.cells
     done = sum(record.status == "done" for record in ended.values())
+    timed = sum(record.status == "done" for record in sweep.run.survey_pairs()[0].values()) if exists else 0
+    planned = sweep.run.manifest().pairs if exists else sweep.pairs
+    pairs = f" and {timed} of {len(planned)} process pairs" if planned else ""
     again = f"`--name {sweep.run.folder.name}` without --fresh continues" if fresh else "the same command continues"
-    say(console, f"interrupted: {done} of {len(cells)} cells are done; {again} from there")
+    say(console, f"interrupted: {done} of {len(cells)} cells{pairs} are done; {again} from there")
 
 
 def _say_without_result(records: Any, console: Console) -> bool:
@@ -220,6 +233,22 @@ def _say_without_result(records: Any, console: Console) -> bool:
         say(console, f"{len(failed)} of {len(records)} cells have no result:", style="red")
         for record in failed:
             say(console, f"  {record.status}: {record.cell}: {record.reason}")
+    return bool(failed)
+
+
+def _say_untimed(sweep: Sweep, console: Console) -> bool:
+    """List the process pairs of which a side was skipped or failed; true if any failed."""
+    found = sweep.run.pairs() if sweep.pairs else {}
+    lost = [found[key] for key in sweep.pairs if key in found and found[key].lost]
+    failed = [record for record in lost if any(status != "skipped" for status, _ in record.lost)]
+    for record in lost:
+        if record not in failed:
+            say(console, f"skipped: {record}: {record.lost[0][1]}", style="yellow")
+    if failed:
+        say(console, f"{len(failed)} of {len(sweep.pairs)} process pairs have no result, or not one of each cell:")
+        for record in failed:
+            status, reason = next(each for each in record.lost if each[0] != "skipped")
+            say(console, f"  {status}: {record}: {reason}")
     return bool(failed)
 
 

@@ -113,5 +113,13 @@ class PairRecord(Strict):
         keys = [each.repeats for each in self.pair.cells]
         return self.sides[keys.index(cell.repeats)] if cell.repeats in keys else None
 
+    @property
+    def lost(self) -> list[tuple[SideStatus, str]]:
+        """Status and reason of the pair if it is not done, otherwise of each side that is not; reasons name regimes."""
+        if self.status != "done":
+            return [(self.status, self.reason)]
+        sides = zip(self.pair.cells, self.sides, strict=True)
+        return [(side.status, f"{cell.config.regime}: {side.reason}") for cell, side in sides if side.status != "done"]
+
     def __str__(self) -> str:
         return str(self.pair)

@@ -200,12 +200,12 @@ class RunFolder:
         places = (self.folder, self.folder / "cells", self.folder / "pairs")
         return [*(path for place in places for path in place.glob(".*.tmp")), *self.folder.glob(_RESERVE)]
 
-    def retire(self, cell_id: str) -> None:
-        """Move the record of a cell that is no longer planned to `superseded/`. Raises `OSError`."""
-        path = self._record(cell_id)
-        if path.exists():
-            self._keep(path, "superseded")
-            path.unlink()
+    def retire(self, work_id: str) -> None:
+        """Move the record of a cell or pair that is no longer planned to `superseded/`. Raises `OSError`."""
+        for path in (self._record(work_id), self._pair(work_id)):
+            if path.exists():
+                self._keep(path, "superseded")
+                path.unlink()
 
     def set_aside(self, path: Path) -> Path:
         """Move a damaged record to `set-aside/`, and return its new path. Raises `OSError`."""

@@ -14,6 +14,9 @@ from tl.folds import evaluated_images
 from tl.layout import alike
 from tl.regimes import REGIMES
 
+MOST_NAMED = 5
+"""Cells that are named in a line; the others are counted."""
+
 
 def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
     """Print the images, the protocol, the run's folder and its cells, and a warning for each fallback."""
@@ -47,6 +50,23 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
         text = f"WARNING: {unless}random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
         say(console, text + (KEPT if is_kept else ""), style="yellow")
     say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{_compared_with_before(sweep)}")
+    say(console, f"speed: {_paired(sweep)}")
+
+
+def _paired(sweep: Sweep) -> str:
+    """How speeds are compared, and which cells have nothing to be compared with."""
+    if not sweep.pairs:
+        return f"not timed in pairs: {sweep.unpaired}"
+    rotations = dict.fromkeys(pair.pairing for pair in sweep.pairs.values())
+    comparisons, each = sum(len(cells) - 1 for cells in rotations), next(iter(sweep.pairs.values())).seconds
+    per = len(sweep.pairs) // len(rotations)
+    kept = f", {len(sweep.done_pairs)} of them done before" if sweep.done_pairs else ""
+    several = "s" if comparisons > 1 else ""
+    text = f"{comparisons} comparison{several} in turns, {per} process pairs each, {each:g} s of turns per pair{kept}"
+    paired = {cell.repeats for pair in sweep.pairs.values() for cell in pair.cells}
+    alone = list(dict.fromkeys(cell.name for cell in sweep.cells.values() if cell.repeats not in paired))
+    more = f" and {len(alone) - MOST_NAMED} more" if len(alone) > MOST_NAMED else ""
+    return text + (f"; not compared: {', '.join(alone[:MOST_NAMED])}{more}" if alone else "")
 
 
 def _compared_with_before(sweep: Sweep) -> str:
@@ -70,3 +90,6 @@ def list_cells(sweep: Sweep, console: Console) -> None:
         work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
         settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
         say(console, f"  {state:8}  {cell} ({settings})")
+    for pair_id, pair in sweep.pairs.items():
+        state = "done" if pair_id in sweep.done_pairs else "to do"
+        say(console, f"  {state:8}  {pair} ({pair.seconds:g} s of turns)")

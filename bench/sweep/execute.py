@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.console import Console
 
@@ -17,10 +18,12 @@ from bench.execution.failure import readable
 from bench.execution.monitor import busy_warning
 from bench.execution.signals import signals_deferred, stop_between_cells
 from bench.store.environment import Environment, environment
+from bench.store.pairs import PairRecord
 from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record, by_policy
 from bench.sweep.folder import held, tidy
 from bench.sweep.grid import Grid
 from bench.sweep.options import Options
+from bench.sweep.pairs import PairRecorder, pair_jobs
 from bench.sweep.plan import Sweep, done_records
 from bench.sweep.progress import make_reporter
 from bench.sweep.recorder import Recorder
@@ -29,32 +32,42 @@ from tl import plugins
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.folds import evaluated_images
 
-STOPPING = "stopping: the running cell ends first, and no new one starts; Ctrl-C again ends it at once"
+STOPPING = "stopping: the running cell or pair ends first, and no new one starts; Ctrl-C again ends it at once"
 
 
 def execute(
-    sweep: Sweep, grid: Grid, options: Options, executor: Executor, console: Console, *, first_order: int = 0
+    sweep: Sweep,
+    grid: Grid,
+    options: Options,
+    executor: Executor,
+    console: Console,
+    *,
+    first_order: int = 0,
+    first_pair: int = 0,
 ) -> dict[str, Record]:
-    """Run the missing cells; each record is on disk the moment its cell ends.
+    """Run the missing cells, then the missing pairs; each record is on disk the moment its cell or pair ends.
 
-    `first_order` is the position of the first cell among those of the whole command. Returns the records of this
-    command's cells, old and new. After one Ctrl-C it raises `KeyboardInterrupt` when the running cells have ended,
-    after the second one at once. Records of cells that have ended are kept, and the same command continues from there.
+    `first_order` and `first_pair` are the positions of the first ones among those of the whole command. Returns the
+    records of this command's cells, old and new; those of pairs are on disk. After one Ctrl-C it raises
+    `KeyboardInterrupt` when the running cells or pair have ended, after the second one at once. Records of what has
+    ended are kept, and the same command continues from there.
     Raises `UserError` if a record can't be written.
     """
-    to_do = sweep.missing
-    if not to_do and not sweep.damaged and _knows_claims(sweep, grid):
+    to_do, pairs = sweep.missing, sweep.missing_pairs
+    if not to_do and not pairs and not sweep.damaged and _knows_claims(sweep, grid):
         with contextlib.suppress(UserError, OSError):  # another command may be running other cells of this run
             tidy(sweep.run, options)
         return dict(sweep.done)
-    located = locate({cell_id: sweep.weights[cell_id] for cell_id in to_do}, to_do, options, executor)
-    if to_do:
+    paired = {cell.repeats for pair in pairs.values() for cell in pair.cells}
+    needed = {cell_id: cell for cell_id, cell in sweep.cells.items() if cell_id in to_do or cell.repeats in paired}
+    located = locate({cell_id: sweep.weights[cell_id] for cell_id in needed}, needed, options, executor)
+    if needed:
         executor.prepare()
     with held(sweep.run, options, console):
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
         runs_here = executor.runs_here
-        if to_do and runs_here and (busy := busy_warning()):
+        if needed and runs_here and (busy := busy_warning()):
             say(console, f"WARNING: {busy}", style="yellow")
         machine = environment()
         _write_manifest(sweep, grid, options, machine, console, runs_here=runs_here)
@@ -63,12 +76,14 @@ def execute(
         passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())
         with (
             sweep.run.reserved(len(sweep.splits.train) + len(sweep.splits.val)),
-            make_reporter(console, len(missing), passes) as reporter,
+            make_reporter(console, len(missing), passes, len(pairs)) as reporter,
             stop_between_cells(lambda: say(console, STOPPING, style="yellow")) as stop_requested,
         ):
             recorder = Recorder(sweep, options, reporter, records, located, machine, first_order)
             with signals_deferred():
                 executor.run_jobs(_jobs(sweep, options, missing, recorder), recorder, stop_requested)
+                if pairs and not stop_requested():
+                    _time_pairs(sweep, options, executor, recorder, first_pair, stop_requested)
     if stop_requested():
         raise KeyboardInterrupt
     return records
@@ -77,10 +92,7 @@ def execute(
 def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Recorder) -> Iterator[Job]:
     """Yield the jobs to run, without the cells that the recorder skips."""
     for cell_id, cell in missing.items():
-        try:
-            sweep.run.logs.mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{sweep.run.folder}: can't be written: {error.strerror or error}") from error
+        _make_folder(sweep.run.logs, sweep)
         answer = recorder.located[cell_id]
         if recorder.skip(cell) or isinstance(answer, str):
             continue
@@ -92,6 +104,51 @@ def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Re
             timeout_seconds=None if options.timeout is None else options.timeout * cell.config.trainings,
             memory_bytes=options.memory_bytes,
         )
+
+
+def _time_pairs(
+    sweep: Sweep,
+    options: Options,
+    executor: Executor,
+    recorder: Recorder,
+    first_pair: int,
+    stop: Callable[[], bool],
+) -> None:
+    """Time the missing pairs. Cells that have ended say how much memory each of a pair needs."""
+
+    def ended(record: PairRecord) -> None:
+        recorder.reporter.pair_ended(record)
+        if options.on_record:
+            options.on_record(sweep.run)
+
+    _make_folder(sweep.run.logs, sweep)
+    pairs = PairRecorder(
+        run=sweep.run,
+        splits=sweep.splits,
+        on_start=recorder.reporter.pair_started,
+        on_warning=recorder.reporter.warned,
+        on_end=ended,
+        order=first_pair,
+    )
+    weights = {sweep.cells[cell_id].repeats: answer for cell_id, answer in recorder.located.items()}
+    jobs = pair_jobs(
+        sweep.missing_pairs.values(),
+        weights,
+        list(recorder.records.values()),
+        sweep.splits,
+        pairs,
+        recorder.machine,
+        timeout=options.timeout,
+        memory_bytes=options.memory_bytes,
+    )
+    executor.run_pairs(jobs, pairs, stop)
+
+
+def _make_folder(folder: Path, sweep: Sweep) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{sweep.run.folder}: can't be written: {error.strerror or error}") from error
 
 
 def _knows_claims(sweep: Sweep, grid: Grid) -> bool:
@@ -109,17 +166,23 @@ def _write_manifest(
         if path.exists():
             kept = sweep.run.set_aside(path)
             again = ", and its cell runs again" if path.stem in sweep.cells else ""
+            again = ", and its pair is timed again" if path.stem in sweep.pairs else again
             say(console, f"WARNING: {reason}; kept as {kept}{again}", style="yellow")
-    changed = {name for record in sweep.done.values() for name in machine.differences(record.environment)}
+    before = [record.environment for some in (sweep.done, sweep.done_pairs) for record in some.values()]
+    changed = {name for other in before for name in machine.differences(other)}
     if changed and runs_here:
         text = f"note: {', '.join(sorted(changed))} changed since earlier cells ran: times are not comparable"
         say(console, text, style="yellow")
     planned = {**(previous.cells if previous else {}), **sweep.cells}
+    pairs = {**(previous.pairs if previous else {}), **sweep.pairs}
     # A cell that failed because it had no weights has another id than the same cell with weights, which replaces it.
     replaced = {cell.replace(weights_digest="").id for cell in sweep.cells.values()}
-    for cell_id in replaced - sweep.cells.keys():
-        planned.pop(cell_id, None)
-        sweep.run.retire(cell_id)
+    gone = replaced - sweep.cells.keys()
+    gone_pairs = {pair_id for pair_id, pair in pairs.items() if gone.intersection(pair.pairing)}
+    for work_id in gone | gone_pairs:
+        planned.pop(work_id, None)
+        pairs.pop(work_id, None)
+        sweep.run.retire(work_id)
     evaluated = evaluated_images(next(iter(sweep.cells.values())).config, splits)
     invocation = Invocation(
         command=options.command,
@@ -145,6 +208,7 @@ def _write_manifest(
         ),
         weights=by_policy((previous.resolved if previous else {}) | sweep.resolved),
         cells=planned,
+        pairs=pairs,
         invocations=(*(previous.invocations if previous else ()), invocation),
     )
     sweep.run.write_manifest(manifest)

@@ -15,6 +15,10 @@ seeds = 3                           # 0, 1, 2; or a list
 epochs = 5
 protocol = "fixed"                  # fixed, tuned (of learning_rates = […]), kfold (folds = 5); one per grid
 
+[paired]                            # how speeds are compared, beside the trainings; `paired = false` for not at all
+pairs = 5                           # process pairs per comparison: its repetitions, at least 3
+seconds = 6                         # time for the turns of one pair, after warm-up
+
 [[exclude]]                         # leave out cells that match all given keys; * and ? as in file names
 regime = "scratch"
 backbone = "*vit*"
@@ -46,6 +50,7 @@ from typing import Any
 from pydantic import Field
 
 from bench.analysis.claims import CLAIMS, Claim
+from bench.analysis.stats import MIN_SAMPLES
 from tl.cache import decoded, read_bounded, user_path
 from tl.config import TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
@@ -83,6 +88,13 @@ class Matrix(Strict):
     seeds: int | list[int] = Field(1, description="the number of seeds, counted from 0, or a list of seeds")
 
 
+class Paired(Strict):
+    """How the speeds of a grid's cells are compared in turns."""
+
+    pairs: int = Field(5, ge=MIN_SAMPLES, le=1000, description="process pairs per comparison")
+    seconds: float = Field(6.0, gt=0, le=3600, description="time for the turns of one pair, after warm-up")
+
+
 class Grid(Strict):
     """A matrix of cells and the settings that they share."""
 
@@ -94,6 +106,18 @@ class Grid(Strict):
     include: list[dict[str, Any]] = Field(default_factory=list)
     exclude: list[dict[str, Any]] = Field(default_factory=list)
     claims: list[Claim] = Field(default_factory=list)
+    paired: Paired | None = Field(default_factory=Paired, description="None for no paired timing")
+
+    def with_pairs(self, pairs: int | None, *, paired: bool = True) -> Grid:
+        """The grid with so many pairs, or without any. Without either argument it is the grid itself.
+
+        Raises `ConfigError`.
+        """
+        if not paired:
+            if pairs is not None:
+                raise ConfigError(f"--pairs {pairs} and --no-paired: give one of them")
+            return self.replace(paired=None)
+        return self if pairs is None else self.replace(paired=(self.paired or Paired()).replace(pairs=pairs))
 
     @property
     def shared_settings(self) -> dict[str, Any]:
@@ -171,7 +195,7 @@ def _parse(text: str, name: str) -> Grid:
     except RecursionError as error:
         raise ConfigError("not valid TOML: lists or tables are nested too deeply") from error
     try:
-        grid = Grid(name=name, **_with_claims(_with_matrix(data)))
+        grid = Grid(name=name, **_with_claims(_with_matrix(_with_paired(data))))
     except TypeError as error:
         raise ConfigError("name: unknown key; a grid is named after its file") from error
     check_settings("train", grid.train, SHARED_SETTINGS, others=grid.train)
@@ -243,6 +267,19 @@ def _with_matrix(data: dict[str, Any]) -> dict[str, Any]:
         return {**data, "matrix": Matrix(**given)}
     except ConfigError as error:
         raise ConfigError(f"matrix.{error}") from error
+
+
+def _with_paired(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with its `[paired]` parsed, so that an error message has the full path of the key."""
+    given = data.get("paired", {})
+    if given is False:
+        return {**data, "paired": None}
+    if not isinstance(given, dict):
+        raise ConfigError(f"paired={shortened(repr(given))}: must be a table, [paired], or false")
+    try:
+        return {**data, "paired": Paired(**given)}
+    except ConfigError as error:
+        raise ConfigError(f"paired.{error}") from error
 
 
 def _with_claims(data: dict[str, Any]) -> dict[str, Any]:

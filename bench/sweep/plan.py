@@ -13,12 +13,14 @@ from rich.console import Console
 from bench.console import say
 from bench.execution import discovery
 from bench.execution.base import Executor
-from bench.store.records import SETTLED, Cell, DatasetIdentity, Manifest, Record, WeightsKey
+from bench.store.pairs import PairRecord
+from bench.store.records import SETTLED, Cell, DatasetIdentity, Manifest, PlannedPair, Record, WeightsKey
 from bench.store.runs import RunFolder
 from bench.sweep.folder import run_folder
 from bench.sweep.grid import SHARED_SETTINGS, Grid, check_keys, check_settings, expand, load_grid
 from bench.sweep.options import Options
 from bench.sweep.order import arrange
+from bench.sweep.pairs import claims_timed, pairings, plan_pairs, without_turns
 from bench.sweep.weights import Answer, resolve_weights, weights_key
 from tl.cache import check_cache, user_path
 from tl.datasets import Splits, load_splits
@@ -44,10 +46,21 @@ class Sweep:
     """Cell id → record, if the cell need not run: it has a result, or it diverged."""
     damaged: dict[Path, str]
     """Path of a damaged record → what is wrong with it. These are set aside, and their cells run."""
+    pairs: dict[str, PlannedPair]
+    """Id → pair of paired timing, in the order in which they run."""
+    done_pairs: dict[str, PairRecord]
+    """Id → record, if the pair need not run."""
+    unpaired: str
+    """Why no pair is timed; empty if some are."""
     previous: Manifest | None
     """The manifest before this command; None for a new run."""
     keeps_images: bool = False
     """True if the run continues with the synthetic images that it started with, and doesn't look for real ones."""
+
+    @property
+    def missing_pairs(self) -> dict[str, PlannedPair]:
+        """Pairs that are left to run, in the order in which they should."""
+        return {pair_id: pair for pair_id, pair in self.pairs.items() if pair_id not in self.done_pairs}
 
     @property
     def missing(self) -> dict[str, Cell]:
@@ -56,16 +69,24 @@ class Sweep:
         return arrange(left, self.run.folder.name, seeds={cell.config.seed for cell in self.cells.values()})
 
 
-def choose_grid(name: str, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:
+def choose_grid(
+    name: str,
+    axes: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    pairs: int | None = None,
+    paired: bool = True,
+) -> Grid:
     """Load a grid by name or file, and override its axes and settings by those that are not None.
 
-    Raises `ConfigError`.
+    `pairs` replaces the grid's number of pairs, and without `paired` there are none. Raises `ConfigError`.
     """
     check_keys("settings", settings, SHARED_SETTINGS)
     given = {key: value for key, value in settings.items() if value is not None}
     grid = load_grid(name)
     check_settings("", given, SHARED_SETTINGS, others=grid.train | given)
-    return grid.override({axis: value for axis, value in axes.items() if value is not None}, given)
+    chosen = grid.override({axis: value for axis, value in axes.items() if value is not None}, given)
+    return chosen.with_pairs(pairs, paired=paired)
 
 
 def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, batch_size: int | None) -> str:
@@ -120,6 +141,8 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         cell = Cell(config=config, weights_digest=digest, dataset_digest=splits.digest, device=item.device)
         cells[cell.id], weights[cell.id] = cell, found
     done, damaged = done_records(run, cells) if previous else ({}, {})
+    pairs, unpaired = _pairs(grid, cells, executor, run.folder.name)
+    timed, damaged_pairs = run.survey_pairs() if previous else ({}, {})
     return Sweep(
         run=run,
         splits=splits,
@@ -127,10 +150,27 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         weights=weights,
         resolved={key: answer for key, answer in answers.items() if isinstance(answer, Weights)},
         done=done,
-        damaged=damaged,
+        damaged=damaged | damaged_pairs,
+        pairs=pairs,
+        done_pairs={key: timed[key] for key in pairs if key in timed and timed[key].status == "done"},
+        unpaired=unpaired,
         previous=previous,
         keeps_images=kept is not None,
     )
+
+
+def _pairs(grid: Grid, cells: dict[str, Cell], executor: Executor, run: str) -> tuple[dict[str, PlannedPair], str]:
+    """The pairs of a grid; or why there are none, in words."""
+    if grid.paired is None:
+        return {}, "the grid or --no-paired says so"
+    rotations = pairings(list(cells.values()), claims_timed(grid.claims))
+    if not rotations:
+        reasons = {without_turns(cell) for cell in cells.values()}
+        others = "no claim about time or memory compares two of these cells"
+        return {}, (reasons.pop() if len(reasons) == 1 else "") or others
+    if not executor.takes_turns:
+        return {}, "this executor can't keep several processes alive; executor 'process' can"
+    return plan_pairs(rotations, grid.paired.pairs, grid.paired.seconds, run), ""
 
 
 def _kept_images(grid: Grid, options: Options, previous: Manifest | None) -> DatasetIdentity | None:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from bench.analysis.metrics import METRICS, RATED_BY, costs, finished, headline
 from bench.console import say
-from bench.store.records import Cell, Record
+from bench.store.pairs import PairRecord
+from bench.store.records import Cell, PlannedPair, Record
 from tl.regimes import REGIMES
 from tl.results import EpochResult, accuracy_counts
 from tl.text import visible
@@ -41,28 +42,43 @@ class Reporter(Protocol):
     def ended(self, record: Record) -> None:
         """A cell has ended, with or without a result."""
 
+    def pair_started(self, pair: PlannedPair) -> None:
+        """A process pair starts."""
 
-def make_reporter(console: Console, cells: int, epochs: int) -> Reporter:
+    def pair_ended(self, record: PairRecord) -> None:
+        """A process pair has ended, with or without turns."""
+
+
+def make_reporter(console: Console, cells: int, epochs: int, pairs: int = 0) -> Reporter:
     """A live display if `console` is a terminal, otherwise plain lines. `epochs` is the total over all trainings."""
-    return LiveReporter(console, cells, epochs) if console.is_terminal else PlainReporter(console, cells, epochs)
+    make = LiveReporter if console.is_terminal else PlainReporter
+    return make(console, cells, epochs, pairs)
+
+
+FIRST_GUESS_SECONDS = 10.0
+"""What a process pair is assumed to take until one has ended."""
 
 
 class _Count:
-    """Counts cells and epochs, and estimates the time left."""
+    """Counts cells, epochs and process pairs, and estimates the time left."""
 
-    def __init__(self, cells: int, epochs: int) -> None:
-        self.cells, self.epochs = cells, epochs
-        self.cells_done = self.epochs_done = 0
+    def __init__(self, cells: int, epochs: int, pairs: int) -> None:
+        self.cells, self.epochs, self.pairs = cells, epochs, pairs
+        self.cells_done = self.epochs_done = self.pairs_done = 0
+        self.pair_seconds = 0.0
+        """Wall time of the pairs that have ended."""
         self.running: dict[str, int] = {}
         """Id of a running cell → its epochs so far; several cells run at a time on a cluster."""
         self.started = time.monotonic()
 
     def left(self) -> str:
-        """A rough estimate of the time left. It assumes that the remaining epochs take as long as those so far."""
-        if not self.epochs_done:
+        """A rough estimate of the time left. It assumes that what remains takes as long as what has ended."""
+        if not self.epochs_done and not self.pairs_done:
             return ""
-        seconds = (time.monotonic() - self.started) / self.epochs_done * (self.epochs - self.epochs_done)
-        return f"about {_duration(seconds)} left"
+        trained = time.monotonic() - self.started - self.pair_seconds
+        seconds = trained / self.epochs_done * (self.epochs - self.epochs_done) if self.epochs_done else 0.0
+        each = self.pair_seconds / self.pairs_done if self.pairs_done else FIRST_GUESS_SECONDS
+        return f"about {_duration(seconds + each * (self.pairs - self.pairs_done))} left"
 
     def start(self, cell: Cell) -> int:
         """Count a cell that starts, and return its number, from 1."""
@@ -78,16 +94,20 @@ class _Count:
         # A cell that failed had fewer epochs than planned; one that was restarted on a cluster may have had more.
         self.epochs -= cell.config.passes * cell.config.trainings - self.running.pop(cell.id, 0)
 
+    def end_pair(self, record: PairRecord) -> None:
+        self.pairs_done += 1
+        self.pair_seconds += record.wall_seconds
+
     def prefix(self, cell: Cell) -> str:
         """The cell's name as a prefix for a line; empty if only one cell runs."""
         return f"{_short(cell)}: " if len(self.running) > 1 else ""
 
 
 class PlainReporter:
-    """Prints one line for each start, epoch and end of a cell."""
+    """Prints one line for each start, epoch and end of a cell or pair."""
 
-    def __init__(self, console: Console, cells: int, epochs: int) -> None:
-        self._console, self._count = console, _Count(cells, epochs)
+    def __init__(self, console: Console, cells: int, epochs: int, pairs: int) -> None:
+        self._console, self._count = console, _Count(cells, epochs, pairs)
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +134,14 @@ class PlainReporter:
         self._count.end(record.cell)
         self._say(f"    {prefix}{_end_text(record)}")
 
+    def pair_started(self, pair: PlannedPair) -> None:  # noqa: D102
+        self._say(f"[pair {self._count.pairs_done + 1}/{self._count.pairs}] {pair}")
+
+    def pair_ended(self, record: PairRecord) -> None:  # noqa: D102
+        self._count.end_pair(record)
+        left = f", {self._count.left()}" if self._count.pairs_done < self._count.pairs else ""
+        self._say(f"    {_pair_text(record)}{left}")
+
     def _say(self, text: str) -> None:
         say(self._console, text)
 
@@ -121,8 +149,8 @@ class PlainReporter:
 class LiveReporter:
     """Updates one line at the bottom of the terminal, and prints a line above it for each cell that has ended."""
 
-    def __init__(self, console: Console, cells: int, epochs: int) -> None:
-        self._console, self._count = console, _Count(cells, epochs)
+    def __init__(self, console: Console, cells: int, epochs: int, pairs: int) -> None:
+        self._console, self._count = console, _Count(cells, epochs, pairs)
         # Redrawing more often than once per second would disturb the measurement.
         self._bar = Progress(
             TextColumn("{task.fields[cells]}"),
@@ -134,7 +162,8 @@ class LiveReporter:
         )
         self._stages: dict[str, str] = {}
         """Id of a cell → the text of its current stage."""
-        self._task = self._bar.add_task("", total=epochs, cells=f"0/{cells} cells", cell="", left="")
+        self._task = self._bar.add_task("", total=epochs + pairs, cells="", cell="", left="")
+        self._update(cell="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -172,13 +201,32 @@ class LiveReporter:
         self._bar.console.print(line, soft_wrap=True)
         self._update(cell="")
 
+    def pair_started(self, pair: PlannedPair) -> None:  # noqa: D102
+        self._update(cell=f"{pair}")
+
+    def pair_ended(self, record: PairRecord) -> None:  # noqa: D102
+        self._count.end_pair(record)
+        mark, colour = ("✓", "green") if record.status == "done" else ("✗", "red")
+        text = visible(_pair_text(record))
+        line = Text.assemble(
+            (f"{mark} ", colour), visible(f"{record.pair}  "), (text, "dim" if mark == "✓" else colour)
+        )
+        self._bar.console.print(line, soft_wrap=True)
+        self._update(cell="")
+
     def _update(self, *, cell: str) -> None:
         count = self._count
-        cells = f"{count.cells_done}/{count.cells} cells"
+        all_cells = count.cells_done == count.cells
+        done, total, what = (
+            (count.pairs_done, count.pairs, "pairs")
+            if all_cells and count.pairs
+            else (count.cells_done, count.cells, "cells")
+        )
+        cells = f"{done}/{total} {what}"
         self._bar.update(
             self._task,
-            completed=count.epochs_done,
-            total=count.epochs,
+            completed=count.epochs_done + count.pairs_done,
+            total=count.epochs + count.pairs,
             cells=cells,
             cell=cell,
             left=count.left(),
@@ -230,6 +278,15 @@ def _end_text(record: Record) -> str:
     if cell.result.frozen_verified is False:
         figures.append("NOT FROZEN")
     return f"done in {_duration(record.wall_seconds)}: {', '.join(figures)}"
+
+
+def _pair_text(record: PairRecord) -> str:
+    took = f"in {_duration(record.wall_seconds)}"
+    apart = f"; one after the other, because {record.apart}" if record.apart else ""
+    lost = [f"{status}: {reason}" for status, reason in record.lost]
+    turns = max(len(side.turns or ()) for side in record.sides)
+    timed = [f"timed {took}: {turns} turns each{apart}"] if record.status == "done" else []
+    return "; ".join([*timed, *lost]) + ("" if timed else apart)
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,188 @@
+"""Compares two cells by paired timing. Pure functions over the records of process pairs.
+
+**The estimator was fixed beforehand.** A turn's time is weighted to an epoch: seconds per image of its training steps
+times the training images, and the same for validation. Each round has one turn of each cell. The logarithm of its ratio
+(the other cell's epoch ÷ this cell's) is free of what the machine does for longer than a round. A process pair gives one
+value, the median over its rounds. The estimate is the mean of these values, with Student's t over process pairs: at
+least `MIN_SAMPLES`, five by default. No round and no pair is left out. Rounds of one process are no repetitions: they
+share its memory layout and its neighbours, so they scatter several times less than pairs do.
+
+Starting and ending a loader's workers happens once per epoch. It is measured beside the turns, and added to each.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.analysis.stats import Estimate, ratio_in_order
+from bench.store.pairs import PairRecord, TimedSide
+from bench.store.records import Cell
+from tl.results import Work
+
+Part = Callable[[PairRecord, TimedSide], list[float]]
+"""Values of a side, one per turn; no value if they are unknown."""
+
+
+def epoch_seconds(record: PairRecord, side: TimedSide) -> list[float]:
+    """Seconds per epoch, training and validation together, by turn."""
+    if side.turns is None:
+        return []
+    training = train_seconds(record, side) or [0.0] * len(side.turns)
+    validating = _weighted(side.turns.val_seconds, side.turns.val_images, record.val_images)
+    start = side.start_seconds or 0.0
+    return [train + val + start for train, val in zip(training, validating, strict=True)]
+
+
+def train_seconds(record: PairRecord, side: TimedSide) -> list[float]:
+    """Seconds per epoch of the training steps alone, by turn; empty if nothing trains."""
+    if side.turns is None:
+        return []
+    return _weighted(side.turns.train_seconds, side.turns.train_images, record.train_images)
+
+
+def _weighted(seconds: Sequence[float], images: Sequence[int], per_epoch: int) -> list[float]:
+    return [time / count * per_epoch for time, count in zip(seconds, images, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostPair:
+    """A process pair without a result for two cells."""
+
+    number: int
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedComparison:
+    """Two cells, compared by process pairs. Ratios are the other cell's value ÷ this cell's."""
+
+    cell: Cell
+    against: Cell
+    speed_up: Estimate | None
+    """Ratio of the seconds per epoch; None if no pair has a result."""
+    training: Estimate | None
+    """Ratio of the seconds of the training steps alone."""
+    memory: Estimate | None
+    """Ratio of the peaks of memory."""
+    seconds: float | None
+    """Median over pairs of this cell's seconds per epoch."""
+    against_seconds: float | None
+    peak_bytes: float | None
+    """Median over pairs of this cell's peak of memory."""
+    against_peak_bytes: float | None
+    pairs: int
+    """Pairs with a result."""
+    rounds: tuple[int, ...]
+    """Rounds of each pair, in the order of their start."""
+    scatter: float | None
+    """Standard deviation of the pairs' log ratios; None below two pairs."""
+    within: float | None
+    """Median over pairs of the standard deviation of the log ratios of a pair's rounds."""
+    drift: float | None
+    """Median over pairs of the change of the ratio from a pair's first round to its last, relative, on a line."""
+    apart: str
+    """Why the cells were timed one after the other; empty if they took turns."""
+    lost: tuple[LostPair, ...]
+    work: tuple[Work | None, Work | None]
+    """Counted work of a step of this cell and of the other."""
+    train_images: int
+    val_images: int
+
+    @property
+    def share(self) -> float | None:
+        """This cell's share of the other's time per epoch."""
+        return 1 / self.speed_up.value if self.speed_up else None
+
+
+def compare(cell: Cell, against: Cell, records: Iterable[PairRecord]) -> PairedComparison | None:
+    """Compare two cells, whatever their seeds, by all pairs that have both; None if there is none.
+
+    Cells may occur in several rotations; all of them count. Pairs that were timed one after the other, since memory
+    didn't suffice, are used only where no others are.
+    """
+    both = sorted(
+        (
+            (record, ours, theirs)
+            for record in records
+            if (ours := record.side(cell)) and (theirs := record.side(against))
+        ),
+        key=lambda each: (each[0].started, each[0].pair.number),
+    )
+    if not both:
+        return None
+    done = [each for each in both if each[1].turns and each[2].turns]
+    used = [each for each in done if each[0].together] or done
+    lost = [_lost(*each) for each in both if each not in done]
+    ratios = [_log_ratios(record, ours, theirs, epoch_seconds) for record, ours, theirs in used]
+    medians = [statistics.median(each) for each in ratios]
+    newest = both[-1][0]
+    return PairedComparison(
+        cell=cell.but(seed=0),
+        against=against.but(seed=0),
+        speed_up=_estimate(used, epoch_seconds),
+        training=_estimate(used, train_seconds),
+        memory=_estimate(used, _peak),
+        seconds=_typical((record, ours) for record, ours, _ in used),
+        against_seconds=_typical((record, theirs) for record, _, theirs in used),
+        peak_bytes=_middle(ours.peak_memory_bytes for _, ours, _ in used),
+        against_peak_bytes=_middle(theirs.peak_memory_bytes for _, _, theirs in used),
+        pairs=len(used),
+        rounds=tuple(map(len, ratios)),
+        scatter=statistics.stdev(medians) if len(medians) > 1 else None,
+        within=_middle(statistics.stdev(each) for each in ratios if len(each) > 1),
+        drift=_middle(_drift(each) for each in ratios if len(each) > 1),
+        apart=next((record.apart for record, _, _ in used if record.apart), ""),
+        lost=tuple(lost),
+        work=next(((ours.work, theirs.work) for _, ours, theirs in used if ours.work and theirs.work), (None, None)),
+        train_images=newest.train_images,
+        val_images=newest.val_images,
+    )
+
+
+Both = tuple[PairRecord, TimedSide, TimedSide]
+
+
+def _log_ratios(record: PairRecord, ours: TimedSide, theirs: TimedSide, part: Part) -> list[float]:
+    """Logarithm of the other's value ÷ ours, by round."""
+    values = zip(part(record, theirs), part(record, ours), strict=True)
+    return [math.log(other) - math.log(own) for other, own in values]
+
+
+def _estimate(used: Sequence[Both], part: Part) -> Estimate | None:
+    """The ratio over pairs. Pairs without the value are left out of it."""
+    logs = {
+        number: statistics.median(found)
+        for number, (record, ours, theirs) in enumerate(used)
+        if part(record, ours) and part(record, theirs) and (found := _log_ratios(record, ours, theirs, part))
+    }
+    values = {number: math.exp(log) for number, log in logs.items()}
+    return ratio_in_order(values, dict.fromkeys(values, 1.0))
+
+
+def _peak(record: PairRecord, side: TimedSide) -> list[float]:
+    return [float(side.peak_memory_bytes)] if side.peak_memory_bytes else []
+
+
+def _typical(sides: Iterable[tuple[PairRecord, TimedSide]]) -> float | None:
+    return _middle(statistics.median(epoch_seconds(record, side)) for record, side in sides)
+
+
+def _middle(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _drift(logs: Sequence[float]) -> float:
+    slope = float(np.polyfit(np.arange(len(logs)), logs, 1)[0])
+    return math.expm1(slope * (len(logs) - 1))
+
+
+def _lost(record: PairRecord, ours: TimedSide, theirs: TimedSide) -> LostPair:
+    side = ours if ours.status != "done" else theirs
+    return LostPair(number=record.pair.number, status=side.status, reason=side.reason)
