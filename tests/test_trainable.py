@@ -16,7 +16,7 @@ from torch import nn
 
 import bench
 import tl
-from bench.analysis.claims import HALF_THE_TIME, KINDS
+from bench.analysis.claims import CLAIMS, KINDS
 from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.sweep import run as runner
@@ -33,6 +33,7 @@ from tl.freezing import Freezing, freeze
 from tl.regimes import EVERYTHING, HEAD, REGIMES, Regime, Trainable
 from tl.step import TrainStep
 
+HALF = CLAIMS["half-the-time-fast"]
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 PARTS: dict[str, Trainable] = {
     "last-stage": Trainable(
@@ -262,9 +263,9 @@ def test_claims_on_the_head_alone_follow_from_what_trains(monkeypatch: pytest.Mo
     monkeypatch.setitem(REGIMES, "probe", Regime(summary="x", start="pretrained", trainable=HEAD))
     monkeypatch.setitem(REGIMES, "frozen-not", Regime(summary="x", start="pretrained", trainable=EVERYTHING))
     monkeypatch.setitem(REGIMES, "noise", Regime(summary="x", start="random", trainable=HEAD, control=True))
-    about = {name for name in REGIMES if HALF_THE_TIME.is_about(name)}
+    about = {name for name in REGIMES if HALF.is_about(name)}
     assert about == {"frozen", "frozen-tutorial", "probe"}
-    assert HALF_THE_TIME.kind in KINDS
+    assert HALF.kind in KINDS
 
 
 def test_a_sweep_and_its_report_know_a_new_regime(tmp_path: Path) -> None:

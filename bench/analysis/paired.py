@@ -1,11 +1,11 @@
 """Compares two cells by paired timing. Pure functions over the records of process pairs.
 
 **The estimator was fixed beforehand.** A turn's time is weighted to an epoch: seconds per image of its training steps
-times the training images, and the same for validation. Each round has one turn of each cell. The logarithm of its ratio
-(the other cell's epoch ÷ this cell's) is free of what the machine does for longer than a round. A process pair gives one
-value, the median over its rounds. The estimate is the mean of these values, with Student's t over process pairs: at
-least `MIN_SAMPLES`, five by default. No round and no pair is left out. Rounds of one process are no repetitions: they
-share its memory layout and its neighbours, so they scatter several times less than pairs do.
+times the training images, and the same for validation. Each round has one turn of each cell. The logarithm of its
+ratio (the other cell's epoch ÷ this cell's) is free of what the machine does for longer than a round. A process pair
+gives one value, the median over its rounds. The estimate is the mean of these values, with Student's t over process
+pairs: at least `MIN_SAMPLES`, five by default. No round and no pair is left out. Rounds of one process are no
+repetitions: they share its memory layout and its neighbours, so they scatter less than pairs do.
 
 Starting and ending a loader's workers happens once per epoch. It is measured beside the turns, and added to each.
 """

@@ -73,6 +73,27 @@ def explain(slow: Group, fast: Group, measured: float | None) -> str | None:
     return f"{text}: {'; '.join(reasons)}" if reasons else text
 
 
+LITTLE = 0.1
+"""With fewer validation images per training image than this, validation hardly counts."""
+
+
+def counted_shares(slow: Group, fast: Group) -> str | None:
+    """The share of time that the counted work predicts, with and without validation, in words.
+
+    Returns None if the work was not counted.
+    """
+    expected, training = (predicted(metric, slow, fast) for metric in ("epoch_seconds", "train_epoch_seconds"))
+    if expected is None or training is None:
+        return None
+    train, val = slow.records[0].train_images, len(slow.truth)
+    text = (
+        f"by counted work it takes {1 / expected:.0%} of the time with the validation of {val} images for {train} in "
+        f"training, and {1 / training:.0%} without"
+    )
+    third = "; with so few to validate, that tends to a third: one forward pass of three equal parts of a step"
+    return text + (third if val < LITTLE * train else "")
+
+
 def _reasons(slow: Group, fast: Group, measured: float, expected: float) -> list[str]:
     """Reasons for the measured ratio: operations at unequal rates, then work that is not arithmetic."""
     arithmetic = [_arithmetic(group) for group in (slow, fast)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import Group
-from bench.analysis.prediction import explain, predicted
+from bench.analysis.prediction import counted_shares, explain, predicted
 from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, Test, accuracy_difference, holm, mcnemar, ratio_in_order
 from bench.analysis.verdicts import Finding
 
@@ -32,7 +32,11 @@ class SpeedUp:
     training_predicted: float | None
     explanation: str | None
     """Why the measured speed-up is not the predicted one; None if the work was not counted."""
+    counted: str | None
+    """The share of time that the counted work predicts, in words; None if the work was not counted."""
     memory_saved_bytes: float | None
+    memory_before_bytes: float | None
+    """What fine-tuning takes."""
     accuracy: Estimate | None
     """Accuracy after the last epoch of head-only minus fine-tuned; None if nothing can be paired."""
     accuracy_test: Adjusted | None
@@ -56,22 +60,28 @@ class SpeedUp:
 
 def speed_ups(findings: Sequence[Finding]) -> list[SpeedUp]:
     """One comparison for each finding on the time per epoch."""
-    timed = [finding for finding in findings if finding.claim == HALF_THE_TIME]
+    timed = [finding for finding in findings if finding.claim in HALF_THE_TIME]
     tests = compare_accuracy([(finding.against, finding.group) for finding in timed])
     return [_compare(finding, test) for finding, test in zip(timed, tests, strict=True)]
 
 
 def _compare(finding: Finding, test: Adjusted | None) -> SpeedUp:
-    slow, fast = finding.against, finding.group
+    slow, fast, paired = finding.against, finding.group, finding.paired
     memory = [group.median(lambda r: r.peak_memory_bytes) for group in (slow, fast)]
+    if paired and paired.memory:
+        memory = [paired.against_peak_bytes, paired.peak_bytes]
     saved = None if memory[0] is None or memory[1] is None else memory[0] - memory[1]
     counts = slow.accuracy is not None and fast.accuracy is not None
     return SpeedUp(
         finding=finding,
-        training=ratio_in_order(slow.values("train_epoch_seconds"), fast.values("train_epoch_seconds")),
+        training=paired.training
+        if paired
+        else ratio_in_order(slow.values("train_epoch_seconds"), fast.values("train_epoch_seconds")),
         training_predicted=predicted("train_epoch_seconds", slow, fast),
         explanation=explain(slow, fast, finding.estimate.value if finding.estimate else None),
+        counted=counted_shares(slow, fast),
         memory_saved_bytes=saved,
+        memory_before_bytes=memory[0],
         accuracy=accuracy_difference(fast.right(), slow.right()) if counts else None,
         accuracy_test=test,
     )

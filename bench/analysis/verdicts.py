@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.groups import Counterparts, Group, all_else
 from bench.analysis.metrics import METRICS, points
+from bench.analysis.paired import PairedComparison, compare
 from bench.analysis.prediction import predicted
 from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio_in_order
+from bench.store.pairs import PairRecord
 from bench.store.records import Cell, Manifest
 
 ClaimVerdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
@@ -28,6 +30,8 @@ class Finding:
     """The group that it is compared with."""
     estimate: Estimate | None
     """None if nothing can be compared: random weights, no seed in common, or no warm epoch."""
+    paired: PairedComparison | None = None
+    """The comparison by process pairs, which `estimate` is of; None for accuracies, and where none was timed."""
     predicted: float | None
     """The value that the counted work predicts; None if it predicts nothing."""
     verdict: ClaimVerdict
@@ -35,21 +39,46 @@ class Finding:
     """The verdict's p-value, adjusted (Holm) over all findings of the report; None if there was nothing to test."""
 
     @property
+    def by(self) -> Literal["pairs", "seeds"]:
+        """What the estimate's interval is over."""
+        return "pairs" if self.paired else "seeds"
+
+    @property
+    def shown(self) -> str:
+        """The estimate with its interval, as text; see `show_estimate`."""
+        return show_estimate(self.claim, self.estimate, self.by)
+
+    @property
     def words(self) -> str:
         """The verdict in the claim's own words."""
         return {"above": self.claim.above, "below": self.claim.below}.get(self.verdict, self.verdict)
 
 
-def show_estimate(claim: Claim, estimate: Estimate | None) -> str:
-    """Format a ratio or difference with its interval, or with the number of seeds if they are too few for one."""
+def show_estimate(claim: Claim, estimate: Estimate | None, by: str = "seeds") -> str:
+    """Format a ratio or difference with its interval, or with the number of seeds or pairs if those are too few."""
     if estimate is None:
         return "n/a"
     if estimate.low is None or estimate.high is None:
-        return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} seeds)"
+        return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} {by})"
+    n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
     if claim.is_ratio:
-        order = f", r = {estimate.dependence.correlation:+.2f}" if estimate.dependence else ""
-        return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f}, n = {estimate.n}{order})"
-    return f"{claim.show(estimate.value)} ({points(estimate.low)} to {points(estimate.high)}, n = {estimate.n})"
+        order = f", r = {estimate.dependence.correlation:+.2f}" if estimate.dependence and by == "seeds" else ""
+        return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f}, {n}{order})"
+    return f"{claim.show(estimate.value)} ({points(estimate.low)} to {points(estimate.high)}, {n})"
+
+
+def show_share(estimate: Estimate | None) -> str:
+    """Format a ratio of times as a share with its interval, such as `49% (48–51%)`; `n/a` if it is unknown."""
+    if estimate is None:
+        return "n/a"
+    share = f"{100 / estimate.value:.0f}%"
+    if estimate.low is None or estimate.high is None:
+        return share
+    low, high = (f"{100 / end:.0f}" for end in (estimate.high, estimate.low))
+    if low == high:  # so precise that whole percents would hide it
+        share = f"{100 / estimate.value:.1f}%"
+        low, high = (f"{100 / end:.1f}" for end in (estimate.high, estimate.low))
+    return f"{share} ({low}–{high}%)"
 
 
 def claims_of(manifest: Manifest) -> list[Claim]:
@@ -60,6 +89,7 @@ def claims_of(manifest: Manifest) -> list[Claim]:
 
 def planned(claim: Claim, cells: Collection[Cell]) -> int:
     """Number of comparisons that these cells allow. Seeds are repetitions, so they don't count separately."""
+    cells = [cell for cell in cells if claim.execution in (None, cell.config.execution)]
     against = [cell for cell in cells if cell.config.regime == claim.against]
     count = 0
     for regime in {cell.config.regime for cell in cells if claim.is_about(cell.config.regime)}:
@@ -74,8 +104,25 @@ def without_result(claim: Claim, run: str, manifest: Manifest, findings: Iterabl
     return planned(claim, manifest.cells.values()) - found
 
 
-def decide_claims(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]) -> list[Finding]:
-    """Test every claim on every pair of groups that it is about. `claims` maps a run's name to its claims.
+NEGLIGIBLE = 0.01
+"""A ratio closer to 1 than this is no difference: a claim that something takes less is not supported by it."""
+PAIRED: dict[str, Callable[[PairedComparison], Estimate | None]] = {
+    "epoch_seconds": lambda found: found.speed_up,
+    "train_epoch_seconds": lambda found: found.training,
+    "peak_memory_bytes": lambda found: found.memory,
+}
+"""Metric that process pairs measure → its estimate. Claims about it are judged by pairs where there are some."""
+
+
+def decide_claims(
+    claims: Mapping[str, Sequence[Claim]],
+    groups: Sequence[Group],
+    timed: Mapping[str, Sequence[PairRecord]] | None = None,
+) -> list[Finding]:
+    """Test every claim on every pair of groups that it is about.
+
+    `claims` maps a run's name to its claims, and `timed` to its process pairs. Claims about times and memory are judged
+    by process pairs, and those about accuracy by seeds. Where no pair was timed, seeds judge times too.
 
     The error rate of all verdicts of one call together is at most 5% (Holm 1979). A verdict's p-value belongs to the
     widest interval that still lies inside, or outside, the claim's region.
@@ -85,10 +132,14 @@ def decide_claims(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]
         (claim, group, against)
         for claim in dict.fromkeys(claim for own in claims.values() for claim in own)
         for group in groups
-        if claim in claims[group.run] and claim.is_about(group.config.regime)
+        if claim in claims[group.run] and claim.is_about(group.config.regime, group.config.execution)
         if (against := counterparts.of(group, claim.against))
     ]
-    estimates = [_estimate(claim, group, against) for claim, group, against in pairs]
+    compared = [_paired(claim, group, against, (timed or {}).get(group.run, ())) for claim, group, against in pairs]
+    estimates = [
+        PAIRED[claim.metric](found) if found else _estimate(claim, group, against)
+        for (claim, group, against), found in zip(pairs, compared, strict=True)
+    ]
     tested = {
         place: _likeliest(claim, estimate)
         for place, ((claim, _, _), estimate) in enumerate(zip(pairs, estimates, strict=True))
@@ -106,6 +157,7 @@ def decide_claims(claims: Mapping[str, Sequence[Claim]], groups: Sequence[Group]
                 group=group,
                 against=against,
                 estimate=estimate,
+                paired=compared[place],
                 predicted=predicted(claim.metric, against, group),
                 verdict=verdict,
                 p=adjusted.get(place),
@@ -136,6 +188,14 @@ def overall(findings: Iterable[Finding]) -> str:
     return "refuted" if refuted else "supported"
 
 
+def _paired(claim: Claim, group: Group, against: Group, timed: Sequence[PairRecord]) -> PairedComparison | None:
+    """The comparison by process pairs; None if the metric isn't measured by them, or if none has a result."""
+    if claim.metric not in PAIRED:
+        return None
+    found = compare(group.cell, against.cell, timed)
+    return found if found and PAIRED[claim.metric](found) else None
+
+
 def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
     metric = METRICS[claim.metric]
     ours, theirs = group.values(claim.metric), against.values(claim.metric)
@@ -149,11 +209,14 @@ def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
 def _likeliest(claim: Claim, estimate: Estimate) -> tuple[ClaimVerdict, float]:
     """The verdict with the smallest p-value, and that p-value, two-sided."""
     low, high = claim.bounds
-    inside = max(estimate.p_not_above(low), estimate.p_not_below(high))
+    same = 1 + NEGLIGIBLE if claim.is_ratio else 1.0
+    # At a bound of 1, "less" and "more" need a difference that matters; between them nothing is decided.
+    inner = low * same if low == 1.0 else low, high / same if high == 1.0 else high
+    outer = low / same if low == 1.0 else low, high * same if high == 1.0 else high
     choices: dict[ClaimVerdict, float] = {
-        "supported": inside,
-        "above": estimate.p_not_above(high),
-        "below": estimate.p_not_below(low),
+        "supported": max(estimate.p_not_above(inner[0]), estimate.p_not_below(inner[1])),
+        "above": estimate.p_not_above(outer[1]),
+        "below": estimate.p_not_below(outer[0]),
     }
     verdict = min(choices, key=lambda name: choices[name])
     return verdict, min(1.0, 2 * choices[verdict])

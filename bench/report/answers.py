@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.analysis.recommend import Choice
+from bench.analysis.speedups import SpeedUp
 from bench.analysis.stats import MIN_SAMPLES
-from bench.analysis.verdicts import Finding, overall, tally
+from bench.analysis.verdicts import ClaimVerdict, Finding, overall, show_share, tally
 from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
 from bench.store.records import USUAL
 
+MOST_SENTENCES = 6
+"""Largest number of comparisons that have a sentence each."""
 MOST_NAMES = 4
 """Largest number of combinations that a sentence lists."""
 
@@ -29,11 +33,47 @@ def answers(summary: Summary) -> list[str]:
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         paragraphs.append("No cell has a result yet.")
-    if summary.speed_ups:
-        timed = [row.finding for row in summary.speed_ups]
-        verdicts = f"{tally(timed)}{_lost(HALF_THE_TIME, summary)}."
-        paragraphs.append(f"{HALF_THE_TIME.statement}? {verdicts}{_ratios(summary)}{_more_seeds(timed)}")
+    for claim in HALF_THE_TIME:
+        if timed := [row for row in summary.speed_ups if row.finding.claim == claim]:
+            paragraphs.append(_half(claim, timed, summary))
     return paragraphs
+
+
+START: dict[ClaimVerdict, str] = {
+    "supported": "Yes",
+    "above": "No, it is faster",
+    "below": "No, it is slower",
+}
+"""Verdict on half the time → the beginning of its answer; all others are undecided."""
+
+
+def _half(claim: Claim, timed: Sequence[SpeedUp], summary: Summary) -> str:
+    """The answer to whether training only the head takes about half the time, in words to read out."""
+    findings = [row.finding for row in timed]
+    known = [row for row in timed if row.speed_up]
+    lost = _lost(claim, summary)
+    if not known or len(known) > MOST_SENTENCES:
+        said = f" {tally(findings)}{lost}.{_range(known)}"
+    else:
+        said = " " + " ".join(_sentence(row, summary) for row in known)
+        said += f" {lost.removeprefix('; ').capitalize()}." if lost else ""
+    return f"{claim.statement}?{said}{_more_seeds(findings)}"
+
+
+def _sentence(row: SpeedUp, summary: Summary) -> str:
+    """Whether the claim holds for one backbone, and the share of time."""
+    several = len({other.fast.config.regime for other in summary.speed_ups}) > 1
+    epoch = f"the {row.fast.config.regime} epoch" if several else "the frozen epoch"
+    start, by = START.get(row.finding.verdict, "Undecided"), row.finding.by
+    estimate = row.speed_up
+    few = f" ({estimate.n} of {MIN_SAMPLES} {by})" if estimate and estimate.low is None else ""
+    where = f"with {summary.short(row.fast)} on {row.fast.cell.device}"
+    return f"{start}: {where} {epoch} takes {show_share(estimate)}{few} of the time."
+
+
+def _range(known: Sequence[SpeedUp]) -> str:
+    values = [row.speed_up.value for row in known if row.speed_up]
+    return f" Speed-ups from {min(values):.1f}× to {max(values):.1f}×." if values else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +109,14 @@ def headlines(summary: Summary) -> list[Headline]:
         what = f"by always answering {name!r}, the largest class: nothing here is more accurate"
         detail = f"the most accurate: {_named(best)}, {show(best, RATED_BY)}"
         found.append(Headline(value=METRICS[RATED_BY].show(rate), what=what, detail=detail))
-    timed = [row for row in summary.speed_ups if row.speed_up]
-    if timed:
-        values = [row.speed_up.value for row in timed if row.speed_up]
-        alike = len({HALF_THE_TIME.show(value) for value in values}) == 1
-        ends = HALF_THE_TIME.show(min(values)) + ("" if alike else f"–{HALF_THE_TIME.show(max(values))}")
-        what = "as fast as fine-tuning, per epoch with only the head in training"
-        detail = f"“about half the time”? {tally([row.finding for row in timed])}"
-        found.append(Headline(value=ends, what=what, detail=detail))
+    for claim in HALF_THE_TIME:
+        timed = [row for row in summary.speed_ups if row.speed_up and row.finding.claim == claim]
+        values = [1 / row.speed_up.value for row in timed if row.speed_up]
+        if values:
+            low, high = (f"{100 * end:.0f}" for end in (min(values), max(values)))
+            what = f"of the time of fine-tuning, per epoch with only the head in training, {claim.execution} execution"
+            detail = f"“about half the time”? {tally([row.finding for row in timed])}"
+            found.append(Headline(value=f"{low}%" if low == high else f"{low}–{high}%", what=what, detail=detail))
     return found
 
 
@@ -96,23 +136,10 @@ def _lost(claim: Claim, summary: Summary) -> str:
 
 
 def _more_seeds(findings: list[Finding]) -> str:
-    """Advice to run more seeds; empty if there are enough."""
+    """Advice where no process pairs were timed, and seeds are too few; empty otherwise."""
     if all(finding.verdict != "too few samples" for finding in findings):
         return ""
-    return f" A verdict needs {MIN_SAMPLES} seeds: `--seeds {MIN_SAMPLES}`, or `--until-decided`, adds to this run."
-
-
-def _ratios(summary: Summary) -> str:
-    """The speed-ups by name, or only their range if there are more than six."""
-    ratios = [(row.fast, row.speed_up.value) for row in summary.speed_ups if row.speed_up]
-    if not ratios:
-        return ""
-    if len(ratios) > 6:
-        values = [value for _, value in ratios]
-        return f" Speed-ups from {min(values):.1f}× to {max(values):.1f}×."
-    several = len({group.config.regime for group, _ in ratios}) > 1
-    named = (f"{summary.short(g)}{' ' + g.config.regime if several else ''} {value:.1f}×" for g, value in ratios)
-    return f" Speed-ups: {', '.join(named)}."
+    return f" A verdict needs {MIN_SAMPLES} process pairs: the same command with `--pairs 5` adds them to this run."
 
 
 def _where(choice: Choice, summary: Summary) -> str:

@@ -18,8 +18,8 @@ from tl.text import visible, visible_json
 
 LEGEND = (
     "Measured: for times and memory, the second regime ÷ the first; for accuracies, the first − the second; with a 95% "
-    f"interval over n seeds, from {MIN_SAMPLES} seeds on. The error rate of all verdicts together is at most 5%. "
-    f"{INDEPENDENCE}"
+    f"interval over process pairs that took turns, or else over n seeds, from {MIN_SAMPLES} on. The error rate of all "
+    f"verdicts together is at most 5%. {INDEPENDENCE}"
 )
 
 
@@ -64,11 +64,15 @@ def _row(claim: Claim, finding: Finding | None, together: str) -> dict[str, Any]
         "kind": claim.kind,
         "against": claim.against,
         "device": cell.device if cell else None,
+        "execution": cell.config.execution if cell else claim.execution,
         "config": cell.config.model_dump(mode="json", exclude={"backbone", "regime", "seed"}) if cell else None,
         "measured": estimate.value if estimate else None,
         "low": estimate.low if estimate else None,
         "high": estimate.high if estimate else None,
-        "seeds": estimate.n if estimate else None,
+        "by": finding.by if finding and estimate else None,
+        "seeds": estimate.n if finding and estimate and finding.by == "seeds" else None,
+        "pairs": estimate.n if finding and estimate and finding.by == "pairs" else None,
+        "share": 1 / estimate.value if estimate and claim.as_share else None,
         "correlation": dependence.correlation if dependence else None,
         "correlation_p": dependence.p if dependence else None,
         "predicted": finding.predicted if finding else None,

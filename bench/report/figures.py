@@ -126,7 +126,7 @@ def _speed_up(summary: Summary) -> Figure | None:
     if not rows:
         return None
     figure, axes = _blank(len(rows))
-    axes.axvspan(*HALF_THE_TIME.bounds, color="tab:gray", alpha=0.18, lw=0)
+    axes.axvspan(*HALF_THE_TIME[0].bounds, color="tab:gray", alpha=0.18, lw=0)
     axes.axvline(1, color=INK, lw=0.8, ls=":")
     several = len({group.config.regime for group, _, _ in rows}) > 1
     for place, (group, ratio, predicted) in enumerate(rows):
@@ -135,7 +135,7 @@ def _speed_up(summary: Summary) -> Figure | None:
         axes.errorbar([ratio.value], [place], xerr=ends, fmt="o", color=colours()[group.config.regime], capsize=3)
         if predicted:
             axes.plot([predicted], [place], marker="d", mfc="none", color=INK, ls="")
-    names = [summary.short(group) + (f" · {group.config.regime}" if several else "") for group, _, _ in rows]
+    names = [" · ".join([summary.short(group), *([group.config.regime] if several else [])]) for group, _, _ in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xlim(left=min(0.9, *(0.95 * (ratio.low or ratio.value) for _, ratio, _ in rows)))
@@ -343,8 +343,8 @@ def _confusion(summary: Summary) -> Figure | None:
 FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     "speed-up": (
         "How many times faster an epoch is when only the head is trained. Dots: measured, with the 95% interval over "
-        "seeds if there are enough of them. Diamonds: predicted from the counted work. "
-        f"Grey: the claim, {HALF_THE_TIME.region}. Dotted: no difference.",
+        "process pairs, or over seeds, if there are enough of them. Diamonds: predicted from the counted work. "
+        f"Grey: the claim, {HALF_THE_TIME[0].region}. Dotted: no difference.",
         _speed_up,
     ),
     "matrix": (

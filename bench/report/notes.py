@@ -22,20 +22,30 @@ _TRAINING_BELOW_VALIDATION = (
     "flipped images, and with the training mode of BatchNorm and dropout."
 )
 _PREDICTED = (
-    "Predicted: the ratio of the counted floating-point operations, per epoch with validation and for training alone. "
-    "The accuracy difference is over the seeds that both regimes have. p is the p-value of “no difference”, adjusted "
-    f"(Holm) over all comparisons of this table. From {MIN_SAMPLES} seeds on it uses the standard error of the "
-    "interval; with fewer seeds it is the smallest p-value of exact McNemar tests, one per seed, on the same images. "
-    "“too few images”: so few images are right with only one of the two regimes that no test could have shown a "
-    "difference."
+    "Share of the time: what an epoch with only the head in training takes of one of fine-tuning; the speed-up is "
+    "its reciprocal. Predicted: the ratio of the counted floating-point operations, per epoch with validation and "
+    "for training alone. The accuracy difference is over the seeds that both regimes have. p is the p-value of "
+    f"“no difference”, adjusted (Holm) over all comparisons of this table. From {MIN_SAMPLES} seeds on it uses the "
+    "standard error of the interval; with fewer seeds it is the smallest p-value of exact McNemar tests, one per "
+    "seed, on the same images. “too few images”: so few images are right with only one of the two regimes that no "
+    "test could have shown a difference."
 )
 _CLAIMS = (
-    "Measured: for accuracies, the first regime − the other; for all else, the other ÷ the first. Intervals are 95%, "
-    "over n seeds: for ratios by Student's t on their logarithms, for accuracies with the scatter of seeds and of "
-    f"images. Below {MIN_SAMPLES} seeds there is none, since the epochs of one seed say nothing about the next. "
-    f"{INDEPENDENCE} A "
-    "verdict stands if it is wrong at most one time in twenty, over all verdicts of this report together (Holm); "
-    "otherwise it is inconclusive. Unknown: nothing could be measured, or accuracies are those of random weights."
+    "Measured: for accuracies, the first regime − the other; for all else, the other ÷ the first. Intervals are "
+    "95%: for times and memory by Student's t on the logarithms of ratios, over process pairs that took turns, or "
+    "over n seeds where none were timed; for accuracies over n seeds, with the scatter of seeds and of images. A "
+    f"ratio within 1% of 1 is no difference. Below {MIN_SAMPLES} seeds there is none, since the epochs of one seed "
+    f"say nothing about the next. {INDEPENDENCE} A verdict stands if it is wrong at most one time in twenty, over "
+    "all verdicts of this report together (Holm); otherwise it is inconclusive. Unknown: nothing could be "
+    "measured, or accuracies are those of random weights."
+)
+_PAIRED = (
+    "A process pair is a fresh process per regime. They take turns, so that a machine that drifts favours none: a "
+    "round has one turn of each, in alternating order. A pair's value is the median ratio of its rounds, and the "
+    "interval is Student's t over pairs; no round and no pair is left out. Scatter: the standard deviation of the "
+    "ratios of pairs, and within a pair of its rounds. Drift: the change of the ratio from a pair's first round "
+    "to its last. Correlation: that of pairs that follow each other, from five on; intervals are widened for a "
+    "positive one."
 )
 _OTHER_SHARES = (
     "Shares other than accuracies are subtracted too; their intervals are Student's t over seeds and say nothing about "
@@ -54,6 +64,7 @@ class Notes:
     controls: str
     training: str
     predicted: str
+    paired: str
     claims: str
 
 
@@ -69,6 +80,7 @@ def notes_of(summary: Summary) -> Notes:
         controls=_controls(summary),
         training=_TRAINING_BELOW_VALIDATION,
         predicted=_PREDICTED,
+        paired=_PAIRED,
         claims=f"{_CLAIMS} {_OTHER_SHARES}" if other_shares else _CLAIMS,
     )
 

@@ -13,6 +13,7 @@ from bench.analysis.recommend import Choice, nothing_beats, recommend
 from bench.analysis.scores import largest_class
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
+from bench.store.pairs import PairRecord
 from bench.store.records import USUAL, Cell, Manifest, Record
 from bench.store.runs import RunFolder
 from tl.layout import alike
@@ -52,6 +53,13 @@ class Summary:
     """The most accurate group of each run and device without a choice; see `recommend.nothing_beats`."""
     records: tuple[tuple[str, Record], ...]
     missing: tuple[tuple[str, Cell], ...]
+    pairs: tuple[tuple[str, PairRecord], ...] = ()
+    """Process pairs, each with the name of its run."""
+
+    @property
+    def lost_pairs(self) -> list[PairRecord]:
+        """Process pairs without a result on some side."""
+        return [record for _, record in self.pairs if any(side.status != "done" for side in record.sides)]
 
     @property
     def unfinished(self) -> list[Record]:
@@ -238,15 +246,17 @@ def _reason(note: Note, record: Record) -> str:
 def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
     """Read runs and compute the content of their report. Raises `UserError` for an unreadable run."""
     manifests, records, missing = [], [], []
+    timed: dict[str, list[PairRecord]] = {}
     for run in runs:
         manifest, found = run.manifest(), run.records()
         manifests.append((run.name, manifest))
+        timed[run.name] = list(run.pairs().values())
         records += [(run.name, record) for record in found.values()]
         missing += [(run.name, cell) for cell_id, cell in manifest.cells.items() if cell_id not in found]
     groups = make_groups(records, {name: manifest.dataset.val_labels for name, manifest in manifests})
     own = {run_name: claims_of(manifest) for run_name, manifest in manifests}
     claims = tuple(dict.fromkeys(claim for some in own.values() for claim in some))
-    findings = decide_claims(own, groups)
+    findings = decide_claims(own, groups, timed)
     lost = {claim.name: 0 for claim in claims}
     for run_name, manifest in manifests:
         for claim in own[run_name]:
@@ -262,5 +272,6 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         choices=tuple(recommend(groups)),
         nothing_beats=tuple(nothing_beats(groups)),
         records=tuple(records),
+        pairs=tuple((name, record) for name, some in timed.items() for record in some),
         missing=tuple(missing),
     )

@@ -10,7 +10,7 @@ import pandas as pd
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, points
 from bench.analysis.speedups import SpeedUp
-from bench.analysis.verdicts import Finding, show_estimate
+from bench.analysis.verdicts import Finding, show_estimate, show_share
 from bench.report.settings_text import chosen_rates
 from bench.report.summary import Summary
 from bench.store.records import USUAL
@@ -95,7 +95,7 @@ def speed_up_table(summary: Summary) -> pd.DataFrame:
 
 
 def _speed_up_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
-    saved, slow = row.memory_saved_bytes, row.slow.median(lambda r: r.peak_memory_bytes)
+    saved, slow = row.memory_saved_bytes, row.memory_before_bytes
     memory = "n/a"
     if saved is not None and slow:
         memory = f"{METRICS['peak_memory_bytes'].say(saved)} ({saved / slow:.0%})"
@@ -106,14 +106,45 @@ def _speed_up_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
         difference = f"{points(row.accuracy.value)} points ({p_text})"
     claim = row.finding.claim
     return _identifying_columns(row.fast, summary) | {
-        "speed-up": show_estimate(claim, row.speed_up),
+        "share of the time": show_share(row.speed_up),
+        "speed-up": row.finding.shown,
         "predicted": claim.show(row.finding.predicted),
-        "training alone": show_estimate(claim, row.training),
+        "training alone": show_estimate(claim, row.training, row.finding.by),
         "predicted, training alone": claim.show(row.training_predicted),
         "memory saved": memory,
         "accuracy difference": difference,
         "“about half the time”": row.finding.words,
     }
+
+
+def paired_table(summary: Summary) -> pd.DataFrame:
+    """One row per comparison by process pairs: what was measured, and how much it scatters."""
+    found = {(row.fast.run, row.fast.cell.id): row for row in summary.speed_ups if row.finding.paired}
+    return pd.DataFrame([_paired_row(row, summary) for row in found.values()])
+
+
+def _paired_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
+    paired = row.finding.paired
+    assert paired is not None
+    seconds, memory = METRICS["epoch_seconds"], METRICS["peak_memory_bytes"]
+    rounds = sorted(set(paired.rounds))
+    turns = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]}–{rounds[-1]}"
+    dependence = paired.speed_up.dependence if paired.speed_up else None
+    return _identifying_columns(row.fast, summary) | {
+        "s per epoch": f"{seconds.show(paired.seconds)} against {seconds.show(paired.against_seconds)}",
+        "pairs": f"{paired.pairs}" + (f", {len(paired.lost)} more without a result" if paired.lost else ""),
+        "turns per pair": turns,
+        "scatter of pairs": _relative(paired.scatter),
+        "of turns": _relative(paired.within),
+        "drift": "n/a" if paired.drift is None else f"{paired.drift:+.1%}",
+        "correlation": f"{dependence.correlation:+.2f}" if dependence else "n/a",
+        "memory, MiB": f"{memory.show(paired.peak_bytes)} against {memory.show(paired.against_peak_bytes)}",
+        "timed": "one after the other" if paired.apart else "in turns",
+    }
+
+
+def _relative(deviation: float | None) -> str:
+    return "n/a" if deviation is None else f"{deviation:.1%}"
 
 
 def claims_table(summary: Summary) -> pd.DataFrame:
@@ -130,7 +161,7 @@ def _claim_row(finding: Finding, summary: Summary) -> dict[str, str]:
         {"claim": claim.name}
         | identity
         | {
-            "measured": show_estimate(claim, finding.estimate),
+            "measured": finding.shown,
             "predicted": claim.show(finding.predicted),
             "holds if": claim.region,
             "verdict": finding.words,

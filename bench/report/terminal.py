@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.analysis.metrics import headline
-from bench.analysis.verdicts import show_estimate
+from bench.analysis.verdicts import show_share
 from bench.console import say
 from bench.report.answers import answers
 from bench.report.settings_text import largest_class_note
@@ -48,13 +48,15 @@ def print_summary(summary: Summary, console: Console) -> None:
     for record in summary.unfinished:
         style = "yellow" if record.status == "skipped" else "red"
         say(console, f"{record.status}: {record.cell}: {record.reason}", style=style)
+    for pair in summary.lost_pairs:
+        say(console, f"{pair.status}: {pair}: {pair.reason or 'a process ended early'}", style="red")
     for note in summary.notes:
         say(console, f"note: {note}", style="dim")
 
 
 def _claim(summary: Summary) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("only the head", "speed-up", "predicted", "“about half the time”"):
+    for name in ("only the head", "share", "speed-up", "predicted", "“about half the time”"):
         table.add_column(name, overflow="fold")
     several = len({row.fast.config.regime for row in summary.speed_ups}) > 1
     for row in summary.speed_ups:
@@ -62,7 +64,8 @@ def _claim(summary: Summary) -> Table:
         name = summary.short(row.fast) + (f", {row.fast.config.regime}" if several else "")
         table.add_row(
             Text(visible(name)),
-            show_estimate(claim, row.speed_up),
+            show_share(row.speed_up),
+            row.finding.shown,
             claim.show(row.finding.predicted),
             Text(row.finding.words, style=COLOURS.get(row.finding.verdict, "")),
         )

@@ -1,0 +1,240 @@
+"""Comparisons by process pairs: the estimator against an independent reference, verdicts, and what a report says."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.analysis.claims import CLAIMS
+from bench.analysis.groups import make_groups
+from bench.analysis.paired import compare, epoch_seconds
+from bench.analysis.verdicts import Finding, decide_claims
+from bench.report.answers import answers
+from bench.report.summary import summarise
+from bench.store.pairs import PairRecord
+from bench.store.records import Cell, Record
+from tests.commands import command
+from tests.runs import TRUTH, pair_record, record, write_run
+
+SLOW, FAST = record("timm:a", "finetune", seconds=10.0), record("timm:a", "frozen", seconds=5.0)
+CELLS = (SLOW.cell, FAST.cell)
+
+
+def pairs(
+    seconds: tuple[float, float], *, count: int = 5, noise: float = 0.02, cells: tuple[Cell, ...] = CELLS
+) -> list[PairRecord]:
+    return [pair_record(cells, seconds, number=number, noise=noise) for number in range(count)]
+
+
+def reference(records: list[PairRecord]) -> tuple[float, float, float]:
+    """Ratio and 95% interval, by scipy alone and from the raw turns."""
+    logs = []
+    for one in records:
+        slow, fast = (
+            np.array(side.turns.train_seconds) / np.array(side.turns.train_images) * one.train_images
+            + np.array(side.turns.val_seconds) / np.array(side.turns.val_images) * one.val_images
+            + side.start_seconds
+            for side in one.sides
+            if side.turns
+        )
+        logs.append(np.median(np.log(slow / fast)))
+    low, high = stats.t.interval(0.95, len(logs) - 1, np.mean(logs), stats.sem(logs))
+    return math.exp(np.mean(logs)), math.exp(low), math.exp(high)
+
+
+def test_the_estimate_is_that_of_an_independent_reference() -> None:
+    """Median over rounds, Student's t over pairs, on logarithms; workers' starts belong to an epoch."""
+    records = [pair_record(CELLS, (9.0, 4.0), number=n, noise=0.05, start_seconds=0.5) for n in range(4)]
+    found = compare(*reversed(CELLS), records)
+    assert found and found.speed_up
+    assert (found.speed_up.value, found.speed_up.low, found.speed_up.high) == pytest.approx(reference(records))
+    assert found.share == pytest.approx(1 / found.speed_up.value)
+    swapped = compare(*CELLS, records)
+    assert swapped and swapped.speed_up and swapped.speed_up.value == pytest.approx(1 / found.speed_up.value)
+    assert (found.pairs, found.rounds, found.lost, found.apart) == (4, (8, 8, 8, 8), (), "")
+
+
+def test_an_epoch_is_weighted_by_the_images_of_the_data_set() -> None:
+    """Turns have their own proportion of training to validation."""
+    one = pair_record(CELLS, (10.0, 5.0), train_images=1000, val_images=3)
+    assert epoch_seconds(one, one.sides[0]) == pytest.approx([10.0] * 8)
+    assert epoch_seconds(one.replace(train_images=2000), one.sides[0]) == pytest.approx([18.0] * 8)
+
+
+def test_one_wild_round_changes_nothing_and_one_wild_pair_widens() -> None:
+    """The median is over rounds, so a disturbed turn is outvoted. A disturbed pair is not: none is left out."""
+    records = pairs((10.0, 5.0))
+    side = records[0].sides[0]
+    assert side.turns
+    wild = side.turns.replace(val_seconds=(50.0, *side.turns.val_seconds[1:]))
+    disturbed = records[0].replace(sides=(side.replace(turns=wild), records[0].sides[1]))
+    before, after = compare(*reversed(CELLS), records), compare(*reversed(CELLS), [disturbed, *records[1:]])
+    assert before and after and before.speed_up and after.speed_up
+    assert after.speed_up.value == pytest.approx(before.speed_up.value, rel=0.02)
+    odd = [*records[:-1], pair_record(CELLS, (20.0, 5.0), number=4)]
+    widened = compare(*reversed(CELLS), odd)
+    assert widened and widened.speed_up and widened.pairs == 5
+    assert (widened.speed_up.half_width or 0) > 5 * (before.speed_up.half_width or 1)
+
+
+def test_the_interval_holds_the_truth_in_95_of_100() -> None:
+    """Pairs scatter by more than their rounds, and the interval is over pairs."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        shifts = rng.normal(0, 0.03, 5)
+        records = [pair_record(CELLS, (10.0 * math.exp(s), 5.0), number=n) for n, s in enumerate(shifts)]
+        found = compare(*reversed(CELLS), records)
+        assert found and found.speed_up and found.speed_up.low and found.speed_up.high
+        held += found.speed_up.low <= 2.0 <= found.speed_up.high
+    assert 0.92 <= held / 300 <= 0.995
+
+
+def test_pairs_without_a_result_are_counted_and_those_one_after_the_other_are_not_mixed_in() -> None:
+    """A pair that failed is named. Cells that were timed apart count only where nothing else does."""
+    records = [*pairs((10.0, 5.0), count=3), pair_record(CELLS, (10.0, 5.0), number=3, status="oom")]
+    records.append(pair_record(CELLS, (90.0, 5.0), number=4, apart="together they need 9 GiB"))
+    found = compare(*reversed(CELLS), records)
+    assert found and found.speed_up and found.speed_up.value == pytest.approx(2.0, rel=0.05)
+    assert found.pairs == 3 and [(one.number, one.status) for one in found.lost] == [(3, "oom")]
+    alone = compare(*reversed(CELLS), records[-1:])
+    assert alone and alone.apart == "together they need 9 GiB" and alone.speed_up and alone.speed_up.low is None
+    assert compare(record("timm:b", "frozen").cell, SLOW.cell, records) is None
+
+
+def test_all_pairs_of_two_cells_count_whatever_rotation_they_are_of() -> None:
+    """A rotation of three cells serves two comparisons."""
+    tutorial = record("timm:a", "frozen-tutorial").cell
+    three = [pair_record((*CELLS, tutorial), (10.0, 5.0, 4.0), number=n) for n in range(2)]
+    found = compare(FAST.cell, SLOW.cell, [*pairs((10.0, 5.0), count=3), *three])
+    other = compare(tutorial, SLOW.cell, three)
+    assert found and found.pairs == 5 and other and other.pairs == 2
+    assert other.speed_up and other.speed_up.value == pytest.approx(2.5)
+
+
+def finding(
+    claim: str, seconds: tuple[float, float], noise: float = 0.01, memory: tuple[int, int] = (200, 100), **config: str
+) -> Finding:
+    regime = "frozen-tutorial" if claim == "half-the-time" else "frozen"
+    execution = {"execution": "plain"} if claim == "half-the-time" else config
+    cells = tuple(record("timm:a", each, **execution) for each in ("finetune", regime))
+    timed = [pair_record([one.cell for one in cells], seconds, number=n, noise=noise, memory=memory) for n in range(5)]
+    groups = make_groups((("r", one) for one in cells), {"r": TRUTH})
+    (found,) = decide_claims({"r": [CLAIMS[claim]]}, groups, {"r": timed})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        ((10.0, 5.0), "supported"),
+        ((10.0, 4.2), "supported"),
+        ((10.0, 5.8), "supported"),
+        ((10.0, 3.5), "faster than claimed"),
+        ((10.0, 7.0), "slower than claimed"),
+        ((10.0, 4.02), "inconclusive"),
+    ],
+)
+@pytest.mark.parametrize("claim", ["half-the-time", "half-the-time-fast"])
+def test_one_seed_and_five_pairs_decide(claim: str, seconds: tuple[float, float], words: str) -> None:
+    """It holds from 40 to 62.5% of the time. The cells were trained once, and their seeds say nothing here."""
+    found = finding(claim, seconds, noise=0.02)
+    assert (found.words, found.by) == (words, "pairs")
+
+
+def test_the_tutorials_claim_is_of_the_tutorials_loop() -> None:
+    """Its own regime in execution plain; the suite's own loop has a claim of its own, and neither is of the other."""
+    tutorial, ours = CLAIMS["half-the-time"], CLAIMS["half-the-time-fast"]
+    assert tutorial.is_about("frozen-tutorial", "plain") and not tutorial.is_about("frozen-tutorial", "fast")
+    assert not tutorial.is_about("frozen", "plain")
+    assert ours.is_about("frozen", "fast") and not ours.is_about("frozen", "plain")
+    assert tutorial.region == "1.60× to 2.50×, 40% to 62.5% of its time"
+
+
+@pytest.mark.parametrize(
+    ("memory", "words"), [((200, 100), "supported"), ((1000, 1000), "inconclusive"), ((1000, 995), "inconclusive")]
+)
+def test_memory_is_judged_by_pairs_and_equal_is_not_less(memory: tuple[int, int], words: str) -> None:
+    """A difference below 1% is none, however precisely it is measured."""
+    found = finding("less-memory", (10.0, 5.0), memory=memory)
+    assert (found.words, found.by) == (words, "pairs")
+
+
+def test_accuracy_is_judged_by_seeds_whatever_was_timed() -> None:
+    """Pairs say nothing of it."""
+    assert (finding("no-worse", (10.0, 5.0)).by, finding("no-worse", (10.0, 5.0)).words) == ("seeds", "too few samples")
+
+
+def written(folder: Path, seconds: tuple[float, float], *more: PairRecord, seeds: int = 1, count: int = 5) -> Path:
+    found: list[Record] = []
+    for seed in range(seeds):
+        found += [record("timm:a", "finetune", seconds=10.0, seed=seed), record("timm:a", "frozen", seed=seed)]
+    return write_run(folder, found, pairs=[*pairs(seconds, count=count), *more]).folder
+
+
+@pytest.mark.parametrize(
+    ("seconds", "start"),
+    [
+        ((10.0, 4.9), "Yes: with a on cpu the frozen epoch takes 49% ("),
+        ((10.0, 2.0), "No, it is faster: with a on cpu the frozen epoch takes 20% ("),
+        ((10.0, 9.0), "No, it is slower: with a on cpu the frozen epoch takes 90% ("),
+        ((10.0, 4.0), "Undecided: with a on cpu the frozen epoch takes 40% ("),
+    ],
+)
+def test_the_answer_can_be_read_out(seconds: tuple[float, float], start: str, tmp_path: Path) -> None:
+    """It has the share of time and its interval."""
+    folder = written(tmp_path / "r", seconds)
+    from bench.store.runs import RunFolder
+
+    said = " ".join(answers(summarise([RunFolder(folder)], "r")))
+    assert start in said and "of the time." in said
+
+
+def test_a_report_shows_pairs_their_scatter_and_what_failed(tmp_path: Path) -> None:
+    """In Markdown, on the page, on the terminal, in JSON and in exports."""
+    lost = pair_record(CELLS, (10.0, 5.0), number=7, status="timeout")
+    folder = written(tmp_path / "results" / "r", (10.0, 5.0), lost)
+    done = command("report", str(folder), "--no-images", "--reports", str(tmp_path / "reports"))
+    assert done.returncode == 0, done.stderr
+    markdown, page = ((tmp_path / "reports" / f"r.{kind}").read_text() for kind in ("md", "html"))
+    for text in (markdown, page):
+        assert "Speed, measured in pairs" in text and "5, 1 more without a result" in text and "in turns" in text
+        assert "timeout" in text and "5 pairs)" in text
+    shown = command("show", str(folder)).stdout
+    assert "Yes: with a on cpu" in shown and "timeout: timm:a finetune and frozen cpu, pair 8" in " ".join(
+        shown.split()
+    )
+    row = next(r for r in json.loads(command("claims", str(folder), "--format", "json").stdout) if r["measured"])
+    assert (row["by"], row["pairs"], row["seeds"]) == ("pairs", 5, None) and row["share"] == pytest.approx(
+        0.5, rel=0.02
+    )
+
+
+def test_a_run_without_pairs_is_judged_by_its_seeds(tmp_path: Path) -> None:
+    """As before there were any: three seeds, and the finding says so."""
+    records = [
+        record("timm:a", r, seconds=s, seed=n) for n in range(3) for r, s in (("finetune", 10.0), ("frozen", 5.0))
+    ]
+    (found,) = summarise([write_run(tmp_path / "r", records)], "r").speed_ups
+    assert (found.finding.by, found.finding.words) == ("seeds", "supported") and "n = 3" in found.finding.shown
+
+
+def test_pairs_that_resemble_their_neighbours_widen_the_interval() -> None:
+    """A machine that drifts for minutes makes neighbouring pairs alike."""
+    rising = [pair_record(CELLS, (10.0 * 1.02**n, 5.0), number=n) for n in range(8)]
+    shuffled = [replace_start(one, place) for place, one in zip((0, 7, 2, 5, 4, 3, 6, 1), rising, strict=True)]
+    ordered, mixed = compare(*reversed(CELLS), rising), compare(*reversed(CELLS), shuffled)
+    assert ordered and mixed and ordered.speed_up and mixed.speed_up
+    assert ordered.speed_up.value == pytest.approx(mixed.speed_up.value)
+    assert (ordered.speed_up.half_width or 0) > 1.5 * (mixed.speed_up.half_width or 1)
+    assert ordered.scatter == pytest.approx(statistics.stdev(math.log(1.02) * n for n in range(8)))
+
+
+def replace_start(one: PairRecord, place: int) -> PairRecord:
+    return one.replace(started=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=place))
