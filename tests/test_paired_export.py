@@ -76,7 +76,9 @@ def test_a_cell_has_its_speed_up_beside_it(run: RunFolder) -> None:
             shown = row[["speed_up", "speed_up_low", "speed_up_high"]].tolist()
             assert shown == pytest.approx([found.speed_up.value, found.speed_up.low, found.speed_up.high])
             assert (row["paired_against"], row["paired_in_turns"]) == ("finetune", True)
-    assert table.loc[("timm:a", "frozen", 0), "pairs"] == 4 and table.loc[("timm:a", "frozen-tutorial", 0), "pairs"] == 3
+    assert (
+        table.loc[("timm:a", "frozen", 0), "pairs"] == 4 and table.loc[("timm:a", "frozen-tutorial", 0), "pairs"] == 3
+    )
     assert table.loc[("timm:a", "frozen", 0), "paired_seconds"] == pytest.approx(5.0, rel=0.03)
     assert table.loc[("timm:a", "frozen", 0), "paired_memory_bytes"] == 200
     first = table.loc[("timm:a", "finetune", 1)]

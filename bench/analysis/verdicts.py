@@ -60,11 +60,21 @@ def show_estimate(claim: Claim, estimate: Estimate | None, by: str = "seeds") ->
         return "n/a"
     if estimate.low is None or estimate.high is None:
         return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} {by})"
-    n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
     if claim.is_ratio:
-        order = f", r = {estimate.dependence.correlation:+.2f}" if estimate.dependence and by == "seeds" else ""
-        return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f}, {n}{order})"
+        return show_ratio(estimate, by)
+    n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
     return f"{claim.show(estimate.value)} ({points(estimate.low)} to {points(estimate.high)}, {n})"
+
+
+def show_ratio(estimate: Estimate | None, by: str = "seeds") -> str:
+    """Format a ratio as `show_estimate` does."""
+    if estimate is None:
+        return "n/a"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.2f}× ({estimate.n} of {MIN_SAMPLES} {by})"
+    n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
+    order = f", r = {estimate.dependence.correlation:+.2f}" if estimate.dependence and by == "seeds" else ""
+    return f"{estimate.value:.2f}× ({estimate.low:.2f}–{estimate.high:.2f}, {n}{order})"
 
 
 def show_share(estimate: Estimate | None) -> str:
