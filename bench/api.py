@@ -131,7 +131,7 @@ def run(
     paired: bool = True,
     until_decided: bool = False,
     within: float | None = None,
-    max_seeds: int | None = None,
+    max_pairs: int | None = None,
     budget: str | None = None,
     timeout: float | None = None,
     memory_limit: str | None = None,
@@ -164,9 +164,9 @@ def run(
         results: the folder where runs are kept.
         pairs: process pairs per comparison of speeds, 3 or more, in place of the grid's.
         paired: compare speeds in turns, apart from the trainings, if the grid says so.
-        until_decided: add seeds until every speed-up is known to within `within` percent (5 by default), at most
-            `max_seeds`, and start none that would overrun `budget`, such as `"10m"`. The intervals assume that seeds
-            are independent; from five on they are widened if seeds resemble those that ran just before.
+        until_decided: add process pairs until every speed-up has a verdict or is known to within `within` percent (5
+            by default), at most `max_pairs` of each, and add none that would overrun `budget`, such as `"10m"`. The
+            intervals assume that pairs are independent; from five on they are widened if pairs resemble those before.
         timeout: time limit per training, in seconds; an hour by default.
         memory_limit: main memory that a cell may allocate, such as `"2GiB"`; Linux only.
         skip_larger_after_oom: skip larger batches of a cell that ran out of memory.
@@ -199,7 +199,7 @@ def run(
 
     from bench.report.live import LivePage
     from bench.report.written import check_replaceable
-    from bench.sweep.adaptive import make_goal
+    from bench.sweep.adaptive import make_goal, refuse_max_seeds
     from bench.sweep.folder import check_output
     from bench.sweep.options import make_options
     from bench.sweep.plan import Sweep, choose_grid, run_name
@@ -213,6 +213,7 @@ def run(
         "execution": execution,
         "seeds": seeds,
     }
+    refuse_max_seeds("max_seeds", settings.get("max_seeds"))
     chosen = choose_grid(os.fspath(grid), axes, settings, pairs=pairs, paired=paired)
     images = None if data is None else os.fspath(data)
     page = None if live is None else LivePage(Path(live), tell)
@@ -236,7 +237,7 @@ def run(
         command=called,
         on_record=page.write if page else None,
     )
-    goal = make_goal(chosen, until_decided=until_decided, within=within, max_seeds=max_seeds, budget=budget)
+    goal = make_goal(chosen, until_decided=until_decided, within=within, max_pairs=max_pairs, budget=budget)
     sweeps: list[Sweep] = []
 
     def planned(sweep: Sweep) -> None:

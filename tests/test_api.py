@@ -98,7 +98,7 @@ def test_axes_and_settings_are_those_of_the_command(mini: Splits) -> None:
         ({"fresh": "False"}, "fresh='False': input should be a valid boolean"),
         ({"wait": "no"}, "wait='no': input should be a valid boolean"),
         ({"wait": True, "epochs": 0}, "epochs=0: input should be greater"),
-        ({"max_seeds": 2.0}, "max_seeds=2.0: input should be a valid integer"),
+        ({"max_pairs": 2.0}, "max_pairs=2.0: input should be a valid integer"),
         ({"live": True}, "live=True: must be text or a Path"),
         ({"plugins": "p.py"}, "plugins='p.py': must be a list, such as ['p.py']"),
         ({"plugins": ["p.py", 5]}, "element 1 is 5: must be text or a Path"),

@@ -123,12 +123,12 @@ def test_memory_that_runs_out_bit_by_bit() -> None:
     assert statuses() == {f"{light.NIBBLES} 4": "oom"}
 
 
-def test_ctrl_c_in_the_last_cell_and_between_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_the_last_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exit status is 130 there too, and nothing else starts."""
     go = tmp_path / "go"
     monkeypatch.setenv("LIGHT_GO", str(go))
     write_grid(light.ASKS, regimes='"finetune", "frozen"', more="[train]\nepochs = 2\n")
-    for more in ([], ["--until-decided", "--max-seeds", "3", "--name", "adaptive"]):
+    for more in ([], ["--until-decided", "--pairs", "3", "--name", "adaptive"]):
         process = begin(*more)
         _line(process, "[1/2]")
         go.touch()
@@ -137,7 +137,7 @@ def test_ctrl_c_in_the_last_cell_and_between_seeds(tmp_path: Path, monkeypatch: 
         _line(process, "stopping: the running cell or pair ends first")
         go.touch()
         out, err = process.communicate(timeout=120)
-        assert process.returncode == 130 and "continuing" not in out and err == "", out + err
+        assert process.returncode == 130 and "[pair" not in out and "adding" not in out and err == "", out + err
 
 
 def test_larger_batches_after_running_out_of_memory() -> None:

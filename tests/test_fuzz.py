@@ -392,7 +392,7 @@ COMMANDS: dict[str, dict[str, st.SearchStrategy[str]]] = {
         "--reports": st.just("reports"),
         "--until-decided": FLAG,
         "--within": NUMBER,
-        "--max-seeds": st.just("5"),
+        "--max-pairs": st.just("5"),
         "--budget": st.sampled_from(["10m", "1.5h"]),
         "--timeout": NUMBER,
         "--memory-limit": st.just("1GiB"),

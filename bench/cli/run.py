@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 UNTIL_DECIDED = (
-    "Add seeds until every speed-up is known to within --within. That assumes independent seeds: their correlation in "
-    "time is tested from five on, and widens the intervals."
+    "Add process pairs until every speed-up has a verdict or is known to within --within. That assumes independent "
+    "pairs: their correlation in time is tested from five on, and widens the intervals."
 )
 
 
@@ -79,13 +79,14 @@ def run(
     within: Annotated[
         float | None, typer.Option(metavar="PERCENT", help="Half-width of 95% intervals to reach.", show_default="5")
     ] = None,
-    max_seeds: Annotated[
+    max_pairs: Annotated[
         int | None,
-        typer.Option(help="Maximum number of seeds for --until-decided.", show_default="10 without --budget"),
+        typer.Option(help="Maximum number of pairs for --until-decided.", show_default="20 without --budget"),
     ] = None,
+    max_seeds: Annotated[int | None, typer.Option(hidden=True)] = None,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="For --until-decided: 90s, 10m, 2h; start no seed that would overrun it."),
+        typer.Option(metavar="TIME", help="For --until-decided: 90s, 10m, 2h; add no pair that would overrun it."),
     ] = None,
     timeout: Annotated[
         float | None,
@@ -131,7 +132,7 @@ def run(
     from bench.execution.signals import ending_as_interrupt
     from bench.report.live import LivePage
     from bench.report.written import check_report
-    from bench.sweep.adaptive import make_goal
+    from bench.sweep.adaptive import make_goal, refuse_max_seeds
     from bench.sweep.folder import check_output
     from bench.sweep.options import make_options
     from bench.sweep.plan import choose_grid, run_name
@@ -173,7 +174,8 @@ def run(
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
         on_record=page.write if live else None,
     )
-    goal = make_goal(chosen, until_decided=until_decided, within=within, max_seeds=max_seeds, budget=budget)
+    refuse_max_seeds("--max-seeds", max_seeds)
+    goal = make_goal(chosen, until_decided=until_decided, within=within, max_pairs=max_pairs, budget=budget)
     if report:
         check_output(reports)
     sweeps: list[Sweep] = []
@@ -196,7 +198,7 @@ def run(
     if dry_run:
         return
     failed = _say_without_result(records, console)
-    failed = _say_untimed(sweeps[0], console) or failed
+    failed = _say_untimed(sweeps[0], console, later=goal is not None) or failed
     if report:
         _report(sweeps[0], reports, page, console, images=images)
     if failed:
@@ -236,16 +238,21 @@ def _say_without_result(records: Any, console: Console) -> bool:
     return bool(failed)
 
 
-def _say_untimed(sweep: Sweep, console: Console) -> bool:
-    """List the process pairs of which a side was skipped or failed; true if any failed."""
+def _say_untimed(sweep: Sweep, console: Console, *, later: bool) -> bool:
+    """List the process pairs of which a side was skipped or failed; true if any failed.
+
+    With `later`, those that were added to the grid's are among them.
+    """
+    keys = {(pair.pairing, pair.seconds) for pair in sweep.pairs.values()} if later else set()
     found = sweep.run.pairs() if sweep.pairs else {}
-    lost = [found[key] for key in sweep.pairs if key in found and found[key].lost]
+    timed = [one for key, one in found.items() if key in sweep.pairs or (one.pair.pairing, one.pair.seconds) in keys]
+    lost = [record for record in timed if record.lost]
     failed = [record for record in lost if any(status != "skipped" for status, _ in record.lost)]
     for record in lost:
         if record not in failed:
             say(console, f"skipped: {record}: {record.lost[0][1]}", style="yellow")
     if failed:
-        say(console, f"{len(failed)} of {len(sweep.pairs)} process pairs have no result, or not one of each cell:")
+        say(console, f"{len(failed)} of {len(timed)} process pairs have no result, or not one of each cell:")
         for record in failed:
             status, reason = next(each for each in record.lost if each[0] != "skipped")
             say(console, f"  {status}: {record}: {reason}")

@@ -1,77 +1,85 @@
-"""Adaptive sampling, `run --until-decided`: add seeds one by one until every speed-up is known precisely enough."""
+"""Adaptive sampling, `run --until-decided`: add process pairs until every speed-up is known precisely enough."""
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from bench.analysis.claims import HALF_THE_TIME
+from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.groups import make_groups
-from bench.analysis.stats import LEVEL, MIN_IN_ORDER, MIN_SAMPLES, Dependence, holm
-from bench.analysis.verdicts import Finding, decide_claims, planned
+from bench.analysis.metrics import METRICS
+from bench.analysis.stats import LEVEL, MIN_IN_ORDER, Dependence, holm
+from bench.analysis.verdicts import DECIDED, Finding, decide_claims, planned
 from bench.console import say
 from bench.execution.base import Executor
-from bench.store.records import Record
+from bench.store.pairs import PairRecord
+from bench.store.records import PlannedPair, Record
 from bench.sweep.execute import execute
 from bench.sweep.folder import held
-from bench.sweep.grid import Grid
+from bench.sweep.grid import MOST_PAIRS, Grid
 from bench.sweep.options import Options
-from bench.sweep.plan import Sweep, plan
+from bench.sweep.pairs import claims_timed, in_random_order
+from bench.sweep.plan import Sweep
 from tl.errors import ConfigError
 
-MAX_SEEDS = 10
-"""Maximum number of seeds if neither `--max-seeds` nor `--budget` is given."""
-MOST_SEEDS = 1_000
-"""Maximum number of seeds with `--budget` alone."""
+MAX_PAIRS = 20
+"""Maximum number of process pairs per comparison if neither `--max-pairs` nor `--budget` is given."""
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+Pairing = tuple[str, ...]
+"""See `PlannedPair.pairing`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """When to stop adding seeds."""
+    """When to stop adding pairs."""
 
     within: float = 0.05
     """Largest half-width of every speed-up's 95% interval, relative to the speed-up."""
-    max_seeds: int = MAX_SEEDS
+    max_pairs: int = MAX_PAIRS
+    """Largest number of process pairs per comparison."""
     budget_seconds: float | None = None
     """Time for the whole command, in seconds; None for no limit."""
 
 
 def make_goal(
-    grid: Grid, *, until_decided: bool, within: float | None, max_seeds: int | None, budget: str | None
+    grid: Grid, *, until_decided: bool, within: float | None, max_pairs: int | None, budget: str | None
 ) -> Goal | None:
     """The goal that the options ask for; None without `--until-decided`.
 
-    `within` is in percent. Raises `ConfigError` if a value is out of range, or if the grid can't add seeds.
+    `within` is in percent. Raises `ConfigError` if a value is out of range, or if the grid times no pairs.
     """
     if not until_decided:
-        for option, value in {"--within": within, "--max-seeds": max_seeds, "--budget": budget}.items():
+        for option, value in {"--within": within, "--max-pairs": max_pairs, "--budget": budget}.items():
             if value is not None:
                 raise ConfigError(f"{option} {value} needs --until-decided")
         return None
     within_percent = 5.0 if within is None else within
     if not 0 < within_percent < 100:
         raise ConfigError(f"--within {within_percent:g} must be a percentage above 0 and below 100")
-    seeds, epochs = grid.matrix.seeds, grid.shared_settings["epochs"]
-    if not isinstance(seeds, int):
+    if grid.paired is None:
         raise ConfigError(
-            f"--until-decided needs a number of seeds, but the grid lists its seeds ({seeds}); give one with --seeds"
+            "--until-decided adds process pairs, and this grid times none; leave out --no-paired, or give --pairs"
         )
-    if epochs < 2:
-        raise ConfigError(f"--until-decided needs at least 2 epochs, since the first is warm-up; epochs={epochs}")
-    least = max(MIN_SAMPLES, seeds)
-    if max_seeds is not None and max_seeds < least:
+    least = grid.paired.pairs
+    if max_pairs is not None and not least <= max_pairs <= MOST_PAIRS:
         raise ConfigError(
-            f"--max-seeds {max_seeds} must be at least {least} (an interval needs {MIN_SAMPLES}, the grid {seeds})"
+            f"--max-pairs {max_pairs} must be at least {least}, the grid's pairs, and at most {MOST_PAIRS}"
         )
     return Goal(
         within=within_percent / 100,
-        max_seeds=max_seeds or max(MAX_SEEDS if budget is None else MOST_SEEDS, least),
+        max_pairs=max_pairs or max(MAX_PAIRS if budget is None else MOST_PAIRS, least),
         budget_seconds=None if budget is None else seconds("--budget", budget),
     )
+
+
+def refuse_max_seeds(option: str, value: object) -> None:
+    """Raise `ConfigError` if a value is given for what `--max-pairs` has replaced."""
+    if value is not None:
+        raise ConfigError(f"{option} {value}: --until-decided adds process pairs, not seeds; give --max-pairs")
 
 
 def seconds(option: str, text: str) -> float:
@@ -85,129 +93,199 @@ def seconds(option: str, text: str) -> float:
 def run_until_decided(
     whole: Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
 ) -> dict[str, Record]:
-    """Run the grid one seed at a time until the goal is reached or the budget is spent, but at least the grid's seeds.
+    """Run the grid's cells and pairs, then add pairs until the goal is reached or the budget is spent.
 
-    The goal must hold after two seeds in a row, and after `MIN_IN_ORDER` seeds. With few seeds an interval is sometimes
-    narrow by chance, and stopping at the first one would favour such chances.
+    A speed-up is decided if its interval is narrow enough, or if its claim has a verdict. That must hold with the last
+    pair and without it, and with `MIN_IN_ORDER` pairs: with few pairs an interval is sometimes narrow by chance, and
+    stopping at the first one would favour such chances. Pairs are added only to rotations that are not decided.
 
-    Intervals keep their promise only if seeds are independent. They are widened for seeds that resemble those before
-    them (`ratio_in_order`), which needs `MIN_IN_ORDER` seeds, and the last lines say what was found. Stopping when 95%
-    intervals are within 5%, at most ten seeds whose scatter is 4% cover the true value in 96% of simulated runs if they
-    are independent, and in 85% (79% without the widening) if neighbours correlate by 0.5 (`tests/test_adaptive.py`).
+    Intervals keep their promise only if pairs are independent. They are widened for pairs that resemble those before
+    them (`ratio_in_order`), which needs `MIN_IN_ORDER` pairs, and the last lines say what was found. Stopped like this,
+    at most 20 pairs whose scatter is 4% cover the true value in 95% of simulated runs if they are independent, and in
+    82% (76% without the widening) if neighbours correlate by 0.5. A speed-up that lies exactly on a claim's edge is
+    called above it in 2%, or in 8% (`tests/test_adaptive.py`).
 
-    A seed is expected to take as long as the longest seed before it; one that would exceed the budget is not started.
-    At the end, the speed-ups that stay undecided are printed. A cell that failed is not retried by the same command.
+    A round of pairs is expected to take as long as the longest pairs before it; one that would exceed the budget is not
+    started. The grid's own cells and pairs run in any case. At the end, the speed-ups that stay undecided are printed.
+    What failed is not retried by the same command.
 
-    `whole` is the sweep of the grid. Returns the records of all seeds. Raises what `execute` raises, and `ConfigError`
-    if the grid compares nothing.
+    `whole` is the sweep of the grid. Returns the records of its cells. Raises what `execute` raises, and `ConfigError`
+    if the grid compares no speeds.
     """
-    if not _planned(whole):
-        both = f"{HALF_THE_TIME[0].against} and a regime that trains only the head"
-        raise ConfigError(f"--until-decided: no backbone has both {both}")
-    same_folder = replace(options, fresh=False, name=whole.run.folder.name)  # --fresh has made a folder for all seeds
-    with held(whole.run, options, console):  # also between two seeds
-        return _add_seeds(whole, grid, same_folder, executor, console, goal)
+    if not whole.pairs:
+        raise ConfigError(f"--until-decided: no pairs are timed: {whole.unpaired}")
+    if not _comparisons(whole, _claims(grid)):
+        raise ConfigError("--until-decided: no claim about time compares two of these cells")
+    same_folder = replace(options, fresh=False, name=whole.run.folder.name)  # --fresh has made a folder for all pairs
+    with held(whole.run, options, console):  # also between two pairs
+        return _Rounds(_with_later_pairs(whole), grid, same_folder, executor, console, goal).run()
 
 
-def _add_seeds(
-    whole: Sweep, grid: Grid, options: Options, executor: Executor, console: Console, goal: Goal
-) -> dict[str, Record]:
-    started, seeds, ran, reached_before = time.monotonic(), 0, 0, False
-    records: dict[str, Record] = {}
-    while True:
-        seeds += 1
-        wider = grid.override({"seeds": seeds}, {})
-        first = _first_seed(whole) if seeds == 1 else None
-        sweep = first if first and first.cells else plan(wider, options, executor, console)
-        tried = {cell_id: record for cell_id, record in records.items() if record.status != "done"}
-        sweep = replace(sweep, done={**sweep.done, **tried})
-        missing = len(sweep.missing)
-        records |= execute(sweep, wider, options, executor, console, first_order=ran)
-        ran += missing
-        found = _speed_ups(sweep, records)
-        undecided = [finding for finding in found if not _is_decided(finding, goal)]
-        missing_comparisons = _planned(sweep) - len(found)
-        status = f"until decided: {_outcome(found, undecided, goal)}{_without_result(missing_comparisons)}"
-        longest = max(_duration(records, seed) for seed in range(seeds))
-        enough = seeds >= grid.matrix.seeds and seeds >= MIN_IN_ORDER  # type: ignore[operator]  # a number: see `make_goal`
-        decided = enough and reached_before and not undecided
-        if why := _why_stop(goal, decided, seeds, time.monotonic() - started + longest):
-            text, is_warning = _independence(found)
-            say(console, f"until decided: {text}", style="yellow" if is_warning else "")
-            say(console, f"{status}; {seeds} seeds, {why}")
-            return records
-        reached_before = not undecided
-        say(console, f"{status}; continuing with seed {seeds}")
+def _claims(grid: Grid) -> list[Claim]:
+    """The claims about times that process pairs measure."""
+    return [claim for claim in claims_timed(grid.claims) if METRICS[claim.metric].unit == "s"]
 
 
-def _first_seed(sweep: Sweep) -> Sweep:
-    """The part of a sweep with its first seed, so that it need not be planned again."""
-    cells = {cell_id: cell for cell_id, cell in sweep.cells.items() if cell.config.seed == 0}
-    done = {cell_id: record for cell_id, record in sweep.done.items() if cell_id in cells}
-    return replace(sweep, cells=cells, done=done)
+def _comparisons(sweep: Sweep, claims: Iterable[Claim]) -> int:
+    return sum(planned(claim, sweep.cells.values()) for claim in claims)
 
 
-def _speed_ups(sweep: Sweep, records: dict[str, Record]) -> list[Finding]:
-    run = sweep.run.name
-    groups = make_groups(((run, record) for record in records.values()), {run: sweep.run.manifest().dataset.val_labels})
-    return decide_claims({run: HALF_THE_TIME}, groups)
+def _with_later_pairs(whole: Sweep) -> Sweep:
+    """The sweep with pairs that earlier commands added beyond the grid's, so that they count and are tried again."""
+    before = whole.previous.pairs if whole.previous else {}
+    keys = {(pair.pairing, pair.seconds) for pair in whole.pairs.values()}
+    later = {pair_id: pair for pair_id, pair in before.items() if (pair.pairing, pair.seconds) in keys}
+    found = whole.run.survey_pairs()[0] if later else {}
+    done = {pair_id: found[pair_id] for pair_id in later if pair_id in found and found[pair_id].status == "done"}
+    return replace(whole, pairs={**whole.pairs, **later}, done_pairs={**done, **whole.done_pairs})
 
 
-def _planned(sweep: Sweep) -> int:
-    return sum(planned(claim, sweep.cells.values()) for claim in HALF_THE_TIME)
+@dataclass
+class _Rounds:
+    """Runs a sweep, looks at its speed-ups, and adds a round of pairs as often as it is needed."""
+
+    sweep: Sweep
+    grid: Grid
+    options: Options
+    executor: Executor
+    console: Console
+    goal: Goal
+
+    def __post_init__(self) -> None:
+        self.claims = _claims(self.grid)
+        self.records: dict[str, Record] = {}
+
+    def run(self) -> dict[str, Record]:
+        """Return the records of the cells."""
+        started, ran = time.monotonic(), 0
+        while True:
+            added = len(self.sweep.missing_pairs)
+            found = execute(self.sweep, self.grid, self.options, self.executor, self.console, first_pair=ran)
+            self.records = self.records or found  # later rounds have no cells
+            ran += added
+            timed = self.sweep.run.pairs()
+            findings, undecided = self._look(timed)
+            status = self._status(findings, undecided)
+            following = self._next(undecided, timed)
+            expected = sum(_longest(pair.pairing, timed.values()) for pair in following.values())
+            if why := self._why_stop(undecided, following, time.monotonic() - started + expected):
+                text, is_warning = _independence(findings)
+                say(self.console, f"until decided: {text}", style="yellow" if is_warning else "")
+                say(self.console, f"{status}; {_counted(findings)}, {why}")
+                return self.records
+            say(self.console, f"{status}; adding {len(following)} pair{'s' if len(following) > 1 else ''}")
+            self.sweep = replace(
+                self.sweep,
+                pairs={**self.sweep.pairs, **following},
+                done={**self.sweep.done, **self.records},
+                done_pairs={pair_id: timed[pair_id] for pair_id in self.sweep.pairs if pair_id in timed},
+                damaged={},
+                previous=self.sweep.run.manifest(),
+            )
+
+    def _look(self, timed: Mapping[str, PairRecord]) -> tuple[list[Finding], list[Finding]]:
+        """All speed-ups, and those that are not decided with the last pair of each rotation and without it."""
+        last: dict[Pairing, PairRecord] = {}
+        for record in sorted(timed.values(), key=lambda record: record.started):
+            last[record.pair.pairing] = record
+        without = {record.pair_id for record in last.values()}
+        now = self._speed_ups(timed.values())
+        before = self._speed_ups(record for pair_id, record in timed.items() if pair_id not in without)
+        decided = {_key(finding) for finding in before if _is_decided(finding, self.goal)}
+        enough = {_key(one) for one in now if one.estimate and one.estimate.n >= MIN_IN_ORDER}
+        return now, [
+            one for one in now if not (_is_decided(one, self.goal) and _key(one) in decided and _key(one) in enough)
+        ]
+
+    def _speed_ups(self, timed: Iterable[PairRecord]) -> list[Finding]:
+        """Verdicts as a report has them: with one error rate for all claims of the run."""
+        run = self.sweep.run.name
+        truth = {run: self.sweep.run.manifest().dataset.val_labels}
+        groups = make_groups(((run, record) for record in self.records.values()), truth)
+        findings = decide_claims({run: [*CLAIMS.values(), *self.grid.claims]}, groups, {run: list(timed)})
+        return [finding for finding in findings if finding.claim in self.claims and finding.paired]
+
+    def _next(self, undecided: Collection[Finding], timed: Mapping[str, PairRecord]) -> dict[str, PlannedPair]:
+        """One more pair of each rotation with an undecided speed-up, unless it has as many as allowed.
+
+        A rotation whose last pair failed gets none: the next would most likely fail too.
+        """
+        newest: dict[Pairing, PlannedPair] = {}
+        for pair in sorted(self.sweep.pairs.values(), key=lambda pair: pair.number):
+            newest[pair.pairing] = pair
+        wanted = {(finding.group.cell.repeats, finding.against.cell.repeats) for finding in undecided}
+        more = [
+            PlannedPair(cells=pair.cells, number=pair.number + 1, seconds=pair.seconds)
+            for pair in newest.values()
+            if pair.number + 1 < self.goal.max_pairs
+            and pair.id in timed
+            and timed[pair.id].status == "done"
+            and any((cell.repeats, pair.cells[0].repeats) in wanted for cell in pair.cells[1:])
+        ]
+        ordered = in_random_order(more, self.sweep.run.folder.name, max((pair.number for pair in more), default=0))
+        return {pair.id: pair for pair in ordered}
+
+    def _why_stop(self, undecided: Collection[Finding], following: Collection[str], seconds_after_next: float) -> str:
+        """Why no pair is added; empty to add some. `seconds_after_next` is the time that would be spent after them."""
+        if not undecided:
+            return "nothing left to decide"
+        if not following:
+            most = max(pair.number + 1 for pair in self.sweep.pairs.values())
+            allowed = f"as many as allowed (--max-pairs {self.goal.max_pairs})"
+            return allowed if most >= self.goal.max_pairs else "none is added where the last one failed"
+        if self.goal.budget_seconds is not None and seconds_after_next > self.goal.budget_seconds:
+            return f"one more would overrun the budget of {self.goal.budget_seconds:g} s"
+        return ""
+
+    def _status(self, findings: list[Finding], undecided: list[Finding]) -> str:
+        """How many speed-ups are decided, and which are not."""
+        count = len(findings) - len(undecided)
+        text = f"until decided: {count} of {len(findings)} speed-ups decided or within ±{100 * self.goal.within:g}%"
+        text += f"; undecided: {', '.join(map(_label, undecided))}" if undecided else ""
+        lost = _comparisons(self.sweep, self.claims) - len(findings)
+        return text + (f"; {lost} more can't be compared, because a cell or a pair has no result" if lost > 0 else "")
+
+
+def _key(finding: Finding) -> tuple[str, str, str]:
+    return finding.claim.name, finding.group.cell.repeats, finding.against.cell.repeats
 
 
 def _is_decided(finding: Finding, goal: Goal) -> bool:
     width = finding.estimate.half_width if finding.estimate else None
-    return width is not None and width <= goal.within
+    return finding.verdict in DECIDED or (width is not None and width <= goal.within)
 
 
-def _duration(records: dict[str, Record], seed: int) -> float:
-    """Seconds that the cells of a seed took, including cells of earlier commands."""
-    return sum(record.wall_seconds for record in records.values() if record.cell.config.seed == seed)
+def _longest(pairing: Pairing, timed: Iterable[PairRecord]) -> float:
+    """Seconds that the longest pair of a rotation took, including those of earlier commands."""
+    return max((record.wall_seconds for record in timed if record.pair.pairing == pairing), default=0.0)
 
 
-def _why_stop(goal: Goal, decided: bool, seeds: int, seconds_after_next: float) -> str:
-    """Why no seed is added; empty to add one. `seconds_after_next` is the time that would be spent after one more."""
-    if decided:
-        return "nothing left to decide"
-    if seeds >= goal.max_seeds:
-        return f"as many as allowed (--max-seeds {goal.max_seeds})"
-    if goal.budget_seconds is not None and seconds_after_next > goal.budget_seconds:
-        return f"one more would overrun the budget of {goal.budget_seconds:g} s"
-    return ""
-
-
-def _outcome(found: list[Finding], undecided: list[Finding], goal: Goal) -> str:
-    """How many speed-ups are known precisely enough, and which are not."""
-    text = f"{len(found) - len(undecided)} of {len(found)} speed-ups within ±{100 * goal.within:g}%"
-    return text + (f"; undecided: {', '.join(map(_label, undecided))}" if undecided else "")
+def _counted(findings: Iterable[Finding]) -> str:
+    """How many pairs the speed-ups are of, in words."""
+    counts = sorted({finding.paired.pairs for finding in findings if finding.paired})
+    return f"{' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} pairs each" if counts else "no pairs"
 
 
 def _independence(found: list[Finding]) -> tuple[str, bool]:
-    """What the intervals assume, and whether the seeds' order speaks against it; and True if it does."""
-    assumed = "the intervals assume that seeds are independent of each other"
+    """What the intervals assume, and whether the pairs' order speaks against it; and True if it does."""
+    assumed = "the intervals assume that process pairs are independent of each other"
     looked: list[tuple[Finding, Dependence]] = [
         (finding, finding.estimate.dependence)
         for finding in found
         if finding.estimate is not None and finding.estimate.dependence is not None
     ]
     if not looked:
-        return f"{assumed}, which needs {MIN_IN_ORDER} seeds to be tested", False
+        return f"{assumed}, which needs {MIN_IN_ORDER} pairs to be tested", False
     adjusted = holm([dependence.p for _, dependence in looked])
     (finding, dependence), p = min(
         zip(looked, adjusted, strict=True), key=lambda pair: (pair[1], -pair[0][1].correlation)
     )
     n, name, r = len(dependence.values), finding.group.cell.name, dependence.correlation
-    clearest = f"the clearest correlation of neighbouring seeds is {r:+.2f} ({name}, p = {p:.2g})"
+    clearest = f"the clearest correlation of neighbouring pairs is {r:+.2f} ({name}, p = {p:.2g})"
     if p < LEVEL:
         return f"WARNING: {assumed}, and they are not: {clearest}; intervals are widened, and may still be narrow", True
-    weak = f"a test of {n} seeds seldom finds one; intervals are widened for positive ones"
+    weak = f"a test of {n} pairs seldom finds one; intervals are widened for positive ones"
     return f"{assumed}; {clearest}; {weak}", False
-
-
-def _without_result(comparisons: int) -> str:
-    return f"; {comparisons} more can't be compared, because a cell has no result" if comparisons > 0 else ""
 
 
 def _label(finding: Finding) -> str:

@@ -71,6 +71,8 @@ AXES = {
 """Axis of a cell → its key in `[matrix]`."""
 MOST_CELLS = 100_000
 """Largest number of cells of a grid, counting those that `exclude` leaves out."""
+MOST_PAIRS = 1_000
+"""Largest number of process pairs per comparison."""
 _MOST_BYTES = 1 << 20
 """Largest file of a grid."""
 SHARED_SETTINGS = tuple(name for name in TrainConfig.model_fields if name not in {*AXES, "weights"})
@@ -91,7 +93,7 @@ class Matrix(Strict):
 class Paired(Strict):
     """How the speeds of a grid's cells are compared in turns."""
 
-    pairs: int = Field(5, ge=MIN_SAMPLES, le=1000, description="process pairs per comparison")
+    pairs: int = Field(5, ge=MIN_SAMPLES, le=MOST_PAIRS, description="process pairs per comparison")
     seconds: float = Field(6.0, gt=0, le=3600, description="time for the turns of one pair, after warm-up")
 
 

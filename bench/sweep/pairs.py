@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from tl.regimes import REGIMES
 from tl.seeding import seed_for
 from tl.weights import Weights
 
+T = TypeVar("T")
 TIMED = ("epoch_seconds", "train_epoch_seconds", "peak_memory_bytes")
 """Metrics that pairs measure. Claims about them say which cells are paired."""
 
@@ -45,7 +47,7 @@ def pairings(cells: Collection[Cell], claims: Iterable[Claim]) -> list[tuple[Cel
     """Id of a cell → ids of those that are compared with it."""
     for claim in claims:
         for cell in bare:
-            if not claim.is_about(cell.config.regime):
+            if not claim.is_about(cell.config.regime, cell.config.execution):
                 continue
             if other := against.get((claim.against, all_else(cell, claim.against))):
                 rotations.setdefault(other.id, set()).add(cell.id)
@@ -75,11 +77,16 @@ def plan_pairs(rotations: Sequence[tuple[Cell, ...]], count: int, seconds: float
     """
     planned: dict[str, PlannedPair] = {}
     for number in range(count):
-        shuffled = np.random.default_rng(seed_for("order of pairs", run, number)).permutation(len(rotations))
-        for place in shuffled.tolist():
-            pair = PlannedPair(cells=rotations[place], number=number, seconds=seconds)
+        for cells in in_random_order(rotations, run, number):
+            pair = PlannedPair(cells=cells, number=number, seconds=seconds)
             planned[pair.id] = pair
     return planned
+
+
+def in_random_order(some: Sequence[T], run: str, number: int) -> list[T]:
+    """What a run times in a round with this number, in an order that depends only on the arguments."""
+    shuffled = np.random.default_rng(seed_for("order of pairs", run, number)).permutation(len(some))
+    return [some[place] for place in shuffled.tolist()]
 
 
 def claims_timed(own: Sequence[Claim]) -> list[Claim]:
