@@ -242,7 +242,7 @@ def run(
 
     def planned(sweep: Sweep) -> None:
         if live is not None:
-            check_replaceable(Path(live) / f"{sweep.run.folder.name}.html")
+            check_replaceable(Path(live) / f"{sweep.run.folder.name}.html", run=sweep.run.folder)
         sweeps.append(sweep)
 
     try:

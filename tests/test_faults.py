@@ -10,7 +10,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ from bench.store.records import SCHEMA_VERSION
 from bench.store.runs import RunFolder
 from bench.sweep import recorder
 from bench.sweep.execute import execute
+from bench.sweep.folder import held_from_the_start
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
 from bench.sweep.plan import plan
@@ -513,6 +516,57 @@ def test_a_checkout_that_rewrites_line_ends() -> None:
 
 
 # Folders
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "nowhere"], "no such folder"),
+        (["--backbone", "quick99"], "quick99"),
+        (["--reports", "file"], "can't be written"),
+    ],
+)
+def test_a_plan_that_fails_leaves_no_folder(words: list[str], said: str, tmp_path: Path) -> None:
+    """`--wait` needs one for its lock. One with anything of others in it stays."""
+    (tmp_path / "file").write_text("")
+    write_grid(light.QUICK[0])
+    command = ["run", "--grid", "grid.toml", "--wait", "--name", "new", "--results", "deep/results", *words]
+    done = light_here(*command)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert not (tmp_path / "deep").exists()
+    (tmp_path / "deep" / "results" / "other").mkdir(parents=True)
+    assert light_here(*command).returncode == 2
+    assert [path.name for path in (tmp_path / "deep" / "results").iterdir()] == ["other"]
+    (tmp_path / "deep" / "results" / "new").mkdir()
+    assert light_here(*command).returncode == 2
+    assert (tmp_path / "deep" / "results" / "new").is_dir(), "it was there before"
+
+
+def test_whoever_waited_for_a_plan_that_failed_has_the_folder(tmp_path: Path) -> None:
+    """The folder that both need is taken away by the one that made it, and made again by the other."""
+    waiting, said, root = threading.Event(), [], str(Path(__file__).parent.parent)
+    options = Options(name="r", results=tmp_path / "results", wait=True, command="one")
+
+    def wait_for_it() -> None:
+        code = (
+            "import sys; from pathlib import Path; from bench.store.lock import locked\n"
+            "with locked(Path(sys.argv[1]), 'two', wait=lambda text: print(text, flush=True)):\n"
+            "    print(Path(sys.argv[1], '.lock').exists(), flush=True)\n"
+        )
+        words = [sys.executable, "-c", code, str(tmp_path / "results" / "r")]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root}) as two:
+            assert two.stdout is not None
+            said.append(two.stdout.readline())
+            waiting.set()
+            said.extend(two.stdout)
+
+    other = threading.Thread(target=wait_for_it)
+    with pytest.raises(ValueError, match="the plan"), held_from_the_start(options, Console(quiet=True)):
+        other.start()
+        assert waiting.wait(60)
+        raise ValueError("the plan")
+    other.join(60)
+    assert "waiting for it to end" in said[0] and said[1:] == ["True\n"]
 
 
 def test_two_commands_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

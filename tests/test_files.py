@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -360,7 +361,7 @@ def test_a_report_over_a_pipe_is_refused(run: RunFolder, tmp_path: Path) -> None
     """A page is a file that is replaced; a pipe of that name would wait for a reader."""
     (tmp_path / "reports").mkdir()
     os.mkfifo(tmp_path / "reports" / "r.html")
-    with pytest.raises(UserError, match="the report can't be written: is a pipe"):
+    with pytest.raises(UserError, match=r"r\.html: is a pipe, so no report can be written there"):
         write.write_live(run, tmp_path / "reports")
 
 
@@ -455,6 +456,45 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
         folds=[content["result"]["epochs"]]
     ),
     "status 'done' with epochs beside the result": lambda content: content.update(epochs=[_first_epoch(content)]),
+    "started=2100-01-01 00:00: it is 20": lambda content: content.update(started="2100-01-01T00:00:00Z"),
+    "reason='because' of a cell that is done": lambda content: content.update(reason="because"),
+    "attempts=0, and status 'done'": lambda content: content.update(attempts=0),
+    "train_images=245: the run has 244": lambda content: content.update(train_images=245),
+    "wall_seconds=30.0: its trainings and extractions took 40": lambda content: content.update(wall_seconds=30.0),
+    "wall_seconds=41.06: its trainings and extractions took 50": lambda content: [
+        content.update(wall_seconds=41.06),
+        content["result"].update(extraction_seconds=20.0, extracting_seconds=10.0),
+    ],
+    "result.weights are other ones than the record's": lambda content: content["weights"].update(label="y"),
+    "result.threads=0: a training has at least one": lambda content: content["result"].update(threads=0),
+    "result.device='cuda:0', and its cell's is 'cpu'": lambda content: content["result"].update(device="cuda:0"),
+    "result.trainable_params=0: regime 'finetune' trains": lambda content: content["result"].update(trainable_params=0),
+    "result.epochs.0.learning_rate=0.1: the training begins with 0.001": lambda content: _first_epoch(content).update(
+        learning_rate=0.1
+    ),
+    "result.epochs.0.learning_rate=-1.0: is never below 0": lambda content: _first_epoch(content).update(
+        learning_rate=-1.0
+    ),
+    "result.epochs.0.val_loss=-0.4: is never below 0": lambda content: _first_epoch(content).update(val_loss=-0.4),
+    "result.epochs.0.train_loss=-0.4: is never below 0": lambda content: _first_epoch(content).update(train_loss=-0.4),
+    "result.work.step_images=9: the batch size is 4": lambda content: content["result"].update(
+        work={**WORK, "step_images": 9}
+    ),
+    "result.train_rss_bytes=10000000000: result.peak_rss_bytes is": lambda content: content["result"].update(
+        train_rss_bytes=10**10
+    ),
+    "result.cuda_allocated_bytes=6: result.cuda_reserved_bytes is 5": lambda content: content["result"].update(
+        cuda_allocated_bytes=6, cuda_reserved_bytes=5
+    ),
+    "result.resident_image_bytes=7: result.cuda_allocated_bytes is 6": lambda content: content["result"].update(
+        cuda_allocated_bytes=6, resident_image_bytes=7
+    ),
+    "result.extracting_seconds=0.5, and all features were cached": lambda content: content["result"].update(
+        extraction_seconds=1.0, extracting_seconds=0.5, features_reused=True
+    ),
+    "result.epochs.2.val_accuracy=0.945: of 100 images, 94.5 would be right": lambda content: content["result"][
+        "epochs"
+    ][2].update(val_accuracy=0.945),
     "it diverged after 4 of 4 epochs": lambda content: content.update(
         status="diverged", reason="x", epochs=content["result"]["epochs"], result=None
     ),
@@ -482,6 +522,18 @@ def test_a_record_with_impossible_values_is_damaged(said: str, run: RunFolder) -
         ("result.learning_rate_chosen=0.5: the cell has", lambda result: result.update(learning_rate_chosen=0.5)),
         ("result.learning_rate_chosen=None: the cell has", lambda result: result.update(learning_rate_chosen=None)),
         ("result.tuning_seconds=9.0: its trials took 0.5", lambda result: result.update(tuning_seconds=9.0)),
+        (
+            "result.learning_rate_chosen=0.0003: another rate was more accurate",
+            lambda result: result["trials"][2].update(held_out_accuracy=0.95),
+        ),
+        (
+            "result.learning_rate_chosen=0.0003: its trial diverged",
+            lambda result: result["trials"][0].update(held_out_accuracy=None, held_out_loss=None, reason="NaN"),
+        ),
+        (
+            "result.trials.1 has an accuracy or a loss, and not both",
+            lambda result: result["trials"][1].update(held_out_loss=None),
+        ),
         ("result.best is of epoch 0, and the best is 3", lambda result: result["best"].update(epoch=0)),
     ],
 )
@@ -495,6 +547,40 @@ def test_a_tuned_record_that_contradicts_itself_is_damaged(
     resealed(run.folder / "cells" / f"{cell_id}.json", lambda content: edit(content["result"]))
     with pytest.raises(UserError, match=re.escape(said)):
         run.records()
+
+
+def test_folds_that_contradict_their_sum_are_damaged(tmp_path: Path) -> None:
+    """Seconds of an epoch are those of all folds together. A fold is named as a reader of the file finds it."""
+    one = record("timm:a", "frozen", protocol="kfold", folds=2)
+    assert one.result is not None
+    halves = [
+        row.replace(train_seconds=(row.train_seconds or 0.0) / 2, val_seconds=row.val_seconds / 2)
+        for row in one.result.epochs
+    ]
+    run = write_run(tmp_path / "r", [one.replace(result=one.result.replace(folds=(tuple(halves), tuple(halves))))])
+    (path,) = (run.folder / "cells").iterdir()
+    assert len(run.records()) == 1
+    for edit, said in (
+        (lambda folds: folds[1][2].update(val_seconds=9.0), "result.epochs.2.val_seconds=2.0: its folds took 10.0"),
+        (lambda folds: folds[1][2].update(epoch=3), "result.folds.1.2.epoch=3: epochs are counted from 0"),
+    ):
+        intact = path.read_bytes()
+        resealed(path, lambda content, edit=edit: edit(content["result"]["folds"]))  # type: ignore[misc]
+        with pytest.raises(UserError, match=re.escape(said)):
+            run.records()
+        path.write_bytes(intact)
+
+
+def test_a_wrong_clock_damages_no_record(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the run's own commands began after now as well, it is the clock of this machine that is wrong."""
+
+    class Past(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(1970, 1, 2, tzinfo=tz)
+
+    monkeypatch.setattr("bench.store.consistency.datetime", Past)
+    assert len(run.records()) == 4
 
 
 def test_a_record_of_another_cell_than_planned_is_damaged(run: RunFolder) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import tl
+from bench.report.summary import summarise
 from tests.commands import ONE, here
 from tests.images import write_folder
+from tests.runs import record, write_run
 from tl.datasets import IMAGE_SUFFIXES, scan
 from tl.errors import DataError
 
@@ -377,6 +380,37 @@ def test_advice_on_other_layouts(folders: list[str], advice: str, tmp_path: Path
     with pytest.raises(DataError) as error:
         tl.load_splits(tmp_path / "mine")
     assert advice.format(root=tmp_path / "mine") in str(error.value)
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\xad", "\ufe0f", "\u202e"], ids=ascii)
+def test_classes_that_differ_in_what_nobody_sees_are_refused(hidden: str, tmp_path: Path) -> None:
+    """Both splits have both, so nothing else tells them apart. The code point is shown."""
+    root = small(tmp_path / "set", ("bee", f"be{hidden}e"))
+    said = "look alike, and differ only in hidden characters; rename one of them"
+    with pytest.raises(DataError, match=said) as error:
+        tl.load_splits(root)
+    assert f"'be{ascii(hidden)[1:-1]}e'" in str(error.value) and hidden not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (("Bee", "bee"), "the classes 'Bee' and 'bee' differ only in the case or the form of their letters"),
+        (("bee", "\uff42ee"), r"the classes 'bee' and '\uff42ee' differ only in the case or the form of their letters"),
+        (("bee", "wasp"), ""),
+    ],
+)
+def test_classes_that_differ_in_case_alone_are_told(classes: tuple[str, str], said: str, tmp_path: Path) -> None:
+    """They may be meant, as those of letters are: a warning says which, in the terminal and in the report."""
+    root = write_folder(tmp_path / "set", classes)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert tl.load_splits(root).classes == classes
+    assert [str(warning.message) for warning in caught] == ([f"{root}: {said}"] if said else [])
+    run = write_run(tmp_path / "r", [record("timm:a", "frozen", classes=classes)])
+    assert summarise([run], "r").image_warnings == ([said] if said else [])
+    done = here(*ONE, "--data", str(root), "--dry-run")
+    assert done.returncode == 0 and done.stdout.count("WARNING: the classes") == bool(said)
 
 
 @pytest.mark.parametrize("classes", [("a", "test"), ("dev", "test"), ("bus", "test", "train"), ("a", "train")])

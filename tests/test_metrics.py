@@ -187,11 +187,11 @@ def test_a_claim_can_be_about_a_score(tmp_path: Path) -> None:
     assert finding.estimate.value == pytest.approx(statistics.fmean(ours[s] - theirs[s] for s in range(3)))
     run = write_run(tmp_path / "r", records)
     words = "Shares other than accuracies are subtracted too"
-    assert all(words not in path.read_text() for path in write_report(summarise([run], "r"), tmp_path))
+    assert all(words not in path.read_text() for path in write_report(summarise([run], "r"), tmp_path / "reports"))
     manifest = run.manifest()
     grid = {"claims": [claim.model_dump()]}
     run.write_manifest(manifest.replace(invocations=(manifest.invocations[0].replace(grid=grid),)))
-    assert all(words in path.read_text() for path in write_report(summarise([run], "r"), tmp_path))
+    assert all(words in path.read_text() for path in write_report(summarise([run], "r"), tmp_path / "reports"))
 
 
 def test_scores_are_in_exports_pages_and_trackers(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert "energy, Wh" in {column.heading for column in columns(summary)}
     figure = draw(summary)["matrix"]
     assert "energy, Wh" in figure.svg and "median time, median memory and median energy by backbone" in figure.caption
-    page = write_report(summary, tmp_path)[1].read_text()
+    page = write_report(summary, tmp_path / "reports")[1].read_text()
     assert 'name="matrix-metric" value="watt_hours"' in page and "For time, memory and energy: the" in page
     assert (
         _end_text(records[0])

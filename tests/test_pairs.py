@@ -589,8 +589,8 @@ def test_progress_says_what_a_pair_lost(terminal: bool) -> None:
             reporter.pair_started(one.pair)
             reporter.pair_ended(one)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
-    assert "timed in 10 s: 8 turns each; oom: frozen-tutorial: took | too <b>long</b>" in plain
-    assert "8 turns each; one after the other, because together they need 9 GiB" in plain
+    assert "timed in 10 s, 8 turns each: frozen 50% of finetune; oom: frozen-tutorial: took | too <b>long</b>" in plain
+    assert "8 turns each: frozen 50% of finetune; one after the other, because together they need 9 GiB" in plain
     assert lame.lost == [("oom", "frozen-tutorial: took | too <b>long</b>")] and apart.lost == []
 
 

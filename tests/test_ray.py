@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bench.analysis.paired import compare
 from bench.execution import ray_cluster, ray_node, ray_schedule
 from bench.execution.ray import RayExecutor
 from bench.store.runs import RunFolder
@@ -69,11 +70,13 @@ def executor(nodes: Any) -> Iterator[RayExecutor]:
     ray.shutdown()
 
 
-def sweep(executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", **options: Any) -> dict[str, Any]:
+def sweep(
+    executor: Any, *backbones: str, seeds: int = 1, name: str = "grid", regimes: str = '"frozen"', **options: Any
+) -> dict[str, Any]:
     """Run a grid of these backbones. Returns `BACKBONE SEED` → record."""
     Path("grid.toml").write_text(
-        f'dataset = "synthetic-mini"\n[matrix]\nbackbones = {json.dumps(backbones)}\nregimes = ["frozen"]\n'
-        f"seeds = {seeds}\n"
+        f'dataset = "synthetic-mini"\n[matrix]\nbackbones = {json.dumps(backbones)}\nregimes = [{regimes}]\n'
+        f"seeds = {seeds}\n[paired]\npairs = 3\nseconds = 0.01\n"
     )
     grid, given, console = load_grid("grid.toml"), Options(name=name, **options), Console(quiet=True)
     planned = plan(grid, given, executor, console)
@@ -104,6 +107,25 @@ def test_cells_are_distributed_and_their_records_are_as_on_one_machine(executor:
     assert max(at_once) == 2, "both nodes work, each on one cell"
     again = sweep(executor, *light.QUICK[:4], seeds=2)
     assert {name: again[name] for name in again} == found, "nothing runs again"
+
+
+def test_process_pairs_are_timed_on_nodes_as_on_one_machine(executor: RayExecutor) -> None:
+    """All processes of a pair are on one node. A pair that fails has its reason and log, and disturbs no other."""
+    sweep(executor, *light.QUICK[:2], light.CRASHES, name="pairs", regimes='"finetune", "frozen"')
+    run = RunFolder(Path("results/pairs"))
+    found = list(run.pairs().values())
+    assert len(found) == 9 and sorted(one.order for one in found) == list(range(9))  # type: ignore[type-var]
+    for one in found:
+        crashes = one.pair.cells[0].config.backbone == light.CRASHES
+        assert one.status == ("failed" if crashes else "done"), one.reason
+        assert crashes or len({len(side.turns or ()) for side in one.sides}) == 1
+        assert one.attempts == 1 and one.environment.cpu
+    done = next(one.pair for one in found if one.status == "done")
+    timed = compare(done.cells[1], done.cells[0], found)
+    assert timed and timed.pairs == 3 and timed.share and 0.5 < timed.share < 1.0
+    before = {path: path.read_bytes() for path in (run.folder / "pairs").glob("*.json")}
+    sweep(executor, *light.QUICK[:2], name="pairs", regimes='"finetune", "frozen"')
+    assert all(path.read_bytes() == content for path, content in before.items()), "nothing is timed again"
 
 
 def test_a_node_that_is_lost_takes_its_cells_in_flight_alone(nodes: Any, executor: RayExecutor) -> None:

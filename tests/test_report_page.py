@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+import bench
 import tl
 from bench.analysis.metrics import RATED_BY
 from bench.export.trackers import TAG, export_to
@@ -94,7 +97,7 @@ def test_times_that_scatter_are_tied(tmp_path: Path) -> None:
 def test_the_page_shows_each_headline_metric_of_the_heatmap(run: RunFolder, tmp_path: Path) -> None:
     """One at a time, by a rule of the style sheet; without its rule a metric's squares would be empty."""
     summary = summarise([run], "run")
-    page = write_report(summary, tmp_path)[1].read_text(encoding="utf-8")
+    page = write_report(summary, tmp_path / "reports")[1].read_text(encoding="utf-8")
     metrics = make_heatmap(summary).metrics
     assert metrics[0] == RATED_BY and f'data-show="{RATED_BY}"' in page
     for name in metrics:
@@ -142,7 +145,7 @@ def test_data_for_the_scripts(tmp_path: Path) -> None:
 def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
     """It doesn't begin a formula."""
     records = [record("timm:a$_$b", regime, classes=("$x_$", "b $_$")) for regime in ("finetune", "frozen")]
-    page = write_report(summarise([write_run(tmp_path / "r", records)], "r"), tmp_path)[1].read_text()
+    page = write_report(summarise([write_run(tmp_path / "r", records)], "r"), tmp_path / "reports")[1].read_text()
     assert "$x_$" in page and "a$_$b" in page
 
 
@@ -172,7 +175,7 @@ def test_parts_of_memory_never_exceed_their_whole(tmp_path: Path) -> None:
 def test_names_cannot_end_the_script(tmp_path: Path) -> None:
     """JSON in a page contains no `<`."""
     run = write_run(tmp_path / "r", seeds("timm:</script><b>", "frozen", 4) + seeds("timm:x", "frozen", 4))
-    page = write_report(summarise([run], "r"), tmp_path)[1].read_text()
+    page = write_report(summarise([run], "r"), tmp_path / "reports")[1].read_text()
     data = page[page.index('id="data">') + len('id="data">') :]
     data = data[: data.index("</script>")]
     assert "<" not in data and json.loads(data)["groups"][0]["name"] == "</script><b>, frozen"
@@ -309,6 +312,62 @@ def test_a_report_replaces_only_what_a_report_wrote(name: str, run: RunFolder, t
     done = command(*ONE, "--name", "run", "--data", "synthetic-mini")
     assert done.returncode == 2 and f"{name}: was not written by a report" in done.stderr, done.stdout
     assert not Path("results").exists(), "it is told before anything runs"
+
+
+def _folder(path: Path) -> None:
+    path.mkdir(parents=True)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("name", ["run.md", "run.html", "run", "run/matrix.png"])
+@pytest.mark.parametrize("make", [_folder, _pipe, _dangling])
+def test_a_report_is_written_over_files_alone(
+    make: Callable[[Path], None], name: str, run: RunFolder, tmp_path: Path
+) -> None:
+    """What else has one of its names is told before a run begins, and before anything of a report is written."""
+    if (make, name) == (_folder, "run"):
+        return  # the pictures' folder of an earlier report
+    path = tmp_path / "reports" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path)
+    before = sorted((tmp_path / "reports").rglob("*"))
+    said = {_folder: "is a folder", _pipe: "is a pipe", _dangling: "is a link that leads nowhere"}[make]
+    said = f"{path.relative_to(tmp_path)}: {said}" if name != "run" else "reports/run: can't be written: "
+    for words in (["report", str(run.folder)], [*ONE, "--name", "run", "--data", "synthetic-mini"]):
+        done = command(*words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert said in done.stderr
+    assert sorted((tmp_path / "reports").rglob("*")) == before and not Path("results").exists()
+
+
+INSIDE = ["results/mine", "results/mine/cells", "results/mine/new/deep", "link/pages"]
+
+
+@pytest.mark.parametrize("place", [*INSIDE, "results"])
+def test_no_report_is_written_into_a_run(place: str, run: RunFolder, tmp_path: Path) -> None:
+    """A run's folder holds its results alone. That of pictures has the run's name: below `results`, it is the run."""
+    (tmp_path / "link").symlink_to("results/mine")
+    done = command(*ONE, "--name", "mine", "--data", "synthetic-mini", "--reports", place)
+    said = "is in the folder of the run mine, which holds its results alone; choose another folder for reports"
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert said in done.stderr or place.startswith("link"), "a link that leads nowhere is refused as such"
+    assert not Path("results").exists()
+    shutil.copytree(run.folder, tmp_path / "results" / "mine")
+    before = sorted((tmp_path / "results").rglob("*"))
+    several = [["report", "mine"], ["report", "mine", "--name", "other"], ["report", "mine", "--collect"]]
+    for words in (*several, ["report", "--index"]) if place != "results" else several[:1]:
+        done = command(*words, "--reports", place)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and said in done.stderr, done.stderr
+    with pytest.raises(UserError, match=said):
+        bench.Run("mine").report(place)
+    assert sorted((tmp_path / "results").rglob("*")) == before
 
 
 def test_an_index_replaces_only_an_index(run: RunFolder, tmp_path: Path) -> None:

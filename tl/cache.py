@@ -51,7 +51,7 @@ def check_cache() -> str:
             folder.stat()  # raises for links in a circle, and for a name that is too long
         while not os.path.lexists(existing):
             existing = existing.parent
-        if (kind := _kind(existing) or "a link that leads to nothing") != _FOLDER:
+        if (kind := kind_of(existing) or "a link that leads to nothing") != _FOLDER:
             raise UserError(_no_cache(folder, f"{existing} is {kind}"))
         exists = existing == folder
         with tempfile.TemporaryFile(dir=existing):  # permissions alone don't say that a file system can be written
@@ -108,9 +108,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     written, or if the path exists and is not a regular file; see `write_output` for those.
     """
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    kind = _kind(path)
-    if kind not in ("", _REGULAR):
-        raise OSError(errno.EINVAL, f"is {kind}, not {_REGULAR}", os.fspath(path))
+    kind = kind_of(path)
+    if kind not in ("", REGULAR):
+        raise OSError(errno.EINVAL, f"is {kind}, not {REGULAR}", os.fspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Only the beginning of the name, since the whole one may be as long as a file system allows.
     temporary = path.with_name(f".{path.name[:_NAME_PART]}.{os.getpid()}.tmp")
@@ -134,7 +134,7 @@ def write_output(path: Path, content: str | bytes) -> None:
     `/dev/fd/3`) is written through and stays what it is; a named pipe waits for its reader. Raises `OSError`.
     """
     number = _own_descriptor(path)
-    if number is None and _kind(path) in ("", _REGULAR, _FOLDER):
+    if number is None and kind_of(path) in ("", REGULAR, _FOLDER):
         write_atomic(path, content)
         return
     # Another name of an open file would begin at its start again, and overwrite what was printed before.
@@ -155,7 +155,7 @@ def read_bounded(path: Path, limit: int, *, pipe: bool = False) -> bytes:
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) and not (pipe and stat.S_ISFIFO(found.st_mode)):
-            raise OSError(errno.EINVAL, f"is {_name(found.st_mode)}, not {_REGULAR}", os.fspath(path))
+            raise OSError(errno.EINVAL, f"is {_name(found.st_mode)}, not {REGULAR}", os.fspath(path))
         if stat.S_ISFIFO(found.st_mode):
             os.set_blocking(descriptor, True)
         parts, total, wanted = [], 0, min(found.st_size, limit) + 1
@@ -173,9 +173,9 @@ _CHUNK = 1 << 16
 _NAME_PART = 50
 """Characters of a file's name in the name of its temporary file."""
 _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-_REGULAR, _FOLDER = "a regular file", "a folder"
+REGULAR, _FOLDER = "a regular file", "a folder"
 _KINDS = {
-    stat.S_IFREG: _REGULAR,
+    stat.S_IFREG: REGULAR,
     stat.S_IFDIR: _FOLDER,
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -184,7 +184,7 @@ _KINDS = {
 }
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """Return what a path leads to, in words; empty if there is nothing. Raises `OSError` for links in a circle."""
     try:
         return _name(path.stat().st_mode)
@@ -198,7 +198,7 @@ def _name(mode: int) -> str:
 
 def _own_descriptor(path: Path) -> int | None:
     """Return the number of the open file of this process that a path such as `/dev/stdout` names, or None."""
-    _kind(path)  # raises for links in a circle, which would be followed for ever
+    kind_of(path)  # raises for links in a circle, which would be followed for ever
     own = {os.path.realpath("/proc/self/fd"), "/dev/fd"}
     while True:
         if path.name.isdecimal() and os.path.realpath(path.parent) in own:

@@ -17,7 +17,7 @@ from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
 from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
 from tl.findings import Duplicate, LeftOut, Tally, find_duplicates
-from tl.layout import check_layout, check_names, difference, too_deep
+from tl.layout import alike, check_layout, check_names, difference, too_deep
 from tl.listing import classify, entries, list_images, real, shown
 
 IMAGE_SUFFIXES = (
@@ -122,9 +122,8 @@ def load_splits(data: Place = "auto", *, download: bool = True) -> Splits:
     splits = _found(str(data), download=download)
     if splits.fallback and str(data) == "auto":
         warnings.warn(f"the images are {splits.fallback}", FallbackWarning, stacklevel=2)
-    for finding in splits.findings:
-        if finding.serious:
-            warnings.warn(f"{splits.root}: {finding}", DataWarning, stacklevel=2)
+    for said in (*(finding for finding in splits.findings if finding.serious), *alike(splits.classes)):
+        warnings.warn(f"{splits.root}: {said}", DataWarning, stacklevel=2)
     return splits
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tl.errors import DataError, nearest
 from tl.listing import classify, entries, holds_images, unreadable
+from tl.text import without_hidden
 
 LAYOUT = "the layout is train/CLASS/*.jpg and val/CLASS/*.jpg"
 _ALSO_CALLED = {
@@ -42,19 +43,31 @@ def check_layout(root: Path, endings: tuple[str, ...]) -> None:
 
 
 def check_names(root: Path, classes: Mapping[str, Collection[str]]) -> None:
-    """Raise `DataError` if two classes have one name in different Unicode normalisations: they look alike everywhere.
+    """Raise `DataError` if two classes' names look alike everywhere, since they differ in what nobody sees.
 
     `classes` are the names of the classes in each split.
     """
     seen: dict[str, tuple[str, str]] = {}
     for split, names in classes.items():
         for name in names:
-            before, first = seen.setdefault(unicodedata.normalize("NFC", name), (split, name))
+            before, first = seen.setdefault(unicodedata.normalize("NFC", without_hidden(name)), (split, name))
             if first != name:
+                hidden = without_hidden(first) != first or without_hidden(name) != name
+                what = "hidden characters" if hidden else "Unicode normalisation"
                 raise DataError(
                     f"{root}: the classes {first!a} in {before}/ and {name!a} in {split}/ look alike, and "
-                    "differ only in Unicode normalisation; rename one of them"
+                    f"differ only in {what}; rename one of them"
                 )
+
+
+def alike(classes: Collection[str]) -> list[str]:
+    """Say in a line each which classes differ only in case, or in forms of the same letters. They may be meant."""
+    first: dict[str, str] = {}
+    return [
+        f"the classes {other!a} and {name!a} differ only in the case or the form of their letters"
+        for name in classes
+        if (other := first.setdefault(_folded(name), name)) != name
+    ]
 
 
 def difference(root: Path, classes: Mapping[str, Collection[str]]) -> str:

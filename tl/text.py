@@ -32,6 +32,11 @@ def visible(text: object, keep: str = "") -> str:
     return _HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), str(text))
 
 
+def without_hidden(text: str) -> str:
+    """Return text without its hidden characters, as a reader sees it; also without variation selectors."""
+    return re.sub("[\ufe00-\ufe0f]", "", _HIDDEN.sub("", text))
+
+
 LONGEST_SHOWN = 200
 """Most characters of a given value in a message."""
 

@@ -35,17 +35,19 @@ def predicted(metric: str, above: Group, below: Group) -> float | None:
 
 def _epoch_flops(group: Group) -> float | None:
     """FLOPs per epoch of training and validation; None if they were not counted."""
-    work, training = group.counted.work, _training_flops(group)
-    return None if work is None or training is None else training + _validation_flops(group, work)
+    work = group.counted.work
+    return epoch_flops(work, group.records[0].train_images, len(group.truth)) if work else None
 
 
 def _training_flops(group: Group) -> float | None:
-    work, images = group.counted.work, group.records[0].train_images
-    return (work.forward_flops + work.backward_flops) / work.step_images * images if work else None
+    work = group.counted.work
+    return epoch_flops(work, group.records[0].train_images, 0) if work else None
 
 
-def _validation_flops(group: Group, work: Work) -> float:
-    return work.forward_flops / work.step_images * len(group.truth)
+def epoch_flops(work: Work, train_images: int, val_images: int) -> float:
+    """FLOPs per epoch of training and validation. `work` is that of a training step."""
+    training = (work.forward_flops + work.backward_flops) / work.step_images * train_images
+    return training + work.forward_flops / work.step_images * val_images
 
 
 PREDICTED: dict[str, Callable[[Group], float | None]] = {

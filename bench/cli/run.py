@@ -182,7 +182,7 @@ def run(
 
     def planned(sweep: Sweep) -> None:
         if report:  # before hours of training
-            check_report(reports, sweep.run.folder.name)
+            check_report(reports, sweep.run.folder.name, sweep.run.folder)
         sweeps.append(sweep)
 
     with ending_as_interrupt():  # until the live page has ended too

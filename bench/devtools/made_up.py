@@ -51,7 +51,7 @@ def record(
         cell_id=cell.id,
         cell=cell,
         dataset="own",
-        train_images=244,
+        train_images=244 if config.protocol != "kfold" else (config.folds - 1) * len(TRUTH),
         weights=weights,
         status=status,
         reason="" if status == "done" else "took | too <b>long</b>",
@@ -169,13 +169,14 @@ def result_of(
     """
     trains = REGIMES[config.regime].trains
     rates = config.learning_rates if trains and config.protocol == "tuned" else ()
+    begins = rate if rate is not None else next(iter(rates), config.learning_rate)
     hits = [100 * index < right * len(truth) for index in range(len(truth))]
     labels = [label if hit else (label + 1) % len(classes) for label, hit in zip(truth, hits, strict=True)]
     rows = [
         EpochResult(
             epoch=i,
-            learning_rate=1e-3 if trains else None,
-            train_seconds=seconds * 0.8 + i / 100 if trains else None,
+            learning_rate=begins if trains else None,
+            train_seconds=seconds * 0.8 + i * min(0.01, seconds / 10) if trains else None,
             val_seconds=seconds * 0.2,
             train_loss=0.5 if trains else None,
             train_accuracy=0.9 if trains else None,
@@ -199,15 +200,15 @@ def result_of(
         total_params=10,
         trainable_params=2 if trains else 0,
         frozen_verified=frozen,
-        setup_seconds=0.1,
+        setup_seconds=min(0.1, seconds),
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in rows),
         baseline_rss_bytes=100,
         peak_rss_bytes=100 + int(seconds * 2**20),
         memory_method="VmHWM",
         trials=tuple(
-            Trial(learning_rate=each, held_out_accuracy=0.9, held_out_loss=0.4, seconds=0.5 / len(rates))
+            Trial(learning_rate=each, held_out_accuracy=0.9, held_out_loss=0.4, seconds=min(0.5, seconds) / len(rates))
             for each in rates
         ),
         learning_rate_chosen=rate if rate is not None else next(iter(rates), None),
-        tuning_seconds=0.5 if rates else None,
+        tuning_seconds=min(0.5, seconds) if rates else None,
     )

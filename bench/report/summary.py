@@ -16,6 +16,7 @@ from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_r
 from bench.store.pairs import PairRecord
 from bench.store.records import USUAL, Cell, Manifest, Record
 from bench.store.runs import RunFolder
+from tl.layout import alike
 from tl.machine import DeviceKey
 from tl.regimes import REGIMES
 from tl.results import Note
@@ -73,7 +74,8 @@ class Summary:
     @property
     def image_warnings(self) -> list[str]:
         """What is seriously wrong with the images: some are missing, or the same in training and validation."""
-        return self._findings(serious=True)
+        classes = dict.fromkeys(manifest.dataset.classes for _, manifest in self.runs)
+        return [*self._findings(serious=True), *(said for names in classes for said in alike(names))]
 
     def _findings(self, *, serious: bool) -> list[str]:
         """Distinct findings in the images, with the data set's name if there are several."""

@@ -6,10 +6,13 @@ as it always was: a report is made anew from its records.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
+from bench.store.runs import folder_of_run
 from bench.sweep.folder import check_output
+from tl.cache import REGULAR, kind_of
 from tl.errors import UserError
 
 _SIGNS = {
@@ -25,22 +28,28 @@ _SIGNS = {
 _BEGINNING = 1 << 20
 
 
-def check_replaceable(*paths: Path) -> None:
-    """Raise `UserError` if one of these paths can't be written, or is a file which no report wrote."""
+def check_replaceable(*paths: Path, run: Path | None = None) -> None:
+    """Raise `UserError` if one of these paths can't be written, or is a file which no report wrote.
+
+    They may not be in the folder of a run; `run` is one that is yet to be written.
+    """
     for path in paths:
         check_output(path.parent)
-        if not _is_replaceable(path):
-            raise UserError(
-                f"{path}: was not written by a report, so no report replaces it; move it away, or choose another "
-                "folder for reports"
-            )
+        _check_outside(path, run)
+        if foreign := _foreign(path):
+            raise UserError(f"{path}: {foreign}; move it away, or choose another folder for reports")
 
 
-def check_report(folder: Path, name: str) -> None:
-    """Raise `UserError` if the report `name` can't be written to `folder`, or would replace files of the user's."""
-    check_replaceable(folder / f"{name}.md", folder / f"{name}.html")
+def check_report(folder: Path, name: str, run: Path | None = None) -> None:
+    """Raise `UserError` if the report `name` can't be written to `folder`, or would replace files of the user's.
+
+    `run` is the folder of its run, if that is yet to be written.
+    """
+    check_replaceable(folder / f"{name}.md", folder / f"{name}.html", run=run)
+    check_output(folder / name)
+    _check_outside(folder / name, run)
     pictures = [path for path in sorted((folder / name).glob("*.*")) if path.suffix in (".svg", ".png", ".jpg")]
-    foreign = [path for path in pictures if not _is_replaceable(path)]
+    foreign = [path for path in pictures if _foreign(path)]
     if foreign:  # only now, since matplotlib takes seconds to load
         from bench.report.figures import FIGURES
         from bench.report.pictures import GALLERIES
@@ -48,13 +57,28 @@ def check_report(folder: Path, name: str) -> None:
         check_replaceable(*(path for path in foreign if path.stem in {*FIGURES, *GALLERIES}))
 
 
-def _is_replaceable(path: Path) -> bool:
-    """True if nothing of the user's is lost with this path. What is no file isn't replaced by `write_atomic`."""
-    if not path.is_file():
-        return True
+def _check_outside(path: Path, run: Path | None) -> None:
+    """Raise `UserError` if a path is in the folder of a run, or is one."""
+    planned = [] if run is None else [Path(os.path.realpath(run))]
+    target = Path(os.path.realpath(path))
+    if found := folder_of_run(path) or next((each for each in planned if each in (target, *target.parents)), None):
+        raise UserError(
+            f"{path}: is in the folder of the run {found.name}, which holds its results alone; choose another folder "
+            "for reports"
+        )
+
+
+def _foreign(path: Path) -> str:
+    """Say why no report may replace what is there; empty if nothing of the user's is lost with it."""
+    if not os.path.lexists(path):
+        return ""
     try:
+        if (kind := kind_of(path)) != REGULAR:
+            return f"is {kind or 'a link that leads nowhere'}, so no report can be written there"
         with path.open("rb") as file:
             beginning = file.read(_BEGINNING)
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}") from error
-    return not beginning or bool(_SIGNS[path.suffix].search(beginning))
+    if beginning and not _SIGNS[path.suffix].search(beginning):
+        return "was not written by a report, so no report replaces it"
+    return ""

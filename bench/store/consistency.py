@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 
 from bench.store.pairs import PairRecord
-from bench.store.records import Cell, Manifest, Record
+from bench.store.records import SETTLED, Cell, Manifest, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Predictions, TrainResult
@@ -20,6 +22,8 @@ from tl.text import shortened
 _TRAINING = ("learning_rate", "train_seconds", "train_loss", "train_accuracy")
 """Figures of an epoch that exist if and only if the regime trains something."""
 _ROUNDING = 1e-6
+_CLOCKS = timedelta(days=1)
+"""How much the clocks of two machines may differ, with their time zones."""
 
 
 def contradiction(record: Record, manifest: Manifest) -> str:
@@ -34,11 +38,28 @@ def _contradictions(record: Record, manifest: Manifest) -> Iterator[str]:
     yield from _of_epochs("epochs", record.epochs, cell.config)
     if record.epochs and record.status != "diverged":
         yield f"status {record.status!r} with epochs beside the result"
+    # A clock may be wrong, so a record is only later than now if the commands that planned it are not.
+    now, planned = datetime.now(UTC), manifest.invocations[-1].started
+    if record.started > now + _CLOCKS and planned <= now:
+        yield f"started={record.started:%Y-%m-%d %H:%M}: it is {now:%Y-%m-%d %H:%M} now"
+    if record.status == "done" and record.reason:
+        yield f"reason={shortened(repr(record.reason))} of a cell that is done"
+    if record.status in SETTLED and record.attempts == 0:
+        yield f"attempts=0, and status {record.status!r}"
+    of_kfold = (cell.config.folds - 1) * len(manifest.dataset.val_files)
+    images = of_kfold if cell.config.protocol == "kfold" else manifest.dataset.train_images
+    if record.train_images != images:
+        yield f"train_images={record.train_images}: the run has {images}"
     if record.epochs and len(record.epochs) >= cell.config.passes:
         yield f"it diverged after {len(record.epochs)} of {cell.config.passes} epochs"
     if result is not None:
         yield from _of_result(result, cell)
         yield from _of_images(result, manifest)
+        if (record.overhead_seconds or 0.0) < -_ROUNDING * record.wall_seconds:
+            rest = record.wall_seconds - (record.overhead_seconds or 0.0)
+            yield f"wall_seconds={record.wall_seconds}: its trainings and extractions took {rest}"
+        if record.weights is not None and record.weights != result.weights:
+            yield "result.weights are other ones than the record's"
 
 
 def pair_contradiction(record: PairRecord, manifest: Manifest) -> str:
@@ -80,18 +101,65 @@ def _of_result(result: TrainResult, cell: Cell) -> Iterator[str]:
                 yield f"result.config has {name}={shortened(repr(found))}, and its cell has {shortened(repr(planned))}"
     if (result.weights.kind, result.weights.digest) != (config.weights, cell.weights_digest):
         yield f"result.weights are other ones than the cell's {config.weights} weights"
-    for where, epochs in (("result.epochs", result.epochs), *((f"fold {n}", e) for n, e in enumerate(result.folds, 1))):
+    for where, epochs in (
+        ("result.epochs", result.epochs),
+        *((f"result.folds.{n}", e) for n, e in enumerate(result.folds)),
+    ):
         yield from _of_epochs(where, epochs, config)
         if len(epochs) != config.passes:
             yield f"{where} has {len(epochs)} epochs, and the cell has {config.passes}"
-    if result.folds and len(result.folds) != (folds := config.folds if config.protocol == "kfold" else 0):
-        yield f"result.folds has {len(result.folds)} folds, and the cell has {folds}"
+    if result.folds and len(result.folds) != (planned := config.folds if config.protocol == "kfold" else 0):
+        yield f"result.folds has {len(result.folds)} folds, and the cell has {planned}"
     total = sum((row.train_seconds or 0.0) + row.val_seconds for row in result.epochs)
     if not math.isclose(result.training_seconds, total, rel_tol=_ROUNDING):
         yield f"result.training_seconds={result.training_seconds}: its epochs took {total}"
+    if result.threads == 0:
+        yield "result.threads=0: a training has at least one"
+    if _type(result.device) != _type(cell.device):
+        yield f"result.device={result.device!r}, and its cell's is {cell.device!r}"
+    if (result.trainable_params > 0) is not REGIMES[config.regime].trains:
+        what = "trains" if REGIMES[config.regime].trains else "trains nothing"
+        yield f"result.trainable_params={result.trainable_params}: regime {config.regime!r} {what}"
     if result.trainable_params > result.total_params:
         yield f"result.trainable_params={result.trainable_params}: there are {result.total_params} parameters"
+    if result.work is not None and result.work.step_images > config.batch_size + 1:
+        yield f"result.work.step_images={result.work.step_images}: the batch size is {config.batch_size}"
+    yield from _of_parts(result)
     yield from _of_tuning(result, config)
+    rate = result.epochs[0].learning_rate
+    if rate is not None and not math.isclose(rate, result.learning_rate or 0.0, rel_tol=_ROUNDING):
+        yield f"result.epochs.0.learning_rate={rate}: the training begins with {result.learning_rate}"
+
+
+_WHOLES = {
+    "train_rss_bytes": "peak_rss_bytes",
+    "val_rss_bytes": "peak_rss_bytes",
+    "cuda_train_allocated_bytes": "cuda_allocated_bytes",
+    "cuda_val_allocated_bytes": "cuda_allocated_bytes",
+    "resident_image_bytes": "cuda_allocated_bytes",
+    "cuda_allocated_bytes": "cuda_reserved_bytes",
+}
+"""Figure of a result → another one that is never smaller; both are unknown or known."""
+
+
+def _of_parts(result: TrainResult) -> Iterator[str]:
+    """Figures that are larger than what they are a part of, and sums that are not those of their parts."""
+    for name, whole in _WHOLES.items():
+        part, most = getattr(result, name), getattr(result, whole)
+        if part is not None and most is not None and part > most:
+            yield f"result.{name}={part}: result.{whole} is {most}"
+    if result.features_reused and result.extracting_seconds:
+        yield f"result.extracting_seconds={result.extracting_seconds}, and all features were cached"
+    for number, row in enumerate(result.epochs):
+        for name in ("train_seconds", "val_seconds"):
+            parts = [getattr(fold[number], name) for fold in result.folds if number < len(fold)]
+            if parts and None not in parts and not math.isclose(sum(parts), getattr(row, name), rel_tol=_ROUNDING):
+                yield f"result.epochs.{number}.{name}={getattr(row, name)}: its folds took {sum(parts)}"
+
+
+def _type(device: str) -> str:
+    """`cuda` of `cuda:1` and of a cluster's `cuda@kind`: which of several it was is not compared."""
+    return re.split("[:@]", device, maxsplit=1)[0]
 
 
 def _of_epochs(where: str, epochs: Sequence[EpochResult], config: TrainConfig) -> Iterator[str]:
@@ -103,6 +171,9 @@ def _of_epochs(where: str, epochs: Sequence[EpochResult], config: TrainConfig) -
             if (getattr(row, name) is not None) is not trains:
                 what = "trains" if trains else "trains nothing"
                 yield f"{where}.{number}.{name}={getattr(row, name)}: regime {config.regime!r} {what}"
+        for name in ("train_loss", "val_loss", "learning_rate"):
+            if (getattr(row, name) or 0.0) < 0:
+                yield f"{where}.{number}.{name}={getattr(row, name)}: is never below 0"
         if row.phases and row.seconds is not None:
             total = sum(row.phases.model_dump().values())
             if not math.isclose(total, row.seconds, rel_tol=_ROUNDING):
@@ -116,6 +187,14 @@ def _of_tuning(result: TrainResult, config: TrainConfig) -> Iterator[str]:
     chosen, seconds = result.learning_rate_chosen, result.tuning_seconds
     if chosen not in (rates or (None,)):
         yield f"result.learning_rate_chosen={chosen}: the cell has {list(rates)} to try"
+    for number, trial in enumerate(result.trials):
+        if (trial.held_out_accuracy is None) is not (trial.held_out_loss is None):
+            yield f"result.trials.{number} has an accuracy or a loss, and not both"
+        elif chosen == trial.learning_rate and trial.held_out_accuracy is None:
+            yield f"result.learning_rate_chosen={chosen}: its trial diverged"
+    best = max((t.held_out_accuracy for t in result.trials if t.held_out_accuracy is not None), default=0.0)
+    if any(chosen == t.learning_rate and (t.held_out_accuracy or 0.0) < best for t in result.trials):
+        yield f"result.learning_rate_chosen={chosen}: another rate was more accurate"
     total = sum(trial.seconds for trial in result.trials) if rates else None
     if (seconds is None) is not (total is None) or not math.isclose(seconds or 0.0, total or 0.0, rel_tol=_ROUNDING):
         yield f"result.tuning_seconds={seconds}: its trials took {total}"
@@ -128,6 +207,11 @@ def _of_images(result: TrainResult, manifest: Manifest) -> Iterator[str]:
         yield f"result.classes={ours}: the run's images have {theirs}"
     yield from _of_predictions("best", result.best, result, dataset.val_labels)
     yield from _of_predictions("last", result.last, result, dataset.val_labels)
+    for number, row in enumerate(result.epochs):
+        hits = row.val_accuracy * len(dataset.val_labels)
+        if abs(hits - round(hits)) > _ROUNDING * len(dataset.val_labels):
+            whole = f"of {len(dataset.val_labels)} images, {hits:g} would be right"
+            yield f"result.epochs.{number}.val_accuracy={row.val_accuracy}: {whole}"
     accuracies = [row.val_accuracy for row in result.epochs]
     last = len(accuracies) - 1
     # The tutorial keeps the first epoch with the best accuracy; the other protocols choose none.

@@ -18,7 +18,7 @@ from tl.cache import read_bounded, to_json, write_atomic
 from tl.errors import ConfigError, UserError
 from tl.strict import Strict
 
-_HOLDER = ".holder"
+LOCK, _HOLDER = ".lock", ".holder"
 _MOST_BYTES = 1 << 20
 
 
@@ -41,7 +41,7 @@ def locked(folder: Path, command: str, *, wait: Callable[[str], None] | None = N
     If another process holds it: with `wait`, call that with one line that names the holder, and wait; otherwise raise
     `UserError`, which names the holder.
     """
-    lock = filelock.FileLock(folder / ".lock", is_singleton=True)
+    lock = filelock.FileLock(folder / LOCK, is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
@@ -49,7 +49,7 @@ def locked(folder: Path, command: str, *, wait: Callable[[str], None] | None = N
         if wait is None:
             raise UserError(f"{busy}; use --wait to wait for it, or --name for another folder") from error
         wait(f"{busy}: waiting for it to end")
-        lock.acquire()
+        _wait_for(lock, folder)
     try:
         if lock.lock_counter == 1:
             holder = Holder(command=command, host=platform.node(), pid=os.getpid(), since=datetime.now(UTC))
@@ -60,6 +60,17 @@ def locked(folder: Path, command: str, *, wait: Callable[[str], None] | None = N
             with contextlib.suppress(OSError):
                 (folder / _HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def _wait_for(lock: filelock.BaseFileLock, folder: Path) -> None:
+    """Take the lock as soon as it is free. A command whose plan fails removes the folder that it made for its lock."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            lock.acquire()
+            if (folder / LOCK).exists():
+                return
+            lock.release()
 
 
 def _holder(folder: Path) -> str:

@@ -392,6 +392,14 @@ def find_run(name: str | Path, results: Path = Path("results")) -> RunFolder:
     raise UserError(f"{shortened(name)}: no such run; {known}")
 
 
+def folder_of_run(path: Path) -> Path | None:
+    """The folder of a run that a path is in, or is; None if there is none."""
+    target = Path(os.path.realpath(path))
+    around = (target, *target.parents)
+    found = (folder for folder in around if (folder / "manifest.json").is_file() and (folder / "cells").is_dir())
+    return next(found, None)
+
+
 def check_target(output: Path | None, inputs: Iterable[Path]) -> None:
     """Raise `UserError` if writing `output`, the value of `--output`, would touch a run or an input of the command.
 
@@ -400,11 +408,10 @@ def check_target(output: Path | None, inputs: Iterable[Path]) -> None:
     if output is None:
         return
     target = Path(os.path.realpath(output))
-    around = (target, *target.parents)
-    runs = [folder for folder in around if (folder / "manifest.json").is_file() and (folder / "cells").is_dir()]
+    around, run = (target, *target.parents), folder_of_run(output)
     given = [path for path in inputs if Path(os.path.realpath(path)) in around]
-    if runs or any(path.is_dir() for path in given):
-        folder = next(iter([*runs, *given]))
+    if run or any(path.is_dir() for path in given):
+        folder = run or given[0]
         raise UserError(f"--output {output} is in the folder of the run {folder.name}, which holds its results alone")
     if given:
         raise UserError(f"--output {output} is a file that this command reads; name another one")

@@ -11,6 +11,7 @@ from bench.sweep.weights import KEPT
 from tl.cache import offline
 from tl.config import PROTOCOLS
 from tl.folds import evaluated_images
+from tl.layout import alike
 from tl.regimes import REGIMES
 
 MOST_NAMED = 5
@@ -32,6 +33,8 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
             say(console, f"WARNING: {finding}", style="bold yellow")
         else:
             say(console, f"        {finding}")
+    for said in alike(splits.classes):
+        say(console, f"WARNING: {said}", style="bold yellow")
     if config.protocol != "fixed":
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
     unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""

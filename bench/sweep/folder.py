@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.console import say
-from bench.store.lock import locked
+from bench.store.lock import LOCK, locked
 from bench.store.runs import RunFolder
 from bench.sweep.options import Options
 from tl.errors import ConfigError, UserError
@@ -94,9 +94,21 @@ def held_from_the_start(options: Options, console: Console) -> Iterator[None]:
         yield
         return
     check_output(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)  # two commands may start at once; then one waits for the other
-    with locked(folder, options.command, wait=_waiter(options, console)):
-        yield
+    try:
+        with locked(folder, options.command, wait=_waiter(options, console)):
+            try:
+                yield
+            except BaseException:
+                if made and not (folder / "manifest.json").exists():
+                    (folder / LOCK).unlink(missing_ok=True)  # while it is held: whoever waits for it finds it gone
+                raise
+    except BaseException:
+        for path in made:  # the innermost first; what others have put there stays
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _waiter(options: Options, console: Console) -> Callable[[str], None] | None:

@@ -184,10 +184,15 @@ def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Spli
     wanted = options.data or grid.dataset
     if kept:
         return replace(load_splits(kept.name), fallback=kept.fallback)
+    return find_images(wanted, download=not options.dry_run)
+
+
+def find_images(wanted: str, *, download: bool) -> Splits:
+    """Load images by name or folder, without the warnings that a command shows in its own words."""
     with warnings.catch_warnings():
-        for shown in (FallbackWarning, DataWarning):  # by the terminal, the run's files and reports
+        for shown in (FallbackWarning, DataWarning):
             warnings.simplefilter("ignore", shown)
-        return load_splits(wanted, download=not options.dry_run)
+        return load_splits(wanted, download=download)
 
 
 def _same_run(run: RunFolder, previous: Manifest, grid: Grid, splits: Splits) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from bench.analysis.metrics import METRICS, RATED_BY, costs, finished, headline
+from bench.analysis.paired import compare
 from bench.console import say
 from bench.store.pairs import PairRecord
 from bench.store.records import Cell, PlannedPair, Record
@@ -285,8 +286,16 @@ def _pair_text(record: PairRecord) -> str:
     apart = f"; one after the other, because {record.apart}" if record.apart else ""
     lost = [f"{status}: {reason}" for status, reason in record.lost]
     turns = max(len(side.turns or ()) for side in record.sides)
-    timed = [f"timed {took}: {turns} turns each{apart}"] if record.status == "done" else []
+    timed = [f"timed {took}, {turns} turns each: {_shares(record)}{apart}"] if record.status == "done" else []
     return "; ".join([*timed, *lost]) + ("" if timed else apart)
+
+
+def _shares(record: PairRecord) -> str:
+    """What each cell takes of the time of the first one that has a result."""
+    first, *others = (cell for cell, side in zip(record.pair.cells, record.sides, strict=True) if side.status == "done")
+    found = [(cell, compare(cell, first, [record])) for cell in others]
+    shares = [f"{cell.config.regime} {one.share:.0%}" for cell, one in found if one and one.share]
+    return f"{', '.join(shares)} of {first.config.regime}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,74 @@
+"""`bench time`: compare the epoch times of some regimes, without training to the end."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from bench.cli.app import FAILED, app
+from bench.cli.arguments import PluginOption
+from bench.console import say, tell
+from bench.program import INTERRUPTED
+
+
+@app.command()
+def time(
+    backbones: Annotated[list[str], typer.Argument(metavar="BACKBONE…", help="Names as `list backbones` shows them.")],
+    regime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A regime to time (repeatable, or joined by commas); each is compared with finetune, or else the "
+            "first.",
+            show_default="finetune, and frozen or (plain) frozen-tutorial",
+        ),
+    ] = None,
+    execution: Annotated[str, typer.Option(help="fast, or plain as the tutorial's own loop.")] = "fast",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu, cuda[:i], mps, auto (the best) or all.")] = "auto",
+    data: Annotated[
+        str, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per training step.", show_default="the tutorial's, 4")
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Process pairs per comparison, 3 or more.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Time for the turns of a pair, after its warm-up.")] = 6.0,
+    format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
+    plugin: PluginOption = None,
+) -> None:
+    """Compare how long an epoch of each regime takes, by fresh processes that take turns. Nothing is kept.
+
+    Exit status: 0 all pairs timed, 1 some pair has no result, 2 usage error, 130 interrupted.
+    """
+    from rich.console import Console
+
+    from bench.analysis.timed import look_at
+    from bench.execution.executors import make_executor
+    from bench.report.timed_text import print_timed
+    from bench.sweep.timing import comparisons, plan_timing, time_in_turns
+
+    executor, console = make_executor("process"), Console(stderr=True)
+    try:
+        timing = plan_timing(
+            backbones,
+            [name for value in regime or () for name in value.split(",")],
+            executor,
+            execution=execution,
+            precision=precision,
+            device=device,
+            data=data,
+            batch_size=batch_size,
+            pairs=pairs,
+            seconds=seconds,
+        )
+        if timing.splits.fallback:
+            say(console, f"WARNING: the images are {timing.splits.fallback}", style="bold yellow")
+        records = time_in_turns(timing, executor, console)
+    except KeyboardInterrupt:
+        tell("interrupted: nothing was measured to the end, and nothing is kept")
+        raise typer.Exit(INTERRUPTED) from None
+    timed = [look_at(found) for found in comparisons(timing, records)]
+    print_timed(timed, format, timing.splits.fallback)
+    if any(each.comparison.lost for each in timed):
+        raise typer.Exit(FAILED)

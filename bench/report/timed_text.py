@@ -1,0 +1,147 @@
+"""Prints how long epochs take, compared by process pairs, for `bench time`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from bench.analysis.stats import MIN_SAMPLES, Estimate
+from bench.analysis.timed import Timed, share_of
+from bench.analysis.verdicts import show_share
+from tl.text import visible, visible_json
+
+WIDTH = 80
+"""Columns of the table's lines; only the name of a backbone, on a line of its own, may be longer."""
+_HEADINGS = ("backbone", "regime", "share", "speed-up", "s/epoch", "MiB")
+_GAP = "  "
+
+
+def print_timed(timed: Sequence[Timed], format: str, fallback: str = "") -> None:
+    """Print comparisons as text or as JSON; see `rows`. `fallback` says why the images are synthetic."""
+    if format == "json":
+        print(visible_json(json.dumps([row(each, fallback) for each in timed], indent=1, ensure_ascii=False)))
+        return
+    names = labels(timed)
+    sentences = [sentence(each, names[each.comparison.cell.config.backbone]) for each in timed]
+    for line in (*table(timed), "", *sentences, *lost(timed)):
+        print(visible(line))
+
+
+def row(timed: Timed, fallback: str = "") -> dict[str, Any]:
+    """All that a comparison says, for JSON. What is unknown is None."""
+    found = timed.comparison
+    speed_up, config = found.speed_up, found.cell.config
+    share, share_low, share_high = share_of(speed_up) if speed_up else (None, None, None)
+    return {
+        "backbone": config.backbone,
+        "device": found.cell.device,
+        "execution": config.execution,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+        "regime": config.regime,
+        "against": found.against.config.regime,
+        "speed_up": speed_up.value if speed_up else None,
+        "low": speed_up.low if speed_up else None,
+        "high": speed_up.high if speed_up else None,
+        "pairs": found.pairs,
+        "share": share,
+        "share_low": share_low,
+        "share_high": share_high,
+        "predicted": timed.predicted,
+        "claim": timed.claim.name if timed.claim else None,
+        "verdict": timed.verdict,
+        "seconds": found.seconds,
+        "against_seconds": found.against_seconds,
+        "peak_bytes": found.peak_bytes,
+        "against_peak_bytes": found.against_peak_bytes,
+        "memory_ratio": found.memory.value if found.memory else None,
+        "rounds": list(found.rounds),
+        "scatter": found.scatter,
+        "drift": found.drift,
+        "apart": found.apart or None,
+        "lost": [{"pair": each.number + 1, "status": each.status, "reason": each.reason} for each in found.lost],
+        "train_images": found.train_images,
+        "val_images": found.val_images,
+        "fallback": fallback or None,
+    }
+
+
+def table(timed: Sequence[Timed]) -> list[str]:
+    """One line per regime, at most `WIDTH` columns wide. A long name of a backbone has a line of its own."""
+    names, devices = labels(timed), {each.comparison.cell.device for each in timed}
+    blocks: dict[str, list[tuple[str, ...]]] = {}
+    for each in timed:
+        found = each.comparison
+        name = names[found.cell.config.backbone] + (f" {found.cell.device}" if len(devices) > 1 else "")
+        if name not in blocks:
+            against = _costs(found.against_seconds, found.against_peak_bytes)
+            blocks[name] = [(found.against.config.regime, "100%", "1", *against)]
+        costs = _costs(found.seconds, found.peak_bytes)
+        blocks[name].append((found.cell.config.regime, show_share(found.speed_up), _shown(found.speed_up), *costs))
+    rows = [_HEADINGS[1:], *(values for block in blocks.values() for values in block)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = WIDTH - sum(widths) - len(_GAP) * len(widths)
+    first = max(len(_HEADINGS[0]), *(len(name) for name in blocks if len(name) <= left))
+
+    def line(name: str, values: Sequence[str]) -> str:
+        regime, *figures = (text.rjust(width) for text, width in zip(values, widths, strict=True))
+        return _GAP.join([name.ljust(first), regime.strip().ljust(widths[0]), *figures])
+
+    lines = [line(_HEADINGS[0], _HEADINGS[1:]), _GAP.join("-" * width for width in (first, *widths))]
+    for name, block in blocks.items():
+        fits = len(name) <= first
+        lines += [] if fits else [name]
+        lines += [line(name if fits and not number else "", values) for number, values in enumerate(block)]
+    return lines
+
+
+def labels(timed: Sequence[Timed]) -> dict[str, str]:
+    """Backbone → its name, without its source unless two sources have that name."""
+    specs = {each.comparison.cell.config.backbone: each.comparison.cell.config.spec for each in timed}
+    times = Counter(spec.name for spec in specs.values())
+    return {backbone: spec.name if times[spec.name] == 1 else backbone for backbone, spec in specs.items()}
+
+
+def sentence(timed: Timed, label: str) -> str:
+    """The comparison in a sentence. `label` is the backbone's name; see `labels`."""
+    found = timed.comparison
+    regime, against = found.cell.config.regime, found.against.config.regime
+    where = f"With {label} on {', '.join([found.cell.device, *found.cell.unusual()])}"
+    if found.speed_up is None:
+        return f"{where}, nothing is known of {regime} against {against}: no pair has a result."
+    speed_up = _shown(found.speed_up, "×")
+    enough = f" of {MIN_SAMPLES} needed" if found.pairs < MIN_SAMPLES else ""
+    text = (
+        f"{where}, an epoch of {regime} takes {show_share(found.speed_up)} of the time of {against}: {speed_up}, "
+        f"{found.pairs} pair{'s' if found.pairs != 1 else ''}{enough}: {timed.verdict}"
+    )
+    if timed.claim:
+        text += f" (claimed: {timed.claim.region})"
+    text += f"; counted work predicts {timed.predicted:.2f}×" if timed.predicted else ""
+    return f"{text}; timed one after the other, because {found.apart}." if found.apart else f"{text}."
+
+
+def lost(timed: Sequence[Timed]) -> list[str]:
+    """One line per pair without a result."""
+    return [
+        f"{missing.status}: {each.comparison.cell.name} against {each.comparison.against.config.regime}, "
+        f"pair {missing.number + 1}: {missing.reason}"
+        for each in timed
+        for missing in each.comparison.lost
+    ]
+
+
+def _costs(seconds: float | None, peak_bytes: float | None) -> tuple[str, str]:
+    return (
+        "n/a" if seconds is None else f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}",
+        "n/a" if peak_bytes is None else f"{peak_bytes / 2**20:.0f}",
+    )
+
+
+def _shown(speed_up: Estimate | None, unit: str = "") -> str:
+    if speed_up is None:
+        return "n/a"
+    interval = "" if speed_up.low is None else f" ({speed_up.low:.2f}–{speed_up.high:.2f}{unit})"
+    return f"{speed_up.value:.2f}{unit}{interval}"

@@ -1,0 +1,161 @@
+"""Times the epochs of some regimes against each other by process pairs, without training to the end.
+
+It does what a sweep does for its pairs, but keeps no run: the records are returned. Weights are random, since times
+don't depend on them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.analysis.paired import PairedComparison, compare
+from bench.console import say
+from bench.execution import discovery
+from bench.execution.base import Executor, PairAttempt, PairJob
+from bench.execution.monitor import busy_warning
+from bench.execution.signals import ending_as_interrupt
+from bench.store.pairs import PairRecord
+from bench.store.records import Cell, PlannedPair
+from bench.sweep.grid import SHARED_SETTINGS, Grid, Matrix, Paired, check_settings, expand
+from bench.sweep.options import DEFAULT_TIMEOUT_SECONDS
+from bench.sweep.pairs import make_pair_record, plan_pairs, without_turns
+from bench.sweep.plan import find_images
+from bench.sweep.progress import Reporter, make_reporter
+from tl.datasets import Splits
+from tl.errors import ConfigError
+from tl.images import open_store
+from tl.specs import canonical
+from tl.weights import Weights
+
+REGIMES_TIMED = {"fast": ("finetune", "frozen"), "plain": ("finetune", "frozen-tutorial")}
+"""Execution → the regimes that are timed unless others are given: those of the claim that the suite exists for."""
+USUAL_AGAINST = "finetune"
+"""The regime that the others are compared with if it is among them. Otherwise it is the first one."""
+NAME = "time"
+RANDOM = Weights(kind="random", source="random", reason="times don't depend on weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What is to be timed."""
+
+    splits: Splits
+    rotations: tuple[tuple[Cell, ...], ...]
+    """Cells that take turns: first the one that the others are compared with."""
+    paired: Paired
+
+    @property
+    def pairs(self) -> tuple[PlannedPair, ...]:
+        """All process pairs, in the order in which they run."""
+        return tuple(plan_pairs(self.rotations, self.paired.pairs, self.paired.seconds, NAME).values())
+
+
+def plan_timing(
+    backbones: Sequence[str],
+    regimes: Sequence[str],
+    executor: Executor,
+    *,
+    execution: str = "fast",
+    precision: str = "fp32",
+    device: str = "auto",
+    data: str = "auto",
+    batch_size: int | None = None,
+    pairs: int = Paired().pairs,
+    seconds: float = Paired().seconds,
+) -> Timing:
+    """Check what is to be timed, and find the images. Without regimes they are those of `REGIMES_TIMED`.
+
+    `data` is a folder or a name, as for a sweep. Raises `UserError` for mistakes that the user can correct.
+    """
+    paired = Paired(pairs=pairs, seconds=seconds)
+    chosen = list(dict.fromkeys(regimes or REGIMES_TIMED.get(execution, REGIMES_TIMED["fast"])))
+    if len(chosen) == 1:
+        check_settings("", {"regime": chosen[0]}, ["regime"])
+        raise ConfigError(f"regime={chosen[0]!r}: one regime alone: give another --regime to compare it with")
+    settings = {} if batch_size is None else {"batch_size": batch_size}
+    check_settings("", settings, SHARED_SETTINGS)
+    matrix = Matrix(
+        backbones=list(backbones), regimes=chosen, devices=[device], precision=[precision], execution=[execution]
+    )
+    names: dict[str, list[str]] = {}
+
+    def spec(given: str) -> str:
+        if not names:
+            names.update(discovery.backbone_names(executor))
+        return canonical(given, names)
+
+    grid = Grid(name=NAME, dataset=data, matrix=matrix, train=settings, paired=paired)
+    planned = expand(grid, weights="random", spec=spec, devices=executor.devices)
+    splits = find_images(grid.dataset, download=True)
+    open_store(splits)
+    rotations: dict[tuple[str, str], list[Cell]] = {}
+    for item in planned:
+        cell = Cell(config=item.config, weights_digest="", dataset_digest=splits.digest, device=item.device)
+        if why := without_turns(cell):
+            raise ConfigError(f"regime={cell.config.regime!r}: can't be timed in turns: {why}; leave it out")
+        rotations.setdefault((cell.device, cell.config.backbone), []).append(cell)
+    return Timing(splits=splits, rotations=tuple(map(_in_order, rotations.values())), paired=paired)
+
+
+def _in_order(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    return tuple(sorted(cells, key=lambda cell: cell.config.regime != USUAL_AGAINST))  # sorting is stable
+
+
+def time_in_turns(timing: Timing, executor: Executor, console: Console) -> list[PairRecord]:
+    """Time all pairs, and return their records. The progress is printed to `console`.
+
+    Raises `KeyboardInterrupt` for Ctrl-C, SIGTERM or SIGHUP, when all processes have been ended.
+    """
+    pairs = timing.pairs
+    with ending_as_interrupt(), tempfile.TemporaryDirectory(prefix="tl-bench-") as logs:
+        executor.prepare()
+        if executor.runs_here and (busy := busy_warning()):
+            say(console, f"WARNING: {busy}", style="yellow")
+        with make_reporter(console, 0, 0, len(pairs)) as reporter:
+            collector = Collector(timing.splits, reporter)
+            executor.run_pairs(_jobs(pairs, timing.splits, Path(logs)), collector, lambda: False)
+    return collector.records
+
+
+def comparisons(timing: Timing, records: Sequence[PairRecord]) -> list[PairedComparison]:
+    """The comparisons of each rotation, in its order."""
+    found = [compare(cell, against, records) for against, *others in timing.rotations for cell in others]
+    return [each for each in found if each is not None]
+
+
+@dataclass
+class Collector:
+    """Makes a record of each pair that has ended, and reports progress. It implements `PairEvents`."""
+
+    splits: Splits
+    reporter: Reporter
+    on_end: Callable[[PairRecord], None] = lambda record: None
+    records: list[PairRecord] = field(default_factory=list)
+
+    def pair_started(self, pair: PlannedPair) -> None:  # noqa: D102 - see PairEvents
+        self.reporter.pair_started(pair)
+
+    def warned(self, text: str) -> None:  # noqa: D102 - see PairEvents
+        self.reporter.warned(text)
+
+    def pair_ended(self, pair: PlannedPair, attempt: PairAttempt) -> None:  # noqa: D102 - see PairEvents
+        record = make_pair_record(pair, attempt, self.splits, order=len(self.records))
+        self.records.append(record)
+        self.reporter.pair_ended(record)
+        self.on_end(record)
+
+
+def _jobs(pairs: Sequence[PlannedPair], splits: Splits, logs: Path) -> Iterator[PairJob]:
+    for pair in pairs:
+        yield PairJob(
+            pair=pair,
+            splits=splits,
+            weights=(RANDOM,) * len(pair.cells),
+            log=logs / f"{pair.id}.log",
+            timeout_seconds=DEFAULT_TIMEOUT_SECONDS,
+        )
