@@ -141,8 +141,9 @@ def headlines(summary: Summary) -> list[Headline]:
         values = [1 / row.speed_up.value for row in timed if row.speed_up]
         if values:
             low, high = (f"{100 * end:.0f}" for end in (min(values), max(values)))
+            speed = "–".join(dict.fromkeys(claim.show(1 / end) for end in (max(values), min(values))))
             what = f"of the time of fine-tuning, per epoch with only the head in training, {claim.execution} execution"
-            detail = f"“about half the time”? {tally([row.finding for row in timed])}"
+            detail = f"{speed} as fast; “about half the time”? {tally([row.finding for row in timed])}"
             found.append(Headline(value=f"{low}%" if low == high else f"{low}–{high}%", what=what, detail=detail))
     return found
 
