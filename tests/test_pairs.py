@@ -21,8 +21,10 @@ import psutil
 import pytest
 from rich.console import Console
 
+import bench
 from bench.analysis.claims import Claim
 from bench.execution import process as process_executor
+from bench.execution.executors import EXECUTORS
 from bench.execution.turns import LEAST_ROUNDS
 from bench.store import runs
 from bench.store.records import Cell, PlannedPair
@@ -281,6 +283,20 @@ def test_pairs_are_timed_after_the_cells_and_described_before() -> None:
     assert numbers() == dict.fromkeys(light.QUICK[:2], 3)
     assert list(the_run().manifest().pairs) == [one.pair_id for one in found]
     assert all(len(side.turns or ()) >= LEAST_ROUNDS for one in found for side in one.sides)
+
+
+def test_from_python_they_are_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same mistakes."""
+    monkeypatch.setitem(EXECUTORS, "process", lambda address: light.LightExecutor(process_executor.PRELOAD))
+    grid_file()
+    bench.run("grid.toml", name="grid", pairs=4, progress=False)
+    assert numbers() == {light.QUICK[0]: 4}
+    assert RunFolder(bench.run("grid.toml", name="without", paired=False, progress=False).folder).pairs() == {}
+    with pytest.raises(ConfigError, match="give one of them"):
+        bench.run("grid.toml", name="neither", pairs=4, paired=False)
+    with pytest.raises(ConfigError, match="pairs=2: "):
+        bench.run("grid.toml", name="neither", pairs=2)
+    assert not Path("results/neither").exists()
 
 
 def test_a_dry_run_lists_them_and_writes_nothing() -> None:
