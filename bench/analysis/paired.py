@@ -26,6 +26,8 @@ from tl.results import Work
 
 Part = Callable[[PairRecord, TimedSide], list[float]]
 """Values of a side, one per turn; no value if they are unknown."""
+Both = tuple[PairRecord, TimedSide, TimedSide]
+"""A process pair with its sides of the two cells that are compared."""
 
 
 def epoch_seconds(record: PairRecord, side: TimedSide) -> list[float]:
@@ -114,8 +116,22 @@ def compare(cell: Cell, against: Cell, records: Iterable[PairRecord]) -> PairedC
         ),
         key=lambda each: (each[0].started, each[0].pair.number),
     )
+    return _compared(cell.but(seed=0), against.but(seed=0), both) if both else None
+
+
+def compare_twins(records: Iterable[PairRecord]) -> PairedComparison | None:
+    """Compare the first two sides of each record, which may be processes of one cell; None without a record."""
+    both = sorted(
+        ((record, record.sides[1], record.sides[0]) for record in records),
+        key=lambda each: (each[0].started, each[0].pair.number),
+    )
     if not both:
         return None
+    first, second, *_ = both[0][0].pair.cells
+    return _compared(second, first, both)
+
+
+def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparison:
     done = [each for each in both if each[1].turns and each[2].turns]
     used = [each for each in done if each[0].together] or done
     lost = [_lost(*each) for each in both if each not in done]
@@ -123,8 +139,8 @@ def compare(cell: Cell, against: Cell, records: Iterable[PairRecord]) -> PairedC
     medians = [statistics.median(each) for each in ratios]
     newest = both[-1][0]
     return PairedComparison(
-        cell=cell.but(seed=0),
-        against=against.but(seed=0),
+        cell=cell,
+        against=against,
         speed_up=_estimate(used, epoch_seconds),
         training=_estimate(used, train_seconds),
         memory=_estimate(used, _peak),
@@ -143,9 +159,6 @@ def compare(cell: Cell, against: Cell, records: Iterable[PairRecord]) -> PairedC
         train_images=newest.train_images,
         val_images=newest.val_images,
     )
-
-
-Both = tuple[PairRecord, TimedSide, TimedSide]
 
 
 def _log_ratios(record: PairRecord, ours: TimedSide, theirs: TimedSide, part: Part) -> list[float]:
