@@ -57,6 +57,12 @@ class Run:
 
         return epoch_rows([self._run]) if per_epoch else load_runs([self._run])
 
+    def turns(self) -> pd.DataFrame:
+        """Raw values of paired timing: one row per turn of each cell of a process pair, as in `export --raw`."""
+        from bench.export.frame import turn_rows
+
+        return turn_rows([self._run])
+
     def claims(self) -> pd.DataFrame:
         """One row per comparison of each claim, with `measured`, `low`, `high`, `predicted`, `p` and `verdict`.
 

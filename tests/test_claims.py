@@ -162,6 +162,22 @@ def test_a_claim_of_a_grid_can_be_about_a_kind_of_regimes(tmp_path: Path) -> Non
     assert Claim(**claim.model_dump(mode="json")) == claim
 
 
+@pytest.mark.parametrize(
+    ("given", "region"),
+    [
+        ({"low": 1.6, "high": 2.5}, "1.60× to 2.50×, 40% to 62.5% of its time"),
+        ({"low": 1.6}, "above 1.60×, below 62.5% of its time"),
+        ({"high": 2.5}, "below 2.50×, above 40% of its time"),
+        ({"low": 2.5, "metric": "peak_memory_bytes"}, "above 2.50×, below 40% of its memory"),
+        ({"low": 2.5, "as_share": False}, "above 2.50×"),
+    ],
+)
+def test_a_region_is_shown_as_speed_up_and_as_share(given: dict[str, object], region: str) -> None:
+    """The larger a speed-up, the smaller the share."""
+    base = {"name": "x", "statement": "X", "metric": "epoch_seconds", "regime": "frozen", "as_share": True}
+    assert Claim(**{**base, **given}).region == region
+
+
 def test_a_grid_can_have_claims(tmp_path: Path) -> None:
     """They stay when the command line replaces axes and settings."""
     path = tmp_path / "own.toml"
@@ -189,6 +205,11 @@ def test_a_grid_can_have_claims(tmp_path: Path) -> None:
         (('"a-third"', '"no-worse"'), r"claims\[1\]\.name='no-worse': is taken"),
         (('regime = "frozen"', 'kind = "head-olny"'), r"kind='head-olny': not one of .* did you mean 'head-only'"),
         (('regime = "frozen"', ""), r"claims\[1\]\.regime=None, kind=None: give exactly one of them"),
+        (("low = 2.9", 'low = 2.9\nexecution = "slow"'), r"claims\[1\]\.execution='slow': not one of"),
+        (
+            ('"peak_memory_bytes"', '"val_accuracy_last"\nas_share = true'),
+            r"claims\[1\]\.as_share=True: metric 'val_accuracy_last' is compared by its difference, not by a ratio",
+        ),
         (
             ('regime = "frozen"', 'regime = "frozen"\nkind = "head-only"'),
             r"claims\[1\]\.regime='frozen', kind='head-only': give exactly one of them",

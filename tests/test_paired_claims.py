@@ -14,14 +14,18 @@ from scipy import stats
 
 from bench.analysis.claims import CLAIMS
 from bench.analysis.groups import make_groups
-from bench.analysis.paired import compare, epoch_seconds
+from bench.analysis.paired import Comparisons, compare, epoch_seconds
+from bench.analysis.prediction import counted_shares
 from bench.analysis.verdicts import Finding, decide_claims
 from bench.report.answers import answers
 from bench.report.summary import summarise
+from bench.report.tables import paired_remarks
+from bench.report.write import write_report
 from bench.store.pairs import PairRecord
 from bench.store.records import Cell, Record
 from tests.commands import command
 from tests.runs import TRUTH, pair_record, record, write_run
+from tl.results import Work
 
 SLOW, FAST = record("timm:a", "finetune", seconds=10.0), record("timm:a", "frozen", seconds=5.0)
 CELLS = (SLOW.cell, FAST.cell)
@@ -181,10 +185,10 @@ def written(folder: Path, seconds: tuple[float, float], *more: PairRecord, seeds
 @pytest.mark.parametrize(
     ("seconds", "start"),
     [
-        ((10.0, 4.9), "Yes: with a on cpu the frozen epoch takes 49% ("),
-        ((10.0, 2.0), "No, it is faster: with a on cpu the frozen epoch takes 20% ("),
-        ((10.0, 9.0), "No, it is slower: with a on cpu the frozen epoch takes 90% ("),
-        ((10.0, 4.0), "Undecided: with a on cpu the frozen epoch takes 40% ("),
+        ((10.0, 4.9), "Yes: with a on this CPU the frozen epoch takes 49% ("),
+        ((10.0, 2.0), "No, it is faster: with a on this CPU the frozen epoch takes 20% ("),
+        ((10.0, 9.0), "No, it is slower: with a on this CPU the frozen epoch takes 90% ("),
+        ((10.0, 4.0), "Undecided: with a on this CPU the frozen epoch takes 40% ("),
     ],
 )
 def test_the_answer_can_be_read_out(seconds: tuple[float, float], start: str, tmp_path: Path) -> None:
@@ -207,7 +211,7 @@ def test_a_report_shows_pairs_their_scatter_and_what_failed(tmp_path: Path) -> N
         assert "Speed, measured in pairs" in text and "5, 1 more without a result" in text and "in turns" in text
         assert "timeout" in text and "5 pairs)" in text
     shown = command("show", str(folder)).stdout
-    assert "Yes: with a on cpu" in shown and "timeout: timm:a finetune and frozen cpu, pair 8" in " ".join(
+    assert "Yes: with a on this CPU" in shown and "timeout: timm:a finetune and frozen cpu, pair 8" in " ".join(
         shown.split()
     )
     row = next(r for r in json.loads(command("claims", str(folder), "--format", "json").stdout) if r["measured"])
@@ -238,3 +242,104 @@ def test_pairs_that_resemble_their_neighbours_widen_the_interval() -> None:
 
 def replace_start(one: PairRecord, place: int) -> PairRecord:
     return one.replace(started=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=place))
+
+
+def test_an_index_finds_the_same_comparisons() -> None:
+    """With several backbones and rotations, each comparison is that of its own pairs alone."""
+    tutorial, other = (
+        record("timm:a", "frozen-tutorial").cell,
+        [record("timm:b", r).cell for r in ("finetune", "frozen")],
+    )
+    records = [
+        *pairs((10.0, 5.0), count=3),
+        *(pair_record((*CELLS, tutorial), (10.0, 5.0, 4.0), number=n, noise=0.02) for n in range(3)),
+        *(pair_record(other, (6.0, 5.0), number=n, noise=0.02) for n in range(3)),
+    ]
+    index = Comparisons(records)
+    for cell, against in ((FAST.cell, SLOW.cell), (tutorial, SLOW.cell), (other[1], other[0]), (FAST.cell, other[0])):
+        assert index.of(cell, against) == compare(cell, against, records)
+    assert index.of(FAST.cell.but(seed=3), SLOW.cell) is index.of(FAST.cell, SLOW.cell), "computed once"
+    assert index.of(FAST.cell, other[0]) is None
+    assert (index.base(tutorial), index.base(SLOW.cell), index.base(record("timm:c", "frozen").cell)) == (
+        SLOW.cell,
+        SLOW.cell,
+        None,
+    )
+
+
+def test_drift_is_reported_within_pairs_and_from_pair_to_pair() -> None:
+    """Each alone: pairs that grow by 2% while their rounds stay, and rounds that grow while the pairs stay."""
+    between = compare(*reversed(CELLS), [pair_record(CELLS, (10.0 * 1.02**n, 5.0), number=n) for n in range(5)])
+    assert between and between.trend == pytest.approx(0.02) and between.drift == pytest.approx(0.0, abs=1e-9)
+
+    def slower(one: PairRecord) -> PairRecord:
+        side = one.sides[0]
+        assert side.turns
+        grown = {
+            name: tuple(each * 1.01**place for place, each in enumerate(getattr(side.turns, name)))
+            for name in ("train_seconds", "val_seconds")
+        }
+        return one.replace(sides=(side.replace(turns=side.turns.replace(**grown)), one.sides[1]))
+
+    inside = compare(*reversed(CELLS), [slower(one) for one in pairs((10.0, 5.0), noise=0.0)])
+    assert inside and inside.drift == pytest.approx(1.01**7 - 1) and inside.trend == pytest.approx(0.0, abs=1e-9)
+    two = compare(*reversed(CELLS), pairs((10.0, 5.0), count=2))
+    assert two and two.trend is None
+
+
+def test_memory_that_was_measured_in_two_ways_is_not_compared() -> None:
+    """The times of such pairs count all the same."""
+    records = [
+        one.replace(sides=(one.sides[0].replace(memory_method="torch"), one.sides[1])) for one in pairs((10.0, 5.0))
+    ]
+    found = compare(*reversed(CELLS), records)
+    assert found and found.memory is None and found.speed_up and found.speed_up.n == 5
+
+
+@pytest.mark.parametrize(("train_images", "third"), [(244, False), (2440, True)])
+def test_a_data_set_with_little_to_validate_tends_to_a_third(train_images: int, third: bool) -> None:
+    """The predicted shares have the proportion of this data set's images, and say when it hardly matters."""
+    step = {"step_images": 4, "forward_flops": 400, "saved_activation_bytes": 1, "parameter_bytes": 1}
+    step |= {"gradient_bytes": 1, "optimizer_state_bytes": 1}
+    records = []
+    for one, backward in ((SLOW, 800), (FAST, 0)):
+        assert one.result
+        counted = one.result.replace(work=Work(**step, backward_flops=backward))
+        records.append(("r", one.replace(result=counted, train_images=train_images)))
+    said = counted_shares(*make_groups(records, {"r": TRUTH}))
+    share = (train_images + 100) / (3 * train_images + 100)
+    assert said and f"takes {share:.0%} of the time with the validation of 100 images" in said
+    assert "33% without" in said and ("tends to a third" in said) is third
+
+
+def test_comparisons_that_were_timed_one_after_the_other_are_marked(tmp_path: Path) -> None:
+    """In the answer, and with the sizes in the section on pairs; so are pairs that failed, with their reason."""
+    apart = "together they need 9.1 GiB, and 8.0 GiB are free"
+    records = [record("timm:a", "finetune", seconds=10.0), record("timm:a", "frozen")]
+    timed = [pair_record(CELLS, (10.0, 5.0), number=n, noise=0.02, apart=apart) for n in range(5)]
+    timed.append(pair_record(CELLS, (10.0, 5.0), number=5, status="oom"))
+    summary = summarise([write_run(tmp_path / "r", records, pairs=timed)], "r")
+    assert "of the time, timed one after the other." in " ".join(answers(summary))
+    after, lost = paired_remarks(summary)
+    assert apart in after and "one after the other" in after and lost.endswith("pair 6: oom: took | too <b>long</b>")
+    write_report(summary, tmp_path / "reports")
+    markdown, page = ((tmp_path / "reports" / f"r.{kind}").read_text() for kind in ("md", "html"))
+    assert f"{apart}." in markdown and f"{apart}." in page and "<b>long</b>" not in page.split("<script")[0]
+    section = markdown.split("## Speed, measured in pairs")[1].split("\n## ")[0]
+    assert "frozen against finetune" in section and "5, 1 more without a result" in section and "50%" in section
+
+
+def test_answers_by_seeds_say_so(tmp_path: Path) -> None:
+    """So that nobody takes them for answers by pairs; and answers by pairs don't."""
+
+    def seeds(backbone: str) -> list[Record]:
+        times = (("finetune", 10.0), ("frozen", 5.0))
+        return [record(backbone, regime, seconds=s, seed=seed) for seed in range(3) for regime, s in times]
+
+    def said(name: str, records: list[Record], timed: list[PairRecord]) -> str:
+        return " ".join(answers(summarise([write_run(tmp_path / name, records, pairs=timed)], name)))
+
+    alone = "of the time. By 3 seeds, timed apart, since no process pairs were timed."
+    assert alone in said("r", seeds("timm:a"), [])
+    assert " By 3 seeds, timed apart: timm:b." in said("s", seeds("timm:a") + seeds("timm:b"), pairs((10.0, 5.0)))
+    assert "timed apart" not in said("t", seeds("timm:a"), pairs((10.0, 5.0)))

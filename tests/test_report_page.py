@@ -60,12 +60,13 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_headlines(run: RunFolder) -> None:
-    """They are accuracy and time of the recommendation, and the speed-up with its verdict."""
+    """They are accuracy and time of the recommendation, and the share of time with its verdict."""
     first, second, third = headlines(summarise([run], "run"))
     assert first.value == "91.0%" and "accuracy after the last epoch of timm:a, frozen" in first.what
     assert first.detail == "± 1.0 (sd, n = 3); always answering 'ants', the largest class, has 50.0%"
     assert second.value == "4.06 s" and second.detail == "4.02–4.1 over 3 seeds"
-    assert third.value == "2.49×" and third.detail == "“about half the time”? 1 comparison: 1 supported"
+    assert third.value == "40%" and "of the time of fine-tuning" in third.what
+    assert third.detail == "2.49× as fast; “about half the time”? 1 comparison: 1 supported"
 
 
 def test_priorities_and_the_front(run: RunFolder) -> None:

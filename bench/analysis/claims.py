@@ -65,6 +65,8 @@ class Claim(Strict):
             raise ConfigError(f"low={self.low}, high={self.high}: give one finite bound, or a low below a high")
         if self.is_ratio and min(given) <= 0:
             raise ConfigError(f"low={self.low}, high={self.high}: bounds of a ratio must be above 0")
+        if self.as_share and not self.is_ratio:
+            raise ConfigError(f"as_share=True: metric {self.metric!r} is compared by its difference, not by a ratio")
         if (self.regime is None) == (self.kind is None):
             raise ConfigError(f"regime={self.regime!r}, kind={self.kind!r}: give exactly one of them")
         if self.regime == self.against:
@@ -95,13 +97,12 @@ class Claim(Strict):
     @property
     def region(self) -> str:
         """The region where the claim holds, in words."""
-        low, high = self.show(self.low), self.show(self.high)
-        if self.high is None:
-            return f"above {low}"
-        if self.low is None:
-            return f"below {high}"
-        shares = f", {self.share(self.high)} to {self.share(self.low)} of its time" if self.as_share else ""
-        return f"{low} to {high}{shares}"
+        text = _range(self.show, self.low, self.high)
+        if not self.as_share:
+            return text
+        metric = METRICS[self.metric]
+        what = "time" if metric.in_seconds else "memory" if metric.in_bytes else "value"
+        return f"{text}, {_range(self.share, self.high, self.low)} of its {what}"
 
     def share(self, value: float | None) -> str:
         """Format the share that belongs to a ratio; `n/a` if it is unknown."""
@@ -112,6 +113,12 @@ class Claim(Strict):
         if value is None:
             return "n/a"
         return f"{value:.2f}×" if self.is_ratio else f"{points(value)} points"
+
+
+def _range(show: Callable[[float | None], str], low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"above {show(low)}"
+    return f"below {show(high)}" if low is None else f"{show(low)} to {show(high)}"
 
 
 def percent(share: float) -> str:

@@ -90,6 +90,11 @@ class Metric:
         return self.unit == "B"
 
     @property
+    def in_seconds(self) -> bool:
+        """True if it is a time."""
+        return self.unit == "s"
+
+    @property
     def page_unit(self) -> str:
         """The unit that is shown; empty for a pure number."""
         return self.unit if self.shown_unit is None else self.shown_unit

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.analysis.stats import Estimate, ratio_in_order
+from bench.analysis.stats import MIN_SAMPLES, Estimate, ratio_in_order
 from bench.store.pairs import PairRecord, TimedSide
 from bench.store.records import Cell
 from tl.results import Work
@@ -71,7 +71,7 @@ class PairedComparison:
     training: Estimate | None
     """Ratio of the seconds of the training steps alone."""
     memory: Estimate | None
-    """Ratio of the peaks of memory."""
+    """Ratio of the peaks of memory; None also if the two were measured in different ways."""
     seconds: float | None
     """Median over pairs of this cell's seconds per epoch."""
     against_seconds: float | None
@@ -88,6 +88,8 @@ class PairedComparison:
     """Median over pairs of the standard deviation of the log ratios of a pair's rounds."""
     drift: float | None
     """Median over pairs of the change of the ratio from a pair's first round to its last, relative, on a line."""
+    trend: float | None
+    """Change of the ratio from one pair to the next, relative, on a line through all; None below `MIN_SAMPLES`."""
     apart: str
     """Why the cells were timed one after the other; empty if they took turns."""
     lost: tuple[LostPair, ...]
@@ -131,10 +133,38 @@ def compare_twins(records: Iterable[PairRecord]) -> PairedComparison | None:
     return _compared(second, first, both)
 
 
+class Comparisons:
+    """The comparisons that the process pairs of a run allow. Each is computed once, in time that its own pairs take."""
+
+    def __init__(self, records: Iterable[PairRecord]) -> None:
+        self._with: dict[str, list[PairRecord]] = {}
+        """Cell without its seed → records of the pairs that have it."""
+        for record in records:
+            for cell in record.pair.cells:
+                self._with.setdefault(cell.repeats, []).append(record)
+        self._found: dict[tuple[str, str], PairedComparison | None] = {}
+
+    def base(self, cell: Cell) -> Cell | None:
+        """The cell that the latest pair with `cell` compares it with, which is the first of its rotation.
+
+        It is `cell` itself if that is the first one, and None if no pair has it.
+        """
+        records = self._with.get(cell.repeats)
+        return max(records, key=lambda record: record.started).pair.cells[0] if records else None
+
+    def of(self, cell: Cell, against: Cell) -> PairedComparison | None:
+        """See `compare`."""
+        key = (cell.repeats, against.repeats)
+        if key not in self._found:
+            self._found[key] = compare(cell, against, self._with.get(cell.repeats, ()))
+        return self._found[key]
+
+
 def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparison:
     done = [each for each in both if each[1].turns and each[2].turns]
     used = [each for each in done if each[0].together] or done
-    lost = [_lost(*each) for each in both if each not in done]
+    lost = [_lost(*each) for each in both if not (each[1].turns and each[2].turns)]
+    measured_alike = [each for each in used if each[1].memory_method == each[2].memory_method]
     ratios = [_log_ratios(record, ours, theirs, epoch_seconds) for record, ours, theirs in used]
     medians = [statistics.median(each) for each in ratios]
     newest = both[-1][0]
@@ -143,7 +173,7 @@ def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparis
         against=against,
         speed_up=_estimate(used, epoch_seconds),
         training=_estimate(used, train_seconds),
-        memory=_estimate(used, _peak),
+        memory=_estimate(measured_alike, _peak),
         seconds=_typical((record, ours) for record, ours, _ in used),
         against_seconds=_typical((record, theirs) for record, _, theirs in used),
         peak_bytes=_middle(ours.peak_memory_bytes for _, ours, _ in used),
@@ -152,7 +182,8 @@ def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparis
         rounds=tuple(map(len, ratios)),
         scatter=statistics.stdev(medians) if len(medians) > 1 else None,
         within=_middle(statistics.stdev(each) for each in ratios if len(each) > 1),
-        drift=_middle(_drift(each) for each in ratios if len(each) > 1),
+        drift=_middle(math.expm1(_slope(each) * (len(each) - 1)) for each in ratios if len(each) > 1),
+        trend=math.expm1(_slope(medians)) if len(medians) >= MIN_SAMPLES else None,
         apart=next((record.apart for record, _, _ in used if record.apart), ""),
         lost=tuple(lost),
         work=next(((ours.work, theirs.work) for _, ours, theirs in used if ours.work and theirs.work), (None, None)),
@@ -191,9 +222,8 @@ def _middle(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _drift(logs: Sequence[float]) -> float:
-    slope = float(np.polyfit(np.arange(len(logs)), logs, 1)[0])
-    return math.expm1(slope * (len(logs) - 1))
+def _slope(logs: Sequence[float]) -> float:
+    return float(np.polyfit(np.arange(len(logs)), logs, 1)[0])
 
 
 def _lost(record: PairRecord, ours: TimedSide, theirs: TimedSide) -> LostPair:

@@ -92,7 +92,10 @@ def counted_shares(slow: Group, fast: Group) -> str | None:
         f"by counted work it takes {1 / expected:.0%} of the time with the validation of {val} images for {train} in "
         f"training, and {1 / training:.0%} without"
     )
-    third = "; with so few to validate, that tends to a third: one forward pass of three equal parts of a step"
+    third = (
+        "; with so few to validate, the share tends to a third, since a backward pass costs about two forward passes, "
+        "and training only the head needs one of these three"
+    )
     return text + (third if val < LITTLE * train else "")
 
 

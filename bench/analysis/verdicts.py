@@ -9,7 +9,7 @@ from typing import Literal
 from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.groups import Counterparts, Group, all_else
 from bench.analysis.metrics import METRICS, points
-from bench.analysis.paired import PairedComparison, compare
+from bench.analysis.paired import Comparisons, PairedComparison
 from bench.analysis.prediction import predicted
 from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio_in_order
 from bench.store.pairs import PairRecord
@@ -60,11 +60,21 @@ def show_estimate(claim: Claim, estimate: Estimate | None, by: str = "seeds") ->
         return "n/a"
     if estimate.low is None or estimate.high is None:
         return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} {by})"
-    n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
     if claim.is_ratio:
-        order = f", r = {estimate.dependence.correlation:+.2f}" if estimate.dependence and by == "seeds" else ""
-        return f"{claim.show(estimate.value)} ({estimate.low:.2f}–{estimate.high:.2f}, {n}{order})"
+        return show_ratio(estimate, by)
+    n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
     return f"{claim.show(estimate.value)} ({points(estimate.low)} to {points(estimate.high)}, {n})"
+
+
+def show_ratio(estimate: Estimate | None, by: str = "seeds") -> str:
+    """Format a ratio as `show_estimate` does."""
+    if estimate is None:
+        return "n/a"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.2f}× ({estimate.n} of {MIN_SAMPLES} {by})"
+    n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
+    order = f", r = {estimate.dependence.correlation:+.2f}" if estimate.dependence and by == "seeds" else ""
+    return f"{estimate.value:.2f}× ({estimate.low:.2f}–{estimate.high:.2f}, {n}{order})"
 
 
 def show_share(estimate: Estimate | None) -> str:
@@ -135,7 +145,8 @@ def decide_claims(
         if claim in claims[group.run] and claim.is_about(group.config.regime, group.config.execution)
         if (against := counterparts.of(group, claim.against))
     ]
-    compared = [_paired(claim, group, against, (timed or {}).get(group.run, ())) for claim, group, against in pairs]
+    by_run = {run: Comparisons(records) for run, records in (timed or {}).items()}
+    compared = [_paired(claim, group, against, by_run.get(group.run)) for claim, group, against in pairs]
     estimates = [
         PAIRED[claim.metric](found) if found else _estimate(claim, group, against)
         for (claim, group, against), found in zip(pairs, compared, strict=True)
@@ -188,11 +199,11 @@ def overall(findings: Iterable[Finding]) -> str:
     return "refuted" if refuted else "supported"
 
 
-def _paired(claim: Claim, group: Group, against: Group, timed: Sequence[PairRecord]) -> PairedComparison | None:
+def _paired(claim: Claim, group: Group, against: Group, timed: Comparisons | None) -> PairedComparison | None:
     """The comparison by process pairs; None if the metric isn't measured by them, or if none has a result."""
-    if claim.metric not in PAIRED:
+    if claim.metric not in PAIRED or timed is None:
         return None
-    found = compare(group.cell, against.cell, timed)
+    found = timed.of(group.cell, against.cell)
     return found if found and PAIRED[claim.metric](found) else None
 
 

@@ -19,7 +19,9 @@ def export(
         typer.Option(help="csv, parquet, json, or latex (the report's table).", show_default="csv"),
     ] = None,
     output: OutputOption = None,
-    raw: Annotated[bool, typer.Option("--raw", help="One row per epoch, with its raw figures.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="One row per epoch, and per turn of paired timing, with raw figures.")
+    ] = False,
     to: Annotated[
         Literal["tensorboard", "mlflow"] | None,
         typer.Option(help="Write all cells as files of an experiment tracker instead, to --output or below --reports."),

@@ -1,4 +1,4 @@
-"""Writes runs as CSV, Parquet, JSON or LaTeX, with one row per cell or per epoch.
+"""Writes runs as CSV, Parquet, JSON or LaTeX, with one row per cell, or per epoch and turn.
 
 Parquet and JSON keep every text as it is. CSV and LaTeX are for people and spreadsheets: hidden characters are escapes
 there, and in CSV a text that would be a formula has an apostrophe before it (`tl.text`).
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.export.frame import epoch_rows, load_runs
+from bench.export.frame import load_runs, raw_rows
 from bench.store.runs import RunFolder
 from tl.cache import write_output
 from tl.errors import UserError
@@ -20,13 +20,13 @@ from tl.text import csv_text, visible, visible_json
 
 
 def export_runs(runs: list[RunFolder], format: str, output: Path | None, *, raw: bool) -> None:
-    """Write one row per cell, or with `raw` per epoch, to `output` or standard output. Raises `UserError`."""
+    """Write one row per cell, or with `raw` per epoch and turn, to `output` or standard output. Raises `UserError`."""
     if format == "latex":
         if raw:
             raise UserError("--format latex is the report's table, one row per group of seeds; leave out --raw")
         _put_latex(runs, output)
         return
-    table = epoch_rows(runs) if raw else load_runs(runs)
+    table = raw_rows(runs) if raw else load_runs(runs)
     if format == "parquet":
         if output is None and sys.stdout.isatty():
             raise UserError("--format parquet is not text: name a file with --output, or pipe it")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
 from bench.analysis.metrics import METRICS, finished
+from bench.analysis.paired import Comparisons, PairedComparison
 from bench.store.environment import MachineState
-from bench.store.records import Record
+from bench.store.pairs import PairRecord, TimedSide, Turns
+from bench.store.records import Cell, Record
 from bench.store.runs import RunFolder, find_runs
 from tl.errors import ConfigError
 from tl.gpu import GpuState
@@ -30,6 +32,11 @@ def _of_gpu(
         return value(state) if state else None
 
     return _of_machine(read)
+
+
+def _of_others(value: Callable[[PairedComparison], Any]) -> Callable[[PairedComparison], Any]:
+    """Unknown for the cell that the others of its rotation are compared with."""
+    return lambda found: value(found) if found.cell.repeats != found.against.repeats else None
 
 
 _FACTS: dict[str, Callable[[str, Record], Any]] = {
@@ -88,6 +95,17 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "gpu_throttle": _of_gpu(lambda state: ", ".join(state.throttle_reasons or ()) or None),
     "machine_warnings": _of_machine(lambda machine: "; ".join(machine.warnings) or None),
 }
+_PAIRED: dict[str, Callable[[PairedComparison], Any]] = {
+    "pairs": lambda found: found.pairs,
+    "paired_seconds": lambda found: found.seconds,
+    "paired_memory_bytes": lambda found: found.peak_bytes,
+    "paired_in_turns": lambda found: not found.apart if found.pairs else None,
+    "paired_against": _of_others(lambda found: found.against.config.regime),
+    "speed_up": _of_others(lambda found: found.speed_up.value if found.speed_up else None),
+    "speed_up_low": _of_others(lambda found: found.speed_up.low if found.speed_up else None),
+    "speed_up_high": _of_others(lambda found: found.speed_up.high if found.speed_up else None),
+}
+"""Column → its value for a cell that process pairs timed. It is the same for all seeds."""
 _CELL_COLUMNS = (
     "run",
     "cell_id",
@@ -103,8 +121,23 @@ _CELL_COLUMNS = (
     "batch_size",
 )
 """Columns of a cell that are repeated in the row of each epoch."""
-_BOOLEANS = ("frozen_verified", "git_dirty", "compile", "cuda_graph", "features_reused")
+_TURN_COLUMNS = (
+    "reason",
+    "pair_id",
+    "pair",
+    "in_turns",
+    "turn",
+    "turn_train_seconds",
+    "turn_train_images",
+    "turn_val_seconds",
+    "turn_val_images",
+    "start_seconds",
+    "turns_peak_memory_bytes",
+)
+"""Columns of raw values that only turns of paired timing have."""
+_BOOLEANS = ("frozen_verified", "git_dirty", "compile", "cuda_graph", "features_reused", "paired_in_turns")
 _INTEGERS = {
+    "pairs",
     "seed",
     "epochs",
     "batch_size",
@@ -120,17 +153,28 @@ _INTEGERS = {
     "gpu_memory_clock_mhz",
     "gpu_temperature_celsius",
 }
-_FLOATS = ("load_before", "load_after", "other_cpu_share", "steal_share", "learning_rate")
+_FLOATS = (
+    "load_before",
+    "load_after",
+    "other_cpu_share",
+    "steal_share",
+    "learning_rate",
+    "paired_seconds",
+    "paired_memory_bytes",
+    "speed_up",
+    "speed_up_low",
+    "speed_up_high",
+)
 
 
 def columns() -> list[str]:
-    """All columns in order: facts about a cell, then its metrics.
+    """All columns in order: facts about a cell, what process pairs measured of it, then its metrics.
 
-    Raises `ConfigError` if a metric from outside has the name of a fact.
+    Raises `ConfigError` if a metric from outside has the name of another column.
     """
-    if taken := [name for name in METRICS if name in _FACTS]:
+    if taken := [name for name in METRICS if name in _FACTS or name in _PAIRED]:
         raise ConfigError(f"metric {taken[0]!r}: another column of the table has this name; rename the metric")
-    return [*_FACTS, *METRICS]
+    return [*_FACTS, *_PAIRED, *METRICS]
 
 
 def _views(record: Record) -> int | None:
@@ -148,13 +192,19 @@ def _learning_rate(record: Record) -> float | None:
     return None if chosen_later else config.learning_rate
 
 
-def row(run: str, record: Record, truth: tuple[int, ...] | None = None) -> dict[str, Any]:
+def row(
+    run: str, record: Record, truth: tuple[int, ...] | None = None, timed: Comparisons | None = None
+) -> dict[str, Any]:
     """One record as a flat row with all `columns`; unknown values are None.
 
-    `truth` has the true labels of the run's validation images; without it, metrics that need it are unknown.
+    `truth` has the true labels of the run's validation images, and `timed` its process pairs; without them, values that
+    need them are unknown.
     """
     cell = finished(record, truth)
+    base = timed.base(record.cell) if timed else None
+    found = timed.of(record.cell, base) if timed and base else None
     facts = {name: fact(run, record) for name, fact in _FACTS.items()}
+    facts |= {name: value(found) if found else None for name, value in _PAIRED.items()}
     return facts | {name: metric.of(cell) if cell else None for name, metric in METRICS.items()}
 
 
@@ -180,6 +230,67 @@ def epoch_rows(runs: Iterable[RunFolder]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_CELL_COLUMNS, *known, *(f"{name}_seconds" for name in PHASES)])
 
 
+def turn_rows(runs: Iterable[RunFolder]) -> pd.DataFrame:
+    """Raw values of paired timing, with one row per turn of each cell of a process pair.
+
+    A cell whose process failed has one row for the pair, with its status and reason.
+    """
+    rows = [
+        each
+        for run in runs
+        for record in run.pairs().values()
+        for cell, side in zip(record.pair.cells, record.sides, strict=True)
+        for each in _turns(run.name, record, cell, side)
+    ]
+    kinds = {name: "Int64" for name in _TURN_COLUMNS if name.endswith(("images", "bytes"))} | {
+        "seed": "Int64",
+        "batch_size": "Int64",
+        "pair": "Int64",
+        "turn": "Int64",
+    }
+    return pd.DataFrame(rows, columns=[*_CELL_COLUMNS, *_TURN_COLUMNS]).astype(kinds)
+
+
+def raw_rows(runs: Sequence[RunFolder]) -> pd.DataFrame:
+    """`epoch_rows`, then `turn_rows`. Turns have columns of their own, which are empty in the rows of epochs."""
+    epochs, turns = epoch_rows(runs), turn_rows(runs)
+    names = list(dict.fromkeys([*epochs, *turns]))
+    if not len(turns):
+        return epochs.reindex(columns=names)
+    return pd.concat([epochs.astype({"epoch": "Int64"}), turns]).reindex(columns=names).reset_index(drop=True)
+
+
+def _turns(run: str, record: PairRecord, cell: Cell, side: TimedSide) -> list[dict[str, Any]]:
+    config, turns = cell.config, side.turns
+    of_all = {
+        "run": run,
+        "cell_id": cell.id,
+        "status": side.status,
+        "dataset": record.dataset,
+        "backbone": config.backbone,
+        "weights": config.weights,
+        "regime": config.regime,
+        "device": cell.device,
+        "precision": config.precision,
+        "execution": config.execution,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "reason": side.reason or None,
+        "pair_id": record.pair_id,
+        "pair": record.pair.number,
+        "in_turns": record.together,
+        "start_seconds": side.start_seconds,
+        "turns_peak_memory_bytes": side.peak_memory_bytes,
+    }
+    if turns is None:
+        return [of_all]
+    values = {name: getattr(turns, name) or (None,) * len(turns) for name in Turns.model_fields}
+    return [
+        of_all | {"turn": number} | {f"turn_{name}": each[number] for name, each in values.items()}
+        for number in range(len(turns))
+    ]
+
+
 def load_results(paths: str | Path | Iterable[str | Path], results: Path) -> pd.DataFrame:
     """See `bench.load_results`."""
     names = [paths] if isinstance(paths, str | Path) else list(paths)
@@ -190,6 +301,6 @@ def load_runs(runs: Iterable[RunFolder]) -> pd.DataFrame:
     """All records of some runs, run by run, in the order in which their cells were planned."""
     rows = []
     for run in runs:
-        truth = run.manifest().dataset.val_labels
-        rows += [row(run.name, record, truth) for record in run.records().values()]
+        truth, timed = run.manifest().dataset.val_labels, Comparisons(run.pairs().values())
+        rows += [row(run.name, record, truth, timed) for record in run.records().values()]
     return frame(rows)

@@ -16,6 +16,7 @@ from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
 from bench.store.records import USUAL
+from tl.machine import DeviceKey
 
 MOST_SENTENCES = 6
 """Largest number of comparisons that have a sentence each."""
@@ -55,7 +56,7 @@ def _half(claim: Claim, timed: Sequence[SpeedUp], summary: Summary) -> str:
     if not known or len(known) > MOST_SENTENCES:
         said = f" {tally(findings)}{lost}.{_range(known)}"
     else:
-        said = " " + " ".join(_sentence(row, summary) for row in known)
+        said = " " + " ".join(_sentence(row, summary) for row in known) + _apart(known)
         said += f" {lost.removeprefix('; ').capitalize()}." if lost else ""
     return f"{claim.statement}?{said}{_more_seeds(findings)}"
 
@@ -64,11 +65,37 @@ def _sentence(row: SpeedUp, summary: Summary) -> str:
     """Whether the claim holds for one backbone, and the share of time."""
     several = len({other.fast.config.regime for other in summary.speed_ups}) > 1
     epoch = f"the {row.fast.config.regime} epoch" if several else "the frozen epoch"
-    start, by = START.get(row.finding.verdict, "Undecided"), row.finding.by
-    estimate = row.speed_up
-    few = f" ({estimate.n} of {MIN_SAMPLES} {by})" if estimate and estimate.low is None else ""
-    where = f"with {summary.short(row.fast)} on {row.fast.cell.device}"
-    return f"{start}: {where} {epoch} takes {show_share(estimate)}{few} of the time."
+    start, by, estimate = START.get(row.finding.verdict, "Undecided"), row.finding.by, row.speed_up
+    name = summary.short_name(row.fast.cell, row.fast.run, "device", "execution")
+    basis = ""
+    if estimate and estimate.low is None:
+        basis = f" ({estimate.n} of {MIN_SAMPLES} {by})"
+    elif row.finding.paired and row.finding.paired.apart:
+        basis = ", timed one after the other"
+    where = _device(row.fast.cell.device)
+    return f"{start}: with {name} on {where} {epoch} takes {show_share(estimate)} of the time{basis}."
+
+
+def _apart(known: Sequence[SpeedUp]) -> str:
+    """A sentence that says which answers rest on seeds; empty if none does."""
+    seeds = sorted({row.speed_up.n for row in known if row.speed_up and row.finding.by == "seeds"})
+    if not seeds:
+        return ""
+    counted = "–".join(str(end) for end in dict.fromkeys((seeds[0], seeds[-1])))
+    counted += " seed" if counted == "1" else " seeds"
+    if all(row.finding.by == "seeds" for row in known):
+        return f" By {counted}, timed apart, since no process pairs were timed."
+    names = [row.fast.config.backbone for row in known if row.finding.by == "seeds"]
+    return f" By {counted}, timed apart: {', '.join(dict.fromkeys(names))}."
+
+
+def _device(device: str) -> str:
+    """A device in words to read out: that of the machine of the report."""
+    key = DeviceKey.parse(device)
+    kind = "CPU" if key.kind == "cpu" else "GPU"
+    if key.machine:
+        return f"the {kind} of {key.machine}"
+    return f"this {kind}" if ":" not in key.name or key.name.endswith(":0") else f"this {kind} ({key.name})"
 
 
 def _range(known: Sequence[SpeedUp]) -> str:
@@ -114,8 +141,9 @@ def headlines(summary: Summary) -> list[Headline]:
         values = [1 / row.speed_up.value for row in timed if row.speed_up]
         if values:
             low, high = (f"{100 * end:.0f}" for end in (min(values), max(values)))
+            speed = "–".join(dict.fromkeys(claim.show(1 / end) for end in (max(values), min(values))))
             what = f"of the time of fine-tuning, per epoch with only the head in training, {claim.execution} execution"
-            detail = f"“about half the time”? {tally([row.finding for row in timed])}"
+            detail = f"{speed} as fast; “about half the time”? {tally([row.finding for row in timed])}"
             found.append(Headline(value=f"{low}%" if low == high else f"{low}–{high}%", what=what, detail=detail))
     return found
 

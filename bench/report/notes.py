@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.analysis.metrics import METRICS, costs, what_matters
 from bench.analysis.recommend import TIE
-from bench.analysis.stats import MIN_SAMPLES
+from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES
 from bench.report.settings_text import INDEPENDENCE, accuracy_note, largest_class_note
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
@@ -43,9 +43,13 @@ _PAIRED = (
     "A process pair is a fresh process per regime. They take turns, so that a machine that drifts favours none: a "
     "round has one turn of each, in alternating order. A pair's value is the median ratio of its rounds, and the "
     "interval is Student's t over pairs; no round and no pair is left out. Scatter: the standard deviation of the "
-    "ratios of pairs, and within a pair of its rounds. Drift: the change of the ratio from a pair's first round "
-    "to its last. Correlation: that of pairs that follow each other, from five on; intervals are widened for a "
-    "positive one."
+    "ratios of pairs, and within a pair of its rounds. Drift: the change of the ratio from one pair to the next, and "
+    "within a pair from its first round to its last, both on a straight line. Correlation: that of pairs that follow "
+    f"each other, from {MIN_IN_ORDER} on; intervals are widened for a positive one."
+)
+_APART = (
+    "Of comparisons with n no process pairs were timed: their regimes were trained minutes apart, and their intervals "
+    "are over n seeds. `run --pairs 5` adds pairs to a run."
 )
 _OTHER_SHARES = (
     "Shares other than accuracies are subtracted too; their intervals are Student's t over seeds and say nothing about "
@@ -65,6 +69,7 @@ class Notes:
     training: str
     predicted: str
     paired: str
+    apart: str
     claims: str
 
 
@@ -81,6 +86,7 @@ def notes_of(summary: Summary) -> Notes:
         training=_TRAINING_BELOW_VALIDATION,
         predicted=_PREDICTED,
         paired=_PAIRED,
+        apart=_APART if any(row.finding.by == "seeds" and row.speed_up for row in summary.speed_ups) else "",
         claims=f"{_CLAIMS} {_OTHER_SHARES}" if other_shares else _CLAIMS,
     )
 

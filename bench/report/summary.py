@@ -198,13 +198,14 @@ class Summary:
         """The shortest name that distinguishes a group from those with other backbones, devices, runs and settings."""
         return self.short_name(group.cell, group.run)
 
-    def short_name(self, cell: Cell, run: str) -> str:
-        """The short name of a cell, which need not have a result; see `short`."""
+    def short_name(self, cell: Cell, run: str, *but: str) -> str:
+        """The short name of a cell, which need not have a result, without the axes in `but`; see `short`."""
         config, spread = cell.config, self._spread
         bare = config.spec.name
         parts = [bare if len(spread.specs[bare]) == 1 else config.backbone]
-        parts += [cell.device] if len(spread.devices) > 1 else []
-        parts += [getattr(config, axis) for axis, values in spread.axes.items() if len(values) > 1]
+        parts += [cell.device] if len(spread.devices) > 1 and "device" not in but else []
+        axes = {axis: values for axis, values in spread.axes.items() if axis not in but}
+        parts += [getattr(config, axis) for axis, values in axes.items() if len(values) > 1]
         if len(spread.weights.get(config.backbone, ())) > 1:
             parts.append(f"{config.weights} weights")
         parts += [f"{name} {getattr(config, name)}" for name in spread.settings]

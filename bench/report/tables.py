@@ -9,8 +9,9 @@ import pandas as pd
 
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, points
+from bench.analysis.paired import PairedComparison
 from bench.analysis.speedups import SpeedUp
-from bench.analysis.verdicts import Finding, show_estimate, show_share
+from bench.analysis.verdicts import Finding, show_estimate, show_ratio, show_share
 from bench.report.settings_text import chosen_rates
 from bench.report.summary import Summary
 from bench.store.records import USUAL
@@ -117,30 +118,55 @@ def _speed_up_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
     }
 
 
+def paired_findings(summary: Summary) -> list[tuple[Finding, PairedComparison]]:
+    """The comparisons by process pairs, each with the first finding that rests on it."""
+    found: dict[tuple[str, str, str], tuple[Finding, PairedComparison]] = {}
+    for finding in summary.findings:
+        if paired := finding.paired:
+            found.setdefault((finding.group.run, paired.cell.id, paired.against.id), (finding, paired))
+    return list(found.values())
+
+
 def paired_table(summary: Summary) -> pd.DataFrame:
     """One row per comparison by process pairs: what was measured, and how much it scatters."""
-    found = {(row.fast.run, row.fast.cell.id): row for row in summary.speed_ups if row.finding.paired}
-    return pd.DataFrame([_paired_row(row, summary) for row in found.values()])
+    return pd.DataFrame([_paired_row(finding, paired, summary) for finding, paired in paired_findings(summary)])
 
 
-def _paired_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
-    paired = row.finding.paired
-    assert paired is not None
+def _paired_row(finding: Finding, paired: PairedComparison, summary: Summary) -> dict[str, str]:
     seconds, memory = METRICS["epoch_seconds"], METRICS["peak_memory_bytes"]
     rounds = sorted(set(paired.rounds))
-    turns = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]}–{rounds[-1]}"
     dependence = paired.speed_up.dependence if paired.speed_up else None
-    return _identifying_columns(row.fast, summary) | {
+    against = f"{paired.cell.config.regime} against {paired.against.config.regime}"
+    return _identifying_columns(finding.group, summary) | {
+        "regime": against,
+        "share of the time": show_share(paired.speed_up),
+        "speed-up": show_ratio(paired.speed_up, "pairs"),
         "s per epoch": f"{seconds.show(paired.seconds)} against {seconds.show(paired.against_seconds)}",
-        "pairs": f"{paired.pairs}" + (f", {len(paired.lost)} more without a result" if paired.lost else ""),
-        "turns per pair": turns,
-        "scatter of pairs": _relative(paired.scatter),
-        "of turns": _relative(paired.within),
-        "drift": "n/a" if paired.drift is None else f"{paired.drift:+.1%}",
-        "correlation": f"{dependence.correlation:+.2f}" if dependence else "n/a",
         "memory, MiB": f"{memory.show(paired.peak_bytes)} against {memory.show(paired.against_peak_bytes)}",
+        "pairs": f"{paired.pairs}" + (f", {len(paired.lost)} more without a result" if paired.lost else ""),
+        "rounds per pair": "–".join(str(end) for end in dict.fromkeys((rounds[0], rounds[-1]))),
+        "scatter of pairs": _relative(paired.scatter),
+        "of rounds": _relative(paired.within),
+        "drift per pair": _signed(paired.trend),
+        "within a pair": _signed(paired.drift),
+        "correlation": f"{dependence.correlation:+.2f}" if dependence else "n/a",
         "timed": "one after the other" if paired.apart else "in turns",
     }
+
+
+def paired_remarks(summary: Summary) -> list[str]:
+    """What was not as planned: comparisons that were timed one after the other, and pairs that failed, with reasons."""
+    found = []
+    for finding, paired in paired_findings(summary):
+        name = f"{summary.short(finding.group)}, {paired.cell.config.regime} against {paired.against.config.regime}"
+        if paired.apart:
+            found.append(f"{name}: timed one after the other, so drift of the machine counts fully: {paired.apart}")
+        found += [f"{name}, pair {one.number + 1}: {one.status}: {one.reason}" for one in paired.lost]
+    return found
+
+
+def _signed(change: float | None) -> str:
+    return "n/a" if change is None else f"{change:+.1%}"
 
 
 def _relative(deviation: float | None) -> str:

@@ -22,7 +22,16 @@ from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
 from bench.report.summary import Summary, summarise
-from bench.report.tables import cells_table, claims_table, columns, paired_table, priorities_table, speed_up_table
+from bench.report.tables import (
+    cells_table,
+    claims_table,
+    columns,
+    paired_findings,
+    paired_remarks,
+    paired_table,
+    priorities_table,
+    speed_up_table,
+)
 from bench.report.written import check_replaceable, check_report
 from bench.store.runs import RunFolder
 from tl.cache import write_atomic
@@ -106,6 +115,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
     sections = {
         "answer": "Answer",
         "claim": "Half the time?" if summary.speed_ups else "",
+        "paired": "In pairs" if paired_findings(summary) else "",
         "matrix": "Matrix" if heatmap.metrics else "",
         "results": "Table" if summary.groups else "",
         "explorer": "Explorer" if len(summary.groups) > 1 else "",
@@ -155,7 +165,8 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "notes": notes_of(summary),
         "cells": as_table(cells_table(summary)),
         "speed_ups": as_table(speed_up_table(summary)) if summary.speed_ups else "",
-        "paired": as_table(paired_table(summary)) if any(row.finding.paired for row in summary.speed_ups) else "",
+        "paired": as_table(paired) if not (paired := paired_table(summary)).empty else "",
+        "paired_remarks": paired_remarks(summary),
         "priorities": _priorities(summary, suffix) if summary.choices else "",
         "front_axes": what_matters([RATED_BY, *costs()]),
         "half": _progress(summary),

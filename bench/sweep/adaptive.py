@@ -123,7 +123,7 @@ def run_until_decided(
 
 def _claims(grid: Grid) -> list[Claim]:
     """The claims about times that process pairs measure."""
-    return [claim for claim in claims_timed(grid.claims) if METRICS[claim.metric].unit == "s"]
+    return [claim for claim in claims_timed(grid.claims) if METRICS[claim.metric].in_seconds]
 
 
 def _comparisons(sweep: Sweep, claims: Iterable[Claim]) -> int:

@@ -33,6 +33,7 @@ statement = "Training only the head needs a third of the memory"
 metric = "peak_memory_bytes"
 regime = "frozen"                   # or kind = "head-only"; the default of `against` is "finetune"
 low = 2.5                           # the claim holds if finetune ÷ frozen is at least this
+as_share = true                     # show it as a share of finetune's too; `execution = "plain"` limits it to that one
 """
 
 from __future__ import annotations
