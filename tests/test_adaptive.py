@@ -29,6 +29,7 @@ from bench.sweep.pairs import claims_timed, pairings, plan_pairs
 from bench.sweep.plan import Sweep
 from tests.commands import here as command
 from tests.commands import light_command
+from tests.light import LEAVES
 from tests.runs import TRUTH, pair_record, record
 from tl.errors import ConfigError
 
@@ -314,6 +315,15 @@ def test_done_pairs_count_and_are_not_timed_again(tmp_path: Path) -> None:
     assert again.returncode == 0 and again.stdout.count("[pair ") == 1, again.stdout
     after = {path.name: path.read_text() for path in (run.folder / "pairs").iterdir()}
     assert {name for name in after if after[name] != before[name]} == {f"{last.pair_id}.json"}
+
+
+def test_cells_that_failed_are_not_tried_again_with_each_pair(tmp_path: Path) -> None:
+    """The next command tries them again, as always. Their speed-up is counted as missing."""
+    Path("pair.toml").write_text(PAIR.replace('"timm:quick0"', f'"timm:quick0", "{LEAVES}"'))
+    for _ in range(2):
+        done = light_command(*RUN)
+        assert done.returncode == 1 and done.stdout.count("[2/") == 1, done.stdout
+        assert "1 more can't be compared, because a cell or a pair has no result; 5 pairs each" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from bench.store.records import Cell, PlannedPair
 from bench.store.runs import RunFolder, seal
 from bench.sweep import pairs
 from bench.sweep.execute import execute
-from bench.sweep.grid import Grid, Matrix, Paired, load_grid
+from bench.sweep.grid import Grid, Matrix, Paired, load_grid, shipped
 from bench.sweep.options import Options
 from bench.sweep.pairs import claims_timed, pair_jobs, pairings, plan_pairs
 from bench.sweep.plan import Sweep, choose_grid, plan
@@ -597,3 +597,13 @@ def test_progress_says_what_a_pair_lost(terminal: bool) -> None:
 def test_a_matrix_without_a_table_has_the_defaults() -> None:
     """Also a grid that is made in Python."""
     assert Grid(name="g", matrix=Matrix(backbones=["timm:a"])).paired == Paired()
+
+
+def test_the_shipped_grids_compare_speeds_where_times_mean_something() -> None:
+    """`smoke` has tiny networks. The default grid has as many seconds as ten minutes allow."""
+    assert {name: load_grid(name).paired for name in shipped()} == {
+        "default": Paired(pairs=5, seconds=4.0),
+        "full": Paired(),
+        "smoke": None,
+        "tutorial": Paired(),
+    }
