@@ -132,7 +132,7 @@ def test_ctrl_c_ends_it_in_one_line() -> None:
         process.kill()
     assert (process.returncode, out) == (130, "")
     assert [line for line in err.splitlines() if "WARNING" not in line] == [
-        "interrupted: nothing was measured to the end, and nothing is kept"
+        "interrupted: there is no answer, and nothing is kept"
     ]
 
 
