@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,129 +18,148 @@ import pytest
 from rich.console import Console
 from scipy.stats import ttest_1samp
 
-from bench.execution.base import NO_LIMITS, Limits, Outcome
-from bench.execution.monitor import Monitor
-from bench.store.environment import MachineState
+from bench.execution.base import PairAttempt, PairEvents, PairJob
+from bench.execution.executors import EXECUTORS
+from bench.execution.process import PRELOAD
+from bench.store.environment import environment
+from bench.store.pairs import PairRecord
 from bench.store.records import Cell
 from bench.sweep import noise as module
-from bench.sweep.noise import measure, noise
-from tests.conftest import TINY
-from tests.runs import record
+from bench.sweep.noise import Measurement, measure, noise
+from tests import light
+from tests.runs import pair_record, record
 from tl.datasets import Splits
 from tl.errors import UserError
-from tl.gpu import GpuState
 
-PAIRS = [(1.00, 1.02), (1.05, 0.99), (0.98, 1.01), (1.02, 1.03), (0.97, 1.00)]
+CELL = record("timm:a", "finetune").cell
+PAIRS = [(1.00, 1.02), (1.05, 0.99), (0.98, 1.01), (1.02, 1.03)]
+"""Seconds per epoch of both processes, by pair. With four pairs no serial correlation is looked at."""
+
+
+def pairs(seconds: Sequence[tuple[float, float]]) -> list[PairRecord]:
+    """Pairs of two processes of one cell."""
+    return [pair_record((CELL, CELL), each, number=number) for number, each in enumerate(seconds)]
 
 
 def test_the_interval_is_students() -> None:
-    """Half-width and mean of the log ratios equal scipy's one-sample test; a single pair's is √n times as wide."""
+    """Half-width and mean of the log ratios equal scipy's one-sample test."""
     interval = ttest_1samp([math.log(b / a) for a, b in PAIRS], 0).confidence_interval(0.95)
-    half = (interval.high - interval.low) / 2
-    found = noise(PAIRS)
-    assert found.pairs == 5
-    assert found.all_runs == pytest.approx(math.expm1(half))
-    assert found.one_run == pytest.approx(math.expm1(half * math.sqrt(5)))
+    found = noise(pairs(PAIRS))
+    assert found.pairs == 4 and found.within == pytest.approx(0, abs=1e-9)
+    assert found.smallest == pytest.approx(math.expm1((interval.high - interval.low) / 2))
     assert found.mean == pytest.approx(math.expm1((interval.high + interval.low) / 2))
 
 
 def test_drift_is_distinguished_from_noise() -> None:
-    """A machine that gets 1% slower with every run drifts by 1.01⁹ in ten runs, and has no noise."""
-    times = [1.01**run for run in range(10)]
-    found = noise(list(zip(times[::2], times[1::2], strict=True)))
-    assert found.drift == pytest.approx(1.01**9 - 1)
+    """A machine that gets 5% slower with every pair drifts by 1.05⁴ in five, and has no noise."""
+    found = noise(pairs([(1.05**number, 1.01 * 1.05**number) for number in range(5)]))
+    assert found.drift == pytest.approx(1.05**4 - 1)
     assert found.mean == pytest.approx(0.01)
-    assert found.one_run == pytest.approx(0, abs=1e-9)
+    assert found.smallest == pytest.approx(0, abs=1e-9)
 
 
 class FakeExecutor:
-    """Each run takes the next of the given epoch times, and advances the clock by `wall` seconds."""
+    """Each pair takes the next of the given ratios, and advances the clock by `wall` seconds."""
 
-    def __init__(self, seconds: Iterable[float], patch: pytest.MonkeyPatch, wall: float = 1.0) -> None:
-        self.seconds, self.wall, self.now = iter(seconds), wall, 100.0
-        self.calls: list[tuple[Any, ...]] = []
+    def __init__(self, ratios: Iterable[float], patch: pytest.MonkeyPatch, wall: float = 1.0) -> None:
+        self.ratios, self.wall, self.now = iter(ratios), wall, 100.0
+        self.jobs: list[PairJob] = []
+        self.status = "done"
         patch.setattr(module.time, "monotonic", lambda: self.now)
 
-    def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Any = None) -> Outcome:
-        timeout = limits.seconds
-        assert function == "bench.execution.worker:run_cell" and timeout is not None
-        self.calls.append(arguments)
-        self.now += min(self.wall, timeout)
-        if timeout < self.wall:
-            return Outcome(status="timeout", reason="late", wall_seconds=timeout)
-        on_event(MachineState(gpu_after=GpuState(other_processes=1)))
-        result = record("timm:a", "frozen", seconds=next(self.seconds)).result
-        return Outcome(status="done", value=(result, ""), wall_seconds=self.wall)
+    def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
+        for job in jobs:
+            if stop():
+                return
+            events.pair_started(job.pair)
+            self.jobs.append(job)
+            limit = job.timeout_seconds
+            assert limit is not None and limit > 0
+            events.pair_ended(job.pair, self.attempt(job, "timeout" if limit < self.wall else self.status))
+            self.now += min(self.wall, limit)
+
+    def attempt(self, job: PairJob, status: Any) -> PairAttempt:
+        made = pair_record(job.pair.cells, (1.0, next(self.ratios)), number=job.pair.number, status=status)
+        return PairAttempt(
+            status=status,
+            reason=made.sides[1].reason,
+            steps=4,
+            batches=3,
+            sides=made.sides,
+            started=datetime.now(UTC),
+            wall_seconds=self.wall,
+            environment=environment(),
+        )
 
 
-def run_measure(executor: FakeExecutor, mini: Splits) -> tuple[list[tuple[float, float]], str]:
+def run_measure(executor: Any, mini: Splits) -> tuple[Measurement, list[str]]:
     text = io.StringIO()
     cell = Cell(config=module.CONFIG, weights_digest="", dataset_digest=mini.digest, device="cpu")
-    monitor = Monitor(lambda warning: None)
-    pairs = measure(cell, mini, executor, Console(file=text, width=200), monitor)
-    assert any("on the GPU" in warning for warning in monitor.end().warnings), "the GPU's state is received"
-    return pairs, text.getvalue()
+    found = measure(cell, mini, executor, Console(file=text, width=200))
+    return found, text.getvalue().splitlines()
 
 
-def test_runs_are_paired_in_turn(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same cell runs A B A B. Neighbours are a pair with one line of output, up to the largest number of pairs."""
-    executor = FakeExecutor(range(10, 90), monkeypatch)
-    pairs, output = run_measure(executor, mini)
-    steps = [second - first for first, second in pairs]
-    assert len(pairs) == module.MOST_PAIRS and steps == pytest.approx([1.0] * len(pairs))
-    assert [first for first, _ in pairs] == pytest.approx([10 + 2 * n + 0.02 for n in range(len(pairs))])
-    assert len({str(arguments) for arguments in executor.calls}) == 1
-    assert len(output.splitlines()) == len(pairs)
+def test_both_processes_run_the_same_cell(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair has a line of output, up to the largest number of pairs."""
+    executor = FakeExecutor([1.01] * 99, monkeypatch)
+    found, lines = run_measure(executor, mini)
+    assert len(found.records) == len(lines) == module.MOST_PAIRS
+    assert all(job.pair.cells[0] == job.pair.cells[1] for job in executor.jobs)
+    assert len({job.pair.id for job in executor.jobs}) == module.MOST_PAIRS
+    assert "pair 1: second process +1.0% from the first" in lines[0]
 
 
-def test_it_ends_in_about_a_minute(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is, a run that is not done when the time is up is ended and doesn't count."""
-    executor = FakeExecutor(range(10, 90), monkeypatch, wall=7.0)
-    pairs, _ = run_measure(executor, mini)
-    assert len(pairs) == 3 and executor.now - 100 == module.BUDGET_SECONDS
+def test_it_ends_in_a_minute(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pair is started that would need longer than what is left, if there are enough without it."""
+    executor = FakeExecutor([1.0] * 99, monkeypatch, wall=10.0)
+    found, _ = run_measure(executor, mini)
+    assert len(found.records) == 5 and executor.now - 100 == 50
 
 
 def test_too_few_pairs_say_nothing(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends in one line and no figures."""
-    with pytest.raises(UserError, match=r"only 1 pairs of runs in 55 s, and 3 are needed"):
-        run_measure(FakeExecutor(range(10, 90), monkeypatch, wall=20.0), mini)
+    """The pair that isn't done when the time is up is ended. It ends in one line and no figures."""
+    executor = FakeExecutor([1.0] * 99, monkeypatch, wall=20.0)
+    with pytest.raises(UserError, match=r"only 2 process pairs in 55 s, and 3 are needed"):
+        run_measure(executor, mini)
+    assert executor.now - 100 == module.BUDGET_SECONDS
 
 
 def test_a_cell_that_fails(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message has the cell's reason."""
-    executor = FakeExecutor([], monkeypatch)
-    failed = Outcome(status="failed", reason="the moon", wall_seconds=1)
-    monkeypatch.setattr(executor, "call", lambda *_, **__: failed)
-    with pytest.raises(UserError, match="failed: the moon"):
+    """The message has the cell's reason, and no further pair is tried."""
+    executor = FakeExecutor([1.0] * 99, monkeypatch)
+    executor.status = "failed"
+    with pytest.raises(UserError, match="failed: took"):
         run_measure(executor, mini)
+    assert len(executor.jobs) == 1
 
 
 @pytest.mark.parametrize(
-    ("pairs", "busy", "words"),
+    ("seconds", "busy", "words"),
     [
         ([(1, 1.001), (1, 0.999), (1, 1.0)], True, ""),
-        ([(1, 1.5), (1, 0.7), (1, 1.0)], True, "end other programs"),
-        ([(1, 1.5), (1, 0.7), (1, 1.0)], False, "--seeds"),
-        ([(1, 1.1), (1.2, 1.3), (1.41, 1.54), (1.68, 1.82)], False, "drifts"),
+        ([(1, 1.5), (1, 0.7), (1, 1.0)], True, "end other programs on this machine"),
+        ([(1, 1.5), (1, 0.7), (1, 1.0)], False, "--pairs"),
+        ([(1, 1.0), (1.5, 1.5), (2, 2.001)], False, ""),
     ],
 )
-def test_advice_where_the_noise_is_large(pairs: list[tuple[float, float]], busy: bool, words: str) -> None:
-    """The advice is one line that fits the cause; there is none if the noise is small."""
-    advice = module._advice(noise(pairs), busy=busy)
+def test_advice_where_the_noise_is_large(seconds: list[tuple[float, float]], busy: bool, words: str) -> None:
+    """The advice is one line that fits the cause. There is none if the noise is small, whatever the drift."""
+    advice = module._advice(noise(pairs(seconds)), busy=busy)
     assert words in advice and bool(advice) is bool(words)
 
 
 def test_the_command_from_start_to_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A tiny network and few pairs run in real processes. The output has n, the kind of interval and the drift."""
-    monkeypatch.setattr(module, "CONFIG", module.CONFIG.replace(backbone=TINY[1], regime="frozen", epochs=2))
+    """Real processes take turns; each reports the same times, so no noise is found."""
+    monkeypatch.setitem(EXECUTORS, "process", lambda address: light.LightExecutor(PRELOAD))
+    monkeypatch.setattr(module, "CONFIG", module.CONFIG.replace(backbone=light.QUICK[0]))
     monkeypatch.setattr(module, "MOST_PAIRS", 3)
+    monkeypatch.setattr(module, "PAIR_SECONDS", 0.01)
     monkeypatch.setattr(module, "BUDGET_SECONDS", 300.0)  # tests may run together with other work
-    monkeypatch.setattr(module, "usable_cores", lambda: 1)
     module.examine_noise()
     output = capsys.readouterr().out
-    assert len(re.findall(r"pair \d of at most 3: A [\d.]+ s per epoch, B", output)) == 3
-    assert re.search(r"\(95%\): [\d.]+% between two cells with one run each, [\d.]+% with 3 runs each", output)
-    assert "n = 3 pairs" in output and "t interval of log ratios" in output and "drift from the first run" in output
+    assert len(re.findall(r"pair \d: second process \+0\.0% from the first, \d+ rounds", output)) == 3
+    assert "in a minute (95%): 0.0%" in output and "over 3 process pairs" in output
+    assert "scatter by 0.0%, the rounds within a pair by 0.0%" in output and "drift of the epoch's time" in output
 
 
 def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:

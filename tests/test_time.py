@@ -132,7 +132,7 @@ def test_ctrl_c_ends_it_in_one_line() -> None:
         process.kill()
     assert (process.returncode, out) == (130, "")
     assert [line for line in err.splitlines() if "WARNING" not in line] == [
-        "interrupted: nothing was measured to the end, and nothing is kept"
+        "interrupted: there is no answer, and nothing is kept"
     ]
 
 
@@ -156,6 +156,8 @@ def made_up(*ratios: float, regimes: tuple[str, str] = ("finetune", "frozen"), *
         ((2.0, 2.1, 1.9), ("scratch", "finetune"), "faster"),
         ((0.5, 0.51, 0.49), ("scratch", "finetune"), "slower"),
         ((1.0, 1.01, 0.99), ("scratch", "finetune"), "same"),
+        ((1.005, 1.006, 1.004), ("scratch", "finetune"), "same"),
+        ((1.03, 1.031, 1.029), ("scratch", "finetune"), "faster"),
         ((1.0, 1.2, 0.9), ("scratch", "finetune"), "undecided"),
     ],
 )

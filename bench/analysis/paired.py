@@ -121,6 +121,18 @@ def compare(cell: Cell, against: Cell, records: Iterable[PairRecord]) -> PairedC
     return _compared(cell.but(seed=0), against.but(seed=0), both) if both else None
 
 
+def compare_twins(records: Iterable[PairRecord]) -> PairedComparison | None:
+    """Compare the first two sides of each record, which may be processes of one cell; None without a record."""
+    both = sorted(
+        ((record, record.sides[1], record.sides[0]) for record in records),
+        key=lambda each: (each[0].started, each[0].pair.number),
+    )
+    if not both:
+        return None
+    first, second, *_ = both[0][0].pair.cells
+    return _compared(second, first, both)
+
+
 class Comparisons:
     """The comparisons that the process pairs of a run allow. Each is computed once, in time that its own pairs take."""
 

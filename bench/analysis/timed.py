@@ -9,6 +9,7 @@ from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.paired import PairedComparison
 from bench.analysis.prediction import SAME, epoch_flops
 from bench.analysis.stats import Estimate
+from bench.analysis.verdicts import NEGLIGIBLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +27,15 @@ class Timed:
         """Where the 95% interval of the speed-up lies; None without a speed-up.
 
         With a claim: `supported` inside the claim's region, the claim's own words outside it, else `inconclusive`.
-        Without a claim: `faster`, `slower`, `same` (to within `SAME`), or `undecided`. Below `MIN_SAMPLES` pairs, with
-        or without a claim: `too few samples`.
+        Without a claim: `faster` or `slower` by more than `NEGLIGIBLE`, else `same` (to within `SAME`), else
+        `undecided`. Below `MIN_SAMPLES` pairs, with or without a claim: `too few samples`.
         """
         found = self.comparison.speed_up
         if found is None:
             return None
         if found.low is None or found.high is None:
             return "too few samples"
-        return _of_claim(self.claim, found.low, found.high) if self.claim else _in_words(found.low, found.high)
+        return _of_claim(self.claim, found.low, found.high) if self.claim else in_words(found.low, found.high)
 
 
 def look_at(comparison: PairedComparison, claims: Iterable[Claim] = CLAIMS.values()) -> Timed:
@@ -74,9 +75,10 @@ def _of_claim(claim: Claim, low: float, high: float) -> str:
     return claim.below if high < least else "inconclusive"
 
 
-def _in_words(low: float, high: float) -> str:
-    if low > 1 / SAME and high < SAME:
-        return "same"
-    if low > 1:
+def in_words(low: float, high: float) -> str:
+    """What the interval of a speed-up says where there is no claim; see `Timed.verdict`."""
+    if low > 1 + NEGLIGIBLE:
         return "faster"
-    return "slower" if high < 1 else "undecided"
+    if high < 1 / (1 + NEGLIGIBLE):
+        return "slower"
+    return "same" if low > 1 / SAME and high < SAME else "undecided"

@@ -66,7 +66,7 @@ def time(
             say(console, f"WARNING: the images are {timing.splits.fallback}", style="bold yellow")
         records = time_in_turns(timing, executor, console)
     except KeyboardInterrupt:
-        tell("interrupted: nothing was measured to the end, and nothing is kept")
+        tell("interrupted: there is no answer, and nothing is kept")
         raise typer.Exit(INTERRUPTED) from None
     timed = [look_at(found) for found in comparisons(timing, records)]
     print_timed(timed, format, timing.splits.fallback)

@@ -1,72 +1,85 @@
-"""`bench doctor --noise`: measures the smallest difference in epoch time that this machine can show.
+"""`bench doctor --noise`: measures the smallest difference in epoch time that this machine can show in a minute.
 
-One small cell is compared with itself: it runs alternately under two labels, A B A B, each time in a process of its
-own. The difference between the labels is noise. A difference between two real cells must be larger to mean anything.
+One small cell is compared with itself, by process pairs as a sweep compares two cells: two processes of the cell take
+turns. Their difference is noise. A difference between two real cells must be larger to mean anything.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from scipy.special import stdtrit
 
-from bench.console import say, tell
-from bench.execution.base import Executor, Limits
+from bench.analysis.paired import compare_twins, epoch_seconds
+from bench.analysis.stats import MIN_SAMPLES
+from bench.console import say
+from bench.execution.base import Executor, PairAttempt, PairJob
 from bench.execution.executors import make_executor
-from bench.execution.monitor import Monitor
-from bench.store.environment import MachineState
-from bench.store.records import Cell
+from bench.store.pairs import PairRecord
+from bench.store.records import Cell, PlannedPair
+from bench.sweep.pairs import make_pair_record
 from tl.config import TrainConfig
 from tl.datasets import Splits, load_splits
-from tl.errors import CacheWarning, UserError
-from tl.images import checked_files, open_store
-from tl.machine import usable_cores
+from tl.errors import UserError
+from tl.images import open_store
 from tl.weights import Weights
 
-CONFIG = TrainConfig(backbone="timm:mobilenetv3_small_100", regime="finetune", weights="random", epochs=4, batch_size=4)
+CONFIG = TrainConfig(backbone="timm:mobilenetv3_small_100", regime="finetune", weights="random", batch_size=4)
 """A network of many small operations, which is more sensitive to noise than a large one."""
-FEWEST_PAIRS, MOST_PAIRS = 3, 8
+MOST_PAIRS = 20
+PAIR_SECONDS = 3.0
+"""Time for the turns of a pair, in seconds."""
 BUDGET_SECONDS = 55.0
-"""Time limit for all runs together, in seconds."""
+"""Time limit for all pairs together, in seconds."""
 LARGE = 0.05
 """Noise, relative to an epoch's time, above which we give advice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Noise of the machine. All figures but `pairs` are relative: 0.01 is 1% of an epoch's time."""
+    """Noise of the machine. All figures but `pairs` and `seconds` are relative: 0.01 is 1% of an epoch's time."""
 
     pairs: int
-    """Number of pairs of runs."""
-    one_run: float
-    """Half-width of the 95% t interval of the log ratio of two neighbouring runs: two cells with one run each."""
-    all_runs: float
-    """Half-width of that interval for the mean over all pairs: two cells with `pairs` runs each."""
+    smallest: float
+    """Half-width of the 95% interval of the ratio: the smallest difference that shows."""
     mean: float
-    """Geometric mean of B ÷ A, minus 1. Both are the same cell, so it should be within `all_runs` of 0."""
+    """Second process ÷ first, minus 1. Both run the same, so it should be within `smallest` of 0."""
+    scatter: float
+    """Standard deviation of the pairs' log ratios."""
+    within: float | None
+    """Standard deviation of the log ratios of a pair's rounds, typically."""
     drift: float
-    """Change from the first run to the last, on a line fitted to the logarithms of all times."""
+    """Change of the epoch's time from the first pair to the last, on a line fitted to its logarithms.
+
+    Ratios are free of it.
+    """
+    seconds: float
+    """Typical seconds per epoch."""
 
 
-def noise(pairs: Sequence[tuple[float, float]]) -> Noise:
-    """Compute the noise from epoch seconds of (A, B), in the order in which they ran. Needs two pairs or more."""
-    ratios = [math.log(second / first) for first, second in pairs]
-    count = len(ratios)
-    half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(ratios)
-    logs = np.log(np.asarray(pairs, float).ravel())
-    slope = float(np.polyfit(np.arange(len(logs)), logs, 1)[0])
+def noise(records: Sequence[PairRecord]) -> Noise:
+    """Compute the noise from pairs whose two processes ran the same cell. Needs `MIN_SAMPLES` pairs."""
+    found = compare_twins(records)
+    if found is None or found.speed_up is None or found.speed_up.half_width is None or found.scatter is None:
+        raise ValueError(f"fewer than {MIN_SAMPLES} pairs")
+    times = [statistics.median(epoch_seconds(one, side)) for one in records for side in one.sides if side.turns]
+    by_pair = np.log(np.asarray(times)).reshape(-1, 2).mean(axis=1)
+    slope = float(np.polyfit(np.arange(len(by_pair)), by_pair, 1)[0])
     return Noise(
-        pairs=count,
-        one_run=math.expm1(half),
-        all_runs=math.expm1(half / math.sqrt(count)),
-        mean=math.expm1(statistics.fmean(ratios)),
-        drift=math.expm1(slope * (len(logs) - 1)),
+        pairs=found.pairs,
+        smallest=found.speed_up.half_width,
+        mean=1 / found.speed_up.value - 1,
+        scatter=found.scatter,
+        within=found.within,
+        drift=math.expm1(slope * (len(by_pair) - 1)),
+        seconds=statistics.median(times),
     )
 
 
@@ -77,88 +90,98 @@ def examine_noise() -> None:
     splits = load_splits("synthetic-mini")
     open_store(splits)
     cell = Cell(config=CONFIG, weights_digest="", dataset_digest=splits.digest, device=device)
-    say(console, f"running the same cell again and again, {cell}, for about a minute:")
+    say(console, f"timing two processes of the same cell in turns, again and again, {cell}, for about a minute:")
     executor.prepare()
-    monitor = Monitor(lambda text: None)
-    pairs = measure(cell, splits, executor, console, monitor)
-    state = monitor.end()
-    found = noise(pairs)
-    for line in _findings(found, statistics.median(seconds for pair in pairs for seconds in pair)):
+    events = measure(cell, splits, executor, console)
+    found = noise(events.records)
+    for line in _findings(found):
         say(console, line)
-    for text in dict.fromkeys(state.warnings):
-        say(console, f"WARNING: {text}", style="yellow")
-    if advice := _advice(found, busy=bool(state.warnings)):
+    if advice := _advice(found, busy=events.busy):
         say(console, f"advice: {advice}", style="yellow")
 
 
-def measure(
-    cell: Cell, splits: Splits, executor: Executor, console: Console, monitor: Monitor
-) -> list[tuple[float, float]]:
-    """Epoch seconds of the cell as (A, B), for as many pairs as fit into the time limit.
+def measure(cell: Cell, splits: Splits, executor: Executor, console: Console) -> Measurement:
+    """Time as many pairs of two processes of the cell as fit into the time limit.
 
     Raises `UserError` if there are too few pairs, or if the cell fails.
     """
-    pairs: list[tuple[float, float]] = []
-    deadline = time.monotonic() + BUDGET_SECONDS
-    while len(pairs) < MOST_PAIRS:
-        first, second = (_epoch_seconds(cell, splits, executor, deadline, monitor) for _ in "AB")
-        if first is None or second is None:
-            break
-        pairs.append((first, second))
-        times = f"A {first:.4f} s per epoch, B {second:.4f} s ({second / first - 1:+.1%})"
-        say(console, f"  pair {len(pairs)} of at most {MOST_PAIRS}: {times}")
-    if len(pairs) < FEWEST_PAIRS:
+    events = Measurement(splits, console)
+    with tempfile.TemporaryDirectory(prefix="tl-bench-") as logs:
+        executor.run_pairs(_jobs(cell, splits, Path(logs), events), events, lambda: events.failed is not None)
+    if events.failed:
+        raise UserError(f"{cell}: {events.failed.status}: {events.failed.reason}")
+    if len(events.records) < MIN_SAMPLES:
         raise UserError(
-            f"only {len(pairs)} pairs of runs in {BUDGET_SECONDS:.0f} s, and {FEWEST_PAIRS} are needed: "
+            f"only {len(events.records)} process pairs in {BUDGET_SECONDS:.0f} s, and {MIN_SAMPLES} are needed: "
             "the machine is too busy or too slow; end other programs and try again"
         )
-    return pairs
+    return events
 
 
-def _epoch_seconds(cell: Cell, splits: Splits, executor: Executor, deadline: float, monitor: Monitor) -> float | None:
-    """Run the cell once. None if it doesn't end before the deadline. Raises `UserError` if the cell fails."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        return None
-    weights = Weights(kind="random", source="random")
+@dataclass
+class Measurement:
+    """The pairs that have ended, and what happened meanwhile. It implements `PairEvents`."""
 
-    def on_event(event: object) -> None:
-        if isinstance(event, MachineState):
-            monitor.receive(event)
-        elif isinstance(event, CacheWarning):
-            tell(f"WARNING: {event}")
+    splits: Splits
+    console: Console
+    records: list[PairRecord] = field(default_factory=list)
+    """Pairs with a result."""
+    failed: PairAttempt | None = None
+    busy: bool = False
+    """True if something else used the machine."""
 
-    arguments = (cell, splits, weights, usable_cores(), checked_files())
-    outcome = executor.call(
-        "bench.execution.worker:run_cell", *arguments, limits=Limits(seconds=left), on_event=on_event
-    )
-    if outcome.status == "timeout":
-        return None
-    if outcome.status != "done":
-        raise UserError(f"{cell}: {outcome.status}: {outcome.reason}")
-    result, _ = outcome.value
-    seconds: float = result.epoch_seconds
-    return seconds
+    def pair_started(self, pair: PlannedPair) -> None:  # noqa: D102 - see PairEvents
+        pass
+
+    def warned(self, text: str) -> None:  # noqa: D102 - see PairEvents
+        self.busy = True
+        say(self.console, f"  WARNING: {text}", style="yellow")
+
+    def pair_ended(self, pair: PlannedPair, attempt: PairAttempt) -> None:  # noqa: D102 - see PairEvents
+        if attempt.status == "timeout":
+            return  # the time is up
+        if attempt.status != "done":
+            self.failed = attempt
+            return
+        record = make_pair_record(pair, attempt, self.splits, order=len(self.records))
+        self.records.append(record)
+        found = compare_twins([record])
+        assert found and found.speed_up
+        difference = f"second process {1 / found.speed_up.value - 1:+.1%} from the first"
+        say(self.console, f"  pair {len(self.records)}: {difference}, {found.rounds[0]} rounds")
 
 
-def _findings(found: Noise, seconds: float) -> list[str]:
-    n = found.pairs
+def _jobs(cell: Cell, splits: Splits, logs: Path, events: Measurement) -> Iterator[PairJob]:
+    """Yield pairs while another of the usual length fits into the time limit; at first as many as are needed."""
+    deadline = time.monotonic() + BUDGET_SECONDS
+    for number in range(MOST_PAIRS):
+        left = deadline - time.monotonic()
+        usual = max((one.wall_seconds for one in events.records), default=0.0)
+        if left <= (usual if number >= MIN_SAMPLES else 0):
+            return
+        pair = PlannedPair(cells=(cell, cell), number=number, seconds=PAIR_SECONDS)
+        weights = Weights(kind="random", source="random")
+        yield PairJob(
+            pair=pair, splits=splits, weights=(weights,) * 2, log=logs / f"{pair.id}.log", timeout_seconds=left
+        )
+
+
+def _findings(found: Noise) -> list[str]:
+    within = "" if found.within is None else f", the rounds within a pair by {found.within:.1%}"
     return [
-        f"smallest difference in epoch time that this machine shows (95%): {found.one_run:.1%} between two cells with "
-        f"one run each, {found.all_runs:.1%} with {n} runs each",
-        f"  n = {n} pairs, {seconds:.3f} s per epoch; half-widths of the t interval of log ratios between neighbouring "
-        f"runs, for one pair and for the mean of {n}",
-        f"  mean difference of B from A, which is the same cell: {found.mean:+.1%}",
-        f"  drift from the first run to the last: {found.drift:+.1%}",
+        f"smallest difference in epoch time that this machine shows in a minute (95%): {found.smallest:.1%}",
+        f"  that is the half-width of the t interval of the ratio over {found.pairs} process pairs; "
+        f"{found.seconds:.3f} s per epoch",
+        f"  the pairs' ratios scatter by {found.scatter:.1%}{within}",
+        f"  mean difference of the second process from the first, which runs the same: {found.mean:+.1%}",
+        f"  drift of the epoch's time from the first pair to the last, which ratios are free of: {found.drift:+.1%}",
     ]
 
 
 def _advice(found: Noise, *, busy: bool) -> str:
     """Advice in one line if the noise is large; otherwise empty."""
-    if max(found.one_run, abs(found.drift)) <= LARGE:
+    if found.smallest <= LARGE:
         return ""
     if busy:
         return "end other programs on this machine, and measure again"
-    if abs(found.drift) > found.one_run:
-        return "the machine drifts, perhaps because it warms up: let it run for a while first; compare within one run"
-    return "use mains power and a fixed clock, end other programs, or use more --seeds: n seeds reduce the noise by √n"
+    return "use mains power and a fixed clock, end other programs, or use more --pairs: n pairs reduce the noise by √n"

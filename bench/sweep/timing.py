@@ -106,9 +106,12 @@ def _in_order(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     return tuple(sorted(cells, key=lambda cell: cell.config.regime != USUAL_AGAINST))  # sorting is stable
 
 
-def time_in_turns(timing: Timing, executor: Executor, console: Console) -> list[PairRecord]:
+def time_in_turns(
+    timing: Timing, executor: Executor, console: Console, on_end: Callable[[PairRecord], object] = lambda record: None
+) -> list[PairRecord]:
     """Time all pairs, and return their records. The progress is printed to `console`.
 
+    `on_end` is called with each record as its pair ends, also of those before an interruption.
     Raises `KeyboardInterrupt` for Ctrl-C, SIGTERM or SIGHUP, when all processes have been ended.
     """
     pairs = timing.pairs
@@ -117,7 +120,7 @@ def time_in_turns(timing: Timing, executor: Executor, console: Console) -> list[
         if executor.runs_here and (busy := busy_warning()):
             say(console, f"WARNING: {busy}", style="yellow")
         with make_reporter(console, 0, 0, len(pairs)) as reporter:
-            collector = Collector(timing.splits, reporter)
+            collector = Collector(timing.splits, reporter, on_end)
             executor.run_pairs(_jobs(pairs, timing.splits, Path(logs)), collector, lambda: False)
     return collector.records
 
@@ -134,7 +137,7 @@ class Collector:
 
     splits: Splits
     reporter: Reporter
-    on_end: Callable[[PairRecord], None] = lambda record: None
+    on_end: Callable[[PairRecord], object]
     records: list[PairRecord] = field(default_factory=list)
 
     def pair_started(self, pair: PlannedPair) -> None:  # noqa: D102 - see PairEvents
