@@ -145,7 +145,7 @@ def run(
     plugins: Places = (),
     **settings: Any,
 ) -> Run:
-    """Run the cells of a grid that have no result yet: the command `bench run` as a function.
+    """Run the cells of a grid that have no result yet, and time its process pairs: the command `bench run`.
 
     A script calls it below `if __name__ == "__main__":`, since the processes of cells import the script.
 

@@ -73,7 +73,7 @@ def run(
         typer.Option(help="Process pairs per comparison of speeds, 3 or more.", show_default="the grid's"),
     ] = None,
     paired: Annotated[
-        bool, typer.Option("--paired/--no-paired", help="Compare speeds in turns, apart from the trainings.")
+        bool, typer.Option(" /--no-paired", help="Compare no speeds in turns.", show_default=False)
     ] = True,
     until_decided: Annotated[bool, typer.Option("--until-decided", help=UNTIL_DECIDED)] = False,
     within: Annotated[
@@ -118,12 +118,12 @@ def run(
     images: ImagesOption = True,
     plugin: PluginOption = None,
 ) -> None:
-    """Run the cells of a grid that have no result yet, and write the report.
+    """Run the cells of a grid that have no result yet, time its process pairs, and write the report.
 
-    Cells that failed before are tried again. Those whose loss diverged are not, since they would diverge again; change
-    a setting, or start over with --fresh.
+    Cells and pairs that failed before are tried again. Cells whose loss diverged are not, since they would diverge
+    again; change a setting, or start over with --fresh.
 
-    Exit status: 0 all done, 1 some cell failed or diverged, 2 usage error, 130 interrupted. If
+    Exit status: 0 all done, 1 some cell failed or diverged, or some pair failed, 2 usage error, 130 interrupted. If
     standard output is lost, the sweep goes on, and the status at its end is 141 for a closed pipe and 2 for all else,
     unless it is 1 or 130.
     """
