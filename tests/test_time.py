@@ -224,6 +224,7 @@ def test_what_was_timed_one_after_the_other_says_so() -> None:
     assert row(apart)["apart"] == "no memory" and lost([apart]) == []
 
 
+@pytest.mark.usefixtures("light_commands")
 def test_planning_finds_pairs_per_backbone() -> None:
     """The regime that the others are compared with is first, and pairs with one number are neighbours."""
     timing = plan_timing(
