@@ -214,6 +214,7 @@ def test_a_report_shows_pairs_their_scatter_and_what_failed(tmp_path: Path) -> N
     assert "Yes: with a on this CPU" in shown and "timeout: timm:a finetune and frozen cpu, pair 8" in " ".join(
         shown.split()
     )
+    assert "5 pairs); 50% (" in command("claims", str(folder)).stdout, "the claim is shown as a share, too"
     row = next(r for r in json.loads(command("claims", str(folder), "--format", "json").stdout) if r["measured"])
     assert (row["by"], row["pairs"], row["seeds"]) == ("pairs", 5, None) and row["share"] == pytest.approx(
         0.5, rel=0.02

@@ -183,11 +183,12 @@ def _claim_row(finding: Finding, summary: Summary) -> dict[str, str]:
     identity = _identifying_columns(group, summary) | {"regime": f"{group.config.regime} against {claim.against}"}
     if len(summary.levels["weights"]) > 1:
         identity["weights"] = group.config.weights
+    share = f"; {show_share(finding.estimate)}" if claim.as_share and finding.estimate else ""
     return (
         {"claim": claim.name}
         | identity
         | {
-            "measured": finding.shown,
+            "measured": f"{finding.shown}{share}",
             "predicted": claim.show(finding.predicted),
             "holds if": claim.region,
             "verdict": finding.words,
