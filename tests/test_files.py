@@ -527,10 +527,6 @@ def test_a_record_with_impossible_values_is_damaged(said: str, run: RunFolder) -
             lambda result: result["trials"][2].update(held_out_accuracy=0.95),
         ),
         (
-            "result.learning_rate_chosen=0.0003: its trial diverged",
-            lambda result: result["trials"][0].update(held_out_accuracy=None, held_out_loss=None, reason="NaN"),
-        ),
-        (
             "result.trials.1 has an accuracy or a loss, and not both",
             lambda result: result["trials"][1].update(held_out_loss=None),
         ),

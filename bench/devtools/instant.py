@@ -28,9 +28,9 @@ class InstantExecutor:
         """See `bench.execution.base.Executor`."""
         value: Any = None
         if function == RUN_CELL:
-            cell, splits = arguments[:2]
+            cell, splits, weights = arguments[:3]
             truth = evaluated_images(cell.config, splits).labels
-            value = result_of(cell.config, RANDOM, truth=truth, classes=splits.classes, seconds=1e-5), "default"
+            value = result_of(cell.config, weights, truth=truth, classes=splits.classes, seconds=1e-5), "default"
         elif function == "bench.execution.worker:list_names":
             value = {"timm": [f"b{number:05}" for number in range(MOST_BACKBONES)], "torchvision": []}
         elif function == "bench.execution.worker:resolve_weights":

@@ -190,10 +190,10 @@ def _of_tuning(result: TrainResult, config: TrainConfig) -> Iterator[str]:
     for number, trial in enumerate(result.trials):
         if (trial.held_out_accuracy is None) is not (trial.held_out_loss is None):
             yield f"result.trials.{number} has an accuracy or a loss, and not both"
-        elif chosen == trial.learning_rate and trial.held_out_accuracy is None:
-            yield f"result.learning_rate_chosen={chosen}: its trial diverged"
     best = max((t.held_out_accuracy for t in result.trials if t.held_out_accuracy is not None), default=0.0)
-    if any(chosen == t.learning_rate and (t.held_out_accuracy or 0.0) < best for t in result.trials):
+    # Before version 7 a trial that diverged had an accuracy and could be chosen; on reading it loses that.
+    accuracies = [t.held_out_accuracy for t in result.trials if chosen == t.learning_rate]
+    if any(accuracy is not None and accuracy < best for accuracy in accuracies):
         yield f"result.learning_rate_chosen={chosen}: another rate was more accurate"
     total = sum(trial.seconds for trial in result.trials) if rates else None
     if (seconds is None) is not (total is None) or not math.isclose(seconds or 0.0, total or 0.0, rel_tol=_ROUNDING):

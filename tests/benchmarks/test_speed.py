@@ -189,6 +189,6 @@ def test_report(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     records = [record(f"timm:b{i}", regime, seconds=2.0 + i) for i in range(12) for regime in names]
     run = write_run(tmp_path / "run", records)
     page, _ = benchmark.pedantic(
-        lambda: write_report(summarise([run], "run"), tmp_path), rounds=1 if benchmark.disabled else 5
+        lambda: write_report(summarise([run], "run"), tmp_path / "reports"), rounds=1 if benchmark.disabled else 5
     )
     assert page.read_text().count("timm:b11") >= 1
