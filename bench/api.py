@@ -166,7 +166,8 @@ def run(
         paired: compare speeds in turns, apart from the trainings, if the grid says so.
         until_decided: add process pairs until every speed-up has a verdict or is known to within `within` percent (5
             by default), at most `max_pairs` of each, and add none that would overrun `budget`, such as `"10m"`. The
-            intervals assume that pairs are independent; from five on they are widened if pairs resemble those before.
+            intervals assume that pairs are independent; from five on they are widened if pairs clearly resemble those
+            before.
         timeout: time limit per training, in seconds; an hour by default.
         memory_limit: main memory that a cell may allocate, such as `"2GiB"`; Linux only.
         skip_larger_after_oom: skip larger batches of a cell that ran out of memory.

@@ -4,8 +4,9 @@
 times the training images, and the same for validation. Each round has one turn of each cell. The logarithm of its
 ratio (the other cell's epoch ÷ this cell's) is free of what the machine does for longer than a round. A process pair
 gives one value, the median over its rounds. The estimate is the mean of these values, with Student's t over process
-pairs: at least `MIN_SAMPLES`, five by default. No round and no pair is left out. Rounds of one process are no
-repetitions: they share its memory layout and its neighbours, so they scatter less than pairs do.
+pairs: at least `MIN_SAMPLES`, five by default; it is widened only where the order of the pairs clearly speaks against
+their independence (`ratio_of_pairs`). No round and no pair is left out. Rounds of one process are no repetitions: they
+share its memory layout and its neighbours, so they scatter less than pairs do.
 
 Starting and ending a loader's workers happens once per epoch. It is measured beside the turns, and added to each.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.analysis.stats import MIN_SAMPLES, Estimate, ratio_in_order
+from bench.analysis.stats import MIN_SAMPLES, Estimate, ratio_of_pairs
 from bench.store.pairs import PairRecord, TimedSide
 from bench.store.records import Cell
 from tl.results import Work
@@ -206,7 +207,7 @@ def _estimate(used: Sequence[Both], part: Part) -> Estimate | None:
         if part(record, ours) and part(record, theirs) and (found := _log_ratios(record, ours, theirs, part))
     }
     values = {number: math.exp(log) for number, log in logs.items()}
-    return ratio_in_order(values, dict.fromkeys(values, 1.0))
+    return ratio_of_pairs(values, dict.fromkeys(values, 1.0))
 
 
 def _peak(record: PairRecord, side: TimedSide) -> list[float]:

@@ -217,6 +217,25 @@ def ratio_in_order(above: Mapping[Key, float], below: Mapping[Key, float]) -> Es
     )
 
 
+NOTICEABLE = 1.645
+"""Standard errors of the correlation of neighbours, 1/√n, above which it is taken for real: one-sided 5%."""
+
+
+def ratio_of_pairs(above: Mapping[Key, float], below: Mapping[Key, float]) -> Estimate | None:
+    """`ratio` for process pairs, widened as `ratio_in_order` does only where their order speaks against independence.
+
+    The cells of a pair take turns, so what the machine does for minutes cancels out in its ratio. Widening for every
+    positive correlation would cost more than it saves: of five independent pairs it can leave one degree of freedom,
+    and of pairs that scatter by 1% a difference of 5% is then found in 90% of cases, in place of all (`tests/test_stats.py`).
+    """
+    plain, widened = ratio(above, below), ratio_in_order(above, below)
+    if plain is None or widened is None or widened.dependence is None:
+        return plain
+    if widened.dependence.correlation * math.sqrt(widened.n) > NOTICEABLE:
+        return widened
+    return replace(plain, dependence=widened.dependence)
+
+
 def _log_ratios(above: Mapping[Key, float], below: Mapping[Key, float]) -> list[float]:
     """Logarithms of the ratios of seeds that both sides have; none if a value is not above 0."""
     pairs = [(above[seed], below[seed]) for seed in above if seed in below]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 UNTIL_DECIDED = (
     "Add process pairs until every speed-up has a verdict or is known to within --within. That assumes independent "
-    "pairs: their correlation in time is tested from five on, and widens the intervals."
+    "pairs: from five on their correlation is looked at, and widens the intervals where it is clear."
 )
 
 

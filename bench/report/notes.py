@@ -45,7 +45,7 @@ _PAIRED = (
     "interval is Student's t over pairs; no round and no pair is left out. Scatter: the standard deviation of the "
     "ratios of pairs, and within a pair of its rounds. Drift: the change of the ratio from one pair to the next, and "
     "within a pair from its first round to its last, both on a straight line. Correlation: that of pairs that follow "
-    f"each other, from {MIN_IN_ORDER} on; intervals are widened for a positive one."
+    f"each other, from {MIN_IN_ORDER} on; intervals are widened where it is clear."
 )
 _APART = (
     "Of comparisons with n no process pairs were timed: their regimes were trained minutes apart, and their intervals "

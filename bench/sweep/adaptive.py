@@ -99,11 +99,11 @@ def run_until_decided(
     pair and without it, and with `MIN_IN_ORDER` pairs: with few pairs an interval is sometimes narrow by chance, and
     stopping at the first one would favour such chances. Pairs are added only to rotations that are not decided.
 
-    Intervals keep their promise only if pairs are independent. They are widened for pairs that resemble those before
-    them (`ratio_in_order`), which needs `MIN_IN_ORDER` pairs, and the last lines say what was found. Stopped like this,
-    at most 20 pairs whose scatter is 4% cover the true value in 95% of simulated runs if they are independent, and in
-    82% (76% without the widening) if neighbours correlate by 0.5. A speed-up that lies exactly on a claim's edge is
-    called above it in 2%, or in 8% (`tests/test_adaptive.py`).
+    Intervals keep their promise only if pairs are independent. They are widened where the order of `MIN_IN_ORDER` pairs
+    or more clearly speaks against that (`ratio_of_pairs`), and the last lines say what was found. Stopped like this, at
+    most 20 pairs whose scatter is 4% cover the true value in 94% of simulated runs if they are independent, and in 76%
+    if neighbours correlate by 0.5. A speed-up that lies exactly on a claim's edge is called above it in 2%, or in 11%
+    (`tests/test_adaptive.py`).
 
     A round of pairs is expected to take as long as the longest pairs before it; one that would exceed the budget is not
     started. The grid's own cells and pairs run in any case. At the end, the speed-ups that stay undecided are printed.
@@ -284,7 +284,7 @@ def _independence(found: list[Finding]) -> tuple[str, bool]:
     clearest = f"the clearest correlation of neighbouring pairs is {r:+.2f} ({name}, p = {p:.2g})"
     if p < LEVEL:
         return f"WARNING: {assumed}, and they are not: {clearest}; intervals are widened, and may still be narrow", True
-    weak = f"a test of {n} pairs seldom finds one; intervals are widened for positive ones"
+    weak = f"a test of {n} pairs seldom finds one; intervals are widened only for a clear one"
     return f"{assumed}; {clearest}; {weak}", False
 
 
