@@ -186,7 +186,7 @@ def written(folder: Path, seconds: tuple[float, float], *more: PairRecord, seeds
     ("seconds", "start"),
     [
         ((10.0, 4.9), "Yes: with a on this CPU the frozen epoch takes 49% ("),
-        ((10.0, 2.0), "No, it is faster: with a on this CPU the frozen epoch takes 20"),
+        ((10.0, 2.0), "No, it is faster: with a on this CPU the frozen epoch takes 19.9% ("),
         ((10.0, 9.0), "No, it is slower: with a on this CPU the frozen epoch takes 90% ("),
         ((10.0, 4.0), "Undecided: with a on this CPU the frozen epoch takes 40% ("),
     ],

@@ -226,7 +226,8 @@ def ratio_of_pairs(above: Mapping[Key, float], below: Mapping[Key, float]) -> Es
 
     The cells of a pair take turns, so what the machine does for minutes cancels out in its ratio. Widening for every
     positive correlation would cost more than it saves: of five independent pairs it can leave one degree of freedom,
-    and of pairs that scatter by 1% a difference of 5% is then found in 90% of cases, in place of all (`tests/test_stats.py`).
+    and of pairs that scatter by 1% a difference of 5% is then found in 90% of cases, in place of all
+    (`tests/test_stats.py`).
     """
     plain, widened = ratio(above, below), ratio_in_order(above, below)
     if plain is None or widened is None or widened.dependence is None:
