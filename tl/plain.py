@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,27 @@ def _start_loading(images: PlainImages, batches: Iterable[list[int]], seed: int)
             worker_init_fn=_leave_signals_to_parent,
             multiprocessing_context=_CONTEXT if WORKERS else None,
         )
-        return iter(loader)
+        with _signals_held_back():
+            return iter(loader)
+
+
+_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGTERM") if hasattr(signal, name)}
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Hold signals back while workers are forked: until a worker decides what they mean, it has the parent's handlers.
+
+    The parent receives them at the end, and each worker in `_leave_signals_to_parent`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where workers are not forked
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _next(loading: Iterator[Any]) -> Any:
@@ -229,6 +250,8 @@ def _leave_signals_to_parent(worker: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 class PlainStep(TrainStep):
