@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import tl
 from bench.execution.executors import make_executor
+from bench.execution.turns import run_pair
 from tests.conftest import TINY
+from tests.test_turns import cell, job_of
 from tl.backbones import make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.clock import Clock
 from tl.images import open_store
 from tl.regimes import REGIMES
+from tl.timing import timed_training
 
 pytestmark = [
     pytest.mark.alone,
@@ -210,3 +214,32 @@ def test_more_memory_than_the_gpu_has() -> None:
     outcome = executor.call("tests.jobs:run_out_of_gpu_memory")
     assert outcome.status == "oom" and outcome.reason.startswith("out of memory: asked for "), outcome.reason
     assert executor.call("tests.jobs:double", 1).value == 2
+
+
+@pytest.mark.parametrize("execution", ["fast", "plain"])
+def test_turns_do_the_steps_of_a_training(mini: tl.Splits, execution: str) -> None:
+    """After an epoch of turns the weights are those of `train_model`, up to the order of additions."""
+    config = tl.TrainConfig(
+        backbone=TINY[1], weights="random", epochs=1, regime="finetune", execution=execution, batch_size=2
+    )
+    with timed_training(config, mini, device="cuda") as timed:
+        images = [timed.turn(1, 1).train_images for _ in range(timed.train_batches)]
+        ours = {name: value.clone() for name, value in timed._setup.freezing.tensors().items()}
+        assert (timed.peak().bytes or 0) > 0
+    assert sum(images) == len(mini.train)
+    trained = tl.train_model(config, mini, device="cuda", keep="last").model
+    theirs = dict([*trained.named_parameters(), *trained.named_buffers()])  # type: ignore[union-attr]
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name].to(value), rtol=1e-2, atol=1e-4)
+
+
+def test_cells_take_turns_on_a_gpu(mini: tl.Splits, tmp_path: Path) -> None:
+    """Each process has its own memory there, and fine-tuning takes more of it."""
+    cells = [cell(mini, regime, device="cuda:0") for regime in ("finetune", "frozen")]
+    attempt = run_pair(make_executor("process").start, job_of(cells, mini, tmp_path), lambda text: None)  # type: ignore[attr-defined]
+    assert attempt.status == "done", [side.traceback for side in attempt.sides]
+    slow, fast = attempt.sides
+    assert slow.turns and fast.turns and len(slow.turns) == len(fast.turns)
+    assert slow.peak_memory_bytes and fast.peak_memory_bytes
+    assert slow.peak_memory_bytes > fast.peak_memory_bytes

@@ -26,9 +26,16 @@ from tl.weights import Weights
 RANDOM = Weights(kind="random", source="random", reason="for a test")
 
 
-def cell(splits: tl.Splits, regime: str = "finetune", backbone: str = "timm:test_resnet", **settings: Any) -> Cell:
+def cell(
+    splits: tl.Splits,
+    regime: str = "finetune",
+    backbone: str = "timm:test_resnet",
+    *,
+    device: str = "cpu",
+    **settings: Any,
+) -> Cell:
     config = TrainConfig(backbone=backbone, regime=regime, weights="random", seed=0, **settings)
-    return Cell(config=config, weights_digest="", dataset_digest=splits.digest, device="cpu")
+    return Cell(config=config, weights_digest="", dataset_digest=splits.digest, device=device)
 
 
 def job_of(cells: list[Cell], splits: tl.Splits, log: Path, seconds: float = 0.01, **more: Any) -> PairJob:
