@@ -8,9 +8,11 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from tl.errors import DeviceError, UserError
 
@@ -130,10 +132,6 @@ def lift_memory_limit() -> None:
 
 _PROCESSES = Path("/proc")
 _LONGEST_WAIT_SECONDS = 0.1
-_IDLE_LOOKS = 3
-"""A process counts as idle if it was not running this many looks in a row: one that hands over what it made sleeps
-between two pieces of work.
-"""
 
 
 def wait_for_threads() -> None:
@@ -146,42 +144,35 @@ def wait_for_threads() -> None:
         time.sleep(0.01)
         return
     deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
-    while _runs("self", but=str(threading.get_native_id())) and time.monotonic() < deadline:
+    while _other_threads_run() and time.monotonic() < deadline:
         time.sleep(0.001)
 
 
-def wait_for_processes(numbers: Collection[int], longest_seconds: float = 60.0) -> float:
-    """Return when none of these processes is running any more, or after the longest time.
-
-    Returns the reading of `time.perf_counter` when they were first seen idle. Where the system doesn't tell, outside
-    Linux, it returns at once.
-    """
-    idle_since, looks = time.perf_counter(), 0
-    deadline = idle_since + longest_seconds
-    while (_PROCESSES / "self" / "task").is_dir():
-        now = time.perf_counter()
-        if any(_runs(str(number)) for number in numbers):
-            looks = 0
-        else:
-            idle_since = idle_since if looks else now
-            looks += 1
-        if looks == _IDLE_LOOKS or now > deadline:
-            break
-        time.sleep(0.001)
-    return idle_since
+def stop_processes(numbers: Iterable[int]) -> None:
+    """Stop these processes until `resume_processes`. Nothing happens to one that has ended."""
+    for number in numbers:
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(number).suspend()
 
 
-def _runs(process: str, but: str = "") -> bool:
-    """True if a thread of a process is running or waits for a disk, according to its state in proc(5).
+def resume_processes(numbers: Iterable[int]) -> None:
+    """Let these processes go on, stopped or not. Nothing happens to one that has ended."""
+    for number in numbers:
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(number).resume()
+
+
+def _other_threads_run() -> bool:
+    """True if another thread of this process is running or waits for a disk, according to its state in proc(5).
 
     Its CPU time would show that too late: the kernel updates it at its ticks only, for threads on other cores.
     """
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the process has just ended
-        for task in (_PROCESSES / process / "task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
-                state = (task / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
-                if state in "RD" and task.name != but:
-                    return True
+    this = str(threading.get_native_id())
+    for task in (_PROCESSES / "self" / "task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
+            state = (task / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+            if state in "RD" and task.name != this:
+                return True
     return False
 
 

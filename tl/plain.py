@@ -43,6 +43,8 @@ from tl.step import Body, Evaluated, Evaluation, Loss, TrainStep
 
 WORKERS = 4
 """Worker processes of each loader: the tutorial's `num_workers`. They are started anew for each pass, as there."""
+LOADED_AHEAD = 2 * WORKERS
+"""Batches that a loader asks its workers for before it needs them: torch's default of two for each."""
 _CONTEXT = "fork" if sys.platform == "linux" else None
 """How workers start; None is torch's default. Forked ones belong to the process group of the training and end with it.
 Newer versions of Python would fork them from a server that belongs to another program."""

@@ -1,9 +1,12 @@
 """Times a training in turns of a few steps, so that several trainings can be compared on a machine that drifts.
 
 A turn is a number of training steps followed by a number of validation batches, timed apart. It contains what those
-steps take in an epoch of `train_model`, with the same network, images, batches and execution. It leaves out what
-happens once per epoch: with execution `plain` that is starting and ending the loaders' workers, which is measured
-beside the turns.
+steps take in an epoch of `train_model`, with the same network, images, batches and execution.
+
+With execution `plain` a pass over the images is not the same everywhere: workers start, batches are loaded in advance,
+and the last ones are taken while nothing is loaded. So a turn is either a whole pass, with its start and its end, or a
+piece from the middle of one. Workers are stopped between two turns, so that a piece ends with as many batches loaded in
+advance as a training would have there. Starting and ending workers, once per epoch, is measured beside such pieces.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
@@ -23,9 +26,9 @@ from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.errors import DivergedError, NotApplicable
 from tl.images import batch_bounds
-from tl.machine import wait_for_processes, wait_for_threads
+from tl.machine import resume_processes, stop_processes, wait_for_threads
 from tl.memory import MemoryMarks
-from tl.plain import PlainBatches
+from tl.plain import LOADED_AHEAD, PlainBatches
 from tl.results import Work
 from tl.step import WARM_UP
 from tl.train import WAYS, Inputs, Loop, Setup, ready, work_of
@@ -59,9 +62,11 @@ class TimedTraining:
     def __init__(self, setup: Setup, loop: Loop, memory: MemoryMarks) -> None:
         self._setup, self._loop, self._memory = setup, loop, memory
         size = setup.config.batch_size
-        self._val = _Endless(loop.val, lambda epoch: loop.val.evaluation(size))
+        self._val = _Endless(loop.val, self.val_batches, lambda epoch: loop.val.evaluation(size))
         self._train = _Endless(
-            loop.train, lambda epoch: loop.train.training(size, seed=setup.config.seed, epoch=epoch, mark=None)
+            loop.train,
+            self.train_batches,
+            lambda epoch: loop.train.training(size, seed=setup.config.seed, epoch=epoch, mark=None),
         )
 
     @property
@@ -79,6 +84,14 @@ class TimedTraining:
         """Validation batches per epoch."""
         return len(batch_bounds(len(self._loop.val), self._setup.config.batch_size))
 
+    @property
+    def margin(self) -> int:
+        """Batches at each end of a pass that are unlike those between them; 0 if all are alike.
+
+        A turn that is no whole pass has none of them, unless passes are too short for that.
+        """
+        return self._val.margin
+
     def warm_up(self, *, count_work: bool = True) -> tuple[float, float]:
         """Run the first steps, in which libraries load their kernels and CUDA graphs are captured.
 
@@ -91,43 +104,71 @@ class TimedTraining:
             inputs, labels = next(self._train)
             self._loop.step.start()
             self._loop.step.run(inputs, labels, _no_mark, self._loop.work)
-        steps = WARM_UP + 2 if self._loop.graphs else 1  # the last of them is the first that replays a graph
-        self.turn(steps, steps)
-        last = self.turn(1, 1)
-        return last.train_seconds or 0.0, last.val_seconds
+        if not self._loop.graphs:
+            steps = batches = 1
+        elif self.train_batches + self.val_batches <= _SHORT:  # also the last batch of a pass, which has its own graph
+            steps, batches = (WARM_UP + 2) * self.train_batches, (WARM_UP + 2) * self.val_batches
+        else:
+            steps = batches = WARM_UP + 2  # the last of them is the first that replays a graph
+        self.turn(steps, batches)
+        few = 3 if self.margin else 1  # beside workers a single step takes now less, now more
+        last = self.turn(few, few)
+        return (last.train_seconds or 0.0) / few, last.val_seconds / few
 
     def turn(self, steps: int, batches: int) -> Turn:
         """Run training steps, unless nothing trains, and then validation batches.
 
-        It returns when no thread and no worker of this process is running any more. Raises `DivergedError` if the
-        weights have become NaN or infinite: such numbers take other times.
+        Before them, untimed, a new pass begins where `margin` asks for it. It returns when no thread and no worker of
+        this process is running any more. Raises `DivergedError` if the weights have become NaN or infinite: such
+        numbers take other times.
         """
-        setup, loop, train_seconds, train_images = self._setup, self._loop, None, 0
-        with setup.way.timed():
-            if loop.step:
-                setup.freezing.train_mode()
+        train_seconds, train_images = None, 0
+        with self._setup.way.timed():
+            if self._loop.step:
                 self._memory.begin("train")
-                with self._timed(self._train) as timer:
-                    loop.step.start()
-                    for inputs, labels in islice(self._train, steps):
-                        loop.step.run(inputs, labels, _no_mark)
-                        train_images += len(labels)
-                    loss, _ = loop.step.sums()
+                self._begin_steady(self._train, steps, self._run_steps)
+                with self._timed(self._train, steps) as timer:
+                    train_images = self._run_steps(steps)
                 train_seconds = timer.seconds
-                if not math.isfinite(loss):
-                    raise DivergedError("the training loss is not finite any more", ())
-            setup.model.eval()
             self._memory.begin("val")
-            with self._timed(self._val) as timer:
-                found = loop.evaluation.over(islice(self._val, batches), loop.loss_function)
+            self._begin_steady(self._val, batches, self._run_batches)
+            with self._timed(self._val, batches) as timer:
+                val_images = self._run_batches(batches)
             self._memory.end()
         wait_for_threads()
         return Turn(
             train_seconds=train_seconds,
             train_images=train_images,
             val_seconds=timer.seconds,
-            val_images=len(found.predicted),
+            val_images=val_images,
         )
+
+    def _run_steps(self, count: int) -> int:
+        """Train on the next batches. Returns their number of images."""
+        step, images = self._loop.step, 0
+        if step is None:
+            return 0
+        self._setup.freezing.train_mode()
+        step.start()
+        for inputs, labels in islice(self._train, count):
+            step.run(inputs, labels, _no_mark)
+            images += len(labels)
+        loss, _ = step.sums()
+        if not math.isfinite(loss):
+            raise DivergedError("the training loss is not finite any more", ())
+        return images
+
+    def _run_batches(self, count: int) -> int:
+        """Evaluate the next batches. Returns their number of images."""
+        self._setup.model.eval()
+        found = self._loop.evaluation.over(islice(self._val, count), self._loop.loss_function)
+        return len(found.predicted)
+
+    def _begin_steady(self, batches: _Endless, wanted: int, run: Callable[[int], int]) -> None:
+        """Make sure that the next batches are from the middle of a pass, unless they are all of it."""
+        if unlike := batches.before_steady(wanted):
+            batches.resume()
+            run(unlike)
 
     def close(self) -> None:
         """End the workers of the loaders."""
@@ -136,9 +177,9 @@ class TimedTraining:
 
     @property
     def start_seconds(self) -> float:
-        """Seconds per epoch for starting and ending workers, as a median over passes; 0.0 without workers.
+        """Seconds per epoch for starting and ending workers, where turns leave it out: a median over passes.
 
-        Call it after `close`, which ends the last passes.
+        0.0 without workers, and where turns are whole passes. Call it after `close`, which ends the last passes.
         """
         passes = (self._train.start_seconds, self._val.start_seconds)
         return sum(statistics.median(each) for each in passes if each)
@@ -157,21 +198,21 @@ class TimedTraining:
         return Peak(bytes=used, method=figures["memory_method"])
 
     @contextmanager
-    def _timed(self, batches: _Endless) -> Iterator[_Timer]:
-        """Time what happens inside, until the device and the loader's workers have nothing left to do.
-
-        Workers load as many batches ahead at the end as at the beginning, so the time includes as many loads as there
-        are steps.
-        """
+    def _timed(self, batches: _Endless, wanted: int) -> Iterator[_Timer]:
+        """Time what happens inside, until the device has nothing left to do; and the ends of a pass, if it is whole."""
         synchronize(self._setup.device)
-        starting, timer = batches.starting, _Timer()
+        timer = _Timer()
+        whole = batches.margin > 0 and wanted >= batches.per_pass
+        if whole:
+            batches.close()
+        batches.resume()
         begun = time.perf_counter()
         yield timer
+        if whole:
+            batches.close(in_turn=True)
         synchronize(self._setup.device)
-        ended = time.perf_counter()
-        if batches.workers:
-            ended = max(ended, wait_for_processes(batches.workers))
-        timer.seconds = ended - begun - (batches.starting - starting)
+        timer.seconds = time.perf_counter() - begun
+        batches.stop()
 
 
 @dataclass
@@ -182,40 +223,66 @@ class _Timer:
 class _Endless(Iterator[Any]):
     """Batches of one split, pass after pass."""
 
-    def __init__(self, inputs: Inputs, make: Any) -> None:
+    def __init__(self, inputs: Inputs, per_pass: int, make: Callable[[int], Generator[Any]]) -> None:
+        self.per_pass = per_pass
+        """Batches of a pass."""
+        self.margin = LOADED_AHEAD if isinstance(inputs, PlainBatches) else 0
+        """See `TimedTraining.margin`."""
+        self.start_seconds: list[float] = []
+        """Seconds that starting and ending the workers of each pass took outside of turns; none without workers."""
         self._inputs, self._make = inputs, make
         self._epochs = count()
-        self._pass: Any = None
+        self._pass: Generator[Any] | None = None
+        self._taken = 0
         self._before = 0.0
-        self.start_seconds: list[float] = []
-        """Seconds that starting and ending the workers of each pass took; none without workers."""
+
+    def before_steady(self, wanted: int) -> int:
+        """How many batches to take before the next `wanted` ones are all from the middle of one pass.
+
+        A new pass begins if too few are left. 0 for whole passes, and where passes are too short to have a middle.
+        """
+        if not self.margin or wanted >= self.per_pass or wanted + 2 * self.margin > self.per_pass:
+            return 0
+        if self._taken + wanted + self.margin > self.per_pass:
+            self.close()
+        return max(0, self.margin - self._taken)
+
+    def stop(self) -> None:
+        """Stop the workers, until `resume`."""
+        stop_processes(self._workers)
+
+    def resume(self) -> None:
+        """Let stopped workers go on."""
+        resume_processes(self._workers)
 
     @property
-    def starting(self) -> float:
+    def _workers(self) -> tuple[int, ...]:
+        """Ids of the workers of the running pass."""
+        return self._inputs.workers if self._pass is not None and isinstance(self._inputs, PlainBatches) else ()
+
+    @property
+    def _starting(self) -> float:
         """Seconds that starting and ending workers has taken so far."""
         return self._inputs.start_seconds if isinstance(self._inputs, PlainBatches) else 0.0
-
-    @property
-    def workers(self) -> tuple[int, ...]:
-        """Ids of the workers of the running pass."""
-        return self._inputs.workers if isinstance(self._inputs, PlainBatches) else ()
 
     def __next__(self) -> Any:
         while True:
             if self._pass is None:
-                self._before = self.starting
-                self._pass = self._make(next(self._epochs))
+                self._before = self._starting
+                self._pass, self._taken = self._make(next(self._epochs)), 0
             for batch in self._pass:
+                self._taken += 1
                 return batch
             self.close()
 
-    def close(self) -> None:
-        """End the running pass and its workers."""
+    def close(self, *, in_turn: bool = False) -> None:
+        """End the running pass and its workers. What that takes belongs to a turn, or is added to `start_seconds`."""
         if self._pass is not None:
+            self.resume()
             self._pass.close()
-            self._pass = None
-            if isinstance(self._inputs, PlainBatches):
-                self.start_seconds.append(self.starting - self._before)
+            self._pass, self._taken = None, 0
+            if self.margin and not in_turn:
+                self.start_seconds.append(self._starting - self._before)
 
 
 @contextmanager
@@ -234,6 +301,10 @@ def timed_training(
             raise NotApplicable(f"regime {config.regime!r} extracts its features once, so it has no step on images")
         with closing(TimedTraining(setup, loop, memory)) as timed:
             yield timed
+
+
+_SHORT = 500
+"""Batches of an epoch that may be run several times to warm up: a few seconds on a GPU."""
 
 
 def _no_mark(phase: str | None) -> None:

@@ -386,8 +386,7 @@ def _add(side_cell: SideCell, record: Record, seed: int, truth: tuple[int, ...],
         "python": machine.python,
         "threads": str(result.threads),
         **({} if by == "device" else {"device": result.device_name}),
-        # An execution sets the allocator too: that is a part of what executions are compared for.
-        **({} if by == "execution" else {"allocator": record.allocator or "as the C library sets it"}),
+        "allocator": record.allocator or "as the C library sets it",
         MEMORY_METHOD: result.memory_method,
         **{name: machine.packages.get(name, "none") for name in packages()},
     }

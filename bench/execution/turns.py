@@ -32,13 +32,14 @@ from tl.images import checked_files
 from tl.machine import usable_cores
 
 TIME_CELL = "bench.execution.worker:time_cell"
-TURN_SECONDS = {"fast": 0.3, "plain": 1.2}
+TURN_SECONDS = {"fast": 0.3, "plain": 0.6}
 """Execution → length of the slowest process's turn, in seconds, unless a single step takes longer.
 
-Shorter turns see less drift. But the cores' caches are cold at the beginning of each, and with `plain` the workers load
-the last batches of a turn while nothing trains: with turns of a single step, ResNet-18's share was 58% where its epochs
-gave 53%.
+Shorter turns see less drift. But the cores' caches are cold at the beginning of each, and with `plain` workers load
+batches beside the steps, at times that differ from step to step.
 """
+WHOLE_SECONDS = 2.0
+"""Where the ends of a pass are unlike its middle, turns are whole passes if an epoch takes at most this long."""
 LEAST_ROUNDS = 6
 """Rounds of a pair, whatever time it is given: the median of fewer would be too close to a single turn."""
 
@@ -67,6 +68,8 @@ class Prepared:
     train_batches: int
     """Training batches per epoch; 0 if nothing trains."""
     val_batches: int
+    margin: int = 0
+    """See `tl.timing.TimedTraining.margin`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,15 +361,31 @@ def turn_size(sizes: Sequence[tuple[Prepared, Warm]], seconds: float) -> tuple[i
 
     The slowest process's turn takes about `seconds`, but there is at least one of each, and at most an epoch.
     Training steps are 0 if nothing trains in any process.
+
+    Where the ends of a pass are unlike its middle (`Prepared.margin`), a turn is a piece of the middle, or a whole
+    pass if that is short or has no room for such a piece.
     """
     prepared = max((each for each, _ in sizes), key=lambda each: each.train_batches)
-    if not prepared.train_batches:
+    if prepared.train_batches:
+        share = prepared.val_batches / prepared.train_batches
+        slowest = max(warm.step_seconds + share * warm.batch_seconds for _, warm in sizes)
+        steps = _between(seconds / slowest, prepared.train_batches)
+        batches = _between(steps * share, prepared.val_batches)
+        epoch = slowest * prepared.train_batches
+    else:
         slowest = max(warm.batch_seconds for _, warm in sizes)
-        return 0, _between(seconds / slowest, prepared.val_batches)
-    share = prepared.val_batches / prepared.train_batches
-    slowest = max(warm.step_seconds + share * warm.batch_seconds for _, warm in sizes)
-    steps = _between(seconds / slowest, prepared.train_batches)
-    return steps, _between(steps * share, prepared.val_batches)
+        steps, batches = 0, _between(seconds / slowest, prepared.val_batches)
+        epoch = slowest * prepared.val_batches
+    if margin := max(each.margin for each, _ in sizes):
+        steps = _piece(steps, prepared.train_batches, margin, epoch)
+        batches = _piece(batches, prepared.val_batches, margin, epoch)
+    return steps, batches
+
+
+def _piece(size: int, per_pass: int, margin: int, epoch_seconds: float) -> int:
+    """A piece from the middle of a pass, of this size, or the whole pass."""
+    whole = epoch_seconds <= WHOLE_SECONDS or size + 2 * margin > per_pass
+    return per_pass if whole else size
 
 
 def _between(value: float, most: int) -> int:

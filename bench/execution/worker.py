@@ -107,7 +107,8 @@ def time_cell(
             cache_warnings_to(lambda text: emit(CacheWarning(text))),
             timed_training(cell.config.replace(protocol="fixed"), splits, device=device, weights=weights) as timed,
         ):
-            emit(Prepared(train_batches=timed.train_batches if timed.trains else 0, val_batches=timed.val_batches))
+            train_batches = timed.train_batches if timed.trains else 0
+            emit(Prepared(train_batches=train_batches, val_batches=timed.val_batches, margin=timed.margin))
             orders.recv()  # `WARM_UP`: while another process warms up, this one must not run
             step_seconds, batch_seconds = timed.warm_up()
             emit(Warm(step_seconds=step_seconds, batch_seconds=batch_seconds))
@@ -144,8 +145,7 @@ def _begin(cell: Cell, threads: int, checked: frozenset[FileState], emit: Emit) 
     trust(checked)
     torch.set_num_threads(threads)
     device = DeviceKey.parse(cell.device).name
-    if cell.config.execution == "fast":
-        keep_freed_pages()
+    keep_freed_pages()
     _touch_code()
     uuid = devices.gpu_uuid(devices.resolve(device))
     emit(_machine(uuid))
