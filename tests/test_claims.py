@@ -165,10 +165,10 @@ def test_a_claim_of_a_grid_can_be_about_a_kind_of_regimes(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("given", "region"),
     [
-        ({"low": 1.6, "high": 2.5}, "1.60× to 2.50×, 40% to 62.5% of its time"),
-        ({"low": 1.6}, "above 1.60×, below 62.5% of its time"),
-        ({"high": 2.5}, "below 2.50×, above 40% of its time"),
-        ({"low": 2.5, "metric": "peak_memory_bytes"}, "above 2.50×, below 40% of its memory"),
+        ({"low": 1.6, "high": 2.5}, "1.60× to 2.50×, 40% to 62.5% of fine-tuning's time"),
+        ({"low": 1.6}, "above 1.60×, below 62.5% of fine-tuning's time"),
+        ({"high": 2.5}, "below 2.50×, above 40% of fine-tuning's time"),
+        ({"low": 2.5, "metric": "peak_memory_bytes"}, "above 2.50×, below 40% of fine-tuning's memory"),
         ({"low": 2.5, "as_share": False}, "above 2.50×"),
     ],
 )
@@ -243,9 +243,9 @@ def test_comparisons_that_have_no_result_are_counted(tmp_path: Path) -> None:
         *seeds("frozen", [10.0] * 3, "timm:b"),
     ]
     run = write_run(tmp_path / "r", records)
-    assert "1 supported; 1 more have no result on one side" in command("claims", str(run.folder)).stdout
+    assert "1 supported; 1 more has no result on one side" in command("claims", str(run.folder)).stdout
     said = " ".join(answers(summarise([run], "r")))
-    assert "the frozen epoch takes 50%" in said and "1 more have no result on one side." in said
+    assert "the frozen epoch takes 50%" in said and "1 more has no result on one side." in said
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)

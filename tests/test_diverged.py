@@ -235,8 +235,8 @@ def test_claims_count_it_as_a_comparison_without_result(tmp_path: Path) -> None:
     records += [record("timm:b", "frozen", seed=seed) for seed in range(3)]
     run = write_run(tmp_path / "r", records)
     said = command("claims", str(run.folder)).stdout
-    assert "1 more have no result on one side" in said
-    assert "1 more have no result on one side" in " ".join(answers(summarise([run], "r")))
+    assert "1 more has no result on one side" in said
+    assert "1 more has no result on one side" in " ".join(answers(summarise([run], "r")))
     timed = [finding for finding in summarise([run], "r").findings if finding.claim.name == "half-the-time-fast"]
     assert tally(timed).startswith("1 comparison")
 

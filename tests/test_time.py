@@ -158,7 +158,7 @@ def made_up(*ratios: float, regimes: tuple[str, str] = ("finetune", "frozen"), *
         ((1.0, 1.01, 0.99), ("scratch", "finetune"), "same"),
         ((1.005, 1.006, 1.004), ("scratch", "finetune"), "same"),
         ((1.03, 1.031, 1.029), ("scratch", "finetune"), "faster"),
-        ((1.0, 1.2, 0.9), ("scratch", "finetune"), "undecided"),
+        ((1.0, 1.2, 0.9), ("scratch", "finetune"), "inconclusive"),
     ],
 )
 def test_the_verdict_says_where_the_interval_lies(

@@ -102,7 +102,8 @@ class Claim(Strict):
             return text
         metric = METRICS[self.metric]
         what = "time" if metric.in_seconds else "memory" if metric.in_bytes else "value"
-        return f"{text}, {_range(self.share, self.high, self.low)} of its {what}"
+        whose = "fine-tuning" if self.against == "finetune" else self.against
+        return f"{text}, {_range(self.share, self.high, self.low)} of {whose}'s {what}"
 
     def share(self, value: float | None) -> str:
         """Format the share that belongs to a ratio; `n/a` if it is unknown."""

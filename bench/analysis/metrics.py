@@ -141,7 +141,12 @@ class Metric:
 
 def points(difference: float) -> str:
     """Format a difference of shares in percentage points, with its sign and without the unit."""
-    return f"{100 * difference:+.1f}"
+    return signed(100 * difference)
+
+
+def signed(value: float | None, style: str = ".1f") -> str:
+    """Format a number with its sign, and zero as `+0.0`, never as `-0.0`; `n/a` if it is unknown."""
+    return "n/a" if value is None else format(value, f"+z{style}")
 
 
 def share(label: str, value: Callable[[Finished], Number], meaning: str, **more: Any) -> Metric:

@@ -5,7 +5,8 @@ times the training images, and the same for validation. Each round has one turn 
 ratio (the other cell's epoch ÷ this cell's) is free of what the machine does for longer than a round. A process pair
 gives one value, the median over its rounds. The estimate is the mean of these values, with Student's t over process
 pairs: at least `MIN_SAMPLES`, five by default; it is widened only where the order of the pairs clearly speaks against
-their independence (`ratio_of_pairs`). No round and no pair is left out. Rounds of one process are no repetitions: they
+their independence (`ratio_of_pairs`). Every pair with a result counts, with all its rounds; pairs timed one after the
+other count only where no pair took turns (`PairedComparison.unused`). Rounds of one process are no repetitions: they
 share its memory layout and its neighbours, so they scatter less than pairs do.
 
 Starting and ending a loader's workers happens once per epoch. It is measured beside the turns, and added to each.
@@ -80,7 +81,9 @@ class PairedComparison:
     """Median over pairs of this cell's peak of memory."""
     against_peak_bytes: float | None
     pairs: int
-    """Pairs with a result."""
+    """Pairs with a result that count."""
+    unused: int
+    """Pairs with a result that don't count: they were timed one after the other, and others took turns."""
     rounds: tuple[int, ...]
     """Rounds of each pair, in the order of their start."""
     scatter: float | None
@@ -180,6 +183,7 @@ def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparis
         peak_bytes=_middle(ours.peak_memory_bytes for _, ours, _ in used),
         against_peak_bytes=_middle(theirs.peak_memory_bytes for _, _, theirs in used),
         pairs=len(used),
+        unused=len(done) - len(used),
         rounds=tuple(map(len, ratios)),
         scatter=statistics.stdev(medians) if len(medians) > 1 else None,
         within=_middle(statistics.stdev(each) for each in ratios if len(each) > 1),

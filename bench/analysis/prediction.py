@@ -16,6 +16,8 @@ from tl.results import Phases, Work
 
 SAME = 1.05
 """Two ratios within this factor of each other count as the same."""
+OTHER = 1.1
+"""A measured ratio further than this factor from that of the trainings is another one, and its explanation says so."""
 LARGE_SHARE = 0.05
 """An explanation leaves out phases below this share of an epoch."""
 ARITHMETIC = ("forward", "backward")
@@ -72,7 +74,15 @@ def explain(slow: Group, fast: Group, measured: float | None) -> str | None:
         return f"{pace}, as the {expected:.2f}× predicted"
     reasons = _reasons(slow, fast, measured, expected)
     text = f"{pace}, not the {expected:.2f}× predicted"
+    if reasons and (trained := _trained(slow, fast)) and not 1 / OTHER < measured / trained < OTHER:
+        reasons.append(f"these phases are those of the trainings, which gave {trained:.2f}×")
     return f"{text}: {'; '.join(reasons)}" if reasons else text
+
+
+def _trained(slow: Group, fast: Group) -> float | None:
+    """The speed-up of the trainings' own epochs, whose phases are known; `measured` may be of process pairs."""
+    above, below = (group.typical("epoch_seconds") for group in (slow, fast))
+    return above / below if above and below else None
 
 
 LITTLE = 0.1
@@ -80,7 +90,7 @@ LITTLE = 0.1
 
 
 def counted_shares(slow: Group, fast: Group) -> str | None:
-    """The share of time that the counted work predicts, with and without validation, in words.
+    """A sentence on the share of time that the counted work predicts, with and without validation.
 
     Returns None if the work was not counted.
     """
@@ -89,12 +99,12 @@ def counted_shares(slow: Group, fast: Group) -> str | None:
         return None
     train, val = slow.records[0].train_images, len(slow.truth)
     text = (
-        f"by counted work it takes {1 / expected:.0%} of the time with the validation of {val} images for {train} in "
-        f"training, and {1 / training:.0%} without"
+        f"Counted work alone predicts {1 / expected:.0%} of the time, or {1 / training:.0%} without validation "
+        f"({val} validation images for {train} in training)."
     )
     third = (
-        "; with so few to validate, the share tends to a third, since a backward pass costs about two forward passes, "
-        "and training only the head needs one of these three"
+        " With so few to validate, the share tends to a third, since a backward pass costs about two forward passes, "
+        "and training only the head needs one of these three."
     )
     return text + (third if val < LITTLE * train else "")
 

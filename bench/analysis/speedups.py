@@ -33,8 +33,9 @@ class SpeedUp:
     explanation: str | None
     """Why the measured speed-up is not the predicted one; None if the work was not counted."""
     counted: str | None
-    """The share of time that the counted work predicts, in words; None if the work was not counted."""
+    """A sentence on the share of time that the counted work predicts; None if the work was not counted."""
     memory_saved_bytes: float | None
+    """By process pairs where they measured it, otherwise by trainings; None if it is unknown."""
     memory_before_bytes: float | None
     """What fine-tuning takes."""
     accuracy: Estimate | None

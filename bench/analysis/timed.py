@@ -28,7 +28,7 @@ class Timed:
 
         With a claim: `supported` inside the claim's region, the claim's own words outside it, else `inconclusive`.
         Without a claim: `faster` or `slower` by more than `NEGLIGIBLE`, else `same` (to within `SAME`), else
-        `undecided`. Below `MIN_SAMPLES` pairs, with or without a claim: `too few samples`.
+        `inconclusive`. Below `MIN_SAMPLES` pairs, with or without a claim: `too few samples`.
         """
         found = self.comparison.speed_up
         if found is None:
@@ -81,4 +81,4 @@ def in_words(low: float, high: float) -> str:
         return "faster"
     if high < 1 / (1 + NEGLIGIBLE):
         return "slower"
-    return "same" if low > 1 / SAME and high < SAME else "undecided"
+    return "same" if low > 1 / SAME and high < SAME else "inconclusive"

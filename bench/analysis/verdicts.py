@@ -8,7 +8,7 @@ from typing import Literal
 
 from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.groups import Counterparts, Group, all_else
-from bench.analysis.metrics import METRICS, points
+from bench.analysis.metrics import METRICS, points, signed
 from bench.analysis.paired import Comparisons, PairedComparison
 from bench.analysis.prediction import predicted
 from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio_in_order
@@ -31,7 +31,9 @@ class Finding:
     estimate: Estimate | None
     """None if nothing can be compared: random weights, no seed in common, or no warm epoch."""
     paired: PairedComparison | None = None
-    """The comparison by process pairs, which `estimate` is of; None for accuracies, and where none was timed."""
+    """The comparison by process pairs, which `estimate` is of; None for accuracies, and where no pair has a result."""
+    all_lost: PairedComparison | None = None
+    """The process pairs where none of them has a result, so that seeds decide; None otherwise."""
     predicted: float | None
     """The value that the counted work predicts; None if it predicts nothing."""
     verdict: ClaimVerdict
@@ -73,7 +75,7 @@ def show_ratio(estimate: Estimate | None, by: str = "seeds") -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.2f}× ({estimate.n} of {MIN_SAMPLES} {by})"
     n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
-    order = f", r = {estimate.dependence.correlation:+.2f}" if estimate.dependence and by == "seeds" else ""
+    order = f", r = {signed(estimate.dependence.correlation, '.2f')}" if estimate.dependence and by == "seeds" else ""
     return f"{estimate.value:.2f}× ({estimate.low:.2f}–{estimate.high:.2f}, {n}{order})"
 
 
@@ -132,7 +134,7 @@ def decide_claims(
     """Test every claim on every pair of groups that it is about.
 
     `claims` maps a run's name to its claims, and `timed` to its process pairs. Claims about times and memory are judged
-    by process pairs, and those about accuracy by seeds. Where no pair was timed, seeds judge times too.
+    by process pairs, and those about accuracy by seeds. Where no pair has a result, seeds judge times too.
 
     The error rate of all verdicts of one call together is at most 5% (Holm 1979). A verdict's p-value belongs to the
     widest interval that still lies inside, or outside, the claim's region.
@@ -146,7 +148,11 @@ def decide_claims(
         if (against := counterparts.of(group, claim.against))
     ]
     by_run = {run: Comparisons(records) for run, records in (timed or {}).items()}
-    compared = [_paired(claim, group, against, by_run.get(group.run)) for claim, group, against in pairs]
+    attempted = [_paired(claim, group, against, by_run.get(group.run)) for claim, group, against in pairs]
+    compared = [
+        found if found and PAIRED[claim.metric](found) else None
+        for (claim, _, _), found in zip(pairs, attempted, strict=True)
+    ]
     estimates = [
         PAIRED[claim.metric](found) if found else _estimate(claim, group, against)
         for (claim, group, against), found in zip(pairs, compared, strict=True)
@@ -169,6 +175,7 @@ def decide_claims(
                 against=against,
                 estimate=estimate,
                 paired=compared[place],
+                all_lost=found if (found := attempted[place]) and not found.pairs else None,
                 predicted=predicted(claim.metric, against, group),
                 verdict=verdict,
                 p=adjusted.get(place),
@@ -200,11 +207,8 @@ def overall(findings: Iterable[Finding]) -> str:
 
 
 def _paired(claim: Claim, group: Group, against: Group, timed: Comparisons | None) -> PairedComparison | None:
-    """The comparison by process pairs; None if the metric isn't measured by them, or if none has a result."""
-    if claim.metric not in PAIRED or timed is None:
-        return None
-    found = timed.of(group.cell, against.cell)
-    return found if found and PAIRED[claim.metric](found) else None
+    """The comparison by process pairs, whether they have results or not; None for metrics that they don't measure."""
+    return timed.of(group.cell, against.cell) if claim.metric in PAIRED and timed is not None else None
 
 
 def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:

@@ -16,6 +16,7 @@ from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
 from bench.store.records import USUAL
+from bench.sweep.pairs import without_turns
 from tl.machine import DeviceKey
 
 MOST_SENTENCES = 6
@@ -42,8 +43,8 @@ def answers(summary: Summary) -> list[str]:
 
 START: dict[ClaimVerdict, str] = {
     "supported": "Yes",
-    "above": "No, it is faster",
-    "below": "No, it is slower",
+    "above": "No, it takes less than that",
+    "below": "No, it takes more than that",
 }
 """Verdict on half the time → the beginning of its answer; all others are undecided."""
 
@@ -54,11 +55,11 @@ def _half(claim: Claim, timed: Sequence[SpeedUp], summary: Summary) -> str:
     known = [row for row in timed if row.speed_up]
     lost = _lost(claim, summary)
     if not known or len(known) > MOST_SENTENCES:
-        said = f" {tally(findings)}{lost}.{_range(known)}"
+        said = f" {tally(findings)}{f'; {lost}' if lost else ''}.{_range(known)}"
     else:
         said = " " + " ".join(_sentence(row, summary) for row in known) + _apart(known)
-        said += f" {lost.removeprefix('; ').capitalize()}." if lost else ""
-    return f"{claim.statement}?{said}{_more_seeds(findings)}"
+        said += f" {lost}." if lost else ""
+    return f"{claim.statement}?{said}{_more_samples(findings)}"
 
 
 def _sentence(row: SpeedUp, summary: Summary) -> str:
@@ -77,16 +78,33 @@ def _sentence(row: SpeedUp, summary: Summary) -> str:
 
 
 def _apart(known: Sequence[SpeedUp]) -> str:
-    """A sentence that says which answers rest on seeds; empty if none does."""
-    seeds = sorted({row.speed_up.n for row in known if row.speed_up and row.finding.by == "seeds"})
-    if not seeds:
-        return ""
-    counted = "–".join(str(end) for end in dict.fromkeys((seeds[0], seeds[-1])))
-    counted += " seed" if counted == "1" else " seeds"
-    if all(row.finding.by == "seeds" for row in known):
-        return f" By {counted}, timed apart, since no process pairs were timed."
-    names = [row.fast.config.backbone for row in known if row.finding.by == "seeds"]
-    return f" By {counted}, timed apart: {', '.join(dict.fromkeys(names))}."
+    """Sentences that say which answers rest on seeds, and why; empty if none does."""
+    by_seeds = [row for row in known if row.speed_up and row.finding.by == "seeds"]
+    untimed = [row for row in by_seeds if not row.finding.all_lost]
+    said = "".join(_all_failed(row, several=len(known) > 1) for row in by_seeds if row.finding.all_lost)
+    if not untimed:
+        return said
+    counts = sorted({row.speed_up.n for row in untimed if row.speed_up})
+    counted = _seeds(*dict.fromkeys((counts[0], counts[-1])))
+    if len(untimed) == len(known):
+        return f" By {counted}, timed minutes apart, since no process pairs were timed."
+    names = [row.fast.config.backbone for row in untimed]
+    return f"{said} By {counted}, timed minutes apart: {', '.join(dict.fromkeys(names))}."
+
+
+def _all_failed(row: SpeedUp, *, several: bool) -> str:
+    """A sentence on a comparison by seeds, since all its process pairs failed, with the reason of the last one."""
+    lost = row.finding.all_lost.lost if row.finding.all_lost else ()
+    n = row.speed_up.n if row.speed_up else 0
+    which = "The only process pair" if len(lost) == 1 else f"All {len(lost)} process pairs"
+    which += f" of {row.fast.config.backbone}" if several else ""
+    seeds = f"{_seeds(n)} decide" if n >= MIN_SAMPLES else f"there {'is' if n == 1 else 'are'} only {_seeds(n)}"
+    return f" {which} failed ({lost[-1].status}: {lost[-1].reason}), so {seeds}, timed minutes apart."
+
+
+def _seeds(*counts: int) -> str:
+    counted = "–".join(map(str, counts))
+    return f"{counted} seed" if counted == "1" else f"{counted} seeds"
 
 
 def _device(device: str) -> str:
@@ -153,21 +171,35 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
     verdicts = []
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
+        lost = _lost(claim, summary)
         nothing = f"not tested: no result of {claim.subject} and {claim.against} for the same backbone and device"
-        verdicts.append((claim, (f"{overall(about)}. {tally(about)}" if about else nothing) + _lost(claim, summary)))
+        verdicts.append(
+            (claim, (f"{overall(about)}. {tally(about)}" if about else nothing) + (f"; {lost}" if lost else ""))
+        )
     return verdicts
 
 
 def _lost(claim: Claim, summary: Summary) -> str:
+    """How many comparisons can't be made; empty without any."""
     lost = summary.without_result[claim.name]
-    return f"; {lost} more have no result on one side" if lost else ""
+    return f"{lost} more {'has' if lost == 1 else 'have'} no result on one side" if lost else ""
 
 
-def _more_seeds(findings: list[Finding]) -> str:
-    """Advice where no process pairs were timed, and seeds are too few; empty otherwise."""
-    if all(finding.verdict != "too few samples" for finding in findings):
-        return ""
-    return f" A verdict needs {MIN_SAMPLES} process pairs: the same command with `--pairs 5` adds them to this run."
+def _more_samples(findings: list[Finding]) -> str:
+    """Advice where pairs or seeds are too few for a verdict; empty otherwise. What can't be paired needs seeds."""
+    few = [finding for finding in findings if finding.verdict == "too few samples"]
+    can_pair = [not (without_turns(one.group.cell) or without_turns(one.against.cell)) for one in few]
+    said = ""
+    if any(can_pair):
+        said += (
+            f" A verdict needs {MIN_SAMPLES} process pairs: the same command with `--pairs 5` adds them to this run."
+        )
+    if not all(can_pair):
+        which = "the others need" if said else "a verdict needs"
+        said += (
+            f" {which[0].upper()}{which[1:]} {MIN_SAMPLES} seeds, since no pairs can be timed: `--seeds {MIN_SAMPLES}`."
+        )
+    return said
 
 
 def _where(choice: Choice, summary: Summary) -> str:

@@ -11,15 +11,14 @@ from bench.analysis.claims import Claim
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import Finding, overall
 from bench.report.answers import overalls
-from bench.report.settings_text import INDEPENDENCE
+from bench.report.notes import intervals
 from bench.report.summary import Summary
 from bench.report.tables import claims_table
 from tl.text import visible, visible_json
 
 LEGEND = (
     "Measured: for times and memory, the second regime ÷ the first; for accuracies, the first − the second; with a 95% "
-    f"interval over process pairs that took turns, or else over n seeds, from {MIN_SAMPLES} on. The error rate of all "
-    f"verdicts together is at most 5%. {INDEPENDENCE}"
+    f"interval from {MIN_SAMPLES} pairs or seeds on. The error rate of all verdicts together is at most 5%."
 )
 
 
@@ -30,11 +29,13 @@ def print_claims(summary: Summary, format: str) -> None:
         return
     if summary.findings:
         print(tabulate(claims_table(summary).map(visible).to_dict("records"), headers="keys", disable_numparse=True))
-        print(f"\n{LEGEND}\n")
+        print(f"\n{' '.join([LEGEND, *intervals(summary)])}\n")
     for claim, said in overalls(summary):
         print(visible(f"{claim.name}: {claim.statement}? {said}"))
-    if len(summary.machines) > 1:
-        print(f"The runs used {len(summary.machines)} machines or sets of libraries, so their times can't be compared.")
+    if summary.unlike_machines > 1:
+        print(
+            f"The runs used {summary.unlike_machines} machines or sets of libraries, so their times can't be compared."
+        )
 
 
 def rows(summary: Summary) -> list[dict[str, Any]]:

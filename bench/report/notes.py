@@ -9,6 +9,7 @@ from bench.analysis.recommend import TIE
 from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES
 from bench.report.settings_text import INDEPENDENCE, accuracy_note, largest_class_note
 from bench.report.summary import Summary
+from bench.sweep.pairs import without_turns
 from tl.regimes import REGIMES
 
 _TABLE = "n/a: unknown, or random weights in place of pretrained ones. Times are medians of all epochs but the first."
@@ -31,26 +32,43 @@ _PREDICTED = (
     "test could have shown a difference."
 )
 _CLAIMS = (
-    "Measured: for accuracies, the first regime − the other; for all else, the other ÷ the first. Intervals are "
-    "95%: for times and memory by Student's t on the logarithms of ratios, over process pairs that took turns, or "
-    "over n seeds where none were timed; for accuracies over n seeds, with the scatter of seeds and of images. A "
-    f"ratio within 1% of 1 is no difference. Below {MIN_SAMPLES} seeds there is none, since the epochs of one seed "
-    f"say nothing about the next. {INDEPENDENCE} A verdict stands if it is wrong at most one time in twenty, over "
-    "all verdicts of this report together (Holm); otherwise it is inconclusive. Unknown: nothing could be "
-    "measured, or accuracies are those of random weights."
+    "Measured: for accuracies, the first regime − the other; for all else, the other ÷ the first. A ratio within 1% of "
+    "1 is no difference. A verdict stands if it is wrong at most one time in twenty, over all verdicts of this report "
+    "together (Holm); otherwise it is inconclusive. Unknown: nothing could be measured, or accuracies are those of "
+    f"random weights. Intervals are 95%; below {MIN_SAMPLES} pairs or seeds there is no interval."
+)
+_BY_PAIRS = (
+    "Intervals over process pairs, for times and memory: Student's t on the logarithms of the pairs' ratios. They "
+    "assume that pairs are independent, and are widened where the order of the pairs clearly speaks against it."
+)
+_BY_SEEDS = (
+    "Intervals over n seeds: for accuracies with the scatter of seeds and of images; for times and memory that no "
+    "process pair measured, Student's t on the logarithms of ratios. The epochs of one seed say nothing about the next."
 )
 _PAIRED = (
     "A process pair is a fresh process per regime. They take turns, so that a machine that drifts favours none: a "
     "round has one turn of each, in alternating order. A pair's value is the median ratio of its rounds, and the "
-    "interval is Student's t over pairs; no round and no pair is left out. Scatter: the standard deviation of the "
-    "ratios of pairs, and within a pair of its rounds. Drift: the change of the ratio from one pair to the next, and "
+    "interval is Student's t over pairs. Every pair with a result counts, with all its rounds. Pairs timed one after "
+    "the other count only where no pair took turns. Scatter: the standard deviation of the ratios of pairs, and "
+    "within a pair of its rounds. Drift: the change of the ratio from one pair to the next, and "
     "within a pair from its first round to its last, both on a straight line. Correlation: that of pairs that follow "
     f"each other, from {MIN_IN_ORDER} on; intervals are widened where it is clear."
 )
-_APART = (
-    "Of comparisons with n no process pairs were timed: their regimes were trained minutes apart, and their intervals "
-    "are over n seeds. `run --pairs 5` adds pairs to a run."
+_ADAPTIVE = (
+    "Pairs were added until the answers were precise enough (`--until-decided`). That can stop where an interval is "
+    "narrow by chance: in simulations the 95% intervals held the true value in 94% of the runs, and in fewer where "
+    "neighbouring pairs were alike."
 )
+_MEMORY = (
+    "Memory saved: of comparisons by process pairs it is between the peaks of their turns, in the table of pairs; of "
+    "all others, and in the table of results, the peaks are those of the trainings."
+)
+_APART = (
+    "Comparisons with n have no process pair with a result: their regimes were trained minutes apart, and their "
+    "intervals are over n seeds."
+)
+_MORE_PAIRS = " `run --pairs 5` adds pairs to a run."
+_NO_PAIRS = " Trainings of protocol kfold can't be timed in pairs: `run --seeds 5` adds seeds."
 _OTHER_SHARES = (
     "Shares other than accuracies are subtracted too; their intervals are Student's t over seeds and say nothing about "
     "other images."
@@ -76,6 +94,7 @@ class Notes:
 def notes_of(summary: Summary) -> Notes:
     """The notes that explain the tables of a report."""
     compared = [METRICS[claim.metric] for claim in summary.claims]
+    by_pairs = any(row.finding.paired and row.finding.paired.memory for row in summary.speed_ups)
     other_shares = any(metric.compared == "difference" and not metric.predictions for metric in compared)
     return Notes(
         ties=_ties(),
@@ -84,11 +103,29 @@ def notes_of(summary: Summary) -> Notes:
         leakage=_LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
         controls=_controls(summary),
         training=_TRAINING_BELOW_VALIDATION,
-        predicted=_PREDICTED,
-        paired=_PAIRED,
-        apart=_APART if any(row.finding.by == "seeds" and row.speed_up for row in summary.speed_ups) else "",
-        claims=f"{_CLAIMS} {_OTHER_SHARES}" if other_shares else _CLAIMS,
+        predicted=f"{_PREDICTED} {_MEMORY}" if by_pairs else _PREDICTED,
+        paired=f"{_PAIRED} {_ADAPTIVE}" if summary.sampled_adaptively else _PAIRED,
+        apart=_apart(summary),
+        claims=" ".join([_CLAIMS, *intervals(summary), *([_OTHER_SHARES] if other_shares else [])]),
     )
+
+
+def intervals(summary: Summary) -> list[str]:
+    """What the intervals of claims are over: process pairs and seeds, each only where it decides something."""
+    by_pairs = any(finding.by == "pairs" for finding in summary.findings)
+    by_seeds = [finding for finding in summary.findings if finding.by == "seeds" and finding.estimate]
+    said = [_BY_PAIRS] if by_pairs else []
+    said += [_BY_SEEDS] if by_seeds else []
+    return said + ([INDEPENDENCE] if any(finding.claim.is_ratio for finding in by_seeds) else [])
+
+
+def _apart(summary: Summary) -> str:
+    """A note on speed-ups by seeds, and what makes them more precise; empty if there are none."""
+    found = [row.finding for row in summary.speed_ups if row.finding.by == "seeds" and row.speed_up]
+    if not found:
+        return ""
+    alone = {bool(without_turns(one.group.cell) or without_turns(one.against.cell)) for one in found}
+    return _APART + (_MORE_PAIRS if False in alone else "") + (_NO_PAIRS if True in alone else "")
 
 
 def _ties() -> str:

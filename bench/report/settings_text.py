@@ -10,7 +10,8 @@ from tl.config import TrainConfig
 from tl.folds import HELD_OUT
 
 INDEPENDENCE = (
-    "Intervals assume that seeds are independent, which is wrong on a machine that slows down for a while. r is the "
+    "Intervals over seeds assume that seeds are independent, which is wrong on a machine that slows down for a while: "
+    "r is the "
     f"correlation of a seed's ratio with that of the seed that ran before it, from {MIN_IN_ORDER} seeds on; if it is "
     "positive, the interval is as wide as with correspondingly fewer seeds. With few seeds r is hardly known, so a "
     "small r is no proof of independence."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,8 +13,9 @@ from bench.analysis.recommend import Choice, nothing_beats, recommend
 from bench.analysis.scores import largest_class
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
+from bench.store.environment import Environment, MachineState
 from bench.store.pairs import PairRecord
-from bench.store.records import USUAL, Cell, Manifest, Record
+from bench.store.records import USUAL, Cell, Manifest, PlannedPair, Record
 from bench.store.runs import RunFolder
 from tl.layout import alike
 from tl.machine import DeviceKey
@@ -55,6 +56,24 @@ class Summary:
     missing: tuple[tuple[str, Cell], ...]
     pairs: tuple[tuple[str, PairRecord], ...] = ()
     """Process pairs, each with the name of its run."""
+    planned_pairs: tuple[tuple[str, PlannedPair], ...] = ()
+    """Process pairs that each run's latest command planned, each with the name of its run."""
+
+    @property
+    def missing_pairs(self) -> list[tuple[str, PlannedPair]]:
+        """Planned process pairs without a record, each with the name of its run."""
+        known = {(run, record.pair_id) for run, record in self.pairs}
+        return [(run, pair) for run, pair in self.planned_pairs if (run, pair.id) not in known]
+
+    @property
+    def progress(self) -> list[str]:
+        """How many of the planned cells and process pairs have ended, where some haven't."""
+        planned = sum(len(manifest.cells) for _, manifest in self.runs)
+        said = [f"{planned - len(self.missing)} of {planned} cells have ended"] if self.missing else []
+        if missing := self.missing_pairs:
+            count = len(self.planned_pairs)
+            said.append(f"{count - len(missing)} of {count} process pairs are timed")
+        return said
 
     @property
     def lost_pairs(self) -> list[PairRecord]:
@@ -90,14 +109,40 @@ class Summary:
         return list(dict.fromkeys(call.command for _, manifest in self.runs for call in manifest.invocations))
 
     @property
+    def sampled_adaptively(self) -> bool:
+        """True if some command added pairs until the answers were precise enough (`--until-decided`).
+
+        A manifest has that only in the text of its commands, as typed in a terminal or called from a notebook.
+        """
+        return any("--until-decided" in text or "until_decided=True" in text for text in self.commands)
+
+    @property
     def machines(self) -> list[str]:
-        """Distinct machine and library descriptions."""
-        names: dict[str, None] = {}
-        for _, record in self.records:
-            on_cpu = DeviceKey.parse(record.cell.device).kind == "cpu"
-            gpu = record.result.device_name if record.result and not on_cpu else ""
-            names[f"{gpu}; {record.environment}" if gpu else str(record.environment)] = None
-        return list(names)
+        """Distinct machine and library descriptions, of cells and of process pairs."""
+        return list(dict.fromkeys(f"{gpu}; {each}" if gpu else str(each) for gpu, each in self._environments))
+
+    @property
+    def unlike_machines(self) -> int:
+        """Number of machines or sets of libraries whose times don't compare. Commits of this suite don't count."""
+        return len(
+            {
+                (gpu, one.cpu, one.cores, tuple(sorted(one.packages.items())))
+                for gpu, one in self._environments
+                if gpu is not None
+            }
+        )
+
+    @property
+    def _environments(self) -> list[tuple[str | None, Environment]]:
+        """The GPU (empty on a CPU, None if unknown) and the environment of every cell and process pair."""
+        found = [
+            (record.cell.device, record.result.device_name if record.result else "", record.environment)
+            for _, record in self.records
+        ]
+        for _, pair in self.pairs:
+            name = next((side.device_name for side in pair.sides if side.device_name), "")
+            found.append((pair.pair.cells[0].device, name, pair.environment))
+        return [("" if DeviceKey.parse(device).kind == "cpu" else name or None, each) for device, name, each in found]
 
     @property
     def not_frozen(self) -> list[Record]:
@@ -148,29 +193,20 @@ class Summary:
 
     @property
     def busy(self) -> list[str]:
-        """A note on cells that other work on the machine disturbed, with an example; empty without any."""
-        found = [record for _, record in self.records if record.machine and record.machine.warnings]
-        if not found:
-            return []
-        one = found[0]
-        warning = one.machine.warnings[0] if one.machine else ""
-        return [f"{len(found)} of {len(self.records)} cells were disturbed, such as {one.cell}: {warning}"]
+        """Notes on cells and process pairs that other work on the machine disturbed, each with an example."""
+        cells = [(str(record.cell), record.machine) for _, record in self.records]
+        pairs = [(str(pair), pair.machine) for _, pair in self.pairs]
+        return [*_disturbed("cells", cells), *_disturbed("process pairs", pairs)]
 
     @property
     def mixed(self) -> list[str]:
-        """A note on pooled seeds that were measured in different environments, with what differs; empty without any."""
-        found = []
-        for group in self.groups:
-            first, *others = (record.environment for record in group.records)
-            names = {name for other in others for name in first.differences(other)}
-            names |= {"commit of this suite" for other in others if other.suite != first.suite}
-            if names:
-                found.append((group.label, sorted(names)))
-        if not found:
-            return []
-        label, unlike = found[0]
-        counted = f"{len(found)} of {len(self.groups)} groups"
-        return [f"{counted} pool seeds of different {' and '.join(unlike)}, such as {label}"]
+        """Notes on seeds and on process pairs that are pooled although their environments differ, with what differs."""
+        seeds = [(group.label, [record.environment for record in group.records]) for group in self.groups]
+        rotations: dict[tuple[str, tuple[str, ...]], list[PairRecord]] = {}
+        for run, record in self.pairs:
+            rotations.setdefault((run, record.pair.pairing), []).append(record)
+        pairs = [(records[0].pair.name, [record.environment for record in records]) for records in rotations.values()]
+        return [*_mixed("groups", "seeds", seeds), *_mixed("sets of cells timed in turns", "process pairs", pairs)]
 
     @cached_property
     def settings(self) -> list[str]:
@@ -238,6 +274,48 @@ class Summary:
         )
 
 
+def _disturbed(what: str, machines: Sequence[tuple[str, MachineState | None]]) -> list[str]:
+    """A note on what was disturbed, with an example; empty without any. `machines` has names and states."""
+    found = [(name, machine.warnings[0]) for name, machine in machines if machine and machine.warnings]
+    if not found:
+        return []
+    name, warning = found[0]
+    return [f"{len(found)} of {len(machines)} {what} were disturbed, such as {name}: {warning}"]
+
+
+def _mixed(sets: str, members: str, pooled: Sequence[tuple[str, Sequence[Environment]]]) -> list[str]:
+    """A note on sets whose members have different environments, with an example; empty without any."""
+    found = []
+    for name, (first, *others) in pooled:
+        unlike = {each for other in others for each in first.differences(other)}
+        unlike |= {"commit of this suite" for other in others if other.suite != first.suite}
+        if unlike:
+            found.append((name, sorted(unlike)))
+    if not found:
+        return []
+    name, differ = found[0]
+    counted = f"{len(found)} of {len(pooled)} {sets} pool"
+    return [f"{counted} {members} of different {' and '.join(differ)}, such as {name}"]
+
+
+def _present_plan(manifest: Manifest) -> list[PlannedPair]:
+    """The process pairs that the latest command planned: those of its cells, with its grid's number and seconds.
+
+    A manifest also keeps pairs that earlier commands planned, with another number of pairs or other seconds.
+    """
+    latest = manifest.invocations[-1]
+    if not (paired := latest.grid.get("paired")):
+        return []
+    cells = {manifest.cells[each].repeats for each in latest.cell_ids if each in manifest.cells}
+    return [
+        pair
+        for pair in manifest.pairs.values()
+        if pair.number < paired["pairs"]
+        and pair.seconds == paired["seconds"]
+        and all(cell.repeats in cells for cell in pair.cells)
+    ]
+
+
 def _reason(note: Note, record: Record) -> str:
     """The record's own reason for the subject of a note; empty for a note on measured values."""
     weights = record.weights.reason if record.weights else ""
@@ -247,11 +325,13 @@ def _reason(note: Note, record: Record) -> str:
 def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
     """Read runs and compute the content of their report. Raises `UserError` for an unreadable run."""
     manifests, records, missing = [], [], []
+    planned_pairs: list[tuple[str, PlannedPair]] = []
     timed: dict[str, list[PairRecord]] = {}
     for run in runs:
         manifest, found = run.manifest(), run.records()
         manifests.append((run.name, manifest))
         timed[run.name] = list(run.pairs().values())
+        planned_pairs += [(run.name, pair) for pair in _present_plan(manifest)]
         records += [(run.name, record) for record in found.values()]
         missing += [(run.name, cell) for cell_id, cell in manifest.cells.items() if cell_id not in found]
     groups = make_groups(records, {name: manifest.dataset.val_labels for name, manifest in manifests})
@@ -275,4 +355,5 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         records=tuple(records),
         pairs=tuple((name, record) for name, some in timed.items() for record in some),
         missing=tuple(missing),
+        planned_pairs=tuple(planned_pairs),
     )

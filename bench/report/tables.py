@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bench.analysis.groups import Group
-from bench.analysis.metrics import METRICS, RATED_BY, costs, points
+from bench.analysis.metrics import METRICS, RATED_BY, costs, points, signed
 from bench.analysis.paired import PairedComparison
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate, show_ratio, show_share
@@ -119,10 +119,10 @@ def _speed_up_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
 
 
 def paired_findings(summary: Summary) -> list[tuple[Finding, PairedComparison]]:
-    """The comparisons by process pairs, each with the first finding that rests on it."""
+    """The comparisons by process pairs, each with its first finding. Those without any result are among them."""
     found: dict[tuple[str, str, str], tuple[Finding, PairedComparison]] = {}
     for finding in summary.findings:
-        if paired := finding.paired:
+        if paired := finding.paired or finding.all_lost:
             found.setdefault((finding.group.run, paired.cell.id, paired.against.id), (finding, paired))
     return list(found.values())
 
@@ -143,15 +143,22 @@ def _paired_row(finding: Finding, paired: PairedComparison, summary: Summary) ->
         "speed-up": show_ratio(paired.speed_up, "pairs"),
         "s per epoch": f"{seconds.show(paired.seconds)} against {seconds.show(paired.against_seconds)}",
         "memory, MiB": f"{memory.show(paired.peak_bytes)} against {memory.show(paired.against_peak_bytes)}",
-        "pairs": f"{paired.pairs}" + (f", {len(paired.lost)} more without a result" if paired.lost else ""),
-        "rounds per pair": "–".join(str(end) for end in dict.fromkeys((rounds[0], rounds[-1]))),
+        "pairs": _count(paired),
+        "rounds per pair": "–".join(str(end) for end in dict.fromkeys((rounds[0], rounds[-1]))) if rounds else "n/a",
         "scatter of pairs": _relative(paired.scatter),
         "of rounds": _relative(paired.within),
-        "drift per pair": _signed(paired.trend),
-        "within a pair": _signed(paired.drift),
-        "correlation": f"{dependence.correlation:+.2f}" if dependence else "n/a",
-        "timed": "one after the other" if paired.apart else "in turns",
+        "drift per pair": signed(paired.trend, ".1%"),
+        "within a pair": signed(paired.drift, ".1%"),
+        "correlation": signed(dependence.correlation if dependence else None, ".2f"),
+        "timed": "n/a" if not paired.pairs else "one after the other" if paired.apart else "in turns",
     }
+
+
+def _count(paired: PairedComparison) -> str:
+    """How many pairs have a result, and how many have none."""
+    if not paired.lost:
+        return f"{paired.pairs}"
+    return f"{paired.pairs}, {len(paired.lost)}{' more' if paired.pairs else ''} without a result"
 
 
 def paired_remarks(summary: Summary) -> list[str]:
@@ -161,12 +168,11 @@ def paired_remarks(summary: Summary) -> list[str]:
         name = f"{summary.short(finding.group)}, {paired.cell.config.regime} against {paired.against.config.regime}"
         if paired.apart:
             found.append(f"{name}: timed one after the other, so drift of the machine counts fully: {paired.apart}")
+        if paired.unused:
+            were = "1 pair was" if paired.unused == 1 else f"{paired.unused} pairs were"
+            found.append(f"{name}: {were} timed one after the other, and left out, since others took turns")
         found += [f"{name}, pair {one.number + 1}: {one.status}: {one.reason}" for one in paired.lost]
     return found
-
-
-def _signed(change: float | None) -> str:
-    return "n/a" if change is None else f"{change:+.1%}"
 
 
 def _relative(deviation: float | None) -> str:

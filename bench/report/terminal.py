@@ -31,9 +31,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         say(console, f"WARNING: {warning}", style="bold yellow")
     for answer in answers(summary):
         console.print(Text(visible(answer), style="bold"))
-    if summary.missing:
-        planned = sum(len(manifest.cells) for _, manifest in summary.runs)
-        say(console, f"{planned - len(summary.missing)} of {planned} cells have ended", style="yellow")
+    for said in summary.progress:
+        say(console, said, style="yellow")
     if summary.speed_ups:
         console.print()
         console.print(_claim(summary))
@@ -49,7 +48,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         style = "yellow" if record.status == "skipped" else "red"
         say(console, f"{record.status}: {record.cell}: {record.reason}", style=style)
     for pair in summary.lost_pairs:
-        say(console, f"{pair.status}: {pair}: {pair.reason or 'a process ended early'}", style="red")
+        for status, reason in pair.lost:
+            say(console, f"{status}: {pair}: {reason}", style="red")
     for note in summary.notes:
         say(console, f"note: {note}", style="dim")
 

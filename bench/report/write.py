@@ -192,11 +192,10 @@ def _figures_show(summary: Summary) -> str:
 
 
 def _progress(summary: Summary) -> str:
-    """A note on how many planned cells have ended; empty for a complete run."""
-    planned = sum(len(manifest.cells) for _, manifest in summary.runs)
-    if not summary.missing:
-        return ""
-    return f"{planned - len(summary.missing)} of {planned} cells have ended; missing cells are listed at the end"
+    """A note on how many planned cells and pairs have ended; empty for a complete run."""
+    said = [*summary.progress]
+    said += ["missing cells are listed at the end"] if summary.missing else []
+    return "; ".join(said)
 
 
 def _overhead(summary: Summary) -> str:

@@ -246,12 +246,16 @@ class PlannedPair(Strict):
         """A key that is equal for pairs that differ only in their number and seconds."""
         return tuple(cell.id for cell in self.cells)
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """What is timed, in words, without the pair's number."""
         first = self.cells[0]
         regimes = dict.fromkeys(cell.config.regime for cell in self.cells)
         what = " and ".join(regimes) if len(regimes) > 1 else " and ".join(cell.name for cell in self.cells)
-        name = " ".join([first.config.backbone, what, first.device, *first.unusual()]) if len(regimes) > 1 else what
-        return f"{name}, pair {self.number + 1}"
+        return " ".join([first.config.backbone, what, first.device, *first.unusual()]) if len(regimes) > 1 else what
+
+    def __str__(self) -> str:
+        return f"{self.name}, pair {self.number + 1}"
 
 
 class DatasetIdentity(Strict):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from bench.analysis.metrics import signed
 from bench.analysis.paired import compare_twins, epoch_seconds
 from bench.analysis.stats import MIN_SAMPLES
 from bench.console import say
@@ -147,7 +148,7 @@ class Measurement:
         self.records.append(record)
         found = compare_twins([record])
         assert found and found.speed_up
-        difference = f"second process {1 / found.speed_up.value - 1:+.1%} from the first"
+        difference = f"second process {signed(1 / found.speed_up.value - 1, '.1%')} from the first"
         say(self.console, f"  pair {len(self.records)}: {difference}, {found.rounds[0]} rounds")
 
 
@@ -173,8 +174,9 @@ def _findings(found: Noise) -> list[str]:
         f"  that is the half-width of the t interval of the ratio over {found.pairs} process pairs; "
         f"{found.seconds:.3f} s per epoch",
         f"  the pairs' ratios scatter by {found.scatter:.1%}{within}",
-        f"  mean difference of the second process from the first, which runs the same: {found.mean:+.1%}",
-        f"  drift of the epoch's time from the first pair to the last, which ratios are free of: {found.drift:+.1%}",
+        f"  mean difference of the second process from the first, which runs the same: {signed(found.mean, '.1%')}",
+        "  drift of the epoch's time from the first pair to the last, which ratios are free of: "
+        f"{signed(found.drift, '.1%')}",
     ]
 
 
@@ -184,4 +186,7 @@ def _advice(found: Noise, *, busy: bool) -> str:
         return ""
     if busy:
         return "end other programs on this machine, and measure again"
-    return "use mains power and a fixed clock, end other programs, or use more --pairs: n pairs reduce the noise by √n"
+    return (
+        "use mains power and a fixed clock, or end other programs; where that doesn't help, `run` and `time` need more "
+        "--pairs: the noise of n pairs is smaller by √n"
+    )
