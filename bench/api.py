@@ -66,8 +66,10 @@ class Run:
     def claims(self) -> pd.DataFrame:
         """One row per comparison of each claim, with `measured`, `low`, `high`, `predicted`, `p` and `verdict`.
 
-        `correlation` and `correlation_p` say how much seeds resemble those that ran just before; see
-        `bench.analysis.stats.ratio_in_order`.
+        `by` says what the interval is over, `pairs` or `seeds`, and the column of that name how many there are.
+        `share` is the regime's share of the other's time, for claims that are shown as a share. `correlation` and
+        `correlation_p` say how much neighbouring pairs, or seeds, are alike; see `bench.analysis.stats.ratio_of_pairs`
+        and `ratio_in_order`.
 
         A claim that this run does not test has one row, whose verdict is `not tested`.
         """

@@ -44,6 +44,16 @@ def test_every_turn_is_exported_as_it_was_measured(run: RunFolder) -> None:
     assert bench.Run(run.folder).turns().equals(turns)
 
 
+def test_turns_join_cells_of_any_seed_by_their_axes(tmp_path: Path) -> None:
+    """A pair has seed 0, so a run without it has no cell with a turn's id; `results/README.md` says what to do."""
+    records = [record("timm:a", regime, seed=seed) for regime in REGIMES for seed in (1, 2)]
+    raw = raw_rows([write_run(tmp_path / "results" / "s", records, pairs=TIMED)])
+    epochs, turns = raw[raw["epoch"].notna()], raw[raw["pair_id"].notna()]
+    assert not set(turns["cell_id"]) & set(epochs["cell_id"]) and set(turns["seed"]) == {0}
+    axes = ["run", "backbone", "weights", "regime", "device", "precision", "execution", "batch_size"]
+    assert set(map(tuple, turns[axes].values)) == set(map(tuple, epochs[axes].values))
+
+
 def test_turns_are_no_epochs(run: RunFolder) -> None:
     """Neither has values in the other's columns, so that nobody averages over both."""
     raw = raw_rows([run])

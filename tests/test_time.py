@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from bench.analysis.paired import compare
+from bench.analysis.stats import MIN_IN_ORDER
 from bench.analysis.timed import Timed, look_at
-from bench.report.timed_text import WIDTH, labels, lost, row, sentence, table
+from bench.report.timed_text import WIDTH, labels, lost, print_timed, row, sentence, spread, table
 from bench.store.pairs import PairRecord
 from bench.sweep.timing import plan_timing
 from tests import light
@@ -168,29 +169,90 @@ def test_the_verdict_says_where_the_interval_lies(
     assert made_up(*ratios, regimes=regimes).verdict == verdict
 
 
+def counted(one: PairRecord, backward: tuple[int, int]) -> PairRecord:
+    """The pair with 0.1 GFLOP per image forward, and as many times that backward as given; for 100 + 50 images."""
+    sides = [
+        side.replace(
+            work=Work(
+                step_images=4,
+                forward_flops=4 * 10**8,
+                backward_flops=4 * 10**8 * flops,
+                saved_activation_bytes=0,
+                parameter_bytes=0,
+                gradient_bytes=0,
+                optimizer_state_bytes=0,
+            )
+        )
+        for side, flops in zip(one.sides, backward, strict=True)
+    ]
+    return one.replace(sides=tuple(sides))
+
+
+def counted_pairs(*seconds: tuple[float, float], regimes: tuple[str, str] = ("finetune", "frozen")) -> Timed:
+    cells = (record("timm:a", regimes[0]).cell, record("timm:a", regimes[1]).cell)
+    images = {"train_images": 100, "val_images": 50}
+    records = [counted(pair_record(cells, each, number=n, **images), (2, 0)) for n, each in enumerate(seconds)]
+    found = compare(cells[1], cells[0], records)
+    assert found
+    return look_at(found)
+
+
 def test_what_counted_work_predicts() -> None:
     """Both passes count, each with its own images: 3 units per training image against 1, 1 per validation image."""
+    found = counted_pairs((2.0, 1.0))
+    assert found.predicted == pytest.approx((300 + 50) / (100 + 50))
+    assert found.predicted_training == pytest.approx(3)
+    assert "; counted work predicts 2.33×, without validation 3.00×" in sentence(found, "a")
+    said = row(found, "own")
+    assert (said["predicted"], said["predicted_training"]) == (pytest.approx(7 / 3), pytest.approx(3))
 
-    def counted(one: PairRecord, backward: tuple[int, int]) -> PairRecord:
-        sides = [
-            side.replace(
-                work=Work(
-                    step_images=4,
-                    forward_flops=400,
-                    backward_flops=flops,
-                    saved_activation_bytes=0,
-                    parameter_bytes=0,
-                    gradient_bytes=0,
-                    optimizer_state_bytes=0,
-                )
+
+def test_why_measured_and_predicted_differ() -> None:
+    """By rates, which follow from the turns: four fifths of an epoch are training here, the rest validation."""
+    found = counted_pairs((10.0, 5.0), (10.0, 5.0), (10.0, 5.0))
+    assert found.explanation == (
+        "The measured 2.00× isn't the predicted 2.33×, because not all work runs at one rate: training of finetune "
+        "runs at 4 GFLOP/s and of frozen at 2, validation at 2 and 5."
+    )
+    assert row(found, "own")["explanation"] == found.explanation
+    assert counted_pairs((7.0, 3.0)).explanation is None, "as predicted"
+    assert made_up(2.0, 2.0, 2.0).explanation is None, "no prediction"
+    plain = compare(
+        found.comparison.cell.but(execution="plain"),
+        found.comparison.against.but(execution="plain"),
+        [
+            counted(
+                pair_record(
+                    [one.but(execution="plain") for one in (found.comparison.against, found.comparison.cell)],
+                    (10.0, 5.0),
+                    start_seconds=0.5,
+                ),
+                (2, 0),
             )
-            for side, flops in zip(one.sides, backward, strict=True)
-        ]
-        return one.replace(sides=tuple(sides), train_images=100, val_images=50)
+        ],
+    )
+    assert plain and "validation (with the start of its workers) at" in (look_at(plain).explanation or "")
 
-    cells = (record("timm:a", "finetune").cell, record("timm:a", "frozen").cell)
-    found = compare(cells[1], cells[0], [counted(pair_record(cells, (2.0, 1.0)), (800, 0))])
-    assert found and look_at(found).predicted == pytest.approx((300 + 50) / (100 + 50))
+
+def test_scatter_drift_and_correlation_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """In text with the sentence, and in JSON; correlation from enough pairs on, and no zero is negative."""
+    few, many = made_up(2.0, 2.02, 2.0, noise=0.01), made_up(*(2.0, 2.04) * 5)
+    print_timed([few], "text", "own")
+    out = capsys.readouterr().out
+    assert f"\n{spread(few)}\n" in out
+    assert spread(few).startswith("Ratios scatter by ") and f"unknown below {MIN_IN_ORDER} pairs" in spread(few)
+    assert re.search(r"correlation of neighbouring pairs is -0\.\d\d\.$", spread(many))
+    assert "by 0.0% within a pair; they drift by +0.0% per pair" in spread(made_up(2.0, 2.0, 2.0))
+    said = row(many, "own")
+    assert said["dataset"] == "own" and said["correlation"] < -0.5 and said["within"] == pytest.approx(0)
+    assert said["trend"] is not None and row(few, "own")["correlation"] is None
+
+
+def test_the_readme_names_all_keys_of_json() -> None:
+    """In the section on this command."""
+    section = Path(__file__).parents[1].joinpath("README.md").read_text().split("### The time of an epoch")[1]
+    section = section.split("\n### ")[0]
+    assert [key for key in row(made_up(2.0, 2.0, 2.0), "own") if f"`{key}`" not in section] == []
 
 
 def test_the_table_fits_a_terminal() -> None:
@@ -221,7 +283,7 @@ def test_what_was_timed_one_after_the_other_says_so() -> None:
     found = made_up(2.0, 2.0, 2.0).comparison
     apart = Timed(comparison=replace(found, apart="no memory"), claim=None, predicted=None)
     assert sentence(apart, "a").endswith("timed one after the other, because no memory.")
-    assert row(apart)["apart"] == "no memory" and lost([apart]) == []
+    assert row(apart, "own")["apart"] == "no memory" and lost([apart]) == []
 
 
 @pytest.mark.usefixtures("light_commands")

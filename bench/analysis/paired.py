@@ -77,6 +77,9 @@ class PairedComparison:
     seconds: float | None
     """Median over pairs of this cell's seconds per epoch."""
     against_seconds: float | None
+    train_seconds: float | None
+    """Median over pairs of this cell's seconds per epoch in training steps; None if nothing trains."""
+    against_train_seconds: float | None
     peak_bytes: float | None
     """Median over pairs of this cell's peak of memory."""
     against_peak_bytes: float | None
@@ -178,8 +181,10 @@ def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparis
         speed_up=_estimate(used, epoch_seconds),
         training=_estimate(used, train_seconds),
         memory=_estimate(measured_alike, _peak),
-        seconds=_typical((record, ours) for record, ours, _ in used),
-        against_seconds=_typical((record, theirs) for record, _, theirs in used),
+        seconds=_typical(((record, ours) for record, ours, _ in used), epoch_seconds),
+        against_seconds=_typical(((record, theirs) for record, _, theirs in used), epoch_seconds),
+        train_seconds=_typical(((record, ours) for record, ours, _ in used), train_seconds),
+        against_train_seconds=_typical(((record, theirs) for record, _, theirs in used), train_seconds),
         peak_bytes=_middle(ours.peak_memory_bytes for _, ours, _ in used),
         against_peak_bytes=_middle(theirs.peak_memory_bytes for _, _, theirs in used),
         pairs=len(used),
@@ -218,8 +223,8 @@ def _peak(record: PairRecord, side: TimedSide) -> list[float]:
     return [float(side.peak_memory_bytes)] if side.peak_memory_bytes else []
 
 
-def _typical(sides: Iterable[tuple[PairRecord, TimedSide]]) -> float | None:
-    return _middle(statistics.median(epoch_seconds(record, side)) for record, side in sides)
+def _typical(sides: Iterable[tuple[PairRecord, TimedSide]], part: Part) -> float | None:
+    return _middle(statistics.median(found) for record, side in sides if (found := part(record, side)))
 
 
 def _middle(values: Iterable[float | None]) -> float | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.paired import PairedComparison
 from bench.analysis.prediction import SAME, epoch_flops
-from bench.analysis.stats import Estimate
-from bench.analysis.verdicts import NEGLIGIBLE
+from bench.analysis.verdicts import NEGLIGIBLE, alone
+from tl.results import Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,8 @@ class Timed:
     """The claim about the speed-up of these two regimes; None if there is none."""
     predicted: float | None
     """Speed-up that the counted work predicts; None if the work was not counted."""
+    predicted_training: float | None = None
+    """The same for training alone, without validation."""
 
     @property
     def verdict(self) -> str | None:
@@ -35,7 +37,29 @@ class Timed:
             return None
         if found.low is None or found.high is None:
             return "too few samples"
-        return _of_claim(self.claim, found.low, found.high) if self.claim else in_words(found.low, found.high)
+        return in_words(found.low, found.high) if self.claim is None else alone(self.claim, found)
+
+    @property
+    def explanation(self) -> str | None:
+        """Why the measured speed-up isn't the predicted one, in a sentence; None if it is, or without a prediction.
+
+        Predictions assume one rate for all work, so the rates explain the difference.
+        """
+        found = self.comparison
+        if found.speed_up is None or self.predicted is None or 1 / SAME < found.speed_up.value / self.predicted < SAME:
+            return None
+        (ours, trained), (theirs, against_trained) = _rates(self.comparison)
+        if None in (ours, theirs, trained, against_trained):
+            return None
+        validation = (
+            "validation (with the start of its workers)" if found.cell.config.execution == "plain" else "validation"
+        )
+        regime, against = found.cell.config.regime, found.against.config.regime
+        return (
+            f"The measured {found.speed_up.value:.2f}× isn't the predicted {self.predicted:.2f}×, because not all work "
+            f"runs at one rate: training of {against} runs at {against_trained:,.0f} GFLOP/s and of {regime} at "
+            f"{trained:,.0f}, {validation} at {theirs:,.0f} and {ours:,.0f}."
+        )
 
 
 def look_at(comparison: PairedComparison, claims: Iterable[Claim] = CLAIMS.values()) -> Timed:
@@ -48,31 +72,42 @@ def look_at(comparison: PairedComparison, claims: Iterable[Claim] = CLAIMS.value
         and claim.against == against
         and claim.is_about(config.regime, config.execution)
     )
-    return Timed(comparison=comparison, claim=next(about, None), predicted=_predicted(comparison))
+    return Timed(
+        comparison=comparison,
+        claim=next(about, None),
+        predicted=_predicted(comparison, comparison.train_images, comparison.val_images),
+        predicted_training=_predicted(comparison, comparison.train_images, 0),
+    )
 
 
-def share_of(speed_up: Estimate) -> tuple[float, float | None, float | None]:
-    """The share of the other's time that belongs to a speed-up, with both ends of its interval."""
-    low, high = (None if end is None else 1 / end for end in (speed_up.high, speed_up.low))
-    return 1 / speed_up.value, low, high
-
-
-def _predicted(comparison: PairedComparison) -> float | None:
+def _predicted(comparison: PairedComparison, train_images: int, val_images: int) -> float | None:
     ours, theirs = comparison.work
     if ours is None or theirs is None:
         return None
-    images = comparison.train_images, comparison.val_images
-    below = epoch_flops(ours, *images)
-    return epoch_flops(theirs, *images) / below if below else None
+    below = epoch_flops(ours, train_images, val_images)
+    return epoch_flops(theirs, train_images, val_images) / below if below else None
 
 
-def _of_claim(claim: Claim, low: float, high: float) -> str:
-    least, most = claim.bounds
-    if least <= low and high <= most:
-        return "supported"
-    if low > most:
-        return claim.above
-    return claim.below if high < least else "inconclusive"
+def _rates(comparison: PairedComparison) -> list[tuple[float | None, float | None]]:
+    """GFLOP/s of validation and of training, of this cell and of the other; None if unknown."""
+    sides = zip(
+        comparison.work,
+        (comparison.seconds, comparison.against_seconds),
+        (comparison.train_seconds, comparison.against_train_seconds),
+        strict=True,
+    )
+    return [_side_rates(comparison, *side) for side in sides]
+
+
+def _side_rates(
+    comparison: PairedComparison, work: Work | None, seconds: float | None, training: float | None
+) -> tuple[float | None, float | None]:
+    if work is None or not seconds or not training or seconds <= training:
+        return None, None
+    validated, trained = (
+        epoch_flops(work, *images) / 1e9 for images in ((0, comparison.val_images), (comparison.train_images, 0))
+    )
+    return validated / (seconds - training), trained / training
 
 
 def in_words(low: float, high: float) -> str:

@@ -29,7 +29,8 @@ class Finding:
     against: Group
     """The group that it is compared with."""
     estimate: Estimate | None
-    """None if nothing can be compared: random weights, no seed in common, or no warm epoch."""
+    """Over process pairs (`paired`), or else over seeds. None if nothing can be compared: random weights, no seed in
+    common, or no warm epoch."""
     paired: PairedComparison | None = None
     """The comparison by process pairs, which `estimate` is of; None for accuracies, and where no pair has a result."""
     all_lost: PairedComparison | None = None
@@ -182,6 +183,14 @@ def decide_claims(
             )
         )
     return findings
+
+
+def alone(claim: Claim, estimate: Estimate) -> str:
+    """The verdict on a claim, in its own words, where an estimate with an interval is the only one."""
+    verdict, p = _likeliest(claim, estimate)
+    if p >= LEVEL:
+        return "inconclusive"
+    return {"above": claim.above, "below": claim.below}.get(verdict, verdict)
 
 
 def tally(findings: Collection[Finding]) -> str:

@@ -69,6 +69,6 @@ def time(
         tell("interrupted: there is no answer, and nothing is kept")
         raise typer.Exit(INTERRUPTED) from None
     timed = [look_at(found) for found in comparisons(timing, records)]
-    print_timed(timed, format, timing.splits.fallback)
+    print_timed(timed, format, timing.splits.name, timing.splits.fallback)
     if any(each.comparison.lost for each in timed):
         raise typer.Exit(FAILED)

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bench.analysis.stats import MIN_SAMPLES, Estimate
-from bench.analysis.timed import Timed, share_of
+from bench.analysis.metrics import signed
+from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES, Estimate
+from bench.analysis.timed import Timed
 from bench.analysis.verdicts import show_share
 from tl.text import visible, visible_json
 
@@ -18,23 +19,32 @@ _HEADINGS = ("backbone", "regime", "share", "speed-up", "s/epoch", "MiB")
 _GAP = "  "
 
 
-def print_timed(timed: Sequence[Timed], format: str, fallback: str = "") -> None:
-    """Print comparisons as text or as JSON; see `rows`. `fallback` says why the images are synthetic."""
+def print_timed(timed: Sequence[Timed], format: str, dataset: str, fallback: str = "") -> None:
+    """Print comparisons as text or as JSON; see `row`. `fallback` says why the images are synthetic."""
     if format == "json":
-        print(visible_json(json.dumps([row(each, fallback) for each in timed], indent=1, ensure_ascii=False)))
+        rows = [row(each, dataset, fallback) for each in timed]
+        print(visible_json(json.dumps(rows, indent=1, ensure_ascii=False)))
         return
     names = labels(timed)
-    sentences = [sentence(each, names[each.comparison.cell.config.backbone]) for each in timed]
+    sentences = [
+        line
+        for each in timed
+        for line in (
+            sentence(each, names[each.comparison.cell.config.backbone]),
+            *filter(None, (spread(each), each.explanation)),
+        )
+    ]
     for line in (*table(timed), "", *sentences, *lost(timed)):
         print(visible(line))
 
 
-def row(timed: Timed, fallback: str = "") -> dict[str, Any]:
+def row(timed: Timed, dataset: str, fallback: str = "") -> dict[str, Any]:
     """All that a comparison says, for JSON. What is unknown is None."""
     found = timed.comparison
     speed_up, config = found.speed_up, found.cell.config
-    share, share_low, share_high = share_of(speed_up) if speed_up else (None, None, None)
+    dependence = speed_up.dependence if speed_up else None
     return {
+        "dataset": dataset,
         "backbone": config.backbone,
         "device": found.cell.device,
         "execution": config.execution,
@@ -46,10 +56,12 @@ def row(timed: Timed, fallback: str = "") -> dict[str, Any]:
         "low": speed_up.low if speed_up else None,
         "high": speed_up.high if speed_up else None,
         "pairs": found.pairs,
-        "share": share,
-        "share_low": share_low,
-        "share_high": share_high,
+        "share": found.share,
+        "share_low": 1 / speed_up.high if speed_up and speed_up.high else None,
+        "share_high": 1 / speed_up.low if speed_up and speed_up.low else None,
         "predicted": timed.predicted,
+        "predicted_training": timed.predicted_training,
+        "explanation": timed.explanation,
         "claim": timed.claim.name if timed.claim else None,
         "verdict": timed.verdict,
         "seconds": found.seconds,
@@ -59,7 +71,10 @@ def row(timed: Timed, fallback: str = "") -> dict[str, Any]:
         "memory_ratio": found.memory.value if found.memory else None,
         "rounds": list(found.rounds),
         "scatter": found.scatter,
+        "within": found.within,
         "drift": found.drift,
+        "trend": found.trend,
+        "correlation": dependence.correlation if dependence else None,
         "apart": found.apart or None,
         "lost": [{"pair": each.number + 1, "status": each.status, "reason": each.reason} for each in found.lost],
         "train_images": found.train_images,
@@ -119,8 +134,29 @@ def sentence(timed: Timed, label: str) -> str:
     )
     if timed.claim:
         text += f" (claimed: {timed.claim.region})"
-    text += f"; counted work predicts {timed.predicted:.2f}×" if timed.predicted else ""
+    if timed.predicted:
+        text += f"; counted work predicts {timed.predicted:.2f}×"
+        text += f", without validation {timed.predicted_training:.2f}×" if timed.predicted_training else ""
     return f"{text}; timed one after the other, because {found.apart}." if found.apart else f"{text}."
+
+
+def spread(timed: Timed) -> str:
+    """How much the ratios scatter and drift, and how alike neighbouring pairs are; empty without a pair."""
+    found = timed.comparison
+    if found.speed_up is None:
+        return ""
+    dependence = found.speed_up.dependence
+    parts = [
+        f"ratios scatter by {_percent(found.scatter)} from pair to pair and by {_percent(found.within)} within a pair",
+        f"they drift by {signed(found.trend, '.1%')} per pair and by {signed(found.drift, '.1%')} within a pair",
+    ]
+    alike = signed(dependence.correlation, ".2f") if dependence else f"unknown below {MIN_IN_ORDER} pairs"
+    text = "; ".join([*parts, f"the correlation of neighbouring pairs is {alike}"])
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _percent(deviation: float | None) -> str:
+    return "n/a" if deviation is None else f"{deviation:.1%}"
 
 
 def lost(timed: Sequence[Timed]) -> list[str]:
