@@ -23,7 +23,7 @@ from bench.sweep.folder import held
 from bench.sweep.grid import MOST_PAIRS, Grid
 from bench.sweep.options import Options
 from bench.sweep.pairs import claims_timed, in_random_order
-from bench.sweep.plan import Sweep
+from bench.sweep.plan import Sweep, settled_pairs
 from tl.errors import ConfigError
 
 MAX_PAIRS = 20
@@ -135,8 +135,7 @@ def _with_later_pairs(whole: Sweep) -> Sweep:
     before = whole.previous.pairs if whole.previous else {}
     keys = {(pair.pairing, pair.seconds) for pair in whole.pairs.values()}
     later = {pair_id: pair for pair_id, pair in before.items() if (pair.pairing, pair.seconds) in keys}
-    found = whole.run.survey_pairs()[0] if later else {}
-    done = {pair_id: found[pair_id] for pair_id in later if pair_id in found and found[pair_id].status == "done"}
+    done = settled_pairs(whole.run, later)[0] if later else {}
     return replace(whole, pairs={**whole.pairs, **later}, done_pairs={**done, **whole.done_pairs})
 
 
