@@ -360,18 +360,17 @@ def test_a_pair_that_failed_is_listed_and_tried_again() -> None:
         assert len(kept) == 3 * (attempt - 1)
 
 
-def test_a_pair_that_lost_a_side_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_that_lost_a_side_is_tried_again() -> None:
     """It has a result of the other two, and the status is 1 until it has one of all."""
-    go = tmp_path / "go"
-    monkeypatch.setenv("LIGHT_GO", str(go))
     grid_file(backbones=[light.LIMPS], regimes=(*TWO, "frozen-tutorial"))
     for attempt in (1, 2):
         done = run()
         assert done.returncode == 1 and done.stdout.count("[pair ") == 3
         assert "3 of 3 process pairs have no result, or not one of each cell" in done.stdout
+        assert "pair 1: frozen-tutorial: " in done.stdout and "SIGSEGV" in done.stdout
         assert numbers() == {light.LIMPS: 3}
         assert len(list(the_run().folder.glob("superseded/*"))) == 3 * (attempt - 1)
-    go.touch()
+    Path(light.GO).touch()
     done = run()
     assert done.returncode == 0 and done.stdout.count("[pair ") == 3
     assert not any(one.lost for one in the_run().pairs().values())
