@@ -48,8 +48,8 @@ SLOW, HANGS, CRASHES, LEAVES, UNTELLABLE, LOUD, GREEDY, HUNGRY, FILLS, NODE_KILL
 SPECS = (*QUICK, *ODD)
 LOUD_BYTES = 5 << 20
 GO = "limps.go"
-"""A process of a pair of `LIMPS` crashes in its first turn if its regime is `frozen-tutorial`, unless there is this file
-in the working folder. (A fork server that runs already doesn't know a variable of the environment.)"""
+"""A process of a pair of `LIMPS` crashes in its first turn if its regime is `frozen-tutorial`, unless this file is in
+the working folder. (A fork server that runs already doesn't know a variable of the environment.)"""
 
 
 class LightExecutor(process.ProcessExecutor):
