@@ -136,7 +136,7 @@ def pretend_to_train(
     import psutil
 
     from bench.execution.turns import END, Prepared, Taken, Warm
-    from tl.errors import DataError, NotApplicable
+    from tl.errors import DataError, DivergedError, NotApplicable
 
     name = cell.config.spec.name
 
@@ -153,24 +153,24 @@ def pretend_to_train(
         raise MemoryError("Unable to allocate 8.0 GiB for an array")
     if name == "is-skipped":
         raise NotApplicable("these don't go together")
-    emit(Prepared(train_batches=6, val_batches=4))
+    emit(Prepared(train_batches=6, val_batches=4, seconds=7.0))
     orders.recv()
     with busy("warm-up"):
         time.sleep(0.01)
-    emit(Warm(step_seconds=1.0, batch_seconds=0.5))
+    emit(Warm(step_seconds=1.0, batch_seconds=0.5, peak_bytes=3 << 20))
     taken = 0
     while (order := orders.recv()) != END:
         taken += 1
-        if name == "hangs":
-            time.sleep(1000)
         with busy("turn"):
-            time.sleep(0.005)
+            time.sleep(1000 if name == "hangs" else 0.005)
         if taken == 3 and name == "crashes-in-a-turn":
             crash(emit)
         if taken == 3 and name == "dies-in-a-turn":
             be_killed(emit)
         if taken == 3 and name == "fails-in-a-turn":
             raise ValueError("in a turn")
+        if taken == 3 and name == "diverges-in-a-turn":
+            raise DivergedError("the training loss is not finite any more", ())
         steps, batches = order
         emit(Taken(train_seconds=0.01, train_images=4 * steps, val_seconds=0.005, val_images=4 * batches))
     return {"start_seconds": 0.0, "peak_memory_bytes": 1 << 20, "memory_method": "x", "threads": threads}

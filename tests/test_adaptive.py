@@ -17,12 +17,13 @@ import pytest
 from rich.console import Console
 
 import bench
+from bench.analysis.paired import compare
 from bench.analysis.stats import MIN_IN_ORDER, Estimate, ratio, ratio_in_order, ratio_of_pairs
 from bench.store.pairs import PairRecord
 from bench.store.records import Record
 from bench.store.runs import RunFolder
 from bench.sweep import adaptive
-from bench.sweep.adaptive import Goal, make_goal, seconds
+from bench.sweep.adaptive import Goal, make_goal, seconds, without_last
 from bench.sweep.grid import Grid, Matrix, Paired
 from bench.sweep.options import Options
 from bench.sweep.pairs import claims_timed, pairings, plan_pairs
@@ -62,11 +63,15 @@ class Fake:
         speed_ups: Mapping[str, Sequence[float]],
         *,
         fails: Mapping[str, int] | None = None,
+        apart: Sequence[int] = (),
         execution: str = "fast",
         **settings: Any,
     ) -> None:
-        """`fails` maps a backbone to the number of the first pair that fails."""
-        self.speed_ups, self.fails = speed_ups, fails or {}
+        """`fails` maps a backbone to the number of the first pair that fails.
+
+        Pairs with a number in `apart` are timed one after the other.
+        """
+        self.speed_ups, self.fails, self.apart = speed_ups, fails or {}, apart
         self.disk: dict[str, PairRecord] = {}
         self.ran: list[tuple[str, int]] = []
         """Backbone and number of each pair that ran, in order."""
@@ -121,7 +126,11 @@ class Fake:
             fails = pair.number >= self.fails.get(backbone, 1000)
             speed_up = self.speed_ups[backbone][pair.number]
             one = pair_record(
-                pair.cells, (10.0 * speed_up, 10.0), number=pair.number, status="oom" if fails else "done"
+                pair.cells,
+                (10.0 * speed_up, 10.0),
+                number=pair.number,
+                status="oom" if fails else "done",
+                apart="no memory" if pair.number in self.apart else "",
             )
             assert one.pair_id == pair.id and pair.id not in self.disk, "each pair runs once"
             self.ran.append((backbone, pair.number))
@@ -203,6 +212,49 @@ def test_what_failed_is_not_tried_again_by_the_same_command(monkeypatch: pytest.
     fake = Fake(monkeypatch, {"timm:a": around(2.5, 0.08)}, fails={"timm:a": 6})
     assert "undecided: timm:a" in (line := fake.last_line(Goal()))
     assert line.endswith("; 6 pairs each, none is added where the last one failed") and fake.counts == {"timm:a": 7}
+
+
+@pytest.mark.parametrize(("apart", "ran", "count"), [((1, 3), 9, 7), (range(5, 30), 14, 5), (range(30), 7, 7)])
+def test_pairs_that_do_not_count_use_up_none_that_are_allowed(
+    apart: Sequence[int], ran: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were timed one after the other beside others that took turns. There are at most twice as many."""
+    fake = Fake(monkeypatch, {"timm:a": around(2.5, 0.08)}, apart=apart)
+    line = fake.last_line(Goal(max_pairs=7))
+    assert fake.counts == {"timm:a": ran}
+    assert line.endswith(f"; {count} pairs each, as many as allowed (--max-pairs 7)")
+
+
+def pairs_of(regimes: Sequence[str], *statuses: str, apart: Sequence[int] = ()) -> list[PairRecord]:
+    """Pairs of one rotation. The last cell of each has the status."""
+    cells = [record("timm:a", regime).cell for regime in regimes]
+    times = (10.0, 5.0, 5.0)[: len(cells)]
+    return [
+        pair_record(cells, times, number=number, status=status, apart="no memory" if number in apart else "")  # type: ignore[arg-type]
+        for number, status in enumerate(statuses)
+    ]
+
+
+def test_the_last_pair_is_the_last_that_counts() -> None:
+    """Without one that has no result the rest says the same; so does it without one that isn't used."""
+    failed = pairs_of(("finetune", "frozen"), "done", "done", "done", "oom")
+    assert without_last(failed) == [*failed[:2], failed[3]]
+    apart = pairs_of(("finetune", "frozen"), "done", "done", "done", apart=[2])
+    assert without_last(apart) == [apart[0], apart[2]]
+    all_apart = pairs_of(("finetune", "frozen"), "done", "done", apart=[0, 1])
+    assert without_last(all_apart) == all_apart[:1]
+
+
+def test_each_comparison_of_a_rotation_has_a_last_pair_of_its_own() -> None:
+    """The last one here has a result for two of its three cells."""
+    lame = pairs_of(("finetune", "frozen", "frozen-tutorial"), "done", "done", "oom")
+    left = without_last(lame)
+    assert [one.pair_id for one in left] == [one.pair_id for one in lame[:2]]
+    assert left[0] == lame[0] and [side.status for side in left[1].sides] == ["done", "done", "failed"]
+    finetune, frozen, tutorial = lame[0].pair.cells
+    for cell in (frozen, tutorial):
+        now, before = compare(cell, finetune, lame), compare(cell, finetune, left)
+        assert now and before and before.pairs == now.pairs - 1
 
 
 def test_a_grid_that_compares_no_speeds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,22 +25,24 @@ from rich.console import Console
 import bench
 from bench.analysis.claims import Claim
 from bench.execution import process as process_executor
+from bench.execution.base import PairAttempt
 from bench.execution.executors import EXECUTORS
 from bench.execution.turns import LEAST_ROUNDS
 from bench.store import runs
+from bench.store.pairs import PairRecord
 from bench.store.records import Cell, PlannedPair
 from bench.store.runs import RunFolder, seal
 from bench.sweep import pairs
 from bench.sweep.execute import execute
 from bench.sweep.grid import Grid, Matrix, Paired, load_grid, shipped
 from bench.sweep.options import Options
-from bench.sweep.pairs import claims_timed, pair_jobs, pairings, plan_pairs
+from bench.sweep.pairs import PairRecorder, claims_timed, pair_jobs, pairings, plan_pairs
 from bench.sweep.plan import Sweep, choose_grid, plan
 from bench.sweep.progress import make_reporter
 from tests import light
 from tests.commands import LIGHT, light_here
 from tests.damage import flip
-from tests.runs import pair_record, record
+from tests.runs import TRUTH, pair_record, record, write_run
 from tl.cache import write_atomic
 from tl.config import TrainConfig
 from tl.datasets import Splits
@@ -357,6 +360,78 @@ def test_a_pair_that_failed_is_listed_and_tried_again() -> None:
         assert len(kept) == 3 * (attempt - 1)
 
 
+def test_a_pair_that_lost_a_side_is_tried_again() -> None:
+    """It has a result of the other two, and the status is 1 until it has one of all."""
+    grid_file(backbones=[light.LIMPS], regimes=(*TWO, "frozen-tutorial"))
+    for attempt in (1, 2):
+        done = run()
+        assert done.returncode == 1 and done.stdout.count("[pair ") == 3
+        assert "3 of 3 process pairs have no result, or not one of each cell" in done.stdout
+        assert "pair 1: frozen-tutorial: " in done.stdout and "SIGSEGV" in done.stdout
+        assert numbers() == {light.LIMPS: 3}
+        assert len(list(the_run().folder.glob("superseded/*"))) == 3 * (attempt - 1)
+    Path(light.GO).touch()
+    done = run()
+    assert done.returncode == 0 and done.stdout.count("[pair ") == 3
+    assert not any(one.lost for one in the_run().pairs().values())
+    assert len(list(the_run().folder.glob("superseded/*"))) == 6
+    done = run()
+    assert done.returncode == 0 and "[pair" not in done.stdout
+
+
+@pytest.mark.parametrize("worse", ["fewer", "apart"])
+def test_a_record_with_less_does_not_take_the_place_of_an_earlier_one(worse: str, tmp_path: Path) -> None:
+    """It is kept beside it, and a line says so. One with as much takes it."""
+    three = [record("timm:a", regime) for regime in (*TWO, "frozen-tutorial")]
+    cells = [one.cell for one in three]
+    lame = pair_record(cells, (10.0, 5.0, 5.0), status="oom")
+    folder = write_run(tmp_path / "r", three, pairs=[lame])
+    said: list[str] = []
+    images: Any = SimpleNamespace(name="own", train=range(244), val=range(len(TRUTH)), fallback="")
+    recorder = PairRecorder(
+        run=folder,
+        splits=images,
+        on_start=lambda pair: None,
+        on_warning=said.append,
+        on_end=lambda one: None,
+        order=0,
+        earlier=folder.pairs(),
+    )
+    path = folder.folder / "pairs" / f"{lame.pair_id}.json"
+    before = path.read_bytes()
+    made = pair_record(cells, (10.0, 5.0, 5.0), apart="no memory" if worse == "apart" else "")
+    fewer = [one if place == 0 else lame.sides[2] for place, one in enumerate(made.sides)]
+    status, sides = ("done", made.sides) if worse == "apart" else ("oom", tuple(fewer))
+    recorder.pair_started(lame.pair)
+    recorder.pair_ended(lame.pair, attempt_of(made, status=status, sides=sides))
+    assert path.read_bytes() == before and len(said) == 1 and "the earlier record stays" in said[0]
+    (kept,) = (folder.folder / "superseded").iterdir()
+    assert f'"status":"{status}"' in kept.read_text().replace(" ", "")
+    recorder.pair_ended(lame.pair, attempt_of(pair_record(cells, (10.0, 5.0, 5.0))))
+    assert folder.pairs()[lame.pair_id].lost == [] and len(said) == 1
+    assert len(list((folder.folder / "superseded").iterdir())) == 2
+
+
+def attempt_of(one: PairRecord, **fields: Any) -> PairAttempt:
+    """The attempt that a record is of, with some fields replaced."""
+    names = ("status", "reason", "apart", "steps", "batches", "sides", "started", "wall_seconds", "environment")
+    return PairAttempt(**{**{name: getattr(one, name) for name in names}, **fields})
+
+
+def test_pairs_that_another_command_has_timed_meanwhile_are_not_timed_again() -> None:
+    """With --wait a command is planned while another one still works."""
+    grid_file()
+    assert run().returncode == 0
+    path = sorted((the_run().folder / "pairs").iterdir())[0]
+    elsewhere = path.rename(path.parent.parent / path.name)
+    arguments = sweep_here()
+    assert [pair.id for pair in arguments[0].missing_pairs.values()] == [path.stem]
+    elsewhere.rename(path)
+    before = files()
+    execute(*arguments)
+    assert files() == before and not (the_run().folder / "superseded").exists()
+
+
 def test_a_damaged_record_is_set_aside_and_its_pair_timed_again() -> None:
     """Whoever only reads refuses it by name."""
     grid_file()
@@ -438,9 +513,12 @@ def test_without_weights_a_pair_fails_before_it_starts() -> None:
     assert len(found) == 3
 
 
-def test_pairs_of_cells_that_others_replace_are_retired() -> None:
-    """A cell without weights gives way to the same cell with weights, and so do its pairs."""
+@pytest.mark.parametrize("seeds", ["1", "[1, 2]"])
+def test_pairs_of_cells_that_others_replace_are_retired(seeds: str) -> None:
+    """A cell without weights gives way to the same cell with weights, and so do its pairs, whatever its seed."""
     grid_file()
+    with Path("grid.toml").open("a") as file:
+        file.write(f"seeds = {seeds}\n")
     planned, *others = sweep_here()
     execute(planned, *others)
     old = [one.pair_id for one in the_run().pairs().values()]
@@ -474,7 +552,8 @@ def test_the_memory_of_cells_that_ended_goes_with_the_job(mini: Splits, tmp_path
     (job,) = pair_jobs(
         [planned], random, [*ended, frozen], mini, recorder, ended[0].environment, timeout=9.0, memory_bytes=1 << 30
     )
-    assert job.needed_bytes == (11 << 20, None) and (job.timeout_seconds, job.memory_bytes) == (9.0, 1 << 30)
+    assert job.needed_bytes == (11 << 20, None)
+    assert (job.timeout_seconds, job.memory_bytes) == (9.0 + 2 * 1.0, 1 << 30), "turns have time of their own"
     assert job.log == tmp_path / "logs" / f"{planned.id}.log"
 
 

@@ -19,10 +19,12 @@ from bench.analysis.stats import MIN_IN_ORDER
 from bench.analysis.timed import Timed, look_at
 from bench.report.timed_text import WIDTH, labels, lost, print_timed, row, sentence, spread, table
 from bench.store.pairs import PairRecord
-from bench.sweep.timing import plan_timing
+from bench.sweep.options import DEFAULT_TIMEOUT_SECONDS
+from bench.sweep.timing import Collector, _jobs, plan_timing
 from tests import light
 from tests.commands import LIGHT, light_command
 from tests.runs import pair_record, record
+from tl.datasets import Splits
 from tl.results import Work
 
 PAIRS = ("--data", "synthetic-mini", "--pairs", "3", "--seconds", "0.01")
@@ -284,6 +286,19 @@ def test_what_was_timed_one_after_the_other_says_so() -> None:
     apart = Timed(comparison=replace(found, apart="no memory"), claim=None, predicted=None)
     assert sentence(apart, "a").endswith("timed one after the other, because no memory.")
     assert row(apart, "own")["apart"] == "no memory" and lost([apart]) == []
+
+
+def test_later_pairs_know_the_memory_of_earlier_ones(mini: Splits, tmp_path: Path) -> None:
+    """So those that can't be alive together aren't tried again. A pair has its own seconds beside those of a limit."""
+    cells = (record("timm:a", "finetune").cell, record("timm:a", "frozen").cell)
+    records = [pair_record(cells, (2.0, 1.0), number=number, memory=(9 << 20, None)) for number in range(2)]
+    collector = Collector(mini, None, lambda one: None)  # type: ignore[arg-type]
+    jobs = _jobs([one.pair for one in records], mini, tmp_path, collector)
+    first = next(jobs)
+    assert first.needed_bytes == (None, None)
+    assert first.timeout_seconds == DEFAULT_TIMEOUT_SECONDS + 2 * first.pair.seconds
+    collector.records.append(records[0])
+    assert next(jobs).needed_bytes == (9 << 20, None)
 
 
 @pytest.mark.usefixtures("light_commands")

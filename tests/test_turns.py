@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -49,6 +51,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PairAttempt]:
     """Times pairs whose processes misbehave as the regimes' backbones say; see `tests.jobs.pretend_to_train`."""
     monkeypatch.setattr(turns, "TIME_CELL", "tests.jobs:pretend_to_train")
     executor = ProcessExecutor()
+    executor.prepare()
 
     def run(job: PairJob) -> PairAttempt:
         elsewhere = replace(job, splits=replace(job.splits, root=job.log.parent))  # for the diary
@@ -102,11 +105,28 @@ def test_turns_alternate_and_never_overlap(
     record_of(job, attempt)
 
 
-def test_a_pair_goes_on_for_its_seconds(mini: tl.Splits, tmp_path: Path, pretended: Callable[..., PairAttempt]) -> None:
-    """There are as many rounds as fit, and an even number of them."""
-    attempt = pretended(job_of(pretending(mini, "one", "two"), mini, tmp_path, seconds=0.3))
-    count = len(attempt.sides[0].turns or ())
-    assert count % 2 == 0 and count > LEAST_ROUNDS
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.5, LEAST_ROUNDS), (8.5, 10), (9.5, 10), (10.5, 12)])
+def test_a_pair_goes_on_for_its_seconds(
+    seconds: float,
+    rounds: int,
+    mini: tl.Splits,
+    tmp_path: Path,
+    pretended: Callable[..., PairAttempt],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There are as many rounds as fit, and an even number of them. A round takes a second of this clock."""
+    ticks = count()
+    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    attempt = pretended(job_of(pretending(mini, "one", "two"), mini, tmp_path, seconds=seconds))
+    assert [len(side.turns or ()) for side in attempt.sides] == [rounds] * 2
+
+
+def test_preparing_is_timed_by_the_process_that_does_it(
+    mini: tl.Splits, tmp_path: Path, pretended: Callable[..., PairAttempt]
+) -> None:
+    """The second of two doesn't count its wait for the first."""
+    attempt = pretended(job_of(pretending(mini, "one", "two"), mini, tmp_path))
+    assert [side.setup_seconds for side in attempt.sides] == [7.0, 7.0]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +135,8 @@ def test_a_pair_goes_on_for_its_seconds(mini: tl.Splits, tmp_path: Path, pretend
         ("crashes-in-a-turn", "failed", "the cell's process ended without a result (exit status 7)"),
         ("fails-in-a-turn", "failed", "ValueError: in a turn"),
         ("fails-to-prepare", "failed", "the folder is empty"),
+        ("dies-in-a-turn", "oom", "killed by the system, most likely because memory ran out"),
+        ("diverges-in-a-turn", "diverged", "the training loss is not finite any more"),
         ("is-skipped", "skipped", "these don't go together"),
     ],
 )
@@ -124,14 +146,14 @@ def test_a_process_that_ends_early_fails_and_the_others_go_on(
     """With two left there is a result; with one there is none, and its reason is the first one's."""
     three = job_of(pretending(mini, "one", name, "two"), mini, tmp_path)
     attempt = pretended(three)
-    assert (attempt.status, attempt.reason) == ("done", "")
+    assert (attempt.status, attempt.reason, attempt.apart) == ("done", "", "")
     assert [side.status for side in attempt.sides] == ["done", status, "done"]
     assert attempt.sides[1].reason.startswith(reason)
-    record_of(three, attempt)
+    assert record_of(three, attempt).settled is (status in ("skipped", "diverged"))
     two = job_of(pretending(mini, "one", name), mini, tmp_path)
     attempt = pretended(two)
     assert attempt.status == status and attempt.reason.startswith(f"finetune: {reason}")
-    record_of(two, attempt)
+    assert record_of(two, attempt).settled is (status == "diverged")
 
 
 def test_cells_that_need_more_memory_than_there_is_are_timed_one_after_the_other(
@@ -148,13 +170,38 @@ def test_cells_that_need_more_memory_than_there_is_are_timed_one_after_the_other
     record_of(job, attempt)
 
 
+def test_a_process_that_dies_alone_shortens_no_other(
+    mini: tl.Splits, tmp_path: Path, pretended: Callable[..., PairAttempt]
+) -> None:
+    """Only the turns of one that is done are a measure for those after it."""
+    huge = psutil.virtual_memory().total
+    cells = pretending(mini, "crashes-in-a-turn", "one", "two")
+    job = job_of(cells, mini, tmp_path, needed_bytes=(huge,) * 3)
+    attempt = pretended(job)
+    assert attempt.apart and [side.status for side in attempt.sides] == ["failed", "done", "done"]
+    counts = [len(side.turns or ()) for side in attempt.sides]
+    assert counts[0] == 0 and counts[1] == counts[2] >= LEAST_ROUNDS
+    record_of(job, attempt)
+
+
 def test_memory_that_runs_out_beside_the_others_is_tried_alone(
     mini: tl.Splits, tmp_path: Path, pretended: Callable[..., PairAttempt]
 ) -> None:
-    """What each of them has alone may suffice. One that has too little alone fails in the end."""
-    job = job_of(pretending(mini, "one", "needs-much-beside-others"), mini, tmp_path)
+    """What each of them has alone may suffice, and the sizes that are known are said. Three take no turns before that.
+
+    One that has too little alone fails in the end.
+    """
+    job = job_of(pretending(mini, "one", "needs-much-beside-others"), mini, tmp_path, needed_bytes=(None, 5 << 20))
     attempt = pretended(job)
     assert attempt.status == "done" and attempt.apart.startswith("finetune beside the others: out of memory: asked for")
+    assert attempt.apart.endswith("; known peaks: finetune 3 MiB, finetune 5 MiB")
+    (tmp_path / "diary").unlink()
+    three = job_of(pretending(mini, "one", "needs-much-beside-others", "two"), mini, tmp_path)
+    attempt = pretended(three)
+    assert [side.status for side in attempt.sides] == ["done"] * 3 and attempt.apart
+    lines = (tmp_path / "diary").read_text().splitlines()
+    assert [line.split()[1] for line in lines[:6]] == ["warm-up"] * 6, "one and two together, then one alone"
+    record_of(three, attempt)
     hopeless = job_of(pretending(mini, "one", "dies-in-a-turn"), mini, tmp_path)
     attempt = pretended(hopeless)
     assert attempt.status == "oom" and attempt.apart
@@ -162,23 +209,39 @@ def test_memory_that_runs_out_beside_the_others_is_tried_alone(
     record_of(hopeless, attempt)
 
 
+def test_a_limit_of_its_own_is_not_tried_alone(
+    mini: tl.Splits, tmp_path: Path, pretended: Callable[..., PairAttempt]
+) -> None:
+    """It would be the same there."""
+    job = job_of(pretending(mini, "one", "needs-much-beside-others"), mini, tmp_path, memory_bytes=1 << 32)
+    attempt = pretended(job)
+    assert (attempt.status, attempt.apart) == ("oom", "") and "(limit: 4 GiB)" in attempt.reason
+    record_of(job, attempt)
+
+
 def test_the_time_limit_is_that_of_each_process(
     mini: tl.Splits, tmp_path: Path, pretended: Callable[..., PairAttempt]
 ) -> None:
-    """A process that hangs ends with it, and so does the pair."""
-    attempt = pretended(job_of(pretending(mini, "one", "hangs"), mini, tmp_path, timeout_seconds=3.0))
-    assert attempt.status == "timeout" and "timeout of 3 s" in attempt.reason
+    """A process that hangs in its turn ends with it, and so does the pair."""
+    diary = tmp_path / "diary"
+    for limit in (2.0, 8.0, 60.0):  # on a busy machine it may not get as far as a turn
+        diary.unlink(missing_ok=True)
+        attempt = pretended(job_of(pretending(mini, "one", "hangs"), mini, tmp_path, timeout_seconds=limit))
+        if diary.exists() and diary.read_text().endswith("hangs turn begins\n"):
+            break
+    assert diary.read_text().endswith("hangs turn begins\n")
+    assert attempt.status == "timeout" and f"timeout of {limit:g} s" in attempt.reason
 
 
 def test_a_turn_has_the_proportion_of_an_epoch() -> None:
     """It has at least one step and one batch, and at most an epoch of each."""
-    epoch = Prepared(train_batches=61, val_batches=38)
+    epoch = Prepared(train_batches=61, val_batches=38, seconds=1.0)
     slow, quick = Warm(step_seconds=0.08, batch_seconds=0.02), Warm(step_seconds=0.01, batch_seconds=0.01)
     assert turn_size([(epoch, slow), (epoch, quick)], 0.3) == (3, 2)
     assert turn_size([(epoch, quick)], 0.3) == (18, 11)
     assert turn_size([(epoch, Warm(step_seconds=9.0, batch_seconds=3.0))], 0.3) == (1, 1)
     assert turn_size([(epoch, Warm(step_seconds=1e-6, batch_seconds=1e-6))], 0.3) == (61, 38)
-    nothing = Prepared(train_batches=0, val_batches=38)
+    nothing = Prepared(train_batches=0, val_batches=38, seconds=1.0)
     assert turn_size([(nothing, Warm(step_seconds=0.0, batch_seconds=0.1))], 0.3) == (0, 3)
 
 
@@ -236,6 +299,13 @@ def test_real_cells_take_turns(mini: tl.Splits, tmp_path: Path) -> None:
     assert record.side(cells[1].but(seed=7)) == fast
 
 
+def test_rates_of_a_grid_are_no_obstacle(mini: tl.Splits, tmp_path: Path) -> None:
+    """Protocol `tuned` with rates of its own is timed as one training, which doesn't read them."""
+    cells = [cell(mini, regime, protocol="tuned", learning_rates=(0.1, 0.2)) for regime in ("finetune", "frozen")]
+    attempt = run_pair(make_executor("process").start, job_of(cells, mini, tmp_path), lambda text: None)  # type: ignore[attr-defined]
+    assert attempt.status == "done", attempt.reason
+
+
 def test_an_executor_with_one_process_refuses(mini: tl.Splits, tmp_path: Path) -> None:
     """It says which executor can."""
     executor = make_executor("inline")
@@ -247,6 +317,8 @@ def test_an_executor_with_one_process_refuses(mini: tl.Splits, tmp_path: Path) -
 def test_a_training_that_diverges_takes_no_more_turns(mini: tl.Splits, tmp_path: Path) -> None:
     """NaN takes other times than numbers."""
     cells = [cell(mini, learning_rate=9e9, optimizer="sgd"), cell(mini, "frozen")]
-    attempt = run_pair(make_executor("process").start, job_of(cells, mini, tmp_path), lambda text: None)  # type: ignore[attr-defined]
-    assert attempt.status == "failed" and "not finite" in attempt.reason
+    job = job_of(cells, mini, tmp_path)
+    attempt = run_pair(make_executor("process").start, job, lambda text: None)  # type: ignore[attr-defined]
+    assert attempt.status == "diverged" and "not finite" in attempt.reason
+    assert record_of(job, attempt).settled, "the same settings would diverge again"
     assert attempt.sides[0].turns is None

@@ -85,20 +85,20 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
     A trial that diverges is never chosen. A regime that trains nothing has no rate to choose: it is evaluated once.
     """
     if not REGIMES[config.regime].trains:
-        return train(_one_training(config), splits).replace(config=config)
+        return train(one_training(config), splits).replace(config=config)
     parts = tuning_splits(splits)
     baseline = MemoryMarks(torch.device("cpu")).baseline_bytes
     trials = []
     for number, rate in enumerate(config.learning_rates, 1):
         on_stage(f"tuning {number}/{len(config.learning_rates)}")
-        trials.append(_trial(train, _one_training(config, learning_rate=rate), parts))
+        trials.append(_trial(train, one_training(config, learning_rate=rate), parts))
         _free_memory()
     chosen = choose(trials)
     if chosen is None:
         raise DivergedError(f"all {len(trials)} learning rates diverged; the smallest: {trials[0].reason}")
     rate = chosen.learning_rate
     on_stage(f"training at {rate:g}")
-    result = train(_one_training(config, learning_rate=rate), splits)
+    result = train(one_training(config, learning_rate=rate), splits)
     return result.replace(
         config=config,
         trials=tuple(trials),
@@ -149,7 +149,7 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
     for number, (parts, inside) in enumerate(fold_splits(splits, config.folds, config.seed), 1):
         on_stage(f"fold {number}/{config.folds}")
         try:
-            result = train(_one_training(config), parts)
+            result = train(one_training(config), parts)
         except DivergedError as error:
             raise DivergedError(f"fold {number} of {config.folds}: {error}", error.epochs) from error
         results.append(result.replace(model=None))
@@ -210,7 +210,7 @@ def _combined(rows: Sequence[EpochResult], trained: list[int], evaluated: list[i
     )
 
 
-def _one_training(config: TrainConfig, **settings: Any) -> TrainConfig:
+def one_training(config: TrainConfig, **settings: Any) -> TrainConfig:
     """Return the config of one training of a protocol: protocol `fixed`, without settings that it doesn't read."""
     unread = [name for name, protocols in READ_BY.items() if "fixed" not in protocols]
     plain = {name: TrainConfig.model_fields[name].default for name in unread}

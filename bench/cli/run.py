@@ -120,10 +120,11 @@ def run(
 ) -> None:
     """Run the cells of a grid that have no result yet, time its process pairs, and write the report.
 
-    Cells and pairs that failed before are tried again. Cells whose loss diverged are not, since they would diverge
-    again; change a setting, or start over with --fresh.
+    Cells and pairs that failed before are tried again, also pairs of which one process failed. What diverged is not,
+    since it would diverge again; change a setting, or start over with --fresh.
 
-    Exit status: 0 all done, 1 some cell failed or diverged, or some pair failed, 2 usage error, 130 interrupted. If
+    Exit status: 0 all done, 1 some cell or pair failed or diverged, also one process of a pair, 2 usage error, 130
+    interrupted. If
     standard output is lost, the sweep goes on, and the status at its end is 141 for a closed pipe and 2 for all else,
     unless it is 1 or 130.
     """

@@ -34,6 +34,8 @@ class Outcome:
     """One line; empty if the status is `done`."""
     traceback: str = ""
     wall_seconds: float
+    at_limit: bool = False
+    """True if main memory ran out at the call's own `Limits.memory_bytes`, and not because the machine had no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +116,8 @@ class PairJob:
     threads: int | None = None
     """Most CPU threads that torch may use; None for one per core of the machine."""
     needed_bytes: tuple[int | None, ...] = ()
-    """Peak memory of each cell where it is known from its training. If their sum is more than there is, the cells are
-    timed one after the other; empty if none is known."""
+    """Peak memory of each cell where it is known, from its training or from earlier pairs. If their sum is more than
+    there is, the cells are timed one after the other; empty if none is known."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,9 +184,10 @@ class _RunningCall:
             return _died(self._process.exitcode, wall, limits, tail(limits.log, self._log_before))
         assert isinstance(value, Outcome)
         reason = value.reason
-        if value.status == "oom" and limits.memory_bytes:
+        at_limit = value.status == "oom" and limits.memory_bytes is not None
+        if at_limit and limits.memory_bytes:
             reason = f"{reason} (limit: {readable(limits.memory_bytes)})"
-        return replace(value, reason=reason, wall_seconds=wall)
+        return replace(value, reason=reason, wall_seconds=wall, at_limit=at_limit)
 
 
 _IMPORTED = 91
@@ -304,7 +305,7 @@ def _died(exit_code: int | None, wall: float, limits: Limits, output: str) -> Ou
         return Outcome(status="oom", reason=reason, traceback=output, wall_seconds=wall)
     if exit_code == -signal.SIGABRT and limits.memory_bytes and "bad_alloc" in output:
         reason = f"out of memory in native code (limit: {readable(limits.memory_bytes)})"
-        return Outcome(status="oom", reason=reason, traceback=output, wall_seconds=wall)
+        return Outcome(status="oom", reason=reason, traceback=output, wall_seconds=wall, at_limit=True)
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"exit status {exit_code}"
     reason = f"the cell's process ended without a result ({how})"
     if limits.memory_bytes:  # native code often doesn't check whether it got the memory that it asked for

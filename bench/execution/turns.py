@@ -70,6 +70,8 @@ class Prepared:
     val_batches: int
     margin: int = 0
     """See `tl.timing.TimedTraining.margin`."""
+    seconds: float
+    """Seconds from the start of the call until now, by the process's own clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,8 @@ class Warm:
     """Seconds of a training step; 0.0 if nothing trains."""
     batch_seconds: float
     """Seconds of a validation batch."""
+    peak_bytes: int | None = None
+    """Peak memory so far, measured as that of a training; None if it is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,23 +119,24 @@ def run_pair(
 ) -> PairAttempt:
     """Time a pair now, on this machine.
 
-    If memory doesn't suffice for all its processes at once, they are timed one after the other, with the same rules,
-    and the attempt says so in `apart`. A process that dies ends neither the others nor what they have measured, as
-    long as two are left to compare.
+    If memory doesn't suffice to make all its processes ready, or for two of them in their turns, they are timed one
+    after the other, with the same rules, and the attempt says so in `apart`, with the sizes that are known. Once turns
+    have begun, a process that dies ends neither the others nor what they have measured, as long as two are left to
+    compare.
     """
     found, started, begun = get_environment(), datetime.now(UTC), time.perf_counter()
     before, monitor = log_size(job.log), Monitor(warned, effect=_EFFECT, partners=len(job.pair.cells) - 1)
     apart = _too_large(job)
     if not apart:
         sides = _Pair(start, job, monitor, warned).together()
-        apart = _ran_out(sides)
+        apart = _ran_out(job, sides)
     if apart:
         sides = _one_after_the_other(_Pair(start, job, monitor, warned).sides, job.pair.seconds)
     machine = monitor.end()
     with contextlib.suppress(OSError):  # if the disk fails, the result matters more than its log
         shorten(job.log, before)
     done = [side for side in sides if side.result.status == "done"]
-    lost = sorted((side for side in sides if side.result.status != "done"), key=lambda side: side.abandoned)
+    lost = sorted((side for side in sides if side.result.status != "done"), key=_last_to_name)
     status: SideStatus = "done" if len(done) >= 2 else lost[0].result.status
     reason = "" if len(done) >= 2 else f"{lost[0].cell.config.regime}: {lost[0].result.reason}"
     return PairAttempt(
@@ -159,10 +164,25 @@ def _too_large(job: PairJob) -> str:
     return f"together they need {sizes} of memory, and {readable(free)} are free"
 
 
-def _ran_out(sides: Sequence[_Side]) -> str:
-    """Why the cells must be timed one after the other: memory ran out although each of them may have enough alone."""
-    lost = next((side for side in sides if side.result.status == "oom"), None)
-    return f"{lost.cell.config.regime} beside the others: {lost.result.reason}" if lost else ""
+def _ran_out(job: PairJob, sides: Sequence[_Side]) -> str:
+    """Why the cells must be timed one after the other: memory ran out although each of them may have enough alone.
+
+    Empty if it didn't, if a process ran out of what it may use alone, and if two have turns that would be lost.
+    """
+    lost = next((side for side in sides if side.ran_out_beside_others), None)
+    if lost is None or sum(side.result.status == "done" for side in sides) >= 2:
+        return ""
+    sizes = []
+    for side, before in zip(sides, job.needed_bytes or (None,) * len(sides), strict=True):
+        if peak := max(before or 0, side.peak_bytes or 0):
+            sizes.append(f"{side.cell.config.regime} {readable(peak)}")
+    known = f"; known peaks: {', '.join(sizes)}" if sizes else ""
+    return f"{lost.cell.config.regime} beside the others: {lost.result.reason}{known}"
+
+
+def _last_to_name(side: _Side) -> tuple[bool, bool]:
+    """Sorts sides that are lost: first those that another attempt may save, last those that lost nothing themselves."""
+    return side.abandoned, side.result.status in ("diverged", "skipped")
 
 
 class _Side:
@@ -174,13 +194,14 @@ class _Side:
         self.cell, self._weights = job.pair.cells[number], job.weights[number]
         self.steps = self.batches = 0
         self.turns: list[Taken] = []
+        self.peak_bytes: int | None = None
+        """Peak memory when it was warm; None if it is unknown."""
         self._start, self._job = start, job
         self._monitor, self._warned = monitor, warned
         self._call: RunningCall | None = None
         self._outcome: Outcome | None = None
-        self._begun = time.perf_counter()
         self._marks: list[float] = []
-        """Seconds from the start until it was prepared and until it was warm."""
+        """Seconds that its preparation and its warm-up took."""
 
     @property
     def alive(self) -> bool:
@@ -192,13 +213,19 @@ class _Side:
         """True if its process did all that it was asked for, and no other was left to compare it with."""
         return self._outcome is not None and self._outcome.status == "done"
 
+    @property
+    def ran_out_beside_others(self) -> bool:
+        """True if memory ran out that it may have alone. A limit of its own is the same then."""
+        outcome = self._outcome
+        own = outcome is not None and outcome.at_limit and self.cell.device.partition("@")[0] == "cpu"
+        return outcome is not None and outcome.status == "oom" and not own
+
     def begin(self, stack: ExitStack) -> None:
         """Start its process; the stack ends it."""
         job = self._job
         threads = min(job.threads or usable_cores(), usable_cores())
         arguments = (self.cell, job.splits, self._weights, threads, checked_files())
         limits = Limits(seconds=job.timeout_seconds, memory_bytes=job.memory_bytes, log=job.log)
-        self._begun = time.perf_counter()
         self._call = stack.enter_context(self._start(TIME_CELL, *arguments, limits=limits))
 
     def answer(self, order: Any = None) -> Any:
@@ -221,14 +248,17 @@ class _Side:
     def prepared(self) -> Prepared | None:
         """Wait until its training is prepared."""
         answer: Prepared | None = self.answer()
-        self._marks.append(time.perf_counter() - self._begun)
+        if answer:
+            self._marks.append(answer.seconds)
         return answer
 
     def warm_up(self) -> Warm | None:
         """Let it run its warm-up steps."""
         begun = time.perf_counter()
         answer: Warm | None = self.answer(WARM_UP)
-        self._marks.append(time.perf_counter() - begun)
+        if answer:
+            self._marks.append(time.perf_counter() - begun)
+            self.peak_bytes = answer.peak_bytes
         return answer
 
     def take_turn(self, *, counts: bool = True) -> None:
@@ -249,9 +279,8 @@ class _Side:
         outcome = self._outcome
         if outcome is None or outcome.status != "done" or not self.turns:
             reason = outcome.reason if outcome else ""
-            status: Any = outcome.status if outcome and outcome.status != "done" else "failed"
             return TimedSide(
-                status="failed" if status == "diverged" else status,
+                status=outcome.status if outcome and outcome.status != "done" else "failed",
                 reason=reason or "it took no turn, because no other process was left to compare it with",
                 traceback=outcome.traceback if outcome else "",
             )
@@ -292,7 +321,8 @@ class _Pair:
             ready = [(side, side.prepared()) for side in self.sides]
             warm = [(side, prepared, side.warm_up()) for side, prepared in ready if prepared]
             sizes = [(prepared, seconds) for _, prepared, seconds in warm if seconds]
-            if len(self._alive) >= 2:
+            # Nothing is measured yet, so nothing is lost if they are timed one after the other instead.
+            if len(self._alive) >= 2 and not any(side.ran_out_beside_others for side in self.sides):
                 steps, batches = turn_size(sizes, turn_seconds(self.job.pair.cells))
                 for side in self.sides:
                     side.steps, side.batches = steps, batches
@@ -325,7 +355,7 @@ class _Pair:
 
 
 def _one_after_the_other(sides: list[_Side], pair_seconds: float) -> list[_Side]:
-    """Time the cells one after the other, each with as many turns as the first one."""
+    """Time the cells one after the other, each with as many turns as the first one that is done."""
     size: tuple[int, int] | None = None
     seconds = pair_seconds / len(sides)
     for side in sides:
@@ -337,7 +367,7 @@ def _one_after_the_other(sides: list[_Side], pair_seconds: float) -> list[_Side]
                 size = size or turn_size([(prepared, warm)], turn_seconds([each.cell for each in sides]))
                 side.steps, side.batches = size
                 side.take_turn(counts=False)
-                most = max((len(other.turns) for other in sides), default=0)
+                most = max((len(other.turns) for other in sides if other.result.status == "done"), default=0)
                 begun = time.perf_counter()
                 while side.alive and (
                     len(side.turns) < most

@@ -5,6 +5,7 @@ The fork server imports it in advance, so every cell's process starts with the l
 
 from __future__ import annotations
 
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tl.images import FileState, trust
 from tl.library import library
 from tl.machine import DeviceKey, allocator, keep_freed_pages
 from tl.plugins import load_as_parent
-from tl.protocols import run_protocol
+from tl.protocols import one_training, run_protocol
 from tl.results import TrainResult
 from tl.sealed import cache_warnings_to
 from tl.sources import SOURCES
@@ -101,17 +102,25 @@ def time_cell(
     Arguments are those of `run_cell`. Emits a `MachineState`, each `CacheWarning`, `Prepared`, `Warm`, and `Taken` for
     each turn.
     """
+    begun = time.perf_counter()
     device, uuid = _begin(cell, threads, checked, emit)
     try:
         with (
             cache_warnings_to(lambda text: emit(CacheWarning(text))),
-            timed_training(cell.config.replace(protocol="fixed"), splits, device=device, weights=weights) as timed,
+            timed_training(one_training(cell.config), splits, device=device, weights=weights) as timed,
         ):
             train_batches = timed.train_batches if timed.trains else 0
-            emit(Prepared(train_batches=train_batches, val_batches=timed.val_batches, margin=timed.margin))
+            emit(
+                Prepared(
+                    train_batches=train_batches,
+                    val_batches=timed.val_batches,
+                    margin=timed.margin,
+                    seconds=time.perf_counter() - begun,
+                )
+            )
             orders.recv()  # `WARM_UP`: while another process warms up, this one must not run
             step_seconds, batch_seconds = timed.warm_up()
-            emit(Warm(step_seconds=step_seconds, batch_seconds=batch_seconds))
+            emit(Warm(step_seconds=step_seconds, batch_seconds=batch_seconds, peak_bytes=timed.peak().bytes))
             while (order := orders.recv()) != END:
                 turn = timed.turn(*order)
                 emit(

@@ -15,7 +15,7 @@ from bench.store.records import SCHEMA_VERSION, Cell, PlannedPair
 from tl.results import Work
 from tl.strict import Count, PassSeconds, Positive, Seconds, Strict
 
-SideStatus = Literal["done", "failed", "oom", "timeout", "skipped"]
+SideStatus = Literal["done", "failed", "oom", "timeout", "skipped", "diverged"]
 
 
 class Turns(Strict):
@@ -53,7 +53,11 @@ class TimedSide(Strict):
         description="seconds per epoch for starting and ending the loaders' workers, which turns leave out; 0 for "
         "execution `fast`, which has none",
     )
-    setup_seconds: Seconds | None = Field(None, description="from the start of the call to the first warm-up step")
+    setup_seconds: Seconds | None = Field(
+        None,
+        description="from the start of the call in its process until its training was prepared, while the pair's other "
+        "processes prepared theirs",
+    )
     warm_up_seconds: Seconds | None = Field(None, description="warm-up steps before the first turn")
     peak_memory_bytes: Count | None = Field(
         None, description="peak of the turns, measured as that of a training; None if it is unknown"
@@ -120,6 +124,24 @@ class PairRecord(Strict):
             return [(self.status, self.reason)]
         sides = zip(self.pair.cells, self.sides, strict=True)
         return [(side.status, f"{cell.config.regime}: {side.reason}") for cell, side in sides if side.status != "done"]
+
+    @property
+    def settled(self) -> bool:
+        """True if the pair need not be timed again: what it lost would diverge again, or, beside two sides that are
+        done, makes no sense. As with cells, a pair that was skipped as a whole is tried again.
+        """
+        again = ("diverged",) if self.status != "done" else ("diverged", "skipped")
+        return all(status in again for status, _ in self.lost)
+
+    def has_all_of(self, other: PairRecord) -> bool:
+        """True if nothing that another record of this pair has is missing here: no side that is done, and no turns of
+        processes that were alive at the same time.
+        """
+        if other.status != "done":
+            return True
+        sides = zip(self.sides, other.sides, strict=True)
+        kept = all(mine.status == "done" for mine, theirs in sides if theirs.status == "done")
+        return kept and (self.together or not other.together)
 
     def __str__(self) -> str:
         return str(self.pair)

@@ -4,7 +4,7 @@ results/NAME/manifest.json            the plan: data, weights, cells and the com
 results/NAME/cells/CELL_ID.json       one record per cell: done, failed, oom, timeout, skipped or diverged
 results/NAME/pairs/PAIR_ID.json       one record per process pair of paired timing, with its raw turns
 results/NAME/logs/ID.log              output of a cell's or pair's processes; no file if they printed nothing
-results/NAME/superseded/…             records without a result that a later attempt replaced
+results/NAME/superseded/…             records that a later attempt replaced, or that have less than an earlier one
 results/NAME/set-aside/…              damaged records, whose cells or pairs run again, and records of other images
 """
 
@@ -145,9 +145,14 @@ class RunFolder:
         """
         self._write(self._record(record.cell_id), record, f"cell that has just ended ({record.cell})")
 
-    def write_pair(self, record: PairRecord) -> None:
-        """Write a record of paired timing; see `write_record`."""
-        self._write(self._pair(record.pair_id), record, f"pair that has just ended ({record.pair})")
+    def write_pair(self, record: PairRecord, *, beside: bool = False) -> None:
+        """Write a record of paired timing; see `write_record`.
+
+        `beside` is for a record that has less than the pair's earlier one, which stays: it goes to `superseded/`.
+        """
+        path = self._pair(record.pair_id)
+        path = self._unused(path, "superseded") if beside else path
+        self._write(path, record, f"pair that has just ended ({record.pair})")
 
     def _write(self, path: Path, record: Record | PairRecord, what: str) -> None:
         text, kept = _sealed(record), False
@@ -228,13 +233,18 @@ class RunFolder:
     def _pair(self, pair_id: str) -> Path:
         return self.folder / "pairs" / f"{pair_id}.json"
 
+    def _unused(self, path: Path, where: str) -> Path:
+        """The path for an earlier or damaged record in a folder of the run; nothing is there yet."""
+        folder = self.folder / where
+        number = 1 + len(list(folder.glob(f"{path.stem}-*.json")))
+        while (unused := folder / f"{path.stem}-{number}.json").exists():
+            number += 1
+        return unused
+
     def _keep(self, path: Path, where: str) -> Path:
         """Link or copy a record into a folder of the run, so that it exists at every moment. Returns the new path."""
-        folder = self.folder / where
-        folder.mkdir(exist_ok=True)
-        number = 1 + len(list(folder.glob(f"{path.stem}-*.json")))
-        while (kept := folder / f"{path.stem}-{number}.json").exists():
-            number += 1
+        kept = self._unused(path, where)
+        kept.parent.mkdir(exist_ok=True)
         try:
             os.link(path, kept)
         except OSError:  # a file system without hard links

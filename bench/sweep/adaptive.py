@@ -16,14 +16,14 @@ from bench.analysis.stats import LEVEL, MIN_IN_ORDER, Dependence, holm
 from bench.analysis.verdicts import DECIDED, Finding, decide_claims, planned
 from bench.console import say
 from bench.execution.base import Executor
-from bench.store.pairs import PairRecord
+from bench.store.pairs import PairRecord, TimedSide
 from bench.store.records import PlannedPair, Record
 from bench.sweep.execute import execute
 from bench.sweep.folder import held
 from bench.sweep.grid import MOST_PAIRS, Grid
 from bench.sweep.options import Options
 from bench.sweep.pairs import claims_timed, in_random_order
-from bench.sweep.plan import Sweep
+from bench.sweep.plan import Sweep, settled_pairs
 from tl.errors import ConfigError
 
 MAX_PAIRS = 20
@@ -40,7 +40,9 @@ class Goal:
     within: float = 0.05
     """Largest half-width of every speed-up's 95% interval, relative to the speed-up."""
     max_pairs: int = MAX_PAIRS
-    """Largest number of process pairs per comparison."""
+    """Largest number of process pairs per comparison; those that failed, and those that were timed one after the other
+    beside others that took turns, don't count.
+    """
     budget_seconds: float | None = None
     """Time for the whole command, in seconds; None for no limit."""
 
@@ -135,8 +137,7 @@ def _with_later_pairs(whole: Sweep) -> Sweep:
     before = whole.previous.pairs if whole.previous else {}
     keys = {(pair.pairing, pair.seconds) for pair in whole.pairs.values()}
     later = {pair_id: pair for pair_id, pair in before.items() if (pair.pairing, pair.seconds) in keys}
-    found = whole.run.survey_pairs()[0] if later else {}
-    done = {pair_id: found[pair_id] for pair_id in later if pair_id in found and found[pair_id].status == "done"}
+    done = settled_pairs(whole.run, later)[0] if later else {}
     return replace(whole, pairs={**whole.pairs, **later}, done_pairs={**done, **whole.done_pairs})
 
 
@@ -184,13 +185,9 @@ class _Rounds:
             )
 
     def _look(self, timed: Mapping[str, PairRecord]) -> tuple[list[Finding], list[Finding]]:
-        """All speed-ups, and those that are not decided with the last pair of each rotation and without it."""
-        last: dict[Pairing, PairRecord] = {}
-        for record in sorted(timed.values(), key=lambda record: record.started):
-            last[record.pair.pairing] = record
-        without = {record.pair_id for record in last.values()}
+        """All speed-ups, and those that are not decided with their last pair and without it."""
         now = self._speed_ups(timed.values())
-        before = self._speed_ups(record for pair_id, record in timed.items() if pair_id not in without)
+        before = self._speed_ups(without_last(timed.values()))
         decided = {_key(finding) for finding in before if _is_decided(finding, self.goal)}
         enough = {_key(one) for one in now if one.estimate and one.estimate.n >= MIN_IN_ORDER}
         return now, [
@@ -206,33 +203,44 @@ class _Rounds:
         return [finding for finding in findings if finding.claim in self.claims and finding.paired]
 
     def _next(self, undecided: Collection[Finding], timed: Mapping[str, PairRecord]) -> dict[str, PlannedPair]:
-        """One more pair of each rotation with an undecided speed-up, unless it has as many as allowed.
+        """One more pair of each rotation with an undecided speed-up, unless that has as many as allowed.
 
-        A rotation whose last pair failed gets none: the next would most likely fail too.
+        A pair that doesn't count uses up none of them, but there are at most twice as many in all. A speed-up that the
+        last pair lost asks for none: the next would most likely lose it too.
         """
-        newest: dict[Pairing, PlannedPair] = {}
-        for pair in sorted(self.sweep.pairs.values(), key=lambda pair: pair.number):
-            newest[pair.pairing] = pair
-        wanted = {(finding.group.cell.repeats, finding.against.cell.repeats) for finding in undecided}
+        wanted = {
+            (finding.group.cell.repeats, finding.against.cell.repeats)
+            for finding in undecided
+            if not self._has_all(finding)
+        }
         more = [
             PlannedPair(cells=pair.cells, number=pair.number + 1, seconds=pair.seconds)
-            for pair in newest.values()
-            if pair.number + 1 < self.goal.max_pairs
+            for pair in self._newest.values()
+            if pair.number + 1 < 2 * self.goal.max_pairs
             and pair.id in timed
-            and timed[pair.id].status == "done"
-            and any((cell.repeats, pair.cells[0].repeats) in wanted for cell in pair.cells[1:])
+            and any((pair.cells[place].repeats, pair.cells[0].repeats) in wanted for place in _compared(timed[pair.id]))
         ]
         ordered = in_random_order(more, self.sweep.run.folder.name, max((pair.number for pair in more), default=0))
         return {pair.id: pair for pair in ordered}
+
+    @property
+    def _newest(self) -> dict[Pairing, PlannedPair]:
+        """The last pair of each rotation."""
+        return {pair.pairing: pair for pair in sorted(self.sweep.pairs.values(), key=lambda pair: pair.number)}
+
+    def _has_all(self, finding: Finding) -> bool:
+        """True if a speed-up is of as many pairs as allowed."""
+        return finding.paired is not None and finding.paired.pairs >= self.goal.max_pairs
 
     def _why_stop(self, undecided: Collection[Finding], following: Collection[str], seconds_after_next: float) -> str:
         """Why no pair is added; empty to add some. `seconds_after_next` is the time that would be spent after them."""
         if not undecided:
             return "nothing left to decide"
         if not following:
-            most = max(pair.number + 1 for pair in self.sweep.pairs.values())
+            tried = any(pair.number + 1 >= 2 * self.goal.max_pairs for pair in self._newest.values())
             allowed = f"as many as allowed (--max-pairs {self.goal.max_pairs})"
-            return allowed if most >= self.goal.max_pairs else "none is added where the last one failed"
+            all_there = tried or any(map(self._has_all, undecided))
+            return allowed if all_there else "none is added where the last one failed"
         if self.goal.budget_seconds is not None and seconds_after_next > self.goal.budget_seconds:
             return f"one more would overrun the budget of {self.goal.budget_seconds:g} s"
         return ""
@@ -244,6 +252,45 @@ class _Rounds:
         text += f"; undecided: {', '.join(map(_label, undecided))}" if undecided else ""
         lost = _comparisons(self.sweep, self.claims) - len(findings)
         return text + (f"; {lost} more can't be compared, because a cell or a pair has no result" if lost > 0 else "")
+
+
+def without_last(timed: Iterable[PairRecord]) -> list[PairRecord]:
+    """The records without the last pair of each comparison, in every rotation.
+
+    The last one is the last that counts: with a result for both cells, and in turns if any pair of the two has that. A
+    pair that is the last of one comparison alone keeps its other sides.
+    """
+    records = sorted(timed, key=lambda record: record.started)
+    in_turns = {key for record in records if record.together for key in _keys(record).values()}
+    last: dict[tuple[Pairing, int], str] = {}
+    for record in records:
+        for place, key in _keys(record).items():
+            if record.together or key not in in_turns:
+                last[record.pair.pairing, place] = record.pair_id
+    left = []
+    for record in records:
+        gone = {place for place in _keys(record) if last.get((record.pair.pairing, place)) == record.pair_id}
+        sides = tuple(_GONE if place in gone else side for place, side in enumerate(record.sides))
+        if not gone:
+            left.append(record)
+        elif sum(side.status == "done" for side in sides) >= 2:
+            left.append(record.replace(sides=sides))
+    return left
+
+
+def _compared(record: PairRecord) -> list[int]:
+    """Places of the cells for which a pair has a comparison with its first one."""
+    done = [place for place, side in enumerate(record.sides) if side.turns]
+    return done[1:] if done[:1] == [0] else []
+
+
+def _keys(record: PairRecord) -> dict[int, tuple[str, str]]:
+    """Place of a cell → a key of its comparison with the first one, for those that a pair has."""
+    cells = record.pair.cells
+    return {place: (cells[0].repeats, cells[place].repeats) for place in _compared(record)}
+
+
+_GONE = TimedSide(status="failed", reason="left out, to see what the others say")
 
 
 def _key(finding: Finding) -> tuple[str, str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from bench.execution.monitor import busy_warning
 from bench.execution.signals import signals_deferred, stop_between_cells
 from bench.store.environment import Environment, environment
 from bench.store.pairs import PairRecord
-from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, Record, by_policy
+from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, PlannedPair, Record, by_policy
 from bench.sweep.folder import held, tidy
 from bench.sweep.grid import Grid
 from bench.sweep.options import Options
@@ -73,6 +73,8 @@ def execute(
         _write_manifest(sweep, grid, options, machine, console, runs_here=runs_here)
         records = done_records(sweep.run, sweep.cells)[0]
         missing = {cell_id: cell for cell_id, cell in to_do.items() if cell_id not in records}
+        timed = sweep.run.survey_pairs()[0] if pairs else {}
+        pairs = {key: pair for key, pair in pairs.items() if key not in timed or not timed[key].settled}
         passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())
         with (
             sweep.run.reserved(len(sweep.splits.train) + len(sweep.splits.val)),
@@ -83,7 +85,7 @@ def execute(
             with signals_deferred():
                 executor.run_jobs(_jobs(sweep, options, missing, recorder), recorder, stop_requested)
                 if pairs and not stop_requested():
-                    _time_pairs(sweep, options, executor, recorder, first_pair, stop_requested)
+                    _time_pairs(sweep, pairs, timed, options, executor, recorder, first_pair, stop_requested)
     if stop_requested():
         raise KeyboardInterrupt
     return records
@@ -108,13 +110,18 @@ def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Re
 
 def _time_pairs(
     sweep: Sweep,
+    missing: Mapping[str, PlannedPair],
+    earlier: Mapping[str, PairRecord],
     options: Options,
     executor: Executor,
     recorder: Recorder,
     first_pair: int,
     stop: Callable[[], bool],
 ) -> None:
-    """Time the missing pairs. Cells that have ended say how much memory each of a pair needs."""
+    """Time the missing pairs. Cells that have ended say how much memory each of a pair needs.
+
+    `earlier` has the records of pairs from before this command.
+    """
 
     def ended(record: PairRecord) -> None:
         recorder.reporter.pair_ended(record)
@@ -129,10 +136,11 @@ def _time_pairs(
         on_warning=recorder.reporter.warned,
         on_end=ended,
         order=first_pair,
+        earlier=earlier,
     )
     weights = {sweep.cells[cell_id].repeats: answer for cell_id, answer in recorder.located.items()}
     jobs = pair_jobs(
-        sweep.missing_pairs.values(),
+        missing.values(),
         weights,
         list(recorder.records.values()),
         sweep.splits,
@@ -178,7 +186,10 @@ def _write_manifest(
     # A cell that failed because it had no weights has another id than the same cell with weights, which replaces it.
     replaced = {cell.replace(weights_digest="").id for cell in sweep.cells.values()}
     gone = replaced - sweep.cells.keys()
-    gone_pairs = {pair_id for pair_id, pair in pairs.items() if gone.intersection(pair.pairing)}
+    # Cells of a pair have seed 0, whichever seeds this command has.
+    lost = {cell.replace(weights_digest="").repeats for cell in sweep.cells.values()}
+    lost -= {cell.repeats for cell in sweep.cells.values()}
+    gone_pairs = {pair_id for pair_id, pair in pairs.items() if any(cell.repeats in lost for cell in pair.cells)}
     for work_id in gone | gone_pairs:
         planned.pop(work_id, None)
         pairs.pop(work_id, None)

@@ -132,6 +132,8 @@ class PairRecorder:
     on_end: Callable[[PairRecord], None]
     order: int
     """Position of the next pair among all pairs that the command runs."""
+    earlier: Mapping[str, PairRecord]
+    """Id → record of the pairs that were timed before and have lost something."""
 
     def __post_init__(self) -> None:
         self._orders: dict[str, int] = {}
@@ -147,8 +149,15 @@ class PairRecorder:
 
     def pair_ended(self, pair: PlannedPair, attempt: PairAttempt) -> None:  # noqa: D102 - see PairEvents
         record = make_pair_record(pair, attempt, self.splits, order=self._orders[pair.id])
-        self.run.write_pair(record)
+        earlier = self.earlier.get(pair.id)
+        worse = earlier is not None and not record.has_all_of(earlier)
+        self.run.write_pair(record, beside=worse)
         with signals_delivered():
+            if worse:
+                text = (
+                    f"{pair}: has less than the time before; the earlier record stays, and this one is in superseded/"
+                )
+                self.on_warning(text)
             self.on_end(record)
 
     def without_weights(self, pair: PlannedPair, reason: str, machine: Environment) -> None:
@@ -170,6 +179,11 @@ class PairRecorder:
         )
 
 
+def time_limit(pair: PlannedPair, seconds: float | None) -> float | None:
+    """The limit of each process of a pair: that of a training, and the time for turns, in which it mostly waits."""
+    return None if seconds is None else seconds + pair.seconds * len(pair.cells)
+
+
 def pair_jobs(
     pairs: Iterable[PlannedPair],
     weights: Mapping[str, Answer],
@@ -183,7 +197,8 @@ def pair_jobs(
 ) -> Iterator[PairJob]:
     """Yield the jobs of the pairs, without those that can't start.
 
-    `weights` maps a cell without its seed (`Cell.repeats`) to its weights with the path of their file.
+    `weights` maps a cell without its seed (`Cell.repeats`) to its weights with the path of their file. `timeout` is
+    that of a training, in seconds.
     """
     needed: dict[str, int] = {}
     for record in records:
@@ -200,7 +215,7 @@ def pair_jobs(
             splits=splits,
             weights=tuple(each for each in given if isinstance(each, Weights)),
             log=recorder.run.log(pair.id),
-            timeout_seconds=timeout,
+            timeout_seconds=time_limit(pair, timeout),
             memory_bytes=memory_bytes,
             needed_bytes=tuple(needed.get(cell.repeats) for cell in pair.cells),
         )

@@ -49,7 +49,7 @@ class Sweep:
     pairs: dict[str, PlannedPair]
     """Id → pair of paired timing, in the order in which they run."""
     done_pairs: dict[str, PairRecord]
-    """Id → record, if the pair need not run."""
+    """Id → record, if the pair need not run; see `PairRecord.settled`."""
     unpaired: str
     """Why no pair is timed; empty if some are."""
     previous: Manifest | None
@@ -142,7 +142,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         cells[cell.id], weights[cell.id] = cell, found
     done, damaged = done_records(run, cells) if previous else ({}, {})
     pairs, unpaired = _pairs(grid, cells, executor, run.folder.name)
-    timed, damaged_pairs = run.survey_pairs() if previous else ({}, {})
+    done_pairs, damaged_pairs = settled_pairs(run, pairs) if previous else ({}, {})
     return Sweep(
         run=run,
         splits=splits,
@@ -152,7 +152,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         done=done,
         damaged=damaged | damaged_pairs,
         pairs=pairs,
-        done_pairs={key: timed[key] for key in pairs if key in timed and timed[key].status == "done"},
+        done_pairs=done_pairs,
         unpaired=unpaired,
         previous=previous,
         keeps_images=kept is not None,
@@ -219,3 +219,9 @@ def done_records(run: RunFolder, cells: dict[str, Cell]) -> tuple[dict[str, Reco
     found, damaged = run.survey()
     done = {cell_id: found[cell_id] for cell_id in cells if cell_id in found and found[cell_id].status in SETTLED}
     return done, damaged
+
+
+def settled_pairs(run: RunFolder, pairs: Mapping[str, PlannedPair]) -> tuple[dict[str, PairRecord], dict[Path, str]]:
+    """Id → record of the pairs that need not run; and path → what is wrong, for all damaged records of pairs."""
+    found, damaged = run.survey_pairs()
+    return {pair_id: found[pair_id] for pair_id in pairs if pair_id in found and found[pair_id].settled}, damaged

@@ -25,13 +25,14 @@ def run_sweep(
     goal: Goal | None = None,
     on_plan: Callable[[Sweep], object] = lambda sweep: None,
 ) -> dict[str, Record]:
-    """Run the cells of a grid that have neither a result nor diverged. Each record is on disk as soon as its cell ends.
+    """Run the cells of a grid that have neither a result nor diverged, then its process pairs. Each record is on disk
+    as soon as its cell or pair ends.
 
     Args:
-        grid: the cells to run.
+        grid: the cells to run, and how their speeds are compared.
         options: how to run them, and where to write.
         console: where the description of the sweep and its progress are printed.
-        goal: add seeds until it is reached; None runs the grid's seeds.
+        goal: add process pairs until it is reached; None times the grid's pairs.
         on_plan: called with the sweep before anything is written.
 
     Returns cell id → record of the grid's cells, old and new; for a dry run, only the old ones.

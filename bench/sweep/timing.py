@@ -23,7 +23,7 @@ from bench.store.pairs import PairRecord
 from bench.store.records import Cell, PlannedPair
 from bench.sweep.grid import SHARED_SETTINGS, Grid, Matrix, Paired, check_settings, expand
 from bench.sweep.options import DEFAULT_TIMEOUT_SECONDS
-from bench.sweep.pairs import make_pair_record, plan_pairs, without_turns
+from bench.sweep.pairs import make_pair_record, plan_pairs, time_limit, without_turns
 from bench.sweep.plan import find_images
 from bench.sweep.progress import Reporter, make_reporter
 from tl.datasets import Splits
@@ -121,7 +121,7 @@ def time_in_turns(
             say(console, f"WARNING: {busy}", style="yellow")
         with make_reporter(console, 0, 0, len(pairs)) as reporter:
             collector = Collector(timing.splits, reporter, on_end)
-            executor.run_pairs(_jobs(pairs, timing.splits, Path(logs)), collector, lambda: False)
+            executor.run_pairs(_jobs(pairs, timing.splits, Path(logs), collector), collector, lambda: False)
     return collector.records
 
 
@@ -140,6 +140,11 @@ class Collector:
     on_end: Callable[[PairRecord], object]
     records: list[PairRecord] = field(default_factory=list)
 
+    def peak_bytes(self, cell: Cell) -> int | None:
+        """The largest peak of memory of a cell's processes so far; None if it is unknown."""
+        sides = [side for record in self.records if (side := record.side(cell))]
+        return max((side.peak_memory_bytes for side in sides if side.peak_memory_bytes), default=None)
+
     def pair_started(self, pair: PlannedPair) -> None:  # noqa: D102 - see PairEvents
         self.reporter.pair_started(pair)
 
@@ -153,12 +158,14 @@ class Collector:
         self.on_end(record)
 
 
-def _jobs(pairs: Sequence[PlannedPair], splits: Splits, logs: Path) -> Iterator[PairJob]:
+def _jobs(pairs: Sequence[PlannedPair], splits: Splits, logs: Path, collector: Collector) -> Iterator[PairJob]:
+    """Yield the jobs of the pairs. Those that have ended say how much memory each cell needs."""
     for pair in pairs:
         yield PairJob(
             pair=pair,
             splits=splits,
             weights=(RANDOM,) * len(pair.cells),
             log=logs / f"{pair.id}.log",
-            timeout_seconds=DEFAULT_TIMEOUT_SECONDS,
+            timeout_seconds=time_limit(pair, DEFAULT_TIMEOUT_SECONDS),
+            needed_bytes=tuple(collector.peak_bytes(cell) for cell in pair.cells),
         )
