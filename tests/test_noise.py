@@ -138,7 +138,7 @@ def test_a_cell_that_fails(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ([(1, 1.001), (1, 0.999), (1, 1.0)], True, ""),
         ([(1, 1.5), (1, 0.7), (1, 1.0)], True, "end other programs on this machine"),
-        ([(1, 1.5), (1, 0.7), (1, 1.0)], False, "--pairs"),
+        ([(1, 1.5), (1, 0.7), (1, 1.0)], False, "`run` and `time` need more --pairs"),
         ([(1, 1.0), (1.5, 1.5), (2, 2.001)], False, ""),
     ],
 )

@@ -243,7 +243,10 @@ def test_intervals_are_told_of_what_decides(tmp_path: Path, capsys: pytest.Captu
     assert "Intervals over n seeds" in notes_of(by_pairs).claims, "accuracies are by seeds"
     only_times = replace(by_pairs, findings=tuple(one for one in by_pairs.findings if one.by == "pairs"))
     assert "seeds" not in notes_of(only_times).claims.split("Unknown:")[1].replace("pairs or seeds", "")
-    assert "process pairs:" not in notes_of(by_seeds).claims and "r is the correlation" in notes_of(by_seeds).claims
+    assert (
+        "Intervals over process pairs" not in notes_of(by_seeds).claims
+        and "r is the correlation" in notes_of(by_seeds).claims
+    )
 
 
 def test_two_memories_are_told_apart(tmp_path: Path) -> None:
