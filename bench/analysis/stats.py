@@ -26,7 +26,7 @@ Key = TypeVar("Key", bound=Hashable)
 MIN_SAMPLES = 3
 """Smallest number of seeds or pairs from which scatter is estimated."""
 MIN_IN_ORDER = 5
-"""Smallest number of seeds or pairs whose order is looked at. With four, no order is rare enough for a test at `LEVEL`."""
+"""Smallest number of seeds or pairs whose order is looked at. With four, no order is rare enough for `LEVEL`."""
 LEVEL = 0.05
 """Error rate of both ends of an interval together, and of all tests of one table together."""
 
