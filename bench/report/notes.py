@@ -39,7 +39,8 @@ _CLAIMS = (
 )
 _BY_PAIRS = (
     "Intervals over process pairs, for times and memory: Student's t on the logarithms of the pairs' ratios. They "
-    "assume that pairs are independent, and are widened where the order of the pairs clearly speaks against it."
+    "assume that pairs are independent; those of times are widened where the order of the pairs clearly speaks "
+    "against it."
 )
 _BY_SEEDS = (
     "Intervals over n seeds: for accuracies with the scatter of seeds and of images; for times and memory that no "
