@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.analysis.paired import compare_twins
 from bench.devtools import paired_power
 from bench.devtools.made_up import this_environment
 from bench.devtools.paired_power import LOAD, read, write
-from bench.devtools.paired_power_report import COUNTS, Outcome, Pool, render, replay
+from bench.devtools.paired_power_report import COUNTS, Outcome, Pool, _estimate, _log_ratio, render, replay
 from bench.execution.executors import EXECUTORS
 from bench.execution.process import PRELOAD
 from bench.store.pairs import PairRecord
@@ -143,3 +145,23 @@ def test_from_start_to_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "Comparisons of 3 pairs" in text and "quick0 finetune" in text and "quick0 frozen" in text
     with pytest.raises(UserError, match="--replays 0 must be at least 1"):
         call(monkeypatch, "replay", str(path), "--replays", "0", "--out", "out")
+
+
+def test_pairs_as_they_ran_show_what_drawing_hides() -> None:
+    """An advantage of one process, or pairs that resemble their neighbours, make false differences there alone."""
+    (fair,) = replay(pool(*twins(TUNED, 0.005)), 100)
+    (biased,) = replay(pool(*twins(TUNED, 0.005, bias=0.06)), 100)
+    for outcome, false in ((fair, 0), (biased, 36)):
+        near = next(each for each in outcome.neighbours if each.pairs == 5)
+        assert (near.compared, near.found) == (36, false)
+        assert near.covered >= 32 if false == 0 else near.covered == 0
+    assert "| 36 of 36" in render([biased])
+
+
+def test_a_replay_compares_as_bench_time_does() -> None:
+    """Pairs in the order in which they ran have the interval of `compare_twins`."""
+    records = twins(TUNED, 0.02, count=5)
+    found = compare_twins(records)
+    assert found and found.speed_up
+    ours = _estimate(math.exp(_log_ratio(one)) for one in records)
+    assert (ours.low, ours.high) == pytest.approx((found.speed_up.low, found.speed_up.high))

@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bench.analysis.stats import MIN_SAMPLES, Estimate, ratio_of_pairs
+from bench.analysis.stats import MIN_SAMPLES, Estimate, ratio, ratio_of_pairs
 from bench.store.pairs import PairRecord, TimedSide
 from bench.store.records import Cell
 from tl.results import Work
 
 Part = Callable[[PairRecord, TimedSide], list[float]]
 """Values of a side, one per turn; no value if they are unknown."""
+RatioOf = Callable[[Mapping[int, float], Mapping[int, float]], Estimate | None]
+"""Estimates a ratio over pairs."""
 Both = tuple[PairRecord, TimedSide, TimedSide]
 """A process pair with its sides of the two cells that are compared."""
 
@@ -172,9 +174,9 @@ def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparis
     return PairedComparison(
         cell=cell,
         against=against,
-        speed_up=_estimate(used, epoch_seconds),
-        training=_estimate(used, train_seconds),
-        memory=_estimate(measured_alike, _peak),
+        speed_up=_estimate(used, epoch_seconds, ratio_of_pairs),
+        training=_estimate(used, train_seconds, ratio_of_pairs),
+        memory=_estimate(measured_alike, _peak, ratio),  # a peak doesn't follow the machine's speed
         seconds=_typical((record, ours) for record, ours, _ in used),
         against_seconds=_typical((record, theirs) for record, _, theirs in used),
         peak_bytes=_middle(ours.peak_memory_bytes for _, ours, _ in used),
@@ -199,7 +201,7 @@ def _log_ratios(record: PairRecord, ours: TimedSide, theirs: TimedSide, part: Pa
     return [math.log(other) - math.log(own) for other, own in values]
 
 
-def _estimate(used: Sequence[Both], part: Part) -> Estimate | None:
+def _estimate(used: Sequence[Both], part: Part, ratio_of: RatioOf) -> Estimate | None:
     """The ratio over pairs. Pairs without the value are left out of it."""
     logs = {
         number: statistics.median(found)
@@ -207,7 +209,7 @@ def _estimate(used: Sequence[Both], part: Part) -> Estimate | None:
         if part(record, ours) and part(record, theirs) and (found := _log_ratios(record, ours, theirs, part))
     }
     values = {number: math.exp(log) for number, log in logs.items()}
-    return ratio_of_pairs(values, dict.fromkeys(values, 1.0))
+    return ratio_of(values, dict.fromkeys(values, 1.0))
 
 
 def _peak(record: PairRecord, side: TimedSide) -> list[float]:

@@ -1,8 +1,10 @@
 """Statistics as pure functions over floats: estimates with intervals, tests with their smallest reachable p-value.
 
-Seeds are the unit of repetition. The epochs of one seed scatter several times less than repeated runs of the same
-cell do, so they can't show how precise a speed-up is. Intervals are therefore over seeds, and need `MIN_SAMPLES`. They
-assume that seeds are independent; `ratio_in_order` allows for seeds that resemble those that ran just before them.
+Process pairs are the unit of repetition for times and memory, and seeds for accuracies, and for times where no pairs
+were timed. The epochs of one seed, and the rounds of one pair, scatter less than repeated runs of the same cell do, so
+they can't show how precise a speed-up is. Intervals are therefore over pairs or seeds, and need `MIN_SAMPLES`. They
+assume that these are independent; `ratio_in_order` allows for seeds that resemble those that ran just before them, and
+`ratio_of_pairs` for pairs that clearly do.
 
 Functions import scipy when they are called: it takes a second, and a sweep plans and runs without it.
 """
@@ -22,9 +24,9 @@ Compared = Literal["ratio", "difference"]
 """How an estimate compares two sides; see `bench.analysis.metrics.ComparedBy`. Exact counters have no estimate."""
 Key = TypeVar("Key", bound=Hashable)
 MIN_SAMPLES = 3
-"""Smallest number of seeds from which scatter is estimated."""
+"""Smallest number of seeds or pairs from which scatter is estimated."""
 MIN_IN_ORDER = 5
-"""Smallest number of seeds whose order is looked at. With four, no order is rare enough for a test at `LEVEL`."""
+"""Smallest number of seeds or pairs whose order is looked at. With four, no order is rare enough for `LEVEL`."""
 LEVEL = 0.05
 """Error rate of both ends of an interval together, and of all tests of one table together."""
 
@@ -93,7 +95,7 @@ def _lag_1(values: Any, axis: int = -1) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A ratio or a difference of two regimes over seeds, with its standard error.
+    """A ratio or a difference of two regimes over seeds or process pairs, with its standard error.
 
     The interval is Student's t on the estimate's own scale, which is logarithmic for ratios. Below `MIN_SAMPLES` there
     is none.
@@ -107,13 +109,16 @@ class Estimate:
     freedom: float
     """Degrees of freedom of `error`."""
     n: int
-    """Number of seeds that both sides have."""
+    """Number of seeds that both sides have, or of process pairs."""
     dependence: Dependence | None = None
-    """The resemblance of neighbouring seeds, for which `error` and `freedom` allow; None if it was not looked at."""
+    """The resemblance of neighbouring seeds or pairs; None if it was not looked at.
+
+    `error` and `freedom` allow for it: always for seeds, for pairs where it is clear (`ratio_of_pairs`).
+    """
 
     @property
     def value(self) -> float:
-        """The ratio (geometric mean over seeds) or the mean difference."""
+        """The ratio (a geometric mean) or the mean difference."""
         return self._back(self.centre)
 
     @property
@@ -217,22 +222,19 @@ def ratio_in_order(above: Mapping[Key, float], below: Mapping[Key, float]) -> Es
     )
 
 
-NOTICEABLE = 1.645
-"""Standard errors of the correlation of neighbours, 1/√n, above which it is taken for real: one-sided 5%."""
-
-
 def ratio_of_pairs(above: Mapping[Key, float], below: Mapping[Key, float]) -> Estimate | None:
     """`ratio` for process pairs, widened as `ratio_in_order` does only where their order speaks against independence.
 
-    The cells of a pair take turns, so what the machine does for minutes cancels out in its ratio. Widening for every
-    positive correlation would cost more than it saves: of five independent pairs it can leave one degree of freedom,
-    and of pairs that scatter by 1% a difference of 5% is then found in 90% of cases, in place of all
-    (`tests/test_stats.py`).
+    It does where its `Dependence.p` is below `LEVEL`. The cells of a pair take turns, so what the machine does for
+    minutes cancels out in its ratio. Widening for every positive correlation would cost more than it saves: of five
+    independent pairs it can leave one degree of freedom, and of pairs that scatter by 1% a difference of 5% is then
+    found in 90% of cases, in place of 97% (`tests/test_stats.py`). With five pairs hardly any order is clear: of five
+    values in a straight line p is 0.067.
     """
     plain, widened = ratio(above, below), ratio_in_order(above, below)
     if plain is None or widened is None or widened.dependence is None:
         return plain
-    if widened.dependence.correlation * math.sqrt(widened.n) > NOTICEABLE:
+    if widened.dependence.inflation > 1 and widened.dependence.p < LEVEL:
         return widened
     return replace(plain, dependence=widened.dependence)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from pydantic import Field
 from tabulate import tabulate
 
 from bench.analysis.paired import compare_twins
-from bench.analysis.stats import MIN_SAMPLES, Interval, ratio_in_order, wilson
+from bench.analysis.stats import MIN_SAMPLES, Estimate, Interval, ratio_of_pairs, wilson
 from bench.analysis.timed import in_words
 from bench.analysis.verdicts import NEGLIGIBLE
 from bench.store.environment import Environment
@@ -21,7 +21,7 @@ from tl.errors import UserError
 from tl.seeding import seed_for
 from tl.strict import Count, Positive, Seconds, Strict
 
-REPLAYS = 1000
+REPLAYS = 500
 """Comparisons that are replayed from a pool, per number of pairs and planted difference."""
 USUAL_PAIRS = 5
 """Pairs of a comparison unless something else is asked for."""
@@ -62,6 +62,15 @@ class Tried(Strict):
     half_width: float = Field(description="median half-width of the interval, relative")
 
 
+class Neighbours(Strict):
+    """Comparisons of pairs as they ran, one after the other: nothing is drawn, swapped or planted."""
+
+    pairs: Positive = Field(description="pairs of each comparison")
+    compared: Positive = Field(description="comparisons: one from each pair of the pool that has enough after it")
+    found: Count = Field(description="comparisons with verdict `faster` or `slower`")
+    covered: Count = Field(description="comparisons whose 95% interval contains 1")
+
+
 class Outcome(Strict):
     """All replays of one cell of a pool."""
 
@@ -74,6 +83,7 @@ class Outcome(Strict):
     pair_seconds: Seconds = Field(description="median wall time of a pair, with its start and warm-up")
     scatter: float | None = Field(description="standard deviation of the pairs' log ratios; None below two pairs")
     tried: tuple[Tried, ...]
+    neighbours: tuple[Neighbours, ...]
 
     def of(self, planted: str, pairs: int) -> Tried | None:
         """The replays with that difference and number of pairs; None if the pool is too small."""
@@ -113,6 +123,7 @@ def replay(pool: Pool, replays: int = REPLAYS) -> list[Outcome]:
                     for planted in PLANTED
                     if pairs <= len(logs)
                 ),
+                neighbours=tuple(_as_they_ran(logs, pairs) for pairs in COUNTS if pairs <= len(logs)),
             )
         )
     return outcomes
@@ -131,9 +142,8 @@ def _try(cell: Cell, logs: Sequence[float], planted: str, pairs: int, replays: i
     for _ in range(replays):
         chosen = np.sort(draws.choice(len(logs), pairs, replace=False))
         swapped = draws.choice([-1.0, 1.0], pairs)
-        values = {n: truth * math.exp(logs[place] * swapped[n]) for n, place in enumerate(chosen.tolist())}
-        estimate = ratio_in_order(values, dict.fromkeys(values, 1.0))
-        assert estimate and estimate.low is not None and estimate.high is not None
+        estimate = _estimate(truth * math.exp(logs[place] * swapped[n]) for n, place in enumerate(chosen.tolist()))
+        assert estimate.low is not None and estimate.high is not None
         found += in_words(estimate.low, estimate.high) in wanted
         covered += estimate.low <= truth <= estimate.high
         widths.append(estimate.half_width or 0.0)
@@ -147,6 +157,29 @@ def _try(cell: Cell, logs: Sequence[float], planted: str, pairs: int, replays: i
     )
 
 
+def _as_they_ran(logs: Sequence[float], pairs: int) -> Neighbours:
+    """Compare each run of `pairs` pairs that follow each other. These comparisons overlap."""
+    ends = []
+    for start in range(len(logs) - pairs + 1):
+        estimate = _estimate(math.exp(log) for log in logs[start : start + pairs])
+        assert estimate.low is not None and estimate.high is not None
+        ends.append((estimate.low, estimate.high))
+    return Neighbours(
+        pairs=pairs,
+        compared=len(ends),
+        found=sum(in_words(*each) in ("faster", "slower") for each in ends),
+        covered=sum(low <= 1 <= high for low, high in ends),
+    )
+
+
+def _estimate(ratios: Iterable[float]) -> Estimate:
+    """What `bench time` would say of pairs with these ratios, in the order in which they ran."""
+    values = dict(enumerate(ratios))
+    estimate = ratio_of_pairs(values, dict.fromkeys(values, 1.0))
+    assert estimate
+    return estimate
+
+
 def render(outcomes: Sequence[Outcome], pairs: int = USUAL_PAIRS) -> str:
     """The report in Markdown: a table for comparisons of `pairs` pairs, one of what is needed, and the commands."""
     parts = [
@@ -157,6 +190,9 @@ def render(outcomes: Sequence[Outcome], pairs: int = USUAL_PAIRS) -> str:
         "difference counts as found if `bench time` says `faster` or `slower`: the whole 95% interval is more than "
         f"{NEGLIGIBLE:.0%} away from 1. Replays share the pool's pairs, so they are not independent, and the Wilson "
         "intervals are too narrow. Coverage: the share of 95% intervals that contain the true ratio.",
+        "Drawing and swapping removes whatever neighbouring pairs have in common, and any advantage of one process. "
+        "The last two columns keep both: each run of pairs that followed each other was compared as it was. Such "
+        "comparisons overlap, so the numbers of them say little.",
         f"## Comparisons of {pairs} pairs",
         _table([_powers(outcome, pairs) for outcome in outcomes]),
         f"Targets: without a difference, found in {_target('nothing')}; 5% in {_target('5%')}; 10% in "
@@ -200,6 +236,9 @@ def _powers(outcome: Outcome, pairs: int) -> dict[str, str]:
     met = coverage is None or COVERAGE[0] <= coverage.value <= COVERAGE[1]
     row["coverage"] = _share(coverage, met=met)
     row["half-width, median"] = f"±{tried.half_width:.1%}" if tried else "n/a"
+    near = next((each for each in outcome.neighbours if each.pairs == pairs), None)
+    row["neighbours, found"] = f"{near.found} of {near.compared}" if near else "n/a"
+    row["neighbours, covered"] = f"{near.covered} of {near.compared}" if near else "n/a"
     return row
 
 
