@@ -64,7 +64,8 @@ class FakeExecutor:
     def __init__(self, ratios: Iterable[float], patch: pytest.MonkeyPatch, wall: float = 1.0) -> None:
         self.ratios, self.wall, self.now = iter(ratios), wall, 100.0
         self.jobs: list[PairJob] = []
-        self.status = "done"
+        self.status, self.apart = "done", 0
+        """`apart` is how many of the first pairs are timed one after the other."""
         patch.setattr(module.time, "monotonic", lambda: self.now)
 
     def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
@@ -83,6 +84,7 @@ class FakeExecutor:
         return PairAttempt(
             status=status,
             reason=made.sides[1].reason,
+            apart="no memory" if job.pair.number < self.apart else "",
             steps=4,
             batches=3,
             sides=made.sides,
@@ -122,6 +124,21 @@ def test_too_few_pairs_say_nothing(mini: Splits, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=r"only 2 process pairs in 55 s, and 3 are needed"):
         run_measure(executor, mini)
     assert executor.now - 100 == module.BUDGET_SECONDS
+
+
+def test_pairs_that_took_no_turns_do_not_count(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is said with its reason. If too few others are left, the error says why."""
+    executor = FakeExecutor([1.5, 1.5, *[1.01] * 99], monkeypatch)
+    executor.apart = 2
+    found, lines = run_measure(executor, mini)
+    assert len(found.records) == module.MOST_PAIRS - 2
+    said = "doesn't count: timed one after the other, because no memory"
+    assert lines[:2] == [f"  WARNING: pair 1 {said}", f"  WARNING: pair 2 {said}"]
+    assert noise(found.records).mean == pytest.approx(0.01)
+    executor = FakeExecutor([1.0] * 99, monkeypatch)
+    executor.apart = 99
+    with pytest.raises(UserError, match=r"only 0 process pairs in turns, and 3 are needed: .* because no memory"):
+        run_measure(executor, mini)
 
 
 def test_a_cell_that_fails(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ def test_turns() -> None:
     to_first, to_second = os.pipe(), os.pipe()
     log = os.pipe()
     code = (
-        "import os, sys; from bench.devtools.turns import Turns; turns = Turns.given()\n"
+        "import os, sys; from bench.devtools.turns import Alternation; turns = Alternation.given()\n"
         "name, count, log = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
         "turns.take(); os.write(log, name.upper().encode())\n"
         "for _ in range(count):\n    turns.next(); os.write(log, name.encode())\n"

@@ -14,6 +14,8 @@ Crops come from torchvision's own random numbers, so they are not those of `fast
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import signal
 import sys
 import tempfile
@@ -48,6 +50,8 @@ LOADED_AHEAD = 2 * WORKERS
 _CONTEXT = "fork" if sys.platform == "linux" else None
 """How workers start; None is torch's default. Forked ones belong to the process group of the training and end with it.
 Newer versions of Python would fork them from a server that belongs to another program."""
+_PR_SET_PDEATHSIG = 1
+"""See prctl(2)."""
 _FROM_WORKER = "Caught "
 """Torch's message for an exception of a worker begins with this, and has the worker's traceback in it."""
 
@@ -247,7 +251,14 @@ def _signal_of(workers: Sequence[Any], error: Exception) -> str:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Let the parent decide what Ctrl-C means: it ends its workers. A handler of the parent's would run here too."""
+    """Let the parent decide what Ctrl-C means: it ends its workers. A handler of the parent's would run here too.
+
+    On Linux this process is killed when the parent ends. Torch's own watch over the parent can't see that while this
+    process is stopped (`tl.timing`).
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -26,7 +26,7 @@ ROUNDS, WARM_UP = 30, 3
 
 
 @dataclass
-class Turns:
+class Alternation:
     """This process's ends of the two pipes. It does nothing if there is no other process, or if that has ended."""
 
     read: int | None = None
@@ -37,7 +37,7 @@ class Turns:
     """True once both processes have loaded their modules, and the first turn has begun."""
 
     @classmethod
-    def given(cls, environment: Mapping[str, str] = os.environ) -> Turns:
+    def given(cls, environment: Mapping[str, str] = os.environ) -> Alternation:
         """Make it from the variable that the gate has set; without the variable there is no other process."""
         if VARIABLE not in environment:
             return cls()
@@ -83,7 +83,7 @@ class Turns:
         self.read = self.write = None
 
 
-TURNS = Turns.given()
+TURNS = Alternation.given()
 
 
 def timed(benchmark: BenchmarkFixture, function: Callable[[], object], repeats: int = 1) -> None:

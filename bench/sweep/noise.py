@@ -111,6 +111,11 @@ def measure(cell: Cell, splits: Splits, executor: Executor, console: Console) ->
         executor.run_pairs(_jobs(cell, splits, Path(logs), events), events, lambda: events.failed is not None)
     if events.failed:
         raise UserError(f"{cell}: {events.failed.status}: {events.failed.reason}")
+    if len(events.records) < MIN_SAMPLES and events.apart:
+        raise UserError(
+            f"only {len(events.records)} process pairs in turns, and {MIN_SAMPLES} are needed: others were timed one "
+            f"after the other, because {events.apart}; end other programs and try again"
+        )
     if len(events.records) < MIN_SAMPLES:
         raise UserError(
             f"only {len(events.records)} process pairs in {BUDGET_SECONDS:.0f} s, and {MIN_SAMPLES} are needed: "
@@ -126,7 +131,9 @@ class Measurement:
     splits: Splits
     console: Console
     records: list[PairRecord] = field(default_factory=list)
-    """Pairs with a result."""
+    """Pairs with a result, whose processes took turns."""
+    apart: str = ""
+    """Why pairs without a place among the records were timed one after the other; empty if none was."""
     failed: PairAttempt | None = None
     busy: bool = False
     """True if something else used the machine."""
@@ -143,6 +150,11 @@ class Measurement:
             return  # the time is up
         if attempt.status != "done":
             self.failed = attempt
+            return
+        if attempt.apart:  # their difference has what the machine does within seconds, which turns are free of
+            self.apart = attempt.apart
+            text = f"pair {pair.number + 1} doesn't count: timed one after the other, because {attempt.apart}"
+            say(self.console, f"  WARNING: {text}", style="yellow")
             return
         record = make_pair_record(pair, attempt, self.splits, order=len(self.records))
         self.records.append(record)
