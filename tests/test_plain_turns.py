@@ -17,6 +17,7 @@ import tl
 from bench.execution.turns import WHOLE_SECONDS, Prepared, Warm, turn_size
 from tests.test_executors import wait_until
 from tests.test_turns import RANDOM, cell
+from tl.batches import Batches
 from tl.plain import LOADED_AHEAD, PlainBatches
 from tl.timing import TimedTraining, timed_training
 
@@ -27,7 +28,7 @@ AHEAD = 2
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The place in its pass of each batch that the loop was given, with its split."""
-    monkeypatch.setattr("tl.timing.LOADED_AHEAD", AHEAD)
+    monkeypatch.setattr(PlainBatches, "loaded_ahead", AHEAD)
     seen: list[tuple[str, int]] = []
     for name in ("training", "evaluation"):
         original = getattr(PlainBatches, name)
@@ -151,3 +152,30 @@ def test_pieces_and_whole_passes_are_chosen_by_size() -> None:
     assert turn_size([(few, Warm(step_seconds=0.15, batch_seconds=0.1))], 0.6) == (3, 1)
     fewer = Prepared(train_batches=61, val_batches=16, margin=LOADED_AHEAD, seconds=1.0)
     assert turn_size([(fewer, Warm(step_seconds=0.15, batch_seconds=0.1))], 0.6) == (3, 16)
+
+
+def test_threads_that_decode_have_nothing_left_to_do_after_a_turn(
+    mini: tl.Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pixels are not stored, a turn has as many batches loaded as taken, and none in another process's turn."""
+    monkeypatch.setattr("tl.images.STORE_LIMIT_BYTES", 0)
+    monkeypatch.setattr("tl.batches._MOST_WORKERS", 1)
+    loaded: list[int] = []
+    original = Batches._stacked
+
+    def slowly(self: Batches, images: list[Any]) -> Any:
+        time.sleep(0.02)
+        loaded.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(Batches, "_stacked", slowly)
+    config = cell(mini, regime="frozen", batch_size=1).config
+    with timed_training(config, mini, device="cpu", weights=RANDOM) as made:
+        assert made.margin == 3
+        made.turn(4, 3)
+        for _ in range(2):
+            before = len(loaded)
+            made.turn(4, 3)
+            assert len(loaded) == before + 4 + 3
+            time.sleep(0.1)
+            assert len(loaded) == before + 4 + 3, "threads go on"

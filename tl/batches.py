@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,6 +85,11 @@ class Batches:
         self._format = memory_format
         self._resident = resident
         self._centred_views: torch.Tensor | None = None
+        self._workers = min(_MOST_WORKERS, usable_cores())
+        self._waiting: deque[Future[torch.Tensor]] = deque()
+        """Batches of the pass that began last which threads load, or have loaded."""
+        self.start_seconds = 0.0
+        """Seconds for starting and ending worker processes: there are none."""
         self._labels = torch.tensor(images.labels)
         self.sizes = store.sizes(images)
         """Height and width of each image, `(N, 2) int64`."""
@@ -94,6 +99,18 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def loaded_ahead(self) -> int:
+        """Batches that threads may have loaded before they are taken; 0 if no image must be decoded."""
+        return 2 * self._workers + 1 if self.store.pixels is None else 0
+
+    def rest(self) -> None:
+        """Wait until threads have nothing left to load before the next batch is taken."""
+        wait(self._waiting)
+
+    def resume(self) -> None:
+        """Nothing has to go on: threads load when a batch is taken."""
 
     def part(self, indices: list[int]) -> Batches:
         """Return batches of the images at `indices`."""
@@ -170,12 +187,11 @@ class Batches:
         if self.store.pixels is not None:
             yield from map(load, chunks)
             return
-        workers = min(_MOST_WORKERS, usable_cores())
-        waiting: deque[Future[torch.Tensor]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
+        waiting = self._waiting = deque()
+        with ThreadPoolExecutor(self._workers) as pool:
             for chunk in chunks:
                 waiting.append(pool.submit(load, chunk))
-                if len(waiting) > 2 * workers:
+                if len(waiting) >= self.loaded_ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -38,6 +38,7 @@ from tl.decoding import open_rgb
 from tl.errors import NotApplicable
 from tl.freezing import Freezing, KeptState
 from tl.images import batch_bounds, order
+from tl.machine import resume_processes, stop_processes
 from tl.precision import autocast
 from tl.regimes import REGIMES
 from tl.seeding import seed_for
@@ -122,13 +123,26 @@ class PlainBatches:
         self.device = device
         self.start_seconds = 0.0
         """Seconds that starting and ending workers has taken so far, over all passes."""
-        self.workers: tuple[int, ...] = ()
-        """Ids of the processes of the pass that began last."""
+        self._workers: tuple[int, ...] = ()
+        """Ids of the processes of the pass that began last; none after its end."""
         self._train = PlainImages(root, images, training_transform(preprocessing))
         self._val = PlainImages(root, images, validation_transform(preprocessing))
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def loaded_ahead(self) -> int:
+        """Batches that the workers may have loaded before they are taken."""
+        return LOADED_AHEAD
+
+    def rest(self) -> None:
+        """Stop the workers of the pass that began last, until `resume`."""
+        stop_processes(self._workers)
+
+    def resume(self) -> None:
+        """Let the workers go on."""
+        resume_processes(self._workers)
 
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
@@ -165,13 +179,13 @@ class PlainBatches:
         """
         begun = time.perf_counter()
         loading = _start_loading(images, batches, seed)
-        self.workers = tuple(worker.pid for worker in getattr(loading, "_workers", ()))
+        self._workers = tuple(worker.pid for worker in getattr(loading, "_workers", ()))
         self.start_seconds += time.perf_counter() - begun
         try:
             while (batch := _next(loading)) is not None:
                 yield batch
         finally:
-            begun = time.perf_counter()
+            begun, self._workers = time.perf_counter(), ()
             del loading  # ends the workers
             self.start_seconds += time.perf_counter() - begun
 

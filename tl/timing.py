@@ -3,10 +3,12 @@
 A turn is a number of training steps followed by a number of validation batches, timed apart. It contains what those
 steps take in an epoch of `train_model`, with the same network, images, batches and execution.
 
-With execution `plain` a pass over the images is not the same everywhere: workers start, batches are loaded in advance,
-and the last ones are taken while nothing is loaded. So a turn is either a whole pass, with its start and its end, or a
-piece from the middle of one. Workers are stopped between two turns, so that a piece ends with as many batches loaded in
-advance as a training would have there. Starting and ending workers, once per epoch, is measured beside such pieces.
+Where batches are loaded in advance, a pass over the images is not the same everywhere: workers start, and the last
+batches are taken while nothing is loaded. So a turn is either a whole pass, with its start and its end, or a piece from
+the middle of one. Processes that load for execution `plain` are stopped between two turns, so that a piece ends with as
+many batches loaded as a training would have there. Starting and ending them, once per epoch, is measured beside such
+pieces. Threads that decode images, where their pixels are not stored, can't be stopped: a turn ends when they have
+loaded as many batches as it took.
 """
 
 from __future__ import annotations
@@ -26,12 +28,11 @@ from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.errors import DivergedError, NotApplicable
 from tl.images import batch_bounds
-from tl.machine import resume_processes, stop_processes, wait_for_threads
+from tl.machine import wait_for_threads
 from tl.memory import MemoryMarks
-from tl.plain import LOADED_AHEAD, PlainBatches
 from tl.results import Work
 from tl.step import WARM_UP
-from tl.train import WAYS, Inputs, Loop, Setup, ready, work_of
+from tl.train import WAYS, Images, Loop, Setup, ready, work_of
 from tl.weights import Weights
 
 
@@ -62,11 +63,10 @@ class TimedTraining:
     def __init__(self, setup: Setup, loop: Loop, memory: MemoryMarks) -> None:
         self._setup, self._loop, self._memory = setup, loop, memory
         size = setup.config.batch_size
-        self._val = _Endless(loop.val, self.val_batches, lambda epoch: loop.val.evaluation(size))
+        train, val = setup.images.train, setup.images.val
+        self._val = _Endless(val, self.val_batches, lambda epoch: val.evaluation(size))
         self._train = _Endless(
-            loop.train,
-            self.train_batches,
-            lambda epoch: loop.train.training(size, seed=setup.config.seed, epoch=epoch, mark=None),
+            train, self.train_batches, lambda epoch: train.training(size, seed=setup.config.seed, epoch=epoch)
         )
 
     @property
@@ -77,12 +77,12 @@ class TimedTraining:
     @property
     def train_batches(self) -> int:
         """Training batches per epoch."""
-        return len(batch_bounds(len(self._loop.train), self._setup.config.batch_size))
+        return len(batch_bounds(len(self._setup.images.train), self._setup.config.batch_size))
 
     @property
     def val_batches(self) -> int:
         """Validation batches per epoch."""
-        return len(batch_bounds(len(self._loop.val), self._setup.config.batch_size))
+        return len(batch_bounds(len(self._setup.images.val), self._setup.config.batch_size))
 
     @property
     def margin(self) -> int:
@@ -211,8 +211,8 @@ class TimedTraining:
         if whole:
             batches.close(in_turn=True)
         synchronize(self._setup.device)
+        batches.rest()
         timer.seconds = time.perf_counter() - begun
-        batches.stop()
 
 
 @dataclass
@@ -223,14 +223,14 @@ class _Timer:
 class _Endless(Iterator[Any]):
     """Batches of one split, pass after pass."""
 
-    def __init__(self, inputs: Inputs, per_pass: int, make: Callable[[int], Generator[Any]]) -> None:
+    def __init__(self, images: Images, per_pass: int, make: Callable[[int], Generator[Any]]) -> None:
         self.per_pass = per_pass
         """Batches of a pass."""
-        self.margin = LOADED_AHEAD if isinstance(inputs, PlainBatches) else 0
+        self.margin = images.loaded_ahead
         """See `TimedTraining.margin`."""
         self.start_seconds: list[float] = []
         """Seconds that starting and ending the workers of each pass took outside of turns; none without workers."""
-        self._inputs, self._make = inputs, make
+        self._images, self._make = images, make
         self._epochs = count()
         self._pass: Generator[Any] | None = None
         self._taken = 0
@@ -247,28 +247,20 @@ class _Endless(Iterator[Any]):
             self.close()
         return max(0, self.margin - self._taken)
 
-    def stop(self) -> None:
-        """Stop the workers, until `resume`."""
-        stop_processes(self._workers)
+    def rest(self) -> None:
+        """Load nothing until `resume`."""
+        if self._pass is not None:
+            self._images.rest()
 
     def resume(self) -> None:
-        """Let stopped workers go on."""
-        resume_processes(self._workers)
-
-    @property
-    def _workers(self) -> tuple[int, ...]:
-        """Ids of the workers of the running pass."""
-        return self._inputs.workers if self._pass is not None and isinstance(self._inputs, PlainBatches) else ()
-
-    @property
-    def _starting(self) -> float:
-        """Seconds that starting and ending workers has taken so far."""
-        return self._inputs.start_seconds if isinstance(self._inputs, PlainBatches) else 0.0
+        """Go on with loading."""
+        if self._pass is not None:
+            self._images.resume()
 
     def __next__(self) -> Any:
         while True:
             if self._pass is None:
-                self._before = self._starting
+                self._before = self._images.start_seconds
                 self._pass, self._taken = self._make(next(self._epochs)), 0
             for batch in self._pass:
                 self._taken += 1
@@ -282,7 +274,7 @@ class _Endless(Iterator[Any]):
             self._pass.close()
             self._pass, self._taken = None, 0
             if self.margin and not in_turn:
-                self.start_seconds.append(self._starting - self._before)
+                self.start_seconds.append(self._images.start_seconds - self._before)
 
 
 @contextmanager

@@ -248,7 +248,8 @@ def _backbone(
     )
 
 
-Inputs = Batches | PlainBatches | Features
+Images = Batches | PlainBatches
+Inputs = Images | Features
 
 
 @dataclass(frozen=True, kw_only=True)
