@@ -125,7 +125,7 @@ def lose_a_worker(splits: Any, emit: Any) -> None:
 
 
 def pretend_to_train(
-    cell: Any, splits: Any, weights: Any, threads: int, checked: object, orders: Any, emit: Any
+    cell: Any, splits: Any, weights: Any, threads: int, checked: object, number: int, orders: Any, emit: Any
 ) -> dict[str, Any]:
     """Take turns as `bench.execution.worker:time_cell` does, or misbehave as the backbone's name says.
 

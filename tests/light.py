@@ -154,7 +154,7 @@ def run_cell(
 
 
 def time_cell(
-    cell: Any, splits: Splits, weights: Weights, threads: int, checked: object, orders: Any, emit: Emit
+    cell: Any, splits: Splits, weights: Weights, threads: int, checked: object, number: int, orders: Any, emit: Emit
 ) -> dict[str, Any]:
     """Return what `bench.execution.worker:time_cell` returns, or misbehave as the backbone's name says.
 

@@ -20,6 +20,7 @@ from bench.execution.process import ProcessExecutor
 from bench.execution.turns import LEAST_ROUNDS, Prepared, Warm, run_pair, turn_size
 from bench.store.pairs import PairRecord
 from bench.store.records import Cell, PlannedPair
+from tl.batches import Batches
 from tl.config import TrainConfig
 from tl.errors import ConfigError, NotApplicable
 from tl.timing import timed_training
@@ -260,6 +261,21 @@ def test_turns_do_the_steps_of_a_training(execution: str, mini: tl.Splits) -> No
     theirs = dict([*trained.named_parameters(), *trained.named_buffers()])  # type: ignore[union-attr]
     assert ours.keys() == theirs.keys()
     assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_turns_may_begin_with_another_epoch(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process gets the number of its pair, so that pairs don't all time the same images."""
+    epochs: list[int] = []
+    original = Batches.training
+
+    def training(self: Batches, *given: Any, epoch: int, **settings: Any) -> Any:
+        epochs.append(epoch)
+        return original(self, *given, epoch=epoch, **settings)
+
+    monkeypatch.setattr(Batches, "training", training)
+    with timed_training(cell(mini).config, mini, device="cpu", weights=RANDOM, first_epoch=3) as timed:
+        timed.turn(timed.train_batches + 1, 1)
+    assert epochs == [3, 4]
 
 
 def test_an_epoch_of_turns_may_be_followed_by_another(mini: tl.Splits) -> None:

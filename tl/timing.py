@@ -60,13 +60,15 @@ class Peak:
 class TimedTraining:
     """A training that has been prepared, and takes turns. Use `timed_training` to make one."""
 
-    def __init__(self, setup: Setup, loop: Loop, memory: MemoryMarks) -> None:
+    def __init__(self, setup: Setup, loop: Loop, memory: MemoryMarks, first_epoch: int) -> None:
         self._setup, self._loop, self._memory = setup, loop, memory
         size = setup.config.batch_size
         train, val = setup.images.train, setup.images.val
         self._val = _Endless(val, self.val_batches, lambda epoch: val.evaluation(size))
         self._train = _Endless(
-            train, self.train_batches, lambda epoch: train.training(size, seed=setup.config.seed, epoch=epoch)
+            train,
+            self.train_batches,
+            lambda epoch: train.training(size, seed=setup.config.seed, epoch=first_epoch + epoch),
         )
 
     @property
@@ -279,19 +281,25 @@ class _Endless(Iterator[Any]):
 
 @contextmanager
 def timed_training(
-    config: TrainConfig, splits: Splits, *, device: str = "auto", weights: Weights | None = None
+    config: TrainConfig,
+    splits: Splits,
+    *,
+    device: str = "auto",
+    weights: Weights | None = None,
+    first_epoch: int = 0,
 ) -> Iterator[TimedTraining]:
     """Prepare a training, as `train_model` does, whose steps can be timed in turns.
 
-    Arguments and errors are those of `train_model`. Raises `NotApplicable` for a regime whose features are extracted
-    once: its steps don't see images, and the extraction belongs to no epoch.
+    Arguments and errors are those of `train_model`. Turns begin with the images of `first_epoch`, in its order. Raises
+    `NotApplicable` for a regime whose features are extracted once: its steps don't see images, and the extraction
+    belongs to no epoch.
     """
     target = devices.resolve(device)
     memory = MemoryMarks(target, without=WAYS[config.execution].others)
     with ready(config, splits, target, weights) as (setup, loop, _):
         if loop.extraction:
             raise NotApplicable(f"regime {config.regime!r} extracts its features once, so it has no step on images")
-        with closing(TimedTraining(setup, loop, memory)) as timed:
+        with closing(TimedTraining(setup, loop, memory, first_epoch)) as timed:
             yield timed
 
 

@@ -224,7 +224,7 @@ class _Side:
         """Start its process; the stack ends it."""
         job = self._job
         threads = min(job.threads or usable_cores(), usable_cores())
-        arguments = (self.cell, job.splits, self._weights, threads, checked_files())
+        arguments = (self.cell, job.splits, self._weights, threads, checked_files(), job.pair.number)
         limits = Limits(seconds=job.timeout_seconds, memory_bytes=job.memory_bytes, log=job.log)
         self._call = stack.enter_context(self._start(TIME_CELL, *arguments, limits=limits))
 

@@ -94,20 +94,24 @@ def time_cell(
     weights: Weights,
     threads: int,
     checked: frozenset[FileState],
+    number: int,
     orders: Connection,
     emit: Emit,
 ) -> dict[str, Any]:
     """Time turns of one cell's training, as `bench.execution.turns` orders. Returns fields of a `TimedSide`.
 
-    Arguments are those of `run_cell`. Emits a `MachineState`, each `CacheWarning`, `Prepared`, `Warm`, and `Taken` for
-    each turn.
+    Arguments are those of `run_cell`. `number` is the pair's: each begins with the images of another epoch, so that
+    what these images cost is a part of the pairs' scatter. Emits a `MachineState`, each `CacheWarning`, `Prepared`, `Warm`,
+    and `Taken` for each turn.
     """
     begun = time.perf_counter()
     device, uuid = _begin(cell, threads, checked, emit)
     try:
         with (
             cache_warnings_to(lambda text: emit(CacheWarning(text))),
-            timed_training(one_training(cell.config), splits, device=device, weights=weights) as timed,
+            timed_training(
+                one_training(cell.config), splits, device=device, weights=weights, first_epoch=number
+            ) as timed,
         ):
             train_batches = timed.train_batches if timed.trains else 0
             emit(
