@@ -101,8 +101,8 @@ def time_cell(
     """Time turns of one cell's training, as `bench.execution.turns` orders. Returns fields of a `TimedSide`.
 
     Arguments are those of `run_cell`. `number` is the pair's: each begins with the images of another epoch, so that
-    what these images cost is a part of the pairs' scatter. Emits a `MachineState`, each `CacheWarning`, `Prepared`, `Warm`,
-    and `Taken` for each turn.
+    what these images cost is a part of the pairs' scatter. Emits a `MachineState`, each `CacheWarning`, `Prepared`,
+    `Warm`, and `Taken` for each turn.
     """
     begun = time.perf_counter()
     device, uuid = _begin(cell, threads, checked, emit)
