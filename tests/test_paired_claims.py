@@ -16,7 +16,8 @@ from bench.analysis.claims import CLAIMS
 from bench.analysis.groups import make_groups
 from bench.analysis.paired import Comparisons, compare, epoch_seconds
 from bench.analysis.prediction import counted_shares
-from bench.analysis.verdicts import Finding, decide_claims
+from bench.analysis.stats import Estimate
+from bench.analysis.verdicts import Finding, decide_claims, decide_together, show_ratio, show_share
 from bench.report.answers import answers
 from bench.report.summary import summarise
 from bench.report.tables import paired_remarks
@@ -188,7 +189,7 @@ def written(folder: Path, seconds: tuple[float, float], *more: PairRecord, seeds
         ((10.0, 4.9), "Yes: with a on this CPU the frozen epoch takes 49% ("),
         ((10.0, 2.0), "No, it takes less than that: with a on this CPU the frozen epoch takes 19.9% ("),
         ((10.0, 9.0), "No, it takes more than that: with a on this CPU the frozen epoch takes 90% ("),
-        ((10.0, 4.0), "Undecided: with a on this CPU the frozen epoch takes 40% ("),
+        ((10.0, 4.0), "On the edge: with a on this CPU the frozen epoch takes 39.9% ("),
     ],
 )
 def test_the_answer_can_be_read_out(seconds: tuple[float, float], start: str, tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_the_answer_can_be_read_out(seconds: tuple[float, float], start: str, tm
     from bench.store.runs import RunFolder
 
     said = " ".join(answers(summarise([RunFolder(folder)], "r")))
-    assert start in said and "of the time." in said
+    assert start in said and "% of the time" not in said.replace("%) of the time", "")
 
 
 def test_a_report_shows_pairs_their_scatter_and_what_failed(tmp_path: Path) -> None:
@@ -346,3 +347,44 @@ def test_answers_by_seeds_say_so(tmp_path: Path) -> None:
         "s", seeds("timm:a") + seeds("timm:b"), pairs((10.0, 5.0))
     )
     assert "timed minutes apart" not in said("t", seeds("timm:a"), pairs((10.0, 5.0)))
+
+
+def ratio_of(value: float, half_width: float) -> Estimate:
+    """A ratio whose 95% interval reaches this far, relatively, to both sides."""
+    error = math.log1p(half_width) / float(stats.t.ppf(0.975, 7))
+    return Estimate(compared="ratio", centre=math.log(value), error=error, freedom=7, n=8)
+
+
+def test_no_end_of_an_interval_is_shown_as_a_bound_of_the_claim() -> None:
+    """Whoever reads it must see on which side it lies: 40% to 62.5% of the time, 1.6 to 2.5 times as fast."""
+    claim = CLAIMS["half-the-time-fast"]
+    near = ratio_of(2.45, 0.02)
+    assert near.high is not None and near.high < 2.5
+    assert show_share(near) == "41% (40–42%)" and show_share(near, claim) == "40.82% (40.02–41.63%)"
+    assert show_ratio(near, "pairs", claim) == "2.450× (2.402–2.499, 8 pairs)"
+    assert show_share(ratio_of(2.0, 0.05), claim) == "50% (48–52%)"
+    assert show_share(ratio_of(2.0, 0.001), claim) == "50.00% (49.95–50.05%)"
+
+
+def test_a_share_on_the_edge_of_the_claim_is_said_to_be_there(tmp_path: Path) -> None:
+    """It is known well, so more pairs would hardly help: the answer says where the claim's range begins."""
+    ratios = (12.5, 12.4, 12.6, 12.45, 12.55)
+    timed = [pair_record(CELLS, (ratio, 5.0), number=n) for n, ratio in enumerate(ratios)]
+    summary = summarise([write_run(tmp_path / "r", [SLOW, FAST], pairs=timed)], "r")
+    said = next(text for text in answers(summary) if "suite's loop" in text)
+    assert "On the edge: with a on this CPU the frozen epoch takes 40." in said, said
+    assert "of the time, and “about half” begins at 40%." in said
+    (finding,) = [one for one in summary.findings if one.claim.name == "half-the-time-fast"]
+    assert finding.verdict == "inconclusive" and finding.edge == 2.5
+
+
+def test_an_answer_that_is_undecided_only_beside_others_says_so() -> None:
+    """Its interval lies inside the claim's region, but all verdicts of a report hold together."""
+    near = [pair_record(CELLS, (10.0 * ratio, 5.0), number=n) for n, ratio in enumerate((1.0, 1.04, 0.96, 1.05, 0.99))]
+    found = compare(*reversed(CELLS), near)
+    assert found and found.speed_up
+    claim = CLAIMS["half-the-time-fast"].model_copy(update={"high": 2.12})
+    (alone,) = decide_together([(claim, found.speed_up)])
+    many = decide_together([(claim, found.speed_up)] * 20)
+    assert alone[0] == "supported" and {verdict for verdict, _ in many} == {"inconclusive"}
+    assert alone[1] is not None and many[0][1] == pytest.approx(20 * alone[1])

@@ -145,7 +145,7 @@ def test_a_pair_with_one_lost_side_says_which_and_why(tmp_path: Path) -> None:
     assert 'class="bad">oom</strong> timm:a' in page and "pair 6: frozen-tutorial: took | too" in page
 
 
-@pytest.mark.parametrize(("protocol", "advice"), [("fixed", "`--pairs 5` adds"), ("kfold", "`--seeds 3`")])
+@pytest.mark.parametrize(("protocol", "advice"), [("fixed", "more `--pairs` adds"), ("kfold", "`--seeds 3`")])
 def test_advice_is_what_the_protocol_allows(protocol: str, advice: str, tmp_path: Path) -> None:
     """Trainings of kfold can't be timed in pairs, so they need seeds."""
     summary = summary_of(tmp_path / "r", seeds(protocol=protocol), [])

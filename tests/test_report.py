@@ -54,7 +54,7 @@ def test_one_seed_has_no_interval_and_no_verdict(tmp_path: Path) -> None:
     records = [record("timm:a", "finetune", seconds=20), record("timm:a", "frozen", seconds=5)]
     markdown, _ = pages(write_run(tmp_path / "r", records), tmp_path)
     assert "4.00× (1 of 3 seeds)" in markdown and "1 too few samples" in markdown
-    assert "`--pairs 5`" in markdown.splitlines()[3]
+    assert "more `--pairs`" in markdown.splitlines()[3]
 
 
 def test_the_answer_is_the_fastest_that_is_statistically_tied_with_the_best(tmp_path: Path) -> None:

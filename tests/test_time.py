@@ -84,8 +84,31 @@ def test_the_tutorials_regimes_are_those_of_its_loop() -> None:
 
 
 @pytest.mark.parametrize(
+    ("axis", "values", "more"),
+    [("execution", ("plain", "fast"), ("--regime", "frozen")), ("precision", ("fp32", "bf16"), ())],
+)
+def test_executions_and_precisions_are_compared(axis: str, values: tuple[str, str], more: tuple[str, ...]) -> None:
+    """The first one given is what others are compared with, in one regime."""
+    given = (QUICK, f"--{axis}", ",".join(values), *more)
+    (one,) = rows(*given)
+    assert (one["compared"], one["against"], one[axis]) == (axis, *values)
+    assert one["regime"] == (more[1] if more else "finetune") and one["claim"] is None and one["verdict"] == "same"
+    text = time(*given).stdout
+    assert f"an epoch of {values[1]} takes" in text and f"of the time of {values[0]}: " in text
+    assert f"With quick0 on cpu, {one['regime']}" in text
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            (QUICK, "--precision", "fp32,bf16", "--execution", "fast,plain"),
+            "--execution fast,plain and --precision fp32,bf16: only one of them can have several values",
+        ),
+        (
+            (QUICK, "--regime", "finetune,frozen", "--execution", "fast,plain"),
+            "--regime finetune,frozen and --execution fast,plain: only one of them can have several values",
+        ),
         ((QUICK, "--regime", "frozen"), "one regime alone: give another --regime to compare it with"),
         ((QUICK, "--regime", "frozen,frozen"), "one regime alone: give another --regime to compare it with"),
         ((QUICK, "--regime", "frozn"), "regime='frozn': not one of"),
@@ -139,13 +162,21 @@ def test_ctrl_c_ends_it_in_one_line() -> None:
     ]
 
 
+def test_verdicts_of_one_command_hold_together() -> None:
+    """What is clear alone may not be clear beside many others, as in a report."""
+    ratios = (2.0, 2.08, 1.92, 2.1, 1.98)
+    near = made_up(*(ratio * 1.18 for ratio in ratios))
+    assert near.verdict == "supported"
+    assert {each.verdict for each in look_at([near.comparison] * 20)} == {"inconclusive"}
+
+
 def made_up(*ratios: float, regimes: tuple[str, str] = ("finetune", "frozen"), **more: Any) -> Timed:
     """A comparison with these ratios, one per pair."""
     cells = (record("timm:a", regimes[0]).cell, record("timm:a", regimes[1]).cell)
     records = [pair_record(cells, (ratio, 1.0), number=number, **more) for number, ratio in enumerate(ratios)]
     found = compare(cells[1], cells[0], records)
     assert found
-    return look_at(found)
+    return look_at([found])[0]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +227,7 @@ def counted_pairs(*seconds: tuple[float, float], regimes: tuple[str, str] = ("fi
     records = [counted(pair_record(cells, each, number=n, **images), (2, 0)) for n, each in enumerate(seconds)]
     found = compare(cells[1], cells[0], records)
     assert found
-    return look_at(found)
+    return look_at([found])[0]
 
 
 def test_what_counted_work_predicts() -> None:
@@ -233,7 +264,7 @@ def test_why_measured_and_predicted_differ() -> None:
             )
         ],
     )
-    assert plain and "validation (with the start of its workers) at" in (look_at(plain).explanation or "")
+    assert plain and "validation (with the start of its workers) at" in (look_at([plain])[0].explanation or "")
 
 
 def test_scatter_drift_and_correlation_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,7 +300,7 @@ def test_the_table_fits_a_terminal() -> None:
             [pair_record((against.but(backbone=backbone), cell.but(backbone=backbone)), (2.0, 1.0))],
         )
         assert found
-        return look_at(found)
+        return look_at([found])[0]
 
     long = "timm:vit_base_patch16_clip_224.openai_ft_in12k_in1k"
     several = [one, called(long), called("timm:resnet18"), called("torchvision:resnet18")]
@@ -283,7 +314,7 @@ def test_the_table_fits_a_terminal() -> None:
 def test_what_was_timed_one_after_the_other_says_so() -> None:
     """With the reason, in words and in JSON; and what was lost is listed."""
     found = made_up(2.0, 2.0, 2.0).comparison
-    apart = Timed(comparison=replace(found, apart="no memory"), claim=None, predicted=None)
+    apart = replace(made_up(2.0, 2.0, 2.0), comparison=replace(found, apart="no memory"))
     assert sentence(apart, "a").endswith("timed one after the other, because no memory.")
     assert row(apart, "own")["apart"] == "no memory" and lost([apart]) == []
 

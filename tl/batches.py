@@ -105,9 +105,18 @@ class Batches:
         """Batches that threads may have loaded before they are taken; 0 if no image must be decoded."""
         return 2 * self._workers + 1 if self.store.pixels is None else 0
 
-    def rest(self) -> None:
+    @property
+    def least_piece(self) -> int:
+        """Batches that threads must load one after the other to show their rate and not their latency."""
+        return max(1, 2 * self.loaded_ahead)
+
+    def finish(self) -> None:
         """Wait until threads have nothing left to load before the next batch is taken."""
         wait(self._waiting)
+
+    def rest(self) -> None:
+        """Load nothing until a batch is taken."""
+        self.finish()
 
     def resume(self) -> None:
         """Nothing has to go on: threads load when a batch is taken."""

@@ -136,6 +136,12 @@ class PlainBatches:
         """Batches that the workers may have loaded before they are taken."""
         return LOADED_AHEAD
 
+    least_piece = 1
+    """Batches that workers must load one after the other to show their rate: they are stopped, and not waited for."""
+
+    def finish(self) -> None:
+        """Nothing has to be finished: `rest` stops the workers as they are."""
+
     def rest(self) -> None:
         """Stop the workers of the pass that began last, until `resume`."""
         stop_processes(self._workers)

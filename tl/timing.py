@@ -30,6 +30,7 @@ from tl.errors import DivergedError, NotApplicable
 from tl.images import batch_bounds
 from tl.machine import wait_for_threads
 from tl.memory import MemoryMarks
+from tl.regimes import REGIMES
 from tl.results import Work
 from tl.step import WARM_UP
 from tl.train import WAYS, Images, Loop, Setup, ready, work_of
@@ -87,6 +88,11 @@ class TimedTraining:
         return len(batch_bounds(len(self._setup.images.val), self._setup.config.batch_size))
 
     @property
+    def least(self) -> int:
+        """The smallest number of batches of a turn that takes what a share of an epoch takes."""
+        return self._setup.images.val.least_piece
+
+    @property
     def margin(self) -> int:
         """Batches at each end of a pass that are unlike those between them; 0 if all are alike.
 
@@ -120,9 +126,9 @@ class TimedTraining:
     def turn(self, steps: int, batches: int) -> Turn:
         """Run training steps, unless nothing trains, and then validation batches.
 
-        Before them, untimed, a new pass begins where `margin` asks for it. It returns when no thread and no worker of
-        this process is running any more. Raises `DivergedError` if the weights have become NaN or infinite: such
-        numbers take other times.
+        Before them, untimed, a new pass begins where `margin` asks for it. It returns when workers are told to stop and
+        no thread of this process is running any more, or after 0.1 s. Raises `DivergedError` if the loss of the
+        training steps is NaN or infinite: such numbers take other times.
         """
         train_seconds, train_images = None, 0
         with self._setup.way.timed():
@@ -171,17 +177,19 @@ class TimedTraining:
         if unlike := batches.before_steady(wanted):
             batches.resume()
             run(unlike)
+            batches.rest()
 
     def close(self) -> None:
         """End the workers of the loaders."""
-        self._train.close()
-        self._val.close()
+        with closing(self._val):  # also if the other can't be closed: stopped workers would stay
+            self._train.close()
 
     @property
     def start_seconds(self) -> float:
         """Seconds per epoch for starting and ending workers, where turns leave it out: a median over passes.
 
-        0.0 without workers, and where turns are whole passes. Call it after `close`, which ends the last passes.
+        0.0 without workers, and where turns are whole passes. Call it after `close`, which ends the last passes. Pieces
+        end a pass while workers load, so the end takes a little longer than that of an epoch.
         """
         passes = (self._train.start_seconds, self._val.start_seconds)
         return sum(statistics.median(each) for each in passes if each)
@@ -207,14 +215,16 @@ class TimedTraining:
         whole = batches.margin > 0 and wanted >= batches.per_pass
         if whole:
             batches.close()
+            batches.start_seconds.clear()  # from here on all of it is in the turns
         batches.resume()
         begun = time.perf_counter()
         yield timer
         if whole:
             batches.close(in_turn=True)
         synchronize(self._setup.device)
-        batches.rest()
+        batches.finish()
         timer.seconds = time.perf_counter() - begun
+        batches.rest()
 
 
 @dataclass
@@ -248,6 +258,11 @@ class _Endless(Iterator[Any]):
         if self._taken + wanted + self.margin > self.per_pass:
             self.close()
         return max(0, self.margin - self._taken)
+
+    def finish(self) -> None:
+        """Wait until what can't be stopped has loaded all that it was asked for."""
+        if self._pass is not None:
+            self._images.finish()
 
     def rest(self) -> None:
         """Load nothing until `resume`."""
@@ -294,13 +309,15 @@ def timed_training(
     `NotApplicable` for a regime whose features are extracted once: its steps don't see images, and the extraction
     belongs to no epoch.
     """
+    if REGIMES[config.regime].features != "each step":
+        raise NotApplicable(f"regime {config.regime!r} extracts its features once, so it has no step on images")
     target = devices.resolve(device)
     memory = MemoryMarks(target, without=WAYS[config.execution].others)
-    with ready(config, splits, target, weights) as (setup, loop, _):
-        if loop.extraction:
-            raise NotApplicable(f"regime {config.regime!r} extracts its features once, so it has no step on images")
-        with closing(TimedTraining(setup, loop, memory, first_epoch)) as timed:
-            yield timed
+    with (
+        ready(config, splits, target, weights) as (setup, loop, _),
+        closing(TimedTraining(setup, loop, memory, first_epoch)) as timed,
+    ):
+        yield timed
 
 
 _SHORT = 500

@@ -23,11 +23,13 @@ import numpy as np
 
 from bench.analysis.stats import MIN_SAMPLES, Estimate, ratio, ratio_of_pairs
 from bench.store.pairs import PairRecord, TimedSide
-from bench.store.records import Cell
+from bench.store.records import USUAL, Cell
 from tl.results import Work
 
 Part = Callable[[PairRecord, TimedSide], list[float]]
 """Values of a side, one per turn; no value if they are unknown."""
+AXES = ("regime", *USUAL)
+"""Axes in which cells that are compared may differ."""
 RatioOf = Callable[[Mapping[int, float], Mapping[int, float]], Estimate | None]
 """Estimates a ratio over pairs."""
 Both = tuple[PairRecord, TimedSide, TimedSide]
@@ -106,6 +108,17 @@ class PairedComparison:
     """Counted work of a step of this cell and of the other."""
     train_images: int
     val_images: int
+
+    @property
+    def axis(self) -> str:
+        """The axis in which the two cells differ, the first of `AXES`; `regime` for twins."""
+        ours, theirs = self.cell.config, self.against.config
+        return next((axis for axis in AXES if getattr(ours, axis) != getattr(theirs, axis)), AXES[0])
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What this cell and the other have in that axis."""
+        return getattr(self.cell.config, self.axis), getattr(self.against.config, self.axis)
 
     @property
     def share(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,8 @@ from bench.store.pairs import PairRecord
 from bench.store.records import Cell, Manifest
 
 ClaimVerdict = Literal["supported", "above", "below", "inconclusive", "too few samples", "unknown"]
+PRECISE = 0.05
+"""Half-width of a ratio's interval, relative, from which on the ratio counts as known."""
 DECIDED: tuple[ClaimVerdict, ...] = ("supported", "above", "below")
 
 
@@ -40,6 +43,8 @@ class Finding:
     verdict: ClaimVerdict
     p: float | None
     """The verdict's p-value, adjusted (Holm) over all findings of the report; None if there was nothing to test."""
+    tests: int
+    """How many findings of the report were tested."""
 
     @property
     def by(self) -> Literal["pairs", "seeds"]:
@@ -54,7 +59,26 @@ class Finding:
     @property
     def words(self) -> str:
         """The verdict in the claim's own words."""
-        return {"above": self.claim.above, "below": self.claim.below}.get(self.verdict, self.verdict)
+        return in_words_of(self.claim, self.verdict)
+
+    @property
+    def edge(self) -> float | None:
+        """The claim's bound on which the estimate lies: known to within `PRECISE`, with the bound in its interval.
+
+        None for a finding that is decided, or that is known less well.
+        """
+        estimate = self.estimate
+        if self.verdict != "inconclusive" or estimate is None or estimate.low is None or estimate.high is None:
+            return None
+        if not self.claim.is_ratio or (estimate.half_width or 0.0) > PRECISE:
+            return None
+        return next((bound for bound in self.claim.bounds if estimate.low <= bound <= estimate.high), None)
+
+    @property
+    def clear_alone(self) -> bool:
+        """True if the finding is undecided only because so many are decided together."""
+        ((verdict, _),) = decide_together([(self.claim, self.estimate)])
+        return self.verdict == "inconclusive" and verdict in DECIDED
 
 
 def show_estimate(claim: Claim, estimate: Estimate | None, by: str = "seeds") -> str:
@@ -64,12 +88,12 @@ def show_estimate(claim: Claim, estimate: Estimate | None, by: str = "seeds") ->
     if estimate.low is None or estimate.high is None:
         return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} {by})"
     if claim.is_ratio:
-        return show_ratio(estimate, by)
+        return show_ratio(estimate, by, claim)
     n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
     return f"{claim.show(estimate.value)} ({points(estimate.low)} to {points(estimate.high)}, {n})"
 
 
-def show_ratio(estimate: Estimate | None, by: str = "seeds") -> str:
+def show_ratio(estimate: Estimate | None, by: str = "seeds", claim: Claim | None = None) -> str:
     """Format a ratio as `show_estimate` does."""
     if estimate is None:
         return "n/a"
@@ -77,21 +101,43 @@ def show_ratio(estimate: Estimate | None, by: str = "seeds") -> str:
         return f"{estimate.value:.2f}× ({estimate.n} of {MIN_SAMPLES} {by})"
     n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
     order = f", r = {signed(estimate.dependence.correlation, '.2f')}" if estimate.dependence and by == "seeds" else ""
-    return f"{estimate.value:.2f}× ({estimate.low:.2f}–{estimate.high:.2f}, {n}{order})"
+    digits = digits_of_ratio(estimate, claim)
+    return f"{estimate.value:.{digits}f}× ({estimate.low:.{digits}f}–{estimate.high:.{digits}f}, {n}{order})"
 
 
-def show_share(estimate: Estimate | None) -> str:
-    """Format a ratio of times as a share with its interval, such as `49% (48–51%)`; `n/a` if it is unknown."""
+def show_share(estimate: Estimate | None, claim: Claim | None = None) -> str:
+    """Format a ratio of times as a share with its interval, such as `49% (48–51%)`; `n/a` if it is unknown.
+
+    It has so many digits, up to two, that the ends of the interval differ and none is shown as a bound of the claim.
+    """
     if estimate is None:
         return "n/a"
-    share = f"{100 / estimate.value:.0f}%"
     if estimate.low is None or estimate.high is None:
-        return share
-    low, high = (f"{100 / end:.0f}" for end in (estimate.high, estimate.low))
-    if low == high:  # so precise that whole percents would hide it
-        share = f"{100 / estimate.value:.1f}%"
-        low, high = (f"{100 / end:.1f}" for end in (estimate.high, estimate.low))
-    return f"{share} ({low}–{high}%)"
+        return f"{100 / estimate.value:.0f}%"
+    low, high = 100 / estimate.high, 100 / estimate.low
+    digits = _digits(low, high, [100 / bound for bound in _finite(claim)], least=0)
+    return f"{100 / estimate.value:.{digits}f}% ({low:.{digits}f}–{high:.{digits}f}%)"
+
+
+def digits_of_ratio(estimate: Estimate, claim: Claim | None) -> int:
+    """Decimals that a ratio is shown with: two, or up to four, so that no end is shown as a bound of the claim."""
+    if estimate.low is None or estimate.high is None:
+        return 2
+    return _digits(estimate.low, estimate.high, _finite(claim), least=2)
+
+
+def _finite(claim: Claim | None) -> list[float]:
+    """The bounds of a claim about a ratio."""
+    return [bound for bound in claim.bounds if math.isfinite(bound)] if claim else []
+
+
+def _digits(low: float, high: float, bounds: Sequence[float], *, least: int) -> int:
+    """The smallest number of decimals, up to two more than `least`, that keeps these numbers apart."""
+    for digits in range(least, least + 2):
+        shown = f"{low:.{digits}f}", f"{high:.{digits}f}"
+        if (shown[0] != shown[1] or low == high) and not {f"{bound:.{digits}f}" for bound in bounds} & set(shown):
+            return digits
+    return least + 2
 
 
 def claims_of(manifest: Manifest) -> list[Claim]:
@@ -158,17 +204,11 @@ def decide_claims(
         PAIRED[claim.metric](found) if found else _estimate(claim, group, against)
         for (claim, group, against), found in zip(pairs, compared, strict=True)
     ]
-    tested = {
-        place: _likeliest(claim, estimate)
-        for place, ((claim, _, _), estimate) in enumerate(zip(pairs, estimates, strict=True))
-        if estimate is not None and estimate.error is not None
-    }
-    adjusted = dict(zip(tested, holm([p for _, p in tested.values()]), strict=True))
+    decided = decide_together([(claim, estimate) for (claim, _, _), estimate in zip(pairs, estimates, strict=True)])
+    tests = sum(p is not None for _, p in decided)
     findings = []
     for place, ((claim, group, against), estimate) in enumerate(zip(pairs, estimates, strict=True)):
-        verdict: ClaimVerdict = "unknown" if estimate is None else "too few samples"
-        if place in tested:
-            verdict = tested[place][0] if adjusted[place] < LEVEL else "inconclusive"
+        verdict, p = decided[place]
         findings.append(
             Finding(
                 claim=claim,
@@ -179,17 +219,35 @@ def decide_claims(
                 all_lost=found if (found := attempted[place]) and not found.pairs else None,
                 predicted=predicted(claim.metric, against, group),
                 verdict=verdict,
-                p=adjusted.get(place),
+                p=p,
+                tests=tests,
             )
         )
     return findings
 
 
-def alone(claim: Claim, estimate: Estimate) -> str:
-    """The verdict on a claim, in its own words, where an estimate with an interval is the only one."""
-    verdict, p = _likeliest(claim, estimate)
-    if p >= LEVEL:
-        return "inconclusive"
+def decide_together(tested: Sequence[tuple[Claim, Estimate | None]]) -> list[tuple[ClaimVerdict, float | None]]:
+    """The verdicts on claims with their p-values, which are adjusted (Holm 1979): one error rate for all of them.
+
+    The p-value is None if there is no estimate, or one without an interval.
+    """
+    likeliest = {
+        place: _likeliest(claim, estimate)
+        for place, (claim, estimate) in enumerate(tested)
+        if estimate is not None and estimate.error is not None
+    }
+    adjusted = dict(zip(likeliest, holm([p for _, p in likeliest.values()]), strict=True))
+    decided: list[tuple[ClaimVerdict, float | None]] = []
+    for place, (_, estimate) in enumerate(tested):
+        verdict: ClaimVerdict = "unknown" if estimate is None else "too few samples"
+        if place in likeliest:
+            verdict = likeliest[place][0] if adjusted[place] < LEVEL else "inconclusive"
+        decided.append((verdict, adjusted.get(place)))
+    return decided
+
+
+def in_words_of(claim: Claim, verdict: ClaimVerdict) -> str:
+    """A verdict in the claim's own words."""
     return {"above": claim.above, "below": claim.below}.get(verdict, verdict)
 
 

@@ -1,4 +1,4 @@
-"""`bench time`: compare the epoch times of some regimes, without training to the end."""
+"""`bench time`: compare the epoch times of some regimes, executions or precisions, without training to the end."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ def time(
             show_default="finetune, and frozen or (plain) frozen-tutorial",
         ),
     ] = None,
-    execution: Annotated[str, typer.Option(help="fast, or plain as the tutorial's own loop.")] = "fast",
-    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")] = "fp32",
+    execution: Annotated[
+        str, typer.Option(help="fast, or plain as the tutorial's own loop; plain,fast compares fast with plain.")
+    ] = "fast",
+    precision: Annotated[
+        str, typer.Option(help="fp32, tf32, bf16 or fp16; several, joined by commas, are compared with the first.")
+    ] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda[:i], mps, auto (the best) or all.")] = "auto",
     data: Annotated[
         str, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
@@ -54,8 +58,8 @@ def time(
             backbones,
             [name for value in regime or () for name in value.split(",")],
             executor,
-            execution=execution,
-            precision=precision,
+            executions=execution.split(","),
+            precisions=precision.split(","),
             device=device,
             data=data,
             batch_size=batch_size,
@@ -68,7 +72,7 @@ def time(
     except KeyboardInterrupt:
         tell("interrupted: there is no answer, and nothing is kept")
         raise typer.Exit(INTERRUPTED) from None
-    timed = [look_at(found) for found in comparisons(timing, records)]
+    timed = look_at(comparisons(timing, records))
     print_timed(timed, format, timing.splits.name, timing.splits.fallback)
     if any(each.comparison.lost for each in timed):
         raise typer.Exit(FAILED)

@@ -129,7 +129,7 @@ def _record(given: argparse.Namespace) -> None:
         given.backbone,
         REGIMES_TIMED[given.execution],
         executor,
-        execution=given.execution,
+        executions=[given.execution],
         device=given.device,
         data=given.data,
         pairs=given.pairs,

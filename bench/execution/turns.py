@@ -70,6 +70,8 @@ class Prepared:
     val_batches: int
     margin: int = 0
     """See `tl.timing.TimedTraining.margin`."""
+    least: int = 1
+    """See `tl.timing.TimedTraining.least`."""
     seconds: float
     """Seconds from the start of the call until now, by the process's own clock."""
 
@@ -407,8 +409,9 @@ def turn_size(sizes: Sequence[tuple[Prepared, Warm]], seconds: float) -> tuple[i
         steps, batches = 0, _between(seconds / slowest, prepared.val_batches)
         epoch = slowest * prepared.val_batches
     if margin := max(each.margin for each, _ in sizes):
-        steps = _piece(steps, prepared.train_batches, margin, epoch)
-        batches = _piece(batches, prepared.val_batches, margin, epoch)
+        least = max(each.least for each, _ in sizes)
+        steps = _piece(max(steps, least), prepared.train_batches, margin, epoch) if steps else 0
+        batches = _piece(max(batches, least), prepared.val_batches, margin, epoch)
     return steps, batches
 
 

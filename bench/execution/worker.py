@@ -88,6 +88,10 @@ def run_cell(
     return result.model_copy(update={"model": None}), allocator()
 
 
+_EPOCHS_APART = 1000
+"""Epochs between the first ones of two pairs: more than a pair runs, so no two time the same images in one order."""
+
+
 def time_cell(
     cell: Cell,
     splits: Splits,
@@ -110,7 +114,7 @@ def time_cell(
         with (
             cache_warnings_to(lambda text: emit(CacheWarning(text))),
             timed_training(
-                one_training(cell.config), splits, device=device, weights=weights, first_epoch=number
+                one_training(cell.config), splits, device=device, weights=weights, first_epoch=_EPOCHS_APART * number
             ) as timed,
         ):
             train_batches = timed.train_batches if timed.trains else 0
@@ -119,6 +123,7 @@ def time_cell(
                     train_batches=train_batches,
                     val_batches=timed.val_batches,
                     margin=timed.margin,
+                    least=timed.least,
                     seconds=time.perf_counter() - begun,
                 )
             )

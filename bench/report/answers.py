@@ -46,7 +46,7 @@ START: dict[ClaimVerdict, str] = {
     "above": "No, it takes less than that",
     "below": "No, it takes more than that",
 }
-"""Verdict on half the time → the beginning of its answer; all others are undecided."""
+"""Verdict on half the time → the beginning of its answer; all others are undecided, or on the edge."""
 
 
 def _half(claim: Claim, timed: Sequence[SpeedUp], summary: Summary) -> str:
@@ -66,7 +66,8 @@ def _sentence(row: SpeedUp, summary: Summary) -> str:
     """Whether the claim holds for one backbone, and the share of time."""
     several = len({other.fast.config.regime for other in summary.speed_ups}) > 1
     epoch = f"the {row.fast.config.regime} epoch" if several else "the frozen epoch"
-    start, by, estimate = START.get(row.finding.verdict, "Undecided"), row.finding.by, row.speed_up
+    by, estimate = row.finding.by, row.speed_up
+    start = "On the edge" if row.finding.edge else START.get(row.finding.verdict, "Undecided")
     name = summary.short_name(row.fast.cell, row.fast.run, "device", "execution")
     basis = ""
     if estimate and estimate.low is None:
@@ -74,7 +75,18 @@ def _sentence(row: SpeedUp, summary: Summary) -> str:
     elif row.finding.paired and row.finding.paired.apart:
         basis = ", timed one after the other"
     where = _device(row.fast.cell.device)
-    return f"{start}: with {name} on {where} {epoch} takes {show_share(estimate)} of the time{basis}."
+    share = show_share(estimate, row.finding.claim)
+    return f"{start}: with {name} on {where} {epoch} takes {share} of the time{basis}{_not_clear(row.finding)}."
+
+
+def _not_clear(finding: Finding) -> str:
+    """Why a finding is undecided though its share is known, or its interval is clear; empty for all others."""
+    if finding.edge:
+        begins = finding.edge == finding.claim.bounds[1]
+        return f", and “about half” {'begins' if begins else 'ends'} at {finding.claim.share(finding.edge)}"
+    if not finding.clear_alone:
+        return ""
+    return f", which is not clear enough where {finding.tests} verdicts must hold together"
 
 
 def _apart(known: Sequence[SpeedUp]) -> str:
@@ -192,7 +204,7 @@ def _more_samples(findings: list[Finding]) -> str:
     said = ""
     if any(can_pair):
         said += (
-            f" A verdict needs {MIN_SAMPLES} process pairs: the same command with `--pairs 5` adds them to this run."
+            f" A verdict needs {MIN_SAMPLES} process pairs: the same command with more `--pairs` adds them to this run."
         )
     if not all(can_pair):
         which = "the others need" if said else "a verdict needs"

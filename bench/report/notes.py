@@ -68,7 +68,7 @@ _APART = (
     "Comparisons with n have no process pair with a result: their regimes were trained minutes apart, and their "
     "intervals are over n seeds."
 )
-_MORE_PAIRS = " `run --pairs 5` adds pairs to a run."
+_MORE_PAIRS = " `run` with more `--pairs` adds them to a run."
 _NO_PAIRS = " Trainings of protocol kfold can't be timed in pairs: `run --seeds 5` adds seeds."
 _OTHER_SHARES = (
     "Shares other than accuracies are subtracted too; their intervals are Student's t over seeds and say nothing about "

@@ -107,7 +107,7 @@ def _speed_up_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
         difference = f"{points(row.accuracy.value)} points ({p_text})"
     claim = row.finding.claim
     return _identifying_columns(row.fast, summary) | {
-        "share of the time": show_share(row.speed_up),
+        "share of the time": show_share(row.speed_up, claim),
         "speed-up": row.finding.shown,
         "predicted": claim.show(row.finding.predicted),
         "training alone": show_estimate(claim, row.training, row.finding.by),
@@ -189,7 +189,7 @@ def _claim_row(finding: Finding, summary: Summary) -> dict[str, str]:
     identity = _identifying_columns(group, summary) | {"regime": f"{group.config.regime} against {claim.against}"}
     if len(summary.levels["weights"]) > 1:
         identity["weights"] = group.config.weights
-    share = f"; {show_share(finding.estimate)}" if claim.as_share and finding.estimate else ""
+    share = f"; {show_share(finding.estimate, claim)}" if claim.as_share and finding.estimate else ""
     return (
         {"claim": claim.name}
         | identity

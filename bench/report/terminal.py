@@ -64,7 +64,7 @@ def _claim(summary: Summary) -> Table:
         name = summary.short(row.fast) + (f", {row.fast.config.regime}" if several else "")
         table.add_row(
             Text(visible(name)),
-            show_share(row.speed_up),
+            show_share(row.speed_up, row.finding.claim),
             row.finding.shown,
             claim.show(row.finding.predicted),
             Text(row.finding.words, style=COLOURS.get(row.finding.verdict, "")),

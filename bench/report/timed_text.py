@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.analysis.metrics import signed
-from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES, Estimate
+from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES
 from bench.analysis.timed import Timed
-from bench.analysis.verdicts import show_share
+from bench.analysis.verdicts import digits_of_ratio, show_share
 from tl.text import visible, visible_json
 
 WIDTH = 80
 """Columns of the table's lines; only the name of a backbone, on a line of its own, may be longer."""
-_HEADINGS = ("backbone", "regime", "share", "speed-up", "s/epoch", "MiB")
+_HEADINGS = ("backbone", "compared", "share", "speed-up", "s/epoch", "MiB")
 _GAP = "  "
 
 
@@ -51,7 +51,8 @@ def row(timed: Timed, dataset: str, fallback: str = "") -> dict[str, Any]:
         "precision": config.precision,
         "batch_size": config.batch_size,
         "regime": config.regime,
-        "against": found.against.config.regime,
+        "compared": found.axis,
+        "against": found.names[1],
         "speed_up": speed_up.value if speed_up else None,
         "low": speed_up.low if speed_up else None,
         "high": speed_up.high if speed_up else None,
@@ -92,9 +93,9 @@ def table(timed: Sequence[Timed]) -> list[str]:
         name = names[found.cell.config.backbone] + (f" {found.cell.device}" if len(devices) > 1 else "")
         if name not in blocks:
             against = _costs(found.against_seconds, found.against_peak_bytes)
-            blocks[name] = [(found.against.config.regime, "100%", "1", *against)]
+            blocks[name] = [(found.names[1], "100%", "1", *against)]
         costs = _costs(found.seconds, found.peak_bytes)
-        blocks[name].append((found.cell.config.regime, show_share(found.speed_up), _shown(found.speed_up), *costs))
+        blocks[name].append((found.names[0], show_share(found.speed_up, each.claim), _shown(each), *costs))
     rows = [_HEADINGS[1:], *(values for block in blocks.values() for values in block)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = WIDTH - sum(widths) - len(_GAP) * len(widths)
@@ -122,14 +123,16 @@ def labels(timed: Sequence[Timed]) -> dict[str, str]:
 def sentence(timed: Timed, label: str) -> str:
     """The comparison in a sentence. `label` is the backbone's name; see `labels`."""
     found = timed.comparison
-    regime, against = found.cell.config.regime, found.against.config.regime
-    where = f"With {label} on {', '.join([found.cell.device, *found.cell.unusual()])}"
+    ours, against = found.names
+    shared = [] if found.axis == "regime" else [found.cell.config.regime]
+    where = f"With {label} on {', '.join([found.cell.device, *shared, *found.cell.unusual(found.axis)])}"
     if found.speed_up is None:
-        return f"{where}, nothing is known of {regime} against {against}: no pair has a result."
-    speed_up = _shown(found.speed_up, "×")
+        return f"{where}, nothing is known of {ours} against {against}: no pair has a result."
+    speed_up = _shown(timed, "×")
     enough = f" of {MIN_SAMPLES} needed" if found.pairs < MIN_SAMPLES else ""
+    share = show_share(found.speed_up, timed.claim)
     text = (
-        f"{where}, an epoch of {regime} takes {show_share(found.speed_up)} of the time of {against}: {speed_up}, "
+        f"{where}, an epoch of {ours} takes {share} of the time of {against}: {speed_up}, "
         f"{found.pairs} pair{'s' if found.pairs != 1 else ''}{enough}: {timed.verdict}"
     )
     if timed.claim:
@@ -162,7 +165,7 @@ def _percent(deviation: float | None) -> str:
 def lost(timed: Sequence[Timed]) -> list[str]:
     """One line per pair without a result."""
     return [
-        f"{missing.status}: {each.comparison.cell.name} against {each.comparison.against.config.regime}, "
+        f"{missing.status}: {each.comparison.cell.name} against {each.comparison.names[1]}, "
         f"pair {missing.number + 1}: {missing.reason}"
         for each in timed
         for missing in each.comparison.lost
@@ -176,8 +179,10 @@ def _costs(seconds: float | None, peak_bytes: float | None) -> tuple[str, str]:
     )
 
 
-def _shown(speed_up: Estimate | None, unit: str = "") -> str:
+def _shown(timed: Timed, unit: str = "") -> str:
+    speed_up = timed.comparison.speed_up
     if speed_up is None:
         return "n/a"
-    interval = "" if speed_up.low is None else f" ({speed_up.low:.2f}–{speed_up.high:.2f}{unit})"
-    return f"{speed_up.value:.2f}{unit}{interval}"
+    digits = digits_of_ratio(speed_up, timed.claim)
+    interval = "" if speed_up.low is None else f" ({speed_up.low:.{digits}f}–{speed_up.high:.{digits}f}{unit})"
+    return f"{speed_up.value:.{digits}f}{unit}{interval}"

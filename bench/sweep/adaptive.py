@@ -237,7 +237,12 @@ class _Rounds:
         if not undecided:
             return "nothing left to decide"
         if not following:
-            tried = any(pair.number + 1 >= 2 * self.goal.max_pairs for pair in self._newest.values())
+            open_cells = {finding.group.cell.repeats for finding in undecided}
+            tried = any(
+                pair.number + 1 >= 2 * self.goal.max_pairs
+                for pair in self._newest.values()
+                if open_cells & {cell.repeats for cell in pair.cells}
+            )
             allowed = f"as many as allowed (--max-pairs {self.goal.max_pairs})"
             all_there = tried or any(map(self._has_all, undecided))
             return allowed if all_there else "none is added where the last one failed"

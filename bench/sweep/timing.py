@@ -1,4 +1,6 @@
-"""Times the epochs of some regimes against each other by process pairs, without training to the end.
+"""Times the epochs of some regimes, executions or precisions against each other by process pairs.
+
+Nothing is trained to the end.
 
 It does what a sweep does for its pairs, but keeps no run: the records are returned. Weights are random, since times
 don't depend on them.
@@ -60,27 +62,30 @@ def plan_timing(
     regimes: Sequence[str],
     executor: Executor,
     *,
-    execution: str = "fast",
-    precision: str = "fp32",
+    executions: Sequence[str] = ("fast",),
+    precisions: Sequence[str] = ("fp32",),
     device: str = "auto",
     data: str = "auto",
     batch_size: int | None = None,
     pairs: int = Paired().pairs,
     seconds: float = Paired().seconds,
 ) -> Timing:
-    """Check what is to be timed, and find the images. Without regimes they are those of `REGIMES_TIMED`.
+    """Check what is to be timed, and find the images.
 
-    `data` is a folder or a name, as for a sweep. Raises `UserError` for mistakes that the user can correct.
+    Cells are compared that differ in one axis, so of regimes, executions and precisions only one can have several
+    values. Without regimes they are those of `REGIMES_TIMED`, or `USUAL_AGAINST` if another axis has several. `data` is
+    a folder or a name, as for a sweep. Raises `UserError` for mistakes that the user can correct.
     """
     paired = Paired(pairs=pairs, seconds=seconds)
-    chosen = list(dict.fromkeys(regimes or REGIMES_TIMED.get(execution, REGIMES_TIMED["fast"])))
-    if len(chosen) == 1:
-        check_settings("", {"regime": chosen[0]}, ["regime"])
-        raise ConfigError(f"regime={chosen[0]!r}: one regime alone: give another --regime to compare it with")
+    chosen = _axes(regimes, executions, precisions)
     settings = {} if batch_size is None else {"batch_size": batch_size}
     check_settings("", settings, SHARED_SETTINGS)
     matrix = Matrix(
-        backbones=list(backbones), regimes=chosen, devices=[device], precision=[precision], execution=[execution]
+        backbones=list(backbones),
+        regimes=chosen["regime"],
+        devices=[device],
+        precision=chosen["precision"],
+        execution=chosen["execution"],
     )
     names: dict[str, list[str]] = {}
 
@@ -100,6 +105,26 @@ def plan_timing(
             raise ConfigError(f"regime={cell.config.regime!r}: can't be timed in turns: {why}; leave it out")
         rotations.setdefault((cell.device, cell.config.backbone), []).append(cell)
     return Timing(splits=splits, rotations=tuple(map(_in_order, rotations.values())), paired=paired)
+
+
+def _axes(regimes: Sequence[str], executions: Sequence[str], precisions: Sequence[str]) -> dict[str, list[str]]:
+    """Axis → its values, each once. Raises `ConfigError` unless exactly one has several."""
+    chosen = {
+        axis: list(dict.fromkeys(values))
+        for axis, values in {"regime": regimes, "execution": executions, "precision": precisions}.items()
+    }
+    several = [axis for axis, values in chosen.items() if len(values) > 1]
+    if not chosen["regime"]:
+        usual = REGIMES_TIMED.get(chosen["execution"][0], REGIMES_TIMED["fast"])
+        chosen["regime"] = [USUAL_AGAINST] if several else list(usual)
+    elif not several:
+        (regime,) = chosen["regime"]
+        check_settings("", {"regime": regime}, ["regime"])
+        raise ConfigError(f"regime={regime!r}: one regime alone: give another --regime to compare it with")
+    if len(several) > 1:
+        given = " and ".join(f"--{axis} {','.join(chosen[axis])}" for axis in several)
+        raise ConfigError(f"{given}: only one of them can have several values, since cells differ in one thing")
+    return chosen
 
 
 def _in_order(cells: Sequence[Cell]) -> tuple[Cell, ...]:
