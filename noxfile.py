@@ -80,6 +80,18 @@ def gate_power(session: nox.Session) -> None:
         session.run(*power, "--render", *outcomes, stdout=report)
 
 
+@nox.session
+def paired_power(session: nox.Session) -> None:
+    """Measure how often process pairs find differences, at rest and beside a compiler (an hour, or several)."""
+    power, out = [sys.executable, "-m", "bench.devtools.paired_power"], "results/paired-power"
+    session.run(*power, "record", "--out", out, *session.posargs)
+    session.run(*power, "record", "--out", out, "--loaded", *session.posargs)
+    session.run(*power, "replay", *sorted(map(str, Path(out).glob("pool-*.json"))), "--out", out)
+    newest = max(Path(out).glob("replayed-*.json"))  # names have the time in them
+    with Path("reports/paired-power.md").open("w", encoding="utf-8") as report:
+        session.run(*power, "render", str(newest), stdout=report)
+
+
 @nox.session(venv_backend="venv")
 def peers(session: nox.Session) -> None:
     """Compare times, memory, accuracy with a plain loop, Lightning, fastai: `nox -s peers -- --rounds 3 --epochs 2`."""

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from bench.analysis.metrics import points, signed
 from bench.analysis.prediction import explain
+from bench.report import figures
 from bench.report.answers import answers
 from bench.report.claims_text import print_claims
 from bench.report.notes import notes_of
@@ -255,3 +258,21 @@ def test_two_memories_are_told_apart(tmp_path: Path) -> None:
     assert "300 MiB" in speed_up_table(paired)["memory saved"][0]
     assert "peaks of their turns" in notes_of(paired).predicted
     assert "peaks of their turns" not in notes_of(summary_of(tmp_path / "s", seeds(3), [])).predicted
+
+
+@pytest.mark.parametrize("backbone", ["timm:a", "timm:mobilenetv3_small_100", "timm:vit_base_patch16_clip_224.openai"])
+def test_no_label_of_the_speed_ups_is_cut_off(backbone: str, tmp_path: Path) -> None:
+    """Names of rows leave room for the axis and its label, with both executions beside each other."""
+    records = [
+        record(backbone, regime, seconds=seconds, execution=execution)
+        for execution, frozen in (("fast", "frozen"), ("plain", "frozen-tutorial"))
+        for regime, seconds in (("finetune", 10.0), (frozen, 5.0))
+    ]
+    with matplotlib.rc_context(figures._style()):
+        figure = figures._speed_up(summary_of(tmp_path / "r", records, []))
+        assert figure is not None
+        FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    for text in (axes.xaxis.label, *axes.get_yticklabels()):
+        ends = text.get_window_extent()
+        assert figure.bbox.x0 <= ends.x0 < ends.x1 <= figure.bbox.x1, text.get_text()

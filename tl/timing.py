@@ -100,14 +100,12 @@ class TimedTraining:
         """
         return self._val.margin
 
-    def warm_up(self, *, count_work: bool = True) -> tuple[float, float]:
-        """Run the first steps, in which libraries load their kernels and CUDA graphs are captured.
-
-        `count_work` counts the work of the first step, which takes a moment.
+    def warm_up(self) -> tuple[float, float]:
+        """Run the first steps, in which libraries load their kernels, CUDA graphs are captured, and work is counted.
 
         Returns the seconds of one more training step (0.0 if nothing trains) and of one more validation batch.
         """
-        if count_work and self._loop.step:
+        if self._loop.step:
             self._setup.freezing.train_mode()
             inputs, labels = next(self._train)
             self._loop.step.start()
@@ -195,7 +193,7 @@ class TimedTraining:
         return sum(statistics.median(each) for each in passes if each)
 
     def work(self) -> Work | None:
-        """The work of the first step; None if nothing trains or it was not counted."""
+        """The work of a step, counted by `warm_up`; None before it, and if nothing trains."""
         return work_of(self._loop.work, self._setup) if self._loop.work.forward_flops else None
 
     def peak(self) -> Peak:

@@ -223,20 +223,22 @@ def ratio_in_order(above: Mapping[Key, float], below: Mapping[Key, float]) -> Es
 
 
 def ratio_of_pairs(above: Mapping[Key, float], below: Mapping[Key, float]) -> Estimate | None:
-    """`ratio` for process pairs, widened as `ratio_in_order` does only where their order speaks against independence.
+    """`ratio` for process pairs, widened where their order speaks against independence: `Dependence.p` < `LEVEL`.
 
-    It does where its `Dependence.p` is below `LEVEL`. The cells of a pair take turns, so what the machine does for
-    minutes cancels out in its ratio. Widening for every positive correlation would cost more than it saves: of five
-    independent pairs it can leave one degree of freedom, and of pairs that scatter by 1% a difference of 5% is then
-    found in 90% of cases, in place of 97% (`tests/test_stats.py`). With five pairs hardly any order is clear: of five
-    values in a straight line p is 0.067.
+    The error is then larger by the square root of `Dependence.inflation`, at most √(n/2). The cells of a pair take
+    turns, so what the machine does for minutes cancels out in its ratio, and a correlation is not expected. Widening
+    for every positive one, as `ratio_in_order` does, would hide a difference of 5% in one of ten comparisons of five
+    pairs that scatter by 1% (`tests/test_stats.py`). Degrees of freedom stay n - 1: with those of `ratio_in_order`
+    intervals hold the truth hardly more often, and one of a hundred is ten times as wide as the plain one. In
+    simulations of eight pairs it is held in 95% of cases without a correlation, 89% with one of 0.3 and 80% with 0.5,
+    where plain intervals hold it in 95, 88 and 76%. With five pairs hardly any order is clear: of five values in a
+    straight line p is 0.067.
     """
     plain, widened = ratio(above, below), ratio_in_order(above, below)
-    if plain is None or widened is None or widened.dependence is None:
+    if plain is None or plain.error is None or widened is None or (dependence := widened.dependence) is None:
         return plain
-    if widened.dependence.inflation > 1 and widened.dependence.p < LEVEL:
-        return widened
-    return replace(plain, dependence=widened.dependence)
+    clear = dependence.inflation > 1 and dependence.p < LEVEL
+    return replace(plain, error=plain.error * math.sqrt(dependence.inflation if clear else 1), dependence=dependence)
 
 
 def _log_ratios(above: Mapping[Key, float], below: Mapping[Key, float]) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,8 +116,14 @@ def part(summary: Summary) -> Summary:
     )
 
 
-def _blank(rows: float = 0) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.6, max(2.4, 1.2 + 0.42 * rows)), layout="constrained")
+_USUAL_NAME = 24
+"""Letters of a row's name that leave a figure of the usual width enough room."""
+
+
+def _blank(rows: float = 0, names: Collection[str] = ()) -> tuple[Figure, Axes]:
+    """An empty figure for so many rows. It is wider if the names of rows are long."""
+    width = 5.6 + 0.07 * max(0, max(map(len, names), default=0) - _USUAL_NAME)
+    figure = Figure(figsize=(width, max(2.4, 1.2 + 0.42 * rows)), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -125,21 +131,21 @@ def _speed_up(summary: Summary) -> Figure | None:
     rows = [(c.fast, c.speed_up, c.finding.predicted) for c in summary.speed_ups if c.speed_up]
     if not rows:
         return None
-    figure, axes = _blank(len(rows))
+    several = len({group.config.regime for group, _, _ in rows}) > 1
+    names = [" · ".join([summary.short(group), *([group.config.regime] if several else [])]) for group, _, _ in rows]
+    figure, axes = _blank(len(rows), names)
     axes.axvspan(*HALF_THE_TIME[0].bounds, color="tab:gray", alpha=0.18, lw=0)
     axes.axvline(1, color=INK, lw=0.8, ls=":")
-    several = len({group.config.regime for group, _, _ in rows}) > 1
     for place, (group, ratio, predicted) in enumerate(rows):
         low, high = ratio.low or ratio.value, ratio.high or ratio.value
         ends = [[ratio.value - low], [high - ratio.value]]
         axes.errorbar([ratio.value], [place], xerr=ends, fmt="o", color=colours()[group.config.regime], capsize=3)
         if predicted:
             axes.plot([predicted], [place], marker="d", mfc="none", color=INK, ls="")
-    names = [" · ".join([summary.short(group), *([group.config.regime] if several else [])]) for group, _, _ in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xlim(left=min(0.9, *(0.95 * (ratio.low or ratio.value) for _, ratio, _ in rows)))
-    axes.set_xlabel("times faster than fine-tuning, per epoch with validation")
+    axes.set_xlabel("times faster than fine-tuning,\nper epoch with validation")
     return figure
 
 
