@@ -325,9 +325,9 @@ def test_pairs_in_no_order_are_not_widened() -> None:
 def test_pairs_that_resemble_each_other_are_covered_more_often_and_never_absurdly_wide() -> None:
     """With a correlation of 0.5 between neighbours, and with none; of eight pairs."""
     rng = np.random.default_rng(5)
-    for correlation, least in ((0.0, 0.92), (0.5, 0.76)):  # 400 intervals: 95% ± 1.1, and 80% ± 2
+    for correlation, least in ((0.0, 0.93), (0.5, 0.76)):  # 1,000 intervals: 95% ± 0.7, and 80% ± 1.3
         held, plain_held, widest = 0, 0, 0.0
-        for _ in range(400):
+        for _ in range(1000):
             logs = [rng.normal()]
             for noise in rng.normal(size=7):
                 logs.append(correlation * logs[-1] + math.sqrt(1 - correlation**2) * noise)
@@ -337,4 +337,4 @@ def test_pairs_that_resemble_each_other_are_covered_more_often_and_never_absurdl
             held += ours[0] <= 1 <= ours[1]
             plain_held += plain[0] <= 1 <= plain[1]
             widest = max(widest, math.log(ours[1] / ours[0]) / math.log(plain[1] / plain[0]))
-        assert held / 400 >= least and held >= plain_held + (10 if correlation else 0) and widest <= 2.01
+        assert held / 1000 >= least and held >= plain_held + (15 if correlation else 0) and widest <= 2.01

@@ -231,7 +231,7 @@ def ratio_of_pairs(above: Mapping[Key, float], below: Mapping[Key, float]) -> Es
     pairs that scatter by 1% (`tests/test_stats.py`). Degrees of freedom stay n - 1: with those of `ratio_in_order`
     intervals hold the truth hardly more often, and one of a hundred is ten times as wide as the plain one. In
     simulations of eight pairs it is held in 95% of cases without a correlation, 89% with one of 0.3 and 80% with 0.5,
-    where plain intervals hold it in 95, 88 and 76%. With five pairs hardly any order is clear: of five values in a
+    where plain intervals hold it in 95, 87 and 76%. With five pairs hardly any order is clear: of five values in a
     straight line p is 0.067.
     """
     plain, widened = ratio(above, below), ratio_in_order(above, below)
