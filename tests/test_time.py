@@ -47,6 +47,7 @@ def test_an_answer_in_words() -> None:
     done = time(QUICK, OTHER)
     assert done.returncode == 0, done.stderr
     assert "With quick1 on cpu, an epoch of frozen takes " in done.stdout
+    assert re.match("backbone +regime +share", done.stdout)
     assert re.search(r"^quick0 +finetune +100%", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^ +frozen +5\d\.?\d*% \(\d", done.stdout, re.MULTILINE), done.stdout
     assert "[pair 6/6]" in done.stderr and "synthetic" in done.stderr and "pair" not in done.stdout.split("\n\n")[0]
@@ -96,6 +97,7 @@ def test_executions_and_precisions_are_compared(axis: str, values: tuple[str, st
     text = time(*given).stdout
     assert f"an epoch of {values[1]} takes" in text and f"of the time of {values[0]}: " in text
     assert f"With quick0 on cpu, {one['regime']}" in text
+    assert re.match(rf"backbone +{axis} +share", text)
 
 
 @pytest.mark.parametrize(

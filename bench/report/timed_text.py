@@ -15,7 +15,7 @@ from tl.text import visible, visible_json
 
 WIDTH = 80
 """Columns of the table's lines; only the name of a backbone, on a line of its own, may be longer."""
-_HEADINGS = ("backbone", "compared", "share", "speed-up", "s/epoch", "MiB")
+_FIGURES = ("share", "speed-up", "s/epoch", "MiB")
 _GAP = "  "
 
 
@@ -85,7 +85,11 @@ def row(timed: Timed, dataset: str, fallback: str = "") -> dict[str, Any]:
 
 
 def table(timed: Sequence[Timed]) -> list[str]:
-    """One line per regime, at most `WIDTH` columns wide. A long name of a backbone has a line of its own."""
+    """One line per regime (or execution, or precision), at most `WIDTH` columns wide.
+
+    A long name of a backbone has a line of its own.
+    """
+    headings = ("backbone", timed[0].comparison.axis if timed else "regime", *_FIGURES)
     names, devices = labels(timed), {each.comparison.cell.device for each in timed}
     blocks: dict[str, list[tuple[str, ...]]] = {}
     for each in timed:
@@ -96,16 +100,16 @@ def table(timed: Sequence[Timed]) -> list[str]:
             blocks[name] = [(found.names[1], "100%", "1", *against)]
         costs = _costs(found.seconds, found.peak_bytes)
         blocks[name].append((found.names[0], show_share(found.speed_up, each.claim), _shown(each), *costs))
-    rows = [_HEADINGS[1:], *(values for block in blocks.values() for values in block)]
+    rows = [headings[1:], *(values for block in blocks.values() for values in block)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = WIDTH - sum(widths) - len(_GAP) * len(widths)
-    first = max(len(_HEADINGS[0]), *(len(name) for name in blocks if len(name) <= left))
+    first = max(len(headings[0]), *(len(name) for name in blocks if len(name) <= left))
 
     def line(name: str, values: Sequence[str]) -> str:
         regime, *figures = (text.rjust(width) for text, width in zip(values, widths, strict=True))
         return _GAP.join([name.ljust(first), regime.strip().ljust(widths[0]), *figures])
 
-    lines = [line(_HEADINGS[0], _HEADINGS[1:]), _GAP.join("-" * width for width in (first, *widths))]
+    lines = [line(headings[0], headings[1:]), _GAP.join("-" * width for width in (first, *widths))]
     for name, block in blocks.items():
         fits = len(name) <= first
         lines += [] if fits else [name]
