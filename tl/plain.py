@@ -14,7 +14,6 @@ Crops come from torchvision's own random numbers, so they are not those of `fast
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import signal
 import sys
@@ -22,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +130,8 @@ class PlainBatches:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def loaded_ahead(self) -> int:
-        """Batches that the workers may have loaded before they are taken."""
-        return LOADED_AHEAD
-
+    loaded_ahead = LOADED_AHEAD
+    """Batches that the workers may have loaded before they are taken."""
     least_piece = 1
     """Batches that workers must load one after the other to show their rate: they are stopped, and not waited for."""
 
@@ -277,7 +273,7 @@ def _leave_signals_to_parent(worker: int) -> None:
     process is stopped (`tl.timing`).
     """
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
+        with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):

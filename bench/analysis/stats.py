@@ -207,19 +207,11 @@ def ratio_in_order(above: Mapping[Key, float], below: Mapping[Key, float]) -> Es
     cases, where Student's t covers 75 to 79%; independent seeds are covered in 97%. With few seeds no method can do
     better, since r itself is hardly known.
     """
-    logs = _log_ratios(above, below)
-    if not logs:
-        return None
-    estimate = _over_seeds("ratio", logs)
-    if estimate.n < MIN_IN_ORDER or not estimate.error:
+    estimate = _ratio_with_order(above, below)
+    if estimate is None or estimate.error is None or estimate.dependence is None:
         return estimate
-    dependence = Dependence(tuple(logs))
-    return replace(
-        estimate,
-        error=estimate.error * math.sqrt(dependence.inflation),
-        freedom=estimate.n / dependence.inflation - 1,
-        dependence=dependence,
-    )
+    inflation = estimate.dependence.inflation
+    return replace(estimate, error=estimate.error * math.sqrt(inflation), freedom=estimate.n / inflation - 1)
 
 
 def ratio_of_pairs(above: Mapping[Key, float], below: Mapping[Key, float]) -> Estimate | None:
@@ -234,11 +226,21 @@ def ratio_of_pairs(above: Mapping[Key, float], below: Mapping[Key, float]) -> Es
     where plain intervals hold it in 95, 87 and 76%. With five pairs hardly any order is clear: of five values in a
     straight line p is 0.067.
     """
-    plain, widened = ratio(above, below), ratio_in_order(above, below)
-    if plain is None or plain.error is None or widened is None or (dependence := widened.dependence) is None:
-        return plain
+    estimate = _ratio_with_order(above, below)
+    if estimate is None or estimate.error is None or (dependence := estimate.dependence) is None:
+        return estimate
     clear = dependence.inflation > 1 and dependence.p < LEVEL
-    return replace(plain, error=plain.error * math.sqrt(dependence.inflation if clear else 1), dependence=dependence)
+    return replace(estimate, error=estimate.error * math.sqrt(dependence.inflation)) if clear else estimate
+
+
+def _ratio_with_order(above: Mapping[Key, float], below: Mapping[Key, float]) -> Estimate | None:
+    """`ratio` with its `dependence`, for which its error doesn't allow; without it if values are too few or equal."""
+    logs = _log_ratios(above, below)
+    if not logs:
+        return None
+    estimate = _over_seeds("ratio", logs)
+    looked_at = estimate.n >= MIN_IN_ORDER and estimate.error
+    return replace(estimate, dependence=Dependence(tuple(logs))) if looked_at else estimate
 
 
 def _log_ratios(above: Mapping[Key, float], below: Mapping[Key, float]) -> list[float]:

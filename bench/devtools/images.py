@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 from tabulate import tabulate
 
+from bench.devtools.scale import spread
 from bench.program import end
 from bench.store.environment import environment
 
@@ -82,14 +82,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             draw(Path(folder, "images"), count, *given.size)
             columns[f"{count:,} images, s"] = measure(Path(folder, "images"), Path(folder, "cache"), given.rounds)
-    rows = [{"step": step} | {name: _spread(found[step]) for name, found in columns.items()} for step in STEPS]
+    rows = [{"step": step} | {name: spread(found[step], 3) for name, found in columns.items()} for step in STEPS]
     print(tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True))
     print(f"\nJPEG files of {given.size[0]}×{given.size[1]} pixels. {environment()}")
     return 0
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f}–{max(values):.3f}, n = {len(values)})"
 
 
 if __name__ == "__main__":

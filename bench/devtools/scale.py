@@ -125,7 +125,7 @@ def render(several: Sequence[Scale]) -> str:
         rows.append(
             {
                 "command": step,
-                **{f"{size:,} cells, s": _spread(values) for size, values in seconds.items()},
+                **{f"{size:,} cells, s": spread(values) for size, values in seconds.items()},
                 f"{large:,} cells, MiB": f"{most[large] / 2**20:.0f}",
                 "bound": _bound(step),
                 "met": _met(step, max(seconds[large]), most[large]),
@@ -152,8 +152,10 @@ def render(several: Sequence[Scale]) -> str:
     return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f}, n = {len(values)})"
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median, smallest and largest value, and their number, in words."""
+    middle, least, most = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({least}–{most}, n = {len(values)})"
 
 
 def _bound(step: str) -> str:

@@ -13,7 +13,7 @@ from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.groups import make_groups
 from bench.analysis.metrics import METRICS
 from bench.analysis.stats import LEVEL, MIN_IN_ORDER, Dependence, holm
-from bench.analysis.verdicts import DECIDED, Finding, decide_claims, planned
+from bench.analysis.verdicts import DECIDED, PRECISE, Finding, decide_claims, planned
 from bench.console import say
 from bench.execution.base import Executor
 from bench.store.pairs import PairRecord, TimedSide
@@ -37,7 +37,7 @@ Pairing = tuple[str, ...]
 class Goal:
     """When to stop adding pairs."""
 
-    within: float = 0.05
+    within: float = PRECISE
     """Largest half-width of every speed-up's 95% interval, relative to the speed-up."""
     max_pairs: int = MAX_PAIRS
     """Largest number of process pairs per comparison; those that failed, and those that were timed one after the other
@@ -59,7 +59,7 @@ def make_goal(
             if value is not None:
                 raise ConfigError(f"{option} {value} needs --until-decided")
         return None
-    within_percent = 5.0 if within is None else within
+    within_percent = 100 * PRECISE if within is None else within
     if not 0 < within_percent < 100:
         raise ConfigError(f"--within {within_percent:g} must be a percentage above 0 and below 100")
     if grid.paired is None:
