@@ -28,6 +28,7 @@ from tl.calls import Place, checked
 from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
+from tl.deferred import deferred, load_compiler
 from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError, DivergedError, NotApplicable
 from tl.features import EXTRACTION_BATCH, Extraction, Features
@@ -125,12 +126,24 @@ def ready(
     started = time.perf_counter()
     check_precision(config.precision, device)
     check_execution(config.execution, config.regime)
-    setup = _prepare(config, splits, device, weights, weights_dir)
-    with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(device):
+    compiler = nullcontext if needs_compiler(config) else deferred
+    with compiler():
+        setup = _prepare(config, splits, device, weights, weights_dir)
+    with (
+        compiler(),
+        seeded(seed_for("train", config.seed)),
+        single_precision(config.precision),
+        own_stream(device),
+    ):
         body: Body = _compiled(setup.model.backbone) if config.compile else setup.model.backbone
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
         with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs
         yield setup, _make_loop(setup, body, Graphs() if with_graphs else None), setup_seconds
+
+
+def needs_compiler(config: TrainConfig) -> bool:
+    """Return whether a training loads torch's compiler: to compile, or to trace a network that becomes int8."""
+    return config.compile or REGIMES[config.regime].extractor == "int8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +455,7 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
     assert isinstance(images, Batches)  # see `check_execution`
     if config.precision != "fp32" or config.compile:
         raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
+    load_compiler()
     started = time.perf_counter()
     calibration = images.sample(EXTRACTION_BATCH["cpu"], CALIBRATION_IMAGES)
     model.eval()
