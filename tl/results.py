@@ -43,9 +43,9 @@ class Work(Strict):
 
     step_images: Positive = Field(description="images in that step")
     forward_flops: Count = Field(description="operations of the forward pass; multiply and add count as two")
-    backward_flops: Count
+    backward_flops: Count = Field(description="operations of the backward pass, with what checkpointing runs again")
     saved_activation_bytes: Count = Field(
-        description="tensors saved for backward, each storage once, without parameters"
+        description="tensors kept from forward to backward pass, each storage once, without parameters"
     )
     parameter_bytes: Count
     gradient_bytes: Count

@@ -25,6 +25,7 @@ from tl import devices, plugins
 from tl.backbones import Backbone, Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.calls import Place, checked
+from tl.checkpointing import checkpointed
 from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
@@ -126,10 +127,11 @@ def ready(
     check_precision(config.precision, device)
     check_execution(config.execution, config.regime)
     setup = _prepare(config, splits, device, weights, weights_dir)
-    with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(device):
+    again = checkpointed(setup.model.backbone, config) if config.checkpointing else nullcontext()
+    with again, seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(device):
         body: Body = _compiled(setup.model.backbone) if config.compile else setup.model.backbone
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
-        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs
+        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not config.checkpointing
         yield setup, _make_loop(setup, body, Graphs() if with_graphs else None), setup_seconds
 
 
@@ -575,6 +577,10 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
         fallbacks.append(Note(about="weights", text=f"random weights: {weights.reason}"))
     if loop.graphs and loop.graphs.failure:
         notes.append(f"without CUDA graphs: {loop.graphs.failure}")
+    if setup.config.checkpointing and setup.device.type == "cuda" and setup.way.graphs:
+        notes.append(
+            "without CUDA graphs: checkpointing reads and sets the state of random numbers, which a graph can't"
+        )
     if loop.extraction and loop.extraction.spent == 0:
         notes.append("features were cached, so the memory of their extraction is unknown")
     if setup.way.others:
