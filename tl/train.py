@@ -28,6 +28,7 @@ from tl.calls import Place, checked
 from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
+from tl.deferred import deferred, load_compiler
 from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError, DivergedError, NotApplicable
 from tl.features import EXTRACTION_BATCH, Extraction, Features
@@ -128,8 +129,15 @@ def ready(
     started = time.perf_counter()
     check_precision(config.precision, device)
     check_execution(config.execution, config.regime)
-    setup = _prepare(config, splits, device, weights, weights_dir)
-    with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(device):
+    compiler = nullcontext if needs_compiler(config) else deferred
+    with compiler():
+        setup = _prepare(config, splits, device, weights, weights_dir)
+    with (
+        compiler(),
+        seeded(seed_for("train", config.seed)),
+        single_precision(config.precision),
+        own_stream(device),
+    ):
         ahead = _batches_ahead(setup)
         inference = _inference(setup, ahead) if config.runs_folded else None
         network = inference.network if inference else setup.model.backbone
@@ -138,6 +146,11 @@ def ready(
         with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs
         graphs = Graphs() if with_graphs else None
         yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
+
+
+def needs_compiler(config: TrainConfig) -> bool:
+    """Return whether a training loads torch's compiler: to compile, or to trace a network that becomes int8."""
+    return config.compile or REGIMES[config.regime].extractor == "int8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,6 +516,7 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
     assert isinstance(images, Batches)  # see `check_execution`
     if config.precision != "fp32" or config.compile:
         raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
+    load_compiler()
     started = time.perf_counter()
     calibration = images.sample(EXTRACTION_BATCH["cpu"], CALIBRATION_IMAGES)
     model.eval()
@@ -632,6 +646,7 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
         fallbacks.append(Note(about="weights", text=f"random weights: {weights.reason}"))
     if loop.graphs and loop.graphs.failure:
         notes.append(f"without CUDA graphs: {loop.graphs.failure}")
+    notes += _other_work(loop)
     if loop.inference and loop.inference.failure:
         notes.append(f"the backbone ran as it is, since as a network for inference {loop.inference.failure}")
     if loop.extraction and loop.extraction.spent == 0:
@@ -643,6 +658,21 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     if setup.regime.trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
     return (*fallbacks, *(Note(about="figures", text=text) for text in notes))
+
+
+def _other_work(loop: Loop) -> list[str]:
+    """Say how a frozen backbone's epochs were not the plain work, which regimes are compared by."""
+    inference, how = loop.inference, []
+    if loop.extraction:
+        return []
+    if inference and not inference.failure:
+        how.append(f"ran as a network for inference ({inference.folded} BatchNorm layers folded, ")
+        how[-1] += f"{inference.packed} convolutions packed)"
+    if isinstance(loop.train, Ahead):
+        how.append(f"ran on up to {loop.train.count} batches at once")
+    if not how:
+        return []
+    return [f"the frozen backbone {' and '.join(how)}, so times and memory are not those of plain steps"]
 
 
 @dataclass(frozen=True, kw_only=True)

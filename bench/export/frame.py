@@ -64,6 +64,9 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "threads": lambda run, record: record.result.threads if record.result else None,
     "memory_format": lambda run, record: record.result.memory_format if record.result else None,
     "compile": lambda run, record: record.cell.config.compile,
+    "folded_layers": lambda run, record: record.result.folded_layers if record.result else None,
+    "packed_layers": lambda run, record: record.result.packed_layers if record.result else None,
+    "lookahead": lambda run, record: record.result.lookahead if record.result else None,
     "cuda_graph": lambda run, record: record.result.cuda_graph if record.result else None,
     "views": lambda run, record: _views(record),
     "features_reused": lambda run, record: record.result.features_reused if record.result else None,
@@ -138,6 +141,9 @@ _TURN_COLUMNS = (
 _BOOLEANS = ("frozen_verified", "git_dirty", "compile", "cuda_graph", "features_reused", "paired_in_turns")
 _INTEGERS = {
     "pairs",
+    "folded_layers",
+    "packed_layers",
+    "lookahead",
     "seed",
     "epochs",
     "batch_size",
