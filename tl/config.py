@@ -8,7 +8,7 @@ the same experiment. Defaults are those of the PyTorch transfer-learning tutoria
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -95,6 +95,16 @@ class TrainConfig(Strict):
         description="run the backbone's blocks again in the backward pass, so that their activations need no memory. "
         "Always false with regimes that train nothing of the backbone, which don't read it",
     )
+    fold: bool | None = Field(
+        None,
+        description="run a frozen backbone as a network for inference (`tl.inference`). None: only if features are "
+        "extracted once. Always None where it isn't read: if the backbone trains or is int8, and in execution `plain`",
+    )
+    lookahead: Positive | Literal["auto"] = Field(
+        1,
+        description="batches per forward pass of a frozen backbone (`tl.lookahead`); `auto`: as many as need less "
+        "memory than training it. Always 1 where it isn't read: as for `fold`, and if features are extracted once",
+    )
 
     @property
     def spec(self) -> Spec:
@@ -112,6 +122,21 @@ class TrainConfig(Strict):
         if self.protocol == "tuned" and not REGIMES[self.regime].trains:
             return 1
         return {"tuned": len(self.learning_rates) + 1, "kfold": self.folds}.get(self.protocol, 1)
+
+    @property
+    def runs_folded(self) -> bool:
+        """True if the backbone runs as a network for inference."""
+        if self.fold is not None:
+            return self.fold
+        return _reads("fold", self.regime, self.execution) and REGIMES[self.regime].features == "once"
+
+    @field_validator("fold", "lookahead")
+    @classmethod
+    def _default_if_unread(cls, value: Any, info: Any) -> Any:
+        name, known = info.field_name, info.data
+        if "regime" in known and "execution" in known and not _reads(name, known["regime"], known["execution"]):
+            return cls.model_fields[name].default
+        return value
 
     @field_validator("views")
     @classmethod
@@ -166,3 +191,9 @@ class TrainConfig(Strict):
         if value not in choices:
             raise ConfigError(not_one_of(info.field_name, value, choices))
         return value
+
+
+def _reads(setting: str, regime: str, execution: str) -> bool:
+    """Return True if a training reads `fold` or `lookahead`."""
+    read = {"fold": REGIMES[regime].foldable, "lookahead": REGIMES[regime].looks_ahead}
+    return execution == "fast" and read[setting]

@@ -125,6 +125,15 @@ class TrainResult(Strict):
     cuda_graph: bool | None = Field(
         None, description="True if steps were replayed from CUDA graphs; None on other devices, and before version 4"
     )
+    folded_layers: Count | None = Field(
+        None, description="BatchNorm layers that became part of a convolution; None if the backbone ran as it is"
+    )
+    packed_layers: Count | None = Field(
+        None, description="convolutions whose weights were laid out for the CPU's kernels beforehand; None as before"
+    )
+    lookahead: Positive | None = Field(
+        None, description="batches per forward pass of a frozen backbone; None if each step has its own"
+    )
     epochs: tuple[EpochResult, ...] = Field(min_length=1)
     best: Predictions = Field(description="predictions of the first epoch with the best validation accuracy")
     last: Predictions

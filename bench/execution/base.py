@@ -16,6 +16,7 @@ from bench.store.environment import Environment, MachineState
 from bench.store.pairs import SideStatus, TimedSide
 from bench.store.records import Cell, PlannedPair
 from tl.datasets import Splits
+from tl.deferred import deferred
 from tl.results import EpochResult
 from tl.weights import Weights
 
@@ -197,5 +198,6 @@ class Executor(Protocol):
 def load(function: str) -> Callable[..., Any]:
     """Import and return the function `module:function`."""
     module, _, name = function.partition(":")
-    loaded: Callable[..., Any] = getattr(import_module(module), name)
+    with deferred():
+        loaded: Callable[..., Any] = getattr(import_module(module), name)
     return loaded

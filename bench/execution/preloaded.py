@@ -9,5 +9,7 @@ from __future__ import annotations
 import contextlib
 from importlib import import_module
 
-with contextlib.suppress(Exception):
+from tl.deferred import deferred
+
+with contextlib.suppress(Exception), deferred():
     import_module("bench.execution.worker")

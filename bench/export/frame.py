@@ -65,6 +65,9 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "memory_format": lambda run, record: record.result.memory_format if record.result else None,
     "compile": lambda run, record: record.cell.config.compile,
     "checkpointing": lambda run, record: record.cell.config.checkpointing,
+    "folded_layers": lambda run, record: record.result.folded_layers if record.result else None,
+    "packed_layers": lambda run, record: record.result.packed_layers if record.result else None,
+    "lookahead": lambda run, record: record.result.lookahead if record.result else None,
     "cuda_graph": lambda run, record: record.result.cuda_graph if record.result else None,
     "views": lambda run, record: _views(record),
     "features_reused": lambda run, record: record.result.features_reused if record.result else None,
@@ -147,6 +150,9 @@ _BOOLEANS = (
 )
 _INTEGERS = {
     "pairs",
+    "folded_layers",
+    "packed_layers",
+    "lookahead",
     "seed",
     "epochs",
     "batch_size",
