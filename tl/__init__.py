@@ -88,6 +88,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(_LAZY[name])
+    with import_module("tl.deferred").deferred():
+        module = import_module(_LAZY[name])
     import_module("tl.plugins").load_entry_points()
     return module if _LAZY[name] == f"tl.{name}" else getattr(module, name)

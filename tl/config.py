@@ -8,7 +8,7 @@ the same experiment. Defaults are those of the PyTorch transfer-learning tutoria
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -90,6 +90,21 @@ class TrainConfig(Strict):
         "random crops that epochs use in turn. Always 1 with other regimes, which don't read it",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
+    checkpointing: bool = Field(
+        False,
+        description="run the backbone's blocks again in the backward pass, so that their activations need no memory. "
+        "Always false with regimes that train nothing of the backbone, which don't read it",
+    )
+    fold: bool | None = Field(
+        None,
+        description="run a frozen backbone as a network for inference (`tl.inference`). None: only if features are "
+        "extracted once. Always None where it isn't read: if the backbone trains or is int8, and in execution `plain`",
+    )
+    lookahead: Positive | Literal["auto"] = Field(
+        1,
+        description="batches per forward pass of a frozen backbone (`tl.lookahead`); `auto`: as many as need less "
+        "memory than training it. Always 1 where it isn't read: as for `fold`, and if features are extracted once",
+    )
 
     @property
     def spec(self) -> Spec:
@@ -108,11 +123,32 @@ class TrainConfig(Strict):
             return 1
         return {"tuned": len(self.learning_rates) + 1, "kfold": self.folds}.get(self.protocol, 1)
 
+    @property
+    def runs_folded(self) -> bool:
+        """True if the backbone runs as a network for inference."""
+        if self.fold is not None:
+            return self.fold
+        return _reads("fold", self.regime, self.execution) and REGIMES[self.regime].features == "once"
+
+    @field_validator("fold", "lookahead")
+    @classmethod
+    def _default_if_unread(cls, value: Any, info: Any) -> Any:
+        name, known = info.field_name, info.data
+        if "regime" in known and "execution" in known and not _reads(name, known["regime"], known["execution"]):
+            return cls.model_fields[name].default
+        return value
+
     @field_validator("views")
     @classmethod
     def _views(cls, value: int, info: Any) -> int:
         regime = REGIMES.get(info.data.get("regime", ""))
         return value if regime is None or regime.features == "once" else 1
+
+    @field_validator("checkpointing")
+    @classmethod
+    def _checkpointing(cls, value: bool, info: Any) -> bool:
+        regime = REGIMES.get(info.data.get("regime", ""))
+        return value and (regime is None or regime.trainable.backbone is not None)
 
     @field_validator("learning_rates")
     @classmethod
@@ -155,3 +191,9 @@ class TrainConfig(Strict):
         if value not in choices:
             raise ConfigError(not_one_of(info.field_name, value, choices))
         return value
+
+
+def _reads(setting: str, regime: str, execution: str) -> bool:
+    """Return True if a training reads `fold` or `lookahead`."""
+    read = {"fold": REGIMES[regime].foldable, "lookahead": REGIMES[regime].looks_ahead}
+    return execution == "fast" and read[setting]

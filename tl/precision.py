@@ -10,7 +10,8 @@ import torch
 
 from tl.errors import NotApplicable
 
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision → type of the numbers in which suitable operations run; others stay in `float32`."""
 _TF32_CAPABILITY = (8, 0)
 """Compute capability of the first NVIDIA generation with TF32, Ampere."""
 
@@ -32,8 +33,8 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
     Casts aren't cached, since a replayed graph must repeat them: parameters have changed by then.
     """
-    dtype = _HALF.get(precision, torch.bfloat16)
-    return torch.autocast(device.type, dtype=dtype, enabled=precision in _HALF, cache_enabled=False)
+    dtype = HALF.get(precision, torch.bfloat16)
+    return torch.autocast(device.type, dtype=dtype, enabled=precision in HALF, cache_enabled=False)
 
 
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

@@ -20,6 +20,7 @@ import torch
 from tl.calls import Place, checked
 from tl.config import READ_BY, TrainConfig
 from tl.datasets import Splits
+from tl.deferred import compiler_loaded
 from tl.errors import DivergedError
 from tl.folds import check_protocol, every_image, fold_splits, tuning_splits
 from tl.heads import TrainedHead, train_heads, trainable_at_once
@@ -264,7 +265,8 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    torch.compiler.reset()  # discard the compiled network: the compiler gives up after a few of them
+    if compiler_loaded():
+        torch.compiler.reset()  # discard the compiled network: the compiler gives up after a few of them
 
 
 def _sum(values: list[float | None]) -> float | None:

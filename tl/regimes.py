@@ -80,6 +80,16 @@ class Regime:
         return self.trainable.backbone is None and self.frozen_mode == "eval"
 
     @property
+    def foldable(self) -> bool:
+        """True if the backbone can run as a network for inference: nothing in it changes, and it isn't int8."""
+        return self.fixed_features and self.extractor == "float"
+
+    @property
+    def looks_ahead(self) -> bool:
+        """True if the backbone may run on several batches at once, ahead of the head's steps."""
+        return self.fixed_features and self.features == "each step"
+
+    @property
     def plain(self) -> bool:
         """True if each step runs the backbone itself on its images, not an int8 copy, and uses no kept features."""
         return self.features == "each step" and self.extractor == "float"

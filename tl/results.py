@@ -43,9 +43,9 @@ class Work(Strict):
 
     step_images: Positive = Field(description="images in that step")
     forward_flops: Count = Field(description="operations of the forward pass; multiply and add count as two")
-    backward_flops: Count
+    backward_flops: Count = Field(description="operations of the backward pass, with what checkpointing runs again")
     saved_activation_bytes: Count = Field(
-        description="tensors saved for backward, each storage once, without parameters"
+        description="tensors kept from forward to backward pass, each storage once, without parameters"
     )
     parameter_bytes: Count
     gradient_bytes: Count
@@ -126,6 +126,15 @@ class TrainResult(Strict):
     memory_format: str
     cuda_graph: bool | None = Field(
         None, description="True if steps were replayed from CUDA graphs; None on other devices, and before version 4"
+    )
+    folded_layers: Count | None = Field(
+        None, description="BatchNorm layers that became part of a convolution; None if the backbone ran as it is"
+    )
+    packed_layers: Count | None = Field(
+        None, description="convolutions whose weights were laid out for the CPU's kernels beforehand; None as before"
+    )
+    lookahead: Positive | None = Field(
+        None, description="batches per forward pass of a frozen backbone; None if each step has its own"
     )
     epochs: tuple[EpochResult, ...] = Field(min_length=1)
     best: Predictions = Field(description="predictions of the first epoch with the best validation accuracy")

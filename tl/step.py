@@ -35,20 +35,21 @@ class TrainStep:
     Args:
         model: the whole network; its `head` maps features to logits.
         body: maps inputs to features; without gradients if none of the backbone's parameters has them.
+        counted: the same as plain operations of torch, for the step whose work is counted. A compiled network doesn't
+            dispatch single operations, and one for inference has others.
     """
 
     def __init__(
         self,
         model: Classifier,
         body: Body,
+        counted: Body,
         loss_function: Loss,
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         device: torch.device,
     ) -> None:
-        self._model, self._body = model, body
-        # A compiled network doesn't dispatch single operations, so the step that counts them runs the original one.
-        self._uncompiled: Body = getattr(body, "_orig_mod", body)
+        self._model, self._body, self._counted = model, body, counted
         self._loss_function = loss_function
         self._optimizer = optimizer
         self._config, self._device = config, device
@@ -73,7 +74,7 @@ class TrainStep:
         self._optimizer.zero_grad(set_to_none=True)
         mark("optimizer")
         with work.forward(self._model) if work else nullcontext():
-            self._forward(self._uncompiled if work else self._body)
+            self._forward(self._counted if work else self._body)
         mark("forward")
         with work.backward() if work else nullcontext():
             self._backward()
@@ -241,30 +242,41 @@ class Evaluation:
         )
 
 
+class Replayed:
+    """A function of one tensor without gradients, which replays CUDA graphs, one per shape of the tensor."""
+
+    def __init__(self, function: Body, graphs: Graphs) -> None:
+        self._function, self._graphs = function, graphs
+        self._captured: dict[torch.Size, tuple[Any, torch.Tensor, torch.Tensor]] = {}
+        self._runs: Counter[torch.Size] = Counter()
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what the function returns, in a tensor of its own."""
+        shape = inputs.shape
+        if shape not in self._captured and self._runs[shape] >= WARM_UP:
+            with self._graphs.or_plain():
+                fixed, outputs = inputs.clone(), []
+                graph = self._graphs.record(lambda: outputs.append(self._function(fixed)))
+                self._captured[shape] = (graph, fixed, outputs[0])
+        if shape not in self._captured:
+            self._runs[shape] += self._graphs.usable
+            return self._function(inputs)
+        graph, fixed, result = self._captured[shape]
+        fixed.copy_(inputs)
+        graph.replay()
+        return result.clone()  # the next replay overwrites the original
+
+
 class GraphedEvaluation(Evaluation):
     """An evaluation that replays CUDA graphs, one per shape."""
 
     def __init__(self, *arguments: Any, graphs: Graphs) -> None:
         super().__init__(*arguments)
-        self._graphs = graphs
-        self._captured: dict[torch.Size, tuple[Any, torch.Tensor, torch.Tensor]] = {}
-        self._runs: Counter[torch.Size] = Counter()
+        self._replayed = Replayed(super().run, graphs)
 
     def run(self, inputs: torch.Tensor) -> torch.Tensor:
         """See `Evaluation.run`."""
-        shape = inputs.shape
-        if shape not in self._captured and self._runs[shape] >= WARM_UP:
-            with self._graphs.or_plain():
-                fixed, outputs = inputs.clone(), []
-                graph = self._graphs.record(lambda: outputs.append(super(GraphedEvaluation, self).run(fixed)))
-                self._captured[shape] = (graph, fixed, outputs[0])
-        if shape not in self._captured:
-            self._runs[shape] += self._graphs.usable
-            return super().run(inputs)
-        graph, fixed, logits = self._captured[shape]
-        fixed.copy_(inputs)
-        graph.replay()
-        return logits.clone()  # the next replay overwrites the original
+        return self._replayed(inputs)
 
 
 class Graphs:

@@ -7,7 +7,7 @@ first wrong field, its value and what was expected.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -99,7 +99,7 @@ def _is_lookalike(value: Any, annotation: Any) -> bool:
     """Return True if `value`, or an element of it, is a boolean or text but `annotation` requires a number."""
     wanted, inner = _allowed_types(annotation)
     if isinstance(value, bool | str):
-        return bool(wanted & {int, float}) and type(value) not in wanted
+        return bool(wanted & {int, float}) and type(value) not in wanted and value not in wanted
     if isinstance(value, list | tuple):
         return any(_is_lookalike(element, inner) for element in value if isinstance(element, _CHECKED))
     return False
@@ -111,10 +111,11 @@ _CHECKED = (bool, str, list, tuple)
 
 @cache
 def _allowed_types(annotation: Any) -> tuple[frozenset[Any], Any]:
-    """Return the types that an annotation allows, and the annotation of its lists' elements."""
+    """Return the types and single words that an annotation allows, and the annotation of its lists' elements."""
     several = get_origin(annotation) in (list, tuple)
     options = [annotation] if several else get_args(_bare(annotation)) or [annotation]
     options = [_bare(option) for option in options]
+    options += [word for option in options if get_origin(option) is Literal for word in get_args(option)]
     inner = next((get_args(option)[0] for option in options if get_origin(option) in (list, tuple)), None)
     return frozenset(options), inner
 

@@ -25,14 +25,18 @@ from tl import devices, plugins
 from tl.backbones import Backbone, Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.calls import Place, checked
+from tl.checkpointing import checkpointed
 from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
+from tl.deferred import deferred, load_compiler
 from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError, DivergedError, NotApplicable
 from tl.features import EXTRACTION_BATCH, Extraction, Features
 from tl.freezing import Freezing, KeptState, freeze
 from tl.images import batch_bounds, open_store
+from tl.inference import InferenceNetwork, inference_network
+from tl.lookahead import Ahead, batches_ahead
 from tl.memory import MemoryMarks
 from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS
 from tl.plain import WORKERS, KeptOnDisk, PlainBatches, PlainEvaluation, PlainStep, check_execution
@@ -50,6 +54,7 @@ from tl.step import (
     GraphedStep,
     Graphs,
     Loss,
+    Replayed,
     TrainStep,
     own_stream,
 )
@@ -125,12 +130,32 @@ def ready(
     started = time.perf_counter()
     check_precision(config.precision, device)
     check_execution(config.execution, config.regime)
-    setup = _prepare(config, splits, device, weights, weights_dir)
-    with seeded(seed_for("train", config.seed)), single_precision(config.precision), own_stream(device):
-        body: Body = _compiled(setup.model.backbone) if config.compile else setup.model.backbone
+    compiler = nullcontext if needs_compiler(config) else deferred
+    with compiler():
+        setup = _prepare(config, splits, device, weights, weights_dir)
+    with (
+        compiler(),
+        checkpointed(setup.model.backbone, config) if config.checkpointing else nullcontext(),
+        seeded(seed_for("train", config.seed)),
+        single_precision(config.precision),
+        own_stream(device),
+    ):
+        ahead = _batches_ahead(setup)
+        inference = _inference(setup, ahead) if config.runs_folded else None
+        network = inference.network if inference else setup.model.backbone
+        body: Body = _compiled(network) if config.compile else network
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
-        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs
-        yield setup, _make_loop(setup, body, Graphs() if with_graphs else None), setup_seconds
+        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not config.checkpointing
+        graphs = Graphs() if with_graphs else None
+        yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
+
+
+def needs_compiler(config: TrainConfig) -> bool:
+    """Return whether a training loads torch's compiler: to compile, or to trace a network that becomes int8.
+
+    Torch's activation checkpointing asks for the compiler's settings.
+    """
+    return config.compile or config.checkpointing or REGIMES[config.regime].extractor == "int8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +274,7 @@ def _backbone(
 
 
 Images = Batches | PlainBatches
-Inputs = Images | Features
+Inputs = Images | Ahead | Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,34 +289,85 @@ class Loop:
     evaluation: Evaluation
     graphs: Graphs | None
     extraction: Extraction | None
+    inference: InferenceNetwork | None
+    """None if the backbone runs as it is."""
     work: StepWork
     """The work of the first step, which is warm-up anyway."""
 
 
-def _make_loop(setup: Setup, body: Body, graphs: Graphs | None) -> Loop:
+def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahead: int, graphs: Graphs | None) -> Loop:
     """Make the steps. Extract features first if the regime extracts them once."""
     config, model, device = setup.config, setup.model, setup.device
     train: Inputs = setup.images.train
     val: Inputs = setup.images.val
+    counted: Body = model.backbone
     extraction: Extraction | None = None
     if setup.regime.features == "once":
         assert isinstance(train, Batches) and isinstance(val, Batches)  # see `check_execution`
         model.eval()
-        extraction = _extraction(body, setup)
+        extraction = _extraction(body, setup, inference)
         train, val = extraction.features(train, config.views), extraction.features(val, 1)
+        body = counted = nn.Identity()
+    elif ahead > 1:
+        assert isinstance(train, Batches) and isinstance(val, Batches)  # it is not read by execution `plain`
+        forward = _without_head(body, setup)
+        if graphs:
+            forward = Replayed(forward, graphs)
+        train, val = Ahead(train, forward, ahead), Ahead(val, forward, ahead)
         body = nn.Identity()
     loss_function = LOSS_BUILDERS[config.loss](config)
     return Loop(
         train=train,
         val=val,
         loss_function=loss_function,
-        step=setup.way.step(graphs, model, body, loss_function, setup.optimizer, config, device)
+        step=setup.way.step(graphs, model, body, counted, loss_function, setup.optimizer, config, device)
         if setup.optimizer
         else None,
         evaluation=setup.way.evaluation(graphs, model, body, config.precision, device),
         graphs=graphs,
         extraction=extraction,
+        inference=inference,
         work=StepWork(),
+    )
+
+
+def _without_head(body: Body, setup: Setup) -> Body:
+    """Return the forward pass of the backbone alone, in the config's precision."""
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with autocast(setup.config.precision, setup.device):
+            return body(images)
+
+    return forward
+
+
+def _example(setup: Setup, images: int) -> torch.Tensor:
+    """Return made-up images, on which modules of the backbone show their order and shapes."""
+    size = setup.backbone.preprocessing.size
+    made_up = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return made_up.to(device=setup.device, memory_format=LAYOUTS[setup.layout])
+
+
+def _batches_ahead(setup: Setup) -> int:
+    """Return the number of batches per forward pass."""
+    config = setup.config
+    if config.lookahead != "auto":
+        return config.lookahead
+    setup.model.eval()
+    return batches_ahead(setup.model.backbone, _example(setup, 1), config.batch_size)
+
+
+def _inference(setup: Setup, ahead: int) -> InferenceNetwork:
+    """Make the backbone a network for inference, for the batches that it will get."""
+    config, model = setup.config, setup.model
+    if setup.regime.features == "once":
+        batch = EXTRACTION_BATCH.get(setup.device.type, 16)
+    else:
+        batch = config.batch_size * ahead
+    model.eval()
+    # A compiler lays out weights itself, and doesn't know those of our operators.
+    return inference_network(
+        model.backbone, _example(setup, 2), config.precision, batch_size=batch, pack=not config.compile
     )
 
 
@@ -397,6 +473,9 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
         device_name=devices.present()[str(device)],
         threads=torch.get_num_threads(),
         memory_format=setup.layout,
+        folded_layers=loop.inference.folded if loop.inference else None,
+        packed_layers=loop.inference.packed if loop.inference else None,
+        lookahead=loop.train.count if isinstance(loop.train, Ahead) else None,
         cuda_graph=isinstance(loop.step, GraphedStep) and loop.step.replayed if on_cuda else None,
         epochs=trained.history,
         best=trained.best,
@@ -442,6 +521,7 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
     assert isinstance(images, Batches)  # see `check_execution`
     if config.precision != "fp32" or config.compile:
         raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
+    load_compiler()
     started = time.perf_counter()
     calibration = images.sample(EXTRACTION_BATCH["cpu"], CALIBRATION_IMAGES)
     model.eval()
@@ -449,23 +529,19 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
     return time.perf_counter() - started
 
 
-def _extraction(body: Body, setup: Setup) -> Extraction:
+def _extraction(body: Body, setup: Setup, inference: InferenceNetwork | None) -> Extraction:
     """Make the extraction; `identity` lists all that features depend on.
 
     Rounding also depends on which images are extracted together. Random weights follow from the seed.
     """
     config, backbone, device = setup.config, setup.backbone, setup.device
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        with autocast(config.precision, device):
-            return body(images)
-
     identity = {
         "backbone": backbone.spec,
         "weights": backbone.weights.digest or f"random, seed {config.seed}",
         "dataset": setup.splits.digest,
         "precision": config.precision,
         "compile": config.compile,
+        "inference": [inference.folded, inference.packed] if inference else None,
         "device": devices.present()[str(device)],
         "threads": torch.get_num_threads(),
         "cropped on the device": setup.images.resident_bytes is not None,
@@ -474,7 +550,7 @@ def _extraction(body: Body, setup: Setup) -> Extraction:
         "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
         "source": [SOURCES[Spec.parse(backbone.spec).source].versions, plugins.fingerprint()],
     }
-    return Extraction(forward, identity)
+    return Extraction(_without_head(body, setup), identity)
 
 
 def _extractor(setup: Setup) -> list[str]:
@@ -578,6 +654,13 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
         fallbacks.append(Note(about="weights", text=f"random weights: {weights.reason}"))
     if loop.graphs and loop.graphs.failure:
         notes.append(f"without CUDA graphs: {loop.graphs.failure}")
+    if setup.config.checkpointing and setup.device.type == "cuda" and setup.way.graphs:
+        notes.append(
+            "without CUDA graphs: checkpointing reads and sets the state of random numbers, which a graph can't"
+        )
+    notes += _other_work(loop)
+    if loop.inference and loop.inference.failure:
+        notes.append(f"the backbone ran as it is, since as a network for inference {loop.inference.failure}")
     if loop.extraction and loop.extraction.spent == 0:
         notes.append("features were cached, so the memory of their extraction is unknown")
     if setup.way.others:
@@ -587,6 +670,21 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     if setup.regime.trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
     return (*fallbacks, *(Note(about="figures", text=text) for text in notes))
+
+
+def _other_work(loop: Loop) -> list[str]:
+    """Say how a frozen backbone's epochs were not the plain work, which regimes are compared by."""
+    inference, how = loop.inference, []
+    if loop.extraction:
+        return []
+    if inference and not inference.failure:
+        how.append(f"ran as a network for inference ({inference.folded} BatchNorm layers folded, ")
+        how[-1] += f"{inference.packed} convolutions packed)"
+    if isinstance(loop.train, Ahead):
+        how.append(f"ran on up to {loop.train.count} batches at once")
+    if not how:
+        return []
+    return [f"the frozen backbone {' and '.join(how)}, so times and memory are not those of plain steps"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ def make_step(backbone: str, regime: str) -> Step:
             images = model.backbone.eval()(images).clone()
         images, body = images.clone().detach(), nn.Identity()
     freezing.train_mode()
-    step = TrainStep(model, body, cross_entropy, optimizer, config, device)
+    step = TrainStep(model, body, body, cross_entropy, optimizer, config, device)
     labels = torch.arange(BATCH) % 2
 
     def counted() -> dict[str, int]:

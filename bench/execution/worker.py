@@ -21,6 +21,7 @@ from bench.store.records import Cell
 from tl import devices, gpu
 from tl.backbones import find_weights, known_names
 from tl.datasets import Splits
+from tl.deferred import load_compiler
 from tl.errors import CacheWarning, WeightsError
 from tl.images import FileState, trust
 from tl.library import library
@@ -31,6 +32,7 @@ from tl.results import TrainResult
 from tl.sealed import cache_warnings_to
 from tl.sources import SOURCES
 from tl.timing import timed_training
+from tl.train import needs_compiler
 from tl.weights import Weights
 
 for _source in SOURCES:  # in the server that cells are forked from, not in the time and memory of a cell
@@ -159,6 +161,8 @@ def time_cell(
 def _begin(cell: Cell, threads: int, checked: frozenset[FileState], emit: Emit) -> tuple[str, str | None]:
     """Set this process up for a cell, and emit the machine's state. Returns torch's name of its device and its UUID."""
     load_as_parent()
+    if needs_compiler(cell.config):
+        load_compiler()
     library(cell.config.spec.source)  # one from outside is loaded here, before anything is measured
     trust(checked)
     torch.set_num_threads(threads)

@@ -54,10 +54,22 @@ def settings(manifest: Manifest) -> str:
         )
     if protocol == "kfold":
         more = f"; kfold: stratified {shared['folds']}-fold cross-validation over all images, one repeat per seed"
+    if shared["checkpointing"]:
+        more += "; activation checkpointing where the backbone trains"
     return (
         f"{shared['epochs']} epochs, batch size {shared['batch_size']}, {shared['optimizer']} {rate}, momentum "
-        f"{shared['momentum']}, schedule {shared['schedule']}, {shared['loss']}, head {shared['head']}{more}"
+        f"{shared['momentum']}, schedule {shared['schedule']}, {shared['loss']}, head {shared['head']}"
+        f"{_frozen_backbones(shared['fold'], shared['lookahead'])}{more}"
     )
+
+
+def _frozen_backbones(fold: bool | None, lookahead: int | str) -> str:
+    """Say how frozen backbones run, if it isn't the usual way."""
+    text = "" if not fold else "; frozen backbones are folded into networks for inference"
+    if lookahead != 1:
+        many = "several" if lookahead == "auto" else str(lookahead)
+        text += f"; frozen backbones run on {many} batches at once"
+    return text
 
 
 def accuracy_note(summary: Summary) -> str:

@@ -19,6 +19,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     reading. A trial has `reason`, and no accuracy if it diverged
 8   a config has `execution` (older files: see `AS_BEFORE`)
 9   a manifest has `pairs`, empty in older files; `pairs/` has their records (`bench.store.pairs`)
+10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`); a result has `folded_layers`,
+    `packed_layers` and `lookahead`
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from tl.results import EpochResult, TrainResult
 from tl.strict import Count, Positive, Seconds, Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 SEALED_SINCE = 5
 """First version whose files have a digest; a file of this version or later without one is damaged."""
 ID_VERSION = 1
@@ -53,6 +55,9 @@ AS_BEFORE: dict[str, Any] = {
     "views": 1,
     "compile": False,
     "execution": "fast",
+    "checkpointing": False,
+    "fold": None,
+    "lookahead": 1,
 }
 """Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 

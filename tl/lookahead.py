@@ -1,0 +1,95 @@
+"""Runs a frozen backbone on several batches at once, ahead of the steps that train its head.
+
+A frozen backbone's features don't depend on the head. So the features of the next few batches can come from one forward
+pass, and the head's steps follow one by one, on the same batches in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from tl.batches import Batches
+
+IMAGES_AHEAD = {"cpu": 16, "cuda": 64}
+"""Kind of device → most images of a forward pass if the number of batches is chosen here."""
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Ahead:
+    """Batches of features, `(B, width) float32`, with labels `(B,) int64`; used like the `Batches` of their images.
+
+    The first training batch of all comes as images: its step counts the work of the whole network.
+
+    Args:
+        images: batches of one split.
+        forward: maps images `(B, 3, S, S)` to features; it runs without gradients.
+        count: number of batches per forward pass.
+    """
+
+    def __init__(self, images: Batches, forward: Callable[[torch.Tensor], torch.Tensor], count: int) -> None:
+        self._images, self._forward, self.count = images, forward, count
+        self._begun = False
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def training(
+        self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
+    ) -> Generator[Batch]:
+        """Yield one epoch, in the order of `Batches.training`. `mark` is also called at the end of `forward`."""
+        with closing(self._images.training(batch_size, seed=seed, epoch=epoch, mark=mark)) as batches:
+            if not self._begun:
+                self._begun = True
+                yield next(batches)
+            yield from self._features(batches, mark)
+
+    def evaluation(self, batch_size: int) -> Generator[Batch]:
+        """Yield all images' features in order."""
+        with closing(self._images.evaluation(batch_size)) as batches:
+            yield from self._features(batches, None)
+
+    def _features(self, batches: Iterator[Batch], mark: Callable[[str], None] | None) -> Iterator[Batch]:
+        while group := list(islice(batches, self.count)):
+            sizes = [len(labels) for _, labels in group]
+            with torch.no_grad():
+                features = self._forward(torch.cat([images for images, _ in group]))
+            if mark:
+                mark("forward")
+            for part, (_, labels) in zip(features.split(sizes), group, strict=True):
+                yield part, labels
+
+
+def batches_ahead(network: nn.Module, images: torch.Tensor, batch_size: int) -> int:
+    """Choose how many batches a forward pass may have without needing the memory of a training step.
+
+    A step that trains the network keeps the outputs of all its modules for one batch. A forward pass needs only those
+    that are alive at a time, but for several batches. `images` is an example batch `(N, 3, S, S)`.
+    """
+    kept = most_alive = 0
+
+    def called(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        nonlocal kept, most_alive
+        if any(True for _ in module.children()) or not isinstance(output, torch.Tensor):
+            return
+        kept += output.nbytes
+        inputs = sum(each.nbytes for each in given if isinstance(each, torch.Tensor))
+        # A residual connection may keep a third tensor, as large as the output.
+        most_alive = max(most_alive, inputs + 2 * output.nbytes)
+
+    hook = register_module_forward_hook(called)
+    try:
+        with torch.no_grad():
+            network(images)
+    finally:
+        hook.remove()
+    by_memory = kept // most_alive if most_alive else 1
+    by_images = IMAGES_AHEAD.get(images.device.type, 16) // batch_size
+    return max(1, min(by_memory, by_images))
