@@ -126,6 +126,7 @@ def time_cell(
                     val_batches=timed.val_batches,
                     margin=timed.margin,
                     least=timed.least,
+                    group=timed.group,
                     seconds=time.perf_counter() - begun,
                 )
             )
