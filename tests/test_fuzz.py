@@ -125,6 +125,7 @@ SETTINGS = {
     "folds": st.integers(2, 5),
     "optimizer": st.sampled_from(["sgd", "adamw"]),
     "views": st.integers(1, 3),
+    "checkpointing": st.booleans(),
 }
 ENTRY = {"backbone": st.just("quick2"), "regime": st.sampled_from(list(REGIMES)), "seed": st.integers(0, 3)} | SETTINGS
 CLAIM = {

@@ -262,13 +262,15 @@ def test_a_protocol_and_what_it_reads(tmp_path: Path) -> None:
     assert run_name(chosen, None, "random", 1, None) == "own-kfold-epochs1-random"
 
 
-def test_a_grid_can_ask_for_compiled_backbones(tmp_path: Path) -> None:
-    """`compile` must be true or false."""
+@pytest.mark.parametrize("name", ["compile", "checkpointing"])
+def test_a_grid_can_ask_for_compiled_or_checkpointed_backbones(tmp_path: Path, name: str) -> None:
+    """The value must be true or false."""
     place = tmp_path / "own.toml"
     for value, valid in (("true", True), ("1", False), ('"yes"', False)):
-        place.write_text(f'[matrix]\nbackbones = ["timm:test_resnet"]\n[train]\ncompile = {value}\n')
+        place.write_text(f'[matrix]\nbackbones = ["timm:test_resnet"]\n[train]\nviews = 3\n{name} = {value}\n')
         if valid:
-            assert load_grid(str(place)).shared_settings["compile"] is True
+            shared = load_grid(str(place)).shared_settings
+            assert shared[name] is True and shared["views"] == 3, "no regime reads all settings"
         else:
-            with pytest.raises(ConfigError, match=r"compile=.*: must be true or false"):
+            with pytest.raises(ConfigError, match=rf"{name}=.*: must be true or false"):
                 load_grid(str(place))

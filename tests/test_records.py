@@ -38,6 +38,7 @@ def test_a_cell_keeps_the_id_that_it_had_in_version_1() -> None:
         {"protocol": "kfold"},
         {"protocol": "kfold", "folds": 10},
         {"execution": "plain"},
+        {"checkpointing": True},
     ],
     ids=str,
 )

@@ -93,6 +93,11 @@ class TrainConfig(Strict):
         "random crops that epochs use in turn. Always 1 with other regimes, which don't read it",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
+    checkpointing: bool = Field(
+        False,
+        description="run the backbone's blocks again in the backward pass, so that their activations need no memory. "
+        "Always false with regimes that train nothing of the backbone, which don't read it",
+    )
     fold: bool | None = Field(
         None,
         description="run a frozen backbone as a network for inference (`tl.inference`). None: only if features are "
@@ -141,6 +146,12 @@ class TrainConfig(Strict):
     def _views(cls, value: int, info: Any) -> int:
         regime = REGIMES.get(info.data.get("regime", ""))
         return value if regime is None or regime.features == "once" else 1
+
+    @field_validator("checkpointing")
+    @classmethod
+    def _checkpointing(cls, value: bool, info: Any) -> bool:
+        regime = REGIMES.get(info.data.get("regime", ""))
+        return value and (regime is None or regime.trainable.backbone is not None)
 
     @field_validator("learning_rates")
     @classmethod

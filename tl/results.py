@@ -44,9 +44,9 @@ class Work(Strict):
 
     step_images: Positive = Field(description="images in that step")
     forward_flops: Count = Field(description="operations of the forward pass; multiply and add count as two")
-    backward_flops: Count
+    backward_flops: Count = Field(description="operations of the backward pass, with what checkpointing runs again")
     saved_activation_bytes: Count = Field(
-        description="tensors saved for backward, each storage once, without parameters"
+        description="tensors kept from forward to backward pass, each storage once, without parameters"
     )
     parameter_bytes: Count
     gradient_bytes: Count
@@ -80,7 +80,9 @@ class Trial(Strict):
     learning_rate: float
     held_out_accuracy: Share | None = Field(description="share in [0, 1], at the last epoch; None if it diverged")
     held_out_loss: float | None = Field(description="at the last epoch; None if it diverged")
-    seconds: Seconds = Field(description="duration of the trial, with its set-up")
+    seconds: Seconds = Field(
+        description="duration of the trial, with its set-up; an equal share if all rates were tried at once"
+    )
     reason: str = Field("", description="where it diverged; empty if it did not, and before version 7")
 
 

@@ -26,6 +26,7 @@ from tl import devices, plugins
 from tl.backbones import Backbone, Classifier, find_weights, known_names, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.calls import Place, checked
+from tl.checkpointing import checkpointed
 from tl.choice import Choice, Prepared, Turn, Ways, choose
 from tl.clock import Clock
 from tl.config import AUTO, TrainConfig
@@ -148,6 +149,7 @@ def ready(
         setup = _prepare(config, splits, device, weights, weights_dir, layout)
     with (
         compiler(),
+        checkpointed(setup.model.backbone, config) if config.checkpointing else nullcontext(),
         seeded(seed_for("train", config.seed)),
         single_precision(config.precision),
         own_stream(device),
@@ -157,7 +159,7 @@ def ready(
         network = inference.network if inference else setup.model.backbone
         body: Body = _compiled(network) if config.compile else network
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
-        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs
+        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not config.checkpointing
         graphs = Graphs() if with_graphs else None
         yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
 
@@ -225,9 +227,7 @@ def _prepared(
     """Prepare a training that takes turns on the same first batches."""
     with ready(config, splits, device, weights, weights_dir, choice=choice) as (setup, loop, _):
         train, val, size = loop.train, loop.val, config.batch_size
-        counted: StepWork | None = (
-            StepWork()
-        )  # with look-ahead, the first step of all gets images, and counts their work
+        counted: StepWork | None = StepWork()  # see `Ahead`: the first step of all counts its work
 
         def run(steps: int) -> Turn:
             nonlocal counted
@@ -256,8 +256,11 @@ def _prepared(
 
 
 def needs_compiler(config: TrainConfig) -> bool:
-    """Return whether a training loads torch's compiler: to compile, or to trace a network that becomes int8."""
-    return config.compile or REGIMES[config.regime].extractor == "int8"
+    """Return whether a training loads torch's compiler: to compile, or to trace a network that becomes int8.
+
+    Torch's activation checkpointing asks for the compiler's settings.
+    """
+    return config.compile or config.checkpointing or REGIMES[config.regime].extractor == "int8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -531,14 +534,14 @@ def _epoch(
             work = loop.work if epoch == 0 else None
             trained = _train_pass(step, loop.train, setup.config, epoch, clock, work)
             if trained.fault:
-                raise _diverged(f"training {trained.fault}", setup, rate, history)
+                raise diverged(f"training {trained.fault}", setup.config, rate, history)
             train_seconds = clock.elapsed()
             memory.begin("val")
             clock.mark(None)
         setup.model.eval()
-        validated = _val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
+        validated = val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
         if validated.fault:
-            raise _diverged(f"validation {validated.fault}", setup, rate, history)
+            raise diverged(f"validation {validated.fault}", setup.config, rate, history)
         clock.mark("validation")
         whole, parts = clock.read()
         memory.end()
@@ -558,12 +561,12 @@ def _epoch(
     return row, Predictions(epoch=epoch, labels=validated.predicted, confidences=validated.confidences)
 
 
-def _diverged(what: str, setup: Setup, rate: float | None, history: Sequence[EpochResult]) -> DivergedError:
+def diverged(what: str, config: TrainConfig, rate: float | None, history: Sequence[EpochResult]) -> DivergedError:
     """Return the error for a figure of the epoch after `history` that is not finite."""
     if rate is None:
         return DivergedError(f"the {what} although nothing was trained; are the weights damaged?", history)
     return DivergedError(
-        f"the {what} in epoch {len(history) + 1} of {setup.config.epochs}, at learning rate {rate:g}", history
+        f"the {what} in epoch {len(history) + 1} of {config.epochs}, at learning rate {rate:g}", history
     )
 
 
@@ -669,7 +672,9 @@ def _extractor(setup: Setup) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pass:
+class Pass:
+    """What a pass over a split found."""
+
     loss: float
     accuracy: float
     predicted: list[int]
@@ -696,7 +701,7 @@ def work_of(step: StepWork, setup: Setup) -> Work | None:
 
 def _train_pass(
     step: TrainStep, batches: Inputs, config: TrainConfig, epoch: int, clock: Clock, work: StepWork | None
-) -> _Pass:
+) -> Pass:
     step.start()
     # Closed, so that nothing loads further batches after an error.
     with closing(batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark)) as epoch_batches:
@@ -705,30 +710,31 @@ def _train_pass(
             work = None
     loss_sum, correct = step.sums()
     loss = loss_sum / len(batches)
-    return _Pass(
+    return Pass(
         loss=loss,
         accuracy=correct / len(batches),
         predicted=[],
         confidences=[],
-        fault=_fault(loss),
+        fault=fault_of(loss),
     )
 
 
-def _val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, config: TrainConfig) -> _Pass:
+def val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, config: TrainConfig) -> Pass:
+    """Evaluate all validation inputs."""
     with closing(batches.evaluation(config.batch_size)) as pass_batches:
         found, count = evaluation.over(pass_batches, loss_function), len(batches)
     loss = found.loss_sum / count
     outputs_fault = f"outputs of {found.unknown} of {count} images were not finite" if found.unknown else ""
-    return _Pass(
+    return Pass(
         loss=loss,
         accuracy=found.correct / count,
         predicted=found.predicted,
         confidences=[round(value, 6) for value in found.confidences],
-        fault=_fault(loss) or outputs_fault,
+        fault=fault_of(loss) or outputs_fault,
     )
 
 
-def _fault(loss: float) -> str:
+def fault_of(loss: float) -> str:
     """Say how a loss is not finite; empty if it is."""
     if math.isfinite(loss):
         return ""
@@ -758,6 +764,10 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
         fallbacks.append(Note(about="weights", text=f"random weights: {weights.reason}"))
     if loop.graphs and loop.graphs.failure:
         notes.append(f"without CUDA graphs: {loop.graphs.failure}")
+    if setup.config.checkpointing and setup.device.type == "cuda" and setup.way.graphs:
+        notes.append(
+            "without CUDA graphs: checkpointing reads and sets the state of random numbers, which a graph can't"
+        )
     notes += _other_work(loop)
     if loop.inference and loop.inference.failure:
         notes.append(f"the backbone ran as it is, since as a network for inference {loop.inference.failure}")

@@ -64,6 +64,7 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "threads": lambda run, record: record.result.threads if record.result else None,
     "memory_format": lambda run, record: record.result.memory_format if record.result else None,
     "compile": lambda run, record: record.cell.config.compile,
+    "checkpointing": lambda run, record: record.cell.config.checkpointing,
     "folded_layers": lambda run, record: record.result.folded_layers if record.result else None,
     "packed_layers": lambda run, record: record.result.packed_layers if record.result else None,
     "lookahead": lambda run, record: record.result.lookahead if record.result else None,
@@ -138,7 +139,15 @@ _TURN_COLUMNS = (
     "turns_peak_memory_bytes",
 )
 """Columns of raw values that only turns of paired timing have."""
-_BOOLEANS = ("frozen_verified", "git_dirty", "compile", "cuda_graph", "features_reused", "paired_in_turns")
+_BOOLEANS = (
+    "frozen_verified",
+    "git_dirty",
+    "compile",
+    "checkpointing",
+    "cuda_graph",
+    "features_reused",
+    "paired_in_turns",
+)
 _INTEGERS = {
     "pairs",
     "folded_layers",

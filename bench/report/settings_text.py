@@ -54,6 +54,8 @@ def settings(manifest: Manifest) -> str:
         )
     if protocol == "kfold":
         more = f"; kfold: stratified {shared['folds']}-fold cross-validation over all images, one repeat per seed"
+    if shared["checkpointing"]:
+        more += "; activation checkpointing where the backbone trains"
     return (
         f"{shared['epochs']} epochs, batch size {shared['batch_size']}, {shared['optimizer']} {rate}, momentum "
         f"{shared['momentum']}, schedule {shared['schedule']}, {shared['loss']}, head {shared['head']}"

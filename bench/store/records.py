@@ -19,8 +19,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     reading. A trial has `reason`, and no accuracy if it diverged
 8   a config has `execution` (older files: see `AS_BEFORE`)
 9   a manifest has `pairs`, empty in older files; `pairs/` has their records (`bench.store.pairs`)
-10  a config has `fold` and `lookahead` (older files: see `AS_BEFORE`); a result has `folded_layers`, `packed_layers`
-    and `lookahead`
+10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`); a result has `folded_layers`,
+    `packed_layers` and `lookahead`
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ AS_BEFORE: dict[str, Any] = {
     "views": 1,
     "compile": False,
     "execution": "fast",
+    "checkpointing": False,
     "fold": None,
     "lookahead": 1,
 }

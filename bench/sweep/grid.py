@@ -128,9 +128,15 @@ class Grid(Strict):
 
         Raises `ConfigError` if one is out of range.
         """
-        # This regime reads every setting, `views` too. Others replace the settings that they don't read.
-        reader = max(REGIMES, key=lambda name: REGIMES[name].features == "once")
-        settings = TrainConfig(backbone="any", regime=reader, **self.train).model_dump(mode="json")
+        settings: dict[str, Any] = {}
+        for regime in REGIMES:  # each replaces the settings that it doesn't read by their defaults
+            config = TrainConfig(backbone="any", regime=regime, **self.train)
+            unusual = {
+                name: getattr(config, name) != TrainConfig.model_fields[name].default for name in SHARED_SETTINGS
+            }
+            for name, value in config.model_dump(mode="json").items():
+                if name in SHARED_SETTINGS and (unusual[name] or name not in settings):
+                    settings[name] = value
         return {name: settings[name] for name in SHARED_SETTINGS}
 
     def override(self, axes: Mapping[str, Any], settings: Mapping[str, Any]) -> Grid:
@@ -215,6 +221,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "seed": ((int,), "one number"),
     "learning_rates": ((list,), "a list of numbers"),
     "compile": ((bool,), "true or false"),
+    "checkpointing": ((bool,), "true or false"),
     "fold": ((bool,), "true or false"),
     "lookahead": ((int, str), 'a number of batches, or "auto"'),
 }
