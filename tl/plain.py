@@ -39,7 +39,8 @@ from tl.machine import resume_processes, stop_processes
 from tl.precision import autocast
 from tl.regimes import REGIMES
 from tl.seeding import seed_for
-from tl.step import Body, Evaluated, Evaluation, Loss, TrainStep
+from tl.step import Body, Evaluated, Evaluation, Loss, Mark, TrainStep
+from tl.work import StepWork
 
 WORKERS = 4
 """Worker processes of each loader: the tutorial's `num_workers`. They are started anew for each pass, as there."""
@@ -283,6 +284,18 @@ def _leave_signals_to_parent(worker: int) -> None:
 
 class PlainStep(TrainStep):
     """A step of the tutorial's loop: it reads the loss and the number of correct predictions after every batch."""
+
+    def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
+        """See `TrainStep.run`. Gradients and outputs of a step stay until the next one, as in the tutorial."""
+        self._optimizer.zero_grad(set_to_none=True)
+        mark("optimizer")
+        super().run(inputs, labels, mark, work)
+
+    def _free_gradients(self) -> None:
+        pass
+
+    def _free_batch(self) -> None:
+        pass
 
     def start(self) -> None:
         """Begin an epoch: set the sums to 0."""
