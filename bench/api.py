@@ -200,6 +200,7 @@ def run(
     load_plugins(map(Path, plugins))
     from rich.console import Console
 
+    from bench.execution.executors import start_early
     from bench.report.live import LivePage
     from bench.report.written import check_replaceable
     from bench.sweep.adaptive import make_goal, refuse_max_seeds
@@ -241,6 +242,7 @@ def run(
         on_record=page.write if page else None,
     )
     goal = make_goal(chosen, until_decided=until_decided, within=within, max_pairs=max_pairs, budget=budget)
+    start_early(executor)
     sweeps: list[Sweep] = []
 
     def planned(sweep: Sweep) -> None:

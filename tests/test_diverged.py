@@ -36,7 +36,7 @@ from tl import protocols
 from tl.config import EXECUTIONS
 from tl.protocols import run_protocol
 from tl.regimes import REGIMES
-from tl.train import WAYS, _val_pass
+from tl.train import WAYS, val_pass
 
 ABSURD = 3e38
 """A learning rate that overflows single precision at once, in a head alone too."""
@@ -107,14 +107,15 @@ def test_what_counts_in_validation(last: list[float], fault: str, execution: str
     """The loss counts, and outputs that are infinite although the loss is finite, with every execution."""
     given: Any = Given(last)
     evaluation = WAYS[execution].evaluation(None, Says(), Says.backbone, "fp32", Given.device)
-    assert _val_pass(evaluation, given, nn.functional.cross_entropy, config()).fault == fault
+    assert val_pass(evaluation, given, nn.functional.cross_entropy, config()).fault == fault
 
 
 def later(monkeypatch: pytest.MonkeyPatch, epoch: int, kind: str) -> None:
     """Let the loss of one epoch be NaN, in training or in validation."""
     import tl.train as module
 
-    original = getattr(module, f"_{kind}_pass")
+    name = {"train": "_train_pass", "val": "val_pass"}[kind]
+    original = getattr(module, name)
     calls: list[None] = []
 
     def spoil(*arguments: Any) -> Any:
@@ -122,7 +123,7 @@ def later(monkeypatch: pytest.MonkeyPatch, epoch: int, kind: str) -> None:
         calls.append(None)
         return replace(found, fault="loss was NaN") if len(calls) == epoch else found
 
-    monkeypatch.setattr(module, f"_{kind}_pass", spoil)
+    monkeypatch.setattr(module, name, spoil)
 
 
 @pytest.mark.parametrize(("kind", "named"), [("train", "training"), ("val", "validation")])

@@ -19,6 +19,7 @@ import pytest
 
 from bench.execution import process
 from bench.execution.base import NO_LIMITS, Executor, Limits
+from bench.execution.discovery import backbone_names
 from bench.execution.executors import make_executor
 from bench.execution.process import ProcessExecutor
 
@@ -184,6 +185,61 @@ def test_a_server_that_cannot_start(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "as it does when memory runs out (this program may use 64 TiB; see `ulimit -v`)" in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+EARLY = """
+import sys
+from multiprocessing import forkserver
+import tl.datasets
+from bench.cli import main
+from bench.execution import executors, process
+
+def server():
+    return forkserver._forkserver._forkserver_pid
+
+executors.EXECUTORS["process"] = lambda address: process.ProcessExecutor("sleeps")
+load, started = tl.datasets.load_splits, []
+
+def looked_for(*arguments, **settings):
+    started.append(server() is not None)
+    return load(*arguments, **settings)
+
+tl.datasets.load_splits = looked_for
+try:
+    main()
+finally:
+    print("images", started, "server", server() or "", file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a fork server and devices that are known without torch")
+@pytest.mark.parametrize(
+    ("words", "early"),
+    [
+        (("run", "--grid", "smoke", "--device", "cpu", "--data", "nowhere"), True),
+        (("run", "--grid", "smoke", "--device", "cpu", "--data", "nowhere", "--dry-run"), False),
+        (("run", "--grid", "smoke", "--device", "cpu", "--data", "nowhere", "--executor", "inline"), False),
+        (("time", "timm:test_resnet", "--device", "cpu", "--data", "nowhere"), True),
+    ],
+    ids=["run", "dry run", "inline", "time"],
+)
+def test_the_server_starts_before_images_are_looked_for(words: tuple[str, ...], early: bool, tmp_path: Path) -> None:
+    """A command that ends with a mistake neither waits for what the server loads nor leaves it behind."""
+    (tmp_path / "sleeps.py").write_text("import time\n\ntime.sleep(1000)\n")
+    places = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    backbone_names(make_executor("process"))  # in the cache, so that the server isn't asked for them
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, *words],
+        env={**os.environ, **places},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    assert done.returncode == 2 and "'nowhere'" in done.stderr, done.stderr
+    said = done.stderr.splitlines()[-1].split()
+    assert said[:3] == ["images", f"[{early}]", "server"] and len(said) == 3 + early, done.stderr
+    assert not early or not psutil.pid_exists(int(said[3]))
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,17 @@ def test_the_crop_of_an_image_is_the_same_in_every_part_of_a_data_set(mini: tl.S
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-5)
 
 
+def test_features_are_validated_in_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch size, which limits the memory of images, says nothing about them unless it is larger."""
+    monkeypatch.setattr("tl.features.EVALUATED_AT_ONCE", 10)
+    views, labels = torch.rand(2, 24, 3), torch.arange(24)
+    for batch_size, sizes in ((4, [10, 10, 4]), (12, [12, 12]), (100, [24])):
+        batches = list(Features(views, labels).evaluation(batch_size))
+        assert [len(shown) for _, shown in batches] == sizes
+        assert torch.equal(torch.cat([rows for rows, _ in batches]), views[0])
+        assert torch.equal(torch.cat([shown for _, shown in batches]), labels)
+
+
 def test_folds_share_their_features(mini: tl.Splits) -> None:
     """The centre view of an image is extracted once for all folds."""
     result = tl.run_protocol(config(protocol="kfold", folds=3, backbone=TINY[1], epochs=2), mini, device="cpu")

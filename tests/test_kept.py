@@ -126,8 +126,8 @@ def test_only_what_may_be_needed_is_written(
     mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], keep: Any, calls: list[str]
 ) -> None:
     """The best epoch so far is written if another one follows, and read if that was worse."""
-    original, given, done = train_module._val_pass, iter(accuracies), list[str]()
-    monkeypatch.setattr(train_module, "_val_pass", lambda *args: replace(original(*args), accuracy=next(given)))
+    original, given, done = train_module.val_pass, iter(accuracies), list[str]()
+    monkeypatch.setattr(train_module, "val_pass", lambda *args: replace(original(*args), accuracy=next(given)))
     for name in ("keep", "restore"):
         method = getattr(KeptState, name)
         monkeypatch.setattr(KeptState, name, lambda self, name=name, method=method: (done.append(name), method(self)))

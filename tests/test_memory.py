@@ -47,14 +47,14 @@ def hogging(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.alone
 @linux
-@pytest.mark.parametrize("place", ["open_store", "_train_pass", "_val_pass"])
+@pytest.mark.parametrize("place", ["open_store", "_train_pass", "val_pass"])
 def test_memory_shows_in_the_phase_that_needs_it(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """A block that set-up, training or validation holds briefly is in its own mark and in the total only."""
     config = tl.TrainConfig(backbone=TINY[1], regime="frozen", weights="random", epochs=2)
     tl.train_model(config, mini, device="cpu")  # loads library code for the first time
     monkeypatch.setattr(tl.train, place, hogging(getattr(tl.train, place)))
     result = tl.train_model(config, mini, device="cpu")
-    marks = {"_train_pass": result.train_rss_bytes, "_val_pass": result.val_rss_bytes}
+    marks = {"_train_pass": result.train_rss_bytes, "val_pass": result.val_rss_bytes}
     for phase, mark in marks.items():
         assert mark is not None
         above = mark - result.baseline_rss_bytes

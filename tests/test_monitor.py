@@ -114,6 +114,20 @@ def test_the_check_before_a_sweep(counters: list[Counters], after: Counters, wor
     assert warning.startswith(words) and bool(warning) is bool(words)
 
 
+@pytest.mark.parametrize(
+    ("passed", "waits", "warned"), [(0.1, 0.15, True), (5.0, 0.0, True), (module.RECENT_SECONDS + 1, 0.25, False)]
+)
+def test_the_check_may_have_begun_before(
+    counters: list[Counters], monkeypatch: pytest.MonkeyPatch, passed: float, waits: float, warned: bool
+) -> None:
+    """It waits only for what is left of its time, unless it began so long ago that it says little about now."""
+    slept: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    counters += [reading(passed, other=passed), reading(passed + 0.25, other=passed)]
+    assert bool(module.busy_warning(reading(0))) is warned
+    assert slept == [pytest.approx(waits)]
+
+
 @pytest.mark.parametrize("text", [None, "cpu0 0 0 0 0 0 0 0 0 0 0\n"])
 def test_without_counters_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None) -> None:
     """Without /proc/stat, or with only zeros in it, the shares are unknown, not 0."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 import tl
 from tests.conftest import TINY
@@ -17,6 +18,7 @@ from tl.cache import to_json
 from tl.config import PROTOCOLS
 from tl.datasets import ImageList
 from tl.folds import every_image, tuning_splits
+from tl.heads import TrainedHead
 from tl.images import Store
 from tl.protocols import RUNNERS, choose, run_protocol
 from tl.results import Trial
@@ -163,7 +165,13 @@ def test_all_regimes_and_seeds_are_tuned_on_the_same_images(
         seen.append((splits.train, splits.val))
         return pretend(trained, settings, splits)
 
+    def recorded_at_once(several: list[tl.TrainConfig], splits: tl.Splits, **more: Any) -> list[TrainedHead]:
+        return [
+            TrainedHead(config=one, head=nn.Identity(), epochs=list(recorded(one, splits).epochs)) for one in several
+        ]
+
     monkeypatch.setattr(protocols, "train_model", recorded)
+    monkeypatch.setattr(protocols, "train_heads", recorded_at_once)
     for regime, seed in [*((regime, 0) for regime in TRAINING), ("frozen", 1)]:
         run(config("tuned", regime, seed=seed, epochs=1), mini)
     assert len(seen) == (len(TRAINING) + 1) * (len(RATES) + 1)

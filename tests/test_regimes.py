@@ -154,12 +154,12 @@ def test_ties_keep_the_earliest_epoch(mini: tl.Splits) -> None:
 @pytest.mark.parametrize("regime", TRAINING)
 def test_best_weights_are_a_copy(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
     """If accuracy only falls, the first epoch's weights are returned, whatever later epochs change."""
-    original, accuracies = train_module._val_pass, iter([0.9, 0.6, 0.9, 0.8, 0.7])
+    original, accuracies = train_module.val_pass, iter([0.9, 0.6, 0.9, 0.8, 0.7])
 
     def falling(*arguments: object) -> object:
         return replace(original(*arguments), accuracy=next(accuracies))
 
-    monkeypatch.setattr(train_module, "_val_pass", falling)
+    monkeypatch.setattr(train_module, "val_pass", falling)
     config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights="random", schedule="constant")
     longer = tl.train_model(config.replace(epochs=2), mini, device="cpu")
     assert longer.best.epoch == 0

@@ -100,7 +100,7 @@ def test_validation_takes_less_than_training(regime: str) -> None:
 
 def test_a_validation_pass_of_a_training_finds_no_gradients(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """So fine-tuning's peak in validation is smaller by all that trains, and its results are the same."""
-    found, original = [], train_module._val_pass
+    found, original = [], train_module.val_pass
     made: list[Freezing] = []
 
     def freezing(*given: Any) -> Freezing:
@@ -112,7 +112,7 @@ def test_a_validation_pass_of_a_training_finds_no_gradients(mini: tl.Splits, mon
         return original(*given)
 
     monkeypatch.setattr(train_module, "freeze", freezing)
-    monkeypatch.setattr(train_module, "_val_pass", validated)
+    monkeypatch.setattr(train_module, "val_pass", validated)
     config = tl.TrainConfig(backbone=TINY[1], regime="finetune", weights="random", epochs=1)
     tl.train_model(config, mini, device="cpu")
     assert found and all(gradient is None for gradient in found)

@@ -205,7 +205,7 @@ def test_losses_are_those_of_a_plain_loop(mini: tl.Splits, backbone: str) -> Non
 @pytest.mark.parametrize("regime", PARTS)
 def test_the_best_epochs_weights_come_back(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
     """If accuracy only falls, the model is that after one epoch. The frozen part is not copied."""
-    original, accuracies, kept = train_module._val_pass, iter([0.9, 0.6, 0.9]), []
+    original, accuracies, kept = train_module.val_pass, iter([0.9, 0.6, 0.9]), []
     state = Freezing.state
 
     def falling(*arguments: object) -> object:
@@ -215,7 +215,7 @@ def test_the_best_epochs_weights_come_back(mini: tl.Splits, monkeypatch: pytest.
         kept.append(state(self))
         return kept[-1]
 
-    monkeypatch.setattr(train_module, "_val_pass", falling)
+    monkeypatch.setattr(train_module, "val_pass", falling)
     monkeypatch.setattr(Freezing, "state", copied)
     monkeypatch.setattr("tl.kept.SMALL", 1 << 40)
     longer, short = (train(mini, regime, epochs=epochs, schedule="constant") for epochs in (2, 1))

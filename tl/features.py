@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from tl.seeding import seed_for
 FEATURES_VERSION = 2
 EXTRACTION_BATCH = {"cpu": 16, "cuda": 64}
 """Images per forward pass of the extraction, by kind of device."""
+EVALUATED_AT_ONCE = 4096
+"""Features in a validation batch, which need little memory; the batch size is for images, which need much."""
 Table = dict[str, npt.NDArray[np.float32]]
 """Features of each file, `(width,)`."""
 CENTRE = -1
@@ -64,9 +66,25 @@ class Features:
                 mark("data")
             yield features[start:stop], labels[start:stop]
 
-    def evaluation(self, batch_size: int) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the first view of all images, in order."""
+    def training_at_once(
+        self, batch_size: int, *, seeds: Sequence[int], epoch: int, mark: Callable[[str], None]
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield one epoch for several heads: features `(heads, B, width)` and labels `(heads, B)`.
+
+        Each head has the batches that `training` yields with its seed.
+        """
+        view = self._views[epoch % len(self._views)]
+        orders = np.stack([order(len(self), seed_for("order", seed, epoch)) for seed in seeds])
+        shuffled = torch.from_numpy(orders).to(self.device)
         for start, stop in batch_bounds(len(self), batch_size):
+            chosen = shuffled[:, start:stop]
+            features, labels = view[chosen], self._labels[chosen]
+            mark("data")
+            yield features, labels
+
+    def evaluation(self, batch_size: int) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the first view of all images, in order; `EVALUATED_AT_ONCE` in a batch, unless `batch_size` is more."""
+        for start, stop in batch_bounds(len(self), max(batch_size, EVALUATED_AT_ONCE)):
             yield self._views[0, start:stop], self._labels[start:stop]
 
 

@@ -44,6 +44,19 @@ def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
     return optimizer
 
 
+def joined(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """Make one optimiser of several of the same kind. It does to each parameter what the parameter's own one would do.
+
+    Their groups of parameters are its groups, in order.
+    """
+    first, *others = optimizers
+    for other in others:
+        for group in other.param_groups:
+            first.add_param_group(group)
+        first.state.update(other.state)
+    return first
+
+
 def _focal(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
     per_image = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     share = logits.softmax(1).gather(1, labels[:, None])[:, 0]
@@ -64,3 +77,4 @@ LOSS_BUILDERS: dict[str, Callable[[TrainConfig], Loss]] = {
     "cross_entropy": lambda c: partial(cross_entropy, label_smoothing=c.label_smoothing),
     "focal": lambda c: partial(_focal, smoothing=c.label_smoothing),
 }
+"""Each is the mean, over the images of a batch, of a figure of the image alone: `tl.heads` relies on that."""

@@ -2,7 +2,8 @@
 
 `fixed` trains once at the config's learning rate, as the tutorial does. A single rate for all regimes favours some of
 them, so `tuned` gives each regime the same number of rates to try. `kfold` evaluates every image, training images too,
-which gives accuracies with narrower intervals. All protocols use the same `train_model`.
+which gives accuracies with narrower intervals. All protocols use the same `train_model`; only the trials of a regime
+that extracts features once run at once (`tl.heads`), which gives the same figures.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,15 +23,32 @@ from tl.datasets import Splits
 from tl.deferred import compiler_loaded
 from tl.errors import DivergedError
 from tl.folds import check_protocol, every_image, fold_splits, tuning_splits
+from tl.heads import TrainedHead, train_heads, trainable_at_once
 from tl.images import open_store
 from tl.memory import MemoryMarks
 from tl.regimes import REGIMES
-from tl.results import EpochResult, Phases, Predictions, TrainResult, Trial
+from tl.results import EpochResult, Note, Phases, Predictions, TrainResult, Trial
 from tl.train import train_model
 from tl.weights import Weights
 
-Train = Callable[[TrainConfig, Splits], TrainResult]
 Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Trains by a config on images; all else is the same for all trainings of a protocol."""
+
+    settings: dict[str, Any]
+    """Arguments of `train_model` and `train_heads`, by name."""
+    keep: Literal["best", "last"]
+
+    def __call__(self, config: TrainConfig, splits: Splits) -> TrainResult:
+        """Train once."""
+        return train_model(config, splits, keep=self.keep, **self.settings)
+
+    def at_once(self, configs: Sequence[TrainConfig], splits: Splits) -> list[TrainedHead]:
+        """Train a head per config."""
+        return train_heads(configs, splits, **self.settings)
 
 
 @checked
@@ -53,7 +71,8 @@ def run_protocol(
         weights: initial weights of the backbone; by default found by `config.weights`.
         weights_dir: a folder that is searched first for files of weights.
         on_epoch: called after each epoch of each training, outside its timing.
-        on_stage: called before each training with a short description, such as `tuning 2/4`; not with `fixed`.
+        on_stage: called before each training with a short description, such as `tuning 2/4`, or once before those that
+            run at once (`tuning 4 rates at once`); not with `fixed`.
 
     Returns:
         A `TrainResult` of that config. `TrainResult` documents how it combines several trainings.
@@ -64,12 +83,8 @@ def run_protocol(
     check_protocol(config, splits)
     # Build the store of pixels for the whole data set first: a training on a part would build one of that part.
     open_store(splits)
-    train = partial(
-        train_model,
-        device=device,
-        weights=weights,
-        weights_dir=weights_dir,
-        on_epoch=on_epoch,
+    train = Train(
+        settings={"device": device, "weights": weights, "weights_dir": weights_dir, "on_epoch": on_epoch},
         # The tutorial keeps the epoch with the best validation accuracy; the other protocols choose no epoch.
         keep="best" if config.protocol == "fixed" else "last",
     )
@@ -89,11 +104,9 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         return train(one_training(config), splits).replace(config=config)
     parts = tuning_splits(splits)
     baseline = MemoryMarks(torch.device("cpu")).baseline_bytes
-    trials = []
-    for number, rate in enumerate(config.learning_rates, 1):
-        on_stage(f"tuning {number}/{len(config.learning_rates)}")
-        trials.append(_trial(train, one_training(config, learning_rate=rate), parts))
-        _free_memory()
+    tried = [one_training(config, learning_rate=rate) for rate in config.learning_rates]
+    at_once = trainable_at_once(tried[0])
+    trials = _trials_at_once(train, tried, parts, on_stage) if at_once else _trials(train, tried, parts, on_stage)
     chosen = choose(trials)
     if chosen is None:
         raise DivergedError(f"all {len(trials)} learning rates diverged; the smallest: {trials[0].reason}")
@@ -107,23 +120,52 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         tuning_seconds=sum(trial.seconds for trial in trials),
         # The allocator keeps pages of the trials, and the training uses them: they count as memory of the training.
         baseline_rss_bytes=baseline,
+        notes=(*result.notes, *([_AT_ONCE] if at_once else [])),
     )
 
 
-def _trial(train: Train, config: TrainConfig, parts: Splits) -> Trial:
-    """Try a learning rate. A trial that diverges has its reason, and no figures."""
+_AT_ONCE = Note(about="figures", text="all learning rates were tried at once: a trial's seconds are an equal share")
+
+
+def _trials(train: Train, configs: Sequence[TrainConfig], parts: Splits, on_stage: Stage) -> list[Trial]:
+    """Try the learning rate of each config, one after the other."""
+    trials = []
+    for number, config in enumerate(configs, 1):
+        on_stage(f"tuning {number}/{len(configs)}")
+        started = time.perf_counter()
+        last, reason = None, ""
+        try:
+            last = train(config, parts).epochs[-1]
+        except DivergedError as error:
+            reason = str(error)
+        trials.append(_trial(config, last, time.perf_counter() - started, reason))
+        _free_memory()
+    return trials
+
+
+def _trials_at_once(train: Train, configs: Sequence[TrainConfig], parts: Splits, on_stage: Stage) -> list[Trial]:
+    """Try the learning rates of all configs at once. Each trial takes an equal share of the time of all together."""
+    on_stage(f"tuning {len(configs)} rates at once")
     started = time.perf_counter()
-    accuracy, loss, reason = None, None, ""
-    try:
-        last = train(config, parts).epochs[-1]
-        accuracy, loss = last.val_accuracy, last.val_loss
-    except DivergedError as error:
-        reason = str(error)
+    heads = train.at_once(configs, parts)
+    share = (time.perf_counter() - started) / len(heads)
+    trials = [
+        _trial(one.config, None, share, str(one.diverged))
+        if one.diverged
+        else _trial(one.config, one.epochs[-1], share)
+        for one in heads
+    ]
+    _free_memory()
+    return trials
+
+
+def _trial(config: TrainConfig, last: EpochResult | None, seconds: float, reason: str = "") -> Trial:
+    """Return the trial of a training with that last epoch. One that diverged has its reason, and no figures."""
     return Trial(
         learning_rate=config.learning_rate,
-        held_out_accuracy=accuracy,
-        held_out_loss=loss,
-        seconds=time.perf_counter() - started,
+        held_out_accuracy=last.val_accuracy if last else None,
+        held_out_loss=last.val_loss if last else None,
+        seconds=seconds,
         reason=reason,
     )
 

@@ -79,7 +79,9 @@ class Trial(Strict):
     learning_rate: float
     held_out_accuracy: Share | None = Field(description="share in [0, 1], at the last epoch; None if it diverged")
     held_out_loss: float | None = Field(description="at the last epoch; None if it diverged")
-    seconds: Seconds = Field(description="duration of the trial, with its set-up")
+    seconds: Seconds = Field(
+        description="duration of the trial, with its set-up; an equal share if all rates were tried at once"
+    )
     reason: str = Field("", description="where it diverged; empty if it did not, and before version 7")
 
 

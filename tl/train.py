@@ -428,14 +428,14 @@ def _epoch(
             work = loop.work if epoch == 0 else None
             trained = _train_pass(step, loop.train, setup.config, epoch, clock, work)
             if trained.fault:
-                raise _diverged(f"training {trained.fault}", setup, rate, history)
+                raise diverged(f"training {trained.fault}", setup.config, rate, history)
             train_seconds = clock.elapsed()
             memory.begin("val")
             clock.mark(None)
         setup.model.eval()
-        validated = _val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
+        validated = val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
         if validated.fault:
-            raise _diverged(f"validation {validated.fault}", setup, rate, history)
+            raise diverged(f"validation {validated.fault}", setup.config, rate, history)
         clock.mark("validation")
         whole, parts = clock.read()
         memory.end()
@@ -455,12 +455,12 @@ def _epoch(
     return row, Predictions(epoch=epoch, labels=validated.predicted, confidences=validated.confidences)
 
 
-def _diverged(what: str, setup: Setup, rate: float | None, history: Sequence[EpochResult]) -> DivergedError:
+def diverged(what: str, config: TrainConfig, rate: float | None, history: Sequence[EpochResult]) -> DivergedError:
     """Return the error for a figure of the epoch after `history` that is not finite."""
     if rate is None:
         return DivergedError(f"the {what} although nothing was trained; are the weights damaged?", history)
     return DivergedError(
-        f"the {what} in epoch {len(history) + 1} of {setup.config.epochs}, at learning rate {rate:g}", history
+        f"the {what} in epoch {len(history) + 1} of {config.epochs}, at learning rate {rate:g}", history
     )
 
 
@@ -565,7 +565,9 @@ def _extractor(setup: Setup) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pass:
+class Pass:
+    """What a pass over a split found."""
+
     loss: float
     accuracy: float
     predicted: list[int]
@@ -592,7 +594,7 @@ def work_of(step: StepWork, setup: Setup) -> Work | None:
 
 def _train_pass(
     step: TrainStep, batches: Inputs, config: TrainConfig, epoch: int, clock: Clock, work: StepWork | None
-) -> _Pass:
+) -> Pass:
     step.start()
     # Closed, so that nothing loads further batches after an error.
     with closing(batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark)) as epoch_batches:
@@ -601,30 +603,31 @@ def _train_pass(
             work = None
     loss_sum, correct = step.sums()
     loss = loss_sum / len(batches)
-    return _Pass(
+    return Pass(
         loss=loss,
         accuracy=correct / len(batches),
         predicted=[],
         confidences=[],
-        fault=_fault(loss),
+        fault=fault_of(loss),
     )
 
 
-def _val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, config: TrainConfig) -> _Pass:
+def val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, config: TrainConfig) -> Pass:
+    """Evaluate all validation inputs."""
     with closing(batches.evaluation(config.batch_size)) as pass_batches:
         found, count = evaluation.over(pass_batches, loss_function), len(batches)
     loss = found.loss_sum / count
     outputs_fault = f"outputs of {found.unknown} of {count} images were not finite" if found.unknown else ""
-    return _Pass(
+    return Pass(
         loss=loss,
         accuracy=found.correct / count,
         predicted=found.predicted,
         confidences=[round(value, 6) for value in found.confidences],
-        fault=_fault(loss) or outputs_fault,
+        fault=fault_of(loss) or outputs_fault,
     )
 
 
-def _fault(loss: float) -> str:
+def fault_of(loss: float) -> str:
     """Say how a loss is not finite; empty if it is."""
     if math.isfinite(loss):
         return ""

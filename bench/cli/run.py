@@ -128,6 +128,10 @@ def run(
     standard output is lost, the sweep goes on, and the status at its end is 141 for a closed pipe and 2 for all else,
     unless it is 1 or 130.
     """
+    from bench.execution.executors import start_early
+
+    if not dry_run:
+        start_early(executor)
     from rich.console import Console
 
     from bench.execution.signals import ending_as_interrupt

@@ -45,10 +45,12 @@ def time(
 
     Exit status: 0 all pairs timed, 1 some pair has no result, 2 usage error, 130 interrupted.
     """
+    from bench.execution.executors import make_executor, start_early
+
+    start_early("process")
     from rich.console import Console
 
     from bench.analysis.timed import look_at
-    from bench.execution.executors import make_executor
     from bench.report.timed_text import print_timed
     from bench.sweep.timing import comparisons, plan_timing, time_in_turns
 

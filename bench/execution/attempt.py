@@ -16,7 +16,6 @@ from tl.images import checked_files
 from tl.machine import usable_cores
 from tl.results import EpochResult
 
-GET_READY = "bench.execution.worker:get_ready"
 RUN_CELL = "bench.execution.worker:run_cell"
 
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bench.store.environment import Environment, MachineState
-from bench.store.pairs import SideStatus, TimedSide
-from bench.store.records import Cell, PlannedPair
-from tl.datasets import Splits
 from tl.deferred import deferred
-from tl.results import EpochResult
-from tl.weights import Weights
+
+if TYPE_CHECKING:  # a command starts its server before it loads these
+    from bench.store.environment import Environment, MachineState
+    from bench.store.pairs import SideStatus, TimedSide
+    from bench.store.records import Cell, PlannedPair
+    from tl.datasets import Splits
+    from tl.results import EpochResult
+    from tl.weights import Weights
 
 Emit = Callable[[Any], None]
 """A function calls this to report progress; the value must be picklable."""
@@ -52,6 +54,8 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+GET_READY = "bench.execution.worker:get_ready"
+"""The function that does nothing but load the libraries."""
 
 
 @dataclass(frozen=True, kw_only=True)

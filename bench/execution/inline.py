@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bench.execution.attempt import GET_READY, run_one_by_one
-from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, PairEvents, PairJob, load
+from bench.execution.attempt import run_one_by_one
+from bench.execution.base import GET_READY, NO_LIMITS, Emit, Events, Job, Limits, Outcome, PairEvents, PairJob, load
 from bench.execution.discovery import local_devices
 from bench.execution.failure import ended_by
 from bench.execution.signals import signals_delivered

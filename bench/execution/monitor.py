@@ -29,6 +29,8 @@ BUSY_SECONDS = 0.1
 BUSY_GPU_PERCENT = 10
 EFFECT = "while the cell ran: its times are too long"
 CHECK_SECONDS = 0.25
+RECENT_SECONDS = 10.0
+"""A longer time says little about how busy the CPU is now."""
 CHECK_CORES = 0.25
 """Cores in use by others that `busy_warning` detects reliably. Counters advance in steps of 10 ms per core."""
 
@@ -107,12 +109,20 @@ class Monitor:
             self._report(text)
 
 
-def busy_warning() -> str:
-    """Check for `CHECK_SECONDS` whether the CPU is busy, before measuring. Returns a warning, or an empty text."""
+def busy_warning(since: Counters | None = None) -> str:
+    """Check for `CHECK_SECONDS` whether the CPU is busy, before measuring. Returns a warning, or an empty text.
+
+    With counters that were read up to `RECENT_SECONDS` ago, the check begins there, and need not wait.
+    """
     before = read_counters()
     if before is None:
         return ""
-    time.sleep(CHECK_SECONDS)
+    passed = before.at - since.at if since else 0.0
+    if since and passed < RECENT_SECONDS:
+        before = since
+        time.sleep(max(0.0, CHECK_SECONDS - passed))
+    else:
+        time.sleep(CHECK_SECONDS)
     after, cores = read_counters(), len(core_numbers())
     if after is None:
         return ""

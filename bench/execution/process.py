@@ -19,16 +19,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
-from bench.execution.attempt import GET_READY, run_one_by_one
-from bench.execution.base import NO_LIMITS, Emit, Events, Job, Limits, Outcome, PairEvents, PairJob, load
-from bench.execution.discovery import local_devices
+from bench.execution.base import GET_READY, NO_LIMITS, Emit, Events, Job, Limits, Outcome, PairEvents, PairJob, load
 from bench.execution.failure import ended_by, readable
 from bench.execution.log import log_size, open_log, tail
 from bench.execution.signals import (
@@ -37,9 +36,11 @@ from bench.execution.signals import (
     ignore_terminal_signals,
     signals_delivered,
 )
-from bench.execution.turns import RunningCall, run_pairs_one_by_one
 from tl.errors import ConfigError, UserError
 from tl.machine import lift_memory_limit, limit_memory
+
+if TYPE_CHECKING:
+    from bench.execution.turns import RunningCall
 
 PRELOAD = "bench.execution.preloaded"
 _LONGEST_WAIT_SECONDS = 86_400.0
@@ -61,6 +62,15 @@ class ProcessExecutor:
         if method == "forkserver":
             self._context.set_forkserver_preload([preload])
 
+    def start_early(self) -> None:
+        """Start the fork server, if it isn't running, without waiting for its libraries.
+
+        It ends with this process, at once, whatever it does. What goes wrong here does so again when it is needed.
+        """
+        if self._context.get_start_method() == "forkserver":
+            with contextlib.suppress(OSError, RuntimeError):
+                _start_server()
+
     def prepare(self) -> None:
         """Load the libraries into the fork server. Raises `UserError` if that can't be done."""
         outcome = self.call(GET_READY)
@@ -69,14 +79,20 @@ class ProcessExecutor:
 
     def devices(self) -> dict[str, str]:
         """Devices of this machine."""
+        from bench.execution.discovery import local_devices
+
         return local_devices(self)
 
     def run_jobs(self, jobs: Iterable[Job], events: Events, stop: Callable[[], bool]) -> None:
         """Run one job after the other, each in a process of its own."""
+        from bench.execution.attempt import run_one_by_one
+
         run_one_by_one(self, jobs, events, stop)
 
     def run_pairs(self, jobs: Iterable[PairJob], events: PairEvents, stop: Callable[[], bool]) -> None:
         """Time one pair after the other."""
+        from bench.execution.turns import run_pairs_one_by_one
+
         run_pairs_one_by_one(self.start, jobs, events, stop)
 
     def call(self, function: str, *arguments: Any, limits: Limits = NO_LIMITS, on_event: Emit | None = None) -> Outcome:
@@ -376,12 +392,27 @@ def _start_server() -> None:
         return
     block_terminal_signals()
     try:
+        _end_server_at_exit()
         with _without_working_folder():
             resource_tracker.ensure_running()
             block_terminal_signals()  # starting the tracker has undone it for SIGINT
             forkserver.ensure_running()
     finally:
         deliver_terminal_signals()
+
+
+@cache
+def _end_server_at_exit() -> None:
+    """Kill the server when this process ends: by itself it would end only after it has loaded all libraries."""
+    util.Finalize(None, _end_server, exitpriority=0)
+
+
+def _end_server() -> None:
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server is not None:
+        with contextlib.suppress(OSError):  # it has ended
+            os.kill(server, signal.SIGKILL)
+            os.waitpid(server, 0)
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def execute(
         if (sweep.run.manifest() if sweep.run.exists() else None) != sweep.previous:
             raise UserError(f"{sweep.run.folder}: another command has changed this run meanwhile; try again")
         runs_here = executor.runs_here
-        if needed and runs_here and (busy := busy_warning()):
+        if needed and runs_here and (busy := busy_warning(sweep.counters)):
             say(console, f"WARNING: {busy}", style="yellow")
         machine = environment()
         _write_manifest(sweep, grid, options, machine, console, runs_here=runs_here)

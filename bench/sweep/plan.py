@@ -13,6 +13,7 @@ from rich.console import Console
 from bench.console import say
 from bench.execution import discovery
 from bench.execution.base import Executor
+from bench.execution.monitor import Counters, read_counters
 from bench.store.pairs import PairRecord
 from bench.store.records import SETTLED, Cell, DatasetIdentity, Manifest, PlannedPair, Record, WeightsKey
 from bench.store.runs import RunFolder
@@ -54,6 +55,8 @@ class Sweep:
     """Why no pair is timed; empty if some are."""
     previous: Manifest | None
     """The manifest before this command; None for a new run."""
+    counters: Counters | None = None
+    """Counters of the machine when planning began; None if they are unknown."""
     keeps_images: bool = False
     """True if the run continues with the synthetic images that it started with, and doesn't look for real ones."""
 
@@ -109,6 +112,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
 
     Raises `UserError` for mistakes that the user can correct.
     """
+    counters = read_counters()
     if problem := check_cache():
         lost = "what it lacks, such as decoded images, is made again for each cell"
         say(console, f"WARNING: the cache {problem}; {lost}", style="yellow")
@@ -155,6 +159,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         done_pairs=done_pairs,
         unpaired=unpaired,
         previous=previous,
+        counters=counters,
         keeps_images=kept is not None,
     )
 
