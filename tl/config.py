@@ -25,11 +25,14 @@ PROTOCOLS = {
 READ_BY = {"learning_rate": ("fixed", "kfold"), "learning_rates": ("tuned",), "folds": ("kfold",)}
 """Settings that only these protocols read. With any other protocol they must keep their defaults."""
 WEIGHTS_POLICIES = ("auto", "pretrained", "random")
+AUTO = "auto"
+"""The precision that stands for a choice, see `tl.choice`."""
 PRECISIONS = {
     "fp32": "single precision throughout",
     "tf32": "single precision, but factors of products are rounded to 10 bits; on NVIDIA GPUs from Ampere on",
     "bf16": "bfloat16 autocast in forward and backward; weights and optimiser state stay fp32",
     "fp16": "half-precision autocast with scaled gradients, on GPUs; weights and optimiser state stay fp32",
+    AUTO: "the fastest of these whose loss stays close to that of fp32, measured once on this machine",
 }
 EXECUTIONS = {
     "fast": "images decoded once and cropped as tensors, fused optimiser, fastest memory layout, CUDA graphs on GPUs",

@@ -41,6 +41,33 @@ class Ahead:
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def loaded_ahead(self) -> int:
+        """See `Batches.loaded_ahead`."""
+        return self._images.loaded_ahead
+
+    @property
+    def least_piece(self) -> int:
+        """See `Batches.least_piece`."""
+        return self._images.least_piece
+
+    @property
+    def start_seconds(self) -> float:
+        """See `Batches.start_seconds`."""
+        return self._images.start_seconds
+
+    def finish(self) -> None:
+        """See `Batches.finish`."""
+        self._images.finish()
+
+    def rest(self) -> None:
+        """See `Batches.rest`."""
+        self._images.rest()
+
+    def resume(self) -> None:
+        """See `Batches.resume`."""
+        self._images.resume()
+
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
     ) -> Generator[Batch]:

@@ -31,6 +31,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from tl.batches import Preprocessing
+from tl.config import AUTO
 from tl.datasets import ImageList
 from tl.decoding import open_rgb
 from tl.errors import NotApplicable
@@ -58,8 +59,12 @@ _FROM_WORKER = "Caught "
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
-def check_execution(execution: str, regime: str) -> None:
-    """Raise `NotApplicable` for a regime that doesn't run the network itself on images in every step."""
+def check_execution(execution: str, regime: str, precision: str) -> None:
+    """Raise `NotApplicable` for a regime that doesn't run the network itself on images in every step, and for a
+    precision that is chosen by measuring: the tutorial's own loop does what it is told.
+    """
+    if execution == "plain" and precision == AUTO:
+        raise NotApplicable("execution 'plain' needs a precision with a name, such as fp32; or use execution 'fast'")
     if execution == "plain" and not REGIMES[regime].plain:
         able = ", ".join(name for name, each in REGIMES.items() if each.plain)
         raise NotApplicable(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
+from tl.config import AUTO, PRECISIONS
 from tl.errors import NotApplicable
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,6 +27,17 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise NotApplicable("fp16 needs a GPU; bf16 runs here")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise NotApplicable("bf16 needs an NVIDIA GPU of the Ampere generation or newer; fp16 runs here")
+
+
+def supported(device: torch.device) -> list[str]:
+    """Return the precisions that the device supports, `fp32` first."""
+    found = []
+    for precision in PRECISIONS:
+        with suppress(NotApplicable):
+            check_precision(precision, device)
+            found.append(precision)
+    found.remove(AUTO)
+    return found
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tl.choice import Choice
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
 from tl.strict import Count, PassSeconds, Positive, Seconds, Share, Strict
@@ -127,6 +128,10 @@ class TrainResult(Strict):
     cuda_graph: bool | None = Field(
         None, description="True if steps were replayed from CUDA graphs; None on other devices, and before version 4"
     )
+    precision: str | None = Field(
+        None, description="the precision that ran: the config's, or the chosen one; None before version 10"
+    )
+    choice: Choice | None = Field(None, description="how precision and layout were chosen; None if they were given")
     folded_layers: Count | None = Field(
         None, description="BatchNorm layers that became part of a convolution; None if the backbone ran as it is"
     )

@@ -27,13 +27,15 @@ from tl.clock import synchronize
 from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.errors import DivergedError, NotApplicable
+from tl.features import Features
 from tl.images import batch_bounds
+from tl.lookahead import Ahead
 from tl.machine import wait_for_threads
 from tl.memory import MemoryMarks
 from tl.regimes import REGIMES
 from tl.results import Work
 from tl.step import WARM_UP
-from tl.train import WAYS, Images, Loop, Setup, ready, work_of
+from tl.train import WAYS, Images, Loop, Setup, chosen, ready, work_of
 from tl.weights import Weights
 
 
@@ -64,7 +66,10 @@ class TimedTraining:
     def __init__(self, setup: Setup, loop: Loop, memory: MemoryMarks, first_epoch: int) -> None:
         self._setup, self._loop, self._memory = setup, loop, memory
         size = setup.config.batch_size
-        train, val = setup.images.train, setup.images.val
+        train, val = loop.train, loop.val
+        assert not isinstance(train, Features) and not isinstance(val, Features)  # see `timed_training`
+        self.group = train.count if isinstance(train, Ahead) else 1
+        """Batches of a forward pass. A turn has a multiple of it, so that it has its share of such passes."""
         self._val = _Endless(val, self.val_batches, lambda epoch: val.evaluation(size))
         self._train = _Endless(
             train,
@@ -111,13 +116,14 @@ class TimedTraining:
             self._loop.step.start()
             self._loop.step.run(inputs, labels, _no_mark, self._loop.work)
         if not self._loop.graphs:
-            steps = batches = 1
+            steps = batches = self.group
         elif self.train_batches + self.val_batches <= _SHORT:  # also the last batch of a pass, which has its own graph
             steps, batches = (WARM_UP + 2) * self.train_batches, (WARM_UP + 2) * self.val_batches
         else:
-            steps = batches = WARM_UP + 2  # the last of them is the first that replays a graph
+            steps = batches = (WARM_UP + 2) * self.group  # the last of them is the first that replays a graph
         self.turn(steps, batches)
-        few = 3 if self.margin else 1  # beside workers a single step takes now less, now more
+        # Beside workers a single step takes now less, now more.
+        few = max(3 if self.margin else 1, self.group)
         last = self.turn(few, few)
         return (last.train_seconds or 0.0) / few, last.val_seconds / few
 
@@ -233,7 +239,7 @@ class _Timer:
 class _Endless(Iterator[Any]):
     """Batches of one split, pass after pass."""
 
-    def __init__(self, images: Images, per_pass: int, make: Callable[[int], Generator[Any]]) -> None:
+    def __init__(self, images: Images | Ahead, per_pass: int, make: Callable[[int], Generator[Any]]) -> None:
         self.per_pass = per_pass
         """Batches of a pass."""
         self.margin = images.loaded_ahead
@@ -310,9 +316,10 @@ def timed_training(
     if REGIMES[config.regime].features != "each step":
         raise NotApplicable(f"regime {config.regime!r} extracts its features once, so it has no step on images")
     target = devices.resolve(device)
+    choice = chosen(config, splits, target, weights)
     memory = MemoryMarks(target, without=WAYS[config.execution].others)
     with (
-        ready(config, splits, target, weights) as (setup, loop, _),
+        ready(config, splits, target, weights, choice=choice) as (setup, loop, _),
         closing(TimedTraining(setup, loop, memory, first_epoch)) as timed,
     ):
         yield timed

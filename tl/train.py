@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -22,12 +23,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices, plugins
-from tl.backbones import Backbone, Classifier, make_backbone
+from tl.backbones import Backbone, Classifier, find_weights, known_names, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.calls import Place, checked
 from tl.checkpointing import checkpointed
+from tl.choice import Choice, Prepared, Turn, Ways, choose
 from tl.clock import Clock
-from tl.config import TrainConfig
+from tl.config import AUTO, TrainConfig
 from tl.datasets import Splits
 from tl.deferred import deferred, load_compiler
 from tl.devices import LAYOUTS, memory_format, seeded
@@ -38,16 +40,18 @@ from tl.images import batch_bounds, open_store
 from tl.inference import InferenceNetwork, inference_network
 from tl.kept import KeptState
 from tl.lookahead import Ahead, batches_ahead
+from tl.machine import allocator
 from tl.memory import MemoryMarks
 from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
-from tl.precision import autocast, check_precision, single_precision
+from tl.precision import autocast, check_precision, single_precision, supported
 from tl.quantize import CALIBRATION_IMAGES, quantized, quantized_weights
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Note, Phases, Predictions, TrainResult, Work
 from tl.seeding import seed_for
 from tl.sources import SOURCES, package_version
 from tl.specs import Spec
+from tl.specs import find as find_spec
 from tl.step import (
     Body,
     Evaluation,
@@ -107,10 +111,15 @@ def train_model(
             f"protocol={config.protocol!r}: train_model trains once; tl.run_protocol follows any protocol"
         )
     target = devices.resolve(device)
+    choice = chosen(config, splits, target, weights, weights_dir)
     memory = MemoryMarks(target, without=WAYS[config.execution].others)
-    with ready(config, splits, target, weights, weights_dir, cuda_graphs=cuda_graphs) as (setup, loop, setup_seconds):
+    with ready(config, splits, target, weights, weights_dir, cuda_graphs=cuda_graphs, choice=choice) as (
+        setup,
+        loop,
+        setup_seconds,
+    ):
         trained = _epochs(setup, loop, memory, keep, on_epoch)
-    return _result(setup, loop, trained, memory, setup_seconds)
+    return _result(setup, loop, trained, memory, setup_seconds).replace(config=config, choice=choice)
 
 
 @contextmanager
@@ -122,18 +131,23 @@ def ready(
     weights_dir: str | Path | None = None,
     *,
     cuda_graphs: bool = True,
+    choice: Choice | None = None,
 ) -> Iterator[tuple[Setup, Loop, float]]:
     """Prepare everything before the first step of a training, and yield it with the seconds that took.
 
-    Those seconds are without quantisation and extraction. Arguments and errors are those of `train_model`. Steps must
-    run inside the context, which sets the random seed, the precision and the stream.
+    Those seconds are without quantisation and extraction. Arguments and errors are those of `train_model`; `choice` is
+    what `chosen` returned for them. Steps must run inside the context, which sets the random seed, the precision and
+    the stream.
     """
     started = time.perf_counter()
+    layout = choice.memory_format if choice else None
+    config = config.replace(precision=choice.precision) if choice else config
+    assert config.precision != AUTO
     check_precision(config.precision, device)
-    check_execution(config.execution, config.regime)
+    check_execution(config.execution, config.regime, config.precision)
     compiler = nullcontext if needs_compiler(config) else deferred
     with compiler():
-        setup = _prepare(config, splits, device, weights, weights_dir)
+        setup = _prepare(config, splits, device, weights, weights_dir, layout)
     with (
         compiler(),
         checkpointed(setup.model.backbone, config) if config.checkpointing else nullcontext(),
@@ -149,6 +163,97 @@ def ready(
         with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not config.checkpointing
         graphs = Graphs() if with_graphs else None
         yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
+
+
+def chosen(
+    config: TrainConfig,
+    splits: Splits,
+    device: torch.device,
+    weights: Weights | None,
+    weights_dir: str | Path | None = None,
+) -> Choice | None:
+    """Choose precision and layout for `precision = "auto"`; None for any other. Takes seconds if it isn't cached.
+
+    Arguments and errors are those of `train_model`.
+    """
+    if config.precision != AUTO:
+        return None
+    check_execution(config.execution, config.regime, config.precision)
+    regime, way = REGIMES[config.regime], WAYS[config.execution]
+    if regime.extractor == "int8":
+        layout = way.layout(device, "fp32")
+        return Choice(precision="fp32", memory_format=layout, reason="an int8 backbone needs fp32")
+    if regime.features == "once":
+        # It has no steps on images. Those of a frozen backbone take what its extraction takes.
+        alike = next(name for name, each in REGIMES.items() if each.looks_ahead and each.trains and each.foldable)
+        ahead = max(1, EXTRACTION_BATCH.get(device.type, 16) // config.batch_size)
+        config = config.replace(regime=alike, fold=config.runs_folded, lookahead=ahead, views=1)
+
+    def layouts(precision: str) -> list[str]:
+        usual = way.layout(device, precision)
+        return [usual, *(each for each in LAYOUTS if each != usual)]
+
+    def start(precision: str, layout: str) -> AbstractContextManager[Prepared]:
+        choice = Choice(precision=precision, memory_format=layout, reason="it is tried")
+        return _prepared(config, splits, device, weights, weights_dir, choice)
+
+    if weights is None:
+        spec = str(find_spec(config.backbone, known_names()))
+        policy = "random" if regime.start == "random" else config.weights
+        weights = find_weights(spec, policy, weights_dir=Path(weights_dir) if weights_dir else None)
+    ignored = ("seed", "epochs", "precision", "protocol", "learning_rates", "folds", "views", "weights")
+    identity = {
+        "config": {name: value for name, value in config.model_dump(mode="json").items() if name not in ignored},
+        "weights": weights.digest or "random",
+        "dataset": splits.digest,
+        "device": devices.present()[str(device)],
+        "threads": torch.get_num_threads(),
+        "allocator": allocator(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
+        "source": [SOURCES[Spec.parse(config.backbone).source].versions, plugins.fingerprint()],
+    }
+    return choose(Ways(supported(device), layouts), start, identity)
+
+
+@contextmanager
+def _prepared(
+    config: TrainConfig,
+    splits: Splits,
+    device: torch.device,
+    weights: Weights | None,
+    weights_dir: str | Path | None,
+    choice: Choice,
+) -> Iterator[Prepared]:
+    """Prepare a training that takes turns on the same first batches."""
+    with ready(config, splits, device, weights, weights_dir, choice=choice) as (setup, loop, _):
+        train, val, size = loop.train, loop.val, config.batch_size
+        counted: StepWork | None = StepWork()  # see `Ahead`: the first step of all counts its work
+
+        def run(steps: int) -> Turn:
+            nonlocal counted
+            # What is set for the process is that of the training that was prepared last.
+            with seeded(seed_for("train", config.seed)), single_precision(choice.precision):
+                seconds, loss = 0.0, math.nan
+                if loop.step:
+                    setup.freezing.train_mode()
+                    loop.step.start()
+                    images, begun = 0, time.perf_counter()
+                    with closing(train.training(size, seed=config.seed, epoch=0)) as batches:
+                        for inputs, labels in islice(batches, steps):
+                            loop.step.run(inputs, labels, lambda phase: None, counted)
+                            counted = None
+                            images += len(labels)
+                    loss = loop.step.sums()[0] / images
+                    seconds = (time.perf_counter() - begun) / images * len(train)
+                setup.model.eval()
+                begun = time.perf_counter()
+                with closing(val.evaluation(size)) as batches:
+                    found = loop.evaluation.over(islice(batches, steps), loop.loss_function)
+                seconds += (time.perf_counter() - begun) / len(found.predicted) * len(val)
+                return Turn(seconds=seconds, loss=loss if loop.step else found.loss_sum / len(found.predicted))
+
+        yield Prepared(run=run, group=train.count if isinstance(train, Ahead) else 1)
 
 
 def needs_compiler(config: TrainConfig) -> bool:
@@ -207,12 +312,16 @@ def _prepare(
     device: torch.device,
     weights: Weights | None,
     weights_dir: str | Path | None,
+    layout: str | None,
 ) -> Setup:
-    """Build the network, open the images, and freeze what the regime doesn't train."""
+    """Build the network, open the images, and freeze what the regime doesn't train.
+
+    Without a layout it is that of the execution.
+    """
     regime = REGIMES[config.regime]
     backbone = _backbone(config, regime, splits, weights, weights_dir)
     way = WAYS[config.execution]
-    model, layout = Classifier(backbone, len(splits.classes), config), way.layout(device, config.precision)
+    model, layout = Classifier(backbone, len(splits.classes), config), layout or way.layout(device, config.precision)
     model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     total_params = sum(p.numel() for p in model.parameters())
     images = way.images(splits, backbone, device, layout, regime)
@@ -475,6 +584,7 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
         device=str(device),
         device_name=devices.present()[str(device)],
         threads=torch.get_num_threads(),
+        precision=config.precision,
         memory_format=setup.layout,
         folded_layers=loop.inference.folded if loop.inference else None,
         packed_layers=loop.inference.packed if loop.inference else None,

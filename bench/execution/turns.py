@@ -10,6 +10,7 @@ of all processes have the same number of training steps and of validation batche
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -72,6 +73,8 @@ class Prepared:
     """See `tl.timing.TimedTraining.margin`."""
     least: int = 1
     """See `tl.timing.TimedTraining.least`."""
+    group: int = 1
+    """See `tl.timing.TimedTraining.group`."""
     seconds: float
     """Seconds from the start of the call until now, by the process's own clock."""
 
@@ -395,7 +398,8 @@ def turn_size(sizes: Sequence[tuple[Prepared, Warm]], seconds: float) -> tuple[i
     Training steps are 0 if nothing trains in any process.
 
     Where the ends of a pass are unlike its middle (`Prepared.margin`), a turn is a piece of the middle, or a whole
-    pass if that is short or has no room for such a piece.
+    pass if that is short or has no room for such a piece. Elsewhere, if a process runs its network on several batches
+    at once, a turn has whole groups of them.
     """
     prepared = max((each for each, _ in sizes), key=lambda each: each.train_batches)
     if prepared.train_batches:
@@ -412,6 +416,8 @@ def turn_size(sizes: Sequence[tuple[Prepared, Warm]], seconds: float) -> tuple[i
         least = max(each.least for each, _ in sizes)
         steps = _piece(max(steps, least), prepared.train_batches, margin, epoch) if steps else 0
         batches = _piece(max(batches, least), prepared.val_batches, margin, epoch)
+    elif (group := math.lcm(*(each.group for each, _ in sizes))) > 1:
+        steps, batches = (math.ceil(each / group) * group for each in (steps, batches))
     return steps, batches
 
 

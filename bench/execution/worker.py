@@ -20,6 +20,7 @@ from bench.store.environment import MachineState
 from bench.store.records import Cell
 from tl import devices, gpu
 from tl.backbones import find_weights, known_names
+from tl.choice import Choice
 from tl.datasets import Splits
 from tl.deferred import load_compiler
 from tl.errors import CacheWarning, WeightsError
@@ -32,7 +33,7 @@ from tl.results import TrainResult
 from tl.sealed import cache_warnings_to
 from tl.sources import SOURCES
 from tl.timing import timed_training
-from tl.train import needs_compiler
+from tl.train import chosen, needs_compiler
 from tl.weights import Weights
 
 for _source in SOURCES:  # in the server that cells are forked from, not in the time and memory of a cell
@@ -90,6 +91,14 @@ def run_cell(
     return result.model_copy(update={"model": None}), allocator()
 
 
+def choose_way(
+    cell: Cell, splits: Splits, weights: Weights, threads: int, checked: frozenset[FileState], emit: Emit
+) -> Choice | None:
+    """Choose the precision and layout of a cell that leaves them open; see `tl.choice`. Arguments: see `run_cell`."""
+    device, _ = _begin(cell, threads, checked, emit)
+    return chosen(one_training(cell.config), splits, devices.resolve(device), weights)
+
+
 _EPOCHS_APART = 1000
 """Epochs between the first ones of two pairs: more than a pair runs, so no two time the same images in one order."""
 
@@ -126,6 +135,7 @@ def time_cell(
                     val_batches=timed.val_batches,
                     margin=timed.margin,
                     least=timed.least,
+                    group=timed.group,
                     seconds=time.perf_counter() - begun,
                 )
             )

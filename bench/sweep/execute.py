@@ -27,6 +27,7 @@ from bench.sweep.pairs import PairRecorder, pair_jobs
 from bench.sweep.plan import Sweep, done_records
 from bench.sweep.progress import make_reporter
 from bench.sweep.recorder import Recorder
+from bench.sweep.ways import choose_ways
 from bench.sweep.weights import locate
 from tl import plugins
 from tl.errors import ConfigError, UserError, not_one_of
@@ -75,6 +76,9 @@ def execute(
         missing = {cell_id: cell for cell_id, cell in to_do.items() if cell_id not in records}
         timed = sweep.run.survey_pairs()[0] if pairs else {}
         pairs = {key: pair for key, pair in pairs.items() if key not in timed or not timed[key].settled}
+        found = [(cell, located[cell_id]) for cell_id, cell in needed.items()]
+        known = [(cell, weights) for cell, weights in found if not isinstance(weights, str)]
+        choose_ways(known, sweep.splits, executor, console)
         passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())
         with (
             sweep.run.reserved(len(sweep.splits.train) + len(sweep.splits.val)),

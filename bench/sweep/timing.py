@@ -28,6 +28,7 @@ from bench.sweep.options import DEFAULT_TIMEOUT_SECONDS
 from bench.sweep.pairs import make_pair_record, plan_pairs, time_limit, without_turns
 from bench.sweep.plan import find_images
 from bench.sweep.progress import Reporter, make_reporter
+from bench.sweep.ways import choose_ways
 from tl.datasets import Splits
 from tl.errors import ConfigError
 from tl.images import open_store
@@ -144,6 +145,7 @@ def time_in_turns(
         executor.prepare()
         if executor.runs_here and (busy := busy_warning()):
             say(console, f"WARNING: {busy}", style="yellow")
+        choose_ways([(cell, RANDOM) for cells in timing.rotations for cell in cells], timing.splits, executor, console)
         with make_reporter(console, 0, 0, len(pairs)) as reporter:
             collector = Collector(timing.splits, reporter, on_end)
             executor.run_pairs(_jobs(pairs, timing.splits, Path(logs), collector), collector, lambda: False)
