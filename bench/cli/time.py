@@ -1,4 +1,4 @@
-"""`bench time`: compare the epoch times of some regimes, executions, precisions or settings; train nothing to the end."""
+"""`bench time`: compare the epoch times of some regimes, executions, precisions or settings, by process pairs."""
 
 from __future__ import annotations
 
