@@ -158,7 +158,7 @@ def test_steps_are_gradient_descent() -> None:
         weights = weights - 0.1 * velocity
     config = tl.TrainConfig(backbone="x", execution="plain")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    step = PlainStep(model, model.backbone, nn.functional.cross_entropy, optimizer, config, CPU)
+    step = PlainStep(model, model.backbone, model.backbone, nn.functional.cross_entropy, optimizer, config, CPU)
     for _ in range(2):  # an epoch begins anew
         step.start()
     for x, y in batches:

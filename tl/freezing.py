@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import nn
@@ -87,28 +86,6 @@ def freeze(model: Classifier, regime: Regime) -> Freezing:
         changing=changing,
         frozen=frozenset(everything - changing) if regime.frozen_mode == "eval" else frozenset(),
     )
-
-
-class KeptState:
-    """The weights of the epoch that is kept, in memory. Usable once, as a context."""
-
-    def __init__(self, freezing: Freezing) -> None:
-        self._freezing = freezing
-        self._state: dict[str, torch.Tensor] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._state = {}
-
-    def keep(self) -> None:
-        """Keep the model's weights in place of those kept before."""
-        self._state = self._freezing.state()
-
-    def restore(self) -> None:
-        """Put the kept weights back into the model."""
-        self._freezing.restore(self._state)
 
 
 def digest(module: nn.Module, names: Collection[str]) -> str:

@@ -4,7 +4,7 @@ It is the yardstick for execution `fast`: the same network, batches of the same 
 schedule and freezing, without anything that this library does to be quick. Worker processes decode, crop and flip the
 images with Pillow, again in every epoch. Tensors have torch's default layout. The whole network runs forward in every
 step, and autograd alone decides what needs no gradient. Torch chooses the optimiser's implementation. The loss is read
-after every batch. The best weights are saved to a file.
+after every batch.
 https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html
 
 Two things differ from the tutorial. Validation images are not shuffled, so that predictions belong to images; that
@@ -17,7 +17,6 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -36,13 +35,13 @@ from tl.config import AUTO
 from tl.datasets import ImageList
 from tl.decoding import open_rgb
 from tl.errors import NotApplicable
-from tl.freezing import Freezing, KeptState
 from tl.images import batch_bounds, order
 from tl.machine import resume_processes, stop_processes
 from tl.precision import autocast
 from tl.regimes import REGIMES
 from tl.seeding import seed_for
-from tl.step import Body, Evaluated, Evaluation, Loss, TrainStep
+from tl.step import Body, Evaluated, Evaluation, Loss, Mark, TrainStep
+from tl.work import StepWork
 
 WORKERS = 4
 """Worker processes of each loader: the tutorial's `num_workers`. They are started anew for each pass, as there."""
@@ -291,6 +290,18 @@ def _leave_signals_to_parent(worker: int) -> None:
 class PlainStep(TrainStep):
     """A step of the tutorial's loop: it reads the loss and the number of correct predictions after every batch."""
 
+    def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
+        """See `TrainStep.run`. Gradients and outputs of a step stay until the next one, as in the tutorial."""
+        self._optimizer.zero_grad(set_to_none=True)
+        mark("optimizer")
+        super().run(inputs, labels, mark, work)
+
+    def _free_gradients(self) -> None:
+        pass
+
+    def _free_batch(self) -> None:
+        pass
+
     def start(self) -> None:
         """Begin an epoch: set the sums to 0."""
         self._running_loss, self._running_correct = 0.0, 0
@@ -340,25 +351,3 @@ class PlainEvaluation(Evaluation):
             confidences=confidences.tolist(),
             unknown=int(unknown),
         )
-
-
-class KeptOnDisk(KeptState):
-    """The weights of the epoch that is kept, in a file, as in the tutorial. It has no name, so none is left behind."""
-
-    def __init__(self, freezing: Freezing) -> None:
-        super().__init__(freezing)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed at the end of the context
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def keep(self) -> None:
-        """See `KeptState.keep`."""
-        self._file.seek(0)
-        self._file.truncate()
-        torch.save(self._freezing.tensors(), self._file)
-
-    def restore(self) -> None:
-        """See `KeptState.restore`."""
-        self._file.seek(0)
-        self._freezing.restore(torch.load(self._file, map_location="cpu", weights_only=True))

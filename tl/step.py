@@ -57,7 +57,8 @@ class TrainStep:
         self._trains_body = any(parameter.requires_grad for parameter in model.backbone.parameters())
         self.loss_sum = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device, dtype=torch.int64)
-        self._inputs = self._labels = self._logits = self._loss = torch.empty(0)
+        self._nothing = torch.empty(0)
+        self._inputs = self._labels = self._logits = self._loss = self._nothing
 
     def start(self) -> None:
         """Begin an epoch: set the sums to 0."""
@@ -71,8 +72,6 @@ class TrainStep:
     def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
         """Train on one batch. Calls `mark` at the end of each phase; with `work`, also counts the step's work."""
         self._inputs, self._labels = inputs, labels
-        self._optimizer.zero_grad(set_to_none=True)
-        mark("optimizer")
         with work.forward(self._model) if work else nullcontext():
             self._forward(self._counted if work else self._body)
         mark("forward")
@@ -80,8 +79,10 @@ class TrainStep:
             self._backward()
         mark("backward")
         self._update()
+        self._free_gradients()
         mark("optimizer")
         self._tally()
+        self._free_batch()
         mark(None)
 
     def _forward(self, body: Body) -> None:
@@ -101,6 +102,14 @@ class TrainStep:
     def _tally(self) -> None:
         self.loss_sum += self._loss.detach() * len(self._labels)
         self.correct += (self._logits.argmax(1) == self._labels).sum()
+
+    def _free_gradients(self) -> None:
+        """Free the gradients now, not before the next backward pass: a validation pass may come first."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _free_batch(self) -> None:
+        """Free the batch, its outputs and their graph before the next one is made."""
+        self._inputs = self._labels = self._logits = self._loss = self._nothing
 
 
 @dataclass
@@ -139,6 +148,7 @@ class GraphedStep(TrainStep):
         captured = self._captured.get(shape)
         if captured is None:
             self._runs[shape] += self._graphs.usable
+            self._optimizer.zero_grad(set_to_none=True)  # of a captured step, which keeps them
             super().run(inputs, labels, mark, work)
             return
         if captured.rate != self._rate:

@@ -35,14 +35,15 @@ from tl.deferred import deferred, load_compiler
 from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError, DivergedError, NotApplicable
 from tl.features import EXTRACTION_BATCH, Extraction, Features
-from tl.freezing import Freezing, KeptState, freeze
+from tl.freezing import Freezing, freeze
 from tl.images import batch_bounds, open_store
 from tl.inference import InferenceNetwork, inference_network
+from tl.kept import KeptState
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import allocator
 from tl.memory import MemoryMarks
 from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS
-from tl.plain import WORKERS, KeptOnDisk, PlainBatches, PlainEvaluation, PlainStep, check_execution
+from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision, supported
 from tl.quantize import CALIBRATION_IMAGES, quantized, quantized_weights
 from tl.regimes import REGIMES, Regime
@@ -501,17 +502,19 @@ def _epochs(
     clock = Clock(setup.device)
     history: list[EpochResult] = []
     best = last = None
-    with setup.way.kept(setup.freezing) as kept:
+    with KeptState(setup.freezing) as kept:
         for _ in range(setup.config.passes):
+            if best and best is last and keep == "best":
+                kept.keep()  # the epoch that begins may be a worse one
             row, last = _epoch(setup, loop, memory, clock, history)
             if best is None or keep == "last" or row.val_accuracy > history[best.epoch].val_accuracy:
                 best = last
-                kept.keep()
             history.append(row)
             if on_epoch:
                 on_epoch(row)
         assert best is not None and last is not None  # there is at least one pass
-        kept.restore()
+        if best is not last:
+            kept.restore()
     setup.model.eval()
     return _Trained(history=tuple(history), best=best, last=last)
 
@@ -813,7 +816,6 @@ class Way:
     """Makes an evaluation of the graphs, or None, and the arguments of `Evaluation`."""
     graphs: bool
     """True if CUDA graphs may be used."""
-    kept: Callable[[Freezing], KeptState]
     timed: Callable[[], AbstractContextManager[None]]
     """The context of a timed epoch."""
     others: str = ""
@@ -827,7 +829,6 @@ WAYS: dict[str, Way] = {
         step=lambda graphs, *given: GraphedStep(*given, graphs=graphs) if graphs else TrainStep(*given),
         evaluation=lambda graphs, *given: GraphedEvaluation(*given, graphs=graphs) if graphs else Evaluation(*given),
         graphs=True,
-        kept=KeptState,
         timed=_without_garbage_collection,
     ),
     "plain": Way(
@@ -836,7 +837,6 @@ WAYS: dict[str, Way] = {
         step=lambda graphs, *given: PlainStep(*given),
         evaluation=lambda graphs, *given: PlainEvaluation(*given),
         graphs=False,
-        kept=KeptOnDisk,
         timed=nullcontext,
         others=f"its loader's {WORKERS} worker processes",
     ),

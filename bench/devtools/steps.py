@@ -62,10 +62,18 @@ def make_step(backbone: str, regime: str) -> Step:
     labels = torch.arange(BATCH) % 2
 
     def counted() -> dict[str, int]:
-        work, dispatches = StepWork(), Dispatches()
+        work, dispatches, gradients = StepWork(), Dispatches(), list[int]()
+
+        def count_gradients(*_: object) -> None:
+            gradients.append(tensor_bytes(p.grad for p in model.parameters() if p.grad is not None))
+
+        # A step may free its gradients as soon as the optimiser has read them.
+        hook = optimizer.register_step_pre_hook(count_gradients)
         step.run(images, labels, _no_mark, work)
+        hook.remove()
         with dispatches:
             step.run(images, labels, _no_mark)
+        count_gradients()
         return {
             "forward_flops": work.forward_flops,
             "backward_flops": work.backward_flops,
@@ -75,7 +83,7 @@ def make_step(backbone: str, regime: str) -> Step:
             "allocated_bytes": dispatches.allocated_bytes,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "trained_parameters": sum(parameter.numel() for parameter in freezing.parameters),
-            "gradient_bytes": tensor_bytes(p.grad for p in model.parameters() if p.grad is not None),
+            "gradient_bytes": max(gradients),
             "optimizer_state_bytes": optimizer_state_bytes(optimizer),
         }
 
