@@ -13,6 +13,7 @@ from torch import nn
 
 from tl.batches import Preprocessing
 from tl.errors import ConfigError
+from tl.filling import filled
 from tl.library import Library, checkpoint_at, fitting
 from tl.weights import Checkpoint, Weights, load_state_dict
 
@@ -88,14 +89,21 @@ def _load(name: str, weights: Weights) -> nn.Module:
     if weights.kind == "random":
         module: nn.Module = timm.create_model(name, pretrained=False)
     elif weights.in_order:
-        module = timm.create_model(name, pretrained=False)
-        given = load_state_dict(weights, module.state_dict())
-        with fitting(name, weights):
-            module.load_state_dict(given)
+
+        def build() -> nn.Module:
+            network: nn.Module = timm.create_model(name, pretrained=False)
+            given = load_state_dict(weights, network.state_dict())
+            with fitting(name, weights):
+                network.load_state_dict(given)
+            return network
+
+        module = filled(build)
     else:
         given = load_state_dict(weights, {})
         with fitting(name, weights):
-            module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": given})
+            module = filled(
+                lambda: timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": given})
+            )
     return module
 
 

@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 
 from tl.batches import Preprocessing
+from tl.filling import filled
 from tl.imagenet import CLASSES
 from tl.library import Library, checkpoint_at, fitting
 from tl.weights import Checkpoint, Weights, load_state_dict
@@ -47,14 +48,23 @@ def _load(name: str, weights: Weights) -> nn.Module:
         arguments = {"transform_input": True, "init_weights": weights.kind == "random"}
     elif name.startswith("vit_"):
         arguments = {"image_size": _preprocessing(name).size}
-    module: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
+
+    def build() -> nn.Module:
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
+        if given:
+            network.load_state_dict(given)
+        return network
+
+    given: dict[str, Any] = {}
     if weights.kind == "pretrained":
-        given = load_state_dict(weights, module.state_dict())
+        given = load_state_dict(weights, {})
         if name.startswith("densenet"):
             # The published files still have the names of an older layout: `norm.1` for `norm1`.
             given = {re.sub(r"\.(norm|relu|conv)\.(\d)\.", r".\1\2.", key): value for key, value in given.items()}
         with fitting(name, weights):
-            module.load_state_dict(given)
+            module = filled(build)
+    else:
+        module = build()
     if name in _WITH_AUXILIARY:
         module.aux_logits = False  # type: ignore[assignment]
         for auxiliary in _WITH_AUXILIARY[name]:
