@@ -60,7 +60,7 @@ def run(
     batch_size: Annotated[int | None, typer.Option(help="Images per training step.")] = None,
     set: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Another setting of a grid's [train], such as fold=true (repeatable)."),
+        typer.Option(metavar="NAME=VALUE", help="Another setting of training, such as fold=true (repeatable)."),
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="fixed, tuned or kfold, in place of the grid's.")] = None,
     data: Annotated[
