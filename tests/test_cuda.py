@@ -18,6 +18,7 @@ from tests.test_turns import cell, job_of
 from tl.backbones import make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.clock import Clock
+from tl.heads import train_heads
 from tl.images import open_store
 from tl.regimes import REGIMES
 from tl.timing import timed_training
@@ -63,6 +64,18 @@ def test_graphs_train_as_plain_steps_do(mini: tl.Splits, regime: str, settings: 
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-3 if "precision" in settings else 1e-4)
         assert other.val_loss == pytest.approx(one.val_loss, rel=1e-2 if "precision" in settings else 1e-3)
     assert graphed.cuda_allocated_bytes < 1.5 * plain.cuda_allocated_bytes
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_heads_are_trained_at_once_as_if_alone(mini: tl.Splits, optimizer: str) -> None:
+    """Their own training replays graphs, theirs together doesn't."""
+    given = {"backbone": TINY[1], "weights": "random", "epochs": 3, "regime": "cached", "optimizer": optimizer}
+    configs = [tl.TrainConfig(**given, learning_rate=rate) for rate in (1e-3, 1e-2)]
+    for one in train_heads(configs, mini, device="cuda"):
+        alone = tl.train_model(one.config, mini, device="cuda")
+        for row, other in zip(one.epochs, alone.epochs, strict=True):
+            assert row.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+            assert row.val_loss == pytest.approx(other.val_loss, rel=1e-4)
 
 
 def test_what_cannot_be_captured_runs_plainly(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from tests.conftest import TINY
 from tests.weights import published
 from tl import heads as heads_module
 from tl.backbones import HEAD_BUILDERS
+from tl.choice import Choice
 from tl.config import HEADS, LOSSES, OPTIMIZERS, SCHEDULES
 from tl.folds import tuning_splits
 from tl.heads import TrainedHead, train_heads, trainable_at_once
@@ -249,6 +250,20 @@ def test_other_trials_run_one_after_the_other(mini: tl.Splits, settings: dict[st
     result = run_protocol(tuned, mini, device="cpu", on_stage=stages.append)
     assert stages[:2] == ["tuning 1/2", "tuning 2/2"]
     assert not any("at once" in note.text for note in result.notes)
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", "tuning 2 rates at once"), ("bf16", "tuning 1/2")])
+def test_a_precision_left_open_is_chosen_first(
+    mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str, stage: str
+) -> None:
+    """What is chosen decides whether the rates are tried at once."""
+    choice = Choice(precision=precision, memory_format="contiguous", reason="a test says so")
+    monkeypatch.setattr("tl.choice._measured", lambda *_: choice)
+    monkeypatch.setenv("TL_CACHE", str(tmp_path))
+    stages: list[str] = []
+    tuned = config(protocol="tuned", learning_rates=RATES[:2], weights="random", epochs=1, precision="auto")
+    result = run_protocol(tuned, mini, device="cpu", on_stage=stages.append)
+    assert stages[0] == stage and result.precision == precision
 
 
 def test_all_rates_may_diverge(mini: tl.Splits, weights_dir: Path) -> None:

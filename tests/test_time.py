@@ -100,9 +100,33 @@ def test_executions_and_precisions_are_compared(axis: str, values: tuple[str, st
     assert re.match(rf"backbone +{axis} +share", text)
 
 
+def test_values_of_a_setting_are_compared() -> None:
+    """The first one given is what others are compared with; other settings hold for both."""
+    given = (QUICK, "--regime", "frozen", "--set", "fold=false,true", "--set", "batch_size=2")
+    (one,) = rows(*given)
+    assert (one["compared"], one["value"], one["against"]) == ("fold", "fold=true", "fold=false")
+    assert (one["regime"], one["batch_size"]) == ("frozen", 2)
+    text = time(*given).stdout
+    assert "an epoch of fold=true takes" in text and "of the time of fold=false: " in text
+    assert re.match("backbone +fold +share", text)
+    (several, _) = rows(QUICK, "--set", "batch_size=2,4,8")
+    assert (several["value"], several["against"], several["regime"]) == ("batch_size=4", "batch_size=2", "finetune")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((QUICK, "--set", "fold"), "--set 'fold': must be NAME=VALUE"),
+        ((QUICK, "--set", "fold="), "--set 'fold=': must be NAME=VALUE"),
+        ((QUICK, "--set", "fodl=true"), "error: fodl: unknown key; nearest valid key: 'fold'"),
+        ((QUICK, "--set", "fold=yes"), "fold='yes': must be true or false"),
+        ((QUICK, "--set", "lookahead=many"), "lookahead='many'"),
+        ((QUICK, "--set", "batch_size=2", "--batch-size", "4"), "batch_size is given twice"),
+        ((QUICK, "--set", "fold=false,true"), "regime 'finetune' in execution 'fast' doesn't read all of these"),
+        (
+            (QUICK, "--set", "batch_size=2,4", "--precision", "fp32,bf16"),
+            "--precision fp32,bf16 and --set batch_size=2,4: only one of them can have several values",
+        ),
         (
             (QUICK, "--precision", "fp32,bf16", "--execution", "fast,plain"),
             "--execution fast,plain and --precision fp32,bf16: only one of them can have several values",

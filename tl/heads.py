@@ -17,6 +17,7 @@ from torch import nn
 
 from tl import devices
 from tl.backbones import HEAD_BUILDERS, Classifier
+from tl.choice import Choice
 from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
@@ -27,7 +28,7 @@ from tl.optimizers import OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS, joined
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Phases
 from tl.step import Evaluation
-from tl.train import Loop, Setup, diverged, fault_of, ready, val_pass
+from tl.train import Loop, Setup, chosen, diverged, fault_of, ready, val_pass
 from tl.weights import Weights
 
 EXACT = ("fp32", "tf32")
@@ -37,10 +38,13 @@ _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Identity)
 """Layers without parameters that treat each value alone, so heads can share them."""
 
 
-def trainable_at_once(config: TrainConfig) -> bool:
-    """Return True if `train_heads` can train the heads of such configs. Otherwise `train_model` trains each alone."""
-    regime = REGIMES[config.regime]
-    if regime.features != "once" or regime.head != "new" or not regime.trains or config.precision not in EXACT:
+def trainable_at_once(config: TrainConfig, choice: Choice | None = None) -> bool:
+    """Return True if `train_heads` can train the heads of such configs. Otherwise `train_model` trains each alone.
+
+    For `precision = "auto"` that depends on what was chosen.
+    """
+    regime, precision = REGIMES[config.regime], choice.precision if choice else config.precision
+    if regime.features != "once" or regime.head != "new" or not regime.trains or precision not in EXACT:
         return False
     with seeded(0):
         layers = list(HEAD_BUILDERS[config.head](1, 1).modules())
@@ -81,8 +85,10 @@ def train_heads(
     `ConfigError` for configs that differ in more, or that `trainable_at_once` refuses. Random weights of a backbone
     depend on the seed, so configs with such weights must have one seed.
     """
-    _check(configs)
-    with ready(configs[0], splits, devices.resolve(device), weights, weights_dir) as (setup, loop, _):
+    target = devices.resolve(device)
+    choice = chosen(configs[0], splits, target, weights, weights_dir)
+    _check(configs, choice)
+    with ready(configs[0], splits, target, weights, weights_dir, choice=choice) as (setup, loop, _):
         together = _Together(configs, setup, loop)
         for epoch in range(configs[0].epochs):
             if not all(one.diverged for one in together.heads):
@@ -90,12 +96,12 @@ def train_heads(
     return together.heads
 
 
-def _check(configs: Sequence[TrainConfig]) -> None:
+def _check(configs: Sequence[TrainConfig], choice: Choice | None) -> None:
     """Raise `ConfigError` for configs that can't be trained at once."""
     first = configs[0]
     if any(config.replace(seed=first.seed, learning_rate=first.learning_rate) != first for config in configs):
         raise ConfigError("heads that are trained at once may differ in nothing but seed and learning_rate")
-    if first.protocol != "fixed" or not trainable_at_once(first):
+    if first.protocol != "fixed" or not trainable_at_once(first, choice):
         raise ConfigError(
             f"protocol={first.protocol!r}, regime={first.regime!r}, precision={first.precision!r}, head={first.head!r}:"
             " such heads can't be trained at once; tl.train_model trains one"
@@ -112,7 +118,7 @@ class _Together:
         self._setup, self._loop, self._features, self._config = setup, loop, loop.train, configs[0]
         models = [Classifier(setup.backbone, len(setup.splits.classes), config).eval() for config in configs]
         self.heads = [TrainedHead(config=c, head=m.head.to(setup.device)) for c, m in zip(configs, models, strict=True)]
-        self._evaluations = [Evaluation(m, nn.Identity(), configs[0].precision, setup.device) for m in models]
+        self._evaluations = [Evaluation(m, nn.Identity(), setup.config.precision, setup.device) for m in models]
         self._layers, self._parameters = _batched([one.head for one in self.heads])
         self._optimizer, self._groups = _optimizer(self.heads)
         self._schedule = SCHEDULE_BUILDERS[self._config.schedule](self._config, self._optimizer)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from tl import devices
 from tl.calls import Place, checked
 from tl.config import READ_BY, TrainConfig
 from tl.datasets import Splits
@@ -28,7 +29,7 @@ from tl.images import open_store
 from tl.memory import MemoryMarks
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Note, Phases, Predictions, TrainResult, Trial
-from tl.train import train_model
+from tl.train import chosen, train_model
 from tl.weights import Weights
 
 Stage = Callable[[str], None]
@@ -45,6 +46,14 @@ class Train:
     def __call__(self, config: TrainConfig, splits: Splits) -> TrainResult:
         """Train once."""
         return train_model(config, splits, keep=self.keep, **self.settings)
+
+    def fits_at_once(self, config: TrainConfig, splits: Splits) -> bool:
+        """Return True if `at_once` can train the heads of such configs."""
+        if REGIMES[config.regime].features != "once":
+            return False  # without having chosen a precision for nothing
+        where = devices.resolve(self.settings["device"])
+        choice = chosen(config, splits, where, self.settings["weights"], self.settings["weights_dir"])
+        return trainable_at_once(config, choice)
 
     def at_once(self, configs: Sequence[TrainConfig], splits: Splits) -> list[TrainedHead]:
         """Train a head per config."""
@@ -105,12 +114,12 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
     parts = tuning_splits(splits)
     baseline = MemoryMarks(torch.device("cpu")).baseline_bytes
     tried = [one_training(config, learning_rate=rate) for rate in config.learning_rates]
-    at_once = trainable_at_once(tried[0])
+    at_once = train.fits_at_once(tried[0], parts)
     trials = _trials_at_once(train, tried, parts, on_stage) if at_once else _trials(train, tried, parts, on_stage)
-    chosen = choose(trials)
-    if chosen is None:
+    best = choose(trials)
+    if best is None:
         raise DivergedError(f"all {len(trials)} learning rates diverged; the smallest: {trials[0].reason}")
-    rate = chosen.learning_rate
+    rate = best.learning_rate
     on_stage(f"training at {rate:g}")
     result = train(one_training(config, learning_rate=rate), splits)
     return result.replace(

@@ -119,7 +119,11 @@ def train_model(
         setup_seconds,
     ):
         trained = _epochs(setup, loop, memory, keep, on_epoch)
-    return _result(setup, loop, trained, memory, setup_seconds).replace(config=config, choice=choice)
+    result = _result(setup, loop, trained, memory, setup_seconds)
+    if choice is None:
+        return result
+    why = Note(about="figures", text=f"precision `auto`: {choice.reason}")
+    return result.replace(config=config, choice=choice, notes=(*result.notes, why))
 
 
 @contextmanager

@@ -14,16 +14,19 @@ Starting and ending a loader's workers happens once per epoch. It is measured be
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from bench.analysis.stats import MIN_SAMPLES, Estimate, ratio, ratio_of_pairs
 from bench.store.pairs import PairRecord, TimedSide
 from bench.store.records import USUAL, Cell
+from tl.config import TrainConfig
 from tl.results import Work
 
 Part = Callable[[PairRecord, TimedSide], list[float]]
@@ -111,19 +114,27 @@ class PairedComparison:
 
     @property
     def axis(self) -> str:
-        """The axis in which the two cells differ, the first of `AXES`; `regime` for twins."""
+        """The axis or setting in which the two cells differ, the first of `AXES` if several; `regime` for twins."""
         ours, theirs = self.cell.config, self.against.config
-        return next((axis for axis in AXES if getattr(ours, axis) != getattr(theirs, axis)), AXES[0])
+        settings = (name for name in TrainConfig.model_fields if name not in {*AXES, "seed"})
+        return next((name for name in (*AXES, *settings) if getattr(ours, name) != getattr(theirs, name)), AXES[0])
 
     @property
     def names(self) -> tuple[str, str]:
-        """What this cell and the other have in that axis."""
-        return getattr(self.cell.config, self.axis), getattr(self.against.config, self.axis)
+        """What this cell and the other have there, in words."""
+        ours, theirs = getattr(self.cell.config, self.axis), getattr(self.against.config, self.axis)
+        if self.axis in AXES:
+            return ours, theirs
+        return _setting(self.axis, ours), _setting(self.axis, theirs)
 
     @property
     def share(self) -> float | None:
         """This cell's share of the other's time per epoch."""
         return 1 / self.speed_up.value if self.speed_up else None
+
+
+def _setting(name: str, value: Any) -> str:
+    return f"{name}={json.dumps(value) if isinstance(value, bool | list | tuple) else value}"
 
 
 def compare(cell: Cell, against: Cell, records: Iterable[PairRecord]) -> PairedComparison | None:

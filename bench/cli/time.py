@@ -1,4 +1,4 @@
-"""`bench time`: compare the epoch times of some regimes, executions or precisions, without training to the end."""
+"""`bench time`: compare the epoch times of some regimes, executions, precisions or settings, by process pairs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,17 @@ def time(
         str, typer.Option(help="fast, or plain as the tutorial's own loop; plain,fast compares fast with plain.")
     ] = "fast",
     precision: Annotated[
-        str, typer.Option(help="fp32, tf32, bf16 or fp16; several, joined by commas, are compared with the first.")
+        str,
+        typer.Option(help="fp32, tf32, bf16, fp16 or auto; several, joined by commas, are compared with the first."),
     ] = "fp32",
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE[,VALUE]",
+            help="A setting of training (repeatable); fold=false,true compares true with false.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda[:i], mps, auto (the best) or all.")] = "auto",
     data: Annotated[
         str, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
@@ -62,6 +71,7 @@ def time(
             executor,
             executions=execution.split(","),
             precisions=precision.split(","),
+            settings=set or (),
             device=device,
             data=data,
             batch_size=batch_size,

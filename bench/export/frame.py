@@ -65,6 +65,7 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "memory_format": lambda run, record: record.result.memory_format if record.result else None,
     "compile": lambda run, record: record.cell.config.compile,
     "checkpointing": lambda run, record: record.cell.config.checkpointing,
+    "chosen_precision": lambda run, record: _chosen(record),
     "folded_layers": lambda run, record: record.result.folded_layers if record.result else None,
     "packed_layers": lambda run, record: record.result.packed_layers if record.result else None,
     "lookahead": lambda run, record: record.result.lookahead if record.result else None,
@@ -190,6 +191,11 @@ def columns() -> list[str]:
     if taken := [name for name in METRICS if name in _FACTS or name in _PAIRED]:
         raise ConfigError(f"metric {taken[0]!r}: another column of the table has this name; rename the metric")
     return [*_FACTS, *_PAIRED, *METRICS]
+
+
+def _chosen(record: Record) -> str | None:
+    choice = record.result.choice if record.result else None
+    return choice.precision if choice else None
 
 
 def _views(record: Record) -> int | None:

@@ -52,6 +52,7 @@ def row(timed: Timed, dataset: str, fallback: str = "") -> dict[str, Any]:
         "batch_size": config.batch_size,
         "regime": config.regime,
         "compared": found.axis,
+        "value": found.names[0],
         "against": found.names[1],
         "speed_up": speed_up.value if speed_up else None,
         "low": speed_up.low if speed_up else None,
@@ -85,7 +86,7 @@ def row(timed: Timed, dataset: str, fallback: str = "") -> dict[str, Any]:
 
 
 def table(timed: Sequence[Timed]) -> list[str]:
-    """One line per regime (or execution, or precision), at most `WIDTH` columns wide.
+    """One line per regime (or execution, precision, or value of a setting), at most `WIDTH` columns wide.
 
     A long name of a backbone has a line of its own.
     """

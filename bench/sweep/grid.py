@@ -319,7 +319,7 @@ def check_keys(where: str, given: Mapping[str, Any], valid: Collection[str]) -> 
         if key not in valid:
             close = nearest(key, valid)
             known = f"nearest valid key: {close[0]!r}" if close else f"valid keys: {', '.join(valid)}"
-            raise ConfigError(f"{where}.{key}: unknown key; {known}")
+            raise ConfigError(f"{where and f'{where}.'}{key}: unknown key; {known}")
 
 
 def expand(

@@ -1,4 +1,4 @@
-"""Times the epochs of some regimes, executions or precisions against each other by process pairs.
+"""Times the epochs of some regimes, executions, precisions or settings against each other by process pairs.
 
 Nothing is trained to the end.
 
@@ -9,9 +9,10 @@ don't depend on them.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -28,7 +29,9 @@ from bench.sweep.options import DEFAULT_TIMEOUT_SECONDS
 from bench.sweep.pairs import make_pair_record, plan_pairs, time_limit, without_turns
 from bench.sweep.plan import find_images
 from bench.sweep.progress import Reporter, make_reporter
+from bench.sweep.settings import values_of
 from bench.sweep.ways import choose_ways
+from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.errors import ConfigError
 from tl.images import open_store
@@ -65,6 +68,7 @@ def plan_timing(
     *,
     executions: Sequence[str] = ("fast",),
     precisions: Sequence[str] = ("fp32",),
+    settings: Sequence[str] = (),
     device: str = "auto",
     data: str = "auto",
     batch_size: int | None = None,
@@ -73,14 +77,16 @@ def plan_timing(
 ) -> Timing:
     """Check what is to be timed, and find the images.
 
-    Cells are compared that differ in one axis, so of regimes, executions and precisions only one can have several
-    values. Without regimes they are those of `REGIMES_TIMED`, or `USUAL_AGAINST` if another axis has several. `data` is
-    a folder or a name, as for a sweep. Raises `UserError` for mistakes that the user can correct.
+    Cells are compared that differ in one thing, so of regimes, executions, precisions and settings only one can have
+    several values. Without regimes they are those of `REGIMES_TIMED`, or `USUAL_AGAINST` if something else has several.
+    `settings` are those of a grid's `[train]`, as `NAME=VALUE` or `NAME=VALUE,VALUE`. `data` is a folder or a name, as
+    for a sweep. Raises `UserError` for mistakes that the user can correct.
     """
     paired = Paired(pairs=pairs, seconds=seconds)
-    chosen = _axes(regimes, executions, precisions)
-    settings = {} if batch_size is None else {"batch_size": batch_size}
-    check_settings("", settings, SHARED_SETTINGS)
+    given = _settings(settings, batch_size)
+    varied = {name: values for name, values in given.items() if len(values) > 1}
+    chosen = _axes(regimes, executions, precisions, varied)
+    shared = {name: values[0] for name, values in given.items() if name not in varied}
     matrix = Matrix(
         backbones=list(backbones),
         regimes=chosen["regime"],
@@ -95,35 +101,71 @@ def plan_timing(
             names.update(discovery.backbone_names(executor))
         return canonical(given, names)
 
-    grid = Grid(name=NAME, dataset=data, matrix=matrix, train=settings, paired=paired)
+    grid = Grid(name=NAME, dataset=data, matrix=matrix, train=shared, paired=paired)
     planned = expand(grid, weights="random", spec=spec, devices=executor.devices)
     splits = find_images(grid.dataset, download=True)
     open_store(splits)
     rotations: dict[tuple[str, str], list[Cell]] = {}
-    for item in planned:
-        cell = Cell(config=item.config, weights_digest="", dataset_digest=splits.digest, device=item.device)
+    for device_name, config in ((item.device, one) for item in planned for one in _with_each(item.config, varied)):
+        cell = Cell(config=config, weights_digest="", dataset_digest=splits.digest, device=device_name)
         if why := without_turns(cell):
             raise ConfigError(f"regime={cell.config.regime!r}: can't be timed in turns: {why}; leave it out")
         rotations.setdefault((cell.device, cell.config.backbone), []).append(cell)
     return Timing(splits=splits, rotations=tuple(map(_in_order, rotations.values())), paired=paired)
 
 
-def _axes(regimes: Sequence[str], executions: Sequence[str], precisions: Sequence[str]) -> dict[str, list[str]]:
-    """Axis → its values, each once. Raises `ConfigError` unless exactly one has several."""
+def _settings(given: Sequence[str], batch_size: int | None) -> dict[str, list[Any]]:
+    """Setting → its values, each once, of texts such as `fold=false,true`. Raises `ConfigError`."""
+    found: dict[str, list[Any]] = {}
+    if batch_size is not None:
+        check_settings("", {"batch_size": batch_size}, SHARED_SETTINGS)
+        found["batch_size"] = [batch_size]
+    for text in given:
+        name, values = values_of(text)
+        if name in found:
+            raise ConfigError(f"--set {text!r}: {name} is given twice")
+        found[name] = values
+    return found
+
+
+def _with_each(config: TrainConfig, varied: Mapping[str, Sequence[Any]]) -> list[TrainConfig]:
+    """The config with each value of a setting. Raises `ConfigError` if it doesn't read the setting."""
+    for name, values in varied.items():
+        made = [config.replace(**{name: value}) for value in values]
+        if len({getattr(each, name) for each in made}) < len(values):
+            raise ConfigError(
+                f"--set {name}={','.join(map(str, values))}: regime {config.regime!r} in execution "
+                f"{config.execution!r} doesn't read all of these; give another --regime"
+            )
+        return made
+    return [config]
+
+
+def _axes(
+    regimes: Sequence[str],
+    executions: Sequence[str],
+    precisions: Sequence[str],
+    settings: Mapping[str, Sequence[Any]],
+) -> dict[str, list[str]]:
+    """Axis → its values, each once. `settings` are those with several values.
+
+    Raises `ConfigError` unless exactly one axis or setting has several.
+    """
     chosen = {
         axis: list(dict.fromkeys(values))
         for axis, values in {"regime": regimes, "execution": executions, "precision": precisions}.items()
     }
     several = [axis for axis, values in chosen.items() if len(values) > 1]
+    settled = [f"--set {name}={','.join(map(str, values))}" for name, values in settings.items()]
     if not chosen["regime"]:
         usual = REGIMES_TIMED.get(chosen["execution"][0], REGIMES_TIMED["fast"])
-        chosen["regime"] = [USUAL_AGAINST] if several else list(usual)
-    elif not several:
+        chosen["regime"] = [USUAL_AGAINST] if several or settled else list(usual)
+    elif not several and not settled:
         (regime,) = chosen["regime"]
         check_settings("", {"regime": regime}, ["regime"])
         raise ConfigError(f"regime={regime!r}: one regime alone: give another --regime to compare it with")
-    if len(several) > 1:
-        given = " and ".join(f"--{axis} {','.join(chosen[axis])}" for axis in several)
+    if len(several) + len(settled) > 1:
+        given = " and ".join([*(f"--{axis} {','.join(chosen[axis])}" for axis in several), *settled])
         raise ConfigError(f"{given}: only one of them can have several values, since cells differ in one thing")
     return chosen
 
