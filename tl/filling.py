@@ -22,8 +22,8 @@ _ALIGNMENT = 64
 def filled(build: Callable[[], nn.Module]) -> nn.Module:
     """Return the network that `build` makes, which must load all its weights by `load_state_dict`.
 
-    `build` is called again, in the usual way, if some tensor that it makes empty is not in the file, such as a table that
-    it fills itself, if two layers share one, or if it fails. So its errors are those of the usual way.
+    `build` is called again, in the usual way, if some tensor that it makes empty is not in the file, such as a table
+    that it fills itself, if two layers share one, or if it fails. So its errors are those of the usual way.
     """
     try:
         with warnings.catch_warnings(), _Unfilled(), _assigning():
@@ -47,10 +47,8 @@ class _Unfilled(TorchFunctionMode):
     ) -> Any:
         """Call the function, or return the tensor that it would fill."""
         kwargs = kwargs or {}
-        numbers = kwargs.get("dtype") or torch.get_default_dtype()
-        if (
-            func is torch.empty and kwargs.get("device") is None and numbers.is_floating_point
-        ):  # tables of indices aren't
+        numbers = kwargs.get("dtype") or torch.get_default_dtype()  # integers are tables of indices, and no weights
+        if func is torch.empty and kwargs.get("device") is None and numbers.is_floating_point:
             return func(*args, **{**kwargs, "device": "meta"})
         if getattr(func, "__name__", "") in _FILL:
             filled_one = args[0] if args else kwargs.get("tensor")  # `torch.nn.init` names it
