@@ -176,7 +176,7 @@ def test_autograd_decides_what_needs_no_gradient() -> None:
         model.backbone.register_forward_hook(lambda *_, kind=kind: seen.update({kind: torch.is_grad_enabled()}))
         optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
         config = tl.TrainConfig(backbone="x")
-        step = kind(model, model.backbone, nn.functional.cross_entropy, optimizer, config, CPU)
+        step = kind(model, model.backbone, model.backbone, nn.functional.cross_entropy, optimizer, config, CPU)
         step.start()
         step.run(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), lambda phase: None)
         assert all(parameter.grad is None for parameter in model.backbone.parameters())
