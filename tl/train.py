@@ -428,7 +428,7 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         if graphs:
             forward = Replayed(forward, graphs)
         train, val = Ahead(train, forward, ahead), Ahead(val, forward, ahead)
-        body = nn.Identity()
+        body = train.features
     loss_function = LOSS_BUILDERS[config.loss](config)
     return Loop(
         train=train,
