@@ -189,6 +189,13 @@ def test_the_chosen_way_is_what_runs(settings: dict[str, Any], mini: Splits, dec
     assert len(decided) == 4
 
 
+def test_all_trials_of_a_cell_make_the_same_choice(mini: Splits, decided: list[str]) -> None:
+    """They differ in their learning rates, and the training after them too."""
+    tuned = run_protocol(config(protocol="tuned", epochs=1), mini, device="cpu")
+    assert tuned.precision == "bf16"
+    assert len(decided) <= 8  # once for the trials' images, once for those of the training
+
+
 def test_protocols_and_turns_use_the_choice(mini: Splits, decided: list[str]) -> None:
     folds = run_protocol(config(protocol="kfold", folds=2, epochs=1), mini, device="cpu")
     assert (folds.config.precision, folds.precision) == (AUTO, "bf16")

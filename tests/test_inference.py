@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,9 +247,14 @@ def test_other_numbers_of_batches_are_refused(value: object) -> None:
         config(lookahead=value)
 
 
-def test_cached_features_are_those_of_the_network_as_it_is(mini: Splits) -> None:
+def test_cached_features_are_those_of_the_network_as_it_is(
+    mini: Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TL_CACHE", str(tmp_path))
     folded, usual = (train_model(config(regime="cached", fold=fold), mini) for fold in (None, False))
     assert folded.folded_layers and usual.folded_layers is None
+    again = train_model(config(regime="cached", seed=1), mini)
+    assert again.features_reused and again.folded_layers is None  # nothing was folded for nothing
     for one, other in zip(folded.epochs, usual.epochs, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=2e-6)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,22 @@ def inference_network(
     if not difference <= _ALLOWED[precision]:  # NaN is a difference too
         return InferenceNetwork(network=network, failure=f"its features would differ by {difference:.2g} of their norm")
     return InferenceNetwork(network=changed, folded=len(folds), packed=len(convolutions))
+
+
+class OnDemand:
+    """A network for inference that is made when it gets its first images: kept features may make it superfluous."""
+
+    def __init__(self, make: Callable[[], InferenceNetwork]) -> None:
+        self._make = make
+        self.made: InferenceNetwork | None = None
+        """None as long as nothing has asked for features."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images to features."""
+        if self.made is None:
+            self.made = self._make()
+        features: torch.Tensor = self.made.network(images)
+        return features
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,8 @@ class TrainResult(Strict):
     )
     choice: Choice | None = Field(None, description="how precision and layout were chosen; None if they were given")
     folded_layers: Count | None = Field(
-        None, description="BatchNorm layers that became part of a convolution; None if the backbone ran as it is"
+        None,
+        description="BatchNorm layers that became part of a convolution; None if the backbone ran as it is or not at all",
     )
     packed_layers: Count | None = Field(
         None, description="convolutions whose weights were laid out for the CPU's kernels beforehand; None as before"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ from tl.calls import Place, checked
 from tl.checkpointing import checkpointed
 from tl.choice import Choice, Prepared, Turn, Ways, choose
 from tl.clock import Clock
-from tl.config import AUTO, TrainConfig
+from tl.config import AUTO, READ_BY, TrainConfig
 from tl.datasets import Splits
 from tl.deferred import deferred, load_compiler
 from tl.devices import LAYOUTS, memory_format, seeded
@@ -37,7 +38,7 @@ from tl.errors import ConfigError, DivergedError, NotApplicable
 from tl.features import EXTRACTION_BATCH, Extraction, Features
 from tl.freezing import Freezing, freeze
 from tl.images import batch_bounds, open_store
-from tl.inference import InferenceNetwork, inference_network
+from tl.inference import InferenceNetwork, OnDemand, inference_network
 from tl.kept import KeptState
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import allocator
@@ -160,9 +161,7 @@ def ready(
         own_stream(device),
     ):
         ahead = _batches_ahead(setup)
-        inference = _inference(setup, ahead) if config.runs_folded else None
-        network = inference.network if inference else setup.model.backbone
-        body: Body = _compiled(network) if config.compile else network
+        body, inference = _body(setup, ahead)
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
         with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not config.checkpointing
         graphs = Graphs() if with_graphs else None
@@ -205,7 +204,9 @@ def chosen(
         spec = str(find_spec(config.backbone, known_names()))
         policy = "random" if regime.start == "random" else config.weights
         weights = find_weights(spec, policy, weights_dir=Path(weights_dir) if weights_dir else None)
-    ignored = ("seed", "epochs", "precision", "protocol", "learning_rates", "folds", "views", "weights")
+    # What tells apart the trainings of one cell, such as the trials of learning rates, must not lead to another choice.
+    ignored = {"seed", "epochs", "precision", "views", "weights", "protocol", *READ_BY}
+    ignored |= {"schedule", "step_size", "gamma"}  # they are read after the first epoch
     identity = {
         "config": {name: value for name, value in config.model_dump(mode="json").items() if name not in ignored},
         "weights": weights.digest or "random",
@@ -419,8 +420,9 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
     if setup.regime.features == "once":
         assert isinstance(train, Batches) and isinstance(val, Batches)  # see `check_execution`
         model.eval()
-        extraction = _extraction(body, setup, inference)
+        extraction = _extraction(body, setup)
         train, val = extraction.features(train, config.views), extraction.features(val, 1)
+        inference = body.made if isinstance(body, OnDemand) else inference
         body = counted = nn.Identity()
     elif ahead > 1:
         assert isinstance(train, Batches) and isinstance(val, Batches)  # it is not read by execution `plain`
@@ -469,6 +471,16 @@ def _batches_ahead(setup: Setup) -> int:
         return config.lookahead
     setup.model.eval()
     return batches_ahead(setup.model.backbone, _example(setup, 1), config.batch_size)
+
+
+def _body(setup: Setup, ahead: int) -> tuple[Body, InferenceNetwork | None]:
+    """Return the backbone as it runs, and the network for inference that it is, if it is one already."""
+    config = setup.config
+    if config.runs_folded and setup.regime.features == "once" and not config.compile:
+        return OnDemand(partial(_inference, setup, ahead)), None
+    inference = _inference(setup, ahead) if config.runs_folded else None
+    network = inference.network if inference else setup.model.backbone
+    return _compiled(network) if config.compile else network, inference
 
 
 def _inference(setup: Setup, ahead: int) -> InferenceNetwork:
@@ -646,7 +658,7 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
     return time.perf_counter() - started
 
 
-def _extraction(body: Body, setup: Setup, inference: InferenceNetwork | None) -> Extraction:
+def _extraction(body: Body, setup: Setup) -> Extraction:
     """Make the extraction; `identity` lists all that features depend on.
 
     Rounding also depends on which images are extracted together. Random weights follow from the seed.
@@ -658,7 +670,7 @@ def _extraction(body: Body, setup: Setup, inference: InferenceNetwork | None) ->
         "dataset": setup.splits.digest,
         "precision": config.precision,
         "compile": config.compile,
-        "inference": [inference.folded, inference.packed] if inference else None,
+        "folded": config.runs_folded,
         "device": devices.present()[str(device)],
         "threads": torch.get_num_threads(),
         "cropped on the device": setup.images.resident_bytes is not None,
