@@ -227,9 +227,7 @@ def run(
         data=images,
         weights=weights,
         weights_dir=None if weights_dir is None else Path(weights_dir),
-        name=run_name(chosen, images, weights, settings.get("epochs"), settings.get("batch_size"))
-        if name is None
-        else name,
+        name=run_name(chosen, images, weights, settings) if name is None else name,
         results=Path(results),
         timeout=timeout,
         memory_limit=memory_limit,

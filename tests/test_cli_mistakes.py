@@ -38,6 +38,11 @@ BAD = {
     "regime": ([*ONE, "--regime", "frozn"], "did you mean 'frozen'"),
     "device": ([*ONE, "--device", "tpu"], "device='tpu': not on this machine, which has"),
     "epochs": ([*ONE, "--epochs", "0"], "epochs=0"),
+    "setting": ([*ONE, "--set", "fodl=true"], "fodl: unknown key; nearest valid key: 'fold'"),
+    "setting without a value": ([*ONE, "--set", "fold"], "--set 'fold': must be NAME=VALUE"),
+    "setting with several values": ([*ONE, "--set", "fold=true,false"], "fold must have one value"),
+    "setting twice": ([*ONE, "--epochs", "2", "--set", "epochs=3"], "--set 'epochs=3': epochs is given twice"),
+    "precision": ([*ONE, "--precision", "fp8"], "precision='fp8': not one of"),
     "epochs text": ([*ONE, "--epochs", "many"], "(given: 'many')"),
     "batch size": ([*ONE, "--batch-size", "0"], "batch_size=0"),
     "seeds": ([*ONE, "--seeds", "0"], "seeds=0"),
@@ -254,7 +259,7 @@ def test_a_home_is_expanded_where_a_shell_does_not(tmp_path: Path, monkeypatch: 
     assert len(bench.load_results("~/runs/r")) == 1
     with pytest.raises(ConfigError, match="results='~nosuchuser': there is no such user"):
         bench.load_results("r", "~nosuchuser")
-    assert run_name(load_grid("smoke"), "~", "auto", None, None) == "smoke-home"
+    assert run_name(load_grid("smoke"), "~", "auto", {}) == "smoke-home"
     assert here("export", "r", "--results=~/runs", "--output=~/r.csv").returncode == 0
     assert here("report", "r", "--results=~/runs", "--reports=~/pages", "--no-images").returncode == 0
     for option in ("--weights-dir", "--results", "--reports", "--plugin", "--data", "--grid"):

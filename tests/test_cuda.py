@@ -20,6 +20,7 @@ from tl.batches import Batches, resident_pixels
 from tl.clock import Clock
 from tl.heads import train_heads
 from tl.images import open_store
+from tl.precision import supported
 from tl.regimes import REGIMES
 from tl.timing import timed_training
 
@@ -64,6 +65,30 @@ def test_graphs_train_as_plain_steps_do(mini: tl.Splits, regime: str, settings: 
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-3 if "precision" in settings else 1e-4)
         assert other.val_loss == pytest.approx(one.val_loss, rel=1e-2 if "precision" in settings else 1e-3)
     assert graphed.cuda_allocated_bytes < 1.5 * plain.cuda_allocated_bytes
+
+
+@pytest.mark.parametrize(
+    "settings", [{"fold": True}, {"lookahead": 3}, {"fold": True, "lookahead": "auto", "precision": "bf16"}], ids=str
+)
+def test_frozen_backbones_folded_and_ahead_replay_graphs(mini: tl.Splits, settings: dict[str, object]) -> None:
+    """The same losses as without either, up to rounding, and the first step counts the same work."""
+    usual = {name: value for name, value in settings.items() if name == "precision"}
+    plain = train(mini, "cuda", regime="frozen", epochs=4, **usual)
+    found = train(mini, "cuda", regime="frozen", epochs=4, **settings)
+    assert found.cuda_graph and not any("without CUDA graphs" in note.text for note in found.notes)
+    for one, other in zip(plain.epochs, found.epochs, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=2e-2 if usual else 1e-4)
+        assert other.val_loss == pytest.approx(one.val_loss, rel=2e-2 if usual else 1e-3)
+    assert found.frozen_verified and found.work == plain.work
+    assert found.packed_layers in (None, 0)
+
+
+@pytest.mark.parametrize("regime", ["finetune", "frozen"])
+def test_a_precision_is_chosen(mini: tl.Splits, regime: str) -> None:
+    """All precisions of the GPU are tried, in its usual layouts and then in the others."""
+    found = train(mini, "cuda", regime=regime, precision="auto")
+    assert found.choice is not None and found.precision in supported(torch.device("cuda"))
+    assert {each.precision for each in found.choice.tried} == set(supported(torch.device("cuda")))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

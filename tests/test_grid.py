@@ -9,6 +9,7 @@ import pytest
 
 from bench.sweep.grid import expand, load_grid, shipped
 from bench.sweep.plan import run_name
+from bench.sweep.settings import settings_of
 from tl.backbones import known_names
 from tl.config import TrainConfig
 from tl.errors import ConfigError, DeviceError
@@ -258,8 +259,10 @@ def test_a_protocol_and_what_it_reads(tmp_path: Path) -> None:
     path.write_text(MATRIX)
     chosen = load_grid(str(path)).override({}, {"protocol": "kfold"})
     assert chosen.shared_settings["protocol"] == "kfold"
-    assert run_name(chosen, None, "auto", None, None) == "own-kfold"
-    assert run_name(chosen, None, "random", 1, None) == "own-kfold-epochs1-random"
+    assert run_name(chosen, None, "auto", {}) == "own-kfold"
+    assert run_name(chosen, None, "random", {"epochs": 1, "protocol": "kfold"}) == "own-kfold-epochs1-random"
+    some = settings_of(["fold=true", "lookahead=auto", "learning_rate=0.01"], {"batch_size": 8, "epochs": None})
+    assert run_name(chosen, None, "auto", some) == "own-kfold-batch8-fold-true-lookahead-auto-learning_rate-0.01"
 
 
 @pytest.mark.parametrize("name", ["compile", "checkpointing"])

@@ -246,10 +246,23 @@ def test_a_turn_has_the_proportion_of_an_epoch() -> None:
     assert turn_size([(nothing, Warm(step_seconds=0.0, batch_seconds=0.1))], 0.3) == (0, 3)
 
 
-@pytest.mark.parametrize("execution", ["fast", "plain"])
-def test_turns_do_the_steps_of_a_training(execution: str, mini: tl.Splits) -> None:
+def test_a_turn_has_whole_groups_of_batches() -> None:
+    """A forward pass for several batches belongs to the turn that trains on them."""
+    alone, ahead, further = (Prepared(train_batches=61, val_batches=38, seconds=1.0, group=g) for g in (1, 4, 6))
+    slow = Warm(step_seconds=0.08, batch_seconds=0.02)
+    assert turn_size([(alone, slow), (alone, slow)], 0.3) == (3, 2)
+    assert turn_size([(alone, slow), (ahead, slow)], 0.3) == (4, 4)
+    assert turn_size([(further, slow), (ahead, slow)], 0.3) == (12, 12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"execution": "fast"}, {"execution": "plain"}, {"regime": "frozen", "lookahead": 3, "fold": True}],
+    ids=str,
+)
+def test_turns_do_the_steps_of_a_training(settings: dict[str, Any], mini: tl.Splits) -> None:
     """The same batches in the same order: after an epoch of turns the weights are those of `train_model`."""
-    config = cell(mini, execution=execution, epochs=1).config
+    config = cell(mini, **settings, epochs=1).config
     with timed_training(config, mini, device="cpu", weights=RANDOM) as timed:
         for _ in range(timed.train_batches):
             turn = timed.turn(1, 1)

@@ -35,10 +35,14 @@ class Freezing:
     frozen modules run in train mode, which promises no such thing."""
 
     def train_mode(self) -> None:
-        """Put each module into its mode of a training pass."""
-        self.model.eval()
+        """Put each module into its mode of a training pass. Before, all are in eval mode."""
         for module in self.in_train_mode:
             module.train()
+
+    def eval_mode(self) -> None:
+        """Put all modules back into eval mode. Others than those that `train_mode` changes cost no time."""
+        for module in self.in_train_mode:
+            module.eval()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all parameters and buffers of the model, including buffers that a state dict leaves out."""
@@ -61,7 +65,7 @@ class Freezing:
 
 
 def freeze(model: Classifier, regime: Regime) -> Freezing:
-    """Switch gradients on for what the regime trains, and off for the rest.
+    """Switch gradients on for what the regime trains, and off for the rest, and put the model into eval mode.
 
     Raises `NotApplicable` if the regime trains part of a backbone and this one has no such part.
     """
@@ -73,6 +77,7 @@ def freeze(model: Classifier, regime: Regime) -> Freezing:
     trained |= {parameter for module in modules for parameter in module.parameters()}
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in trained)
+    model.eval()
     if rule.backbone and not trained.intersection(model.backbone.parameters()):
         raise NotApplicable("this backbone has no part that the regime trains")
     in_train_mode = modules if regime.frozen_mode == "eval" else (model,)

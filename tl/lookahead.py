@@ -68,6 +68,10 @@ class Ahead:
         """See `Batches.resume`."""
         self._images.resume()
 
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the features of what the batches have: features already, or the first batch's images."""
+        return inputs if inputs.ndim == 2 else self._forward(inputs)
+
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
     ) -> Generator[Batch]:
@@ -76,14 +80,14 @@ class Ahead:
             if not self._begun:
                 self._begun = True
                 yield next(batches)
-            yield from self._features(batches, mark)
+            yield from self._computed(batches, mark)
 
     def evaluation(self, batch_size: int) -> Generator[Batch]:
         """Yield all images' features in order."""
         with closing(self._images.evaluation(batch_size)) as batches:
-            yield from self._features(batches, None)
+            yield from self._computed(batches, None)
 
-    def _features(self, batches: Iterator[Batch], mark: Callable[[str], None] | None) -> Iterator[Batch]:
+    def _computed(self, batches: Iterator[Batch], mark: Callable[[str], None] | None) -> Iterator[Batch]:
         while group := list(islice(batches, self.count)):
             sizes = [len(labels) for _, labels in group]
             with torch.no_grad():

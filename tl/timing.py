@@ -172,7 +172,7 @@ class TimedTraining:
 
     def _run_batches(self, count: int) -> int:
         """Evaluate the next batches. Returns their number of images."""
-        self._setup.model.eval()
+        self._setup.freezing.eval_mode()
         found = self._loop.evaluation.over(islice(self._val, count), self._loop.loss_function)
         return len(found.predicted)
 

@@ -250,7 +250,7 @@ def _prepared(
                             images += len(labels)
                     loss = loop.step.sums()[0] / images
                     seconds = (time.perf_counter() - begun) / images * len(train)
-                setup.model.eval()
+                setup.freezing.eval_mode()
                 begun = time.perf_counter()
                 with closing(val.evaluation(size)) as batches:
                     found = loop.evaluation.over(islice(batches, steps), loop.loss_function)
@@ -428,7 +428,7 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         if graphs:
             forward = Replayed(forward, graphs)
         train, val = Ahead(train, forward, ahead), Ahead(val, forward, ahead)
-        body = nn.Identity()
+        body = train.features
     loss_function = LOSS_BUILDERS[config.loss](config)
     return Loop(
         train=train,
@@ -545,7 +545,7 @@ def _epoch(
             train_seconds = clock.elapsed()
             memory.begin("val")
             clock.mark(None)
-        setup.model.eval()
+        setup.freezing.eval_mode()
         validated = val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
         if validated.fault:
             raise diverged(f"validation {validated.fault}", setup.config, rate, history)

@@ -51,9 +51,17 @@ def run(
     execution: Annotated[
         list[str] | None, typer.Option(help=f"fast, or plain as the tutorial's own loop {SEVERAL}.")
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help=f"fp32, tf32, bf16, fp16, or auto, the fastest here {SEVERAL}."),
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; they are 0, 1, 2, …")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per training step.")] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Another setting of training, such as fold=true (repeatable)."),
+    ] = None,
     protocol: Annotated[str | None, typer.Option(help="fixed, tuned or kfold, in place of the grid's.")] = None,
     data: Annotated[
         str | None, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
@@ -142,12 +150,14 @@ def run(
     from bench.sweep.options import make_options
     from bench.sweep.plan import choose_grid, run_name
     from bench.sweep.run import run_sweep
+    from bench.sweep.settings import settings_of
 
     # A dry run only prints: without a reader it ends as every such command does.
     output = None if dry_run else LastingOutput(sys.stdout, lambda: discard(sys.stdout))
     console = Console(file=cast("IO[str] | None", output))
     if live and not report:
         raise ConfigError("--live needs a report; leave out --no-report")
+    settings = settings_of(set or (), {"epochs": epochs, "batch_size": batch_size, "protocol": protocol})
     chosen = choose_grid(
         grid,
         {
@@ -155,9 +165,10 @@ def run(
             "regimes": _each(regime),
             "devices": _each(device),
             "execution": _each(execution),
+            "precision": _each(precision),
             "seeds": seeds,
         },
-        {"epochs": epochs, "batch_size": batch_size, "protocol": protocol},
+        settings,
         pairs=pairs,
         paired=paired,
     )
@@ -166,7 +177,7 @@ def run(
         data=data,
         weights=weights,
         weights_dir=weights_dir,
-        name=run_name(chosen, data, weights, epochs, batch_size) if name is None else name,
+        name=run_name(chosen, data, weights, settings) if name is None else name,
         results=renamed("--results", results, RESULTS, out),
         timeout=timeout,
         memory_limit=memory_limit,

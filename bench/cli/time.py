@@ -34,7 +34,7 @@ def time(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE[,VALUE]",
-            help="A setting of a grid's [train] (repeatable); fold=false,true compares true with false.",
+            help="A setting of training (repeatable); fold=false,true compares true with false.",
             show_default=False,
         ),
     ] = None,

@@ -5,6 +5,7 @@ python -m bench.devtools.our_loop --data FOLDER --regime frozen --epochs 3
 
 from __future__ import annotations
 
+import json
 import time
 
 import torch
@@ -17,7 +18,8 @@ from tl.machine import keep_freed_pages, usable_cores
 
 def main() -> None:
     """Train. The total time includes scanning the folder, and decoding its images if they are not cached."""
-    given = options(__doc__, (name for name, regime in tl.REGIMES.items() if regime.trains), precisions=PRECISIONS)
+    regimes = [name for name, regime in tl.REGIMES.items() if regime.trains]
+    given = options(__doc__, regimes, precisions=PRECISIONS, settings=True)
     started = time.perf_counter()
     torch.set_num_threads(usable_cores())
     keep_freed_pages()
@@ -27,6 +29,7 @@ def main() -> None:
         epochs=given.epochs,
         seed=given.seed,
         precision=given.precision,
+        **json.loads(given.settings),
     )
     weights = weights_in(given.weights_file)
     tl.run_protocol(

@@ -1,6 +1,7 @@
 """Compares this suite's training with its execution `plain`, and with any program that prints a JSON line per epoch.
 
     python -m bench.devtools.peers --data FOLDER --regime frozen --rounds 5 --epochs 3
+    python -m bench.devtools.peers --data FOLDER --regime frozen --precision auto --set fold=true
     python -m bench.devtools.peers --data FOLDER --memory
     python -m bench.devtools.peers --data FOLDER --accuracy --rounds 5 --epochs 5
     python -m bench.devtools.peers --data FOLDER --whole --regime frozen --epochs 25 --against-epochs 3
@@ -38,6 +39,7 @@ from bench.devtools.side import PLAIN_REGIMES
 from bench.execution.monitor import Monitor, busy_warning
 from bench.program import end
 from bench.store.environment import environment
+from bench.sweep.settings import settings_of
 from tl.cache import to_json, write_atomic
 from tl.datasets import load_splits
 from tl.errors import UserError
@@ -148,6 +150,8 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
     own += f" --weights-file {shlex.quote(given.weights_file)}" if given.weights_file else ""
     sides = {name: f"python -m bench.devtools.{module}{own}" for name, module in SCRIPTS.items()}
     sides[OURS] += f" --precision {given.precision}" if given.precision != "fp32" else ""
+    settings = settings_of(given.set, {})
+    sides[OURS] += f" --settings {shlex.quote(json.dumps(settings))}" if settings else ""
     sides |= _named(given.peer)
     shared = {"data": str(splits.root), "backbone": given.backbone, "device": given.device}
     runs = []
@@ -178,6 +182,7 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
         backbone=given.backbone,
         regime=given.regime,
         precision=given.precision,
+        settings=settings,
         against=against,
         device=given.device,
         epochs=given.epochs,
@@ -207,6 +212,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--weights-file", help="a state dict for ours and plain")
     parser.add_argument("--regime", default="finetune", help="our regime")
     parser.add_argument("--precision", default="fp32", help="our precision; see tl.config.PRECISIONS")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="another setting of ours (repeatable)"
+    )
     parser.add_argument("--against", help=f"regime of the others, {' or '.join(PLAIN_REGIMES)}; by default ours")
     parser.add_argument("--device", default="cpu", help="cpu, cuda[:i] or mps")
     parser.add_argument("--rounds", type=int, default=5, help="processes per side")
@@ -239,6 +247,7 @@ def _place(given: argparse.Namespace) -> Path:
         raise UserError(f"the plain loop has no regime {against!r}; use {others}")
     parts = [_what(given), given.backbone, *dict.fromkeys((given.regime, against)), given.device]
     parts += [given.precision] if given.precision != "fp32" else []
+    parts += given.set
     path: Path = given.out / (re.sub(r"[^\w.-]+", "-", "-".join(parts)) + ".json")
     if path.exists():
         raise UserError(f"{path}: exists, and nothing is overwritten; give another --out")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import Field
 from tabulate import tabulate
 
 from bench.analysis.stats import Estimate, difference, ratio
@@ -73,6 +75,10 @@ class SideRun(Strict):
         return [line["epoch_seconds"] for line in self.printed if "epoch_seconds" in line]
 
 
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 class Samples(Strict):
     """All samples that one command measured."""
 
@@ -87,6 +93,8 @@ class Samples(Strict):
     regime: str
     precision: str = "fp32"
     """Our precision. The plain side on a GPU uses TF32, which is torch's default for convolutions."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Our other settings."""
     against: str
     """Regime of the other sides."""
     device: str
@@ -104,8 +112,10 @@ class Samples(Strict):
 
     @property
     def named(self) -> str:
-        """The job, and our precision if it is not fp32."""
-        return self.job if self.precision == "fp32" else f"{self.job}, ours in {self.precision}"
+        """The job, our precision if it is not fp32, and our other settings."""
+        precision = [] if self.precision == "fp32" else [f"in {self.precision}"]
+        ours = [*precision, *(f"with {name}={_shown(value)}" for name, value in self.settings.items())]
+        return self.job if not ours else f"{self.job}, ours {' '.join(ours)}"
 
     def figure(self, run: SideRun) -> float:
         """The compared figure of one process: seconds, bytes or percent."""

@@ -26,15 +26,17 @@ PLAIN_REGIMES = tuple(
 
 
 def options(
-    description: str | None, regimes: Iterable[str], *, precisions: Iterable[str] = ("fp32",)
+    description: str | None, regimes: Iterable[str], *, precisions: Iterable[str] = ("fp32",), settings: bool = False
 ) -> argparse.Namespace:
-    """Parse the command line, which describes one training."""
+    """Parse the command line, which describes one training, with `settings` of `TrainConfig` if they are known."""
     warnings.simplefilter("ignore", FallbackWarning)  # random weights don't change the times
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", required=True, help="a folder with train/CLASS/* and val/CLASS/*")
     parser.add_argument("--regime", choices=list(regimes), default="finetune")
     parser.add_argument("--backbone", default="torchvision:resnet18", help="torchvision:NAME or timm:NAME")
     parser.add_argument("--precision", choices=list(precisions), default="fp32")
+    if settings:
+        parser.add_argument("--settings", default="{}", metavar="JSON", help="other fields of tl.TrainConfig")
     parser.add_argument("--weights-file", type=Path, help="a state dict; by default what the suite finds, else random")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and crops")

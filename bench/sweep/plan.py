@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -92,17 +93,21 @@ def choose_grid(
     return chosen.with_pairs(pairs, paired=paired)
 
 
-def run_name(grid: Grid, data: str | None, weights: str, epochs: int | None, batch_size: int | None) -> str:
-    """The default name of a run's folder: the grid's name, with the options that change data, weights or protocol.
+def run_name(grid: Grid, data: str | None, weights: str, settings: Mapping[str, Any]) -> str:
+    """The default name of a run's folder: the grid's name, with the options that change data, weights or settings.
 
-    A protocol other than `fixed` is always part of the name.
+    `settings` are those that a command gives in place of the grid's; None counts as not given. A protocol other than
+    `fixed` is always part of the name.
     """
     parts = [grid.name]
     parts += [grid.shared_settings["protocol"]] if grid.shared_settings["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
         parts.append(user_path("data=", data).resolve().name or "data")
-    parts += [f"epochs{epochs}"] if epochs is not None else []
-    parts += [f"batch{batch_size}"] if batch_size is not None else []
+    short = {"epochs": "epochs", "batch_size": "batch"}
+    for name, value in settings.items():
+        if value is not None and name != "protocol":
+            shown = re.sub(r"[^a-z0-9.]+", "-", str(value).lower()).strip("-")
+            parts.append(f"{short[name]}{shown}" if name in short else f"{name}-{shown}")
     parts += [weights] if weights != "auto" else []
     return "-".join(parts)
 

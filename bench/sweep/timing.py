@@ -9,7 +9,6 @@ don't depend on them.
 from __future__ import annotations
 
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from bench.sweep.options import DEFAULT_TIMEOUT_SECONDS
 from bench.sweep.pairs import make_pair_record, plan_pairs, time_limit, without_turns
 from bench.sweep.plan import find_images
 from bench.sweep.progress import Reporter, make_reporter
+from bench.sweep.settings import values_of
 from bench.sweep.ways import choose_ways
 from tl.config import TrainConfig
 from tl.datasets import Splits
@@ -84,9 +84,9 @@ def plan_timing(
     """
     paired = Paired(pairs=pairs, seconds=seconds)
     given = _settings(settings, batch_size)
-    several = {name: values for name, values in given.items() if len(values) > 1}
-    chosen = _axes(regimes, executions, precisions, several)
-    shared = {name: values[0] for name, values in given.items() if name not in several}
+    varied = {name: values for name, values in given.items() if len(values) > 1}
+    chosen = _axes(regimes, executions, precisions, varied)
+    shared = {name: values[0] for name, values in given.items() if name not in varied}
     matrix = Matrix(
         backbones=list(backbones),
         regimes=chosen["regime"],
@@ -106,7 +106,7 @@ def plan_timing(
     splits = find_images(grid.dataset, download=True)
     open_store(splits)
     rotations: dict[tuple[str, str], list[Cell]] = {}
-    for device_name, config in ((item.device, one) for item in planned for one in _with_each(item.config, several)):
+    for device_name, config in ((item.device, one) for item in planned for one in _with_each(item.config, varied)):
         cell = Cell(config=config, weights_digest="", dataset_digest=splits.digest, device=device_name)
         if why := without_turns(cell):
             raise ConfigError(f"regime={cell.config.regime!r}: can't be timed in turns: {why}; leave it out")
@@ -116,31 +116,21 @@ def plan_timing(
 
 def _settings(given: Sequence[str], batch_size: int | None) -> dict[str, list[Any]]:
     """Setting → its values, each once, of texts such as `fold=false,true`. Raises `ConfigError`."""
-    found: dict[str, list[Any]] = {} if batch_size is None else {"batch_size": [batch_size]}
+    found: dict[str, list[Any]] = {}
+    if batch_size is not None:
+        check_settings("", {"batch_size": batch_size}, SHARED_SETTINGS)
+        found["batch_size"] = [batch_size]
     for text in given:
-        name, equals, values = text.partition("=")
-        if not equals or not values:
-            raise ConfigError(f"--set {text!r}: must be NAME=VALUE, or NAME=VALUE,VALUE to compare them")
+        name, values = values_of(text)
         if name in found:
             raise ConfigError(f"--set {text!r}: {name} is given twice")
-        found[name] = list(dict.fromkeys(map(_value, values.split(","))))
-    for name, several in found.items():
-        for value in several:
-            check_settings("", {name: value}, SHARED_SETTINGS)
+        found[name] = values
     return found
 
 
-def _value(text: str) -> Any:
-    """A value as in TOML, where a word needs no quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
-        return text
-
-
-def _with_each(config: TrainConfig, several: Mapping[str, Sequence[Any]]) -> list[TrainConfig]:
+def _with_each(config: TrainConfig, varied: Mapping[str, Sequence[Any]]) -> list[TrainConfig]:
     """The config with each value of a setting. Raises `ConfigError` if it doesn't read the setting."""
-    for name, values in several.items():
+    for name, values in varied.items():
         made = [config.replace(**{name: value}) for value in values]
         if len({getattr(each, name) for each in made}) < len(values):
             raise ConfigError(

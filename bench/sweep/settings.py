@@ -1,0 +1,48 @@
+"""Reads settings of a training from a command line, such as `fold=true`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bench.sweep.grid import SHARED_SETTINGS, check_settings
+from tl.errors import ConfigError
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Name and value of `NAME=VALUE`. Raises `ConfigError`."""
+    name, values = values_of(text)
+    if len(values) > 1:
+        raise ConfigError(f"--set {text!r}: {name} must have one value")
+    return name, values[0]
+
+
+def settings_of(texts: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with the settings of texts added. Raises `ConfigError`, also if one is given twice."""
+    found = dict(options)
+    for text in texts:
+        name, value = setting(text)
+        if found.get(name) is not None:
+            raise ConfigError(f"--set {text!r}: {name} is given twice")
+        found[name] = value
+    return found
+
+
+def values_of(text: str) -> tuple[str, list[Any]]:
+    """Name and values, each once, of `NAME=VALUE` or `NAME=VALUE,VALUE`. Raises `ConfigError`."""
+    name, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ConfigError(f"--set {text!r}: must be NAME=VALUE")
+    found = list(dict.fromkeys(map(_value, values.split(","))))
+    for value in found:
+        check_settings("", {name: value}, SHARED_SETTINGS)
+    return name, found
+
+
+def _value(text: str) -> Any:
+    """A value as in TOML, where a word needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
