@@ -11,6 +11,7 @@ import pytest
 
 from bench.execution.process import ProcessExecutor
 from tests.images import write_folder
+from tests.weights import published
 
 COMPILER = ("torch._dynamo", "torch._inductor", "triton", "sympy")
 
@@ -36,8 +37,8 @@ for backbone, settings in (
     ("timm:test_resnet", {"regime": "frozen", "protocol": "tuned"}),
     ("timm:test_resnet", {"regime": "finetune", "optimizer": "adamw", "execution": "plain"}),
 ):
-    config = tl.TrainConfig(backbone=backbone, weights="random", epochs=1, batch_size=4, **settings)
-    result = tl.run_protocol(config, splits, device="cpu")
+    config = tl.TrainConfig(backbone=backbone, weights="pretrained", epochs=1, batch_size=4, **settings)
+    result = tl.run_protocol(config, splits, device="cpu", weights_dir=sys.argv[3])
     print([(row.train_loss, row.val_loss) for row in result.epochs], result.work)
 print(*sorted(sys.modules))
 """
@@ -51,8 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_training_loads_no_compiler_and_gives_the_same_numbers(folder: str) -> None:
     """Both executions, both optimisers and counting operations do without; with it all losses and counts are equal."""
-    *deferred, without = ran(TRAINS, folder, "deferred")
-    *at_once, having = ran(TRAINS, folder, "at once")
+    *deferred, without = ran(TRAINS, folder, "deferred", str(published()))
+    *at_once, having = ran(TRAINS, folder, "at once", str(published()))
     assert len(deferred) == 3 and deferred == at_once
     assert not set(COMPILER) & set(without.split())
     assert {"torch._dynamo", "triton"} <= set(having.split()), "these libraries no longer load it: `tl.deferred` can go"

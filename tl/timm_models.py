@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tl.library import Library, checkpoint_at, fitting
 from tl.weights import Checkpoint, Weights, load_state_dict
 
 
+@cache  # in the server that cells are forked from: a list takes longer than a look
 def _names() -> list[str]:
     return [*timm.list_models(), *timm.list_pretrained()]
 

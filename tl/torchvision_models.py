@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import torchvision
@@ -18,6 +19,7 @@ _WITH_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)
 """Networks with auxiliary classifiers, which are dropped after loading."""
 
 
+@cache  # see `tl.timm_models`
 def _names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 

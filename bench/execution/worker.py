@@ -37,7 +37,7 @@ from tl.train import chosen, needs_compiler
 from tl.weights import Weights
 
 for _source in SOURCES:  # in the server that cells are forked from, not in the time and memory of a cell
-    library(_source)
+    library(_source).names()
 
 
 def get_ready(emit: Emit) -> None:
