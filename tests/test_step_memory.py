@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +16,14 @@ from tests.alive import Alive
 from tests.conftest import TINY
 from tl import train as train_module
 from tl.backbones import Classifier, make_backbone
+from tl.checkpointing import checkpointed
 from tl.config import OPTIMIZERS
 from tl.freezing import Freezing, freeze
 from tl.optimizers import OPTIMIZER_BUILDERS
 from tl.plain import PlainStep
 from tl.regimes import REGIMES
 from tl.step import Evaluation, TrainStep
-from tl.work import tensor_bytes
+from tl.work import StepWork, tensor_bytes
 
 CPU = torch.device("cpu")
 
@@ -29,15 +32,17 @@ CPU = torch.device("cpu")
 class Made:
     """A training step with what it trains."""
 
+    config: tl.TrainConfig
     freezing: Freezing
     optimizer: torch.optim.Optimizer
     step: TrainStep
     evaluation: Evaluation
 
-    def run(self) -> None:
+    def run(self, work: StepWork | None = None) -> None:
         """Train on a batch that nobody else holds."""
+        size = 160 if self.config.backbone.endswith("vit") else 64
         self.freezing.train_mode()
-        self.step.run(torch.randn(4, 3, 64, 64), torch.arange(4) % 2, lambda phase: None)
+        self.step.run(torch.randn(4, 3, size, size), torch.arange(4) % 2, lambda phase: None, work)
 
     @property
     def standing(self) -> list[torch.Tensor]:
@@ -52,15 +57,15 @@ class Made:
         return tensor_bytes(self.standing)
 
 
-def make(kind: type[TrainStep], regime: str = "finetune", **settings: Any) -> Made:
-    config = tl.TrainConfig(backbone=TINY[0], regime=regime, weights="random", **settings)
-    model = Classifier(make_backbone(TINY[0], weights="random"), 2, config)
+def make(kind: type[TrainStep], regime: str = "finetune", backbone: str = TINY[0], **settings: Any) -> Made:
+    config = tl.TrainConfig(backbone=backbone, regime=regime, weights="random", **settings)
+    model = Classifier(make_backbone(backbone, weights="random"), 2, config)
     freezing = freeze(model, REGIMES[regime])
     optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters)
     body = model.backbone
     step = kind(model, body, body, cross_entropy, optimizer, config, CPU)
     step.start()
-    return Made(freezing, optimizer, step, Evaluation(model, body, "fp32", CPU))
+    return Made(config, freezing, optimizer, step, Evaluation(model, body, "fp32", CPU))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -116,3 +121,22 @@ def test_a_validation_pass_of_a_training_finds_no_gradients(mini: tl.Splits, mon
     config = tl.TrainConfig(backbone=TINY[1], regime="finetune", weights="random", epochs=1)
     tl.train_model(config, mini, device="cpu")
     assert found and all(gradient is None for gradient in found)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_step_whose_work_is_counted_takes_hardly_more(checkpointing: bool) -> None:
+    """It is the first one, so its peak would be that of the training. Epochs run without garbage collection."""
+    made = make(TrainStep, backbone="timm:test_vit", checkpointing=checkpointing)
+    peaks = []
+    again = checkpointed(made.freezing.model.backbone, made.config) if checkpointing else nullcontext()
+    gc.collect()
+    gc.disable()
+    try:
+        with again, Alive(made.standing) as alive:
+            for work in (StepWork(), None, None):
+                alive.peak = 0
+                made.run(work)
+                peaks.append(alive.peak)
+    finally:
+        gc.enable()
+    assert max(peaks) < 1.15 * peaks[-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +113,20 @@ class StepWork:
         self.backward_flops += counter.get_total_flops()
 
 
+class _OneModule(nullcontext[None]):
+    """Stands for the tracker of torch's counter, by which it knows in which module an operation runs.
+
+    The tracker keeps inputs and outputs of all modules alive, so that the counted step would set the peak of memory.
+    """
+
+    parents = frozenset({"Global"})
+    """The name under which torch sums everything."""
+
+
 def _counting() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter.mod_tracker = _OneModule()  # type: ignore[assignment]
+    return counter
 
 
 def tensor_bytes(tensors: Any) -> int:
