@@ -67,7 +67,8 @@ def inference_network(
 
     If outputs differ by more than rounding, the original is returned, with the reason.
     """
-    with torch.no_grad():
+    # Tensors of inference mode don't count their changes, which `_Last` needs.
+    with torch.inference_mode(False), torch.no_grad():
         calls = _Calls(network)
         expected = calls.follow(images)
         folds = calls.folds()

@@ -134,7 +134,7 @@ class TrainResult(Strict):
     choice: Choice | None = Field(None, description="how precision and layout were chosen; None if they were given")
     folded_layers: Count | None = Field(
         None,
-        description="BatchNorm layers that became part of a convolution; None if the backbone ran as it is or not at all",
+        description="BatchNorm layers that became part of a convolution; None if the backbone ran as it is, or not",
     )
     packed_layers: Count | None = Field(
         None, description="convolutions whose weights were laid out for the CPU's kernels beforehand; None as before"

@@ -460,8 +460,9 @@ def _without_head(body: Body, setup: Setup) -> Body:
 def _example(setup: Setup, images: int) -> torch.Tensor:
     """Return made-up images, on which modules of the backbone show their order and shapes."""
     size = setup.backbone.preprocessing.size
-    made_up = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return made_up.to(device=setup.device, memory_format=LAYOUTS[setup.layout])
+    with torch.inference_mode(False):
+        made_up = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+        return made_up.to(device=setup.device, memory_format=LAYOUTS[setup.layout])
 
 
 def _batches_ahead(setup: Setup) -> int:
