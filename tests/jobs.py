@@ -185,3 +185,26 @@ def _batches(splits: Any) -> Any:
     some = (0.5, 0.5, 0.5)
     shown = Preprocessing(size=48, resize=56, mean=some, std=some, interpolation="bilinear")
     return PlainBatches(splits.root, splits.train, shown, torch.device("cpu")).evaluation(1)
+
+
+WIDTH = 4096
+
+
+def growth_of_loading(file: str, way: str, emit: Any) -> float:
+    """Load a layer of `WIDTH` × `WIDTH` weights; return by how many times its size the peak of memory grew."""
+    import torch
+    from torch import nn
+
+    from tl.filling import filled
+    from tl.memory import MemoryMarks
+
+    def build() -> nn.Module:
+        module = nn.Linear(WIDTH, WIDTH, bias=False)
+        module.load_state_dict(torch.load(file, weights_only=True))
+        return module
+
+    marks = MemoryMarks(torch.device("cpu"))
+    module = filled(build) if way == "filled" else build()
+    marks.end()
+    grown = marks.figures()["peak_rss_bytes"] - marks.baseline["baseline_rss_bytes"]
+    return float(grown / (4 * module.weight.numel()))  # type: ignore[operator, union-attr]

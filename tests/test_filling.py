@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from bench.execution.executors import make_executor
 from tests.conftest import TINY
+from tests.jobs import WIDTH
 from tests.weights import network
 from tl.backbones import make_backbone
 from tl.filling import filled
-from tl.memory import MemoryMarks
 
 USUAL = nn.Module.load_state_dict
 
@@ -133,21 +134,12 @@ def test_what_does_not_fit_is_refused_as_usual() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs high-water marks that can be reset")
 def test_there_is_no_second_copy(tmp_path: Path) -> None:
-    """The peak of memory grows by the weights once; in the usual way it grows by them twice."""
-    width, file = 4096, tmp_path / "big.pth"
-    torch.save(nn.Linear(width, width, bias=False).state_dict(), file)
+    """The peak of memory grows by the weights once; in the usual way it grows by them twice.
 
-    def build() -> nn.Module:
-        module = nn.Linear(width, width, bias=False)
-        module.load_state_dict(torch.load(file, weights_only=True))
-        return module
-
-    grown = []
-    for load in (filled, lambda build: build()):
-        marks = MemoryMarks(torch.device("cpu"))
-        before = marks.baseline_bytes
-        module = load(build)
-        marks.end()
-        grown.append((marks.figures()["peak_rss_bytes"] - before) / (4 * width * width))
-        del module
+    Each way has a process of its own, since one may go on with memory that another has freed.
+    """
+    file = tmp_path / "big.pth"
+    torch.save(nn.Linear(WIDTH, WIDTH, bias=False).state_dict(), file)
+    executor = make_executor("process")
+    grown = [executor.call("tests.jobs:growth_of_loading", str(file), way).value for way in ("filled", "usual")]
     assert grown[0] < 1.5 < grown[1]

@@ -258,7 +258,7 @@ def test_a_precision_left_open_is_chosen_first(
 ) -> None:
     """What is chosen decides whether the rates are tried at once."""
     choice = Choice(precision=precision, memory_format="contiguous", reason="a test says so")
-    monkeypatch.setattr("tl.choice._measured", lambda *_: choice)
+    monkeypatch.setattr("tl.choice._measured", lambda *_: (choice, True))
     monkeypatch.setenv("TL_CACHE", str(tmp_path))
     stages: list[str] = []
     tuned = config(protocol="tuned", learning_rates=RATES[:2], weights="random", epochs=1, precision="auto")

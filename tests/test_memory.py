@@ -87,6 +87,21 @@ def test_reading_takes_little_of_an_epoch() -> None:
     assert statistics.median(seconds) < 1e-3
 
 
+@linux
+def test_own_and_shared_memory_are_told_apart(mini: tl.Splits) -> None:
+    """What a process shares is no part of its own; a proportional share lies between."""
+    config = tl.TrainConfig(backbone=TINY[1], weights="random", epochs=1)
+    result = tl.train_model(config, mini, device="cpu")
+    own, proportional = result.baseline_private_bytes, result.baseline_pss_bytes
+    assert own is not None and proportional is not None
+    assert 0 < own <= proportional <= result.baseline_rss_bytes + SLACK
+
+
+def test_elsewhere_own_memory_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tl.memory._ROLLUP", tmp_path / "smaps_rollup")
+    assert set(MemoryMarks(CPU).baseline) == {"baseline_rss_bytes"}
+
+
 def test_marks_are_shown_above_the_baseline_and_unknown_ones_are_none() -> None:
     """Resident memory includes libraries, so the baseline is subtracted; an unknown mark gives None."""
     one = record("timm:a", "frozen")

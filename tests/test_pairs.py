@@ -88,6 +88,16 @@ def timed_claim(**fields: Any) -> Claim:
     return Claim(name="mine", statement="It is so", low=1.0, **{"metric": "epoch_seconds", **fields})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"fold": True}, {"lookahead": 4}, {"checkpointing": True}, {"views": 3}, {"compile": True}],
+    ids=str,
+)
+def test_settings_that_one_regime_alone_reads_keep_none_apart(settings: dict[str, Any]) -> None:
+    """Fine-tuning doesn't read `fold`, and a frozen backbone doesn't read `checkpointing`."""
+    assert rotations([cell.but(**settings) for cell in cells(TWO)]) == [["finetune", "frozen"]]
+
+
 def test_all_that_is_compared_with_one_cell_shares_a_rotation() -> None:
     """The cell that others are compared with is first, wherever the grid has it; the others keep the grid's order."""
     assert rotations(cells(("frozen-tutorial", "frozen", "finetune"))) == [["finetune", "frozen-tutorial", "frozen"]]

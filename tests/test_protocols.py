@@ -190,7 +190,7 @@ def test_memory_of_the_trials_counts_for_the_training(
             baseline_rss_bytes=next(baselines), peak_rss_bytes=9_000
         )
 
-    monkeypatch.setattr(protocols, "MemoryMarks", lambda device: SimpleNamespace(baseline_bytes=100))
+    monkeypatch.setattr(protocols, "MemoryMarks", lambda device: SimpleNamespace(baseline={"baseline_rss_bytes": 100}))
     monkeypatch.setattr(protocols, "train_model", grown)
     assert run(config("tuned", epochs=1), mini).peak_memory_bytes == 8_900
 

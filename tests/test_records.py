@@ -69,6 +69,18 @@ def test_a_run_of_version_1_is_read_as_the_fixed_protocol() -> None:
         assert record.result.learning_rate == record.cell.config.learning_rate == 1e-3
 
 
+def test_cells_of_before_version_10_ran_as_they_are() -> None:
+    """Extraction is folded by default now, so a cell from before is another one, and keeps its id."""
+    run = RunFolder(REFERENCE.with_name("reference-regimes-5seeds"))
+    cached = [record.cell for record in run.records().values() if record.cell.config.regime == "cached"]
+    assert cached
+    for cell in cached:
+        assert cell.config.fold is False and run.manifest().cells[cell.id] == cell
+        assert cell.but(fold=None).id != cell.id == cell.but(fold=False).id
+    frozen = KNOWN.but(regime="frozen")
+    assert frozen.but(fold=False).id == frozen.id != frozen.but(fold=True).id
+
+
 def test_asking_for_the_commit_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`git status` alone would write the index anew, and leave its lock behind if it were killed meanwhile."""
 

@@ -252,7 +252,10 @@ def test_a_turn_has_whole_groups_of_batches() -> None:
     slow = Warm(step_seconds=0.08, batch_seconds=0.02)
     assert turn_size([(alone, slow), (alone, slow)], 0.3) == (3, 2)
     assert turn_size([(alone, slow), (ahead, slow)], 0.3) == (4, 4)
-    assert turn_size([(further, slow), (ahead, slow)], 0.3) == (12, 12)
+    assert turn_size([(further, slow), (ahead, slow)], 0.3) == (12, 38)  # a pass of 38 has few groups of 12
+    loading = Prepared(train_batches=610, val_batches=380, seconds=1.0, group=4, margin=5, least=10)
+    steps, batches = turn_size([(loading, slow), (loading, slow)], 0.3)
+    assert steps % 4 == batches % 4 == 0 and min(steps, batches) >= 10
 
 
 @pytest.mark.parametrize(

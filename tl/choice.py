@@ -40,8 +40,10 @@ LEAST_GAIN = 0.03
 """A way must take less time by this share, as a median over rounds. Otherwise the earlier one stays."""
 FIRST_STEPS = 8
 """Steps whose loss is compared."""
+MOST_STEPS = 64
+"""Steps of a timed turn, at most: on a GPU, each pass over images has a part of its own beside its steps."""
 TURN_SECONDS = 0.3
-"""About the length of a timed turn, which has at most `FIRST_STEPS`."""
+"""About the length of a timed turn."""
 TOLERANCE = 0.02
 """Largest accepted difference of the mean loss on the same batches, as a share of that of `fp32`."""
 
@@ -113,7 +115,9 @@ def choose(ways: Ways, start: Start, identity: dict[str, Any]) -> Choice:
     place = cache_dir() / "choices" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.choice"
     if (kept := _read(place)) is not None:
         return kept
-    choice = _measured(ways, start)
+    choice, sure = _measured(ways, start)
+    if not sure:  # another time, memory may suffice
+        return choice
     with contextlib.suppress(OSError):  # without a writable cache, it is only measured again
         write_sealed(place, to_json(choice.model_dump(mode="json")).encode())
     return choice
@@ -129,8 +133,11 @@ def _read(place: Path) -> Choice | None:
         return None
 
 
-def _measured(ways: Ways, start: Start) -> Choice:
-    """Compare the usual way with each other precision, and then the best precision's layouts."""
+def _measured(ways: Ways, start: Start) -> tuple[Choice, bool]:
+    """Compare the usual way with each other precision, and then the best precision's layouts.
+
+    Also returns False if something went wrong that may not be so the next time.
+    """
     usual = ways.precisions[0]
     comparing = _Comparing((usual, ways.layouts(usual)[0]), start)
     for precision in ways.precisions[1:]:
@@ -138,9 +145,10 @@ def _measured(ways: Ways, start: Start) -> Choice:
     for layout in ways.layouts(comparing.best[0])[1:]:
         comparing.challenge((comparing.best[0], layout))
     precision, layout = comparing.best
-    return Choice(
+    choice = Choice(
         precision=precision, memory_format=layout, reason=comparing.reason(), tried=tuple(comparing.tried.values())
     )
+    return choice, comparing.sure
 
 
 _Way = tuple[str, str]
@@ -153,6 +161,8 @@ class _Comparing:
     def __init__(self, usual: _Way, start: Start) -> None:
         self.usual = self.best = usual
         self.tried: dict[_Way, Tried] = {}
+        self.sure = True
+        """False if a way failed for a reason that may not last, or no loss is known to compare with."""
         self._start = start
         self._shares = {usual: 1.0}
         """Way → its share of the usual way's time."""
@@ -166,7 +176,9 @@ class _Comparing:
             turns = _in_turn(self.best, other, self._start, ROUNDS)
             if _ratio(turns) <= 1 - LEAST_GAIN and not _agree(turns):
                 turns = _in_turn(self.best, other, self._start, MORE_ROUNDS)
-        except (NotApplicable, RuntimeError) as error:  # torch raises the latter where a precision has no kernel
+        except (NotApplicable, RuntimeError) as error:
+            # Torch raises the latter where a precision has no kernel, but also where memory doesn't suffice.
+            self.sure &= isinstance(error, NotApplicable) or "not implemented" in str(error)
             why = str(error).strip().partition("\n")[0]
             self.tried[other] = Tried(precision=other[0], memory_format=other[1], reason=why)
             self._refused.append(f"{_name(other)} can't run here")
@@ -174,6 +186,7 @@ class _Comparing:
         for way, each in zip((self.best, other), turns, strict=True):
             self.tried[way] = _summary(way, each)
         first, second = turns
+        self.sure &= math.isfinite(first[0].loss)
         share = _ratio(turns) * self._shares[self.best]
         change = self._changes[self.best] + (second[0].loss - first[0].loss) / first[0].loss
         if not abs(change) <= TOLERANCE:  # NaN is a difference too
@@ -210,17 +223,17 @@ def _summary(way: _Way, turns: Sequence[Turn]) -> Tried:
     return Tried(
         precision=way[0],
         memory_format=way[1],
-        epoch_seconds=statistics.median(turn.seconds for turn in turns[1:]),
+        epoch_seconds=statistics.median(turn.seconds for turn in turns[2:]),
         loss=loss if math.isfinite(loss) else None,
     )
 
 
 _Turns = tuple[list[Turn], list[Turn]]
-"""Turns of two ways. The first of each warms up and has the loss, the others are timed."""
+"""Turns of two ways. The first of each has the loss, the second shows how long a turn is; the others are timed."""
 
 
 def _ratios(turns: _Turns) -> list[float]:
-    return [b.seconds / a.seconds for a, b in zip(turns[0][1:], turns[1][1:], strict=True)]
+    return [b.seconds / a.seconds for a, b in zip(turns[0][2:], turns[1][2:], strict=True)]
 
 
 def _ratio(turns: _Turns) -> float:
@@ -234,17 +247,20 @@ def _agree(turns: _Turns) -> bool:
 
 
 def _in_turn(one: _Way, other: _Way, start: Start, rounds: int) -> _Turns:
-    """Run both ways in turn. The first turn of each has `FIRST_STEPS`, the others take about `TURN_SECONDS`."""
+    """Run both ways in turn. The first two turns of each have `FIRST_STEPS`, the others take about `TURN_SECONDS`.
+
+    In the first, kernels are loaded and graphs captured, so only the second shows how many steps a turn may have.
+    """
     turns: _Turns = ([], [])
     with ExitStack() as stack:
         prepared = [stack.enter_context(start(*way)) for way in (one, other)]
         group = max(each.group for each in prepared)
         steps = math.ceil(FIRST_STEPS / group) * group
-        for number in range(rounds + 1):
+        for number in range(rounds + 2):
             begun = time.perf_counter()
             for index in (0, 1) if number % 2 == 0 else (1, 0):
                 turns[index].append(prepared[index].run(steps))
-            if number == 0:
+            if number == 1:
                 groups = 2 * TURN_SECONDS / (time.perf_counter() - begun) * steps / group
-                steps = group * max(1, min(steps // group, round(groups)))
+                steps = group * max(1, min(MOST_STEPS // group, round(groups)))
     return turns

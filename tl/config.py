@@ -7,13 +7,13 @@ the same experiment. Defaults are those of the PyTorch transfer-learning tutoria
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from tl.errors import ConfigError, not_one_of
-from tl.regimes import REGIMES
+from tl.regimes import REGIMES, Regime
 from tl.specs import Spec
 from tl.strict import Count, Positive, Strict
 
@@ -24,6 +24,14 @@ PROTOCOLS = {
 }
 READ_BY = {"learning_rate": ("fixed", "kfold"), "learning_rates": ("tuned",), "folds": ("kfold",)}
 """Settings that only these protocols read. With any other protocol they must keep their defaults."""
+READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
+    "views": lambda regime, execution: regime.features == "once",
+    "checkpointing": lambda regime, execution: regime.trainable.backbone is not None,
+    "fold": lambda regime, execution: regime.foldable and execution == "fast",
+    "lookahead": lambda regime, execution: regime.looks_ahead and execution == "fast",
+}
+"""Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
+cell."""
 WEIGHTS_POLICIES = ("auto", "pretrained", "random")
 AUTO = "auto"
 """The precision that stands for a choice, see `tl.choice`."""
@@ -106,7 +114,8 @@ class TrainConfig(Strict):
     lookahead: Positive | Literal["auto"] = Field(
         1,
         description="batches per forward pass of a frozen backbone (`tl.lookahead`); `auto`: as many as need less "
-        "memory than training it. Always 1 where it isn't read: as for `fold`, and if features are extracted once",
+        "memory than training it. Always 1 where it isn't read: if the backbone trains, if features are extracted "
+        "once, and in execution `plain`",
     )
 
     @property
@@ -126,32 +135,25 @@ class TrainConfig(Strict):
             return 1
         return {"tuned": len(self.learning_rates) + 1, "kfold": self.folds}.get(self.protocol, 1)
 
+    def reads(self, setting: str) -> bool:
+        """True if a training with this regime and execution reads a setting."""
+        read = READ_BY_REGIME.get(setting)
+        return read is None or read(REGIMES[self.regime], self.execution)
+
     @property
     def runs_folded(self) -> bool:
         """True if the backbone runs as a network for inference."""
         if self.fold is not None:
             return self.fold
-        return _reads("fold", self.regime, self.execution) and REGIMES[self.regime].features == "once"
+        return self.reads("fold") and REGIMES[self.regime].features == "once"
 
-    @field_validator("fold", "lookahead")
+    @field_validator(*READ_BY_REGIME)
     @classmethod
     def _default_if_unread(cls, value: Any, info: Any) -> Any:
-        name, known = info.field_name, info.data
-        if "regime" in known and "execution" in known and not _reads(name, known["regime"], known["execution"]):
-            return cls.model_fields[name].default
+        regime, execution = REGIMES.get(info.data.get("regime", "")), info.data.get("execution")
+        if regime and execution and not READ_BY_REGIME[info.field_name](regime, execution):
+            return cls.model_fields[info.field_name].default
         return value
-
-    @field_validator("views")
-    @classmethod
-    def _views(cls, value: int, info: Any) -> int:
-        regime = REGIMES.get(info.data.get("regime", ""))
-        return value if regime is None or regime.features == "once" else 1
-
-    @field_validator("checkpointing")
-    @classmethod
-    def _checkpointing(cls, value: bool, info: Any) -> bool:
-        regime = REGIMES.get(info.data.get("regime", ""))
-        return value and (regime is None or regime.trainable.backbone is not None)
 
     @field_validator("learning_rates")
     @classmethod
@@ -194,9 +196,3 @@ class TrainConfig(Strict):
         if value not in choices:
             raise ConfigError(not_one_of(info.field_name, value, choices))
         return value
-
-
-def _reads(setting: str, regime: str, execution: str) -> bool:
-    """Return True if a training reads `fold` or `lookahead`."""
-    read = {"fold": REGIMES[regime].foldable, "lookahead": REGIMES[regime].looks_ahead}
-    return execution == "fast" and read[setting]

@@ -29,14 +29,17 @@ from tl.sealed import read_or_warn, write_sealed
 from tl.seeding import seed_for
 
 FEATURES_VERSION = 2
-EXTRACTION_BATCH = {"cpu": 16, "cuda": 64}
-"""Images per forward pass of the extraction, by kind of device."""
 EVALUATED_AT_ONCE = 4096
 """Features in a validation batch, which need little memory; the batch size is for images, which need much."""
 Table = dict[str, npt.NDArray[np.float32]]
 """Features of each file, `(width,)`."""
 CENTRE = -1
 """Number of the centre view; random crops are counted from 0."""
+
+
+def images_at_once(device: torch.device) -> int:
+    """Return how many images a forward pass of the extraction has. More gain nothing on a CPU, and need more memory."""
+    return 64 if device.type == "cuda" else 16
 
 
 class Features:
@@ -132,7 +135,7 @@ class Extraction:
         return np.stack([table[file] for file in files])
 
     def _extract(self, batches: Batches, number: int) -> npt.NDArray[np.float32]:
-        size = EXTRACTION_BATCH.get(batches.device.type, 16)
+        size = images_at_once(batches.device)
         views = (
             (images for images, _ in batches.evaluation(size))
             if number == CENTRE

@@ -16,9 +16,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from tl.batches import Batches
-
-IMAGES_AHEAD = {"cpu": 16, "cuda": 64}
-"""Kind of device → most images of a forward pass if the number of batches is chosen here."""
+from tl.features import images_at_once
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -88,14 +86,24 @@ class Ahead:
             yield from self._computed(batches, None)
 
     def _computed(self, batches: Iterator[Batch], mark: Callable[[str], None] | None) -> Iterator[Batch]:
-        while group := list(islice(batches, self.count)):
-            sizes = [len(labels) for _, labels in group]
-            with torch.no_grad():
-                features = self._forward(torch.cat([images for images, _ in group]))
+        while found := self._group(batches):
+            features, truths = found
             if mark:
                 mark("forward")
-            for part, (_, labels) in zip(features.split(sizes), group, strict=True):
-                yield part, labels
+            yield from zip(features.split([len(labels) for labels in truths]), truths, strict=True)
+
+    def _group(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        """Return the features of the next batches, together, and the labels of each; None if no batch is left.
+
+        Their images are free again when it returns.
+        """
+        group = list(islice(batches, self.count))
+        if not group:
+            return None
+        truths, images = [labels for _, labels in group], torch.cat([images for images, _ in group])
+        del group
+        with torch.no_grad():
+            return self._forward(images), truths
 
 
 def batches_ahead(network: nn.Module, images: torch.Tensor, batch_size: int) -> int:
@@ -110,10 +118,11 @@ def batches_ahead(network: nn.Module, images: torch.Tensor, batch_size: int) -> 
         nonlocal kept, most_alive
         if any(True for _ in module.children()) or not isinstance(output, torch.Tensor):
             return
-        kept += output.nbytes
         inputs = sum(each.nbytes for each in given if isinstance(each, torch.Tensor))
+        in_place = any(each is output for each in given)
+        kept += 0 if in_place else output.nbytes
         # A residual connection may keep a third tensor, as large as the output.
-        most_alive = max(most_alive, inputs + 2 * output.nbytes)
+        most_alive = max(most_alive, images.nbytes + inputs + 2 * output.nbytes)
 
     hook = register_module_forward_hook(called)
     try:
@@ -122,5 +131,5 @@ def batches_ahead(network: nn.Module, images: torch.Tensor, batch_size: int) -> 
     finally:
         hook.remove()
     by_memory = kept // most_alive if most_alive else 1
-    by_images = IMAGES_AHEAD.get(images.device.type, 16) // batch_size
+    by_images = images_at_once(images.device) // batch_size
     return max(1, min(by_memory, by_images))

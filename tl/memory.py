@@ -21,6 +21,7 @@ from tl import devices, gpu
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_ROLLUP = Path("/proc/self/smaps_rollup")
 
 Pass = Literal["train", "val"]
 
@@ -47,7 +48,8 @@ class MemoryMarks:
         self.method += f", without {without}" if without else ""
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        self.baseline_bytes = self._resident()
+        self.baseline: dict[str, int] = {"baseline_rss_bytes": self._resident(), **_shares()}
+        """Fields of a `TrainResult`: memory of this process now."""
 
     def begin(self, kind: Pass) -> None:
         """Begin a pass, and end the one before it."""
@@ -70,7 +72,7 @@ class MemoryMarks:
         self.end()
         peak = self._peaks.get
         return {
-            "baseline_rss_bytes": self.baseline_bytes,
+            **self.baseline,
             "peak_rss_bytes": peak(("rss", None)),
             "train_rss_bytes": peak(("rss", "train")) if self._resets else None,
             "val_rss_bytes": peak(("rss", "val")) if self._resets else None,
@@ -113,3 +115,19 @@ class MemoryMarks:
             # Less than torch holds: it belongs to another process, which has our id outside of our container.
             return None
         return held
+
+
+def _shares() -> dict[str, int]:
+    """Return how much of its memory this process shares, by the kernel's summary of its mappings; empty elsewhere.
+
+    Cells are forked from a server that has the libraries in memory, and share those pages. It takes some 15 ms.
+    """
+    try:
+        lines = _ROLLUP.read_text(encoding="ascii", errors="replace").splitlines()[1:]
+    except OSError:
+        return {}
+    sizes = {name: int(size.split()[0]) * 1024 for name, _, size in (line.partition(":") for line in lines)}
+    return {
+        "baseline_private_bytes": sizes["Private_Clean"] + sizes["Private_Dirty"],
+        "baseline_pss_bytes": sizes["Pss"],
+    }

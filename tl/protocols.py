@@ -112,7 +112,7 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
     if not REGIMES[config.regime].trains:
         return train(one_training(config), splits).replace(config=config)
     parts = tuning_splits(splits)
-    baseline = MemoryMarks(torch.device("cpu")).baseline_bytes
+    baseline = MemoryMarks(torch.device("cpu")).baseline
     tried = [one_training(config, learning_rate=rate) for rate in config.learning_rates]
     at_once = train.fits_at_once(tried[0], parts)
     trials = _trials_at_once(train, tried, parts, on_stage) if at_once else _trials(train, tried, parts, on_stage)
@@ -128,7 +128,7 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         learning_rate_chosen=rate,
         tuning_seconds=sum(trial.seconds for trial in trials),
         # The allocator keeps pages of the trials, and the training uses them: they count as memory of the training.
-        baseline_rss_bytes=baseline,
+        **baseline,
         notes=(*result.notes, *([_AT_ONCE] if at_once else [])),
     )
 
@@ -288,7 +288,7 @@ def _largest(values: Sequence[float | None]) -> Any:
     return max(known) if known else None
 
 
-PEAKS = {name for name in TrainResult.model_fields if name.endswith("_bytes")} - {"baseline_rss_bytes"}
+PEAKS = {name for name in TrainResult.model_fields if name.endswith("_bytes") and not name.startswith("baseline_")}
 """Memory fields of a result; the largest value of several trainings counts."""
 RUNNERS: dict[str, Callable[[TrainConfig, Splits, Train, Stage], TrainResult]] = {
     "fixed": _fixed,

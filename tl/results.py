@@ -148,7 +148,8 @@ class TrainResult(Strict):
     total_params: Count
     trainable_params: Count
     frozen_verified: bool | None = Field(
-        description="True if all that the regime freezes is bit-identical after training; None if nothing is frozen, "
+        description="True if all that the regime freezes is bit-identical after training, in the network as it was "
+        "loaded, also if a folded copy ran; None if nothing is frozen, "
         "or if frozen layers run in train mode, which changes their buffers"
     )
     setup_seconds: Seconds = Field(description="time from the call to the first epoch: weights, network, images")
@@ -166,6 +167,12 @@ class TrainResult(Strict):
         None, description="True if all features were cached, so that an earlier training spent `extraction_seconds`"
     )
     baseline_rss_bytes: Count = Field(description="resident memory at the call, libraries already loaded")
+    baseline_private_bytes: Count | None = Field(
+        None, description="the part of `baseline_rss_bytes` that no other process shares; None where it is unknown"
+    )
+    baseline_pss_bytes: Count | None = Field(
+        None, description="the same memory where each shared page counts in equal parts for those that share it"
+    )
     peak_rss_bytes: Count = Field(description="high-water mark of resident memory")
     memory_method: str
     cuda_allocated_bytes: Count | None = Field(None, description="peak of torch's allocations on the GPU")

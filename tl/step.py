@@ -264,7 +264,8 @@ class Replayed:
         """Return what the function returns, in a tensor of its own."""
         shape = inputs.shape
         if shape not in self._captured and self._runs[shape] >= WARM_UP:
-            with self._graphs.or_plain():
+            # Tensors of a validation pass are of inference mode; a training pass couldn't copy its inputs into those.
+            with self._graphs.or_plain(), torch.inference_mode(False), torch.no_grad():
                 fixed, outputs = inputs.clone(), []
                 graph = self._graphs.record(lambda: outputs.append(self._function(fixed)))
                 self._captured[shape] = (graph, fixed, outputs[0])

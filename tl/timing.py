@@ -78,6 +78,16 @@ class TimedTraining:
         )
 
     @property
+    def precision(self) -> str:
+        """The precision that runs: the config's, or the one that was chosen."""
+        return self._setup.config.precision
+
+    @property
+    def memory_format(self) -> str:
+        """The layout of tensors."""
+        return self._setup.layout
+
+    @property
     def trains(self) -> bool:
         """True if anything trains."""
         return self._loop.step is not None

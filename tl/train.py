@@ -35,7 +35,7 @@ from tl.datasets import Splits
 from tl.deferred import deferred, load_compiler
 from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError, DivergedError, NotApplicable
-from tl.features import EXTRACTION_BATCH, Extraction, Features
+from tl.features import Extraction, Features, images_at_once
 from tl.freezing import Freezing, freeze
 from tl.images import batch_bounds, open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
@@ -189,7 +189,7 @@ def chosen(
     if regime.features == "once":
         # It has no steps on images. Those of a frozen backbone take what its extraction takes.
         alike = next(name for name, each in REGIMES.items() if each.looks_ahead and each.trains and each.foldable)
-        ahead = max(1, EXTRACTION_BATCH.get(device.type, 16) // config.batch_size)
+        ahead = max(1, images_at_once(device) // config.batch_size)
         config = config.replace(regime=alike, fold=config.runs_folded, lookahead=ahead, views=1)
 
     def layouts(precision: str) -> list[str]:
@@ -487,10 +487,7 @@ def _body(setup: Setup, ahead: int) -> tuple[Body, InferenceNetwork | None]:
 def _inference(setup: Setup, ahead: int) -> InferenceNetwork:
     """Make the backbone a network for inference, for the batches that it will get."""
     config, model = setup.config, setup.model
-    if setup.regime.features == "once":
-        batch = EXTRACTION_BATCH.get(setup.device.type, 16)
-    else:
-        batch = config.batch_size * ahead
+    batch = images_at_once(setup.device) if setup.regime.features == "once" else config.batch_size * ahead
     model.eval()
     # A compiler lays out weights itself, and doesn't know those of our operators.
     return inference_network(
@@ -653,7 +650,7 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
         raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
     load_compiler()
     started = time.perf_counter()
-    calibration = images.sample(EXTRACTION_BATCH["cpu"], CALIBRATION_IMAGES)
+    calibration = images.sample(images_at_once(images.device), CALIBRATION_IMAGES)
     model.eval()
     model.backbone = quantized(model.backbone, calibration, images.device)
     return time.perf_counter() - started
@@ -672,6 +669,7 @@ def _extraction(body: Body, setup: Setup) -> Extraction:
         "precision": config.precision,
         "compile": config.compile,
         "folded": config.runs_folded,
+        "layout": setup.layout,
         "device": devices.present()[str(device)],
         "threads": torch.get_num_threads(),
         "cropped on the device": setup.images.resident_bytes is not None,

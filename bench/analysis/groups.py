@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from bench.analysis.metrics import METRICS, RATED_BY, Finished, finished
 from bench.analysis.scores import largest_class
 from bench.analysis.stats import wilson
 from bench.store.records import USUAL, Cell, Record
-from tl.config import TrainConfig
+from tl.config import READ_BY_REGIME, TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
 
@@ -23,10 +23,19 @@ _IDENTIFYING_FIELDS = ("backbone", "regime", *USUAL, "seed", "weights")
 
 
 def varying_settings(configs: Iterable[TrainConfig]) -> list[str]:
-    """Config fields other than `_IDENTIFYING_FIELDS` in which some configs differ. Tables must show them."""
+    """Config fields other than `_IDENTIFYING_FIELDS` in which some configs differ. Tables must show them.
+
+    A setting that only some regimes read must differ within a regime.
+    """
     several = list(configs)
-    fields = [name for name in TrainConfig.model_fields if name not in _IDENTIFYING_FIELDS]
-    return [name for name in fields if any(getattr(one, name) != getattr(several[0], name) for one in several)]
+
+    def differ(name: str) -> bool:
+        first: dict[str, Any] = {}
+        """Regime, if it matters → the value of its first config."""
+        values = [(one.regime if name in READ_BY_REGIME else "", getattr(one, name)) for one in several]
+        return any(first.setdefault(regime, value) != value for regime, value in values)
+
+    return [name for name in TrainConfig.model_fields if name not in _IDENTIFYING_FIELDS and differ(name)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -375,6 +375,16 @@ METRICS: dict[str, Metric] = {
         lambda result: result.baseline_rss_bytes,
         "resident memory before weights and images were loaded, libraries included",
     ),
+    "baseline_private_bytes": _bytes(
+        "baseline memory, own",
+        lambda result: result.baseline_private_bytes,
+        "the part of it that no other process shares: cells are forked from a server that has the libraries in memory",
+    ),
+    "baseline_pss_bytes": _bytes(
+        "baseline memory, proportional",
+        lambda result: result.baseline_pss_bytes,
+        "the same memory where each shared page counts in equal parts for those that share it",
+    ),
     "train_rss_above_baseline_bytes": _bytes(
         "training, resident",
         lambda result: _above_baseline(result.train_rss_bytes, result),

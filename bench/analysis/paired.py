@@ -109,6 +109,8 @@ class PairedComparison:
     lost: tuple[LostPair, ...]
     work: tuple[Work | None, Work | None]
     """Counted work of a step of this cell and of the other."""
+    precisions: tuple[str, str]
+    """The precisions in which this cell and the other ran, several with commas; empty if unknown."""
     train_images: int
     val_images: int
 
@@ -193,6 +195,10 @@ class Comparisons:
         return self._found[key]
 
 
+def _sides(both: Sequence[Both]) -> tuple[list[TimedSide], list[TimedSide]]:
+    return [ours for _, ours, _ in both], [theirs for _, _, theirs in both]
+
+
 def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparison:
     done = [each for each in both if each[1].turns and each[2].turns]
     used = [each for each in done if each[0].together] or done
@@ -201,6 +207,7 @@ def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparis
     ratios = [_log_ratios(record, ours, theirs, epoch_seconds) for record, ours, theirs in used]
     medians = [statistics.median(each) for each in ratios]
     newest = both[-1][0]
+    precisions = [", ".join(sorted({side.precision for side in sides} - {""})) for sides in _sides(used)]
     return PairedComparison(
         cell=cell,
         against=against,
@@ -211,6 +218,7 @@ def _compared(cell: Cell, against: Cell, both: Sequence[Both]) -> PairedComparis
         against_seconds=_typical(((record, theirs) for record, _, theirs in used), epoch_seconds),
         train_seconds=_typical(((record, ours) for record, ours, _ in used), train_seconds),
         against_train_seconds=_typical(((record, theirs) for record, _, theirs in used), train_seconds),
+        precisions=(precisions[0], precisions[1]),
         peak_bytes=_middle(ours.peak_memory_bytes for _, ours, _ in used),
         against_peak_bytes=_middle(theirs.peak_memory_bytes for _, _, theirs in used),
         pairs=len(used),

@@ -39,6 +39,7 @@ from bench.devtools.side import PLAIN_REGIMES
 from bench.execution.monitor import Monitor, busy_warning
 from bench.program import end
 from bench.store.environment import environment
+from bench.sweep.grid import SHARED_SETTINGS, check_settings
 from bench.sweep.settings import settings_of
 from tl.cache import to_json, write_atomic
 from tl.datasets import load_splits
@@ -151,6 +152,9 @@ def measure(given: argparse.Namespace, command: str) -> Samples:
     sides = {name: f"python -m bench.devtools.{module}{own}" for name, module in SCRIPTS.items()}
     sides[OURS] += f" --precision {given.precision}" if given.precision != "fp32" else ""
     settings = settings_of(given.set, {})
+    for name in sorted(settings.keys() & {"epochs", "protocol", "precision"}):
+        raise UserError(f"--set {name}: not for peers; epochs and precision have options of their own")
+    check_settings("", settings, SHARED_SETTINGS, others=settings)
     sides[OURS] += f" --settings {shlex.quote(json.dumps(settings))}" if settings else ""
     sides |= _named(given.peer)
     shared = {"data": str(splits.root), "backbone": given.backbone, "device": given.device}

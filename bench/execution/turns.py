@@ -41,6 +41,7 @@ batches beside the steps, at times that differ from step to step.
 """
 WHOLE_SECONDS = 2.0
 """Where the ends of a pass are unlike its middle, turns are whole passes if an epoch takes at most this long."""
+_FEW_GROUPS = 4
 LEAST_ROUNDS = 6
 """Rounds of a pair, whatever time it is given: the median of fewer would be too close to a single turn."""
 
@@ -398,8 +399,8 @@ def turn_size(sizes: Sequence[tuple[Prepared, Warm]], seconds: float) -> tuple[i
     Training steps are 0 if nothing trains in any process.
 
     Where the ends of a pass are unlike its middle (`Prepared.margin`), a turn is a piece of the middle, or a whole
-    pass if that is short or has no room for such a piece. Elsewhere, if a process runs its network on several batches
-    at once, a turn has whole groups of them.
+    pass if that is short or has no room for such a piece. If a process runs its network on several batches at once, a
+    turn has whole groups of them.
     """
     prepared = max((each for each, _ in sizes), key=lambda each: each.train_batches)
     if prepared.train_batches:
@@ -412,13 +413,20 @@ def turn_size(sizes: Sequence[tuple[Prepared, Warm]], seconds: float) -> tuple[i
         slowest = max(warm.batch_seconds for _, warm in sizes)
         steps, batches = 0, _between(seconds / slowest, prepared.val_batches)
         epoch = slowest * prepared.val_batches
+    group = math.lcm(*(each.group for each, _ in sizes))
+    steps, batches = _whole(steps, prepared.train_batches, group), _whole(batches, prepared.val_batches, group)
     if margin := max(each.margin for each, _ in sizes):
-        least = max(each.least for each, _ in sizes)
+        least = _whole(max(each.least for each, _ in sizes), prepared.val_batches, group)
         steps = _piece(max(steps, least), prepared.train_batches, margin, epoch) if steps else 0
         batches = _piece(max(batches, least), prepared.val_batches, margin, epoch)
-    elif (group := math.lcm(*(each.group for each, _ in sizes))) > 1:
-        steps, batches = (math.ceil(each / group) * group for each in (steps, batches))
     return steps, batches
+
+
+def _whole(size: int, per_pass: int, group: int) -> int:
+    """Whole groups of batches, at least `size`; or a pass, if that has few groups: its last one may be much smaller."""
+    if group == 1 or not size:
+        return size
+    return per_pass if per_pass < _FEW_GROUPS * group else math.ceil(size / group) * group
 
 
 def _piece(size: int, per_pass: int, margin: int, epoch_seconds: float) -> int:

@@ -162,6 +162,8 @@ def time_cell(
                 "device_name": devices.present()[str(devices.resolve(device))],
                 "allocator": allocator(),
                 "work": timed.work(),
+                "precision": timed.precision,
+                "memory_format": timed.memory_format,
             }
     finally:
         if uuid:

@@ -206,7 +206,15 @@ class Summary:
         for run, record in self.pairs:
             rotations.setdefault((run, record.pair.pairing), []).append(record)
         pairs = [(records[0].pair.name, [record.environment for record in records]) for records in rotations.values()]
-        return [*_mixed("groups", "seeds", seeds), *_mixed("sets of cells timed in turns", "process pairs", pairs)]
+        return [
+            *_mixed("groups", "seeds", seeds),
+            *_mixed("sets of cells timed in turns", "process pairs", pairs),
+            *(
+                f"seeds of {group.label} ran in {ways}, and are pooled"
+                for group in self.groups
+                if (ways := _ways(group))
+            ),
+        ]
 
     @cached_property
     def settings(self) -> list[str]:
@@ -281,6 +289,12 @@ def _disturbed(what: str, machines: Sequence[tuple[str, MachineState | None]]) -
         return []
     name, warning = found[0]
     return [f"{len(found)} of {len(machines)} {what} were disturbed, such as {name}: {warning}"]
+
+
+def _ways(group: Group) -> str:
+    """The precisions and layouts in which a group's seeds ran, if there are several."""
+    ran = {f"{result.precision or result.config.precision} {result.memory_format}" for result in group.results}
+    return " and ".join(sorted(ran)) if len(ran) > 1 else ""
 
 
 def _mixed(sets: str, members: str, pooled: Sequence[tuple[str, Sequence[Environment]]]) -> list[str]:

@@ -168,6 +168,11 @@ def paired_remarks(summary: Summary) -> list[str]:
         name = f"{summary.short(finding.group)}, {paired.cell.config.regime} against {paired.against.config.regime}"
         if paired.apart:
             found.append(f"{name}: timed one after the other, so drift of the machine counts fully: {paired.apart}")
+        if paired.precisions[0] != paired.precisions[1]:
+            found.append(
+                f"{name}: the two ran in {' and '.join(each or 'an unknown precision' for each in paired.precisions)}, "
+                "as was chosen for each, so the ratio is not that of equal arithmetic"
+            )
         if paired.unused:
             were = "1 pair was" if paired.unused == 1 else f"{paired.unused} pairs were"
             found.append(f"{name}: {were} timed one after the other, and left out, since others took turns")

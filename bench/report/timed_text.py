@@ -50,6 +50,9 @@ def row(timed: Timed, dataset: str, fallback: str = "") -> dict[str, Any]:
         "execution": config.execution,
         "precision": config.precision,
         "batch_size": config.batch_size,
+        "settings": found.cell.extras(),
+        "ran_in": found.precisions[0] or None,
+        "against_ran_in": found.precisions[1] or None,
         "regime": config.regime,
         "compared": found.axis,
         "value": found.names[0],
@@ -130,7 +133,8 @@ def sentence(timed: Timed, label: str) -> str:
     found = timed.comparison
     ours, against = found.names
     shared = [] if found.axis == "regime" else [found.cell.config.regime]
-    where = f"With {label} on {', '.join([found.cell.device, *shared, *found.cell.unusual(found.axis)])}"
+    extras = [text for text in found.cell.extras() if not text.startswith(f"{found.axis}=")]
+    where = f"With {label} on {', '.join([found.cell.device, *shared, *found.cell.unusual(found.axis), *extras])}"
     if found.speed_up is None:
         return f"{where}, nothing is known of {ours} against {against}: no pair has a result."
     speed_up = _shown(timed, "×")
@@ -145,6 +149,8 @@ def sentence(timed: Timed, label: str) -> str:
     if timed.predicted:
         text += f"; counted work predicts {timed.predicted:.2f}×"
         text += f", without validation {timed.predicted_training:.2f}×" if timed.predicted_training else ""
+    if found.precisions[0] != found.precisions[1] and found.axis != "precision":
+        text += f"; {ours} ran in {found.precisions[0]}, {against} in {found.precisions[1]}, as chosen for each"
     return f"{text}; timed one after the other, because {found.apart}." if found.apart else f"{text}."
 
 

@@ -67,6 +67,8 @@ class TimedSide(Strict):
     device_name: str = ""
     allocator: str = ""
     work: Work | None = Field(None, description="work of the first warm-up step; None if nothing trains")
+    precision: str = Field("", description="the precision that ran, never `auto`; empty before version 10")
+    memory_format: str = Field("", description="the layout of tensors; empty before version 10")
 
     @model_validator(mode="after")
     def _turns_if_done(self) -> TimedSide:

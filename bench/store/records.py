@@ -19,8 +19,9 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     reading. A trial has `reason`, and no accuracy if it diverged
 8   a config has `execution` (older files: see `AS_BEFORE`)
 9   a manifest has `pairs`, empty in older files; `pairs/` has their records (`bench.store.pairs`)
-10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`); a result has `folded_layers`,
-    `packed_layers` and `lookahead`
+10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`), and its precision may be
+    `auto`; a result has `precision`, `choice`, `folded_layers`, `packed_layers`, `lookahead`, `baseline_private_bytes`
+    and `baseline_pss_bytes`
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from bench.store.environment import Environment, MachineState
-from tl.config import TrainConfig
+from tl.config import READ_BY_REGIME, TrainConfig
 from tl.findings import Duplicate, LeftOut
 from tl.regimes import REGIMES
 from tl.results import EpochResult, TrainResult
@@ -108,7 +109,8 @@ class Cell(Strict):
     @cached_property
     def bare(self) -> Cell:
         """This cell with a fixed regime and seed. Cells can be compared across regimes if this is equal."""
-        return self.but(regime=ANY_REGIME, seed=0)
+        unread = {name: TrainConfig.model_fields[name].default for name in READ_BY_REGIME}
+        return self.but(regime=ANY_REGIME, seed=0, **unread)
 
     @cached_property
     def without_start(self) -> Cell:
@@ -117,9 +119,10 @@ class Cell(Strict):
 
     def _digest(self, version: int, but: tuple[str, ...] = ()) -> str:
         content = self.model_dump(mode="json")
-        config = content["config"].items()
+        # Where it isn't given, it is on for some regimes, and wasn't before it existed.
+        config = {**content["config"], "fold": self.config.runs_folded or None}
         content["config"] = {
-            name: value for name, value in config if AS_BEFORE.get(name, _NOTHING) != value and name not in but
+            name: value for name, value in config.items() if AS_BEFORE.get(name, _NOTHING) != value and name not in but
         }
         text = json.dumps([version, content], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -131,7 +134,13 @@ class Cell(Strict):
     @property
     def name(self) -> str:
         """What the cell is, without its seed."""
-        return " ".join([self.config.backbone, self.config.regime, self.device, *self.unusual()])
+        return " ".join([self.config.backbone, self.config.regime, self.device, *self.unusual(), *self.extras()])
+
+    def extras(self) -> list[str]:
+        """The settings of how the network runs that have another value than usual, as `NAME=VALUE`."""
+        fields = TrainConfig.model_fields
+        given = {name: getattr(self.config, name) for name in (*READ_BY_REGIME, "compile")}
+        return [f"{name}={str(value).lower()}" for name, value in given.items() if value != fields[name].default]
 
     def unusual(self, *but: str) -> list[str]:
         """The values of the axes in `USUAL`, apart from `but`, that are not the usual ones."""

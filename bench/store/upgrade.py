@@ -10,16 +10,23 @@ import contextlib
 import shlex
 from typing import Any
 
+from tl.regimes import REGIMES
+
 _KEPT = "; so this run began, and --fresh looks again"
 """Until version 5, this text followed the reason for synthetic images in a run that continued with them."""
 
 
 def upgrade_manifest(data: dict[str, Any]) -> bool:
     """Before version 6, weights had keys `POLICY BACKBONE`, `--data` was only in the command line, and the data set's
-    `fallback` was called `stand_in`.
+    `fallback` was called `stand_in`. Before version 10, no backbone
+    ran folded.
     """
+    changed = False
+    if data["schema_version"] < 10:
+        with contextlib.suppress(AttributeError, KeyError, TypeError):
+            changed = sum(map(_not_folded, data["cells"].values())) > 0
     if data["schema_version"] >= 6:
-        return False
+        return changed
     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
         data["weights"] = _by_policy(data["weights"])
     with contextlib.suppress(AttributeError, KeyError, TypeError):
@@ -35,16 +42,31 @@ def upgrade_record(data: dict[str, Any]) -> bool:
     """Upgrade a record.
 
     Before version 6, a note was a plain text, and `fallback` was called `stand_in`. Before version 7, a cell whose loss
-    was not finite was `done`.
+    was not finite was `done`. Before version 10, no backbone ran folded, which is now usual where features are
+    extracted once.
     """
     version = data["schema_version"]
+    changed = version < 10 and _not_folded(data.get("cell"))
+    with contextlib.suppress(AttributeError, KeyError, TypeError):
+        if changed and data["result"]:
+            data["result"]["config"] = data["cell"]["config"]
     if version >= 7:
-        return False
+        return changed
     if version < 6:
         _name_fallback(data)
     with contextlib.suppress(AttributeError, KeyError, TypeError):
         _mark_diverged(data)
     return True
+
+
+def _not_folded(cell: Any) -> bool:
+    """Say of a cell that its backbone ran as it was, where that isn't usual any more. Returns true if it did so."""
+    with contextlib.suppress(AttributeError, KeyError, TypeError):
+        config = cell["config"]
+        if REGIMES[config["regime"]].features == "once" and "fold" not in config:
+            config["fold"] = False
+            return True
+    return False
 
 
 def _name_fallback(data: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.console import say
-from bench.execution.base import Executor, Job
+from bench.execution.base import Executor, Job, Limits
 from bench.execution.executors import EXECUTORS, make_executor
 from bench.execution.failure import readable
 from bench.execution.monitor import busy_warning
@@ -78,7 +78,8 @@ def execute(
         pairs = {key: pair for key, pair in pairs.items() if key not in timed or not timed[key].settled}
         found = [(cell, located[cell_id]) for cell_id, cell in needed.items()]
         known = [(cell, weights) for cell, weights in found if not isinstance(weights, str)]
-        choose_ways(known, sweep.splits, executor, console)
+        limits = Limits(seconds=options.timeout, memory_bytes=options.memory_bytes)
+        choose_ways(known, sweep.splits, executor, console, limits)
         passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())
         with (
             sweep.run.reserved(len(sweep.splits.train) + len(sweep.splits.val)),

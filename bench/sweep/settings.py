@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench.sweep.grid import SHARED_SETTINGS, check_settings
+from bench.sweep.grid import SHARED_SETTINGS, check_keys
 from tl.errors import ConfigError
 
 
@@ -30,19 +30,22 @@ def settings_of(texts: Iterable[str], options: Mapping[str, Any]) -> dict[str, A
 
 
 def values_of(text: str) -> tuple[str, list[Any]]:
-    """Name and values, each once, of `NAME=VALUE` or `NAME=VALUE,VALUE`. Raises `ConfigError`."""
+    """Name and values, each once, of `NAME=VALUE` or `NAME=VALUE,VALUE`. A list is one value: `[1, 2]`.
+
+    Raises `ConfigError` for a name that there isn't. Whether a value fits may depend on other settings.
+    """
     name, equals, values = text.partition("=")
     if not equals or not values:
         raise ConfigError(f"--set {text!r}: must be NAME=VALUE")
-    found = list(dict.fromkeys(map(_value, values.split(","))))
-    for value in found:
-        check_settings("", {name: value}, SHARED_SETTINGS)
-    return name, found
+    check_keys("", {name: values}, SHARED_SETTINGS)
+    whole = _value(values)
+    found = [whole] if whole is not None else [_value(each) for each in values.split(",")]
+    return name, [value for place, value in enumerate(found) if value not in found[:place]]
 
 
 def _value(text: str) -> Any:
-    """A value as in TOML, where a word needs no quotes."""
+    """A value as in TOML, where a word needs no quotes; None for several words."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except ValueError:
-        return text
+        return None if "," in text else text

@@ -124,6 +124,8 @@ def _settings(given: Sequence[str], batch_size: int | None) -> dict[str, list[An
         name, values = values_of(text)
         if name in found:
             raise ConfigError(f"--set {text!r}: {name} is given twice")
+        for value in values:
+            check_settings("", {name: value}, SHARED_SETTINGS)
         found[name] = values
     return found
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from rich.console import Console
 
 from bench.console import say
-from bench.execution.base import Executor
+from bench.execution.base import NO_LIMITS, Executor, Limits
 from bench.store.records import Cell
 from tl.choice import Choice
 from tl.config import AUTO
@@ -21,7 +21,13 @@ from tl.machine import usable_cores
 from tl.weights import Weights
 
 
-def choose_ways(cells: Iterable[tuple[Cell, Weights]], splits: Splits, executor: Executor, console: Console) -> None:
+def choose_ways(
+    cells: Iterable[tuple[Cell, Weights]],
+    splits: Splits,
+    executor: Executor,
+    console: Console,
+    limits: Limits = NO_LIMITS,
+) -> None:
     """Choose for each kind of cell, and say what is chosen and why. Choices of earlier commands are only read.
 
     A cell that can't be measured is left to its own process, which reports the reason. Elsewhere than on this machine,
@@ -33,6 +39,6 @@ def choose_ways(cells: Iterable[tuple[Cell, Weights]], splits: Splits, executor:
     for cell, weights in left.values():
         say(console, f"measuring precisions of {cell.name} …", style="dim")
         arguments = (cell, splits, weights, usable_cores(), checked_files())
-        outcome = executor.call("bench.execution.worker:choose_way", *arguments)
+        outcome = executor.call("bench.execution.worker:choose_way", *arguments, limits=limits)
         if isinstance(outcome.value, Choice):
             say(console, f"{cell.config.backbone} {cell.config.regime}: {outcome.value.reason}", style="dim")
