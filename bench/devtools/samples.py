@@ -38,16 +38,22 @@ METHODS: dict[What, str] = {
     "is the smallest acceptable difference. These runs gave no times.",
 }
 TARGETS: dict[tuple[What, str, str, str], float] = {
-    ("epoch", "cpu", "finetune", "torchvision:resnet18"): 0.85,
-    ("epoch", "cpu", "frozen", "torchvision:resnet18"): 0.65,
-    ("epoch", "cpu", "finetune", "timm:tf_efficientnet_lite0"): 0.70,
-    ("epoch", "cpu", "frozen", "timm:tf_efficientnet_lite0"): 0.60,
+    ("epoch", "cpu", "finetune", "torchvision:resnet18"): 0.75,
+    ("epoch", "cpu", "finetune in auto", "torchvision:resnet18"): 0.50,
+    ("epoch", "cpu", "frozen", "torchvision:resnet18"): 0.55,
+    ("epoch", "cpu", "frozen in auto", "torchvision:resnet18"): 0.35,
+    ("epoch", "cpu", "finetune", "timm:tf_efficientnet_lite0"): 0.52,
+    ("epoch", "cpu", "frozen", "timm:tf_efficientnet_lite0"): 0.30,
+    ("epoch", "cpu", "frozen in auto", "timm:tf_efficientnet_lite0"): 0.22,
     ("epoch", "cuda", "finetune", ""): 1 / 10,
     ("epoch", "cuda", "frozen", ""): 1 / 10,
     ("memory", "cpu", "finetune", ""): 0.7,
-    ("whole", "cpu", "cached against frozen, 25 epochs", ""): 1 / 30,
+    ("whole", "cpu", "cached against frozen, 25 epochs", ""): 1 / 45,
 }
-"""(Figure, kind of device, job, backbone) → largest ratio of ours ÷ the plain side's. An empty backbone means all."""
+"""(Figure, kind of device, job, backbone) → largest ratio of ours ÷ the plain side's. An empty backbone means all.
+
+A job without a precision has this target in any that has none of its own.
+"""
 MOST_LOST: dict[str, float] = {
     "finetune": 1,
     "frozen": 1,
@@ -143,7 +149,8 @@ class Samples(Strict):
     def target(self, side: str) -> float | None:
         """The largest ratio that meets the target; None if there is no target."""
         kind = DeviceKey.parse(self.device).kind
-        found = [TARGETS.get((self.what, kind, self.job, backbone)) for backbone in (self.backbone, "")]
+        jobs = (f"{self.job} in {self.precision}", self.job)
+        found = [TARGETS.get((self.what, kind, job, each)) for job in jobs for each in (self.backbone, "")]
         return next((value for value in found if value is not None and side == PLAIN), None)
 
 

@@ -293,9 +293,9 @@ def _pair_text(record: PairRecord) -> str:
 def _shares(record: PairRecord) -> str:
     """What each cell takes of the time of the first one that has a result."""
     first, *others = (cell for cell, side in zip(record.pair.cells, record.sides, strict=True) if side.status == "done")
-    found = [(cell, compare(cell, first, [record])) for cell in others]
-    shares = [f"{cell.config.regime} {one.share:.0%}" for cell, one in found if one and one.share]
-    return f"{', '.join(shares)} of {first.config.regime}"
+    found = [one for cell in others if (one := compare(cell, first, [record])) and one.share]
+    shares = [f"{one.names[0]} {one.share:.0%}" for one in found]
+    return f"{', '.join(shares)} of {found[0].names[1] if found else first.config.regime}"
 
 
 def _duration(seconds: float) -> str:
