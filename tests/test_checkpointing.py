@@ -49,7 +49,7 @@ def few(images: tl.Splits) -> tl.Splits:
 
 
 def train(config: tl.TrainConfig, images: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> TrainResult:
-    monkeypatch.setattr("tl.train.Classifier", DoubleClassifier)
+    monkeypatch.setattr("tl.prepare.Classifier", DoubleClassifier)
     return tl.train_model(config, images, device="cpu")
 
 

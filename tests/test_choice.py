@@ -20,7 +20,8 @@ from tl.errors import CacheWarning, NotApplicable
 from tl.precision import supported
 from tl.protocols import run_protocol
 from tl.timing import timed_training
-from tl.train import chosen, train_model
+from tl.train import train_model
+from tl.tryout import chosen
 
 CPU = torch.device("cpu")
 WAYS = Ways(["fp32", "bf16", "fp16"], lambda precision: ["channels_last", "contiguous"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tl
+import tl.prepare
 from bench.execution.executors import make_executor
 from bench.execution.turns import run_pair
 from tests.conftest import TINY
@@ -114,13 +115,13 @@ def test_what_cannot_be_captured_runs_plainly(mini: tl.Splits, monkeypatch: pyte
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.inner(images) if images.sum().item() else images
 
-    original = tl.train.make_backbone
+    original = tl.prepare.make_backbone
 
     def make(*arguments: object, **settings: object) -> object:
         made = original(*arguments, **settings)
         return replace(made, module=Looks(made.module))
 
-    monkeypatch.setattr("tl.train.make_backbone", make)
+    monkeypatch.setattr("tl.prepare.make_backbone", make)
     config = tl.TrainConfig(backbone=TINY[1], weights="random", epochs=3, regime="finetune")
     plain, tried = (tl.train_model(config, mini, device="cuda", cuda_graphs=graphs) for graphs in (False, True))
     assert tried.cuda_graph is False and any(note.text.startswith("without CUDA graphs: ") for note in tried.notes)
@@ -151,7 +152,7 @@ def test_images_on_the_gpu_are_not_counted_as_network_memory(mini: tl.Splits, mo
     """Peak memory is about the same whether images are kept on the GPU or copied to it."""
     with_them = train(mini, "cuda", regime="frozen")
     assert with_them.resident_image_bytes > 0
-    monkeypatch.setattr("tl.train.resident_pixels", lambda *_: None)
+    monkeypatch.setattr("tl.prepare.resident_pixels", lambda *_: None)
     without = train(mini, "cuda", regime="frozen")
     assert without.resident_image_bytes == 0
     assert with_them.peak_memory_bytes == pytest.approx(without.peak_memory_bytes, rel=0.1)

@@ -34,9 +34,10 @@ from tests.test_report import pages
 from tests.weights import TRAINING, network
 from tl import protocols
 from tl.config import EXECUTIONS
+from tl.prepare import WAYS
 from tl.protocols import run_protocol
 from tl.regimes import REGIMES
-from tl.train import WAYS, val_pass
+from tl.train import val_pass
 
 ABSURD = 3e38
 """A learning rate that overflows single precision at once, in a head alone too."""

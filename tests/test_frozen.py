@@ -63,7 +63,7 @@ def test_a_backbone_that_moves_is_reported_everywhere(
     def careless(model: Classifier, regime: Regime) -> Freezing:
         return plant(freeze(model, regime))
 
-    monkeypatch.setattr("tl.train.freeze", careless)
+    monkeypatch.setattr("tl.prepare.freeze", careless)
     said, pages = _sweep(tmp_path)
     assert ("NOT FROZEN" in said) is moved
     for page in pages:

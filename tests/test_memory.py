@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import tl
+import tl.prepare
 import tl.train
 from bench.analysis.metrics import METRICS, Finished
 from tests.conftest import TINY
@@ -52,7 +53,8 @@ def test_memory_shows_in_the_phase_that_needs_it(mini: tl.Splits, monkeypatch: p
     """A block that set-up, training or validation holds briefly is in its own mark and in the total only."""
     config = tl.TrainConfig(backbone=TINY[1], regime="frozen", weights="random", epochs=2)
     tl.train_model(config, mini, device="cpu")  # loads library code for the first time
-    monkeypatch.setattr(tl.train, place, hogging(getattr(tl.train, place)))
+    home = tl.prepare if place == "open_store" else tl.train
+    monkeypatch.setattr(home, place, hogging(getattr(home, place)))
     result = tl.train_model(config, mini, device="cpu")
     marks = {"_train_pass": result.train_rss_bytes, "val_pass": result.val_rss_bytes}
     for phase, mark in marks.items():

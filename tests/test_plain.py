@@ -35,10 +35,10 @@ from tl.errors import DataError, NotApplicable
 from tl.images import open_store
 from tl.machine import PAGES_KEPT
 from tl.plain import PlainBatches, PlainEvaluation, PlainStep, training_transform, validation_transform
+from tl.prepare import WAYS
 from tl.regimes import REGIMES
 from tl.results import TrainResult
 from tl.step import TrainStep
-from tl.train import WAYS
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(size=48, resize=56, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1), interpolation="bilinear")
@@ -55,7 +55,7 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let both executions read the same batches, and train in double precision, where rounding hides no mistake."""
     monkeypatch.setitem(WAYS, "plain", replace(WAYS["plain"], images=WAYS["fast"].images))
-    monkeypatch.setattr("tl.train.Classifier", DoubleClassifier)
+    monkeypatch.setattr("tl.prepare.Classifier", DoubleClassifier)
 
 
 def train(splits: tl.Splits, execution: str, regime: str = "finetune", **settings: Any) -> TrainResult:

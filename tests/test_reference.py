@@ -16,7 +16,7 @@ from tl.batches import Batches
 from tl.config import EXECUTIONS
 from tl.datasets import ImageList
 from tl.images import open_store
-from tl.train import WAYS
+from tl.prepare import WAYS
 
 EPOCHS = 2
 WEIGHTS = {"timm:test_resnet": "random", "timm:tf_efficientnet_lite0": "pretrained"}
@@ -97,7 +97,7 @@ def test_same_losses_and_weights_as_a_plain_loop(
     single precision that hides mistakes, and a sum taken in another order, as an array's place in memory decides, looks
     like one.
     """
-    for module in (__name__, "tl.train"):
+    for module in (__name__, "tl.prepare"):
         monkeypatch.setattr(f"{module}.Classifier", DoubleClassifier)
     monkeypatch.setitem(WAYS, execution, replace(WAYS[execution], images=WAYS["fast"].images))
     config = tl.TrainConfig(

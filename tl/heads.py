@@ -25,10 +25,12 @@ from tl.devices import seeded
 from tl.errors import ConfigError, DivergedError
 from tl.features import Features
 from tl.optimizers import OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS, joined
+from tl.prepare import Loop, Setup, ready
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Phases
 from tl.step import Evaluation
-from tl.train import Loop, Setup, chosen, diverged, fault_of, ready, val_pass
+from tl.train import diverged, fault_of, val_pass
+from tl.tryout import chosen
 from tl.weights import Weights
 
 EXACT = ("fp32", "tf32")

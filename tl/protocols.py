@@ -29,7 +29,8 @@ from tl.images import open_store
 from tl.memory import MemoryMarks
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Note, Phases, Predictions, TrainResult, Trial
-from tl.train import chosen, train_model
+from tl.train import train_model
+from tl.tryout import chosen
 from tl.weights import Weights
 
 Stage = Callable[[str], None]

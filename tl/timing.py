@@ -32,10 +32,12 @@ from tl.images import batch_bounds
 from tl.lookahead import Ahead
 from tl.machine import wait_for_threads
 from tl.memory import MemoryMarks
+from tl.prepare import WAYS, Images, Loop, Setup, ready
 from tl.regimes import REGIMES
 from tl.results import Work
 from tl.step import WARM_UP
-from tl.train import WAYS, Images, Loop, Setup, chosen, ready, work_of
+from tl.train import work_of
+from tl.tryout import chosen
 from tl.weights import Weights
 
 

@@ -7,63 +7,34 @@ validation image, and proof that the frozen part did not change. It prepares, ru
 
 from __future__ import annotations
 
-import gc
 import math
-import sysconfig
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 
-from tl import devices, plugins
-from tl.backbones import Backbone, Classifier, find_weights, known_names, make_backbone
-from tl.batches import Batches, resident_pixels
+from tl import devices
 from tl.calls import Place, checked
-from tl.checkpointing import checkpointed
-from tl.choice import Choice, Prepared, Turn, Ways, choose
 from tl.clock import Clock
-from tl.config import AUTO, READ_BY, TrainConfig
+from tl.config import TrainConfig
 from tl.datasets import Splits
-from tl.deferred import deferred, load_compiler
-from tl.devices import LAYOUTS, memory_format, seeded
-from tl.errors import ConfigError, DivergedError, NotApplicable
-from tl.features import Extraction, Features, images_at_once
-from tl.freezing import Freezing, freeze
-from tl.images import batch_bounds, open_store
-from tl.inference import InferenceNetwork, OnDemand, inference_network
+from tl.errors import ConfigError, DivergedError
+from tl.images import batch_bounds
 from tl.kept import KeptState
-from tl.lookahead import Ahead, batches_ahead
-from tl.machine import allocator
+from tl.lookahead import Ahead
 from tl.memory import MemoryMarks
-from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS
-from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
-from tl.precision import autocast, check_precision, single_precision, supported
-from tl.quantize import CALIBRATION_IMAGES, quantized, quantized_weights
-from tl.regimes import REGIMES, Regime
+from tl.prepare import WAYS, Inputs, Loop, Setup, ready
+from tl.quantize import quantized_weights
 from tl.results import EpochResult, Note, Phases, Predictions, TrainResult, Work
-from tl.seeding import seed_for
-from tl.sources import SOURCES, package_version
-from tl.specs import Spec
-from tl.specs import find as find_spec
 from tl.step import (
-    Body,
     Evaluation,
-    GraphedEvaluation,
     GraphedStep,
-    Graphs,
     Loss,
-    Replayed,
     TrainStep,
-    own_stream,
 )
+from tl.tryout import chosen
 from tl.weights import Weights
 from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
 
@@ -125,374 +96,6 @@ def train_model(
         return result
     why = Note(about="figures", text=f"precision `auto`: {choice.reason}")
     return result.replace(config=config, choice=choice, notes=(*result.notes, why))
-
-
-@contextmanager
-def ready(
-    config: TrainConfig,
-    splits: Splits,
-    device: torch.device,
-    weights: Weights | None,
-    weights_dir: str | Path | None = None,
-    *,
-    cuda_graphs: bool = True,
-    choice: Choice | None = None,
-) -> Iterator[tuple[Setup, Loop, float]]:
-    """Prepare everything before the first step of a training, and yield it with the seconds that took.
-
-    Those seconds are without quantisation and extraction. Arguments and errors are those of `train_model`; `choice` is
-    what `chosen` returned for them. Steps must run inside the context, which sets the random seed, the precision and
-    the stream.
-    """
-    started = time.perf_counter()
-    layout = choice.memory_format if choice else None
-    config = config.replace(precision=choice.precision) if choice else config
-    assert config.precision != AUTO
-    check_precision(config.precision, device)
-    check_execution(config.execution, config.regime, config.precision)
-    compiler = nullcontext if needs_compiler(config) else deferred
-    with compiler():
-        setup = _prepare(config, splits, device, weights, weights_dir, layout)
-    with (
-        compiler(),
-        checkpointed(setup.model.backbone, config) if config.checkpointing else nullcontext(),
-        seeded(seed_for("train", config.seed)),
-        single_precision(config.precision),
-        own_stream(device),
-    ):
-        ahead = _batches_ahead(setup)
-        body, inference = _body(setup, ahead)
-        setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
-        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not config.checkpointing
-        graphs = Graphs() if with_graphs else None
-        yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
-
-
-def chosen(
-    config: TrainConfig,
-    splits: Splits,
-    device: torch.device,
-    weights: Weights | None,
-    weights_dir: str | Path | None = None,
-) -> Choice | None:
-    """Choose precision and layout for `precision = "auto"`; None for any other. Takes seconds if it isn't cached.
-
-    Arguments and errors are those of `train_model`.
-    """
-    if config.precision != AUTO:
-        return None
-    check_execution(config.execution, config.regime, config.precision)
-    regime, way = REGIMES[config.regime], WAYS[config.execution]
-    if regime.extractor == "int8":
-        layout = way.layout(device, "fp32")
-        return Choice(precision="fp32", memory_format=layout, reason="an int8 backbone needs fp32")
-    if regime.features == "once":
-        # It has no steps on images. Those of a frozen backbone take what its extraction takes.
-        alike = next(name for name, each in REGIMES.items() if each.looks_ahead and each.trains and each.foldable)
-        ahead = max(1, images_at_once(device) // config.batch_size)
-        config = config.replace(regime=alike, fold=config.runs_folded, lookahead=ahead, views=1)
-
-    def layouts(precision: str) -> list[str]:
-        usual = way.layout(device, precision)
-        return [usual, *(each for each in LAYOUTS if each != usual)]
-
-    def start(precision: str, layout: str) -> AbstractContextManager[Prepared]:
-        choice = Choice(precision=precision, memory_format=layout, reason="it is tried")
-        return _prepared(config, splits, device, weights, weights_dir, choice)
-
-    if weights is None:
-        spec = str(find_spec(config.backbone, known_names()))
-        policy = "random" if regime.start == "random" else config.weights
-        weights = find_weights(spec, policy, weights_dir=Path(weights_dir) if weights_dir else None)
-    # What tells apart the trainings of one cell, such as the trials of learning rates, must not lead to another choice.
-    ignored = {"seed", "epochs", "precision", "views", "weights", "protocol", *READ_BY}
-    ignored |= {"schedule", "step_size", "gamma"}  # they are read after the first epoch
-    identity = {
-        "config": {name: value for name, value in config.model_dump(mode="json").items() if name not in ignored},
-        "weights": weights.digest or "random",
-        "dataset": splits.digest,
-        "device": devices.present()[str(device)],
-        "threads": torch.get_num_threads(),
-        "allocator": allocator(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
-        "source": [SOURCES[Spec.parse(config.backbone).source].versions, plugins.fingerprint()],
-    }
-    return choose(Ways(supported(device), layouts), start, identity)
-
-
-@contextmanager
-def _prepared(
-    config: TrainConfig,
-    splits: Splits,
-    device: torch.device,
-    weights: Weights | None,
-    weights_dir: str | Path | None,
-    choice: Choice,
-) -> Iterator[Prepared]:
-    """Prepare a training that takes turns on the same first batches."""
-    with ready(config, splits, device, weights, weights_dir, choice=choice) as (setup, loop, _):
-        train, val, size = loop.train, loop.val, config.batch_size
-        counted: StepWork | None = StepWork()  # see `Ahead`: the first step of all counts its work
-
-        def run(steps: int) -> Turn:
-            nonlocal counted
-            # What is set for the process is that of the training that was prepared last.
-            with seeded(seed_for("train", config.seed)), single_precision(choice.precision):
-                seconds, loss = 0.0, math.nan
-                if loop.step:
-                    setup.freezing.train_mode()
-                    loop.step.start()
-                    images, begun = 0, time.perf_counter()
-                    with closing(train.training(size, seed=config.seed, epoch=0)) as batches:
-                        for inputs, labels in islice(batches, steps):
-                            loop.step.run(inputs, labels, lambda phase: None, counted)
-                            counted = None
-                            images += len(labels)
-                    loss = loop.step.sums()[0] / images
-                    seconds = (time.perf_counter() - begun) / images * len(train)
-                setup.freezing.eval_mode()
-                begun = time.perf_counter()
-                with closing(val.evaluation(size)) as batches:
-                    found = loop.evaluation.over(islice(batches, steps), loop.loss_function)
-                seconds += (time.perf_counter() - begun) / len(found.predicted) * len(val)
-                return Turn(seconds=seconds, loss=loss if loop.step else found.loss_sum / len(found.predicted))
-
-        yield Prepared(run=run, group=train.count if isinstance(train, Ahead) else 1)
-
-
-def needs_compiler(config: TrainConfig) -> bool:
-    """Return whether a training loads torch's compiler: to compile, or to trace a network that becomes int8.
-
-    Torch's activation checkpointing asks for the compiler's settings.
-    """
-    return config.compile or config.checkpointing or REGIMES[config.regime].extractor == "int8"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Everything prepared before the first epoch: the network, the images, and which part of the network trains."""
-
-    config: TrainConfig
-    splits: Splits
-    device: torch.device
-    backbone: Backbone
-    model: Classifier
-    layout: str
-    total_params: int
-    """Counted before quantisation, which packs parameters away."""
-    quantization_seconds: float | None
-    images: _Images
-    freezing: Freezing
-    frozen_digest: str | None
-    optimizer: torch.optim.Optimizer | None
-    """None if nothing trains."""
-    schedule: LRScheduler | None
-
-    @property
-    def regime(self) -> Regime:
-        """The regime of the config."""
-        return REGIMES[self.config.regime]
-
-    @property
-    def way(self) -> Way:
-        """How the config is executed."""
-        return WAYS[self.config.execution]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Images:
-    """Both splits, ready to be read in batches."""
-
-    train: Batches | PlainBatches
-    val: Batches | PlainBatches
-    resident_bytes: int | None = None
-    """Size of the pixels in the GPU's memory; None if pixels are not on the GPU."""
-    decoded_once: bool = False
-
-
-def _prepare(
-    config: TrainConfig,
-    splits: Splits,
-    device: torch.device,
-    weights: Weights | None,
-    weights_dir: str | Path | None,
-    layout: str | None,
-) -> Setup:
-    """Build the network, open the images, and freeze what the regime doesn't train.
-
-    Without a layout it is that of the execution.
-    """
-    regime = REGIMES[config.regime]
-    backbone = _backbone(config, regime, splits, weights, weights_dir)
-    way = WAYS[config.execution]
-    model, layout = Classifier(backbone, len(splits.classes), config), layout or way.layout(device, config.precision)
-    model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-    total_params = sum(p.numel() for p in model.parameters())
-    images = way.images(splits, backbone, device, layout, regime)
-    quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
-    freezing = freeze(model, regime)
-    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if freezing.parameters else None
-    return Setup(
-        config=config,
-        splits=splits,
-        device=device,
-        backbone=backbone,
-        model=model,
-        layout=layout,
-        total_params=total_params,
-        quantization_seconds=quantization_seconds,
-        images=images,
-        freezing=freezing,
-        frozen_digest=freezing.digest(),
-        optimizer=optimizer,
-        schedule=SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None,
-    )
-
-
-def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
-    """Open the images that are decoded once; keep them on a GPU if they fit."""
-    store = open_store(splits)
-    resident = resident_pixels(store, device)
-    train, val = (
-        Batches(store, images, backbone.preprocessing, device, memory_format=LAYOUTS[layout], resident=resident)
-        for images in (splits.train, splits.val)
-    )
-    resident_bytes = None if resident is None else resident.nbytes
-    if resident_bytes is not None and regime.features == "each step":
-        resident_bytes += val.keep_centred()
-    return _Images(train=train, val=val, resident_bytes=resident_bytes, decoded_once=store.pixels is not None)
-
-
-def _loaded_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
-    """Images that workers load from their files in every pass."""
-    train, val = (
-        PlainBatches(splits.root, images, backbone.preprocessing, device) for images in (splits.train, splits.val)
-    )
-    return _Images(train=train, val=val)
-
-
-def _backbone(
-    config: TrainConfig, regime: Regime, splits: Splits, weights: Weights | None, weights_dir: str | Path | None
-) -> Backbone:
-    """Return the config's backbone with the weights that its regime starts from."""
-    policy = "random" if regime.start == "random" else config.weights
-    if weights and policy != "auto" and weights.kind != policy:
-        raise ConfigError(f"weights={weights.kind!r}: regime {config.regime!r} must start from {policy} weights")
-    return make_backbone(
-        config.backbone,
-        weights=weights or policy,
-        weights_dir=weights_dir,
-        seed=config.seed,
-        own_head_for=splits.classes if regime.head == "own" else None,
-    )
-
-
-Images = Batches | PlainBatches
-Inputs = Images | Ahead | Features
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loop:
-    """The inputs and steps of every epoch. Inputs are images, or features that were extracted from them."""
-
-    train: Inputs
-    val: Inputs
-    loss_function: Loss
-    step: TrainStep | None
-    """None if nothing trains."""
-    evaluation: Evaluation
-    graphs: Graphs | None
-    extraction: Extraction | None
-    inference: InferenceNetwork | None
-    """None if the backbone runs as it is."""
-    work: StepWork
-    """The work of the first step, which is warm-up anyway."""
-
-
-def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahead: int, graphs: Graphs | None) -> Loop:
-    """Make the steps. Extract features first if the regime extracts them once."""
-    config, model, device = setup.config, setup.model, setup.device
-    train: Inputs = setup.images.train
-    val: Inputs = setup.images.val
-    counted: Body = model.backbone
-    extraction: Extraction | None = None
-    if setup.regime.features == "once":
-        assert isinstance(train, Batches) and isinstance(val, Batches)  # see `check_execution`
-        model.eval()
-        extraction = _extraction(body, setup)
-        train, val = extraction.features(train, config.views), extraction.features(val, 1)
-        inference = body.made if isinstance(body, OnDemand) else inference
-        body = counted = nn.Identity()
-    elif ahead > 1:
-        assert isinstance(train, Batches) and isinstance(val, Batches)  # it is not read by execution `plain`
-        forward = _without_head(body, setup)
-        if graphs:
-            forward = Replayed(forward, graphs)
-        train, val = Ahead(train, forward, ahead), Ahead(val, forward, ahead)
-        body = train.features
-    loss_function = LOSS_BUILDERS[config.loss](config)
-    return Loop(
-        train=train,
-        val=val,
-        loss_function=loss_function,
-        step=setup.way.step(graphs, model, body, counted, loss_function, setup.optimizer, config, device)
-        if setup.optimizer
-        else None,
-        evaluation=setup.way.evaluation(graphs, model, body, config.precision, device),
-        graphs=graphs,
-        extraction=extraction,
-        inference=inference,
-        work=StepWork(),
-    )
-
-
-def _without_head(body: Body, setup: Setup) -> Body:
-    """Return the forward pass of the backbone alone, in the config's precision."""
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        with autocast(setup.config.precision, setup.device):
-            return body(images)
-
-    return forward
-
-
-def _example(setup: Setup, images: int) -> torch.Tensor:
-    """Return made-up images, on which modules of the backbone show their order and shapes."""
-    size = setup.backbone.preprocessing.size
-    with torch.inference_mode(False):
-        made_up = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
-        return made_up.to(device=setup.device, memory_format=LAYOUTS[setup.layout])
-
-
-def _batches_ahead(setup: Setup) -> int:
-    """Return the number of batches per forward pass."""
-    config = setup.config
-    if config.lookahead != "auto":
-        return config.lookahead
-    setup.model.eval()
-    return batches_ahead(setup.model.backbone, _example(setup, 1), config.batch_size)
-
-
-def _body(setup: Setup, ahead: int) -> tuple[Body, InferenceNetwork | None]:
-    """Return the backbone as it runs, and the network for inference that it is, if it is one already."""
-    config = setup.config
-    if config.runs_folded and setup.regime.features == "once" and not config.compile:
-        return OnDemand(partial(_inference, setup, ahead)), None
-    inference = _inference(setup, ahead) if config.runs_folded else None
-    network = inference.network if inference else setup.model.backbone
-    return _compiled(network) if config.compile else network, inference
-
-
-def _inference(setup: Setup, ahead: int) -> InferenceNetwork:
-    """Make the backbone a network for inference, for the batches that it will get."""
-    config, model = setup.config, setup.model
-    batch = images_at_once(setup.device) if setup.regime.features == "once" else config.batch_size * ahead
-    model.eval()
-    # A compiler lays out weights itself, and doesn't know those of our operators.
-    return inference_network(
-        model.backbone, _example(setup, 2), config.precision, batch_size=batch, pack=not config.compile
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -624,71 +227,6 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
     )
 
 
-def _compiled(backbone: nn.Module) -> Body:
-    """Return a backbone that is compiled at its first call.
-
-    Raises `NotApplicable` without a C++ compiler or without Python's headers.
-    """
-    from torch._inductor import config, cpp_builder
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except Exception as error:  # of a private class
-        raise NotApplicable("torch.compile needs a C++ compiler, such as g++, and there is none here") from error
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if not header.is_file():
-        raise NotApplicable(f"torch.compile needs Python's headers, and {header} is not there")
-    config.compile_threads = 1  # in this process, whose memory is measured
-    compiled: Body = torch.compile(backbone, dynamic=False)
-    return compiled
-
-
-def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBatches) -> float:
-    """Replace the model's backbone by an int8 copy. Return the seconds it took. Raises `NotApplicable`."""
-    assert isinstance(images, Batches)  # see `check_execution`
-    if config.precision != "fp32" or config.compile:
-        raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
-    load_compiler()
-    started = time.perf_counter()
-    calibration = images.sample(images_at_once(images.device), CALIBRATION_IMAGES)
-    model.eval()
-    model.backbone = quantized(model.backbone, calibration, images.device)
-    return time.perf_counter() - started
-
-
-def _extraction(body: Body, setup: Setup) -> Extraction:
-    """Make the extraction; `identity` lists all that features depend on.
-
-    Rounding also depends on which images are extracted together. Random weights follow from the seed.
-    """
-    config, backbone, device = setup.config, setup.backbone, setup.device
-    identity = {
-        "backbone": backbone.spec,
-        "weights": backbone.weights.digest or f"random, seed {config.seed}",
-        "dataset": setup.splits.digest,
-        "precision": config.precision,
-        "compile": config.compile,
-        "folded": config.runs_folded,
-        "layout": setup.layout,
-        "device": devices.present()[str(device)],
-        "threads": torch.get_num_threads(),
-        "cropped on the device": setup.images.resident_bytes is not None,
-        "preprocessing": asdict(backbone.preprocessing),
-        "extractor": _extractor(setup),
-        "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
-        "source": [SOURCES[Spec.parse(backbone.spec).source].versions, plugins.fingerprint()],
-    }
-    return Extraction(_without_head(body, setup), identity)
-
-
-def _extractor(setup: Setup) -> list[str]:
-    """Return what an extractor is made from. An int8 one is calibrated on the training images."""
-    extractor = setup.regime.extractor
-    if extractor == "float":
-        return [extractor]
-    return [extractor, torch.backends.quantized.engine, *setup.splits.train.files]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pass:
     """What a pass over a split found."""
@@ -759,18 +297,6 @@ def fault_of(loss: float) -> str:
     return "loss was NaN" if math.isnan(loss) else "loss was infinite"
 
 
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Keep the garbage collector out of a timed epoch."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     """Return what a reader of the figures must know."""
     splits, weights, size = setup.splits, setup.backbone.weights, setup.config.batch_size
@@ -813,47 +339,3 @@ def _other_work(loop: Loop) -> list[str]:
     if not how:
         return []
     return [f"the frozen backbone {' and '.join(how)}, so times and memory are not those of plain steps"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """What belongs to an execution: an entry of `WAYS` is all in which two executions of a config differ here.
-
-    The optimiser's implementation differs too, see `tl.optimizers`.
-    """
-
-    layout: Callable[[torch.device, str], str]
-    """Device and precision → layout of tensors, a key of `LAYOUTS`."""
-    images: Callable[[Splits, Backbone, torch.device, str, Regime], _Images]
-    step: Callable[..., TrainStep]
-    """Makes a step of the graphs, or None, and the arguments of `TrainStep`."""
-    evaluation: Callable[..., Evaluation]
-    """Makes an evaluation of the graphs, or None, and the arguments of `Evaluation`."""
-    graphs: bool
-    """True if CUDA graphs may be used."""
-    timed: Callable[[], AbstractContextManager[None]]
-    """The context of a timed epoch."""
-    others: str = ""
-    """Other processes that hold memory of the training, in words; empty if there are none."""
-
-
-WAYS: dict[str, Way] = {
-    "fast": Way(
-        layout=memory_format,
-        images=_stored_images,
-        step=lambda graphs, *given: GraphedStep(*given, graphs=graphs) if graphs else TrainStep(*given),
-        evaluation=lambda graphs, *given: GraphedEvaluation(*given, graphs=graphs) if graphs else Evaluation(*given),
-        graphs=True,
-        timed=_without_garbage_collection,
-    ),
-    "plain": Way(
-        layout=lambda device, precision: "contiguous",
-        images=_loaded_images,
-        step=lambda graphs, *given: PlainStep(*given),
-        evaluation=lambda graphs, *given: PlainEvaluation(*given),
-        graphs=False,
-        timed=nullcontext,
-        others=f"its loader's {WORKERS} worker processes",
-    ),
-}
-"""The way of each execution of `tl.config.EXECUTIONS`."""

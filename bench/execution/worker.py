@@ -28,12 +28,13 @@ from tl.images import FileState, trust
 from tl.library import library
 from tl.machine import DeviceKey, allocator, keep_freed_pages
 from tl.plugins import load_as_parent
+from tl.prepare import needs_compiler
 from tl.protocols import one_training, run_protocol
 from tl.results import TrainResult
 from tl.sealed import cache_warnings_to
 from tl.sources import SOURCES
 from tl.timing import timed_training
-from tl.train import chosen, needs_compiler
+from tl.tryout import chosen
 from tl.weights import Weights
 
 for _source in SOURCES:  # in the server that cells are forked from, not in the time and memory of a cell

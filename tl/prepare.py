@@ -1,0 +1,452 @@
+"""Prepares a training: the network, the images, what trains in it, and the steps of its execution.
+
+`train_model` runs epochs of them, `tl.timing` runs them in turns, and `tl.heads` trains on the features alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from tl import devices, plugins
+from tl.backbones import Backbone, Classifier, make_backbone
+from tl.batches import Batches, resident_pixels
+from tl.checkpointing import checkpointed
+from tl.choice import Choice
+from tl.config import AUTO, TrainConfig
+from tl.datasets import Splits
+from tl.deferred import deferred, load_compiler
+from tl.devices import LAYOUTS, memory_format, seeded
+from tl.errors import ConfigError, NotApplicable
+from tl.features import Extraction, Features, images_at_once
+from tl.freezing import Freezing, freeze
+from tl.images import open_store
+from tl.inference import InferenceNetwork, OnDemand, inference_network
+from tl.lookahead import Ahead, batches_ahead
+from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS
+from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
+from tl.precision import autocast, check_precision, single_precision
+from tl.quantize import CALIBRATION_IMAGES, quantized
+from tl.regimes import REGIMES, Regime
+from tl.seeding import seed_for
+from tl.sources import SOURCES, package_version
+from tl.specs import Spec
+from tl.step import (
+    Body,
+    Evaluation,
+    GraphedEvaluation,
+    GraphedStep,
+    Graphs,
+    Loss,
+    Replayed,
+    TrainStep,
+    own_stream,
+)
+from tl.weights import Weights
+from tl.work import StepWork
+
+
+@contextmanager
+def ready(
+    config: TrainConfig,
+    splits: Splits,
+    device: torch.device,
+    weights: Weights | None,
+    weights_dir: str | Path | None = None,
+    *,
+    cuda_graphs: bool = True,
+    choice: Choice | None = None,
+) -> Iterator[tuple[Setup, Loop, float]]:
+    """Prepare everything before the first step of a training, and yield it with the seconds that took.
+
+    Those seconds are without quantisation and extraction. Arguments and errors are those of `train_model`; `choice` is
+    what `chosen` returned for them. Steps must run inside the context, which sets the random seed, the precision and
+    the stream.
+    """
+    started = time.perf_counter()
+    layout = choice.memory_format if choice else None
+    config = config.replace(precision=choice.precision) if choice else config
+    assert config.precision != AUTO
+    check_precision(config.precision, device)
+    check_execution(config.execution, config.regime, config.precision)
+    compiler = nullcontext if needs_compiler(config) else deferred
+    with compiler():
+        setup = _prepare(config, splits, device, weights, weights_dir, layout)
+    with (
+        compiler(),
+        checkpointed(setup.model.backbone, config) if config.checkpointing else nullcontext(),
+        seeded(seed_for("train", config.seed)),
+        single_precision(config.precision),
+        own_stream(device),
+    ):
+        ahead = _batches_ahead(setup)
+        body, inference = _body(setup, ahead)
+        setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
+        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not config.checkpointing
+        graphs = Graphs() if with_graphs else None
+        yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
+
+
+def needs_compiler(config: TrainConfig) -> bool:
+    """Return whether a training loads torch's compiler: to compile, or to trace a network that becomes int8.
+
+    Torch's activation checkpointing asks for the compiler's settings.
+    """
+    return config.compile or config.checkpointing or REGIMES[config.regime].extractor == "int8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything prepared before the first epoch: the network, the images, and which part of the network trains."""
+
+    config: TrainConfig
+    splits: Splits
+    device: torch.device
+    backbone: Backbone
+    model: Classifier
+    layout: str
+    total_params: int
+    """Counted before quantisation, which packs parameters away."""
+    quantization_seconds: float | None
+    images: _Images
+    freezing: Freezing
+    frozen_digest: str | None
+    optimizer: torch.optim.Optimizer | None
+    """None if nothing trains."""
+    schedule: LRScheduler | None
+
+    @property
+    def regime(self) -> Regime:
+        """The regime of the config."""
+        return REGIMES[self.config.regime]
+
+    @property
+    def way(self) -> Way:
+        """How the config is executed."""
+        return WAYS[self.config.execution]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """Both splits, ready to be read in batches."""
+
+    train: Batches | PlainBatches
+    val: Batches | PlainBatches
+    resident_bytes: int | None = None
+    """Size of the pixels in the GPU's memory; None if pixels are not on the GPU."""
+    decoded_once: bool = False
+
+
+def _prepare(
+    config: TrainConfig,
+    splits: Splits,
+    device: torch.device,
+    weights: Weights | None,
+    weights_dir: str | Path | None,
+    layout: str | None,
+) -> Setup:
+    """Build the network, open the images, and freeze what the regime doesn't train.
+
+    Without a layout it is that of the execution.
+    """
+    regime = REGIMES[config.regime]
+    backbone = _backbone(config, regime, splits, weights, weights_dir)
+    way = WAYS[config.execution]
+    model, layout = Classifier(backbone, len(splits.classes), config), layout or way.layout(device, config.precision)
+    model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    total_params = sum(p.numel() for p in model.parameters())
+    images = way.images(splits, backbone, device, layout, regime)
+    quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
+    freezing = freeze(model, regime)
+    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if freezing.parameters else None
+    return Setup(
+        config=config,
+        splits=splits,
+        device=device,
+        backbone=backbone,
+        model=model,
+        layout=layout,
+        total_params=total_params,
+        quantization_seconds=quantization_seconds,
+        images=images,
+        freezing=freezing,
+        frozen_digest=freezing.digest(),
+        optimizer=optimizer,
+        schedule=SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None,
+    )
+
+
+def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
+    """Open the images that are decoded once; keep them on a GPU if they fit."""
+    store = open_store(splits)
+    resident = resident_pixels(store, device)
+    train, val = (
+        Batches(store, images, backbone.preprocessing, device, memory_format=LAYOUTS[layout], resident=resident)
+        for images in (splits.train, splits.val)
+    )
+    resident_bytes = None if resident is None else resident.nbytes
+    if resident_bytes is not None and regime.features == "each step":
+        resident_bytes += val.keep_centred()
+    return _Images(train=train, val=val, resident_bytes=resident_bytes, decoded_once=store.pixels is not None)
+
+
+def _loaded_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
+    """Images that workers load from their files in every pass."""
+    train, val = (
+        PlainBatches(splits.root, images, backbone.preprocessing, device) for images in (splits.train, splits.val)
+    )
+    return _Images(train=train, val=val)
+
+
+def _backbone(
+    config: TrainConfig, regime: Regime, splits: Splits, weights: Weights | None, weights_dir: str | Path | None
+) -> Backbone:
+    """Return the config's backbone with the weights that its regime starts from."""
+    policy = "random" if regime.start == "random" else config.weights
+    if weights and policy != "auto" and weights.kind != policy:
+        raise ConfigError(f"weights={weights.kind!r}: regime {config.regime!r} must start from {policy} weights")
+    return make_backbone(
+        config.backbone,
+        weights=weights or policy,
+        weights_dir=weights_dir,
+        seed=config.seed,
+        own_head_for=splits.classes if regime.head == "own" else None,
+    )
+
+
+Images = Batches | PlainBatches
+Inputs = Images | Ahead | Features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """The inputs and steps of every epoch. Inputs are images, or features that were extracted from them."""
+
+    train: Inputs
+    val: Inputs
+    loss_function: Loss
+    step: TrainStep | None
+    """None if nothing trains."""
+    evaluation: Evaluation
+    graphs: Graphs | None
+    extraction: Extraction | None
+    inference: InferenceNetwork | None
+    """None if the backbone runs as it is."""
+    work: StepWork
+    """The work of the first step, which is warm-up anyway."""
+
+
+def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahead: int, graphs: Graphs | None) -> Loop:
+    """Make the steps. Extract features first if the regime extracts them once."""
+    config, model, device = setup.config, setup.model, setup.device
+    train: Inputs = setup.images.train
+    val: Inputs = setup.images.val
+    counted: Body = model.backbone
+    extraction: Extraction | None = None
+    if setup.regime.features == "once":
+        assert isinstance(train, Batches) and isinstance(val, Batches)  # see `check_execution`
+        model.eval()
+        extraction = _extraction(body, setup)
+        train, val = extraction.features(train, config.views), extraction.features(val, 1)
+        inference = body.made if isinstance(body, OnDemand) else inference
+        body = counted = nn.Identity()
+    elif ahead > 1:
+        assert isinstance(train, Batches) and isinstance(val, Batches)  # it is not read by execution `plain`
+        forward = _without_head(body, setup)
+        if graphs:
+            forward = Replayed(forward, graphs)
+        train, val = Ahead(train, forward, ahead), Ahead(val, forward, ahead)
+        body = train.features
+    loss_function = LOSS_BUILDERS[config.loss](config)
+    return Loop(
+        train=train,
+        val=val,
+        loss_function=loss_function,
+        step=setup.way.step(graphs, model, body, counted, loss_function, setup.optimizer, config, device)
+        if setup.optimizer
+        else None,
+        evaluation=setup.way.evaluation(graphs, model, body, config.precision, device),
+        graphs=graphs,
+        extraction=extraction,
+        inference=inference,
+        work=StepWork(),
+    )
+
+
+def _without_head(body: Body, setup: Setup) -> Body:
+    """Return the forward pass of the backbone alone, in the config's precision."""
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with autocast(setup.config.precision, setup.device):
+            return body(images)
+
+    return forward
+
+
+def _example(setup: Setup, images: int) -> torch.Tensor:
+    """Return made-up images, on which modules of the backbone show their order and shapes."""
+    size = setup.backbone.preprocessing.size
+    with torch.inference_mode(False):
+        made_up = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+        return made_up.to(device=setup.device, memory_format=LAYOUTS[setup.layout])
+
+
+def _batches_ahead(setup: Setup) -> int:
+    """Return the number of batches per forward pass."""
+    config = setup.config
+    if config.lookahead != "auto":
+        return config.lookahead
+    setup.model.eval()
+    return batches_ahead(setup.model.backbone, _example(setup, 1), config.batch_size)
+
+
+def _body(setup: Setup, ahead: int) -> tuple[Body, InferenceNetwork | None]:
+    """Return the backbone as it runs, and the network for inference that it is, if it is one already."""
+    config = setup.config
+    if config.runs_folded and setup.regime.features == "once" and not config.compile:
+        return OnDemand(partial(_inference, setup, ahead)), None
+    inference = _inference(setup, ahead) if config.runs_folded else None
+    network = inference.network if inference else setup.model.backbone
+    return _compiled(network) if config.compile else network, inference
+
+
+def _inference(setup: Setup, ahead: int) -> InferenceNetwork:
+    """Make the backbone a network for inference, for the batches that it will get."""
+    config, model = setup.config, setup.model
+    batch = images_at_once(setup.device) if setup.regime.features == "once" else config.batch_size * ahead
+    model.eval()
+    # A compiler lays out weights itself, and doesn't know those of our operators.
+    return inference_network(
+        model.backbone, _example(setup, 2), config.precision, batch_size=batch, pack=not config.compile
+    )
+
+
+def _compiled(backbone: nn.Module) -> Body:
+    """Return a backbone that is compiled at its first call.
+
+    Raises `NotApplicable` without a C++ compiler or without Python's headers.
+    """
+    from torch._inductor import config, cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except Exception as error:  # of a private class
+        raise NotApplicable("torch.compile needs a C++ compiler, such as g++, and there is none here") from error
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        raise NotApplicable(f"torch.compile needs Python's headers, and {header} is not there")
+    config.compile_threads = 1  # in this process, whose memory is measured
+    compiled: Body = torch.compile(backbone, dynamic=False)
+    return compiled
+
+
+def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBatches) -> float:
+    """Replace the model's backbone by an int8 copy. Return the seconds it took. Raises `NotApplicable`."""
+    assert isinstance(images, Batches)  # see `check_execution`
+    if config.precision != "fp32" or config.compile:
+        raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
+    load_compiler()
+    started = time.perf_counter()
+    calibration = images.sample(images_at_once(images.device), CALIBRATION_IMAGES)
+    model.eval()
+    model.backbone = quantized(model.backbone, calibration, images.device)
+    return time.perf_counter() - started
+
+
+def _extraction(body: Body, setup: Setup) -> Extraction:
+    """Make the extraction; `identity` lists all that features depend on.
+
+    Rounding also depends on which images are extracted together. Random weights follow from the seed.
+    """
+    config, backbone, device = setup.config, setup.backbone, setup.device
+    identity = {
+        "backbone": backbone.spec,
+        "weights": backbone.weights.digest or f"random, seed {config.seed}",
+        "dataset": setup.splits.digest,
+        "precision": config.precision,
+        "compile": config.compile,
+        "folded": config.runs_folded,
+        "layout": setup.layout,
+        "device": devices.present()[str(device)],
+        "threads": torch.get_num_threads(),
+        "cropped on the device": setup.images.resident_bytes is not None,
+        "preprocessing": asdict(backbone.preprocessing),
+        "extractor": _extractor(setup),
+        "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
+        "source": [SOURCES[Spec.parse(backbone.spec).source].versions, plugins.fingerprint()],
+    }
+    return Extraction(_without_head(body, setup), identity)
+
+
+def _extractor(setup: Setup) -> list[str]:
+    """Return what an extractor is made from. An int8 one is calibrated on the training images."""
+    extractor = setup.regime.extractor
+    if extractor == "float":
+        return [extractor]
+    return [extractor, torch.backends.quantized.engine, *setup.splits.train.files]
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Keep the garbage collector out of a timed epoch."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """What belongs to an execution: an entry of `WAYS` is all in which two executions of a config differ here.
+
+    The optimiser's implementation differs too, see `tl.optimizers`.
+    """
+
+    layout: Callable[[torch.device, str], str]
+    """Device and precision → layout of tensors, a key of `LAYOUTS`."""
+    images: Callable[[Splits, Backbone, torch.device, str, Regime], _Images]
+    step: Callable[..., TrainStep]
+    """Makes a step of the graphs, or None, and the arguments of `TrainStep`."""
+    evaluation: Callable[..., Evaluation]
+    """Makes an evaluation of the graphs, or None, and the arguments of `Evaluation`."""
+    graphs: bool
+    """True if CUDA graphs may be used."""
+    timed: Callable[[], AbstractContextManager[None]]
+    """The context of a timed epoch."""
+    others: str = ""
+    """Other processes that hold memory of the training, in words; empty if there are none."""
+
+
+WAYS: dict[str, Way] = {
+    "fast": Way(
+        layout=memory_format,
+        images=_stored_images,
+        step=lambda graphs, *given: GraphedStep(*given, graphs=graphs) if graphs else TrainStep(*given),
+        evaluation=lambda graphs, *given: GraphedEvaluation(*given, graphs=graphs) if graphs else Evaluation(*given),
+        graphs=True,
+        timed=_without_garbage_collection,
+    ),
+    "plain": Way(
+        layout=lambda device, precision: "contiguous",
+        images=_loaded_images,
+        step=lambda graphs, *given: PlainStep(*given),
+        evaluation=lambda graphs, *given: PlainEvaluation(*given),
+        graphs=False,
+        timed=nullcontext,
+        others=f"its loader's {WORKERS} worker processes",
+    ),
+}
+"""The way of each execution of `tl.config.EXECUTIONS`."""
