@@ -116,7 +116,7 @@ def test_a_validation_pass_of_a_training_finds_no_gradients(mini: tl.Splits, mon
         found.extend(parameter.grad for parameter in made[-1].parameters)
         return original(*given)
 
-    monkeypatch.setattr(train_module, "freeze", freezing)
+    monkeypatch.setattr("tl.prepare.freeze", freezing)
     monkeypatch.setattr(train_module, "val_pass", validated)
     config = tl.TrainConfig(backbone=TINY[1], regime="finetune", weights="random", epochs=1)
     tl.train_model(config, mini, device="cpu")

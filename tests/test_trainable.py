@@ -185,7 +185,7 @@ def test_a_change_of_the_frozen_part_is_reported(
     backbone: str,
 ) -> None:
     """The planted fault is one trained parameter too many, or one BatchNorm in the wrong mode."""
-    monkeypatch.setattr(train_module, "freeze", lambda model, entry: plant(freeze(model, entry)))
+    monkeypatch.setattr("tl.prepare.freeze", lambda model, entry: plant(freeze(model, entry)))
     assert train(mini, regime, backbone).frozen_verified is False
 
 
