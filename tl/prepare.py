@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from tl.freezing import Freezing, freeze
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
 from tl.lookahead import Ahead, batches_ahead
+from tl.machine import without_garbage_collection
 from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
@@ -255,7 +255,6 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
     extraction: Extraction | None = None
     if setup.regime.features == "once":
         assert isinstance(train, Batches) and isinstance(val, Batches)  # see `check_execution`
-        model.eval()
         extraction = _extraction(body, setup)
         train, val = extraction.features(train, config.views), extraction.features(val, 1)
         inference = body.made if isinstance(body, OnDemand) else inference
@@ -396,18 +395,6 @@ def _extractor(setup: Setup) -> list[str]:
     return [extractor, torch.backends.quantized.engine, *setup.splits.train.files]
 
 
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Keep the garbage collector out of a timed epoch."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """What belongs to an execution: an entry of `WAYS` is all in which two executions of a config differ here.
@@ -437,7 +424,7 @@ WAYS: dict[str, Way] = {
         step=lambda graphs, *given: GraphedStep(*given, graphs=graphs) if graphs else TrainStep(*given),
         evaluation=lambda graphs, *given: GraphedEvaluation(*given, graphs=graphs) if graphs else Evaluation(*given),
         graphs=True,
-        timed=_without_garbage_collection,
+        timed=without_garbage_collection,
     ),
     "plain": Way(
         layout=lambda device, precision: "contiguous",
