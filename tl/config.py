@@ -135,17 +135,13 @@ class TrainConfig(Strict):
             return 1
         return {"tuned": len(self.learning_rates) + 1, "kfold": self.folds}.get(self.protocol, 1)
 
-    def reads(self, setting: str) -> bool:
-        """True if a training with this regime and execution reads a setting."""
-        read = READ_BY_REGIME.get(setting)
-        return read is None or read(REGIMES[self.regime], self.execution)
-
     @property
     def runs_folded(self) -> bool:
         """True if the backbone runs as a network for inference."""
         if self.fold is not None:
             return self.fold
-        return self.reads("fold") and REGIMES[self.regime].features == "once"
+        regime = REGIMES[self.regime]
+        return regime.features == "once" and READ_BY_REGIME["fold"](regime, self.execution)
 
     @field_validator(*READ_BY_REGIME)
     @classmethod

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -305,7 +306,6 @@ def _batches_ahead(setup: Setup) -> int:
     config = setup.config
     if config.lookahead != "auto":
         return config.lookahead
-    setup.model.eval()
     return batches_ahead(setup.model.backbone, _example(setup, 1), config.batch_size)
 
 
@@ -321,12 +321,11 @@ def _body(setup: Setup, ahead: int) -> tuple[Body, InferenceNetwork | None]:
 
 def _inference(setup: Setup, ahead: int) -> InferenceNetwork:
     """Make the backbone a network for inference, for the batches that it will get."""
-    config, model = setup.config, setup.model
+    config = setup.config
     batch = images_at_once(setup.device) if setup.regime.features == "once" else config.batch_size * ahead
-    model.eval()
     # A compiler lays out weights itself, and doesn't know those of our operators.
     return inference_network(
-        model.backbone, _example(setup, 2), config.precision, batch_size=batch, pack=not config.compile
+        setup.model.backbone, _example(setup, 2), config.precision, batch_size=batch, pack=not config.compile
     )
 
 
@@ -376,15 +375,22 @@ def _extraction(body: Body, setup: Setup) -> Extraction:
         "compile": config.compile,
         "folded": config.runs_folded,
         "layout": setup.layout,
-        "device": devices.present()[str(device)],
-        "threads": torch.get_num_threads(),
         "cropped on the device": setup.images.resident_bytes is not None,
         "preprocessing": asdict(backbone.preprocessing),
         "extractor": _extractor(setup),
-        "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
-        "source": [SOURCES[Spec.parse(backbone.spec).source].versions, plugins.fingerprint()],
+        **circumstances(backbone.spec, device),
     }
     return Extraction(_without_head(body, setup), identity)
+
+
+def circumstances(spec: str, device: torch.device) -> dict[str, Any]:
+    """Return what anything depends on that this machine computes by a backbone, as JSON for the key of a cache."""
+    return {
+        "device": devices.present()[str(device)],
+        "threads": torch.get_num_threads(),
+        "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
+        "source": [SOURCES[Spec.parse(spec).source].versions, plugins.fingerprint()],
+    }
 
 
 def _extractor(setup: Setup) -> list[str]:

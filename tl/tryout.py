@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from tl import devices, plugins
 from tl.backbones import find_weights, known_names
 from tl.choice import Choice, Prepared, Turn, Ways, choose
 from tl.config import AUTO, READ_BY, TrainConfig
@@ -22,11 +21,9 @@ from tl.lookahead import Ahead
 from tl.machine import allocator
 from tl.plain import check_execution
 from tl.precision import single_precision, supported
-from tl.prepare import WAYS, ready
+from tl.prepare import WAYS, circumstances, ready
 from tl.regimes import REGIMES
 from tl.seeding import seed_for
-from tl.sources import SOURCES, package_version
-from tl.specs import Spec
 from tl.specs import find as find_spec
 from tl.weights import Weights
 from tl.work import StepWork
@@ -75,12 +72,9 @@ def chosen(
         "config": {name: value for name, value in config.model_dump(mode="json").items() if name not in ignored},
         "weights": weights.digest or "random",
         "dataset": splits.digest,
-        "device": devices.present()[str(device)],
-        "threads": torch.get_num_threads(),
         "allocator": allocator(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
-        "source": [SOURCES[Spec.parse(config.backbone).source].versions, plugins.fingerprint()],
+        **circumstances(config.backbone, device),
     }
     return choose(Ways(supported(device), layouts), start, identity)
 

@@ -18,8 +18,7 @@ _KEPT = "; so this run began, and --fresh looks again"
 
 def upgrade_manifest(data: dict[str, Any]) -> bool:
     """Before version 6, weights had keys `POLICY BACKBONE`, `--data` was only in the command line, and the data set's
-    `fallback` was called `stand_in`. Before version 10, no backbone
-    ran folded.
+    `fallback` was called `stand_in`. Before version 10, no backbone ran folded.
     """
     changed = False
     if data["schema_version"] < 10:
