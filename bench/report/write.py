@@ -23,6 +23,7 @@ from bench.report.pages import environment_for, html_table, markdown_table, scri
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
 from bench.report.summary import Summary, summarise
 from bench.report.tables import (
+    candidates_table,
     cells_table,
     claims_table,
     columns,
@@ -114,6 +115,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
     heatmap, rest = make_heatmap(summary), [name for name in drawn if name not in IN_PLACE]
     sections = {
         "answer": "Answer",
+        "candidates": "Candidates" if summary.picks else "",
         "claim": "Half the time?" if summary.speed_ups else "",
         "paired": "In pairs" if paired_findings(summary) else "",
         "matrix": "Matrix" if heatmap.metrics else "",
@@ -167,7 +169,8 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "speed_ups": as_table(speed_up_table(summary)) if summary.speed_ups else "",
         "paired": as_table(paired) if not (paired := paired_table(summary)).empty else "",
         "paired_remarks": paired_remarks(summary),
-        "priorities": _priorities(summary, suffix) if summary.choices else "",
+        "priorities": _priorities(summary, suffix) if summary.choices and not summary.picks else "",
+        "picks": [(run, pick, as_table(candidates_table(pick))) for run, pick in summary.picks],
         "front_axes": what_matters([RATED_BY, *costs()]),
         "half": _progress(summary),
         "figures_show": _figures_show(summary),

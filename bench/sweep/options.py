@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.store.records import Cell
 from bench.store.runs import RunFolder
 from tl.errors import ConfigError
 
@@ -42,6 +43,8 @@ class Options:
     """The command as typed, for the manifest."""
     on_record: Callable[[RunFolder], None] | None = None
     """Called with the run after each record, between two cells."""
+    admit: Callable[[Cell], bool] | None = None
+    """Called just before a cell starts; if it returns False, the cell is left for a later command. None: all start."""
 
 
 def make_options(*, timeout: float | None, memory_limit: str | None, executor: str, **others: Any) -> Options:

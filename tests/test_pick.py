@@ -1,0 +1,295 @@
+"""`bench pick`: which rungs run, who comes further, what is chosen, and what it says when there is no time or choice."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bench.analysis.picking import cards, survivors
+from bench.analysis.groups import Group, make_groups
+from bench.store.picks import PickRecord
+from bench.store.records import Cell, Record
+from bench.sweep import pick
+from bench.sweep.grid import Grid, Matrix, expand
+from bench.sweep.options import Options
+from bench.sweep.pick import Aim, Budget
+from bench.sweep.plan import Sweep
+from tests.runs import PRETRAINED, TRUTH, record
+from tl.errors import ConfigError, UserError
+
+PROBES = pick.probes()
+REGIMES = ("finetune", "frozen")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Stands for `Ranked`."""
+
+    backbone: str
+    probe: float
+    tied: bool
+    low: float = 0.5
+    high: float = 1.0
+
+
+@dataclass
+class World:
+    """Backbones whose accuracy and speed are given. No cell runs; a clock goes on as if they did."""
+
+    monkeypatch: pytest.MonkeyPatch
+    right: Mapping[str, int]
+    """Backbone → validation images of 100 that it classifies right, fine-tuned; its head alone has one less."""
+    scores: Mapping[str, float]
+    """Backbone → its probe."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Backbone → seconds of an epoch, 1 by default."""
+    without: tuple[str, ...] = ()
+    """Backbones without pretrained weights."""
+    fails: tuple[tuple[str, str], ...] = ()
+    """Backbones and regimes whose cells fail."""
+    tied_within: float = 0.01
+    now: float = 0.0
+    ran: list[tuple[str, str, int, int]] = field(default_factory=list)
+    """Backbone, regime, epochs and seed of each cell that ran, in order."""
+    disk: dict[str, dict[str, Record]] = field(default_factory=dict)
+    written: list[PickRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.console = Console(record=True, width=300, file=io.StringIO())
+        for name, put in {
+            "plan": self.plan,
+            "execute": self.execute,
+            "describe": lambda *_, **__: None,
+            "held": lambda *_: contextlib.nullcontext(),
+            "executor_for": lambda options: None,
+            "rank_by_probe": self.rank,
+            "Budget": partial(Budget, clock=lambda: self.now),
+        }.items():
+            self.monkeypatch.setattr(pick, name, put)
+
+    def pick(self, *, seeds: int = 3, epochs: int = 5, top: int = 3, **aim: Any) -> PickRecord:
+        """Run, and return the record that was written."""
+        grid = Grid(
+            name="pick", matrix=Matrix(backbones=list(self.scores), seeds=seeds), train={"epochs": epochs}, paired=None
+        )
+        options = Options(name="p", weights="pretrained", command="bench pick images")
+        outcome = pick.run_pick(grid, options, self.console, Aim(top=top, **aim))
+        assert outcome and outcome.record is self.written[-1]
+        return outcome.record
+
+    def plan(self, grid: Grid, options: Options, executor: object, console: Console) -> Sweep:
+        planned = expand(grid, weights="pretrained", spec=lambda name: name, devices=lambda: {"cpu": "a CPU"})
+        cells, weights = {}, {}
+        for item in planned:
+            lacks = item.config.backbone in self.without
+            cell = Cell(
+                config=item.config,
+                weights_digest="" if lacks else PRETRAINED.digest,
+                dataset_digest="0" * 64,
+                device=item.device,
+            )
+            cells[cell.id], weights[cell.id] = cell, "no network" if lacks else PRETRAINED
+        disk = self.disk.setdefault(options.name, {})
+        run: Any = SimpleNamespace(
+            folder=SimpleNamespace(name=options.name),
+            records=lambda: dict(disk),
+            write_pick=self.written.append,
+        )
+        splits: Any = SimpleNamespace(train=range(244), val=_Images())
+        return Sweep(
+            run=run,
+            splits=splits,
+            cells=cells,
+            weights=weights,
+            resolved={},
+            done={key: disk[key] for key in cells if key in disk},
+            damaged={},
+            pairs={},
+            done_pairs={},
+            unpaired="",
+            previous=None,
+        )
+
+    def execute(self, sweep: Sweep, grid: Grid, options: Options, *_: object) -> dict[str, Record]:
+        found = dict(sweep.done)
+        for cell_id, cell in sweep.cells.items():
+            if cell_id in found or (options.admit and not options.admit(cell)):
+                continue
+            config = cell.config
+            self.ran.append((config.backbone, config.regime, config.epochs, config.seed))
+            head = 0 if config.regime == "finetune" else 1
+            failed = (config.backbone, config.regime) in self.fails
+            made = record(
+                config.backbone,
+                config.regime,
+                seconds=self.seconds.get(config.backbone, 1.0),
+                right=self.right[config.backbone] - head,
+                status="failed" if failed else "done",
+                seed=config.seed,
+                epochs=config.epochs,
+            )
+            found[cell_id] = made.replace(cell=cell, cell_id=cell_id)
+            self.now += made.wall_seconds
+            self.disk[options.name][cell_id] = found[cell_id]
+        return found
+
+    def rank(self, records: list[Record], *, regime: str) -> list[Any]:
+        probed = {one.cell.config.backbone for one in records if one.status == "done"}
+        best = max(self.scores[name] for name in probed)
+        ordered = sorted(probed, key=lambda name: -self.scores[name])
+        return [Score(name, self.scores[name], self.scores[name] >= best - self.tied_within) for name in ordered]
+
+    def trained(self, epochs: int) -> dict[tuple[str, str], list[int]]:
+        """Backbone and regime → the seeds with so many epochs, without probes."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for backbone, regime, passes, seed in self.ran:
+            if regime not in PROBES and passes == epochs:
+                found.setdefault((backbone, regime), []).append(seed)
+        return found
+
+
+class _Images:
+    labels = TRUTH
+
+    def __len__(self) -> int:
+        return len(TRUTH)
+
+
+def test_all_are_probed_and_the_best_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rung has fewer backbones than the one before; those that fall out have the reason."""
+    names = {"timm:a": 0.95, "timm:b": 0.93, "timm:c": 0.9, "timm:d": 0.8}
+    world = World(monkeypatch, {"timm:a": 97, "timm:b": 96, "timm:c": 60, "timm:d": 99}, names)
+    found = world.pick()
+    assert {(name, regime) for name, regime, _, _ in world.ran if regime in PROBES} == {
+        (name, regime) for name in names for regime in PROBES
+    }
+    assert set(world.trained(1)) == {(name, regime) for name in "timm:a timm:b timm:c".split() for regime in REGIMES}
+    whole = world.trained(5)
+    assert whole == {(name, regime): [0, 1, 2] for name in ("timm:a", "timm:b") for regime in REGIMES}
+    rungs = {one.backbone: (one.rung, one.reason) for one in found.candidates}
+    assert rungs["timm:a"] == rungs["timm:b"] == ("trained", "")
+    assert rungs["timm:c"] == ("one epoch", "after one epoch it is clearly less accurate than the best")
+    assert rungs["timm:d"][0] == "probe" and "isn't among the first 3" in rungs["timm:d"][1]
+    assert [one.backbone for one in found.candidates] == ["timm:a", "timm:b", "timm:c", "timm:d"]
+    assert found.pick and found.pick.backbone == "timm:a" and found.pick.seeds == 3
+
+
+
+def test_ties_with_the_best_probe_are_tried_too_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come after those that `top` names, and one that there is no time for has the reason."""
+    scores = {f"timm:{name}": 0.95 - place / 1000 for place, name in enumerate("abcde")}
+    accuracies = dict.fromkeys(scores, 95)
+    world = World(monkeypatch, accuracies, scores)
+    world.pick(top=2)
+    assert set(world.trained(1)) == {(name, regime) for name in scores for regime in REGIMES}
+    assert list(dict.fromkeys(name for name, _ in world.trained(1)))[2:] == list(scores)[2:]
+
+    # Five probes take three cells of 2 s each, and a rung of one epoch 4 s a backbone.
+    short = World(monkeypatch, accuracies, scores)
+    found = short.pick(top=2, budget_seconds=pick.REPORT_SECONDS + 5 * len(PROBES) * 2 + 9)
+    assert set(short.trained(1)) < {(name, regime) for name in scores for regime in REGIMES}
+    refused = [one for one in found.candidates if one.rung == "probe"]
+    assert refused and all("no time left" in one.reason or "it would take" in one.reason for one in refused)
+
+
+def test_the_budget_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cell starts that would overrun it, and the answer says what more time would buy."""
+    scores = {"timm:a": 0.95, "timm:b": 0.94}
+    for budget in (30.0, 60.0, 120.0, 200.0):
+        world = World(monkeypatch, dict.fromkeys(scores, 95), scores, seconds=dict.fromkeys(scores, 5.0))
+        found = world.pick(budget_seconds=budget)
+        # A probe has no estimate before it runs; it starts only while there is time.
+        assert world.now <= max(budget - pick.REPORT_SECONDS, len(PROBES) * 2 * 6)
+        assert any("more" in text and "--budget" in text for text in found.more)
+    whole = World(monkeypatch, dict.fromkeys(scores, 95), scores)
+    assert not any("--budget" in text for text in whole.pick(budget_seconds=3600).more)
+
+
+def test_the_same_command_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has ended isn't run again, and the answer is the same."""
+    scores = {"timm:a": 0.95, "timm:b": 0.94}
+    world = World(monkeypatch, {"timm:a": 95, "timm:b": 90}, scores)
+    first = world.pick()
+    ran = list(world.ran)
+    again = world.pick()
+    assert world.ran == ran
+    assert again.cards == first.cards and again.candidates == first.candidates
+
+
+def test_backbones_without_weights_are_no_candidates_that_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are shown with the reason, and nothing of theirs runs."""
+    world = World(monkeypatch, {"timm:a": 95, "timm:b": 90}, {"timm:a": 0.9, "timm:b": 0.99}, without=("timm:b",))
+    found = world.pick()
+    assert {name for name, *_ in world.ran} == {"timm:a"}
+    assert found.candidates[-1].backbone == "timm:b" and found.candidates[-1].reason == "no network"
+    assert found.candidates[-1].rung == "not tried"
+    assert any("timm:b" in text for text in found.more)
+
+
+def test_without_any_weights_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line names the candidates and the reason."""
+    world = World(monkeypatch, {"timm:a": 95}, {"timm:a": 0.9}, without=("timm:a",))
+    with pytest.raises(UserError, match="no candidate has pretrained weights here .*timm:a.*no network"):
+        world.pick()
+    assert not world.ran and not world.written
+
+
+def test_what_fails_is_no_choice_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A combination without a result is never picked."""
+    world = World(monkeypatch, {"timm:a": 99, "timm:b": 80}, {"timm:a": 0.9, "timm:b": 0.9}, fails=(("timm:a", "finetune"),))
+    found = world.pick()
+    assert found.pick and (found.pick.backbone, found.pick.regime) != ("timm:a", "finetune")
+    assert "finetune: took" in next(one.reason for one in found.candidates if one.backbone == "timm:a")
+
+
+def test_nothing_is_picked_if_nothing_beats_the_largest_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the images are of the larger class."""
+    world = World(monkeypatch, {"timm:a": 50, "timm:b": 50}, {"timm:a": 0.9, "timm:b": 0.9})
+    found = world.pick()
+    assert found.pick is None and not found.cards
+    assert "always answering" in found.why_none
+
+
+def _groups(*made: Record) -> list[Group]:
+    return make_groups((("r", one) for one in made), {"r": TRUTH})
+
+
+def test_survivors_are_those_that_are_not_clearly_worse() -> None:
+    """By McNemar's test on the same images, adjusted for the number of groups."""
+    near, far = record("timm:b", "frozen", right=92), record("timm:c", "frozen", right=60)
+    left = survivors(_groups(record("timm:a", "frozen", right=95), near, far))
+    assert [group.config.backbone for group in left] == ["timm:a", "timm:b"]
+    assert not survivors([])
+
+
+def test_each_priority_has_its_card() -> None:
+    """The cheapest is chosen only among what is nearly as accurate as the best."""
+    best = record("timm:best", "finetune", right=96, seconds=10)
+    near = record("timm:near", "frozen", right=95, seconds=3)
+    poor = record("timm:poor", "frozen", right=60, seconds=0.1)
+    found = {card.priority: card.group.config.backbone for card in cards(_groups(best, near, poor))}
+    assert found == {"accuracy": "timm:near", "time": "timm:near", "memory": "timm:near"}, "near is tied with best"
+    clear = {card.priority: card.group.config.backbone for card in cards(_groups(record("timm:a", "frozen", right=99), poor))}
+    assert set(clear.values()) == {"timm:a"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top": 0}, "--tune-top 0 must be a number from 1"),
+        ({"priority": "speed"}, "--priority='speed'"),
+        ({"budget_seconds": 5.0}, "--budget 5s must be more than"),
+    ],
+)
+def test_aims_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    """In one line, with what would be right."""
+    with pytest.raises(ConfigError, match=message):
+        Aim(**settings)
