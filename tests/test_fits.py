@@ -1,5 +1,4 @@
-"""Tests fits of heads against scikit-learn and against brute force, and LogME against a direct maximum of the evidence.
-"""
+"""Tests fits of heads against scikit-learn and against brute force, and LogME against a direct maximum of the evidence."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ SHAPES = [(40, 12, 2), (30, 90, 2), (50, 20, 4), (45, 130, 3)]
 
 
 def made(images: int, width: int, classes: int, *, signal: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features whose mean depends on the class, with an offset and with unequal scales, and labels of unequal number."""
+    """Features whose mean depends on the class, with an offset and unequal scales, and labels of unequal number."""
     rng = np.random.default_rng(images + width)
     labels = np.concatenate([np.arange(classes), np.arange(classes), rng.integers(0, classes, images - 2 * classes)])
     labels[labels == classes - 1] = rng.integers(0, classes, int((labels == classes - 1).sum()))

@@ -120,7 +120,7 @@ def test_features_that_are_not_finite_are_no_features(mini: tl.Splits, monkeypat
         return features, labels
 
     monkeypatch.setattr(Features, "first_view", property(spoiled))
-    with pytest.raises(tl.DivergedError, match=r"^the features of 2 of 24 training images were not finite although no st"):
+    with pytest.raises(tl.DivergedError, match=r"^the features of 2 of 24 training images were not finite although"):
         run(mini, "knn")
 
 
@@ -134,14 +134,13 @@ def test_one_cell_whatever_the_seeds(tmp_path: Path) -> None:
     """A fit is the same for every seed. With protocol kfold it isn't, since folds differ."""
     grid = tmp_path / "g.toml"
     regimes = ", ".join(f'"{name}"' for name in ("frozen", *FITTED))
-    grid.write_text(
-        f'[matrix]\nbackbones = ["{TINY[1]}"]\nregimes = [{regimes}]\ndevices = ["cpu"]\nseeds = 3\n[train]\nepochs = 2\n'
-    )
+    matrix = f'backbones = ["{TINY[1]}"]\nregimes = [{regimes}]\ndevices = ["cpu"]\nseeds = 3\n'
+    grid.write_text(f"[matrix]\n{matrix}[train]\nepochs = 2\n")
     for protocol, count in (("fixed", 1), ("kfold", 3)):
         chosen = load_grid(str(grid)).override({}, {"protocol": protocol})
         planned = expand(chosen, weights="auto", spec=lambda spec: spec, devices=lambda: {"cpu": ""})
         found = [one.config.regime for one in planned]
-        assert {name: found.count(name) for name in ("frozen", *FITTED)} == {"frozen": 3, **dict.fromkeys(FITTED, count)}
+        assert found.count("frozen") == 3 and [found.count(name) for name in FITTED] == [count] * len(FITTED)
 
 
 def test_fits_are_compared_with_trainings_whatever_their_steps() -> None:

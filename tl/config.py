@@ -84,8 +84,8 @@ class TrainConfig(Strict):
     execution: str = Field("fast", description="a key of `EXECUTIONS`: how the same training is carried out")
     epochs: Positive = Field(
         25,
-        description="passes over the training images. This and all settings of training by steps (`READ_BY_STEPS`) have "
-        "their defaults with regimes that fit their head at once, which don't read them",
+        description="passes over the training images. This and the other settings of training by steps "
+        "(`READ_BY_STEPS`) have their defaults with regimes that fit their head at once, which don't read them",
     )
     batch_size: Positive = Field(4, description="images per training step")
     optimizer: str = Field("sgd", description="a key of `OPTIMIZERS`")

@@ -176,9 +176,7 @@ def _ridge(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted
     assert best is not None  # the grid is not empty
     _, penalty, without = best
     weights = by_axis.back(products / (variances + penalty)[:, None])
-    return Fitted(
-        head=_linear(weights.T, level - mean @ weights), labels=without.argmax(1).tolist(), chosen=penalty
-    )
+    return Fitted(head=_linear(weights.T, level - mean @ weights), labels=without.argmax(1).tolist(), chosen=penalty)
 
 
 def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted:

@@ -229,8 +229,8 @@ class TrainResult(Strict):
     work: Work | None = Field(None, description="None without training steps, and in records of format version 1")
     probe: Probe | None = Field(
         None,
-        description="the training images as predicted without them; None for regimes that don't fit their head at once, "
-        "with protocol `kfold`, and before version 11",
+        description="the training images as predicted without them; None for regimes that train by steps or not at "
+        "all, with protocol `kfold`, and before version 11",
     )
     trials: tuple[Trial, ...] = Field((), description="trials of protocol `tuned`, one per learning rate, ascending")
     learning_rate_chosen: float | None = Field(None, description="None with protocols other than `tuned`")

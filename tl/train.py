@@ -147,7 +147,7 @@ def _epochs(
 def _epoch(
     setup: Setup, loop: Loop, memory: MemoryMarks, clock: Clock, history: Sequence[EpochResult]
 ) -> tuple[EpochResult, Predictions]:
-    """Run a training pass or fit the head, unless nothing trains, and a validation pass. `history` has the epochs before.
+    """Run a training pass or a fit, unless nothing trains, and a validation pass. `history` has the epochs before.
 
     Raises `DivergedError` if a figure that each pass reads at its end is not finite.
     """

@@ -150,7 +150,7 @@ class Group:
 
     @property
     def seconds(self) -> float:
-        """Median seconds of a training, at the pace of its warm epochs; infinite if unknown. See `_training_seconds`."""
+        """Median seconds of a training, at the pace of its warm epochs; infinite if unknown."""
         value = self.median(_training_seconds)
         return float("inf") if value is None else value
 

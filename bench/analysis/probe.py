@@ -45,9 +45,7 @@ def rank_by_probe(records: Iterable[Record], regime: str = "knn") -> list[Ranked
     ranking = []
     for (backbone, probe), p in zip(probes.items(), p_values, strict=True):
         share = wilson(sum(probe.right), len(probe.right))
-        ranking.append(
-            Ranked(backbone=backbone, probe=share.value, low=share.low, high=share.high, tied=p >= LEVEL)
-        )
+        ranking.append(Ranked(backbone=backbone, probe=share.value, low=share.low, high=share.high, tied=p >= LEVEL))
     return ranking
 
 

@@ -39,8 +39,8 @@ _CLAIMS = (
     f"random weights. Intervals are 95%; below {MIN_SAMPLES} pairs or seeds there is no interval."
 )
 SELECTION = (
-    "Regret: how many points the accuracy of the backbone that a score ranks first lies below that of the most accurate "
-    f"backbone, after its trainings; the claim holds if that is at most {100 * selection.WITHIN:g} points. Its 95% interval is a "
+    "Regret: by how many points the backbone that a score ranks first is less accurate, after its trainings, than the "
+    f"most accurate one; the claim holds if that is at most {100 * selection.WITHIN:g} points. Its 95% interval is a "
     "bootstrap over seeds and images, in which each resample finds its own most accurate backbone. Agreement: weighted "
     "Kendall's τ of score and accuracy, 1 for the same order. Scores are of training images alone: shares that a head "
     "fitted without them predicts right, or LogME. These verdicts have an error rate of their own, 5% for all together "
