@@ -37,6 +37,8 @@ RIDGE_GRID = tuple(10.0**power for power in range(2, -5, -1))
 """Weights of the penalty to choose from, relative to the mean squared length of centred features."""
 LOGISTIC_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Values of C, the inverse weight of the penalty, to choose from, for standardised features."""
+LEAST_DEVIATION = 1e-3
+"""Smallest deviation by which `logistic` divides a feature, relative to the mean deviation."""
 FOLDS = 5
 """Folds by which `logistic` predicts its training images."""
 UNSEEN = -30.0
@@ -187,7 +189,8 @@ def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fit
     """
     inputs = features.double()
     deviation, mean = torch.std_mean(inputs, 0, correction=0)
-    deviation[deviation == 0] = 1.0
+    # A feature that hardly varies is mostly rounding, which must not be magnified.
+    deviation = deviation.clamp(min=LEAST_DEVIATION * float(deviation.mean()) or 1.0)
     inputs = (inputs - mean) / deviation
     # The penalty doesn't change under a rotation, and an optimum has no part outside the images' own axes.
     by_axis = rotated(inputs) if inputs.shape[1] > len(inputs) else None
