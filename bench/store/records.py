@@ -22,6 +22,7 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`), and its precision may be
     `auto`; a result has `precision`, `choice`, `folded_layers`, `packed_layers`, `lookahead`, `baseline_private_bytes`
     and `baseline_pss_bytes`
+11  a result has `probe`
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from tl.results import EpochResult, TrainResult
 from tl.strict import Count, Positive, Seconds, Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 SEALED_SINCE = 5
 """First version whose files have a digest; a file of this version or later without one is damaged."""
 ID_VERSION = 1
