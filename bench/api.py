@@ -1,4 +1,4 @@
-"""The API for notebooks: `bench.run` and `bench.pick` are these commands as functions, and a `Run` is a result on disk."""
+"""The API for notebooks: `bench.run` and `bench.pick` are the commands as functions, and a `Run` is what is on disk."""
 
 from __future__ import annotations
 
@@ -317,8 +317,8 @@ def pick(
     Args:
         data: a folder of images by class, or a data set's name.
         budget: time for all of it, such as `"90s"` or `"10m"`; no cell starts that would overrun it.
-        priority: what matters most: `accuracy` (the fastest to train among what is tied with the most accurate),
-            `time`, `memory` or `inference` (the cheapest that is at most 2 points less accurate).
+        priority: what matters most: `accuracy`, or `time` or `memory` (the cheapest that is at most 2 points less
+            accurate than the best).
         tune_top: how many backbones are trained, the best by their probe.
         backbones: candidates in place of those of the grid `pick`.
         regimes: how they are trained, in place of `finetune` and `frozen`.
@@ -378,7 +378,7 @@ def pick(
     start_early("process")
     with without_impossible_sizes():
         outcome = run_pick(grid, options, Console(stderr=True, quiet=not progress), aim)
-    assert outcome is not None  # noqa: S101 - only a dry run has none
+    assert outcome is not None
     return Run(outcome.sweep.run.folder)
 
 

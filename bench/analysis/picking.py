@@ -6,6 +6,7 @@ is a matter of order, not of choice.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from bench.analysis.groups import Group, most_accurate
 from bench.analysis.probe import Ranked
 from bench.analysis.speedups import compare_accuracy
 from bench.analysis.stats import LEVEL, Interval, wilson
-from bench.store.picks import Chosen, Combination, Considered, Rung
+from bench.store.picks import Chosen, Considered, Rung, Tied
 from tl.regimes import REGIMES
 from tl.results import TrainResult
 
@@ -42,17 +43,14 @@ class Priority:
     """What the choice is, in words for a card."""
     cost: Callable[[Group], float | None]
     """Seconds or bytes of a group; None if unknown, which is never chosen for it."""
-    may_lose: float | None
-    """Accuracy that the choice may lose against the best, as a share; None: only what is statistically tied."""
+    may_lose: float
+    """Accuracy that the choice may lose against the best, as a share."""
 
 
 PRIORITIES: dict[str, Priority] = {
-    "accuracy": Priority(words="most accurate", cost=seconds_to_train, may_lose=None),
+    "accuracy": Priority(words="most accurate", cost=seconds_to_train, may_lose=0.0),
     "time": Priority(words="fastest to train", cost=seconds_to_train, may_lose=NO_WORSE),
     "memory": Priority(words="least memory", cost=lambda group: group.median(_peak), may_lose=NO_WORSE),
-    "inference": Priority(
-        words="fastest to predict", cost=lambda group: group.typical("latency_seconds"), may_lose=NO_WORSE
-    ),
 }
 """What can matter most → how the choice is made."""
 
@@ -64,7 +62,7 @@ class Card:
     priority: str
     group: Group
     tied: tuple[Group, ...]
-    """Other groups that are as accurate as far as these images can tell; only for `accuracy`."""
+    """Other groups that are statistically tied with the most accurate, fastest first; only for `accuracy`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,24 +94,26 @@ def survivors(groups: Sequence[Group]) -> list[Group]:
 
 
 def _rank(group: Group) -> tuple[float, float]:
-    seconds = seconds_to_train(group)
-    return -(group.accuracy or 0.0), float("inf") if seconds is None else seconds
+    return -(group.accuracy or 0.0), seconds_to_train(group) or math.inf
 
 
 def cards(groups: Sequence[Group]) -> list[Card]:
-    """The choice for each of `PRIORITIES` that some group has a cost for; none if no group beats the largest class."""
+    """The choice for each of `PRIORITIES`: the cheapest of those that are accurate enough for it.
+
+    There is none for a priority whose cost no such group has, and none at all if no group beats the largest class.
+    """
     rated = [group for group in groups if group.beats_largest_class and not REGIMES[group.config.regime].control]
     best = most_accurate(rated)
     if best is None:
         return []
-    tied = survivors(rated)
+    tied = sorted(survivors(rated), key=lambda group: seconds_to_train(group) or math.inf)
     found = []
     for name, priority in PRIORITIES.items():
-        able = tied if priority.may_lose is None else _within(rated, best, priority.may_lose)
+        able = _within(rated, best, priority.may_lose)
         known = [(cost, group) for group in able if (cost := priority.cost(group)) is not None]
         if known:
             chosen = min(known, key=lambda pair: pair[0])[1]
-            others = tuple(group for group in tied if group is not chosen) if priority.may_lose is None else ()
+            others = () if priority.may_lose else tuple(group for group in tied if group is not chosen)
             found.append(Card(priority=name, group=chosen, tied=others))
     return found
 
@@ -177,7 +177,15 @@ def chosen(card: Card) -> Chosen:
         largest_class=label,
         seconds_to_train=seconds_to_train(group),
         peak_memory_bytes=None if memory is None else round(memory),
-        tied=tuple(Combination(backbone=one.config.backbone, regime=one.config.regime) for one in card.tied),
+        tied=tuple(
+            Tied(
+                backbone=one.config.backbone,
+                regime=one.config.regime,
+                accuracy=one.accuracy,
+                seconds_to_train=seconds_to_train(one),
+            )
+            for one in card.tied
+        ),
     )
 
 

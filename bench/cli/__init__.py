@@ -9,4 +9,18 @@ from bench.cli.app import app, main
 # Importing a command adds it to the app; `--help` lists them in this order.
 from bench.cli import pick, run, time, report, show, claims, compare, gate, export, list, doctor  # isort: skip  # noqa: A004
 
-__all__ = ["app", "claims", "compare", "doctor", "export", "gate", "list", "main", "pick", "report", "run", "show", "time"]
+__all__ = [
+    "app",
+    "claims",
+    "compare",
+    "doctor",
+    "export",
+    "gate",
+    "list",
+    "main",
+    "pick",
+    "report",
+    "run",
+    "show",
+    "time",
+]

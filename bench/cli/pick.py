@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
     from bench.sweep.pick import Outcome
 
+
 @app.command()
 def pick(
-    data: Annotated[str, typer.Argument(metavar="PATH|NAME", help="A folder of images by class, or a data set's name.")],
+    data: Annotated[str, typer.Argument(metavar="PATH|NAME", help="Images by class, or a data set's name.")],
     budget: Annotated[str, typer.Option(metavar="TIME", help="Time for all of it: 90s, 10m, 2h.")] = "10m",
     priority: Annotated[
-        Literal["accuracy", "time", "memory", "inference"],
+        Literal["accuracy", "time", "memory"],
         typer.Option(
-            help="What matters most. accuracy: the most accurate, or what is tied with it and faster to train; the "
-            "others: the cheapest that is at most 2 points less accurate."
+            help="What matters most. Not accuracy: the cheapest that is at most 2 points less accurate than the best."
         ),
     ] = "accuracy",
     tune_top: Annotated[int, typer.Option(help="How many backbones to train, the best by their probe.")] = 3,

@@ -54,7 +54,7 @@ FILLS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 
 def class_names(count: int) -> list[str]:
-    """The first classes, such as `striped-star`; neighbours in the list differ in shape and fill. Raises `ConfigError`."""
+    """The first classes, such as `striped-star`; neighbours differ in shape and fill. Raises `ConfigError`."""
     fills, shapes = list(FILLS), list(SHAPES)  # as many as have no common divisor, so every pair comes once
     if not 2 <= count <= len(fills) * len(shapes):
         raise ConfigError(f"--classes {count} must be a number from 2 to {len(fills) * len(shapes)}")
@@ -95,7 +95,7 @@ def draw(name: str, number: int) -> Image.Image:
 
 
 def write(folder: Path, classes: int, images: int) -> None:
-    """Draw `images` pictures of as many classes into a new folder. Raises `ConfigError`, also if there is one already."""
+    """Draw `images` pictures of so many classes into a new folder. Raises `ConfigError`, also if it exists."""
     names = class_names(classes)
     if images < 2 * classes:
         raise ConfigError(f"--images {images} must be at least {2 * classes}: two of each class")

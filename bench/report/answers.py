@@ -154,7 +154,8 @@ class Headline:
 def headlines(summary: Summary) -> list[Headline]:
     """Accuracy and time of the recommendation for the first device, and the speed-up of training only the head.
 
-    For a pick, what it chose for each priority. Without a recommendation, the accuracy of always answering the largest class, if nothing beats that.
+    For a pick, what it chose for each priority. Without a recommendation, the accuracy of always answering the
+    largest class, if nothing beats that.
     """
     found = []
     if summary.picks:

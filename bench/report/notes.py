@@ -72,8 +72,8 @@ _ADAPTIVE = (
 _CANDIDATES = (
     "Probe: the share of training images that their nearest neighbours in the backbone's features classify right, each "
     "image left out in turn, with its 95% interval. It ranks backbones before any is trained; the best are trained for "
-    "one epoch, and what is not clearly worse then is trained with several seeds. Accuracies are means over seeds after "
-    "the last epoch, on the validation images."
+    "one epoch, and what is not clearly worse then is trained with several seeds. Accuracies are means over seeds "
+    "after the last epoch, on the validation images."
 )
 _MEMORY = (
     "Memory saved: of comparisons by process pairs it is between the peaks of their turns, in the table of pairs; of "

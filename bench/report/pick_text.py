@@ -16,7 +16,7 @@ from bench.analysis.metrics import METRICS, RATED_BY
 from bench.analysis.picking import PRIORITIES
 from bench.analysis.probe import Ranked
 from bench.console import say
-from bench.store.picks import Chosen, Considered, PickRecord
+from bench.store.picks import Chosen, Considered, PickRecord, Tied
 from tl.text import visible, visible_json
 
 _CARD = 25
@@ -32,8 +32,9 @@ def print_pick(found: PickRecord, run: str, console: Console) -> None:
         console.print()
         panels = [_panel(priority, chosen) for priority, chosen in found.cards.items()]
         console.print(Columns(panels, padding=(0, 1, 0, 0)))
-    console.print()
-    console.print(_table(found.candidates))
+    if tried := [one for one in found.candidates if one.rung != "not tried"]:
+        console.print()
+        console.print(_table(tried))
     console.print()
     for reason, names in reasons(found.candidates).items():
         say(console, f"{', '.join(names)}: {reason}", style="yellow")
@@ -50,7 +51,9 @@ def print_ranking(ranking: Sequence[Ranked], seconds: float, console: Console) -
     for place, one in enumerate(ranking, 1):
         tie = ", tied with the best" if one.tied and place > 1 else ""
         say(console, f"  {place}. {one.backbone}: {share(one.probe, one.low, one.high)}{tie}")
-    say(console, f"  ({_duration(seconds)}; share of training images that their neighbours classify right)", style="dim")
+    say(
+        console, f"  ({_duration(seconds)}; share of training images that their neighbours classify right)", style="dim"
+    )
 
 
 def sentence(found: PickRecord) -> str:
@@ -65,12 +68,20 @@ def sentence(found: PickRecord) -> str:
         f"Use {pick}: it classifies {share(pick.accuracy, pick.low, pick.high)} of {found.val_images} validation "
         f"images right{always}."
     )
+    tried = [one for one in found.candidates if one.rung != "not tried"]
+    if len(tried) == 1:
+        text = f"Only {tried[0].backbone} could be tried, so this says how to train it, not which one to take. {text}"
     text += f" Training it takes {costs}." if (costs := costs_of(pick)) else ""
     if pick.tied:
-        names = [str(other) for other in pick.tied[:MOST_TIED]]
-        more = f" and {len(pick.tied) - MOST_TIED} more" if len(pick.tied) > MOST_TIED else ""
-        text += f" As accurate as these images can tell, and slower to train: {'; '.join(names)}{more}."
+        names = [f"{other} ({_tied_costs(other)})" for other in pick.tied[:MOST_TIED]]
+        more = f"; {len(pick.tied) - MOST_TIED} more" if len(pick.tied) > MOST_TIED else ""
+        text += f" Statistically tied with it: {'; '.join(names)}{more}."
     return text
+
+
+def _tied_costs(other: Tied) -> str:
+    seconds = [] if other.seconds_to_train is None else [_duration(other.seconds_to_train)]
+    return ", ".join([METRICS[RATED_BY].show(other.accuracy), *seconds])
 
 
 def costs_of(one: Chosen) -> str:

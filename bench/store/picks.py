@@ -12,7 +12,6 @@ from pydantic import AwareDatetime, Field
 from bench.store.records import SCHEMA_VERSION
 from tl.strict import Count, Positive, Seconds, Share, Strict
 
-
 Rung = Literal["trained", "one epoch", "probe", "not tried"]
 """How far a backbone came; the furthest first."""
 
@@ -25,6 +24,13 @@ class Combination(Strict):
 
     def __str__(self) -> str:
         return f"{self.backbone}, {self.regime}"
+
+
+class Tied(Combination):
+    """A combination that is as accurate as a chosen one, as far as the images can tell."""
+
+    accuracy: Share
+    seconds_to_train: Seconds | None = None
 
 
 class Chosen(Combination):
@@ -40,8 +46,8 @@ class Chosen(Combination):
     largest_class: str | None = None
     seconds_to_train: Seconds | None = Field(None, description="all epochs, and what runs once before; median of seeds")
     peak_memory_bytes: Count | None = Field(None, description="median of seeds")
-    tied: tuple[Combination, ...] = Field(
-        (), description="as accurate as these images can tell, and not the choice; only where accuracy matters most"
+    tied: tuple[Tied, ...] = Field(
+        (), description="statistically tied with it, the fastest to train first; only where accuracy matters most"
     )
 
 

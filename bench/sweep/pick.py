@@ -176,6 +176,8 @@ class _Rungs:
     candidates: dict[str, Candidate] = field(default_factory=dict)
     probed: dict[str, Record] = field(default_factory=dict)
     """Backbone → the record of its probe that ranks."""
+    lacking: int = 0
+    """How many candidates have no pretrained weights."""
     refused: dict[tuple[str, str], float] = field(default_factory=dict)
     """Backbone and regime that there was no time for → the seconds that all its seeds would take, 0 if unknown."""
 
@@ -211,7 +213,10 @@ class _Rungs:
                 able[cell_id] = cell
                 self.candidates.setdefault(name, Candidate(backbone=name, rung="not tried"))
             else:
-                self.candidates[name] = Candidate(backbone=name, rung="not tried", reason=answer)
+                self.candidates[name] = Candidate(
+                    backbone=name, rung="not tried", reason=answer.removeprefix(f"{name}: ")
+                )
+        self.lacking = sum(bool(one.reason) for one in self.candidates.values())
         return replace(sweep, cells=able)
 
     def _open(self) -> list[str]:
@@ -238,7 +243,9 @@ class _Rungs:
     def _rung(self, text: str) -> None:
         say(self.console, f"{self.budget.spent:4.0f} s: {text}", style="bold")
 
-    def _execute(self, sweep: Sweep, grid: Grid, options: Options, expected: Mapping[str, float | None]) -> list[Record]:
+    def _execute(
+        self, sweep: Sweep, grid: Grid, options: Options, expected: Mapping[str, float | None]
+    ) -> list[Record]:
         """Run the cells of a sweep as long as there is time. `expected` has the seconds of cells, by id.
 
         A cell that there is no time for has no record, and `Candidate.reason` says why. Returns the records of the
@@ -282,7 +289,7 @@ class _Rungs:
         """Train the best backbones for one epoch. Returns backbone and regime → record."""
         first, later = ranking[: self.aim.top], [one for one in ranking[self.aim.top :] if one.tied]
         for one in ranking[self.aim.top + len(later) :]:
-            self._note(one.backbone, f"its probe is clearly below the best, and it isn't among the first {self.aim.top}")
+            self._note(one.backbone, f"its probe is clearly below the best, and not among the first {self.aim.top}")
         found: dict[tuple[str, str], Record] = {}
         options = _beside(self.options)
         # Ties of the best come after the others have had their turn, one by one, while there is time.
@@ -311,7 +318,7 @@ class _Rungs:
 
     def _whole(self, tried: Mapping[tuple[str, str], Record], probed: Sweep) -> list[Group]:
         """Train with one seed after the other what is not clearly worse. Returns all groups of the run."""
-        left = survivors(self._groups(tried.values(), probed))
+        left = self._after_one_epoch(self._groups(tried.values(), probed))
         kept = {_combination(group) for group in left}
         for backbone in dict.fromkeys(name for name, _ in tried):
             if not any(name == backbone for name, _ in kept):
@@ -324,10 +331,20 @@ class _Rungs:
                 break
             records |= self._seed(seed, able, tried)
             left = survivors(self._groups(records.values(), probed))
-            if len(left) < 2:
-                break  # nothing to tell apart
         everything = probed.run.records().values()
         return self._groups(everything, probed)
+
+    def _after_one_epoch(self, groups: list[Group]) -> list[Group]:
+        """Those that are not clearly worse than the best of their regime, in the order of their accuracy.
+
+        Regimes are not compared yet: fine-tuning has the slower start, and says little of its end after one epoch.
+        """
+        left = [
+            group
+            for regime in dict.fromkeys(group.config.regime for group in groups)
+            for group in survivors([group for group in groups if group.config.regime == regime])
+        ]
+        return sorted(left, key=lambda group: -(group.accuracy or 0.0))
 
     def _affordable(
         self, wanted: Iterable[tuple[str, str]], tried: Mapping[tuple[str, str], Record]
@@ -342,7 +359,7 @@ class _Rungs:
         return able
 
     def _whole_seconds(self, record: Record) -> float:
-        assert record.result is not None  # noqa: S101 - those without are not among them
+        assert record.result is not None
         return expected_seconds(record.result, record.wall_seconds, self._epochs)
 
     def _seed(
@@ -353,9 +370,7 @@ class _Rungs:
         grid = self.grid.override({"backbones": names, "seeds": [seed]}, {})
         sweep = plan(grid, self.options, self.executor, Console(quiet=True))
         cells = {
-            cell_id: cell
-            for cell_id, cell in sweep.cells.items()
-            if (cell.config.backbone, cell.config.regime) in able
+            cell_id: cell for cell_id, cell in sweep.cells.items() if (cell.config.backbone, cell.config.regime) in able
         }
         sweep = replace(sweep, cells=cells)
         self._rung(f"train {_count(len(cells), 'combination')} for {self._epochs} epochs, seed {seed}")
@@ -416,8 +431,11 @@ class _Rungs:
             seconds = sum(self.refused.values())
             about = f"about {math.ceil(seconds / 60)} more minutes" if seconds else "more time"
             yield f"With {about} (--budget): {names}."
-        if lacking := [one.backbone for one in self.candidates.values() if one.reason and one.rung == "not tried"]:
-            yield f"With their pretrained weights (a network, or --weights-dir): {', '.join(lacking)}."
+        if self.lacking:
+            yield (
+                f"With their pretrained weights, from a network or in --weights-dir, "
+                f"{_count(self.lacking, 'more candidate')} could be tried."
+            )
         if tied := next((card for card in found if card.tied), None):
             width = interval(tied.group)
             half = f"±{50 * (width.high - width.low):.1f} points" if width else "too little"
