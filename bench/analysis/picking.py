@@ -31,8 +31,27 @@ def seconds_to_train(group: Group) -> float | None:
     return group.median(lambda result: result.training_seconds + result.once_seconds)
 
 
-def _peak(result: TrainResult) -> float | None:
-    return result.peak_memory_bytes
+def peak_memory(group: Group, groups: Sequence[Group]) -> float | None:
+    """Median bytes of a training at its peak over seeds; None if unknown.
+
+    A training that found its features in the cache needed little, but whoever trains it anew extracts them, which takes
+    most: then the peak of that group counts which extracted them here.
+    """
+    own = group.median(lambda result: result.peak_memory_bytes)
+    if own is not None or REGIMES[group.config.regime].features != "once":
+        return own
+    others = [other for other in groups if other.config.backbone == group.config.backbone]
+    extracted = [
+        peak
+        for other in others
+        if REGIMES[other.config.regime].features == "once"
+        and (peak := other.median(lambda result: result.peak_memory_bytes)) is not None
+    ]
+    return max(extracted, default=None)
+
+
+def _seconds(group: Group, groups: Sequence[Group]) -> float | None:
+    return seconds_to_train(group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +60,16 @@ class Priority:
 
     words: str
     """What the choice is, in words for a card."""
-    cost: Callable[[Group], float | None]
-    """Seconds or bytes of a group; None if unknown, which is never chosen for it."""
+    cost: Callable[[Group, Sequence[Group]], float | None]
+    """Seconds or bytes of a group among all groups; None if unknown, which is never chosen for it."""
     may_lose: float
     """Accuracy that the choice may lose against the best, as a share."""
 
 
 PRIORITIES: dict[str, Priority] = {
-    "accuracy": Priority(words="most accurate", cost=seconds_to_train, may_lose=0.0),
-    "time": Priority(words="fastest to train", cost=seconds_to_train, may_lose=NO_WORSE),
-    "memory": Priority(words="least memory", cost=lambda group: group.median(_peak), may_lose=NO_WORSE),
+    "accuracy": Priority(words="most accurate", cost=_seconds, may_lose=0.0),
+    "time": Priority(words="fastest to train", cost=_seconds, may_lose=NO_WORSE),
+    "memory": Priority(words="least memory", cost=peak_memory, may_lose=NO_WORSE),
 }
 """What can matter most → how the choice is made."""
 
@@ -62,7 +81,9 @@ class Card:
     priority: str
     group: Group
     tied: tuple[Group, ...]
-    """Other groups that are statistically tied with the most accurate, fastest first; only for `accuracy`."""
+    """Other groups that are statistically tied with the most accurate, best first; only for `accuracy`."""
+    peak_memory_bytes: float | None
+    """See `peak_memory`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +127,15 @@ def cards(groups: Sequence[Group]) -> list[Card]:
     best = most_accurate(rated)
     if best is None:
         return []
-    tied = sorted(survivors(rated), key=lambda group: seconds_to_train(group) or math.inf)
-    found = []
+    tied, found = survivors(rated), []
     for name, priority in PRIORITIES.items():
         able = _within(rated, best, priority.may_lose)
-        known = [(cost, group) for group in able if (cost := priority.cost(group)) is not None]
+        known = [(cost, group) for group in able if (cost := priority.cost(group, rated)) is not None]
         if known:
             chosen = min(known, key=lambda pair: pair[0])[1]
             others = () if priority.may_lose else tuple(group for group in tied if group is not chosen)
-            found.append(Card(priority=name, group=chosen, tied=others))
+            memory = peak_memory(chosen, rated)
+            found.append(Card(priority=name, group=chosen, tied=others, peak_memory_bytes=memory))
     return found
 
 
@@ -163,7 +184,6 @@ def chosen(card: Card) -> Chosen:
     """The choice of a card, with its figures, as a record keeps it."""
     group, found = card.group, interval(card.group)
     label, rate = group.largest_class or (None, None)
-    memory = group.typical("peak_memory_bytes")
     return Chosen(
         backbone=group.config.backbone,
         regime=group.config.regime,
@@ -176,7 +196,7 @@ def chosen(card: Card) -> Chosen:
         baseline=rate,
         largest_class=label,
         seconds_to_train=seconds_to_train(group),
-        peak_memory_bytes=None if memory is None else round(memory),
+        peak_memory_bytes=None if card.peak_memory_bytes is None else round(card.peak_memory_bytes),
         tied=tuple(
             Tied(
                 backbone=one.config.backbone,

@@ -72,10 +72,10 @@ def sentence(found: PickRecord) -> str:
     if len(tried) == 1:
         text = f"Only {tried[0].backbone} could be tried, so this says how to train it, not which one to take. {text}"
     text += f" Training it takes {costs}." if (costs := costs_of(pick)) else ""
-    if pick.tied:
-        names = [f"{other} ({_tied_costs(other)})" for other in pick.tied[:MOST_TIED]]
-        more = f"; {len(pick.tied) - MOST_TIED} more" if len(pick.tied) > MOST_TIED else ""
-        text += f" Statistically tied with it: {'; '.join(names)}{more}."
+    if faster := [other for other in pick.tied if (other.seconds_to_train or 0) < (pick.seconds_to_train or 0)]:
+        names = [f"{other} ({_tied_costs(other)})" for other in faster[:MOST_TIED]]
+        more = f"; {len(faster) - MOST_TIED} more" if len(faster) > MOST_TIED else ""
+        text += f" Statistically tied with it, and faster to train: {'; '.join(names)}{more}."
     return text
 
 

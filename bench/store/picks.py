@@ -45,9 +45,11 @@ class Chosen(Combination):
     baseline: Share | None = Field(None, description="accuracy of always answering the largest class")
     largest_class: str | None = None
     seconds_to_train: Seconds | None = Field(None, description="all epochs, and what runs once before; median of seeds")
-    peak_memory_bytes: Count | None = Field(None, description="median of seeds")
+    peak_memory_bytes: Count | None = Field(
+        None, description="median of seeds; if others extracted its features, theirs, since that takes most"
+    )
     tied: tuple[Tied, ...] = Field(
-        (), description="statistically tied with it, the fastest to train first; only where accuracy matters most"
+        (), description="statistically tied with it, the most accurate first; only where accuracy matters most"
     )
 
 
