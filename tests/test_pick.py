@@ -301,3 +301,15 @@ def test_aims_that_make_no_sense_are_refused(settings: dict[str, Any], message: 
     """In one line, with what would be right."""
     with pytest.raises(ConfigError, match=message):
         Aim(**settings)
+
+
+def test_a_later_command_with_little_time_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has ended costs nothing, so no budget can take it away."""
+    scores = {"timm:a": 0.95, "timm:b": 0.94}
+    world = World(monkeypatch, {"timm:a": 95, "timm:b": 90}, scores, seconds=dict.fromkeys(scores, 5.0))
+    first = world.pick()
+    world.ran.clear()
+    again = world.pick(budget_seconds=pick.REPORT_SECONDS + 1)
+    assert not world.ran
+    assert again.cards == first.cards and again.candidates == first.candidates
+    assert not any("--budget" in text for text in again.more)

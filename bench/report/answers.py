@@ -42,7 +42,7 @@ def answers(summary: Summary) -> list[str]:
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         paragraphs.append("No cell has a result yet.")
-    for claim in HALF_THE_TIME:
+    for claim in () if summary.picks else HALF_THE_TIME:  # a pick times no pairs, and asks another question
         if timed := [row for row in summary.speed_ups if row.finding.claim == claim]:
             paragraphs.append(_half(claim, timed, summary))
     return paragraphs
@@ -178,7 +178,7 @@ def headlines(summary: Summary) -> list[Headline]:
         what = f"by always answering {name!r}, the largest class: nothing here is more accurate"
         detail = f"the most accurate: {_named(best)}, {show(best, RATED_BY)}"
         found.append(Headline(value=METRICS[RATED_BY].show(rate), what=what, detail=detail))
-    for claim in HALF_THE_TIME:
+    for claim in () if summary.picks else HALF_THE_TIME:
         timed = [row for row in summary.speed_ups if row.speed_up and row.finding.claim == claim]
         values = [1 / row.speed_up.value for row in timed if row.speed_up]
         if values:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -326,10 +326,10 @@ class _Rungs:
         seeds = self.grid.matrix.seeds
         records: dict[str, Record] = {}
         for seed in range(seeds) if isinstance(seeds, int) else seeds:
-            able = self._affordable([_combination(group) for group in left], tried)
-            if not able:
+            ended = self._seed(seed, [_combination(group) for group in left], tried)
+            if not ended:
                 break
-            records |= self._seed(seed, able, tried)
+            records |= ended
             left = survivors(self._groups(records.values(), probed))
         everything = probed.run.records().values()
         return self._groups(everything, probed)
@@ -346,43 +346,37 @@ class _Rungs:
         ]
         return sorted(left, key=lambda group: -(group.accuracy or 0.0))
 
-    def _affordable(
-        self, wanted: Iterable[tuple[str, str]], tried: Mapping[tuple[str, str], Record]
-    ) -> list[tuple[str, str]]:
-        """The combinations that there is time for, in the order given."""
-        able, planned = [], 0.0
-        for combination in wanted:
-            expected = self._whole_seconds(tried[combination])
-            if self._has_time(combination, expected, planned):
-                able.append(combination)
-                planned += expected
-        return able
-
-    def _whole_seconds(self, record: Record) -> float:
-        assert record.result is not None
-        return expected_seconds(record.result, record.wall_seconds, self._epochs)
-
     def _seed(
-        self, seed: int, able: Collection[tuple[str, str]], tried: Mapping[tuple[str, str], Record]
+        self, seed: int, wanted: Sequence[tuple[str, str]], tried: Mapping[tuple[str, str], Record]
     ) -> dict[str, Record]:
-        """Train these combinations with one seed."""
-        names = list(dict.fromkeys(backbone for backbone, _ in able))
+        """Train combinations with one seed, in the order given as far as there is time. Returns id → record."""
+        if not wanted:
+            return {}
+        names = list(dict.fromkeys(backbone for backbone, _ in wanted))
         grid = self.grid.override({"backbones": names, "seeds": [seed]}, {})
         sweep = plan(grid, self.options, self.executor, Console(quiet=True))
-        cells = {
-            cell_id: cell for cell_id, cell in sweep.cells.items() if (cell.config.backbone, cell.config.regime) in able
-        }
-        sweep = replace(sweep, cells=cells)
-        self._rung(f"train {_count(len(cells), 'combination')} for {self._epochs} epochs, seed {seed}")
-        expected: dict[str, float | None] = {
-            cell_id: self._whole_seconds(tried[cell.config.backbone, cell.config.regime])
-            for cell_id, cell in cells.items()
-        }
-        records = self._execute(sweep, grid, self.options, expected)
+        cells = {(cell.config.backbone, cell.config.regime): cell for cell in sweep.cells.values()}
+        able: dict[str, Cell] = {}
+        expected: dict[str, float | None] = {}
+        planned = 0.0
+        for combination in wanted:
+            cell = cells[combination]
+            seconds = 0.0 if cell.id in sweep.done else self._whole_seconds(tried[combination])
+            if cell.id in sweep.done or self._has_time(combination, seconds, planned):
+                able[cell.id], expected[cell.id] = cell, seconds
+                planned += seconds
+        if not able:
+            return {}
+        self._rung(f"train {_count(len(able), 'combination')} for {self._epochs} epochs, seed {seed}")
+        records = self._execute(replace(sweep, cells=able), grid, self.options, expected)
         for record in records:
             if record.result:
                 self._came("trained", record.cell.config.backbone)
         return {record.cell_id: record for record in records}
+
+    def _whole_seconds(self, record: Record) -> float:
+        assert record.result is not None
+        return expected_seconds(record.result, record.wall_seconds, self._epochs)
 
     def _groups(self, records: Iterable[Record], sweep: Sweep) -> list[Group]:
         run, labels = sweep.run.folder.name, sweep.splits.val.labels
