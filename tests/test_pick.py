@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+import bench
 from bench.analysis.groups import Group, make_groups
 from bench.analysis.picking import cards, survivors
+from bench.execution import executors
+from bench.execution.process import PRELOAD
+from bench.report.pick_text import sentence
 from bench.store.picks import PickRecord
 from bench.store.records import Cell, Record
+from bench.store.runs import RunFolder
 from bench.sweep import pick
 from bench.sweep.grid import Grid, Matrix, expand
 from bench.sweep.options import Options
 from bench.sweep.pick import Aim, Budget
 from bench.sweep.plan import Sweep
+from tests.commands import light_command
+from tests.light import LightExecutor
 from tests.runs import PRETRAINED, TRUTH, record
 from tl.errors import ConfigError, UserError
 
@@ -260,6 +269,97 @@ def test_nothing_is_picked_if_nothing_beats_the_largest_class(monkeypatch: pytes
     found = world.pick()
     assert found.pick is None and not found.cards
     assert "always answering" in found.why_none
+
+
+LIGHT = (
+    "pick",
+    "synthetic-mini",
+    "--backbone",
+    "timm:quick0,timm:quick1",
+    "--name",
+    "p",
+    "--epochs",
+    "2",
+    "--seeds",
+    "1",
+)
+
+
+def test_the_command_prints_the_answer_and_writes_the_report(tmp_path: Path) -> None:
+    """Text for people, JSON for programs; the report begins with the same sentence. Progress is on standard error."""
+    done = light_command(*LIGHT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunFolder(tmp_path / "results" / "p")
+    found = run.pick()
+    assert found and found.pick
+    assert " ".join(done.stdout.split()).startswith(sentence(found))
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith(("timm:", "With", "note")))
+    assert sentence(found) in (tmp_path / "reports" / "p.md").read_text(encoding="utf-8").replace("\\", "")
+    assert "Candidates" in (tmp_path / "reports" / "p.html").read_text(encoding="utf-8")
+    assert "1." in done.stderr and "[1/6]" in done.stderr
+    again = light_command(*LIGHT, "--format", "json")
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)
+    assert {
+        "backbone",
+        "regime",
+        "accuracy",
+        "low",
+        "high",
+        "baseline",
+        "seconds_to_train",
+        "peak_memory_bytes",
+    } <= set(told["pick"])
+    assert {"backbone", "probe", "low", "high", "rung", "reason"} <= set(told["ranking"][0])
+    assert told["pick"]["backbone"] == found.pick.backbone and told["seconds"] > 0
+    assert len(list((run.folder / "superseded").glob("pick-*.json"))) == 1, "the earlier one is kept"
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    """It says which backbones would be probed, and how the best are trained."""
+    done = light_command(*LIGHT, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "would probe: timm:quick0, timm:quick1" in done.stderr and "would train" in done.stderr
+    assert not (tmp_path / "results").exists() and not (tmp_path / "reports").exists()
+
+
+def test_fresh_starts_over_in_a_new_folder(tmp_path: Path) -> None:
+    """Nothing of the earlier pick is used or changed."""
+    assert light_command(*LIGHT, "--no-report").returncode == 0
+    before = (tmp_path / "results" / "p" / "pick.json").read_bytes()
+    assert light_command(*LIGHT, "--no-report", "--fresh").returncode == 0
+    assert (tmp_path / "results" / "p-2" / "pick.json").exists()
+    assert (tmp_path / "results" / "p" / "pick.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pick", "nowhere", "--backbone", "timm:quick0"), "no such folder"),
+        (("pick", "synthetic-mini", "--budget", "soon"), "--budget 'soon' must be a time above 0"),
+        (("pick", "synthetic-mini", "--budget", "5s"), "--budget 5s must be more than"),
+        (("pick", "synthetic-mini", "--tune-top", "0"), "--tune-top 0 must be a number from 1"),
+        (("pick", "synthetic-mini", "--backbone", "timm:quik0"), "near matches: timm:quick0"),
+        (("pick", "synthetic-mini", "--epochs", "0"), "epochs=0"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    """With exit status 2."""
+    done = light_command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "results").exists() and not (tmp_path / "reports").exists()
+
+
+def test_a_notebook_has_it_as_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that it returns knows the choice."""
+    monkeypatch.setitem(executors.EXECUTORS, "process", lambda address: LightExecutor(PRELOAD))
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    run = bench.pick("synthetic-mini", backbones=["timm:quick0", "timm:quick1"], seeds=1, epochs=2, progress=False)
+    assert run.name == "pick-synthetic-mini"
+    found = run.pick()
+    assert found and found.pick and run.answers()[0] == sentence(found)
+    assert found.command.startswith("bench.pick(data='synthetic-mini'")
 
 
 def _groups(*made: Record) -> list[Group]:
