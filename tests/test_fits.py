@@ -1,4 +1,4 @@
-"""Tests fits of heads against scikit-learn and against brute force, and LogME against a direct maximum of the evidence."""
+"""Tests fits of heads against scikit-learn and brute force, and LogME against a direct maximum of the evidence."""
 
 from __future__ import annotations
 
@@ -82,11 +82,14 @@ def test_ridge_without_information_is_wrong_about_every_image() -> None:
 
 @pytest.mark.parametrize("fit", FITS)
 def test_no_image_has_a_say_about_itself(fit: str) -> None:
-    """Where labels are random, predictions are as good as chance, although any head fits all images perfectly."""
+    """Where labels are random, predictions are no better than chance, although any head fits all images perfectly.
+
+    They may be worse: of equal classes, that of the image is the smaller one among all others.
+    """
     rng = np.random.default_rng(0)
     features, labels = torch.tensor(rng.normal(size=(120, 400)), dtype=torch.float32), torch.arange(120) % 2
     found = FITS[fit].run(features, labels, 2)
-    assert 0.25 < accuracy(found, labels) < 0.7
+    assert accuracy(found, labels) < 0.7
     far, told = made(120, 400, 2)
     assert accuracy(FITS[fit].run(far, told, 2), told) > 0.9, "and where they are not, they are better"
 
