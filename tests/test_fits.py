@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from tl import fits
 from tl.fits import FITS, FOLDS, NEIGHBOURS, RIDGE_GRID, TEMPERATURE
 from tl.folds import stratified_folds
+from tl.head_kinds import rebuilt_head, saved_head
 from tl.logme import logme
 from tl.regimes import Regime
 from tl.seeding import seed_for
@@ -204,3 +205,13 @@ def test_logme_rises_with_what_features_say() -> None:
     assert torch.equal(labels, same) and logme(strong, labels) > logme(weak, labels)
     assert logme(torch.zeros(10, 4), torch.arange(10) % 2) is None
     assert logme(strong, labels * 2) == pytest.approx(logme(strong, labels))
+
+
+def test_neighbours_are_saved_and_rebuilt() -> None:
+    """A head that holds features is rebuilt from its kind, its sizes and its tensors."""
+    features, labels = made(30, 12, 3)
+    head = FITS["knn"].run(features, labels, 3).head
+    saved = saved_head(head)
+    assert saved.kind == "knn" and saved.sizes == {"images": 30, "width": 12, "classes": 3}
+    again = rebuilt_head(saved, dict(head.state_dict()))
+    assert torch.equal(again(features), head(features)) and not any(p.requires_grad for p in again.parameters())
