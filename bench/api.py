@@ -147,6 +147,7 @@ def run(
     skip_larger_after_oom: bool = False,
     executor: str = "process",
     ray_address: str | None = None,
+    inference: bool = False,
     wait: bool = False,
     fresh: bool = False,
     live: Place | None = None,
@@ -181,6 +182,8 @@ def run(
         memory_limit: main memory that a cell may allocate, such as `"2GiB"`; Linux only.
         skip_larger_after_oom: skip larger batches of a cell that ran out of memory.
         executor: `process`, `inline` or `ray`; `ray_address` is the cluster's.
+        inference: after each training, measure the trained network's latency and throughput, and the size of its file.
+            Cells that are done don't run again for it.
         wait: wait for another command that is working in the run's folder.
         fresh: start over in a new folder; nothing is deleted.
         live: a folder for reports, where the run's page is updated whenever a cell ends.
@@ -241,6 +244,7 @@ def run(
         skip_larger_after_oom=skip_larger_after_oom,
         executor=executor,
         address=ray_address,
+        inference=inference,
         wait=wait,
         fresh=fresh,
         command=called,
@@ -317,8 +321,8 @@ def pick(
     Args:
         data: a folder of images by class, or a data set's name.
         budget: time for all of it, such as `"90s"` or `"10m"`; no cell starts that would overrun it.
-        priority: what matters most: `accuracy`, or `time` or `memory` (the cheapest that is at most 2 points less
-            accurate than the best).
+        priority: what matters most: `accuracy`, or `time`, `inference` or `memory`: the cheapest that is at most 2
+            points less accurate than the best.
         tune_top: how many backbones are trained, the best by their probe.
         backbones: candidates in place of those of the grid `pick`.
         regimes: how they are trained, in place of `finetune` and `frozen`.

@@ -1,4 +1,4 @@
-"""Tests fits of heads against scikit-learn and against brute force, and LogME against a direct maximum of the evidence."""
+"""Tests fits of heads against scikit-learn and brute force, and LogME against a direct maximum of the evidence."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from tl import fits
 from tl.fits import FITS, FOLDS, NEIGHBOURS, RIDGE_GRID, TEMPERATURE
 from tl.folds import stratified_folds
+from tl.head_kinds import rebuilt_head, saved_head
 from tl.logme import logme
 from tl.regimes import Regime
 from tl.seeding import seed_for
@@ -82,11 +83,14 @@ def test_ridge_without_information_is_wrong_about_every_image() -> None:
 
 @pytest.mark.parametrize("fit", FITS)
 def test_no_image_has_a_say_about_itself(fit: str) -> None:
-    """Where labels are random, predictions are as good as chance, although any head fits all images perfectly."""
+    """Where labels are random, predictions are no better than chance, although any head fits all images perfectly.
+
+    They may be worse: of equal classes, that of the image is the smaller one among all others.
+    """
     rng = np.random.default_rng(0)
     features, labels = torch.tensor(rng.normal(size=(120, 400)), dtype=torch.float32), torch.arange(120) % 2
     found = FITS[fit].run(features, labels, 2)
-    assert 0.25 < accuracy(found, labels) < 0.7
+    assert accuracy(found, labels) < 0.7
     far, told = made(120, 400, 2)
     assert accuracy(FITS[fit].run(far, told, 2), told) > 0.9, "and where they are not, they are better"
 
@@ -201,3 +205,13 @@ def test_logme_rises_with_what_features_say() -> None:
     assert torch.equal(labels, same) and logme(strong, labels) > logme(weak, labels)
     assert logme(torch.zeros(10, 4), torch.arange(10) % 2) is None
     assert logme(strong, labels * 2) == pytest.approx(logme(strong, labels))
+
+
+def test_neighbours_are_saved_and_rebuilt() -> None:
+    """A head that holds features is rebuilt from its kind, its sizes and its tensors."""
+    features, labels = made(30, 12, 3)
+    head = FITS["knn"].run(features, labels, 3).head
+    saved = saved_head(head)
+    assert saved.kind == "knn" and saved.sizes == {"images": 30, "width": 12, "classes": 3}
+    again = rebuilt_head(saved, dict(head.state_dict()))
+    assert torch.equal(again(features), head(features)) and not any(p.requires_grad for p in again.parameters())

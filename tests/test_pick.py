@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,22 +18,23 @@ from rich.console import Console
 
 import bench
 from bench.analysis.groups import Group, make_groups
-from bench.analysis.picking import cards, survivors
+from bench.analysis.picking import cards, chosen, latency, peak_memory, survivors
 from bench.execution import executors
 from bench.execution.process import PRELOAD
 from bench.report.pick_text import sentence
 from bench.store.picks import PickRecord
 from bench.store.records import Cell, Record
 from bench.store.runs import RunFolder
-from bench.sweep import pick
+from bench.sweep import final, pick
 from bench.sweep.grid import Grid, Matrix, expand
 from bench.sweep.options import Options
 from bench.sweep.pick import Aim, Budget
 from bench.sweep.plan import Sweep
 from tests.commands import light_command
 from tests.light import LightExecutor
-from tests.runs import PRETRAINED, TRUTH, record
+from tests.runs import PRETRAINED, TRUTH, record, write_run
 from tl.errors import ConfigError, UserError
+from tl.results import InferenceCost
 
 PROBES = pick.probes()
 REGIMES = ("finetune", "frozen")
@@ -362,6 +364,27 @@ def test_a_notebook_has_it_as_a_function(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.command.startswith("bench.pick(data='synthetic-mini'")
 
 
+def test_a_model_is_trained_of_what_was_picked(tmp_path: Path) -> None:
+    """Not of what the figures alone would recommend."""
+    best, cheap = record("timm:a", "finetune", right=99), record("timm:b", "frozen", right=80)
+    run = write_run(tmp_path / "results" / "r", [best, cheap])
+    assert final._recommended(run, run.manifest(), run.records()).cell_id == best.cell_id
+    (card,) = [card for card in cards(_groups(cheap)) if card.priority == "time"]
+    run.write_pick(
+        PickRecord(
+            command="bench pick",
+            ended=datetime.now(UTC),
+            priority="time",
+            cards={"time": chosen(card)},
+            candidates=(),
+            val_images=100,
+            first_answer_seconds=1.0,
+            seconds=2.0,
+        )
+    )
+    assert final._recommended(run, run.manifest(), run.records()).cell_id == cheap.cell_id
+
+
 def _groups(*made: Record) -> list[Group]:
     return make_groups((("r", one) for one in made), {"r": TRUTH})
 
@@ -380,13 +403,39 @@ def test_each_priority_has_its_card() -> None:
     near = record("timm:near", "frozen", right=95, seconds=3)
     poor = record("timm:poor", "frozen", right=60, seconds=0.1)
     found = {card.priority: card.group.config.backbone for card in cards(_groups(best, near, poor))}
-    assert found == {"accuracy": "timm:best", "time": "timm:near", "memory": "timm:near"}
+    assert found == {"accuracy": "timm:best", "time": "timm:near", "memory": "timm:near"}, "no latency is known"
     (accurate,) = [card for card in cards(_groups(best, near, poor)) if card.priority == "accuracy"]
     assert [group.config.backbone for group in accurate.tied] == ["timm:near"]
     clear = {
         card.priority: card.group.config.backbone for card in cards(_groups(record("timm:a", "frozen", right=99), poor))
     }
     assert set(clear.values()) == {"timm:a"}
+
+
+def _with_latency(made: Record, seconds: float) -> Record:
+    assert made.result
+    cost = InferenceCost(latency_seconds=(seconds,), batch_size=32, batch_seconds=(1.0,), model_bytes=1, seconds=1.0)
+    return made.replace(result=made.result.replace(inference=cost))
+
+
+def test_what_a_network_costs_in_use_is_known_of_all_with_its_backbone() -> None:
+    """Measured for one of them; another backbone's says nothing."""
+    measured = _with_latency(record("timm:a", "finetune", right=95), 0.2)
+    head, other = record("timm:a", "frozen", right=96), _with_latency(record("timm:b", "frozen", right=95), 0.1)
+    groups = _groups(measured, head, other)
+    assert [latency(group, groups) for group in groups] == [0.2, 0.2, 0.1]
+    assert latency(groups[1], _groups(head, other)) is None
+    (quick,) = [card for card in cards(groups) if card.priority == "inference"]
+    assert quick.group.config.backbone == "timm:b" and quick.latency_seconds == 0.1
+
+
+def test_the_peak_of_an_extraction_counts_for_those_that_used_its_features() -> None:
+    """Who trains such a head anew extracts them; fine-tuning has its own peak, or an unknown one."""
+    reused = record("timm:a", "ridge")
+    assert reused.result
+    reused = reused.replace(result=reused.result.replace(extraction_seconds=1.0, features_reused=True))
+    groups = _groups(record("timm:a", "knn", seconds=7), reused, record("timm:a", "finetune", seconds=50))
+    assert [peak_memory(group, groups) for group in groups] == [7 << 20, 7 << 20, 50 << 20]
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,8 @@ def test_commands_and_reports_say_it(tmp_path: Path) -> None:
     """Text, JSON and both pages have one row per score; a run without probes has a reason, and no section."""
     run = write_run(tmp_path / "r", results(SCORES, {"a": 95, "b": 90, "c": 80}))
     said = command("claims", str(run.folder)).stdout
-    assert "probe-picks: The probe picks the winner? open. knn without the image" in said
+    words = "supported. knn without the image supported, LogME supported"
+    assert f"probe-picks: The probe picks the winner? {words}" in said
     assert "0.0 points (0.0 to" in said
     rows = json.loads(command("claims", str(run.folder), "--format", "json").stdout)
     assert len({tuple(row) for row in rows}) == 1, "all rows have the same keys"
@@ -219,9 +220,9 @@ def test_commands_and_reports_say_it(tmp_path: Path) -> None:
         *("probe-picks", "timm:a", "timm:a"),
         *(0.0, 3),
     )
-    for page in write_report(summarise([run], "r"), tmp_path):
+    for page in write_report(summarise([run], "r"), tmp_path / "pages"):
         assert "Does a probe pick the winner?" in page.read_text() and "knn without the image" in page.read_text()
     bare = write_run(tmp_path / "bare", results({}, {"a": 95, "b": 90, "c": 80}))
     why = "no cell of the regimes knn, ridge, logistic has a probe"
     assert f"probe-picks: The probe picks the winner? unknown: {why}" in command("claims", str(bare.folder)).stdout
-    assert "pick the winner" not in write_report(summarise([bare], "bare"), tmp_path)[0].read_text()
+    assert "pick the winner" not in write_report(summarise([bare], "bare"), tmp_path / "pages")[0].read_text()

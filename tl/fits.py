@@ -156,7 +156,8 @@ def _ridge(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted
     """Regress one column per class, 1 for its images and -1 for others, on the features, with an intercept.
 
     The penalty doesn't apply to the intercept. Of the grid, the penalty with the least squared error of leave-one-out
-    predictions is chosen. Softmax of the outputs is no calibrated probability.
+    predictions is chosen. Softmax of the outputs is no calibrated probability. Where features say nothing, these
+    predictions are worse than chance: of equal classes, that of the image is the smaller one among all others.
     """
     centred, mean = features.double(), features.double().mean(0)
     centred -= mean
@@ -238,7 +239,7 @@ def _coefficients(model: Any, classes: int) -> tuple[torch.Tensor, torch.Tensor]
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
     """Return the layer with these weights, `(classes, width)`, and biases, in single precision."""
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
     layer.load_state_dict({"weight": weight.float(), "bias": bias.float()})
     return layer
 

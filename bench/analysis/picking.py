@@ -50,6 +50,21 @@ def peak_memory(group: Group, groups: Sequence[Group]) -> float | None:
     return max(extracted, default=None)
 
 
+def latency(group: Group, groups: Sequence[Group]) -> float | None:
+    """Median seconds to predict one image; None if unknown.
+
+    Where it was not measured for a group, that of another one counts which has the same backbone on the same device:
+    a head takes no time beside it.
+    """
+    same = [one for one in groups if _network(one) == _network(group)]
+    known = [seconds for one in (group, *same) if (seconds := one.typical("latency_seconds")) is not None]
+    return known[0] if known else None
+
+
+def _network(group: Group) -> tuple[str, str, str]:
+    return group.config.backbone, group.cell.device, group.config.precision
+
+
 def _seconds(group: Group, groups: Sequence[Group]) -> float | None:
     return seconds_to_train(group)
 
@@ -69,6 +84,7 @@ class Priority:
 PRIORITIES: dict[str, Priority] = {
     "accuracy": Priority(words="most accurate", cost=_seconds, may_lose=0.0),
     "time": Priority(words="fastest to train", cost=_seconds, may_lose=NO_WORSE),
+    "inference": Priority(words="fastest to predict", cost=latency, may_lose=NO_WORSE),
     "memory": Priority(words="least memory", cost=peak_memory, may_lose=NO_WORSE),
 }
 """What can matter most → how the choice is made."""
@@ -84,6 +100,8 @@ class Card:
     """Other groups that are statistically tied with the most accurate, best first; only for `accuracy`."""
     peak_memory_bytes: float | None
     """See `peak_memory`."""
+    latency_seconds: float | None
+    """See `latency`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +153,15 @@ def cards(groups: Sequence[Group]) -> list[Card]:
             chosen = min(known, key=lambda pair: pair[0])[1]
             others = () if priority.may_lose else tuple(group for group in tied if group is not chosen)
             memory = peak_memory(chosen, rated)
-            found.append(Card(priority=name, group=chosen, tied=others, peak_memory_bytes=memory))
+            found.append(
+                Card(
+                    priority=name,
+                    group=chosen,
+                    tied=others,
+                    peak_memory_bytes=memory,
+                    latency_seconds=latency(chosen, rated),
+                )
+            )
     return found
 
 
@@ -197,6 +223,7 @@ def chosen(card: Card) -> Chosen:
         largest_class=label,
         seconds_to_train=seconds_to_train(group),
         peak_memory_bytes=None if card.peak_memory_bytes is None else round(card.peak_memory_bytes),
+        latency_seconds=card.latency_seconds,
         tied=tuple(
             Tied(
                 backbone=one.config.backbone,

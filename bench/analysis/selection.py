@@ -146,7 +146,10 @@ def _selection(score: str, values: dict[str, float], trained: dict[str, Group]) 
 
 
 def overall(found: Iterable[Selection]) -> str:
-    """One word for all scores together: `mixed` if some pick well and others don't, else `open` if some are undecided."""
+    """One word for all scores together.
+
+    It is `mixed` if some pick well and others don't, else `open` if some are undecided.
+    """
     verdicts = {one.verdict for one in found} - {"unknown"}
     if {"supported", "above"} <= verdicts:
         return "mixed"

@@ -35,7 +35,7 @@ def pick(
     data: Annotated[str, typer.Argument(metavar="PATH|NAME", help="Images by class, or a data set's name.")],
     budget: Annotated[str, typer.Option(metavar="TIME", help="Time for all of it: 90s, 10m, 2h.")] = "10m",
     priority: Annotated[
-        Literal["accuracy", "time", "memory"],
+        Literal["accuracy", "time", "inference", "memory"],
         typer.Option(
             help="What matters most. Not accuracy: the cheapest that is at most 2 points less accurate than the best."
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,8 @@ def print_pick(found: PickRecord, run: str, console: Console) -> None:
         say(console, text)
     for text in found.notes:
         say(console, f"note: {text}", style="dim")
+    if found.pick:
+        say(console, f"next: python -m bench train {shlex.quote(run)}")
     took = f"{_duration(found.first_answer_seconds)} to the first ranking, {_duration(found.seconds)} in all"
     say(console, f"{took}; run: {run}", style="dim")
 
@@ -105,6 +108,7 @@ def _panel(priority: str, one: Chosen) -> Panel:
         visible(one.regime),
         share(one.accuracy, one.low, one.high),
         "" if one.seconds_to_train is None else f"{_duration(one.seconds_to_train)} to train",
+        "" if one.latency_seconds is None else f"{_latency(one)} an image",
         "" if one.peak_memory_bytes is None else f"{_memory(one)} of memory",
     ]
     return Panel(Text("\n".join(filter(None, lines))), title=PRIORITIES[priority].words, width=_CARD)
@@ -146,6 +150,10 @@ def share(value: float | None, low: float | None, high: float | None) -> str:
     if value is None or low is None or high is None:
         return shown(value)
     return f"{shown(value)} ({shown(low).rstrip('%')}–{shown(high).rstrip('%')})"
+
+
+def _latency(one: Chosen) -> str:
+    return METRICS["latency_seconds"].say(one.latency_seconds)
 
 
 def _memory(one: Chosen) -> str:

@@ -86,7 +86,9 @@ def accuracy_note(summary: Summary) -> str:
 
 def accuracy_name(config: TrainConfig) -> str:
     """The name of a cell's accuracy in a sentence."""
-    return f"{config.folds}-fold accuracy" if config.protocol == "kfold" else "accuracy after the last epoch"
+    if config.protocol == "kfold":
+        return f"{config.folds}-fold accuracy"
+    return "accuracy after the last epoch" if REGIMES[config.regime].by_steps else "accuracy"
 
 
 def largest_class_note(summary: Summary) -> str:

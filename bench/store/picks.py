@@ -48,6 +48,9 @@ class Chosen(Combination):
     peak_memory_bytes: Count | None = Field(
         None, description="median of seeds; if others extracted its features, theirs, since that takes most"
     )
+    latency_seconds: Seconds | None = Field(
+        None, description="median time to predict one image; if it was not measured, that of the same backbone's others"
+    )
     tied: tuple[Tied, ...] = Field(
         (), description="statistically tied with it, the most accurate first; only where accuracy matters most"
     )

@@ -228,13 +228,17 @@ class _Rungs:
         for one in self.candidates.values():
             if one.reason:
                 say(self.console, f"not tried:   {one.backbone}: {one.reason}", style="yellow")
-        seeds = self.grid.matrix.seeds
         say(
             self.console,
             f"would train: the best {self.aim.top} by their probe, {' and '.join(self.grid.matrix.regimes)}, for one "
             f"epoch; then what is not clearly worse for {self._epochs} epochs with "
-            f"{seeds if isinstance(seeds, int) else len(seeds)} seeds",
+            f"{_count(len(self._seeds), 'seed')}",
         )
+
+    @property
+    def _seeds(self) -> Sequence[int]:
+        seeds = self.grid.matrix.seeds
+        return range(seeds) if isinstance(seeds, int) else seeds
 
     @property
     def _epochs(self) -> int:
@@ -274,7 +278,8 @@ class _Rungs:
 
     def _probe(self, sweep: Sweep, grid: Grid) -> list[Ranked]:
         """Run the probes, and return the backbones in the order of their score on training images alone."""
-        records = self._execute(sweep, grid, self.options, {})
+        measured = self.aim.priority == "inference"
+        records = self._execute(sweep, grid, replace(self.options, inference=measured), {})
         ranking = rank_by_probe(records, regime=RANKED_BY)
         for one in ranking:
             self.candidates[one.backbone] = replace(self.candidates[one.backbone], rung="probe", ranked=one)
@@ -323,9 +328,8 @@ class _Rungs:
         for backbone in dict.fromkeys(name for name, _ in tried):
             if not any(name == backbone for name, _ in kept):
                 self._note(backbone, "after one epoch it is clearly less accurate than the best")
-        seeds = self.grid.matrix.seeds
         records: dict[str, Record] = {}
-        for seed in range(seeds) if isinstance(seeds, int) else seeds:
+        for seed in self._seeds:
             ended = self._seed(seed, [_combination(group) for group in left], tried)
             if not ended:
                 break
@@ -368,7 +372,9 @@ class _Rungs:
         if not able:
             return {}
         self._rung(f"train {_count(len(able), 'combination')} for {self._epochs} epochs, seed {seed}")
-        records = self._execute(replace(sweep, cells=able), grid, self.options, expected)
+        # One seed is enough to say what each network costs in use.
+        options = replace(self.options, inference=seed == self._seeds[0])
+        records = self._execute(replace(sweep, cells=able), grid, options, expected)
         for record in records:
             if record.result:
                 self._came("trained", record.cell.config.backbone)
