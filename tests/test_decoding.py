@@ -417,7 +417,7 @@ def test_decoding_ahead_keeps_few_pixels(tmp_path: Path, monkeypatch: pytest.Mon
     from tl import images
 
     root = write_folder(tmp_path / "set", train=10, size=(40, 32))
-    monkeypatch.setattr(images, "LIMIT_PIXELS", 3 * 40 * 32)
+    monkeypatch.setattr(decoding, "LIMIT_PIXELS", 3 * 40 * 32)
     finished = 0
 
     def counted(path: Path) -> Any:
