@@ -30,7 +30,7 @@ import tl
 from tests.commands import ONE, here
 from tests.images import write_folder, write_image
 from tl import decoding
-from tl.datasets import scan
+from tl.datasets import digest_at, scan
 from tl.decoding import FORMATS, decode, to_rgb
 from tl.errors import DataError, UserError
 from tl.images import MOST_NAMED, open_store
@@ -690,7 +690,7 @@ def test_the_digest_is_that_of_the_same_files_elsewhere(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "set")
     (root / "train" / "a" / "deep.png").write_bytes(SAMPLES["PNG of 16 bits"])
     splits = scan(root)
-    assert ray_node._digest(root) == splits.digest == _digest(root, "decoding 2\n")
+    assert digest_at(splits, root) == splits.digest == _digest(root, "decoding 2\n")
     (root / "train" / "a" / "deep.png").write_bytes(SAMPLES["PPM"])
     assert ray_node._digest(root) == _digest(root)
 

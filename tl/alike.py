@@ -151,5 +151,5 @@ def _kept(place: Path, count: int) -> Looks | None:
     content = read_or_warn(place)
     if content is None:
         return None
-    with np.load(io.BytesIO(content)) as data:
+    with np.load(io.BytesIO(content), allow_pickle=False) as data:
         return Looks(hashes=data["hashes"], colours=data["colours"], sizes=data["sizes"], reasons=("",) * count)
