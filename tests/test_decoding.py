@@ -685,14 +685,12 @@ def test_the_digest_changes_only_where_pixels_do(tmp_path: Path) -> None:
 
 def test_the_digest_is_that_of_the_same_files_elsewhere(tmp_path: Path) -> None:
     """A cluster's node finds the images by their digest, which it computes from the files that it was sent."""
-    from bench.execution import ray_node
-
     root = write_folder(tmp_path / "set")
     (root / "train" / "a" / "deep.png").write_bytes(SAMPLES["PNG of 16 bits"])
     splits = scan(root)
     assert digest_at(splits, root) == splits.digest == _digest(root, "decoding 2\n")
     (root / "train" / "a" / "deep.png").write_bytes(SAMPLES["PPM"])
-    assert ray_node._digest(root) == _digest(root)
+    assert digest_at(splits, root) == _digest(root)
 
 
 def test_the_store_has_converted_pixels(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_what_isn_t_on_a_node_is_sent(mini: Splits, tmp_path: Path, monkeypatch:
         ray_node.find_file(weights, None)
     sent = warned_once(lambda: ray_node.find_file(weights, payload), tmp_path / "cache" / "sent" / weights.digest)
     assert sent.path.read_bytes() == b"weights"
-    write_image(found.root / "train" / "ants" / "one-too-many.png")
+    (found.root / mini.train.files[3]).write_bytes(b"damaged")
     monkeypatch.setattr(ray_node, "_KNOWN", {})
     assert warned_once(lambda: ray_node.find_images(splits, images), found.root) == found
     wrong = ray_node.pack({ray_node.sent_name(path): sent.path}, lambda part: dict.fromkeys(part, b""))
