@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.analysis.groups import Group, most_accurate
-from bench.analysis.metrics import RATED_BY, costs
+from bench.analysis.metrics import RATED_BY, costs, costs_on_request
 from bench.analysis.speedups import compare_accuracy
 from bench.analysis.stats import LEVEL, holm, ratio
 from tl.regimes import REGIMES
@@ -42,7 +42,7 @@ class Choice:
     not_above: tuple[Group, ...]
     """Groups that are not more accurate than always answering the largest class; they are not considered."""
     priorities: tuple[Priority, ...]
-    """The best group by accuracy, and by each of `metrics.costs`."""
+    """The best group by accuracy, by each of `metrics.costs`, and by each known one of `metrics.costs_on_request`."""
     front: tuple[Group, ...]
     """Groups that no other group beats in accuracy and all costs at once (Pareto), the most accurate first."""
 
@@ -115,7 +115,7 @@ def recommend(groups: Sequence[Group]) -> list[Choice]:
                 not_above=tuple(group for group in _rated(here) if not group.beats_largest_class),
                 priorities=(
                     Priority(metric=RATED_BY, groups=(best, *tied)),
-                    *(found for name in costs() if (found := _least(rated, name))),
+                    *(found for name in (*costs(), *costs_on_request()) if (found := _least(rated, name))),
                 ),
                 front=tuple(_front(rated)),
             )
