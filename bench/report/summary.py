@@ -11,6 +11,7 @@ from bench.analysis.claims import Claim
 from bench.analysis.groups import Group, make_groups, varying_settings
 from bench.analysis.recommend import Choice, nothing_beats, recommend
 from bench.analysis.scores import largest_class
+from bench.analysis.selection import Selection, selections
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
 from bench.store.environment import Environment, MachineState
@@ -55,6 +56,8 @@ class Summary:
     """The most accurate group of each run and device without a choice; see `recommend.nothing_beats`."""
     records: tuple[tuple[str, Record], ...]
     missing: tuple[tuple[str, Cell], ...]
+    selections: tuple[Selection, ...] = ()
+    """How well each cheap score picks the backbone whose trainings turn out best."""
     pairs: tuple[tuple[str, PairRecord], ...] = ()
     """Process pairs, each with the name of its run."""
     planned_pairs: tuple[tuple[str, PlannedPair], ...] = ()
@@ -378,6 +381,7 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         claims=claims,
         without_result=lost,
         speed_ups=tuple(speed_ups(findings)),
+        selections=tuple(selections(groups)),
         choices=tuple(recommend(groups)),
         nothing_beats=tuple(nothing_beats(groups)),
         records=tuple(records),

@@ -22,8 +22,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`), and its precision may be
     `auto`; a result has `precision`, `choice`, `folded_layers`, `packed_layers`, `lookahead`, `baseline_private_bytes`
     and `baseline_pss_bytes`
-11  a result has `inference`; a manifest's data set has `origin` and `train_counts`, and its `duplicates` also images
-    that look the same (`near`)
+11  a result has `probe` and `inference`; a manifest's data set has `origin` and `train_counts`, and its `duplicates`
+    also images that look the same (`near`)
 """
 
 from __future__ import annotations
