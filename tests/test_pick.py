@@ -127,6 +127,7 @@ class World:
             done_pairs={},
             unpaired="",
             previous=None,
+            survey=None,  # type: ignore[arg-type]
         )
 
     def execute(self, sweep: Sweep, grid: Grid, options: Options, *_: object) -> dict[str, Record]:
@@ -313,6 +314,7 @@ def test_the_command_prints_the_answer_and_writes_the_report(tmp_path: Path) -> 
         "peak_memory_bytes",
     } <= set(told["pick"])
     assert {"backbone", "probe", "low", "high", "rung", "reason"} <= set(told["ranking"][0])
+    assert told["data"]["images"] == 40 and told["data"]["baseline"]["rate"] > 0
     assert told["pick"]["backbone"] == found.pick.backbone and told["seconds"] > 0
     assert len(list((run.folder / "superseded").glob("pick-*.json"))) == 1, "the earlier one is kept"
 

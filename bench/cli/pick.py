@@ -128,7 +128,7 @@ def pick(
         _report(outcome, reports, console, images=images)
     folder = str(outcome.sweep.run.folder)
     if format == "json":
-        print(as_json(outcome.record, folder, None))
+        print(as_json(outcome.record, folder, outcome.sweep.survey.model_dump(mode="json")))
     else:
         print_pick(outcome.record, folder, Console())
     if outcome.record.pick is None:

@@ -40,8 +40,7 @@ from bench.sweep.execute import execute, executor_for
 from bench.sweep.folder import held
 from bench.sweep.grid import Grid
 from bench.sweep.options import Options
-from bench.sweep.plan import Sweep, plan
-from tl.cache import user_path
+from bench.sweep.plan import Sweep, name_of_images, plan
 from tl.datasets import DATASETS
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.regimes import REGIMES
@@ -149,7 +148,7 @@ def pick_name(data: str) -> str:
     """The default name of a pick's folder, by its images."""
     if data in DATASETS or data == "auto":
         return f"pick-{data}"
-    return f"pick-{user_path('', data).resolve().name or 'data'}"
+    return f"pick-{name_of_images(data)}"
 
 
 def probes() -> list[str]:
