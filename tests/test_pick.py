@@ -31,6 +31,7 @@ from bench.sweep.options import Options
 from bench.sweep.pick import Aim, Budget
 from bench.sweep.plan import Sweep
 from tests.commands import light_command
+from tests.images import write_folder, write_image
 from tests.light import LightExecutor
 from tests.runs import PRETRAINED, TRUTH, record, write_run
 from tl.errors import ConfigError, UserError
@@ -114,7 +115,7 @@ class World:
             records=lambda: dict(disk),
             write_pick=self.written.append,
         )
-        splits: Any = SimpleNamespace(train=range(244), val=_Images())
+        splits: Any = SimpleNamespace(train=range(244), val=_Images(), test=None)
         return Sweep(
             run=run,
             splits=splits,
@@ -317,6 +318,25 @@ def test_the_command_prints_the_answer_and_writes_the_report(tmp_path: Path) -> 
     assert told["data"]["images"] == 40 and told["data"]["baseline"]["rate"] > 0
     assert told["pick"]["backbone"] == found.pick.backbone and told["seconds"] > 0
     assert len(list((run.folder / "superseded").glob("pick-*.json"))) == 1, "the earlier one is kept"
+
+
+def test_test_images_are_for_the_pick_alone(tmp_path: Path) -> None:
+    """One cell sees them, in a run of its own. A damaged one is no reason to lose the choice."""
+    root = write_folder(tmp_path / "photos")
+    for number, name in enumerate(path.name for path in (root / "train").iterdir()):
+        write_image(root / "test" / name / "a.png", seed=900 + number)
+    several = ("pick", "photos", *LIGHT[2:])
+    done = light_command(*several)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found, tested = RunFolder(tmp_path / "results" / "p").pick(), RunFolder(tmp_path / "results" / "p-test")
+    assert found and found.test and found.test.images == 2 and "test images, which nothing was chosen by" in done.stdout
+    assert [one.result.config.backbone for one in tested.records().values() if one.result] == [found.pick.backbone]
+    assert not any("test/" in file for file in RunFolder(tmp_path / "results" / "p").manifest().dataset.val_files)
+    next((root / "test").rglob("*.png")).write_bytes(b"no picture")
+    again = light_command(*several, "--fresh", "--no-report")
+    assert again.returncode == 0, again.stdout + again.stderr
+    spoilt = RunFolder(tmp_path / "results" / "p-2").pick()
+    assert spoilt and spoilt.pick and spoilt.test is None and any("can't be used" in text for text in spoilt.notes)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bench.analysis.recommend import Choice
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import ClaimVerdict, Finding, overall, show_share, tally
-from bench.report.pick_text import costs_of, sentence
+from bench.report.pick_text import by_choice, costs_of, sentence
 from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
@@ -159,8 +159,9 @@ def headlines(summary: Summary) -> list[Headline]:
     """
     found = []
     if summary.picks:
-        for priority, one in summary.picks[0][1].cards.items():
-            what = f"right: {PRIORITIES[priority].words}, {one}"
+        for priorities, one in by_choice(summary.picks[0][1]):
+            words = ", ".join(PRIORITIES[name].words for name in priorities)
+            what = f"right with {one}: {words}"
             found.append(Headline(value=METRICS[RATED_BY].show(one.accuracy), what=what, detail=costs_of(one)))
     elif summary.choices:
         choice = summary.choices[0]

@@ -31,8 +31,7 @@ def print_pick(found: PickRecord, run: str, console: Console) -> None:
     console.print(Text(visible(sentence(found)), style="bold"))
     if found.cards:
         console.print()
-        panels = [_panel(priority, chosen) for priority, chosen in found.cards.items()]
-        console.print(Columns(panels, padding=(0, 1, 0, 0)))
+        console.print(Columns([_panel(*each) for each in by_choice(found)], padding=(0, 1, 0, 0)))
     if tried := [one for one in found.candidates if one.rung != "not tried"]:
         console.print()
         console.print(_table(tried))
@@ -75,6 +74,9 @@ def sentence(found: PickRecord) -> str:
     if len(tried) == 1:
         text = f"Only {tried[0].backbone} could be tried, so this says how to train it, not which one to take. {text}"
     text += f" Training it takes {costs}." if (costs := costs_of(pick)) else ""
+    if found.test:
+        tested = share(found.test.accuracy, found.test.low, found.test.high)
+        text += f" Of {found.test.images} test images, which nothing was chosen by, it classifies {tested} right."
     if faster := [other for other in pick.tied if (other.seconds_to_train or 0) < (pick.seconds_to_train or 0)]:
         names = [f"{other} ({_tied_costs(other)})" for other in faster[:MOST_TIED]]
         more = f"; {len(faster) - MOST_TIED} more" if len(faster) > MOST_TIED else ""
@@ -102,7 +104,18 @@ def as_json(found: PickRecord, run: str, data: Any) -> str:
     return visible_json(json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def _panel(priority: str, one: Chosen) -> Panel:
+def by_choice(found: PickRecord) -> list[tuple[list[str], Chosen]]:
+    """Each combination that is chosen for some priority, with all priorities that it is chosen for."""
+    several: dict[str, list[str]] = {}
+    for priority, chosen in found.cards.items():
+        several.setdefault(str(chosen), []).append(priority)
+    return [(priorities, found.cards[priorities[0]]) for priorities in several.values()]
+
+
+def _panel(priorities: Sequence[str], one: Chosen) -> Panel:
+    """A card; a choice for several priorities has one."""
+    names = [PRIORITIES[name].words for name in priorities]
+    words = Text("\n".join(names if len(names) < len(PRIORITIES) else ["best in all of these"]), style="bold")
     lines = [
         visible(one.backbone.partition(":")[2]),
         visible(one.regime),
@@ -111,7 +124,7 @@ def _panel(priority: str, one: Chosen) -> Panel:
         "" if one.latency_seconds is None else f"{_latency(one)} an image",
         "" if one.peak_memory_bytes is None else f"{_memory(one)} of memory",
     ]
-    return Panel(Text("\n".join(filter(None, lines))), title=PRIORITIES[priority].words, width=_CARD)
+    return Panel(words + Text("\n" + "\n".join(filter(None, lines))), width=_CARD)
 
 
 def _table(candidates: Sequence[Considered]) -> Table:

@@ -56,6 +56,15 @@ class Chosen(Combination):
     )
 
 
+class Tested(Strict):
+    """How the choice does on the test images of the data set, which nothing was chosen by."""
+
+    images: Positive
+    accuracy: Share
+    low: Share = Field(description="95% interval over other images like these (Wilson)")
+    high: Share
+
+
 class Considered(Strict):
     """A backbone that could have been chosen, and how far it came."""
 
@@ -84,6 +93,7 @@ class PickRecord(Strict):
     more: tuple[str, ...] = Field((), description="what would change the answer, a sentence each")
     notes: tuple[str, ...] = Field((), description="what a reader of the accuracies must know, a sentence each")
     val_images: Count
+    test: Tested | None = Field(None, description="of the pick, trained once more; None without test images or time")
     first_answer_seconds: Seconds = Field(description="time until all backbones were ranked by their probe")
     seconds: Seconds = Field(description="time until the last cell had ended")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.store.records import Cell
 from bench.store.runs import RunFolder
+from tl.datasets import Splits
 from tl.errors import ConfigError
 
 DEFAULT_TIMEOUT_SECONDS = 3600.0
@@ -21,6 +22,8 @@ class Options:
     """How to run a grid. The paths of data and weights are here, since cells hold only their digests."""
 
     data: str | None = None
+    splits: Splits | None = None
+    """The images themselves, where `data` doesn't say them, such as a set's test images; None to find them."""
     weights: str = "auto"
     weights_dir: Path | None = None
     name: str

@@ -1,8 +1,8 @@
 """Picks a backbone for a set of images in rungs: probe all, train the best for one epoch, train the rest with seeds.
 
-Each rung is a sweep whose cells are ordinary cells. Probes and whole trainings are in one run; trainings of one epoch
-have a run beside it, since a run has one number of epochs. The same command continues where it ended: cells that are
-done are not run again, and all decisions follow from records.
+Each rung is a sweep whose cells are ordinary cells. Probes and whole trainings are in one run. Trainings of one epoch
+have a run beside it, since a run has one number of epochs, and so has the evaluation on test images, if there are any.
+The same command continues where it ended: cells that are done are not run again, and all decisions follow from records.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from bench.analysis.picking import (
     survivors,
 )
 from bench.analysis.probe import Ranked, rank_by_probe
+from bench.analysis.stats import wilson
 from bench.console import say
 from bench.execution.base import Executor
 from bench.execution.signals import ending_as_interrupt
-from bench.store.picks import PickRecord, Rung
+from bench.store.picks import PickRecord, Rung, Tested
 from bench.store.records import Cell, Record
 from bench.sweep.describe import describe
 from bench.sweep.execute import execute, executor_for
@@ -50,6 +51,8 @@ RANKED_BY = "knn"
 """The probe that ranks backbones: no cheaper score chose better in 42,000 experiments (arXiv 2503.18528)."""
 BESIDE = "-1-epoch"
 """Ending of the name of the run with trainings of one epoch."""
+TESTED = "-test"
+"""Ending of the name of the run that evaluates the pick on the test images."""
 REPORT_SECONDS = 15.0
 """Seconds of the budget that are kept for the report."""
 MOST_TOP = 100
@@ -199,7 +202,7 @@ class _Rungs:
             first = self.budget.spent
             self.on_ranking(ranking, first)
             tried = self._one_epoch(ranking)
-            record = self._record(self._whole(tried, sweep), first)
+            record = self._tested(self._record(self._whole(tried, sweep), first), sweep)
             sweep.run.write_pick(record)
         return Outcome(record=record, sweep=sweep)
 
@@ -409,6 +412,35 @@ class _Rungs:
             first_answer_seconds=first_answer_seconds,
             seconds=self.budget.spent,
         )
+
+    def _tested(self, record: PickRecord, sweep: Sweep) -> PickRecord:
+        """The outcome with what the pick does on the test images, if there are any and there is time.
+
+        It is trained again, with its first seed: a run keeps no network. Only here is a test image decoded.
+        """
+        pick = record.pick
+        if pick is None or sweep.splits.test is None:
+            return record
+        images = _count(len(sweep.splits.test), "test image")
+        if why := self.budget.refuses(2 * (pick.seconds_to_train or 0.0)):
+            return record.replace(notes=(*record.notes, f"its {images} were not looked at: {why}"))
+        self._rung(f"the pick on {images}, which nothing was chosen by")
+        seed = sweep.run.records()[pick.cell].cell.config.seed
+        axes = {"backbones": [pick.backbone], "regimes": [pick.regime], "seeds": [seed]}
+        grid = self.grid.override(axes, {})
+        try:
+            options = replace(self.options, name=f"{self.options.name}{TESTED}", splits=sweep.splits.for_test())
+            planned = plan(grid, options, self.executor, Console(quiet=True))
+        except UserError as error:  # such as a damaged image, which nobody has looked at before
+            return record.replace(notes=(*record.notes, f"its {images} can't be used: {error}"))
+        for one in execute(planned, grid, options, self.executor, self.console).values():
+            if one.result is None:
+                return record.replace(notes=(*record.notes, f"its {images} were not evaluated: {one.reason}"))
+            right = sum(a == b for a, b in zip(one.result.last.labels, planned.splits.val.labels, strict=True))
+            share = wilson(right, len(planned.splits.val))
+            tested = Tested(images=len(planned.splits.val), accuracy=share.value, low=share.low, high=share.high)
+            record = record.replace(test=tested, seconds=self.budget.spent)
+        return record
 
     def _why_none(self, rated: list[Group], found: list[Card]) -> str:
         """Why nothing is picked; empty if something is."""

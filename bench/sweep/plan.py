@@ -204,6 +204,8 @@ def _kept_images(grid: Grid, options: Options, previous: Manifest | None) -> Dat
 def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Splits:
     """Load the images. Images that a run keeps also keep the reason why they are synthetic."""
     wanted = options.data or grid.dataset
+    if options.splits:
+        return options.splits
     if kept:
         return replace(load_splits(kept.name), fallback=kept.fallback)
     return find_images(wanted, download=not options.dry_run)
