@@ -94,15 +94,18 @@ def draw(name: str, number: int) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
 
 
-def write(folder: Path, classes: int, images: int) -> None:
-    """Draw `images` pictures of so many classes into a new folder. Raises `ConfigError`, also if it exists."""
+def write(folder: Path, classes: int, images: int, first: int = 0) -> None:
+    """Draw `images` pictures of so many classes into a new folder. Raises `ConfigError`, also if it exists.
+
+    `first` is the number of the first picture of each class: other numbers are other pictures.
+    """
     names = class_names(classes)
     if images < 2 * classes:
         raise ConfigError(f"--images {images} must be at least {2 * classes}: two of each class")
     if folder.exists():
         raise ConfigError(f"{folder} exists; give a folder that doesn't")
     for index in range(images):
-        name, number = names[index % classes], index // classes
+        name, number = names[index % classes], first + index // classes
         (folder / name).mkdir(parents=True, exist_ok=True)
         draw(name, number).save(folder / name / f"{number:04}.jpg", quality=90)
 
@@ -113,8 +116,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--classes", type=int, default=4)
     parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--first", type=int, default=0, help="number of the first picture of each class")
     given = parser.parse_args()
-    write(given.folder, given.classes, given.images)
+    write(given.folder, given.classes, given.images, given.first)
     return 0
 
 

@@ -77,11 +77,18 @@ def sentence(found: PickRecord) -> str:
     if found.test:
         tested = share(found.test.accuracy, found.test.low, found.test.high)
         text += f" Of {found.test.images} test images, which nothing was chosen by, it classifies {tested} right."
-    if faster := [other for other in pick.tied if (other.seconds_to_train or 0) < (pick.seconds_to_train or 0)]:
+    if faster := [other for other in pick.tied if _is_near_and_faster(other, pick)]:
         names = [f"{other} ({_tied_costs(other)})" for other in faster[:MOST_TIED]]
         more = f"; {len(faster) - MOST_TIED} more" if len(faster) > MOST_TIED else ""
         text += f" Statistically tied with it, and faster to train: {'; '.join(names)}{more}."
     return text
+
+
+def _is_near_and_faster(other: Tied, pick: Chosen) -> bool:
+    """True if it takes less time, and its accuracy lies in the pick's interval: few images leave far ones tied too."""
+    if other.seconds_to_train is None or pick.seconds_to_train is None:
+        return False
+    return other.seconds_to_train < pick.seconds_to_train and other.accuracy >= (pick.low or 0.0)
 
 
 def _tied_costs(other: Tied) -> str:
