@@ -208,7 +208,7 @@ def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fit
                 shares[place][np.ix_(inside, model.classes_)] = model.predict_proba(table[inside])
         own = shares[:, np.arange(len(truth)), truth].clip(min=1e-12)
         best = int((-np.log(own)).mean(1).argmin())  # the strongest penalty among equals
-        *_, model = _path(table, truth, LOGISTIC_GRID[: best + 1])
+        (model,) = _path(table, truth, LOGISTIC_GRID[best : best + 1], tolerance=1e-6)
     weights, bias = _coefficients(model, classes)
     weights = (by_axis.back(weights) if by_axis else weights) / deviation[:, None]
     return Fitted(
@@ -218,15 +218,20 @@ def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fit
     )
 
 
-def _path(table: npt.NDArray[np.float64], truth: Labels, grid: Sequence[float] = LOGISTIC_GRID) -> Iterator[Any]:
-    """Yield scikit-learn's model for each C of the grid. It is the same object, which begins at its last optimum."""
+def _path(
+    table: npt.NDArray[np.float64], truth: Labels, grid: Sequence[float] = LOGISTIC_GRID, tolerance: float = 1e-4
+) -> Iterator[Any]:
+    """Yield scikit-learn's model for each C of the grid. It is the same object, which begins at its last optimum.
+
+    `tolerance` is the largest gradient at an optimum.
+    """
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(truth)) == 1:  # where a fold has all images of the only other class
         yield from [DummyClassifier(strategy="most_frequent").fit(table, truth)] * len(grid)
         return
-    model = LogisticRegression(warm_start=True, max_iter=5000)
+    model = LogisticRegression(warm_start=True, max_iter=5000, tol=tolerance)
     for inverse in grid:
         yield model.set_params(C=inverse).fit(table, truth)
 
