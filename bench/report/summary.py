@@ -16,12 +16,14 @@ from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
 from bench.store.environment import Environment, MachineState
 from bench.store.pairs import PairRecord
+from bench.store.picks import PickRecord
 from bench.store.records import USUAL, Cell, Manifest, PlannedPair, Record
 from bench.store.runs import RunFolder
 from tl.layout import alike
 from tl.machine import DeviceKey
 from tl.regimes import REGIMES
 from tl.results import Note
+from tl.survey import imbalance_note
 from tl.text import visible
 
 
@@ -61,6 +63,8 @@ class Summary:
     """Process pairs, each with the name of its run."""
     planned_pairs: tuple[tuple[str, PlannedPair], ...] = ()
     """Process pairs that each run's latest command planned, each with the name of its run."""
+    picks: tuple[tuple[str, PickRecord], ...] = ()
+    """What `bench pick` chose, each with the name of its run."""
 
     @property
     def missing_pairs(self) -> list[tuple[str, PlannedPair]]:
@@ -172,7 +176,20 @@ class Summary:
             for note in (record.result.notes if record.result else ())
             if (note.about, _reason(note, record)) not in shown_elsewhere
         ]
-        return [*self._findings(serious=False), *dict.fromkeys(notes), *self.constant, *self.busy, *self.mixed]
+        about_images = [*self._split_and_balance, *self._findings(serious=False)]
+        return [*about_images, *dict.fromkeys(notes), *self.constant, *self.busy, *self.mixed]
+
+    @property
+    def _split_and_balance(self) -> list[str]:
+        """How the split of the images came about, if not by their folders, and whether classes are imbalanced."""
+        datasets = {manifest.dataset.digest: manifest.dataset for _, manifest in self.runs}
+        found = [
+            (dataset.name, said)
+            for dataset in datasets.values()
+            for said in (dataset.origin, *imbalance_note(dataset.train_counts or (), dataset.classes))
+            if said
+        ]
+        return [f"{name}: {said}" if len(datasets) > 1 else said for name, said in found]
 
     @property
     def constant(self) -> list[str]:
@@ -344,10 +361,12 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
     manifests, records, missing = [], [], []
     planned_pairs: list[tuple[str, PlannedPair]] = []
     timed: dict[str, list[PairRecord]] = {}
+    picks: list[tuple[str, PickRecord]] = []
     for run in runs:
         manifest, found = run.manifest(), run.records()
         manifests.append((run.name, manifest))
         timed[run.name] = list(run.pairs().values())
+        picks += [(run.name, pick)] if (pick := run.pick()) else []
         planned_pairs += [(run.name, pair) for pair in _present_plan(manifest)]
         records += [(run.name, record) for record in found.values()]
         missing += [(run.name, cell) for cell_id, cell in manifest.cells.items() if cell_id not in found]
@@ -374,4 +393,5 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         pairs=tuple((name, record) for name, some in timed.items() for record in some),
         missing=tuple(missing),
         planned_pairs=tuple(planned_pairs),
+        picks=tuple(picks),
     )

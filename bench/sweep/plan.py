@@ -30,6 +30,8 @@ from tl.errors import ConfigError, DataWarning, FallbackWarning
 from tl.folds import check_protocol
 from tl.images import open_store
 from tl.specs import canonical
+from tl.survey import Survey, survey
+from tl.tables import is_table
 from tl.weights import Weights, check_folder
 
 
@@ -39,6 +41,8 @@ class Sweep:
 
     run: RunFolder
     splits: Splits
+    survey: Survey
+    """What the images are, and what was found among them."""
     cells: dict[str, Cell]
     weights: dict[str, Answer]
     """Cell id → weights, or why there are none."""
@@ -102,7 +106,7 @@ def run_name(grid: Grid, data: str | None, weights: str, settings: Mapping[str, 
     parts = [grid.name]
     parts += [grid.shared_settings["protocol"]] if grid.shared_settings["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
-        parts.append(user_path("data=", data).resolve().name or "data")
+        parts.append(name_of_images(data))
     short = {"epochs": "epochs", "batch_size": "batch"}
     for name, value in settings.items():
         if value is not None and name != "protocol":
@@ -110,6 +114,12 @@ def run_name(grid: Grid, data: str | None, weights: str, settings: Mapping[str, 
             parts.append(f"{short[name]}{shown}" if name in short else f"{name}-{shown}")
     parts += [weights] if weights != "auto" else []
     return "-".join(parts)
+
+
+def name_of_images(data: str) -> str:
+    """The last part of a path to images, without the ending of a table; `data` if it has none."""
+    place = user_path("data=", data).resolve()
+    return (place.stem if is_table(place) else place.name) or "data"
 
 
 def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> Sweep:
@@ -136,6 +146,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     kept = _kept_images(grid, options, previous)
     splits = _dataset(grid, options, kept)
     open_store(splits)
+    found_out = survey(splits)
     for item in planned:
         check_protocol(item.config, splits)
     if previous:
@@ -155,6 +166,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     return Sweep(
         run=run,
         splits=splits,
+        survey=found_out,
         cells=cells,
         weights=weights,
         resolved={key: answer for key, answer in answers.items() if isinstance(answer, Weights)},
@@ -192,6 +204,8 @@ def _kept_images(grid: Grid, options: Options, previous: Manifest | None) -> Dat
 def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Splits:
     """Load the images. Images that a run keeps also keep the reason why they are synthetic."""
     wanted = options.data or grid.dataset
+    if options.splits:
+        return options.splits
     if kept:
         return replace(load_splits(kept.name), fallback=kept.fallback)
     return find_images(wanted, download=not options.dry_run)
