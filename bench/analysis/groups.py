@@ -11,7 +11,7 @@ from typing import Any, Literal
 from bench.analysis.metrics import METRICS, RATED_BY, Finished, finished
 from bench.analysis.scores import largest_class
 from bench.analysis.stats import wilson
-from bench.store.records import USUAL, Cell, Record
+from bench.store.records import AIMS, USUAL, Cell, Record
 from tl.config import READ_BY_REGIME, TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
@@ -218,4 +218,9 @@ def all_else(cell: Cell, other_regime: str) -> str:
     different weights by design (`scratch`).
     """
     same_start = REGIMES[other_regime].start == REGIMES[cell.config.regime].start
-    return (cell.bare if same_start else cell.without_start).id
+    unread = {
+        name: TrainConfig.model_fields[name].default
+        for name in AIMS
+        if not READ_BY_REGIME[name](REGIMES[other_regime], cell.config.execution)
+    }
+    return (cell.bare if same_start else cell.without_start).but(**unread).id

@@ -21,6 +21,10 @@ MOST_TIED = 4
 """Largest number of tied groups that a table cell names."""
 
 
+BESIDE_ACCURACY = ("balanced_accuracy_last", "macro_f1_last")
+"""Metrics with a column where classes are unequal: each class weighs the same in them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """A column of the table of cells."""
@@ -44,9 +48,13 @@ def columns(summary: Summary) -> list[Column]:
     if any(len(group.records) > 1 for group in groups):
         facts = [fact | {"seeds": str(len(group.records))} for fact, group in zip(facts, groups, strict=True)]
     once = [name for name, metric in METRICS.items() if metric.once and any(group.values(name) for group in groups)]
+    shown = [name for name, metric in METRICS.items() if metric.column]
+    if summary.unequal_classes:
+        after = shown.index(RATED_BY) + 1
+        shown[after:after] = BESIDE_ACCURACY
     return [
         *(Column(heading=name, texts=tuple(fact[name] for fact in facts)) for name in (facts[0] if facts else ())),
-        *(_column(name, groups) for name in (*(name for name, metric in METRICS.items() if metric.column), *once)),
+        *(_column(name, groups) for name in (*shown, *once)),
         Column(heading="frozen", texts=tuple(_frozen(group) for group in groups)),
     ]
 

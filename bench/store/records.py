@@ -22,6 +22,7 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`), and its precision may be
     `auto`; a result has `precision`, `choice`, `folded_layers`, `packed_layers`, `lookahead`, `baseline_private_bytes`
     and `baseline_pss_bytes`
+11  a config has `class_weights` (older files: see `AS_BEFORE`)
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from tl.results import EpochResult, TrainResult
 from tl.strict import Count, Positive, Seconds, Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 SEALED_SINCE = 5
 """First version whose files have a digest; a file of this version or later without one is damaged."""
 ID_VERSION = 1
@@ -59,12 +60,17 @@ AS_BEFORE: dict[str, Any] = {
     "checkpointing": False,
     "fold": None,
     "lookahead": 1,
+    "class_weights": "none",
 }
 """Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 
 A field with that value is left out of a cell's id, so that cells keep the ids that they had before the field existed.
 The value is not the field's default: a default may change, this value may not.
 """
+
+AIMS = ("class_weights",)
+"""Settings that only some regimes read, and that change what a training aims at: regimes that read them compare only
+where they are equal."""
 
 USUAL = {"precision": "fp32", "execution": "fast"}
 """Axis of a cell that its name shows only where it has another value → the usual value."""
@@ -109,7 +115,7 @@ class Cell(Strict):
     @cached_property
     def bare(self) -> Cell:
         """This cell with a fixed regime and seed. Cells can be compared across regimes if this is equal."""
-        unread = {name: TrainConfig.model_fields[name].default for name in READ_BY_REGIME}
+        unread = {name: TrainConfig.model_fields[name].default for name in READ_BY_REGIME if name not in AIMS}
         return self.but(regime=ANY_REGIME, seed=0, **unread)
 
     @cached_property

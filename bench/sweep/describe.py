@@ -8,7 +8,6 @@ from bench.analysis.scores import largest_class
 from bench.console import say
 from bench.sweep.plan import Sweep
 from bench.sweep.weights import KEPT
-from tl.cache import offline
 from tl.config import PROTOCOLS
 from tl.folds import evaluated_images
 from tl.layout import alike
@@ -18,7 +17,7 @@ MOST_NAMED = 5
 """Cells that are named in a line; the others are counted."""
 
 
-def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
+def describe(sweep: Sweep, console: Console) -> None:
     """Print the images, the protocol, the run's folder and its cells, and a warning for each fallback."""
     splits = sweep.splits
     config = next(iter(sweep.cells.values())).config
@@ -37,20 +36,35 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool) -> None:
         say(console, f"WARNING: {said}", style="bold yellow")
     if config.protocol != "fixed":
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
-    unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""
-    if splits.fallback:
+    if sweep.images_from:
+        say(console, f"        will be downloaded in place of these: the real ants and bees, {sweep.images_from}")
+    elif splits.fallback:
         kept = KEPT if sweep.keeps_images else ""
-        say(console, f"WARNING: {unless}the images are {splits.fallback}{kept}", style="bold yellow")
-    fallbacks: dict[tuple[str, bool], list[str]] = {}
-    before = sweep.previous.resolved if sweep.previous else {}
-    for key, answer in sweep.resolved.items():
-        if answer.reason:
-            fallbacks.setdefault((answer.reason, key in before), []).append(key.backbone)
-    for (reason, is_kept), specs in fallbacks.items():
-        text = f"WARNING: {unless}random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
-        say(console, text + (KEPT if is_kept else ""), style="yellow")
+        say(console, f"WARNING: the images are {splits.fallback}{kept}", style="bold yellow")
+    _describe_weights(sweep, console)
     say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{_compared_with_before(sweep)}")
     say(console, f"speed: {_paired(sweep)}")
+
+
+def _describe_weights(sweep: Sweep, console: Console) -> None:
+    """Print which weights will be downloaded, which are others than usual, and a warning for each that is missing."""
+    before = sweep.previous.resolved if sweep.previous else {}
+    fallbacks: dict[tuple[str, bool], list[str]] = {}
+    for key, answer in sweep.resolved.items():
+        if answer.download_from:
+            say(console, f"        will be downloaded: the weights of {key.backbone}, {answer.download_from}")
+        elif answer.reason:
+            fallbacks.setdefault((answer.reason, key in before), []).append(key.backbone)
+        elif answer.tag:
+            say(
+                console,
+                f"        {key.backbone}: {answer.label} ({answer.source}), with the preprocessing of these weights",
+            )
+    for (reason, is_kept), specs in fallbacks.items():
+        text = f"WARNING: random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
+        say(console, text + (KEPT if is_kept else ""), style="yellow")
+    for reason in dict.fromkeys(answer for answer in sweep.weights.values() if isinstance(answer, str)):
+        say(console, f"WARNING: cells will fail without pretrained weights: {reason}", style="yellow")
 
 
 def _paired(sweep: Sweep) -> str:
