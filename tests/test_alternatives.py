@@ -82,8 +82,9 @@ def test_devices_decide_apart(tmp_path: Path) -> None:
     """One that has its results gets its answer, another waits."""
 
     def on(device: str, one: Record) -> Record:
+        assert one.result is not None
         cell = one.cell.replace(device=device)
-        return one.replace(cell=cell, cell_id=cell.id)
+        return one.replace(cell=cell, cell_id=cell.id, result=one.result.replace(device=device))
 
     done = [record("timm:a", "frozen"), record("timm:b", "frozen", right=90)]
     other = on("cuda:0", record("timm:a", "frozen"))
@@ -106,7 +107,8 @@ def curve(one: Record, losses: list[float], accuracies: list[float]) -> Record:
         row.replace(val_loss=loss, val_accuracy=rate)
         for row, loss, rate in zip(one.result.epochs, losses, accuracies, strict=True)
     )
-    return one.replace(result=one.result.replace(epochs=rows))
+    best = one.result.last.replace(epoch=accuracies.index(max(accuracies)))
+    return one.replace(result=one.result.replace(epochs=rows, best=best))
 
 
 RISING = ([0.9, 0.7, 0.6, 0.5], [0.7, 0.8, 0.9, 0.95])
@@ -167,9 +169,8 @@ def test_unequal_classes_have_more_columns(tmp_path: Path) -> None:
 
     def run_of(name: str, truth: tuple[int, ...]) -> RunFolder:
         labels = [1 - truth[0], *truth[1:]]
-        return write_run(
-            tmp_path / name, [predicting("timm:a", labels, truth), record("timm:b", "frozen")], truth=truth
-        )
+        records = [predicting("timm:a", labels, truth), predicting("timm:b", [1] * 100, truth)]
+        return write_run(tmp_path / name, records, truth=truth)
 
     unequal, equal = run_of("unequal", UNEQUAL), run_of("equal", TRUTH)
     headings = [column.heading for column in columns(summarise([unequal], "x"))]

@@ -223,7 +223,8 @@ def _where(choice: Choice, summary: Summary) -> str:
 
 
 def _place(run: str, device: str, summary: Summary) -> str:
-    all_places = {(one.run, one.device) for one in (*summary.choices, *summary.undecided)}
+    all_places = {(one.run, one.device) for one in summary.choices}
+    all_places |= {(one.run, one.device) for one in summary.undecided}
     all_places |= {(group.run, group.cell.device) for group in summary.nothing_beats}
     runs, devices = ({place[part] for place in all_places} for part in (0, 1))
     return (f" on {device}" if len(devices) > 1 else "") + (f" in {run}" if len(runs) > 1 else "")
@@ -256,9 +257,14 @@ def _choice(choice: Choice, summary: Summary) -> str:
     if choice.failed:
         names = [f"{_named_cell(one)} ({one.status})" for one in choice.failed]
         text += f" Not considered (no result): {_listed(names)}."
-    if any(name == choice.run and manifest.dataset.fallback for name, manifest in summary.runs):
-        text += " These images are synthetic: on real ones the choice may be another."
-    return text
+    return text + _synthetic(choice.run, summary)
+
+
+def _synthetic(run: str, summary: Summary) -> str:
+    """A sentence on images that are not real; empty for real ones."""
+    if any(name == run and manifest.dataset.fallback for name, manifest in summary.runs):
+        return " These images are synthetic: on real ones the choice may be another."
+    return ""
 
 
 def _undecided(one: Undecided, summary: Summary) -> str:
@@ -284,7 +290,7 @@ def _undecided(one: Undecided, summary: Summary) -> str:
     text += _no_weights(one.left_out)
     if failed:
         text += f" Without a result: {_listed(failed)}."
-    return text
+    return text + _synthetic(one.run, summary)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -206,8 +206,8 @@ class Summary:
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         epochs = ", ".join(dict.fromkeys(f"`--epochs {epochs_to_try(group)}`" for group in found))
         return [
-            f"accuracy was still rising at the last epoch with {'; '.join(names[:MOST_NAMED])}{more}: in most seeds the "
-            "last epoch has the lowest validation loss, and the best accuracy came in the last third of the epochs; "
+            f"accuracy was still rising at the last epoch with {'; '.join(names[:MOST_NAMED])}{more}: in most seeds "
+            "the last epoch has the lowest validation loss and the best accuracy came in the last third of the epochs; "
             f"{epochs} would show where it ends"
         ]
 
