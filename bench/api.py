@@ -140,6 +140,7 @@ def run(
     skip_larger_after_oom: bool = False,
     executor: str = "process",
     ray_address: str | None = None,
+    inference: bool = False,
     wait: bool = False,
     fresh: bool = False,
     live: Place | None = None,
@@ -174,6 +175,8 @@ def run(
         memory_limit: main memory that a cell may allocate, such as `"2GiB"`; Linux only.
         skip_larger_after_oom: skip larger batches of a cell that ran out of memory.
         executor: `process`, `inline` or `ray`; `ray_address` is the cluster's.
+        inference: after each training, measure the trained network's latency and throughput, and the size of its file.
+            Cells that are done don't run again for it.
         wait: wait for another command that is working in the run's folder.
         fresh: start over in a new folder; nothing is deleted.
         live: a folder for reports, where the run's page is updated whenever a cell ends.
@@ -234,6 +237,7 @@ def run(
         skip_larger_after_oom=skip_larger_after_oom,
         executor=executor,
         address=ray_address,
+        inference=inference,
         wait=wait,
         fresh=fresh,
         command=called,

@@ -106,7 +106,7 @@ class _Untellable(Exception):
 
 
 def run_cell(
-    cell: Any, splits: Splits, weights: Weights, threads: int, checked: object, emit: Emit
+    cell: Any, splits: Splits, weights: Weights, threads: int, checked: object, inference: bool, emit: Emit
 ) -> tuple[TrainResult, str]:
     """Return what `bench.execution.worker:run_cell` returns, or misbehave as the backbone's name says."""
     backbone = cell.config.backbone

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
         DeviceError,
         DivergedError,
         FallbackWarning,
+        ModelError,
         NotApplicable,
         UserError,
         WeightsError,
     )
+    from tl.model import Model, load_model, save_model
     from tl.protocols import run_protocol
     from tl.regimes import REGIMES, Regime, Trainable
     from tl.results import EpochResult, TrainResult
@@ -43,9 +45,10 @@ _HOMES = {
     "tl.config": ("TrainConfig",),
     "tl.datasets": ("DATASETS", "Splits", "load_splits"),
     "tl.errors": (
-        *("ConfigError", "DataError", "DeviceError", "DivergedError", "NotApplicable"),
+        *("ConfigError", "DataError", "DeviceError", "DivergedError", "ModelError", "NotApplicable"),
         *("CacheWarning", "DataWarning", "FallbackWarning", "UserError", "WeightsError"),
     ),
+    "tl.model": ("Model", "load_model", "save_model"),
     "tl.protocols": ("run_protocol",),
     "tl.regimes": ("REGIMES", "Regime", "Trainable"),
     "tl.results": ("EpochResult", "TrainResult"),
@@ -67,6 +70,8 @@ __all__ = [
     "DivergedError",
     "EpochResult",
     "FallbackWarning",
+    "Model",
+    "ModelError",
     "NotApplicable",
     "Regime",
     "Splits",
@@ -75,9 +80,11 @@ __all__ = [
     "Trainable",
     "UserError",
     "WeightsError",
+    "load_model",
     "load_splits",
     "make_backbone",
     "run_protocol",
+    "save_model",
     "show_batch",
     "show_predictions",
     "train_model",

@@ -128,11 +128,26 @@ class Classifier(nn.Module):
     The head is the backbone's own if it has one, else a new one, whose initial weights depend only on seed and shape.
     """
 
+    spec: str
+    """The backbone's name, with its source."""
+    preprocessing: Preprocessing
+    """What images must go through before they are normalised images `(B, 3, S, S)`."""
+
     def __init__(self, backbone: Backbone, classes: int, config: TrainConfig) -> None:
         super().__init__()
         self.backbone = backbone.module
+        self.spec, self.preprocessing = backbone.spec, backbone.preprocessing
         with seeded(seed_for("head", config.seed)):
             self.head = backbone.head or HEAD_BUILDERS[config.head](backbone.width, classes)
+
+    @classmethod
+    def of(cls, backbone: Backbone, head: nn.Module) -> Classifier:
+        """Join a backbone and a head that exist already."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.backbone, made.head = backbone.module, head
+        made.spec, made.preprocessing = backbone.spec, backbone.preprocessing
+        return made
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of a batch of normalised images."""

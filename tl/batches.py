@@ -61,6 +61,30 @@ def resident_pixels(store: Store, device: torch.device) -> torch.Tensor | None:
     return flat
 
 
+def centre_view(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return the view of an image that validation and prediction see: `(3, H, W) uint8` → `(3, S, S) uint8`."""
+    side = preprocessing.resize
+    shape = [side, side] if preprocessing.squash else [side]
+    resized = F.resize(image, shape, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True)
+    view: torch.Tensor = F.center_crop(resized, [preprocessing.size] * 2)
+    return view
+
+
+def channel_scale(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each channel in units of pixels, `(1, 3, 1, 1) float32`."""
+    mean, std = (
+        torch.tensor(values, device=device).mul(255).view(1, 3, 1, 1)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    return mean, std
+
+
+def normalised(pixels: torch.Tensor, scale: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Return pixels `(B, 3, S, S) uint8` as the network's input, on the device of `scale`; see `channel_scale`."""
+    mean, std = scale
+    return torch.sub(pixels.to(mean.device, non_blocking=True), mean).div_(std)
+
+
 class Batches:
     """Batches of one split on one device.
 
@@ -94,8 +118,7 @@ class Batches:
         self.sizes = store.sizes(images)
         """Height and width of each image, `(N, 2) int64`."""
         self._mode = InterpolationMode(preprocessing.interpolation)
-        self._mean = torch.tensor(preprocessing.mean, device=device).mul(255).view(1, 3, 1, 1)
-        self._std = torch.tensor(preprocessing.std, device=device).mul(255).view(1, 3, 1, 1)
+        self._scale = channel_scale(preprocessing, device)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -227,13 +250,7 @@ class Batches:
 
     def _centred(self, chosen: Indices) -> torch.Tensor:
         """Return a stack of centre views."""
-        side = self.preprocessing.resize
-        shape = [side, side] if self.preprocessing.squash else [side]
-        images = []
-        for index in chosen.tolist():
-            image = F.resize(self._read(index), shape, interpolation=self._mode, antialias=True)
-            images.append(F.center_crop(image, [self.preprocessing.size] * 2))
-        return self._stacked(images)
+        return self._stacked([centre_view(self._read(index), self.preprocessing) for index in chosen.tolist()])
 
     def _stacked(self, images: list[torch.Tensor]) -> torch.Tensor:
         """Stack images into `(B, 3, S, S) uint8` on their device; in pinned memory if a GPU will copy the stack."""
@@ -250,7 +267,7 @@ class Batches:
         return batch
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.sub(pixels.to(self.device, non_blocking=True), self._mean).div_(self._std)
+        return normalised(pixels, self._scale)
 
     def _moved(self, labels: torch.Tensor) -> torch.Tensor:
         # A copy from pinned memory is queued like other work, so the host needn't wait for the previous batch.

@@ -217,3 +217,10 @@ class TrainConfig(Strict):
         if value not in choices:
             raise ConfigError(not_one_of(info.field_name, value, choices))
         return value
+
+
+def one_training(config: TrainConfig, **settings: Any) -> TrainConfig:
+    """Return the config of one training of a protocol: protocol `fixed`, without settings that it doesn't read."""
+    unread = [name for name, protocols in READ_BY.items() if "fixed" not in protocols]
+    plain = {name: TrainConfig.model_fields[name].default for name in unread}
+    return config.replace(protocol="fixed", **plain, **settings)

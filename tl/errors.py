@@ -46,6 +46,10 @@ class DeviceError(UserError):
     """A device that this machine doesn't have, or that doesn't support what was requested."""
 
 
+class ModelError(UserError):
+    """The folder of a trained model that is missing, damaged, or written by a newer version."""
+
+
 class NotApplicable(UserError):
     """A combination of valid settings that can't run here. `bench` skips such a cell and shows the reason."""
 

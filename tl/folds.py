@@ -1,4 +1,4 @@
-"""Splits derived from those of a data set: training images held out for tuning, and stratified folds.
+"""Splits derived from those of a data set: images held out for tuning, stratified folds, and all images for training.
 
 They depend only on labels and seeds, never on regime, backbone or device, so all of those are tuned and evaluated on
 the same images. This module doesn't import torch.
@@ -101,6 +101,17 @@ def hold_out(labels: Sequence[int], seed: int) -> npt.NDArray[np.int64]:
     classes = np.asarray(labels)[shuffled]
     parts = [shuffled[classes == label] for label in np.unique(classes)]
     return np.concatenate([part[: max(1, round(len(part) / HELD_OUT))] for part in parts])
+
+
+def on_all_images(splits: Splits) -> Splits:
+    """Return splits that train on the training and the validation images.
+
+    Nothing is left for validation. Each training evaluates some images, so one training image of each class is its
+    validation image too: what it finds there says only whether outputs are finite.
+    """
+    images = every_image(splits)
+    firsts = [images.labels.index(label) for label in sorted(set(images.labels))]
+    return replace(splits, train=images, val=_subset(images, firsts))
 
 
 def _rarest(images: ImageList, splits: Splits) -> tuple[str, int]:

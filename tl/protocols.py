@@ -19,7 +19,7 @@ import torch
 
 from tl import devices
 from tl.calls import Place, checked
-from tl.config import READ_BY, TrainConfig
+from tl.config import TrainConfig, one_training
 from tl.datasets import Splits
 from tl.deferred import compiler_loaded
 from tl.errors import DivergedError
@@ -43,10 +43,12 @@ class Train:
     settings: dict[str, Any]
     """Arguments of `train_model` and `train_heads`, by name."""
     keep: Literal["best", "last"]
+    inference: bool = False
+    """Measure what the network of the protocol costs in use."""
 
-    def __call__(self, config: TrainConfig, splits: Splits) -> TrainResult:
-        """Train once."""
-        return train_model(config, splits, keep=self.keep, **self.settings)
+    def __call__(self, config: TrainConfig, splits: Splits, *, final: bool = False) -> TrainResult:
+        """Train once. `final` is True for a training whose network is the protocol's, and for one fold."""
+        return train_model(config, splits, keep=self.keep, inference=self.inference and final, **self.settings)
 
     def fits_at_once(self, config: TrainConfig, splits: Splits) -> bool:
         """Return True if `at_once` can train the heads of such configs."""
@@ -71,6 +73,7 @@ def run_protocol(
     weights_dir: Place | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_stage: Stage | None = None,
+    inference: bool = False,
 ) -> TrainResult:
     """Train on `splits`, once or several times, by the protocol of `config`.
 
@@ -83,6 +86,7 @@ def run_protocol(
         on_epoch: called after each epoch of each training, outside its timing.
         on_stage: called before each training with a short description, such as `tuning 2/4`, or once before those that
             run at once (`tuning 4 rates at once`); not with `fixed`.
+        inference: measure what the trained network costs in use, too; see `TrainResult.inference`.
 
     Returns:
         A `TrainResult` of that config. `TrainResult` documents how it combines several trainings.
@@ -97,12 +101,13 @@ def run_protocol(
         settings={"device": device, "weights": weights, "weights_dir": weights_dir, "on_epoch": on_epoch},
         # The tutorial keeps the epoch with the best validation accuracy; the other protocols choose no epoch.
         keep="best" if config.protocol == "fixed" else "last",
+        inference=inference,
     )
     return RUNNERS[config.protocol](config, splits, train, on_stage or (lambda text: None))
 
 
 def _fixed(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -> TrainResult:
-    return train(config, splits)
+    return train(config, splits, final=True)
 
 
 def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -> TrainResult:
@@ -111,7 +116,7 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
     A trial that diverges is never chosen. A regime that trains nothing has no rate to choose: it is evaluated once.
     """
     if not REGIMES[config.regime].trains:
-        return train(one_training(config), splits).replace(config=config)
+        return train(one_training(config), splits, final=True).replace(config=config)
     parts = tuning_splits(splits)
     baseline = MemoryMarks(torch.device("cpu")).baseline
     tried = [one_training(config, learning_rate=rate) for rate in config.learning_rates]
@@ -122,7 +127,7 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         raise DivergedError(f"all {len(trials)} learning rates diverged; the smallest: {trials[0].reason}")
     rate = best.learning_rate
     on_stage(f"training at {rate:g}")
-    result = train(one_training(config, learning_rate=rate), splits)
+    result = train(one_training(config, learning_rate=rate), splits, final=True)
     return result.replace(
         config=config,
         trials=tuple(trials),
@@ -202,7 +207,7 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
     for number, (parts, inside) in enumerate(fold_splits(splits, config.folds, config.seed), 1):
         on_stage(f"fold {number}/{config.folds}")
         try:
-            result = train(one_training(config), parts)
+            result = train(one_training(config), parts, final=number == 1)
         except DivergedError as error:
             raise DivergedError(f"fold {number} of {config.folds}: {error}", error.epochs) from error
         results.append(result.replace(model=None))
@@ -261,13 +266,6 @@ def _combined(rows: Sequence[EpochResult], trained: list[int], evaluated: list[i
         if phases
         else None,
     )
-
-
-def one_training(config: TrainConfig, **settings: Any) -> TrainConfig:
-    """Return the config of one training of a protocol: protocol `fixed`, without settings that it doesn't read."""
-    unread = [name for name, protocols in READ_BY.items() if "fixed" not in protocols]
-    plain = {name: TrainConfig.model_fields[name].default for name in unread}
-    return config.replace(protocol="fixed", **plain, **settings)
 
 
 def _free_memory() -> None:

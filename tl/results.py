@@ -53,6 +53,38 @@ class Work(Strict):
     optimizer_state_bytes: Count
 
 
+class InferenceCost(Strict):
+    """What the trained network costs in use, beside its training: raw seconds of forward passes on prepared images.
+
+    The network is the one that `tl.load_model` gives: in eval mode, neither compiled nor folded nor replayed from a
+    graph. Reading, cropping and normalising images is no part of it.
+    """
+
+    latency_seconds: tuple[Seconds, ...] = Field(
+        min_length=1, description="forward passes of one image, in the order in which they ran"
+    )
+    batch_size: Positive = Field(description="images per pass in `batch_seconds`")
+    batch_seconds: tuple[Seconds, ...] = Field(
+        min_length=1, description="forward passes of `batch_size` images, which took turns with those of one image"
+    )
+    model_bytes: Count | None = Field(
+        description="size of `model.safetensors` with all parameters and buffers; None for an int8 network, which has "
+        "no such file"
+    )
+    seconds: Seconds = Field(description="all that measuring took, with its warm-up")
+
+    @property
+    def latency(self) -> float:
+        """Median seconds from one prepared image to its logits."""
+        return statistics.median(self.latency_seconds)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Images of a batch over the median seconds of its pass; None if the clock didn't advance."""
+        middle = statistics.median(self.batch_seconds)
+        return self.batch_size / middle if middle else None
+
+
 class EpochResult(Strict):
     """One epoch: a training and a validation pass, or only the latter if the regime trains nothing."""
 
@@ -196,6 +228,11 @@ class TrainResult(Strict):
     learning_rate_chosen: float | None = Field(None, description="None with protocols other than `tuned`")
     tuning_seconds: Seconds | None = Field(None, description="all trials together; None without them")
     folds: tuple[tuple[EpochResult, ...], ...] = Field((), description="epochs of each fold of protocol `kfold`")
+    inference: InferenceCost | None = Field(
+        None,
+        description="cost of the trained network in use; with `kfold` that of the first fold's. None unless it was "
+        "asked for, and before version 11",
+    )
     notes: tuple[Note, ...] = ()
     model: Any = Field(None, exclude=True, repr=False)
 

@@ -23,6 +23,7 @@ from tl.datasets import Splits
 from tl.errors import ConfigError, DivergedError
 from tl.images import batch_bounds
 from tl.kept import KeptState
+from tl.latency import inference_cost
 from tl.lookahead import Ahead
 from tl.memory import MemoryMarks
 from tl.prepare import WAYS, Inputs, Loop, Setup, ready
@@ -50,6 +51,7 @@ def train_model(
     on_epoch: Callable[[EpochResult], None] | None = None,
     keep: Literal["best", "last"] = "best",
     cuda_graphs: bool = True,
+    inference: bool = False,
 ) -> TrainResult:
     """Train a new head, and with some regimes the backbone, on `splits`, once; a regime may also train nothing.
 
@@ -65,6 +67,8 @@ def train_model(
         keep: which epoch's weights and predictions count as `best`; with `last` the validation images choose none.
         cuda_graphs: replay steps from CUDA graphs, on a GPU where that works. It changes only times. Execution `plain`
             has none.
+        inference: measure what the trained network costs in use, too; see `InferenceCost`. It takes seconds, and
+            changes no other figure.
 
     Returns:
         A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the epoch that was kept.
@@ -92,6 +96,10 @@ def train_model(
     ):
         trained = _epochs(setup, loop, memory, keep, on_epoch)
     result = _result(setup, loop, trained, memory, setup_seconds)
+    if inference:  # after the result has read the marks of memory
+        size = setup.backbone.preprocessing.size
+        cost = inference_cost(setup.model, size, setup.config.precision, setup.device, setup.layout)
+        result = result.replace(inference=cost)
     if choice is None:
         return result
     why = Note(about="figures", text=f"precision `auto`: {choice.reason}")

@@ -61,6 +61,9 @@ class Metric:
     """For work that is done once, before all epochs: its name. The report's table has a column if a cell did it."""
     matters: str = ""
     """The metric in one word, for headline metrics, which every summary shows. Empty for all others."""
+    on_request: bool = False
+    """True if it is measured only when asked for (`run --inference`). The report's table has a column if a cell has it,
+    and so has the table of what matters most; nothing else shows it as a headline metric."""
     phrase: str = "{}"
     """Words in a line that reports several metrics; `{}` stands for the value and its unit."""
 
@@ -341,7 +344,7 @@ METRICS: dict[str, Metric] = {
         label="overhead",
         unit="s",
         value=lambda cell: cell.record.overhead_seconds,
-        meaning="wall time of the cell outside its passes, tuning, extraction and quantisation",
+        meaning="wall time of the cell outside its passes, tuning, extraction, quantisation and measuring of inference",
         better="lower",
     ),
     "tuning_seconds": _seconds(
@@ -471,17 +474,46 @@ METRICS: dict[str, Metric] = {
     "optimizer_state_bytes": _step_bytes(
         "optimiser memory", lambda work: work.optimizer_state_bytes, "memory that the optimiser keeps between steps"
     ),
+    "latency_seconds": _seconds(
+        "latency",
+        lambda result: result.inference.latency if result.inference else None,
+        "trained network: median forward pass of one prepared image; only with `run --inference`",
+        scale=1e3,
+        shown_unit="ms",
+        matters="inference",
+        on_request=True,
+    ),
+    "inference_images_per_second": Metric(
+        label="inference speed",
+        unit="images/s",
+        value=lambda cell: cell.result.inference.images_per_second if cell.result.inference else None,
+        meaning="trained network: images over the median forward pass of a batch of 32; only with `run --inference`",
+        better="higher",
+        on_request=True,
+    ),
+    "model_bytes": _bytes(
+        "model file",
+        lambda result: result.inference.model_bytes if result.inference else None,
+        "size of the trained network's file, all parameters and buffers; only with `run --inference`",
+        compared="exact",
+        on_request=True,
+    ),
 }
 
 
 def headline() -> list[str]:
     """The metrics that every summary shows: the accuracy that combinations are ranked by, and their costs."""
-    return [name for name, metric in METRICS.items() if metric.matters]
+    return [name for name, metric in METRICS.items() if metric.matters and not metric.on_request]
 
 
 def costs() -> list[str]:
     """The headline metrics where less is better, such as time and memory."""
     return [name for name in headline() if METRICS[name].better == "lower"]
+
+
+def costs_on_request() -> list[str]:
+    """The costs that matter where they were measured, which happens only when asked for."""
+    return [name for name, metric in METRICS.items() if metric.matters and metric.on_request]
 
 
 def listed(words: Sequence[str]) -> str:

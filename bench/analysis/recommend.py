@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.analysis.groups import Group, most_accurate
-from bench.analysis.metrics import RATED_BY, costs
+from bench.analysis.metrics import RATED_BY, costs, costs_on_request
 from bench.analysis.speedups import compare_accuracy
 from bench.analysis.stats import LEVEL, holm, ratio
 from bench.store.records import Cell, Manifest, Record
@@ -45,7 +45,7 @@ class Choice:
     failed: tuple[Rival, ...]
     """Combinations that ended without a result; they are not considered."""
     priorities: tuple[Priority, ...]
-    """The best group by accuracy, and by each of `metrics.costs`."""
+    """The best group by accuracy, by each of `metrics.costs`, and by each known one of `metrics.costs_on_request`."""
     front: tuple[Group, ...]
     """Groups that no other group beats in accuracy and all costs at once (Pareto), the most accurate first."""
 
@@ -180,7 +180,7 @@ def recommend(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Cho
                 failed=_at(rivals, run, device),
                 priorities=(
                     Priority(metric=RATED_BY, groups=(best, *tied)),
-                    *(found for name in costs() if (found := _least(rated, name))),
+                    *(found for name in (*costs(), *costs_on_request()) if (found := _least(rated, name))),
                 ),
                 front=tuple(_front(rated)),
             )

@@ -36,7 +36,10 @@ UNTIL_DECIDED = (
     "pairs: from five on their correlation is looked at, and widens the intervals where it is clear."
 )
 
-
+INFERENCE = (
+    "After each training, measure the trained network's latency and throughput, and the size of its file. Cells that "
+    "are done don't run again for it: they stay without; --fresh starts over."
+)
 SEVERAL = "(repeatable, or joined by commas)"
 
 
@@ -114,6 +117,7 @@ def run(
         str | None,
         typer.Option(metavar="auto|ADDRESS", help="The cluster's address.", show_default="start one on this machine"),
     ] = None,
+    inference: Annotated[bool, typer.Option("--inference", help=INFERENCE)] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for another command that is working in this run's folder.")
     ] = False,
@@ -185,6 +189,7 @@ def run(
         executor=executor,
         address=ray_address,
         wait=wait,
+        inference=inference,
         dry_run=dry_run,
         fresh=fresh,
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),

@@ -49,7 +49,7 @@ def run_job(
             progressed(event)
 
     threads = min(job.threads or usable_cores(), usable_cores())
-    arguments = (job.cell, job.splits, job.weights, threads, checked_files())
+    arguments = (job.cell, job.splits, job.weights, threads, checked_files(), job.inference)
     limits = Limits(seconds=job.timeout_seconds, memory_bytes=job.memory_bytes, log=job.log)
     before = log_size(job.log)
     outcome = executor.call(RUN_CELL, *arguments, limits=limits, on_event=on_event)

@@ -70,6 +70,8 @@ class Job:
     memory_bytes: int | None = None
     threads: int | None = None
     """Most CPU threads that torch may use; None for one per core of the machine."""
+    inference: bool = False
+    """Measure what the trained network costs in use, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bench.execution.base import Emit
+from bench.execution.model_jobs import FinalJob, FinalModel, PredictJob
 from bench.execution.monitor import gpu_before
 from bench.execution.turns import END, Prepared, Taken, Warm
 from bench.store.environment import MachineState
@@ -21,19 +22,24 @@ from bench.store.records import Cell
 from tl import devices, gpu
 from tl.backbones import checkpoint_of, find_weights, known_names
 from tl.choice import Choice
+from tl.config import one_training
 from tl.datasets import Splits
 from tl.deferred import load_compiler
-from tl.errors import CacheWarning, WeightsError
-from tl.images import FileState, trust
+from tl.errors import CacheWarning, ModelError, WeightsError
+from tl.exporting import export
+from tl.images import FileState, batch_bounds, trust
 from tl.library import library
 from tl.machine import DeviceKey, allocator, keep_freed_pages
+from tl.model import BATCH_SIZE, Model, load_model, trained_on, write_model
 from tl.plugins import load_as_parent
 from tl.prepare import needs_compiler
-from tl.protocols import one_training, run_protocol
+from tl.protocols import run_protocol
 from tl.results import TrainResult
+from tl.saved import write_card
 from tl.sealed import cache_warnings_to
 from tl.sources import SOURCES
 from tl.timing import timed_training
+from tl.train import train_model
 from tl.tryout import chosen
 from tl.weights import ToDownload, Weights, file_in
 
@@ -92,11 +98,18 @@ def files_for(specs: list[str], folder: Path, emit: Emit) -> dict[str, tuple[tup
 
 
 def run_cell(
-    cell: Cell, splits: Splits, weights: Weights, threads: int, checked: frozenset[FileState], emit: Emit
+    cell: Cell,
+    splits: Splits,
+    weights: Weights,
+    threads: int,
+    checked: frozenset[FileState],
+    inference: bool,
+    emit: Emit,
 ) -> tuple[TrainResult, str]:
     """Train one cell. Returns the result without its model, and the allocator's setting.
 
-    `checked` are files of pixels that the caller has found intact; this process doesn't check them again.
+    `checked` are files of pixels that the caller has found intact; this process doesn't check them again. With
+    `inference` it also measures what the trained network costs in use.
 
     Emits each `EpochResult`; for protocols of several trainings, a few words before each training; before and after
     training a `MachineState` with what only this process knows; and each `CacheWarning`. Raises `DivergedError`, among
@@ -105,7 +118,15 @@ def run_cell(
     device, uuid = _begin(cell, threads, checked, emit)
     try:
         with cache_warnings_to(lambda text: emit(CacheWarning(text))):
-            result = run_protocol(cell.config, splits, device=device, weights=weights, on_epoch=emit, on_stage=emit)
+            result = run_protocol(
+                cell.config,
+                splits,
+                device=device,
+                weights=weights,
+                on_epoch=emit,
+                on_stage=emit,
+                inference=inference,
+            )
     finally:  # also if memory ran out: another process may hold it, and the GPU's state shows that
         if uuid:
             emit(MachineState(gpu_after=gpu.state(uuid, in_use=True)))
@@ -118,6 +139,56 @@ def choose_way(
     """Choose the precision and layout of a cell that leaves them open; see `tl.choice`. Arguments: see `run_cell`."""
     device, _ = _begin(cell, threads, checked, emit)
     return chosen(one_training(cell.config), splits, devices.resolve(device), weights)
+
+
+def train_final(job: FinalJob, checked: frozenset[FileState], emit: Emit) -> FinalModel:
+    """Train, save the network of the last epoch, and see that the files give what the network gives.
+
+    Emits each `EpochResult`, a few words before each later step, a `MachineState`, and each `CacheWarning`. Raises
+    `UserError`, among others.
+    """
+    device, _ = _begin(job.cell, job.threads, checked, emit)
+    with cache_warnings_to(lambda text: emit(CacheWarning(text))):
+        result = train_model(
+            job.cell.config, job.splits, device=device, weights=job.weights, keep="last", on_epoch=emit
+        )
+    emit("saving")
+    card = write_model(job.folder, result, trained_on(job.splits, job.parts), job.measured)
+    model = load_model(job.folder, device=device)
+    batches = [model.prepare(job.compared_on[a:b]) for a, b in batch_bounds(len(job.compared_on), BATCH_SIZE)]
+    _check_saved(model, result, batches)
+    exports, not_kept = [], {}
+    for form in job.exports:
+        emit(f"exporting {form}")
+        load_compiler()
+        try:
+            exports.append(export(model, job.folder, form, batches))
+        except ModelError as error:
+            not_kept[form] = str(error)
+    if exports:
+        card = card.replace(exports=tuple(exports))
+        write_card(job.folder, card)
+    return FinalModel(card=card, not_kept=not_kept)
+
+
+def _check_saved(model: Model, result: TrainResult, batches: list[torch.Tensor]) -> None:
+    """Raise `ModelError` unless a loaded model gives the logits of the network that was saved."""
+    with torch.inference_mode():
+        for batch in batches:
+            if not torch.allclose(model(batch), result.model(batch), rtol=1e-4, atol=1e-5):
+                raise ModelError(
+                    f"{model.card.backbone}: the saved files give other outputs than the trained network: its library "
+                    "keeps more of it than parameters and buffers"
+                )
+
+
+def predict(job: PredictJob, emit: Emit) -> None:
+    """Predict the classes of image files. Emits a `Predicted` for each, in order."""
+    load_as_parent()
+    torch.set_num_threads(job.threads)
+    model = load_model(job.folder, device=job.device)
+    for _, found in model.predict_files(job.files, batch_size=job.batch_size):
+        emit(found if isinstance(found, str) else list(found.probabilities.values()))
 
 
 _EPOCHS_APART = 1000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bench.analysis.groups import Group
-from bench.analysis.metrics import METRICS, RATED_BY, costs, points, signed
+from bench.analysis.metrics import METRICS, RATED_BY, costs, costs_on_request, points, signed
 from bench.analysis.paired import PairedComparison
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate, show_ratio, show_share
@@ -47,14 +47,15 @@ def columns(summary: Summary) -> list[Column]:
     ]
     if any(len(group.records) > 1 for group in groups):
         facts = [fact | {"seeds": str(len(group.records))} for fact, group in zip(facts, groups, strict=True)]
-    once = [name for name, metric in METRICS.items() if metric.once and any(group.values(name) for group in groups)]
+    known = [name for name, metric in METRICS.items() if metric.once or metric.on_request]
+    some = [name for name in known if any(group.values(name) for group in groups)]
     shown = [name for name, metric in METRICS.items() if metric.column]
     if summary.unequal_classes:
         after = shown.index(RATED_BY) + 1
         shown[after:after] = BESIDE_ACCURACY
     return [
         *(Column(heading=name, texts=tuple(fact[name] for fact in facts)) for name in (facts[0] if facts else ())),
-        *(_column(name, groups) for name in (*shown, *once)),
+        *(_column(name, groups) for name in (*shown, *some)),
         Column(heading="frozen", texts=tuple(_frozen(group) for group in groups)),
     ]
 
@@ -74,6 +75,8 @@ def cells_table(summary: Summary) -> pd.DataFrame:
 def priorities_table(summary: Summary) -> pd.DataFrame:
     """What to use if accuracy or one of the costs matters most, on each device of each run."""
     rows = []
+    asked_for = {priority.metric for choice in summary.choices for priority in choice.priorities} - {RATED_BY, *costs()}
+    shown = [*costs(), *(name for name in costs_on_request() if name in asked_for)]
     for choice in summary.choices:
         place = {"run": choice.run} if len({c.run for c in summary.choices}) > 1 else {}
         place |= {"device": choice.device} if len({c.device for c in summary.choices}) > 1 else {}
@@ -87,7 +90,7 @@ def priorities_table(summary: Summary) -> pd.DataFrame:
                     "what matters most": METRICS[priority.metric].matters,
                     "use": _pick(first, summary),
                     METRICS[RATED_BY].heading: accuracy(first),
-                    **{METRICS[name].heading: show(first, name) for name in costs()},
+                    **{METRICS[name].heading: show(first, name) for name in shown},
                     "statistically tied with it": ", ".join(names[:MOST_TIED]) + more if names else "none",
                 }
             )

@@ -22,7 +22,7 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`), and its precision may be
     `auto`; a result has `precision`, `choice`, `folded_layers`, `packed_layers`, `lookahead`, `baseline_private_bytes`
     and `baseline_pss_bytes`
-11  a config has `class_weights` (older files: see `AS_BEFORE`)
+11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `inference`
 """
 
 from __future__ import annotations
@@ -194,12 +194,13 @@ class Record(Strict):
 
     @property
     def overhead_seconds(self) -> float | None:
-        """Wall time outside passes, tuning, extraction and quantisation; None without a result."""
+        """Wall time outside passes, tuning, extraction, quantisation and measuring inference; None without a result."""
         if self.result is None:
             return None
         result = self.result
         once = (result.quantization_seconds, result.extracting_seconds)
-        parts = (result.training_seconds, result.tuning_seconds, *once)
+        asked_for = result.inference.seconds if result.inference else None
+        parts = (result.training_seconds, result.tuning_seconds, *once, asked_for)
         return self.wall_seconds - sum(part or 0.0 for part in parts)
 
 

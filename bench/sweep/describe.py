@@ -17,8 +17,11 @@ MOST_NAMED = 5
 """Cells that are named in a line; the others are counted."""
 
 
-def describe(sweep: Sweep, console: Console) -> None:
-    """Print the images, the protocol, the run's folder and its cells, and a warning for each fallback."""
+def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None:
+    """Print the images, the protocol, the run's folder and its cells, and a warning for each fallback.
+
+    With `inference`, the command measures what trained networks cost in use.
+    """
     splits = sweep.splits
     config = next(iter(sweep.cells.values())).config
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
@@ -44,6 +47,16 @@ def describe(sweep: Sweep, console: Console) -> None:
     _describe_weights(sweep, console)
     say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{_compared_with_before(sweep)}")
     say(console, f"speed: {_paired(sweep)}")
+    if inference:
+        say(console, f"inference: {_measured(sweep)}")
+
+
+def _measured(sweep: Sweep) -> str:
+    """Say what is measured of trained networks, and how many cells will be without it."""
+    results = [record.result for record in sweep.done.values() if record.result]
+    without = sum(result.inference is None for result in results)
+    kept = f"; {without} cells done before have none, and don't run again (--fresh starts over)" if without else ""
+    return f"latency, throughput and file size of each trained network, on prepared images{kept}"
 
 
 def _describe_weights(sweep: Sweep, console: Console) -> None:

@@ -110,6 +110,7 @@ def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Re
             log=sweep.run.log(cell_id),
             timeout_seconds=None if options.timeout is None else options.timeout * cell.config.trainings,
             memory_bytes=options.memory_bytes,
+            inference=options.inference,
         )
 
 

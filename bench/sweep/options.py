@@ -36,6 +36,8 @@ class Options:
     """The cluster's address, for an executor that uses one; None starts a cluster."""
     wait: bool = False
     """Wait for another command that is working in the run's folder, instead of refusing."""
+    inference: bool = False
+    """Measure what each trained network costs in use, too. It is no part of a cell's id: no figure depends on it."""
     dry_run: bool = False
     fresh: bool = False
     command: str = ""
