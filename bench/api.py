@@ -71,7 +71,9 @@ class Run:
         `correlation_p` say how much neighbouring pairs, or seeds, are alike; see `bench.analysis.stats.ratio_of_pairs`
         and `ratio_in_order`.
 
-        A claim that this run does not test has one row, whose verdict is `not tested`.
+        A claim that this run does not test has one row, whose verdict is `not tested`. Rows of `probe-picks`, one per
+        cheap `score`, have the regret of the backbone that it ranks first as `measured`; only they have `backbones`,
+        `picked`, `best`, `agreement` (weighted Kendall's tau), `chance` (the regret of a random pick) and `because`.
         """
         import pandas as pd
 

@@ -269,6 +269,7 @@ def test_the_command_prints_measured_predicted_and_verdict(tmp_path: Path) -> No
         "no-worse",
         "transfer-helps",
         "a-third",
+        "probe-picks",
     ]
     assert by_claim["half-the-time"]["verdict"] == "not tested", "no cell ran with execution plain"
     assert (by_claim["half-the-time-fast"]["overall"], by_claim["no-worse"]["overall"]) == ("supported", "open")

@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.alone,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
-LEARNING = [name for name, regime in REGIMES.items() if regime.trains and regime.extractor == "float"]
+LEARNING = [name for name, regime in REGIMES.items() if regime.by_steps and regime.extractor == "float"]
 
 
 def train(splits: tl.Splits, device: str, **settings: object) -> tl.TrainResult:

@@ -12,6 +12,7 @@ from typing import get_args
 
 import pytest
 
+from bench.analysis import selection
 from bench.analysis.claims import CLAIMS
 from bench.analysis.metrics import METRICS
 from bench.analysis.verdicts import show_share
@@ -32,7 +33,10 @@ FORMAT = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m bench [^#\n]*", README, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [*shipped(), *REGIMES, *DATASETS, *PROTOCOLS, *EXECUTIONS, *CLAIMS, "auto"])
+NAMES = (*shipped(), *REGIMES, *DATASETS, *PROTOCOLS, *EXECUTIONS, *CLAIMS, selection.NAME, "auto")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_readme_names(name: str) -> None:
     """The README names every grid, regime, data set, protocol, execution and claim."""
     assert f"`{name}`" in README

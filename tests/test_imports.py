@@ -36,7 +36,7 @@ def loaded(*names: str) -> set[str]:
 def test_reading_commands_do_not_import_torch() -> None:
     """All of `bench` but the work itself, and `import tl`, leave torch and timm alone."""
     found = loaded("tl", *(name for name in modules("bench") if name not in TORCH_SIDE))
-    assert "bench.cli.report" in found and not {"torch", "timm"} & found
+    assert "bench.cli.report" in found and not {"torch", "timm", "sklearn"} & found
 
 
 def test_no_module_needs_the_tests() -> None:
@@ -50,6 +50,11 @@ def test_no_module_needs_the_tests() -> None:
 def test_every_public_name_of_tl_loads() -> None:
     """The names that load when they are first used are those of `__all__`."""
     assert set(tl.__all__) == set(tl._LAZY) and all(getattr(tl, name) is not None for name in tl.__all__)
+
+
+def test_only_logistic_regression_needs_scikit_learn() -> None:
+    """A cell's process doesn't load it before it fits such a head: the fork server would hold it for all others."""
+    assert "sklearn" not in loaded("bench.execution.worker", "tl.fits", "tl.train")
 
 
 READING = (
@@ -68,7 +73,7 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[st
         "import contextlib, io, json, sys\n"
         "class Blocker:\n"
         "    def find_spec(self, name, *_):\n"
-        "        assert name.partition('.')[0] not in ('torch', 'timm', 'torchvision'), name\n"
+        "        assert name.partition('.')[0] not in ('torch', 'timm', 'torchvision', 'sklearn'), name\n"
         "sys.meta_path.insert(0, Blocker())\n"
         "from bench.cli import main\n"
         "ended = {}\n"
@@ -96,12 +101,12 @@ def test_reading_commands_run_without_torch(words: str, without_torch: dict[str,
 def test_a_sweep_runs_without_scipy_and_pandas() -> None:
     """They take a second to load, and only `--until-decided`, reports and exports calculate with them."""
     found = loaded("bench.cli", "bench.sweep.run", "bench.execution.process")
-    assert "bench.sweep.execute" in found and not {"scipy", "pandas", "matplotlib"} & found
+    assert "bench.sweep.execute" in found and not {"scipy", "pandas", "matplotlib", "sklearn"} & found
 
 
 def test_help_is_quick_to_load() -> None:
     """`--help` loads the command line, and no library that reads, checks or draws results."""
-    heavy = ("pandas", "scipy", "matplotlib", "rich.progress", "pydantic", "numpy", "PIL")
+    heavy = ("pandas", "scipy", "sklearn", "matplotlib", "rich.progress", "pydantic", "numpy", "PIL")
     code = f"import sys, bench.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -14,6 +14,7 @@ from torch import nn
 
 from bench.store.records import Cell
 from tests.conftest import TINY
+from tests.weights import FITTED
 from tl import inference
 from tl.backbones import make_backbone
 from tl.config import EXECUTIONS, TrainConfig
@@ -251,8 +252,10 @@ def test_a_model_that_was_trained_ahead_predicts_by_itself(mini: Splits) -> None
 def test_zeroshot_and_extraction_read_the_settings() -> None:
     """By default only what is extracted once is folded, so that an epoch of `frozen` stays the plain work."""
     folded = {name: config(regime=name, learning_rate=1e-3).runs_folded for name in REGIMES}
-    assert {name for name, yes in folded.items() if yes} == {"cached"}
-    assert {name for name in REGIMES if config(regime=name, fold=True).runs_folded} == {"frozen", "cached", "zeroshot"}
+    assert {name for name, yes in folded.items() if yes} == {"cached", *FITTED}
+    assert {name for name in REGIMES if config(regime=name, fold=True).runs_folded} == {
+        *("frozen", "cached", "zeroshot", *FITTED)
+    }
     assert {name for name in REGIMES if config(regime=name, lookahead=2).lookahead == 2} == {
         *("frozen", "quantized", "zeroshot")
     }

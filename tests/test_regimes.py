@@ -71,7 +71,7 @@ def test_contract(mini: tl.Splits, regime: str, backbone: str) -> None:
     trained = sum(p.numel() for name, p in before.named_parameters() if name in parameters)
     assert result.trainable_params == trained + (head if entry.trainable.head else 0)
     assert result.total_params == sum(p.numel() for p in before.parameters()) + head
-    assert [row.epoch for row in result.epochs] == ([0, 1] if entry.trains else [0])
+    assert [row.epoch for row in result.epochs] == ([0, 1] if entry.by_steps else [0])
     truth = torch.tensor(mini.val.labels)
     best = (torch.tensor(result.best.labels) == truth).float().mean().item()
     assert best == pytest.approx(result.val_accuracy_best) == max(row.val_accuracy for row in result.epochs)

@@ -13,7 +13,8 @@ import torchvision
 from tests.conftest import TINY
 from tl.regimes import REGIMES
 
-TRAINING = [name for name, regime in REGIMES.items() if regime.trains]
+TRAINING = [name for name, regime in REGIMES.items() if regime.by_steps]
+FITTED = [name for name, regime in REGIMES.items() if regime.trains and not regime.by_steps]
 
 
 def network(spec: str, seed: int = 5) -> torch.nn.Module:

@@ -24,12 +24,18 @@ PROTOCOLS = {
 }
 READ_BY = {"learning_rate": ("fixed", "kfold"), "learning_rates": ("tuned",), "folds": ("kfold",)}
 """Settings that only these protocols read. With any other protocol they must keep their defaults."""
+READ_BY_STEPS = (
+    *("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "step_size"),
+    *("gamma", "loss", "label_smoothing", "head", "learning_rates"),
+)
+"""Settings of training by steps. A regime that fits its head at once reads none of them, so they have their defaults.
+"""
 READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
-    "views": lambda regime, execution: regime.features == "once",
+    "views": lambda regime, execution: regime.features == "once" and regime.fit == "steps",
     "checkpointing": lambda regime, execution: regime.trainable.backbone is not None,
     "fold": lambda regime, execution: regime.foldable and execution == "fast",
     "lookahead": lambda regime, execution: regime.looks_ahead and execution == "fast",
-    "class_weights": lambda regime, execution: regime.trains,
+    "class_weights": lambda regime, execution: regime.by_steps,
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
 cell."""
@@ -84,7 +90,11 @@ class TrainConfig(Strict):
     weights: str = Field("auto", description="`pretrained`, `random`, or `auto`: pretrained if available")
     precision: str = Field("fp32", description="a key of `PRECISIONS`")
     execution: str = Field("fast", description="a key of `EXECUTIONS`: how the same training is carried out")
-    epochs: Positive = Field(25, description="passes over the training images")
+    epochs: Positive = Field(
+        25,
+        description="passes over the training images. This and the other settings of training by steps "
+        "(`READ_BY_STEPS`) have their defaults with regimes that fit their head at once, which don't read them",
+    )
     batch_size: Positive = Field(4, description="images per training step")
     optimizer: str = Field("sgd", description="a key of `OPTIMIZERS`")
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="rate of the first epoch")
@@ -98,7 +108,7 @@ class TrainConfig(Strict):
     class_weights: str = Field(
         "none",
         description="a key of `CLASS_WEIGHTS`: how much the images of each class count in the loss. Always `none` with "
-        "regimes that train nothing, which don't read it",
+        "regimes that don't train by steps, which don't read it",
     )
     head: str = Field("linear", description="a key of `HEADS`")
     seed: Count = Field(0, description="seeds the head's weights, the order of images, their crops and flips")
@@ -138,13 +148,13 @@ class TrainConfig(Strict):
 
     @property
     def passes(self) -> int:
-        """Number of validation passes: one per epoch, or a single one if the regime trains nothing."""
-        return self.epochs if REGIMES[self.regime].trains else 1
+        """Number of validation passes: one per epoch, or a single one if the regime doesn't train by steps."""
+        return self.epochs if REGIMES[self.regime].by_steps else 1
 
     @property
     def trainings(self) -> int:
-        """Number of trainings that the protocol runs; 1 if there is nothing to tune."""
-        if self.protocol == "tuned" and not REGIMES[self.regime].trains:
+        """Number of trainings that the protocol runs; 1 if there is no learning rate to choose."""
+        if self.protocol == "tuned" and not REGIMES[self.regime].by_steps:
             return 1
         return {"tuned": len(self.learning_rates) + 1, "kfold": self.folds}.get(self.protocol, 1)
 
@@ -156,13 +166,14 @@ class TrainConfig(Strict):
         regime = REGIMES[self.regime]
         return regime.features == "once" and READ_BY_REGIME["fold"](regime, self.execution)
 
-    @field_validator(*READ_BY_REGIME)
+    @field_validator(*READ_BY_REGIME, *READ_BY_STEPS)
     @classmethod
     def _default_if_unread(cls, value: Any, info: Any) -> Any:
-        regime, execution = REGIMES.get(info.data.get("regime", "")), info.data.get("execution")
-        if regime and execution and not READ_BY_REGIME[info.field_name](regime, execution):
-            return cls.model_fields[info.field_name].default
-        return value
+        name, regime, execution = info.field_name, REGIMES.get(info.data.get("regime", "")), info.data.get("execution")
+        if not regime or not execution:
+            return value
+        is_read = regime.fit == "steps" if name in READ_BY_STEPS else READ_BY_REGIME[name](regime, execution)
+        return value if is_read else cls.model_fields[name].default
 
     @field_validator("learning_rates")
     @classmethod

@@ -1,4 +1,4 @@
-"""Features of images, extracted once and cached. Regime `cached` trains its head on them.
+"""Features of images, extracted once and cached. Regime `cached` trains its head on them; others fit one (`tl.fits`).
 
 A frozen backbone always gives the same features for the same view, so running it in every epoch gains nothing but new
 crops. Cached features are keyed by backbone, weights, images, view, precision and kind of device; trainings with other
@@ -84,6 +84,11 @@ class Features:
             features, labels = view[chosen], self._labels[chosen]
             mark("data")
             yield features, labels
+
+    @property
+    def first_view(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first view of all images, in order, with their labels."""
+        return self._views[0], self._labels
 
     def evaluation(self, batch_size: int) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the first view of all images, in order; `EVALUATED_AT_ONCE` in a batch, unless `batch_size` is more."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from tl.backbones import HEAD_BUILDERS
 from tl.errors import ModelError, not_one_of
+from tl.fits import NearestNeighbours
 from tl.saved import SavedHead
 
 
@@ -42,9 +43,21 @@ def _mlp(head: nn.Module) -> dict[str, int] | None:
     return {"width": width, "classes": classes} if same else None
 
 
+def _knn(head: nn.Module) -> dict[str, int] | None:
+    if type(head) is not NearestNeighbours:
+        return None
+    return dict(zip(("images", "width"), head.features.shape, strict=True)) | {"classes": head.classes}
+
+
 KINDS: dict[str, HeadKind] = {
     "linear": HeadKind(sizes=_linear, build=lambda width, classes, bias: nn.Linear(width, classes, bias=bool(bias))),
     "mlp": HeadKind(sizes=_mlp, build=lambda width, classes: HEAD_BUILDERS["mlp"](width, classes)),
+    "knn": HeadKind(
+        sizes=_knn,
+        build=lambda images, width, classes: NearestNeighbours(
+            torch.empty(images, width), torch.empty(images, dtype=torch.int64), classes
+        ),
+    ),
 }
 
 

@@ -46,7 +46,7 @@ def trainable_at_once(config: TrainConfig, choice: Choice | None = None) -> bool
     For `precision = "auto"` that depends on what was chosen.
     """
     regime, precision = REGIMES[config.regime], choice.precision if choice else config.precision
-    if regime.features != "once" or regime.head != "new" or not regime.trains or precision not in EXACT:
+    if regime.features != "once" or regime.head != "new" or not regime.by_steps or precision not in EXACT:
         return False
     with seeded(0):
         layers = list(HEAD_BUILDERS[config.head](1, 1).modules())

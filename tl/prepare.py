@@ -29,6 +29,7 @@ from tl.deferred import deferred, load_compiler
 from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError, NotApplicable
 from tl.features import Extraction, Features, images_at_once
+from tl.fits import FITS, Fitted
 from tl.freezing import Freezing, freeze
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
@@ -123,7 +124,7 @@ class Setup:
     freezing: Freezing
     frozen_digest: str | None
     optimizer: torch.optim.Optimizer | None
-    """None if nothing trains."""
+    """None if nothing trains by steps."""
     schedule: LRScheduler | None
 
     @property
@@ -169,7 +170,7 @@ def _prepare(
     images = way.images(splits, backbone, device, layout, regime)
     quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
     freezing = freeze(model, regime)
-    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if freezing.parameters else None
+    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if regime.by_steps else None
     return Setup(
         config=config,
         splits=splits,
@@ -237,7 +238,9 @@ class Loop:
     val: Inputs
     loss_function: Loss
     step: TrainStep | None
-    """None if nothing trains."""
+    """None if nothing trains by steps."""
+    fit: HeadFit | None
+    """None if no head is fitted at once."""
     evaluation: Evaluation
     graphs: Graphs | None
     extraction: Extraction | None
@@ -276,12 +279,37 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         step=setup.way.step(graphs, model, body, counted, loss_function, setup.optimizer, config, device)
         if setup.optimizer
         else None,
+        fit=HeadFit(setup, train) if setup.regime.trains and not setup.regime.by_steps else None,
         evaluation=setup.way.evaluation(graphs, model, body, config.precision, device),
         graphs=graphs,
         extraction=extraction,
         inference=inference,
         work=StepWork(),
     )
+
+
+class HeadFit:
+    """Fits the head of a regime that doesn't train it by steps.
+
+    Args:
+        setup: what was prepared; `run` replaces the head of its model.
+        train: features of the training images.
+    """
+
+    def __init__(self, setup: Setup, train: Inputs) -> None:
+        assert isinstance(train, Features)  # see `Regime`
+        self._setup = setup
+        self.features, self.labels = (tensor.cpu() for tensor in train.first_view)
+        unknown = int((~self.features.isfinite().all(1)).sum())
+        self.fault = f"features of {unknown} of {len(train)} training images were not finite" if unknown else ""
+        """What is not finite, so that nothing can be fitted; empty if all is."""
+        self.fitted: Fitted | None = None
+
+    def run(self) -> None:
+        """Fit the head and put it into the model."""
+        model, classes = self._setup.model, len(self._setup.splits.classes)
+        self.fitted = FITS[self._setup.regime.fit].run(self.features, self.labels, classes)
+        model.head = self.fitted.head.to(self._setup.device).eval()
 
 
 def _without_head(body: Body, setup: Setup) -> Body:

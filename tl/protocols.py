@@ -113,9 +113,10 @@ def _fixed(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
 def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -> TrainResult:
     """Run a trial of each rate without the held-out training images, then train on all of them at the chosen rate.
 
-    A trial that diverges is never chosen. A regime that trains nothing has no rate to choose: it is evaluated once.
+    A trial that diverges is never chosen. A regime that doesn't train by steps has no rate to choose: one training, or
+    one evaluation, is all.
     """
-    if not REGIMES[config.regime].trains:
+    if not REGIMES[config.regime].by_steps:
         return train(one_training(config), splits, final=True).replace(config=config)
     parts = tuning_splits(splits)
     baseline = MemoryMarks(torch.device("cpu")).baseline
@@ -231,6 +232,7 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         last=last,
         frozen_verified=None if None in checks else all(checks),
         folds=tuple(result.epochs for result in results),
+        probe=None,  # the results' own are each of other images
         setup_seconds=sum(result.setup_seconds for result in results),
         extraction_seconds=_largest([result.extraction_seconds for result in results]),
         extracting_seconds=_sum([result.extracting_seconds for result in results]),

@@ -1,4 +1,4 @@
-"""Regimes: which parts of a classifier train, from which weights, and how the backbone runs during training.
+"""Regimes: which parts of a classifier train, from which weights, how, and how the backbone runs meanwhile.
 
 To add one, add an entry to `REGIMES`; the tests, `bench list regimes` and the grids use it. `Regime.trainable` alone
 says what trains: gradients, train and eval modes, the optimiser's parameters, the kept weights of the best epoch, the
@@ -59,6 +59,8 @@ class Regime:
     with, reduced to the rows of the data set's classes."""
     features: Literal["each step", "once"] = "each step"
     """`once`: the backbone runs over all images before training, and the head trains on its outputs."""
+    fit: Literal["steps", "knn", "ridge", "logistic"] = "steps"
+    """How training finds the weights: by `steps` of an optimiser, or the head at once from all features (`tl.fits`)."""
     extractor: Literal["float", "int8"] = "float"
     """`int8`: the backbone is quantised after loading, calibrated on training images."""
     control: bool = False
@@ -68,11 +70,18 @@ class Regime:
         for name, value, plain in (("features", self.features, "each step"), ("extractor", self.extractor, "float")):
             if value != plain and not self.fixed_features:
                 raise ConfigError(f"{name}={value!r}: needs a backbone that is frozen in eval mode, or use {plain!r}")
+        if self.fit != "steps" and not (self.trainable.only_head and self.features == "once" and self.head == "new"):
+            raise ConfigError(f"fit={self.fit!r}: fits a new head alone, to features that are extracted once")
 
     @property
     def trains(self) -> bool:
         """True if anything trains. Otherwise one validation pass is all, and neither seed nor epochs matter."""
         return self.trainable.head or self.trainable.backbone is not None
+
+    @property
+    def by_steps(self) -> bool:
+        """True if an optimiser trains something in epochs of steps. Otherwise there is a single pass at most."""
+        return self.trains and self.fit == "steps"
 
     @property
     def fixed_features(self) -> bool:
@@ -136,5 +145,27 @@ REGIMES: dict[str, Regime] = {
         trainable=NOTHING,
         head="own",
         control=True,
+    ),
+    "knn": Regime(
+        summary="no step is taken: an image gets the class that its nearest training images vote for, by features as "
+        "in cached",
+        start="pretrained",
+        trainable=HEAD,
+        features="once",
+        fit="knn",
+    ),
+    "ridge": Regime(
+        summary="a linear head by ridge regression on features as in cached, in closed form",
+        start="pretrained",
+        trainable=HEAD,
+        features="once",
+        fit="ridge",
+    ),
+    "logistic": Regime(
+        summary="a linear head by logistic regression on features as in cached, fitted to the optimum",
+        start="pretrained",
+        trainable=HEAD,
+        features="once",
+        fit="logistic",
     ),
 }

@@ -86,11 +86,16 @@ class InferenceCost(Strict):
 
 
 class EpochResult(Strict):
-    """One epoch: a training and a validation pass, or only the latter if the regime trains nothing."""
+    """One epoch: a training and a validation pass, or only the latter if the regime trains nothing.
+
+    A regime that fits its head at once has a single epoch.
+    """
 
     epoch: Count = Field(description="counted from 0")
-    learning_rate: float | None = Field(description="this and all figures of training are None without a training pass")
-    train_seconds: PassSeconds | None
+    learning_rate: float | None = Field(description="this and other figures of steps are None without any")
+    train_seconds: PassSeconds | None = Field(
+        description="the training pass, or the fit of the head with its predictions of training images; None without"
+    )
     val_seconds: PassSeconds
     train_loss: float | None = Field(description="mean over images, while training")
     train_accuracy: Share | None = Field(
@@ -98,7 +103,7 @@ class EpochResult(Strict):
     )
     val_loss: float
     val_accuracy: Share
-    phases: Phases | None = Field(None, description="None without a training pass, and in records of format version 1")
+    phases: Phases | None = Field(None, description="None without steps, and in records of format version 1")
 
     @property
     def seconds(self) -> float | None:
@@ -116,6 +121,36 @@ class Trial(Strict):
         description="duration of the trial, with its set-up; an equal share if all rates were tried at once"
     )
     reason: str = Field("", description="where it diverged; empty if it did not, and before version 7")
+
+
+class Probe(Strict):
+    """What heads that were fitted without an image say about it, for all training images, in their order.
+
+    No validation image has a part in it, so backbones can be chosen by it before anything is validated.
+    """
+
+    labels: list[Count] = Field(
+        min_length=1, description="class predicted for each training image by a head that was fitted without it"
+    )
+    truth: list[Count] = Field(min_length=1, description="their true classes")
+    chosen: float = Field(description="setting of the fit: neighbours (`knn`), penalty (`ridge`) or C (`logistic`)")
+    logme: float | None = Field(None, description="LogME of the features (`tl.logme`); None if it is not finite")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.labels) != len(self.truth):
+            raise ValueError(f"it has {len(self.labels)} labels, and {len(self.truth)} true ones")
+        return self
+
+    @property
+    def right(self) -> list[bool]:
+        """For each training image, True if the class predicted without it is right."""
+        return [label == truth for label, truth in zip(self.labels, self.truth, strict=True)]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the training images whose class is predicted without them."""
+        return statistics.fmean(self.right)
 
 
 class Predictions(Strict):
@@ -223,7 +258,12 @@ class TrainResult(Strict):
     resident_image_bytes: Count | None = Field(
         None, description="images in the GPU's memory, part of `cuda_allocated_bytes`; None on other devices"
     )
-    work: Work | None = Field(None, description="None if the regime trains nothing, and in records of format version 1")
+    work: Work | None = Field(None, description="None without training steps, and in records of format version 1")
+    probe: Probe | None = Field(
+        None,
+        description="the training images as predicted without them; None for regimes that train by steps or not at "
+        "all, with protocol `kfold`, and before version 11",
+    )
     trials: tuple[Trial, ...] = Field((), description="trials of protocol `tuned`, one per learning rate, ascending")
     learning_rate_chosen: float | None = Field(None, description="None with protocols other than `tuned`")
     tuning_seconds: Seconds | None = Field(None, description="all trials together; None without them")
@@ -246,6 +286,8 @@ class TrainResult(Strict):
                 raise ValueError(f"{name} has {len(found.labels)} labels and {len(found.confidences)} confidences")
             if max(found.labels) >= len(self.classes):
                 raise ValueError(f"{name} has class {max(found.labels)}, and there are {len(self.classes)}")
+        if self.probe and (most := max(*self.probe.labels, *self.probe.truth)) >= len(self.classes):
+            raise ValueError(f"probe has class {most}, and there are {len(self.classes)}")
         return self
 
     @property
@@ -267,8 +309,8 @@ class TrainResult(Strict):
 
     @property
     def learning_rate(self) -> float | None:
-        """Learning rate of the first epoch: the config's, or the chosen one; None if the regime trains nothing."""
-        if not REGIMES[self.config.regime].trains:
+        """Learning rate of the first epoch: the config's, or the chosen one; None if nothing trains by steps."""
+        if not REGIMES[self.config.regime].by_steps:
             return None
         return self.config.learning_rate if self.learning_rate_chosen is None else self.learning_rate_chosen
 

@@ -21,14 +21,17 @@ from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.errors import ConfigError, DivergedError
+from tl.fits import FITS
 from tl.images import batch_bounds
 from tl.kept import KeptState
 from tl.latency import inference_cost
+from tl.logme import logme
 from tl.lookahead import Ahead
 from tl.memory import MemoryMarks
-from tl.prepare import WAYS, Inputs, Loop, Setup, ready
+from tl.prepare import WAYS, HeadFit, Inputs, Loop, Setup, ready
 from tl.quantize import quantized_weights
-from tl.results import EpochResult, Note, Phases, Predictions, TrainResult, Work
+from tl.regimes import REGIMES
+from tl.results import EpochResult, Note, Phases, Predictions, Probe, TrainResult, Work
 from tl.step import (
     Evaluation,
     GraphedStep,
@@ -54,6 +57,8 @@ def train_model(
     inference: bool = False,
 ) -> TrainResult:
     """Train a new head, and with some regimes the backbone, on `splits`, once; a regime may also train nothing.
+
+    A regime that fits its head at once has one epoch, whose training pass is the fit.
 
     `run_protocol` follows protocols that train several times.
 
@@ -88,6 +93,8 @@ def train_model(
         )
     target = devices.resolve(device)
     choice = chosen(config, splits, target, weights, weights_dir)
+    if fit := FITS.get(REGIMES[config.regime].fit):
+        fit.load()
     memory = MemoryMarks(target, without=WAYS[config.execution].others)
     with ready(config, splits, target, weights, weights_dir, cuda_graphs=cuda_graphs, choice=choice) as (
         setup,
@@ -96,6 +103,7 @@ def train_model(
     ):
         trained = _epochs(setup, loop, memory, keep, on_epoch)
     result = _result(setup, loop, trained, memory, setup_seconds)
+    result = result.replace(probe=_probe(loop.fit)) if loop.fit else result
     if inference:  # after the result has read the marks of memory
         size = setup.backbone.preprocessing.size
         cost = inference_cost(setup.model, size, setup.config.precision, setup.device, setup.layout)
@@ -147,7 +155,7 @@ def _epochs(
 def _epoch(
     setup: Setup, loop: Loop, memory: MemoryMarks, clock: Clock, history: Sequence[EpochResult]
 ) -> tuple[EpochResult, Predictions]:
-    """Run a training pass, unless nothing trains, and a validation pass. `history` has the epochs before.
+    """Run a training pass or a fit, unless nothing trains, and a validation pass. `history` has the epochs before.
 
     Raises `DivergedError` if a figure that each pass reads at its end is not finite.
     """
@@ -155,8 +163,15 @@ def _epoch(
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
     trained, train_seconds = None, 0.0
     with setup.way.timed():
-        memory.begin("train" if step else "val")
+        memory.begin("train" if setup.regime.trains else "val")
         clock.start()
+        if loop.fit:
+            if loop.fit.fault:
+                raise diverged(loop.fit.fault, setup.config, rate, history)
+            loop.fit.run()
+            train_seconds = clock.elapsed()
+            memory.begin("val")
+            clock.mark(None)
         if step:
             setup.freezing.train_mode()
             work = loop.work if epoch == 0 else None
@@ -178,7 +193,7 @@ def _epoch(
     row = EpochResult(
         epoch=epoch,
         learning_rate=rate,
-        train_seconds=train_seconds if trained else None,
+        train_seconds=train_seconds if setup.regime.trains else None,
         val_seconds=whole - train_seconds,
         phases=Phases(**parts, other=whole - sum(parts.values())) if trained else None,
         train_loss=trained.loss if trained else None,
@@ -192,7 +207,7 @@ def _epoch(
 def diverged(what: str, config: TrainConfig, rate: float | None, history: Sequence[EpochResult]) -> DivergedError:
     """Return the error for a figure of the epoch after `history` that is not finite."""
     if rate is None:
-        return DivergedError(f"the {what} although nothing was trained; are the weights damaged?", history)
+        return DivergedError(f"the {what} although no step was taken; are the weights damaged?", history)
     return DivergedError(
         f"the {what} in epoch {len(history) + 1} of {config.epochs}, at learning rate {rate:g}", history
     )
@@ -202,6 +217,8 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
     """Assemble the result after the last epoch."""
     config, model, device, extraction = setup.config, setup.model, setup.device, loop.extraction
     on_cuda = device.type == "cuda"
+    trainable = sum(p.numel() for p in setup.freezing.parameters)
+    fitted = sum(p.numel() for p in model.head.parameters()) if loop.fit else trainable
     return TrainResult(
         config=config,
         weights=setup.backbone.weights,
@@ -218,8 +235,8 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
         epochs=trained.history,
         best=trained.best,
         last=trained.last,
-        total_params=setup.total_params,
-        trainable_params=sum(p.numel() for p in setup.freezing.parameters),
+        total_params=setup.total_params - trainable + fitted,
+        trainable_params=fitted,
         frozen_verified=None if setup.frozen_digest is None else setup.freezing.digest() == setup.frozen_digest,
         setup_seconds=setup_seconds,
         extraction_seconds=extraction.seconds if extraction else None,
@@ -248,7 +265,7 @@ class Pass:
 
 
 def work_of(step: StepWork, setup: Setup) -> Work | None:
-    """Return the work of the first step, which has the usual batch size; None if nothing trains."""
+    """Return the work of the first step, which has the usual batch size; None without steps."""
     if setup.optimizer is None:
         return None
     model, first = setup.model, batch_bounds(len(setup.splits.train), setup.config.batch_size)[0]
@@ -260,6 +277,17 @@ def work_of(step: StepWork, setup: Setup) -> Work | None:
         parameter_bytes=tensor_bytes([*model.parameters(), *(weight for _, weight in quantized_weights(model))]),
         gradient_bytes=tensor_bytes(setup.freezing.parameters),
         optimizer_state_bytes=optimizer_state_bytes(setup.optimizer),
+    )
+
+
+def _probe(fit: HeadFit) -> Probe:
+    """Return what the fit says of its training images. LogME is computed here, so no time or memory includes it."""
+    assert fit.fitted is not None  # it ran in the only epoch
+    return Probe(
+        labels=fit.fitted.labels,
+        truth=fit.labels.tolist(),
+        chosen=fit.fitted.chosen,
+        logme=logme(fit.features, fit.labels),
     )
 
 
@@ -329,7 +357,7 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
         notes.append(f"memory is that of the training's own process, without {setup.way.others}")
     if not setup.images.decoded_once:
         notes.append("images were decoded in every epoch, so times include decoding")
-    if setup.regime.trains and max(stop - start for start, stop in batch_bounds(images, size)) > size:
+    if setup.regime.by_steps and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
     return (*fallbacks, *(Note(about="figures", text=text) for text in notes))
 

@@ -12,7 +12,7 @@ from bench.analysis.metrics import METRICS, RATED_BY, Finished, finished
 from bench.analysis.scores import largest_class
 from bench.analysis.stats import wilson
 from bench.store.records import AIMS, USUAL, Cell, Record
-from tl.config import READ_BY_REGIME, TrainConfig
+from tl.config import READ_BY_REGIME, READ_BY_STEPS, TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
 
@@ -32,7 +32,11 @@ def varying_settings(configs: Iterable[TrainConfig]) -> list[str]:
     def differ(name: str) -> bool:
         first: dict[str, Any] = {}
         """Regime, if it matters → the value of its first config."""
-        values = [(one.regime if name in READ_BY_REGIME else "", getattr(one, name)) for one in several]
+        values = [
+            (one.regime if name in READ_BY_REGIME else "", getattr(one, name))
+            for one in several
+            if name not in READ_BY_STEPS or REGIMES[one.regime].fit == "steps"
+        ]
         return any(first.setdefault(regime, value) != value for regime, value in values)
 
     return [name for name in TrainConfig.model_fields if name not in _IDENTIFYING_FIELDS and differ(name)]
@@ -146,8 +150,8 @@ class Group:
 
     @property
     def seconds(self) -> float:
-        """Median seconds per epoch, including the epoch's share of work that is done once; infinite if unknown."""
-        value = self.median(_amortised)
+        """Median seconds of a training, at the pace of its warm epochs; infinite if unknown."""
+        value = self.median(_training_seconds)
         return float("inf") if value is None else value
 
     def right(self, predictions: Callable[[TrainResult], Predictions] = lambda r: r.last) -> dict[int, list[bool]]:
@@ -165,9 +169,12 @@ def _middle(metric: str, values: Collection[float]) -> float:
     return statistics.fmean(values) if METRICS[metric].over_seeds == "mean" else statistics.median(values)
 
 
-def _amortised(result: TrainResult) -> float | None:
+def _training_seconds(result: TrainResult) -> float | None:
+    """All epochs as long as a warm one, with the work that is done once. A fitted head has one pass, which is cold."""
+    if not REGIMES[result.config.regime].by_steps:
+        return result.cold_seconds
     warm = result.epoch_seconds
-    return None if warm is None else warm + result.once_seconds / result.config.passes
+    return None if warm is None else warm * result.config.passes + result.once_seconds
 
 
 def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> list[Group]:
@@ -199,12 +206,11 @@ class Counterparts:
         self._groups: dict[tuple[str, str], list[Group]] = {}
         for group in groups:
             self._groups.setdefault((group.run, group.config.regime), []).append(group)
-        self._found: dict[tuple[str, str, bool], dict[str, Group]] = {}
+        self._found: dict[tuple[str, str, bool, bool, bool], dict[str, Group]] = {}
 
     def of(self, group: Group, regime: str) -> Group | None:
         """The counterpart of `group` with `regime`; None if the run has none."""
-        same_start = REGIMES[regime].start == REGIMES[group.config.regime].start
-        place = (group.run, regime, same_start)
+        place = (group.run, regime, *_shared(regime, group.config.regime), REGIMES[group.config.regime].by_steps)
         if place not in self._found:
             here = self._groups.get((group.run, regime), [])
             self._found[place] = {all_else(other.cell, group.config.regime): other for other in reversed(here)}
@@ -215,12 +221,17 @@ def all_else(cell: Cell, other_regime: str) -> str:
     """An id that is equal for cells that can be compared across these two regimes.
 
     It leaves out the seed, since seeds are repetitions. It includes the weights, unless the two regimes start from
-    different weights by design (`scratch`).
+    different weights by design (`scratch`), and the settings of training by steps, unless one of them has no steps.
     """
-    same_start = REGIMES[other_regime].start == REGIMES[cell.config.regime].start
-    unread = {
-        name: TrainConfig.model_fields[name].default
-        for name in AIMS
-        if not READ_BY_REGIME[name](REGIMES[other_regime], cell.config.execution)
-    }
-    return (cell.bare if same_start else cell.without_start).but(**unread).id
+    same_start, both_by_steps = _shared(other_regime, cell.config.regime)
+    alike = cell.bare if same_start else cell.without_start
+    names = [name for name in AIMS if not READ_BY_REGIME[name](REGIMES[other_regime], cell.config.execution)]
+    names += [] if both_by_steps else READ_BY_STEPS
+    unread = {name: TrainConfig.model_fields[name].default for name in names}
+    return alike.but(**unread).id if unread else alike.id
+
+
+def _shared(one: str, other: str) -> tuple[bool, bool]:
+    """Whether two regimes start from the same weights, and whether both read the settings of training by steps."""
+    first, second = REGIMES[one], REGIMES[other]
+    return first.start == second.start, first.fit == second.fit == "steps"

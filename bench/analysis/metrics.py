@@ -57,6 +57,8 @@ class Metric:
     """How several seeds are summarised. A mean is shown ± one standard deviation, a median with its extremes."""
     column: bool = False
     """True if the report's table always has a column for it."""
+    where_known: bool = False
+    """True if the report's table has a column for it where a cell has a value."""
     once: str = ""
     """For work that is done once, before all epochs: its name. The report's table has a column if a cell did it."""
     matters: str = ""
@@ -291,6 +293,24 @@ METRICS: dict[str, Metric] = {
         f"mean difference of confidence and accuracy after the last epoch, over {BINS} bins of equal width",
         better="lower",
     ),
+    "probe_accuracy": share(
+        "probe accuracy",
+        _counts(lambda cell: cell.result.probe.accuracy if cell.result.probe else None),
+        "share of the training images that a head fitted without them predicts right: `knn` and `ridge` leave out one "
+        "image, `logistic` a fifth of them; no validation image is used",
+        better="higher",
+        where_known=True,
+    ),
+    "logme": Metric(
+        label="LogME",
+        unit="nat",
+        value=_counts(lambda cell: cell.result.probe.logme if cell.result.probe else None),
+        style="+.3f",
+        shown_unit="",
+        meaning="log evidence per training image of a linear model on the features; larger is better",
+        where_known=True,
+        # It has both signs, so it is compared by no ratio, and it is no share.
+    ),
     "epoch_seconds": _seconds(
         "epoch",
         lambda result: result.epoch_seconds,
@@ -437,7 +457,7 @@ METRICS: dict[str, Metric] = {
     "trainable_params": _parameters(
         "trainable parameters",
         lambda result: result.trainable_params,
-        "parameters that get gradients",
+        "parameters that training sets: those that get gradients, or are fitted; for `knn` the features it keeps",
         style=",.0f",
         shown_unit="",
     ),

@@ -354,3 +354,65 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (count - rank) * p_values[place]))
         adjusted[place] = largest
     return adjusted
+
+
+def weighted_kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Kendall's tau in which exchanges of high ranks count more (Vigna 2015); None if a side has only one value."""
+    from scipy.stats import weightedtau
+
+    found = float(weightedtau(first, second).statistic)
+    return None if math.isnan(found) else found
+
+
+RESAMPLES = 4000
+_AT_ONCE = 250
+"""Resamples drawn together, which bounds their memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regret:
+    """How much less accurate a candidate is than the most accurate one: 0 if it is that one itself."""
+
+    value: float
+    low: float | None
+    high: float | None
+    """The 95% interval; None below `MIN_SAMPLES` seeds."""
+    verdict: tuple[bool, float] | None
+    """Whether it is at most the bound that was asked about, and that verdict's two-sided p-value; None with `low`."""
+    n: int
+    """Number of seeds that all candidates have."""
+
+
+def regret(candidates: Sequence[Mapping[int, Sequence[bool]]], picked: int, bound: float) -> Regret | None:
+    """Regret of taking the candidate at place `picked`, by a bootstrap over seeds and images.
+
+    Each candidate maps a seed to right or wrong for each of the same images. A resample draws seeds and images anew,
+    the same ones for all candidates, and finds its own most accurate one: which one that is, is not known for certain
+    either. As in `accuracy_difference`, two imaginary images are added, one that only the picked candidate gets right
+    and one that all others do: if no image tells them apart, that is no proof that none would. Returns None without a
+    seed in common.
+    """
+    seeds = [seed for seed in candidates[0] if all(seed in other for other in candidates)]
+    if not seeds:
+        return None
+    table = np.array([[np.asarray(each[seed], float) for each in candidates] for seed in seeds])
+    means = table.mean((0, 2))
+    value = float(means.max() - means[picked])
+    if len(seeds) < MIN_SAMPLES:
+        return Regret(value=value, low=None, high=None, verdict=None, n=len(seeds))
+    only = np.zeros((len(seeds), len(candidates), 2))
+    only[:, picked, 0], only[:, :, 1] = 1.0, 1.0
+    only[:, picked, 1] = 0.0
+    images = np.concatenate([table, only], axis=2)
+    count, rng, drawn = images.shape[2], np.random.default_rng(0), []
+    by_image = images.transpose(2, 0, 1).reshape(count, -1)
+    for _ in range(RESAMPLES // _AT_ONCE):
+        weights = rng.multinomial(count, np.full(count, 1 / count), _AT_ONCE) / count
+        shares = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), _AT_ONCE) / len(seeds)
+        found = np.einsum("bs,bsc->bc", shares, (weights @ by_image).reshape(_AT_ONCE, len(seeds), -1))
+        drawn.append(found.max(axis=1) - found[:, picked])
+    regrets = np.concatenate(drawn)
+    low, high = np.quantile(regrets, [LEVEL / 2, 1 - LEVEL / 2])
+    beyond, within = (1 + int((regrets > bound).sum())), (1 + int((regrets <= bound).sum()))
+    p = min(1.0, 2 * min(beyond, within) / (RESAMPLES + 1))
+    return Regret(value=value, low=float(low), high=float(high), verdict=(within > beyond, p), n=len(seeds))

@@ -14,7 +14,7 @@ from bench.store.pairs import PairRecord, SideStatus, TimedSide, Turns
 from bench.store.records import Cell, PlannedPair, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES
-from tl.results import EpochResult, Predictions, TrainResult, Trial
+from tl.results import EpochResult, Predictions, Probe, TrainResult, Trial
 from tl.weights import Weights
 
 TRUTH = (0,) * 50 + (1,) * 50
@@ -41,6 +41,7 @@ def record(
     classes: tuple[str, ...] = ("ants", "bees"),
     frozen: bool | None = None,
     rate: float | None = None,
+    probe: Probe | None = None,
     **settings: Any,
 ) -> Record:
     """A record with epochs of about `seconds` each and `right` of 100 validation images right; see `result_of`."""
@@ -59,7 +60,7 @@ def record(
         started=datetime(2026, 1, 1, tzinfo=UTC),
         wall_seconds=result.training_seconds + 1,
         environment=this_environment(),
-        result=result if status == "done" else None,
+        result=result.replace(probe=probe) if status == "done" else None,
     )
 
 
@@ -167,19 +168,19 @@ def result_of(
         frozen: `frozen_verified`.
         rate: learning rate that tuning chose; by default the first one with protocol `tuned`.
     """
-    trains = REGIMES[config.regime].trains
-    rates = config.learning_rates if trains and config.protocol == "tuned" else ()
+    trains, by_steps = REGIMES[config.regime].trains, REGIMES[config.regime].by_steps
+    rates = config.learning_rates if by_steps and config.protocol == "tuned" else ()
     begins = rate if rate is not None else next(iter(rates), config.learning_rate)
     hits = [100 * index < right * len(truth) for index in range(len(truth))]
     labels = [label if hit else (label + 1) % len(classes) for label, hit in zip(truth, hits, strict=True)]
     rows = [
         EpochResult(
             epoch=i,
-            learning_rate=begins if trains else None,
+            learning_rate=begins if by_steps else None,
             train_seconds=seconds * 0.8 + i * min(0.01, seconds / 10) if trains else None,
             val_seconds=seconds * 0.2,
-            train_loss=0.5 if trains else None,
-            train_accuracy=0.9 if trains else None,
+            train_loss=0.5 if by_steps else None,
+            train_accuracy=0.9 if by_steps else None,
             val_loss=0.4,
             val_accuracy=sum(hits) / len(hits),
         )

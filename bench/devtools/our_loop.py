@@ -18,7 +18,7 @@ from tl.machine import keep_freed_pages, usable_cores
 
 def main() -> None:
     """Train. The total time includes scanning the folder, and decoding its images if they are not cached."""
-    regimes = [name for name, regime in tl.REGIMES.items() if regime.trains]
+    regimes = [name for name, regime in tl.REGIMES.items() if regime.by_steps]
     given = options(__doc__, regimes, precisions=PRECISIONS, settings=True)
     started = time.perf_counter()
     torch.set_num_threads(usable_cores())

@@ -24,7 +24,7 @@ from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
 
 NETWORKS = ("torchvision:shufflenet_v2_x0_5", "timm:mobilenetv3_small_050")
 """Real networks whose training step takes tens of milliseconds."""
-TRAINING = tuple(name for name, regime in REGIMES.items() if regime.trains)
+TRAINING = tuple(name for name, regime in REGIMES.items() if regime.by_steps)
 BATCH, SIDE = 4, 224
 
 

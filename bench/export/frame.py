@@ -57,8 +57,8 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "precision": lambda run, record: record.cell.config.precision,
     "execution": lambda run, record: record.cell.config.execution,
     "seed": lambda run, record: record.cell.config.seed,
-    "epochs": lambda run, record: record.cell.config.epochs,
-    "batch_size": lambda run, record: record.cell.config.batch_size,
+    "epochs": lambda run, record: _of_steps(record, record.cell.config.epochs),
+    "batch_size": lambda run, record: _of_steps(record, record.cell.config.batch_size),
     "protocol": lambda run, record: record.cell.config.protocol,
     "learning_rate": lambda run, record: _learning_rate(record),
     "threads": lambda run, record: record.result.threads if record.result else None,
@@ -198,6 +198,11 @@ def _chosen(record: Record) -> str | None:
     return choice.precision if choice else None
 
 
+def _of_steps(record: Record, setting: int) -> int | None:
+    """A setting of training by steps; None for regimes that fit their head at once, which don't read it."""
+    return setting if REGIMES[record.cell.config.regime].fit == "steps" else None
+
+
 def _views(record: Record) -> int | None:
     """Number of views per training image; None for regimes that make new crops every epoch."""
     config = record.cell.config
@@ -209,7 +214,7 @@ def _learning_rate(record: Record) -> float | None:
     config = record.cell.config
     if record.result:
         return record.result.learning_rate
-    chosen_later = config.protocol == "tuned" or not REGIMES[config.regime].trains
+    chosen_later = config.protocol == "tuned" or not REGIMES[config.regime].by_steps
     return None if chosen_later else config.learning_rate
 
 

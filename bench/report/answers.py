@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.analysis import selection
 from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
@@ -20,6 +22,7 @@ from bench.store.records import USUAL
 from bench.sweep.pairs import without_turns
 from tl.config import TrainConfig
 from tl.machine import DeviceKey
+from tl.regimes import REGIMES
 
 MOST_SENTENCES = 6
 """Largest number of comparisons that have a sentence each."""
@@ -194,6 +197,17 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
     return verdicts
 
 
+def selection_overall(summary: Summary) -> str:
+    """The overall verdict on whether a probe picks the winner, or why it is unknown."""
+    found = summary.selections
+    if not found:
+        return f"unknown: {selection.why_none(summary.groups)}"
+    words = [f"{selection.name_of(one.score)} {one.words}" for one in found]
+    counts = ", ".join(f"{count}× {word}" if count > 1 else word for word, count in Counter(words).items())
+    reasons = "; ".join(dict.fromkeys(one.reason for one in found if one.reason))
+    return f"{selection.overall(found)}. {counts}{f' ({reasons})' if reasons else ''}"
+
+
 def _lost(claim: Claim, summary: Summary) -> str:
     """How many comparisons can't be made; empty without any."""
     lost = summary.without_result[claim.name]
@@ -235,7 +249,7 @@ def _choice(choice: Choice, summary: Summary) -> str:
     use = f"{where[0].upper()}{where[1:]}: use" if where else "Use"
     pick, best = choice.pick, choice.best
     rated = f"{accuracy_name(pick.config)} {accuracy(pick)}"
-    text = f"{use} {_named(pick)}: {rated}, {show(pick, 'epoch_seconds')} s per epoch"
+    text = f"{use} {_named(pick)}: {rated}, {_pace(pick)}"
     once = {name: metric for name, metric in METRICS.items() if metric.once and pick.values(name)}
     text += "".join(f" after {metric.say(pick.typical(name))} of {metric.once}" for name, metric in once.items())
     text += "."
@@ -311,6 +325,14 @@ def _constant(group: Group) -> str:
         return ""
     seeds = "" if len(group.results) == 1 else f" with {len(said)} of {len(group.results)} seeds"
     return f"It predicts {said[0]!r} for every image{seeds}"
+
+
+def _pace(group: Group) -> str:
+    """The time of an epoch, or that of a fit with its validation, in words."""
+    if REGIMES[group.config.regime].by_steps:
+        return f"{show(group, 'epoch_seconds')} s per epoch"
+    seconds = METRICS["first_epoch_seconds"]
+    return f"{seconds.say(group.typical('first_epoch_seconds'))} to fit its head and validate"
 
 
 def _nothing_beats(best: Group, summary: Summary) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.analysis import selection
 from bench.analysis.metrics import METRICS, costs, what_matters
 from bench.analysis.recommend import TIE
 from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES
@@ -36,6 +37,14 @@ _CLAIMS = (
     "1 is no difference. A verdict stands if it is wrong at most one time in twenty, over all verdicts of this report "
     "together (Holm); otherwise it is inconclusive. Unknown: nothing could be measured, or accuracies are those of "
     f"random weights. Intervals are 95%; below {MIN_SAMPLES} pairs or seeds there is no interval."
+)
+SELECTION = (
+    "Regret: by how many points the backbone that a score ranks first is less accurate, after its trainings, than the "
+    f"most accurate one; the claim holds if that is at most {100 * selection.WITHIN:g} points. Its 95% interval is a "
+    "bootstrap over seeds and images, in which each resample finds its own most accurate backbone. Agreement: weighted "
+    "Kendall's τ of score and accuracy, 1 for the same order. Scores are of training images alone: shares that a head "
+    "fitted without them predicts right, or LogME. These verdicts have an error rate of their own, 5% for all together "
+    "(Holm)."
 )
 _BY_PAIRS = (
     "Intervals over process pairs, for times and memory: Student's t on the logarithms of the pairs' ratios. They "
@@ -90,6 +99,7 @@ class Notes:
     paired: str
     apart: str
     claims: str
+    selection: str
 
 
 def notes_of(summary: Summary) -> Notes:
@@ -107,6 +117,7 @@ def notes_of(summary: Summary) -> Notes:
         predicted=f"{_PREDICTED} {_MEMORY}" if by_pairs else _PREDICTED,
         paired=f"{_PAIRED} {_ADAPTIVE}" if summary.sampled_adaptively else _PAIRED,
         apart=_apart(summary),
+        selection=SELECTION,
         claims=" ".join([_CLAIMS, *intervals(summary), *([_OTHER_SHARES] if other_shares else [])]),
     )
 

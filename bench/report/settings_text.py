@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bench.analysis.groups import Group
+from bench.analysis.metrics import listed
 from bench.analysis.stats import MIN_IN_ORDER
 from bench.report.summary import Summary
 from bench.store.records import Manifest
 from tl.config import TrainConfig
 from tl.folds import HELD_OUT
+from tl.regimes import REGIMES
 
 INDEPENDENCE = (
     "Intervals over seeds assume that seeds are independent, which is wrong on a machine that slows down for a while: "
@@ -58,6 +60,9 @@ def settings(manifest: Manifest) -> str:
         )
     if protocol == "kfold":
         more = f"; kfold: stratified {shared['folds']}-fold cross-validation over all images, one repeat per seed"
+    used = {cell.config.regime for cell in manifest.cells.values()}
+    if fitted := [name for name, regime in REGIMES.items() if name in used and regime.fit != "steps"]:
+        more += f"; heads of {listed(fitted)} are fitted at once, which reads none of these settings"
     if shared["checkpointing"]:
         more += "; activation checkpointing where the backbone trains"
     return (
@@ -91,7 +96,9 @@ def accuracy_note(summary: Summary) -> str:
 
 def accuracy_name(config: TrainConfig) -> str:
     """The name of a cell's accuracy in a sentence."""
-    return f"{config.folds}-fold accuracy" if config.protocol == "kfold" else "accuracy after the last epoch"
+    if config.protocol == "kfold":
+        return f"{config.folds}-fold accuracy"
+    return "accuracy after the last epoch" if REGIMES[config.regime].by_steps else "accuracy"
 
 
 def largest_class_note(summary: Summary) -> str:

@@ -12,6 +12,7 @@ from bench.analysis.groups import Group, make_groups, varying_settings
 from bench.analysis.recommend import Choice, Undecided, nothing_beats, recommend, rivals_of, undecided
 from bench.analysis.rising import epochs_to_try, still_rising
 from bench.analysis.scores import largest_class
+from bench.analysis.selection import Selection, selections
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
 from bench.store.environment import Environment, MachineState
@@ -62,6 +63,8 @@ class Summary:
     """Runs and devices where a choice would have no alternative; see `recommend.undecided`."""
     records: tuple[tuple[str, Record], ...]
     missing: tuple[tuple[str, Cell], ...]
+    selections: tuple[Selection, ...] = ()
+    """How well each cheap score picks the backbone whose trainings turn out best."""
     pairs: tuple[tuple[str, PairRecord], ...] = ()
     """Process pairs, each with the name of its run."""
     planned_pairs: tuple[tuple[str, PlannedPair], ...] = ()
@@ -408,6 +411,7 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         claims=claims,
         without_result=lost,
         speed_ups=tuple(speed_ups(findings)),
+        selections=tuple(selections(groups)),
         choices=tuple(recommend(groups, rivals)),
         nothing_beats=tuple(nothing_beats(groups, rivals)),
         undecided=tuple(undecided(groups, rivals)),

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from bench.analysis import selection
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, costs_on_request, points, signed
 from bench.analysis.paired import PairedComparison
+from bench.analysis.selection import Selection
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate, show_ratio, show_share
 from bench.report.settings_text import chosen_rates
@@ -47,7 +49,7 @@ def columns(summary: Summary) -> list[Column]:
     ]
     if any(len(group.records) > 1 for group in groups):
         facts = [fact | {"seeds": str(len(group.records))} for fact, group in zip(facts, groups, strict=True)]
-    known = [name for name, metric in METRICS.items() if metric.once or metric.on_request]
+    known = [name for name, metric in METRICS.items() if metric.once or metric.on_request or metric.where_known]
     some = [name for name in known if any(group.values(name) for group in groups)]
     shown = [name for name, metric in METRICS.items() if metric.column]
     if summary.unequal_classes:
@@ -214,6 +216,30 @@ def _claim_row(finding: Finding, summary: Summary) -> dict[str, str]:
             "predicted": claim.show(finding.predicted),
             "holds if": claim.region,
             "verdict": finding.words,
+        }
+    )
+
+
+def selection_table(summary: Summary) -> pd.DataFrame:
+    """One row per cheap score and set of trainings that it is tested on."""
+    return pd.DataFrame([_selection_row(one, summary) for one in summary.selections])
+
+
+def _selection_row(one: Selection, summary: Summary) -> dict[str, str]:
+    identity = _identifying_columns(one.trained, summary)
+    del identity["backbone"]
+    trained = {"trained with" if name == "regime" else name: text for name, text in identity.items()}
+    return (
+        {"score": selection.name_of(one.score)}
+        | trained
+        | {
+            "backbones": str(one.backbones),
+            "picks": one.picked,
+            "most accurate": one.best,
+            "agreement": signed(one.agreement, ".2f"),
+            "regret": one.shown,
+            "of a random pick": one.by_chance,
+            "verdict": f"{one.words} ({one.reason})" if one.reason else one.words,
         }
     )
 

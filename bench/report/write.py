@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from bench.analysis import selection
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.report import figures, settings_text
-from bench.report.answers import answers, headlines, overalls
+from bench.report.answers import answers, headlines, overalls, selection_overall
 from bench.report.data import group_id, page_data
 from bench.report.heatmap import make_heatmap
 from bench.report.notes import notes_of
@@ -30,6 +31,7 @@ from bench.report.tables import (
     paired_remarks,
     paired_table,
     priorities_table,
+    selection_table,
     speed_up_table,
 )
 from bench.report.written import check_replaceable, check_report
@@ -121,6 +123,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "explorer": "Explorer" if len(summary.groups) > 1 else "",
         "figures": "Curves, phases, memory" if rest else "",
         "claims": "Claims" if summary.findings else "",
+        "selection": "Probes" if summary.selections else "",
         "without": "Without a result" if summary.unfinished or summary.missing or summary.lost_pairs else "",
         "pictures": "Pictures",
         "trust": "Can I trust this?",
@@ -173,6 +176,9 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "figures_show": _figures_show(summary),
         "claims": as_table(claims_table(summary)) if summary.findings else "",
         "claims_overall": overalls(summary),
+        "selections": as_table(selection_table(summary)) if summary.selections else "",
+        "selection": selection,
+        "selection_overall": selection_overall(summary),
         "overhead": _overhead(summary),
         "fence": _fence(summary.commands),
     }

@@ -9,18 +9,21 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from bench.store.pairs import PairRecord
 from bench.store.records import SETTLED, Cell, Manifest, Record
 from tl.config import TrainConfig
-from tl.regimes import REGIMES
+from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Predictions, TrainResult
 from tl.text import shortened
 
-_TRAINING = ("learning_rate", "train_seconds", "train_loss", "train_accuracy")
-"""Figures of an epoch that exist if and only if the regime trains something."""
+_TRAINING: dict[str, Callable[[Regime], bool]] = {
+    "train_seconds": lambda regime: regime.trains,
+    **dict.fromkeys(("learning_rate", "train_loss", "train_accuracy"), lambda regime: regime.by_steps),
+}
+"""Figure of an epoch → whether a regime has it."""
 _ROUNDING = 1e-6
 _CLOCKS = timedelta(days=1)
 """How much the clocks of two machines may differ, with their time zones."""
@@ -55,6 +58,7 @@ def _contradictions(record: Record, manifest: Manifest) -> Iterator[str]:
     if result is not None:
         yield from _of_result(result, cell)
         yield from _of_images(result, manifest)
+        yield from _of_probe(result, manifest)
         if (record.overhead_seconds or 0.0) < -_ROUNDING * record.wall_seconds:
             rest = record.wall_seconds - (record.overhead_seconds or 0.0)
             yield f"wall_seconds={record.wall_seconds}: its trainings and extractions took {rest}"
@@ -163,13 +167,13 @@ def _type(device: str) -> str:
 
 
 def _of_epochs(where: str, epochs: Sequence[EpochResult], config: TrainConfig) -> Iterator[str]:
-    trains = REGIMES[config.regime].trains
+    regime = REGIMES[config.regime]
     for number, row in enumerate(epochs):
         if row.epoch != number:
             yield f"{where}.{number}.epoch={row.epoch}: epochs are counted from 0"
-        for name in _TRAINING:
-            if (getattr(row, name) is not None) is not trains:
-                what = "trains" if trains else "trains nothing"
+        for name, has in _TRAINING.items():
+            if (getattr(row, name) is not None) is not has(regime):
+                what = "trains nothing" if not regime.trains else "trains" if regime.by_steps else "fits its head"
                 yield f"{where}.{number}.{name}={getattr(row, name)}: regime {config.regime!r} {what}"
         for name in ("train_loss", "val_loss", "learning_rate"):
             if (getattr(row, name) or 0.0) < 0:
@@ -181,7 +185,7 @@ def _of_epochs(where: str, epochs: Sequence[EpochResult], config: TrainConfig) -
 
 
 def _of_tuning(result: TrainResult, config: TrainConfig) -> Iterator[str]:
-    rates = config.learning_rates if config.protocol == "tuned" and REGIMES[config.regime].trains else ()
+    rates = config.learning_rates if config.protocol == "tuned" and REGIMES[config.regime].by_steps else ()
     if (tried := tuple(trial.learning_rate for trial in result.trials)) != rates:
         yield f"result.trials are of {len(tried)} learning rates, and the cell has {list(rates)} to try"
     chosen, seconds = result.learning_rate_chosen, result.tuning_seconds
@@ -219,6 +223,16 @@ def _of_images(result: TrainResult, manifest: Manifest) -> Iterator[str]:
     for name, found, right in (("best", result.best.epoch, best), ("last", result.last.epoch, last)):
         if found != right:
             yield f"result.{name} is of epoch {found}, and the {name} is {right}"
+
+
+def _of_probe(result: TrainResult, manifest: Manifest) -> Iterator[str]:
+    """A probe is of the training images, and of a training that fits its head once."""
+    if result.probe is None:
+        return
+    if REGIMES[result.config.regime].fit == "steps" or result.config.protocol == "kfold":
+        yield f"result.probe of regime {result.config.regime!r} with protocol {result.config.protocol!r}"
+    if len(result.probe.labels) != (images := manifest.dataset.train_images):
+        yield f"result.probe has {len(result.probe.labels)} predictions, and the run has {images} images to train on"
 
 
 def _of_predictions(name: str, said: Predictions, result: TrainResult, truth: Sequence[int]) -> Iterator[str]:

@@ -22,7 +22,7 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`), and its precision may be
     `auto`; a result has `precision`, `choice`, `folded_layers`, `packed_layers`, `lookahead`, `baseline_private_bytes`
     and `baseline_pss_bytes`
-11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `inference`
+11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `probe` and `inference`
 """
 
 from __future__ import annotations

@@ -114,8 +114,10 @@ def list_cells(sweep: Sweep, console: Console) -> None:
     """Print each cell with its state: `done`, `diverged` or `to do`."""
     for cell_id, cell in sweep.cells.items():
         state = sweep.done[cell_id].status if cell_id in sweep.done else "to do"
-        work = f"{cell.config.epochs} epochs" if REGIMES[cell.config.regime].trains else "one validation pass"
-        settings = f"{work}, batch {cell.config.batch_size}, {cell.config.weights} weights"
+        regime, size = REGIMES[cell.config.regime], f", batch {cell.config.batch_size}"
+        passes = f"{cell.config.epochs} epochs{size}" if regime.by_steps else f"one validation pass{size}"
+        work = passes if regime.by_steps or not regime.trains else "the head is fitted at once"
+        settings = f"{work}, {cell.config.weights} weights"
         say(console, f"  {state:8}  {cell} ({settings})")
     for pair_id, pair in sweep.pairs.items():
         state = "done" if pair_id in sweep.done_pairs else "to do"

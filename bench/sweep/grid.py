@@ -327,7 +327,7 @@ def expand(
 ) -> list[Planned]:
     """All cells of a grid without duplicates, ordered by seed, device, backbone, precision, execution and regime.
 
-    A regime that trains nothing has only a cell for the first seed.
+    A regime that trains nothing, or fits its head at once, has only a cell for the first seed (see `_reads_seed`).
 
     Args:
         grid: the grid.
@@ -370,8 +370,8 @@ def expand(
                 continue
             device = cell.pop("device")
             config = TrainConfig(weights=weights, **cell, **{**shared, **settings})
-            if not REGIMES[config.regime].trains:
-                config = config.replace(seed=axes["seed"][0])  # the seed changes nothing, so one cell is enough
+            if not _reads_seed(config):
+                config = config.replace(seed=axes["seed"][0])  # so one cell is enough
             cells.setdefault((device, config), Planned(config=config, device=device))
 
     add(axes, {})
@@ -381,6 +381,12 @@ def expand(
     if not cells:
         raise ConfigError(f"grid {grid.name!r}: every cell is excluded")
     return list(cells.values())
+
+
+def _reads_seed(config: TrainConfig) -> bool:
+    """False if the seed changes nothing: nothing trains, or a head is fitted, to the same images with every seed."""
+    regime = REGIMES[config.regime]
+    return regime.by_steps or (regime.trains and config.protocol == "kfold")
 
 
 def _present(wanted: Sequence[str], have: dict[str, str]) -> list[str]:

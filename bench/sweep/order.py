@@ -32,8 +32,8 @@ def arrange(cells: Mapping[str, Cell], run: str, *, seeds: Collection[int] = ())
         shuffled = np.random.default_rng(seed_for("order of backbones", run, seed)).permutation(sorted(groups))
         for key in shuffled.tolist():
             ids = sorted(groups[key], key=lambda cell_id: cells[cell_id].config.regime)
-            # Regimes that train nothing have no epoch time to compare and are not in every block: they run last.
-            timed = [cell_id for cell_id in ids if REGIMES[cells[cell_id].config.regime].trains]
+            # Regimes without steps have no epoch time to compare and are not in every block: they run last.
+            timed = [cell_id for cell_id in ids if REGIMES[cells[cell_id].config.regime].by_steps]
             first = (seed_for("first regime", run, key) + ranks[seed]) % max(1, len(timed))
             arranged += [*timed[first:], *timed[:first], *(cell_id for cell_id in ids if cell_id not in timed)]
     return {cell_id: cells[cell_id] for cell_id in arranged}

@@ -248,7 +248,9 @@ def _short(cell: Cell) -> str:
 
 
 def _pass_text(cell: Cell, row: EpochResult) -> str:
-    return "validation pass" if row.seconds is None else f"epoch {row.epoch + 1}/{cell.config.epochs}"
+    if row.seconds is None:
+        return "validation pass"
+    return f"epoch {row.epoch + 1}/{cell.config.epochs}" if REGIMES[cell.config.regime].by_steps else "fit"
 
 
 def _epoch_text(cell: Cell, row: EpochResult) -> str:
@@ -268,10 +270,10 @@ def _end_text(record: Record) -> str:
     if cell is None:
         return f"{record.status}: {record.reason}"
     values = {name: METRICS[name].of(cell) for name in headline()}
-    trains = REGIMES[record.cell.config.regime].trains
-    left_out = set() if trains else {name for name in costs() if values[name] is None}
+    by_steps = REGIMES[record.cell.config.regime].by_steps
+    left_out = set() if by_steps else {name for name in costs() if values[name] is None}
     said = {name: METRICS[name].phrase.format(METRICS[name].say(values[name])) for name in values}
-    if trains:
+    if by_steps:
         said[RATED_BY] += " after the last epoch"
     figures = [text for name, text in said.items() if name not in left_out]
     if constant := cell.result.constant_prediction:

@@ -1,0 +1,252 @@
+"""Fits a head at once to the features of all training images, instead of training it by steps.
+
+Each fit also predicts every training image by a head that has not seen it: by leave-one-out, or by folds where that
+would take too long. The share of these predictions that are right compares backbones without a validation image.
+
+Nothing here depends on a seed. Fits run on the CPU, in double precision where they solve systems of equations. Besides
+the features themselves, in double precision, they need memory for a square matrix: `min(images, width)` on a side for
+`ridge` and `logistic`, and a block of `BLOCK` similarities for `knn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.functional import normalize, one_hot
+
+from tl.folds import stratified_folds
+from tl.seeding import seed_for
+
+NEIGHBOURS = 20
+"""Training images that vote. The number and `TEMPERATURE` are those of DINO (arXiv 2104.14294), fixed beforehand:
+choosing them by the same leave-one-out predictions would flatter those."""
+TEMPERATURE = 0.07
+"""A neighbour's vote counts exp(cosine similarity / TEMPERATURE)."""
+BLOCK = 1 << 24
+"""Most similarities in memory at a time: 64 MiB."""
+LEAST_SHARE = 1e-6
+"""Share of a class without votes. Its logarithm is then finite, as a logit must be."""
+RIDGE_GRID = tuple(10.0**power for power in range(2, -5, -1))
+"""Weights of the penalty to choose from, relative to the mean squared length of centred features."""
+LOGISTIC_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Values of C, the inverse weight of the penalty, to choose from, for standardised features."""
+LEAST_DEVIATION = 1e-3
+"""Smallest deviation by which `logistic` divides a feature, relative to the mean deviation."""
+FOLDS = 5
+"""Folds by which `logistic` predicts its training images."""
+UNSEEN = -30.0
+"""Logit of a class without a training image, for `logistic`."""
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A fitted head, and what heads without each image say about the training images."""
+
+    head: nn.Module
+    """Maps features `(B, width)` to logits `(B, classes)`."""
+    labels: list[int]
+    """For each training image, the class that is predicted without it."""
+    chosen: float
+    """The setting that was chosen; `Fit.setting` names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A way to fit a head."""
+
+    run: Callable[[torch.Tensor, torch.Tensor, int], Fitted]
+    """Fits to features `(N, width) float32` and labels `(N,) int64`, both finite and on the CPU, of N ≥ 2 images; the
+    last argument is the number of classes."""
+    setting: str
+    """Name of the setting that it chooses, or that is fixed."""
+    load: Callable[[], object] = lambda: None
+    """Imports the libraries that it needs, so that neither its time nor its memory includes that."""
+
+
+class NearestNeighbours(nn.Module):
+    """A head that holds features: the nearest ones by cosine similarity vote, weighted by similarity.
+
+    Logits are logarithms of the classes' shares of the votes, so a confidence (softmax) is a share of weighted votes.
+
+    Args:
+        features: of the training images, `(N, width)`. They are kept with length 1.
+        labels: classes of the training images, `(N,) int64`.
+        classes: number of classes.
+    """
+
+    labels: torch.Tensor
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
+        super().__init__()
+        # A parameter, since training set it: it counts as such, and is saved with the network.
+        self.features = nn.Parameter(normalize(features.float()), requires_grad=False)
+        self.register_buffer("labels", labels)
+        self.classes = classes
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits of a batch of features, in single precision."""
+        return self.shares(features).clamp(min=LEAST_SHARE).log()
+
+    def shares(self, features: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
+        """Return each class's share of the votes, `(B, classes)`.
+
+        `own` has for each query its place among the features that are kept, `(B,) int64`: that one doesn't vote.
+        """
+        rows = max(1, BLOCK // len(self.features))
+        parts = features.float().split(rows)
+        owns = own.split(rows) if own is not None else [None] * len(parts)
+        with torch.autocast(features.device.type, enabled=False):  # half precision would confuse near neighbours
+            return torch.cat([self._shares(part, mine) for part, mine in zip(parts, owns, strict=True)])
+
+    def _shares(self, features: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+        similarity = normalize(features) @ self.features.T
+        most = len(self.features)
+        if own is not None:
+            similarity.scatter_(1, own[:, None], -torch.inf)
+            most -= 1
+        nearest, places = similarity.topk(min(NEIGHBOURS, most))
+        votes = (nearest / TEMPERATURE).softmax(1)
+        return votes.new_zeros(len(votes), self.classes).scatter_add_(1, self.labels[places], votes)
+
+
+def _knn(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted:
+    head = NearestNeighbours(features, labels, classes)
+    with torch.inference_mode():
+        without = head.shares(features, torch.arange(len(features))).argmax(1)
+    return Fitted(head=head, labels=without.tolist(), chosen=min(NEIGHBOURS, len(features) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotated:
+    """Features in coordinates along their principal axes, as many as there are images or less."""
+
+    coordinates: torch.Tensor
+    """`(N, r)`."""
+    variances: torch.Tensor
+    """Sum of squares of each coordinate, `(r,)`."""
+    back: Callable[[torch.Tensor], torch.Tensor]
+    """Maps weights of the coordinates, `(r, classes)`, to those of the features, `(width, classes)`."""
+
+
+def rotated(features: torch.Tensor) -> Rotated:
+    """Rotate features `(N, width) float64`, by the eigenvectors of the smaller of their two matrices of products."""
+    wide = features.shape[1] > len(features)
+    variances, axes = torch.linalg.eigh(features @ features.T if wide else features.T @ features)
+    real = variances > 1e-13 * variances[-1].clamp(min=torch.finfo(variances.dtype).tiny)
+    variances, axes = variances[real], axes[:, real]
+    if not wide:
+        return Rotated(coordinates=features @ axes, variances=variances, back=lambda weights: axes @ weights)
+    lengths = variances.sqrt()
+    return Rotated(
+        coordinates=axes * lengths,
+        variances=variances,
+        back=lambda weights: features.T @ (axes @ (weights / lengths[:, None])),
+    )
+
+
+def _ridge(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted:
+    """Regress one column per class, 1 for its images and -1 for others, on the features, with an intercept.
+
+    The penalty doesn't apply to the intercept. Of the grid, the penalty with the least squared error of leave-one-out
+    predictions is chosen. Softmax of the outputs is no calibrated probability. Where features say nothing, these
+    predictions are worse than chance: of equal classes, that of the image is the smaller one among all others.
+    """
+    centred, mean = features.double(), features.double().mean(0)
+    centred -= mean
+    targets = 2.0 * one_hot(labels, classes).double() - 1.0
+    level = targets.mean(0)
+    by_axis = rotated(centred)
+    coordinates, variances = by_axis.coordinates, by_axis.variances
+    products = coordinates.T @ (targets - level)
+    scale = float(variances.sum()) / len(features) or 1.0
+    best: tuple[float, float, torch.Tensor] | None = None
+    for relative in RIDGE_GRID:  # the largest penalty first, which is also the choice among equals
+        shrunk = 1.0 / (variances + relative * scale)
+        # The share that each image's own target has in its fitted value; 1 / N of it is that of the intercept.
+        own = 1.0 / len(features) + coordinates.square() @ shrunk
+        fitted = level + coordinates @ (shrunk[:, None] * products)
+        errors = (targets - fitted) / (1.0 - own)[:, None]
+        if best is None or float(errors.square().mean()) < best[0]:
+            best = float(errors.square().mean()), relative * scale, targets - errors
+    assert best is not None  # the grid is not empty
+    _, penalty, without = best
+    weights = by_axis.back(products / (variances + penalty)[:, None])
+    return Fitted(head=_linear(weights.T, level - mean @ weights), labels=without.argmax(1).tolist(), chosen=penalty)
+
+
+def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted:
+    """Fit multinomial logistic regression with an L2 penalty to standardised features.
+
+    C has the least cross-entropy on images out of their fold. Features are standardised over all training images once:
+    that uses no label, so it hardly helps those out of a fold.
+    """
+    inputs = features.double()
+    deviation, mean = torch.std_mean(inputs, 0, correction=0)
+    # A feature that hardly varies is mostly rounding, which must not be magnified.
+    deviation = deviation.clamp(min=LEAST_DEVIATION * float(deviation.mean()) or 1.0)
+    inputs = (inputs - mean) / deviation
+    # The penalty doesn't change under a rotation, and an optimum has no part outside the images' own axes.
+    by_axis = rotated(inputs) if inputs.shape[1] > len(inputs) else None
+    table, truth = (by_axis.coordinates if by_axis else inputs).numpy(), labels.numpy()
+    folds = stratified_folds(truth.tolist(), min(FOLDS, len(truth)), seed_for("folds of a fit"))
+    shares = np.zeros((len(LOGISTIC_GRID), len(truth), classes))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        for place, model in enumerate(_path(table[~inside], truth[~inside])):
+            shares[place][np.ix_(inside, model.classes_)] = model.predict_proba(table[inside])
+    own = shares[:, np.arange(len(truth)), truth].clip(min=1e-12)
+    best = int((-np.log(own)).mean(1).argmin())  # the strongest penalty among equals
+    *_, model = _path(table, truth, LOGISTIC_GRID[: best + 1])
+    weights, bias = _coefficients(model, classes)
+    weights = (by_axis.back(weights) if by_axis else weights) / deviation[:, None]
+    return Fitted(
+        head=_linear(weights.T, bias - mean @ weights),
+        labels=shares[best].argmax(1).tolist(),
+        chosen=LOGISTIC_GRID[best],
+    )
+
+
+def _path(table: npt.NDArray[np.float64], truth: Labels, grid: Sequence[float] = LOGISTIC_GRID) -> Iterator[Any]:
+    """Yield scikit-learn's model for each C of the grid. It is the same object, which begins at its last optimum."""
+    from sklearn.dummy import DummyClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(truth)) == 1:  # where a fold has all images of the only other class
+        yield from [DummyClassifier(strategy="most_frequent").fit(table, truth)] * len(grid)
+        return
+    model = LogisticRegression(warm_start=True, max_iter=5000)
+    for inverse in grid:
+        yield model.set_params(C=inverse).fit(table, truth)
+
+
+def _coefficients(model: Any, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights `(r, classes)` and intercepts `(classes,)` whose softmax gives the model's probabilities."""
+    found, intercept = np.atleast_2d(model.coef_), np.asarray(model.intercept_)
+    if len(found) == 1:  # of two classes scikit-learn has the difference
+        found, intercept = np.concatenate([-found / 2, found / 2]), np.concatenate([-intercept / 2, intercept / 2])
+    weights, bias = np.zeros((found.shape[1], classes)), np.full(classes, UNSEEN)
+    weights[:, model.classes_], bias[model.classes_] = found.T, intercept
+    return torch.from_numpy(weights), torch.from_numpy(bias)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    """Return the layer with these weights, `(classes, width)`, and biases, in single precision."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
+    layer.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+    return layer
+
+
+FITS: dict[str, Fit] = {
+    "knn": Fit(run=_knn, setting="k"),
+    "ridge": Fit(run=_ridge, setting="alpha"),
+    "logistic": Fit(run=_logistic, setting="C", load=lambda: import_module("sklearn.linear_model")),
+}
+"""The fit of each `Regime.fit` other than `steps`."""
