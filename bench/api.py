@@ -162,7 +162,7 @@ def run(
         precision: such as `fp32` and `bf16`.
         execution: `fast`, or `plain` as the tutorial's own loop; with both, their times can be compared.
         seeds: the number of seeds, counted from 0, or a list of seeds.
-        data: a folder with `train/` and `val/`, or a data set's name.
+        data: a folder of images by class, with or without a split, a table of images, or a data set's name.
         weights: `auto`, `pretrained` or `random`.
         weights_dir: a folder of weight files to search first.
         name: the run's folder below `results`; by default made from the grid's name.

@@ -16,6 +16,23 @@ def write_image(path: Path, *, size: tuple[int, int] = (40, 32), seed: int = 0) 
     return path
 
 
+def picture(seed: int, *, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """A picture of smooth random colours, which has a hash of its own as photographs have."""
+    colours = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
+
+
+def write_pictures(root: Path, counts: dict[str, int], *, first: int = 0) -> Path:
+    """Write `CLASS/NUMBER.png` of pictures that look different from each other, so many of each class."""
+    number = first
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            picture(number).save(root / name / f"{index}.png")
+            number += 1
+    return root
+
+
 def write_folder(
     root: Path, classes: tuple[str, ...] = ("a", "b"), *, train: int = 3, val: int = 2, size: tuple[int, int] = (40, 32)
 ) -> Path:

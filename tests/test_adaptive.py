@@ -107,6 +107,7 @@ class Fake:
         return Sweep(
             run=run,
             splits=None,  # type: ignore[arg-type]
+            survey=None,  # type: ignore[arg-type]
             cells=cells,
             weights={},
             resolved={},

@@ -74,7 +74,7 @@ def _more(path: str):
     ("spoil", "message"),
     [
         (_without("train"), "has no folder train/"),
-        (_without("val"), "has no folder val/"),
+        (lambda root: [_without("val")(root), _without("train/b")(root)], "1 class in train/; at least 2"),
         (lambda root: [_without("train/b")(root), _without("val/b")(root)], "1 class in train/; at least 2"),
         (lambda root: [p.unlink() for p in (root / "train/a").iterdir()], "class 'a' has no images"),
         (_more("val/c/0.jpg"), "different classes: 'c' is only in val/"),

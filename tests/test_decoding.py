@@ -30,7 +30,7 @@ import tl
 from tests.commands import ONE, here
 from tests.images import write_folder, write_image
 from tl import decoding
-from tl.datasets import scan
+from tl.datasets import digest_at, scan
 from tl.decoding import FORMATS, decode, to_rgb
 from tl.errors import DataError, UserError
 from tl.images import MOST_NAMED, open_store
@@ -417,7 +417,7 @@ def test_decoding_ahead_keeps_few_pixels(tmp_path: Path, monkeypatch: pytest.Mon
     from tl import images
 
     root = write_folder(tmp_path / "set", train=10, size=(40, 32))
-    monkeypatch.setattr(images, "LIMIT_PIXELS", 3 * 40 * 32)
+    monkeypatch.setattr(decoding, "LIMIT_PIXELS", 3 * 40 * 32)
     finished = 0
 
     def counted(path: Path) -> Any:
@@ -685,14 +685,12 @@ def test_the_digest_changes_only_where_pixels_do(tmp_path: Path) -> None:
 
 def test_the_digest_is_that_of_the_same_files_elsewhere(tmp_path: Path) -> None:
     """A cluster's node finds the images by their digest, which it computes from the files that it was sent."""
-    from bench.execution import ray_node
-
     root = write_folder(tmp_path / "set")
     (root / "train" / "a" / "deep.png").write_bytes(SAMPLES["PNG of 16 bits"])
     splits = scan(root)
-    assert ray_node._digest(root) == splits.digest == _digest(root, "decoding 2\n")
+    assert digest_at(splits, root) == splits.digest == _digest(root, "decoding 2\n")
     (root / "train" / "a" / "deep.png").write_bytes(SAMPLES["PPM"])
-    assert ray_node._digest(root) == _digest(root)
+    assert digest_at(splits, root) == _digest(root)
 
 
 def test_the_store_has_converted_pixels(tmp_path: Path) -> None:

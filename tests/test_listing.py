@@ -315,21 +315,13 @@ def test_a_set_without_subfolders_is_listed_as_ever(names: list[str], tmp_path: 
 @pytest.mark.parametrize(
     ("folders", "advice"),
     [
-        (["train/a", "valid/a"], "no folder val/; there is 'valid/': rename it to val/"),
-        (["train/a", "Validation/a"], "no folder val/; there is 'Validation/': rename it to val/"),
-        (["train/a", "test/a"], "no folder val/; there is 'test/': rename it to val/"),
-        (["train/a", "test/a", "valid/a"], "there is 'valid/', 'test/': rename one of them to val/"),
-        (["Train/a", "val/a"], "no folder train/; there is 'Train/': rename it to train/"),
-        (["training set/a", "val/a"], "no folder train/; there is 'training set/': rename it to train/"),
-        (
-            ["Train/a", "Test/a"],
-            "no folder train/ and no folder val/; there is 'Train/': rename it to train/; "
-            "there is 'Test/': rename it to val/",
-        ),
-        (["cats", "dogs"], "'cats/', 'dogs/' with images in it looks like a class: move such folders into train/"),
+        (["train/a", "dev/a", "valid/a"], "there is 'dev/', 'valid/': rename one of them to val/"),
+        (["Train/a", "training set/a", "val/a"], "there is 'Train/', 'training set/': rename one of them to train/"),
+        (["Test/a", "val/a"], "has no folder train/ beside 'Test/', 'val/'"),
+        (["cats", "dogs", "valid/cats"], "has no folder train/ beside 'valid/'"),
         (["set/train/a", "set/val/a"], "'set/' has both: give that folder"),
-        (["train/a"], "no folder val/; the layout is train/CLASS/*.jpg and val/CLASS/*.jpg"),
-        ([".train/a", "__MACOSX/a"], "no folder train/ and no folder val/; the layout is"),
+        (["train/a"], "1 class in train/; at least 2 are needed"),
+        ([".train/a", "__MACOSX/a"], "has no folders of classes; the layout is train/CLASS/*.jpg and val/CLASS/*.jpg"),
         (["images/train/a", "images/val/a"], "'images/' has both: give that folder"),
         (["a/train", "a/val", "b/train", "b/val"], "'a/', 'b/' has both, with images in them: classes belong into"),
         (
@@ -341,8 +333,8 @@ def test_a_set_without_subfolders_is_listed_as_ever(names: list[str], tmp_path: 
         (["train/a", "train/b", "val/train/a", "val/val/a"], "val/ has 'train/', 'val/' where its classes should be"),
         (
             ["train/train", "train/val", "val/train", "val/val"],
-            "where its classes should be: the layout is train/CLASS/*.jpg and val/CLASS/*.jpg; if they are classes, "
-            "rename them",
+            "where its classes should be: the layout is train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg without "
+            "a split, or a CSV or Parquet file of path and label; if they are classes, rename them",
         ),
         (
             ["train/train/a", "train/train/b", "val/val/a", "val/val/b"],

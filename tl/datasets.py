@@ -1,24 +1,41 @@
-"""Data sets: finds, lists and checks folders of images in `train/CLASS/**`, `val/CLASS/**` layout.
+"""Data sets: finds, lists and checks folders of images by class, with or without a split, and tables of images.
+
+| what | its split |
+| --- | --- |
+| `train/CLASS/**`, `val/CLASS/**` and perhaps `test/CLASS/**`, or other usual names such as `valid` | as it is |
+| the same without `val/` | a fifth of each class of `train/` becomes validation images |
+| `CLASS/**` | a fifth of each class becomes validation images |
+| a CSV or Parquet file of `path,label,split` (`tl.tables`) | as it is; without validation images as above |
+| a Hugging Face folder: one of these in `data/`, or `metadata.csv` with `file_name` and `label` | as it is |
+
+What is split here is split by content, with a fixed seed; images that look the same stay on one side (`tl.dividing`).
 
 To add a named data set, add an entry to `DATASETS`. This module doesn't import torch.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from tl import hymenoptera, synthetic
+from tl.alike import groups_of, looks_of, members
 from tl.cache import is_folder
 from tl.calls import Place, checked
 from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
+from tl.dividing import divide
 from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
 from tl.findings import Duplicate, LeftOut, Tally, find_duplicates
-from tl.layout import alike, check_layout, check_names, difference, too_deep
-from tl.listing import classify, entries, list_images, real, shown
+from tl.layout import Split, alike, check_names, difference, find_parts, split_called, too_deep
+from tl.listing import classify, entries, leads_to_folder, list_images, real, shown
+from tl.seeding import seed_for
+from tl.tables import Listing, is_table, metadata_of, read_metadata, read_table
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
@@ -50,12 +67,21 @@ class Splits:
     name: str
     root: Path
     digest: str
-    """SHA-256 over the sorted lines `relative/path sha256-of-file` of all images, in hex.
+    """SHA-256 over the sorted lines `relative/path sha256-of-file` of training and validation images, in hex.
 
-    A line `decoding N` follows if an image has more than 8 bits or transparency (see `tl.decoding.conversions`)."""
+    A line `decoding N` follows if an image has more than 8 bits or transparency (see `tl.decoding.conversions`), and if
+    `assigned` a line for each image with its split and class. The test images have no part in it."""
     classes: tuple[str, ...]
     train: ImageList
     val: ImageList
+    test: ImageList | None = None
+    """Images that no training decodes or looks at; see `for_test`. A class may be missing among them."""
+    origin: str = ""
+    """How the split came about, in a sentence without a full stop; empty for folders `train/` and `val/`."""
+    assigned: bool = False
+    """True if the paths don't say the split and class of an image, so that the digest must."""
+    together: tuple[tuple[str, ...], ...] = ()
+    """Groups of images that look the same, which were kept on one side when the set was split here."""
     fallback: str = ""
     """Says that the images are synthetic, and why; empty for real images."""
     left_out: tuple[LeftOut, ...] = ()
@@ -65,7 +91,8 @@ class Splits:
 
     def __post_init__(self) -> None:
         """Raise `DataError` if a split has no images, or another number of labels, or a label without a class."""
-        for split, images in (("train", self.train), ("val", self.val)):
+        parts = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test is not None else {})
+        for split, images in parts.items():
             if not len(images) or len(images) != len(images.labels):
                 raise DataError(
                     f"{self.name}: {split} has {len(images)} images and {len(images.labels)} labels; "
@@ -81,6 +108,43 @@ class Splits:
     def findings(self) -> tuple[LeftOut | Duplicate, ...]:
         """All that was found. `str(finding)` is a line for users."""
         return (*self.left_out, *self.duplicates)
+
+    def for_test(self) -> Splits:
+        """The data set whose validation images are the test images, for one evaluation when all choices are made.
+
+        It has a digest of its own, for which the test images are read now. Raises `DataError` without test images.
+        """
+        if self.test is None:
+            raise DataError(f"{self.name}: has no test images")
+        origin = "; ".join(filter(None, (self.origin, "the validation images are the test images")))
+        made = replace(self, name=f"{self.name}:test", val=self.test, test=None, origin=origin, assigned=True)
+        return replace(made, digest=digest_at(made, made.root), duplicates=())
+
+
+def digest_at(splits: Splits, root: Path) -> str:
+    """The digest that the images of a data set have in another folder: that of the set if they are the same.
+
+    Raises `DataError` if a file is missing there.
+    """
+    return _digest(root, splits.classes, splits.train, splits.val, assigned=splits.assigned)
+
+
+def _digest(
+    root: Path,
+    classes: tuple[str, ...],
+    train: ImageList,
+    val: ImageList,
+    *,
+    assigned: bool,
+    digests: dict[str, str] | None = None,
+) -> str:
+    files = [*train.files, *val.files]
+    more = [*conversions(root, files)]
+    if assigned:
+        for split, images in (("train", train), ("val", val)):
+            pairs = zip(images.files, images.labels, strict=True)
+            more += sorted(f"{split} {classes[label]} {file}" for file, label in pairs)
+    return set_digest(digests or file_digests(root, files), more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +176,9 @@ DATASETS: dict[str, Dataset] = {
 def load_splits(data: Place = "auto", *, download: bool = True) -> Splits:
     """Find a data set, list its images and compute its digest.
 
-    `data` is a key of `DATASETS`, a folder, or `auto`. `auto` means the real ants and bees if they are available,
-    else the synthetic ones, with a `FallbackWarning` and the reason in `Splits.fallback`. With `download=False`
-    nothing is downloaded.
+    `data` is a key of `DATASETS`, a folder or table as this module's table says, or `auto`. `auto` means the real ants
+    and bees if they are available, else the synthetic ones, with a `FallbackWarning` and the reason in
+    `Splits.fallback`. With `download=False` nothing is downloaded.
 
     Raises `UserError` if the folder is missing, and its subclass `DataError` if it is incomplete or not the set that it
     claims to be. It doesn't check that images can be decoded: `tl.images.open_store` does.
@@ -136,65 +200,232 @@ def _found(name: str, *, download: bool) -> Splits:
             return replace(generated, fallback=f"{generated.fallback} ({reason})")
     if name in DATASETS:
         return scan(DATASETS[name].find(download), name=name)
-    folder = Path(name)
-    if not is_folder(folder):
-        raise DataError(f"no such folder, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
-    return scan(folder)
+    place = Path(name)
+    if is_folder(place):
+        return scan(place)
+    if os.path.isfile(place):  # noqa: PTH113 (raises nothing)
+        return scan_table(place)
+    raise DataError(f"no such folder or table, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
 
 
 def scan(root: Path, *, name: str | None = None) -> Splits:
-    """List a folder in `train/CLASS/**`, `val/CLASS/**` layout and check that it is the set called `name`.
+    """List a folder of images in one of the layouts of this module's table and check that it is the set called `name`.
 
     A class has the images in its folder and in all subfolders; links are followed. Without `name` the set is recognised
     by its content, or else named after its folder. What is found beside the images, and images that are the same file,
     are counted in the result.
 
-    Raises `DataError` if `train` or `val` is missing or holds splits itself, a class is empty, there are fewer than two
-    classes, the two splits have different classes, two classes' names look alike, a file or folder can't be read, or
-    the content is a damaged copy of the real ants and bees.
+    Raises `DataError` if the folder has none of the layouts, a class is empty, there are fewer than two classes, the
+    training and the validation images have different classes, two classes' names look alike, a file or folder can't be
+    read, a class can't be split, or the content is a damaged copy of the real ants and bees.
     """
-    root = root.resolve()
-    check_layout(root, IMAGE_SUFFIXES)
+    given = root.resolve()
+    root = _inner(given)
+    if (listing := _metadata(root)) is not None:
+        return _of_listing(listing, name or _name(given, ""), root)
+    parts = find_parts(root, IMAGE_SUFFIXES)
     tally = Tally()
-    found = {split: _classes(root, split, tally) for split in ("train", "val")}
-    classes = tuple(found["train"])
-    check_names(root, found)
-    if classes != tuple(found["val"]):
-        hints = [difference(root, found), *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
-        raise DataError(f"{root}: train and val have different classes: {'; '.join(hints)}")
+    folders = [each for each in (parts.train, parts.val) if each] if parts else [""]
+    found = {folder: _classes(root, folder, tally) for folder in folders}
+    classes = tuple(found[folders[0]])
+    check_names(root, {folder or ".": names for folder, names in found.items()})
+    for other in folders[1:]:
+        if classes != tuple(found[other]):
+            hints = [difference(root, found), *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
+            raise DataError(f"{root}: {folders[0]} and {other} have different classes: {'; '.join(hints)}")
     if len(classes) < 2:
         hints = ["at least 2 are needed", *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
-        raise DataError(f"{root}: {len(classes)} class{'' if classes else 'es'} in train/; {'; '.join(hints)}")
+        where = f"{parts.train}/" if parts else "the folder"
+        raise DataError(
+            f"{root}: {len(classes)} class{'' if len(classes) == 1 else 'es'} in {where}; {'; '.join(hints)}"
+        )
+    lists = [_listed([(f, label) for label, c in enumerate(classes) for f in found[each][c]]) for each in folders]
+    test, said = _test_images(root, parts.test, classes) if parts and parts.test else (None, "")
+    return _made(
+        root,
+        name,
+        given,
+        classes,
+        lists[0],
+        lists[1] if len(lists) > 1 else None,
+        test,
+        [parts.renamed if parts else "", said],
+        tally=tally,
+        what="no split was given" if parts is None else f"{parts.train!r} has no validation images beside it",
+    )
 
-    def listed(split: str) -> ImageList:
-        pairs = [(f, label) for label, name in enumerate(classes) for f in found[split][name]]
-        return ImageList(files=tuple(f for f, _ in pairs), labels=tuple(label for _, label in pairs))
 
-    train, val = listed("train"), listed("val")
-    digests = file_digests(root, [*train.files, *val.files])
+def scan_table(path: Path) -> Splits:
+    """Read a CSV or Parquet file of images; see `tl.tables`. The set is named after the file.
+
+    Raises `DataError` for a table that `tl.tables.read_table` refuses, a label that one split lacks, fewer than two
+    labels, a class that can't be split, or another kind of file.
+    """
+    if not is_table(path):
+        raise DataError(f"{path}: is neither a folder nor a table (.csv, .tsv or .parquet)")
+    return _of_listing(read_table(path), path.stem, path)
+
+
+def _of_listing(listing: Listing, name: str, place: Path) -> Splits:
+    """The data set of a table that was read from `place`."""
+    rows, root = listing.rows, listing.root
+    labels = {split: {row.label for row in rows if row.split == split} for split in {row.split for row in rows}}
+    training: Split | None = None if None in labels else "train"
+    if training not in labels:
+        raise DataError(f"{place}: no image is a training image; its splits are {', '.join(sorted(map(str, labels)))}")
+    classes = tuple(sorted(labels[training]))
+    check_names(root, {split or ".": sorted(names) for split, names in labels.items()})
+    for split, names in labels.items():
+        # Test images may lack a class; a class that only they have can't be learnt.
+        lost = (names - labels[training]) | (labels[training] - names if split == "val" else set())
+        if lost:
+            only = min(lost)
+            others = [str(each) for each in labels if only in labels[each]]
+            raise DataError(
+                f"{place}: the label {only!r} is only in {' and '.join(sorted(others))}, not in "
+                f"{split if only in labels[training] else 'train'}"
+            )
+    if len(classes) < 2:
+        raise DataError(f"{place}: has 1 class, {classes[0]!r}; at least 2 are needed")
+    number = {label: index for index, label in enumerate(classes)}
+
+    def images(split: Split | None) -> ImageList | None:
+        if split not in labels:
+            return None
+        found = [(row.file, number[row.label]) for row in rows if row.split == split]
+        return _listed(sorted(found, key=lambda one: (one[1], str(PurePosixPath(one[0]).parent), one[0])))
+
+    train, said = images(training), f"labels{' and splits' if training else ''} are those of {place.name!r}"
+    assert train is not None
+    what = "it has no split" if training is None else "it has no validation images"
+    test = images("test")
+    return _made(root, name, root, classes, train, images("val"), test, [said, _kept(test)], what=what, assigned=True)
+
+
+def _made(
+    root: Path,
+    name: str | None,
+    given: Path,
+    classes: tuple[str, ...],
+    train: ImageList,
+    val: ImageList | None,
+    test: ImageList | None,
+    said: Iterable[str],
+    *,
+    what: str,
+    tally: Tally | None = None,
+    assigned: bool = False,
+) -> Splits:
+    """The data set of these images. Without `val` (`what` says why) a part of `train` becomes validation images."""
+    labels = dict(zip(train.files, train.labels, strict=True))
+    labels |= dict(zip(val.files, val.labels, strict=True)) if val else {}
+    digests = file_digests(root, labels)
     if (name == "hymenoptera" or hymenoptera.resembles(digests)) and digests != hymenoptera.expected():
         raise DataError(hymenoptera.first_difference(root, digests))
-    digest = set_digest(digests, conversions(root, [*train.files, *val.files]))
-    labels = dict(zip((*train.files, *val.files), (*train.labels, *val.labels), strict=True))
+    said = list(said)
+    together: tuple[tuple[str, ...], ...] = ()
+    if val is None:
+        whole = len(train)
+        train, val, together = _split_off(root, train, digests, classes)
+        kept = f", and images that look the same stay on one side ({len(together)} groups)" if together else ""
+        said.append(f"{what}: {len(val)} of {whole} images, a fifth of each class, are split off by a fixed seed{kept}")
+        assigned = True
+    digest = _digest(root, classes, train, val, assigned=assigned, digests=digests)
     return Splits(
-        name=name or _name(root, digest),
+        name=name or _name(given, digest),
         root=root,
         digest=digest,
         classes=classes,
         train=train,
         val=val,
+        test=test,
+        origin="; ".join(filter(None, said)),
+        assigned=assigned,
+        together=together,
         fallback=synthetic.SYNTHETIC_NOTE if synthetic.set_name(root) else "",
-        left_out=tally.left_out,
-        duplicates=find_duplicates(digests, labels),
+        left_out=tally.left_out if tally else (),
+        duplicates=find_duplicates(digests, labels, train.files),
     )
 
 
+def _split_off(
+    root: Path, images: ImageList, digests: Mapping[str, str], classes: tuple[str, ...]
+) -> tuple[ImageList, ImageList, tuple[tuple[str, ...], ...]]:
+    """Split images into training and validation images, and say which of them look the same."""
+    content = [digests[file] for file in images.files]
+    groups = groups_of(looks_of(root, {file: digests[file] for file in images.files}), content)
+    try:
+        chosen = divide(images.labels, groups, content, classes, seed_for("validation split"))
+    except DataError as error:
+        raise DataError(f"{root}: {error}") from error
+    pairs = list(zip(images.files, images.labels, strict=True))
+    parts = [_listed(pairs[index] for index in np.flatnonzero(side)) for side in (~chosen, chosen)]
+    return parts[0], parts[1], tuple(tuple(images.files[index] for index in some) for some in members(groups))
+
+
+def _test_images(root: Path, folder: str, classes: tuple[str, ...]) -> tuple[ImageList | None, str]:
+    """The images of a test folder, and what to say of it. None if it can't be used: no training needs it."""
+    try:
+        found = _classes(root, folder, Tally())
+    except DataError:
+        return None, f"{f'{folder}/'!r} is left out: a class in it has no images, or can't be read"
+    if strange := sorted(found.keys() - set(classes)):
+        return None, f"{f'{folder}/'!r} is left out: its class {strange[0]!r} is no class of the training images"
+    if not found:
+        return None, f"{f'{folder}/'!r} is left out: it has no class folders"
+    test = _listed((file, label) for label, name in enumerate(classes) for file in found.get(name, ()))
+    return test, _kept(test)
+
+
+def _kept(test: ImageList | None) -> str:
+    return f"{len(test)} test images are kept apart, and no training looks at them" if test else ""
+
+
+def _listed(pairs: Iterable[tuple[str, int]]) -> ImageList:
+    found = list(pairs)
+    return ImageList(files=tuple(file for file, _ in found), labels=tuple(label for _, label in found))
+
+
+def _inner(root: Path) -> Path:
+    """The folder `data/` of a Hugging Face data set, if it has the splits and `root` hasn't; else `root`."""
+    inner = root / "data"
+    if not is_folder(root) or not is_folder(inner) or "train" in _splits_in(root):
+        return root
+    return inner if "train" in _splits_in(inner) else root
+
+
+def _splits_in(root: Path) -> dict[Split, list[str]]:
+    """Split → the folders in `root` that have its name, or another usual name of it."""
+    found: dict[Split, list[str]] = {}
+    for entry in entries(root):
+        if (split := split_called(entry.name)) and leads_to_folder(entry):
+            found.setdefault(split, []).append(entry.name)
+    return found
+
+
+def _metadata(root: Path) -> Listing | None:
+    """The images of a Hugging Face folder that a `metadata.csv` labels; None if class folders label them."""
+    splits = _splits_in(root)
+    for folder in splits.get("train", ()):
+        if sum(classify(entry, IMAGE_SUFFIXES) == "folder" for entry in entries(root / folder)) > 1:
+            return None
+    if (whole := metadata_of(root)) is not None:
+        return read_metadata(root, [(whole, None)])
+    tables = [(table, split) for split, some in splits.items() for name in some if (table := metadata_of(root / name))]
+    if not any(split == "train" for _, split in tables):
+        return None
+    return read_metadata(root, tables)
+
+
 def _classes(root: Path, split: str, tally: Tally) -> dict[str, list[str]]:
-    """List the images of each class of a split. Raises `DataError` if a class has none."""
+    """List the images of each class of a split's folder; `split` is empty if the classes are in `root` itself.
+
+    Raises `DataError` if a class of a split has no images. Beside classes without a split it is another folder.
+    """
     above = (str(root), str((root / split).resolve()))
     found = {}
     for entry in entries(root / split):
-        kind, name = classify(entry, IMAGE_SUFFIXES), f"{split}/{entry.name}"
+        kind, name = classify(entry, IMAGE_SUFFIXES), f"{split}/{entry.name}" if split else entry.name
         if kind == "image":
             tally.add("image outside a class folder", name)
         elif kind != "folder":
@@ -203,13 +434,17 @@ def _classes(root: Path, split: str, tally: Tally) -> dict[str, list[str]]:
             tally.add("loop of links", name)
         else:
             inside = Tally()
-            found[entry.name] = list_images(entry.path, name, (*above, own), inside, IMAGE_SUFFIXES)
-            if not found[entry.name]:
+            images = list_images(entry.path, name, (*above, own), inside, IMAGE_SUFFIXES)
+            tally.merge(inside)
+            if images:
+                found[entry.name] = images
+            elif not split:
+                tally.add("folder without images", f"{name}/")
+            else:
                 why = "; ".join(map(str, inside.left_out)) or "the folder is empty"
                 raise DataError(
                     f"{entry.path}: class {entry.name!r} has no images ({', '.join(IMAGE_SUFFIXES)}): {why}"
                 )
-            tally.merge(inside)
     return found
 
 

@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -33,6 +36,7 @@ from tl.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 _Rgb = TypeVar("_Rgb")
+_Done = TypeVar("_Done")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 """Formats that are read, by Pillow's names; a file's content decides which one it has, not its suffix.
@@ -98,6 +102,25 @@ def _decoded(path: Path, convert: Callable[[Image.Image], _Rgb]) -> _Rgb:
             raise ValueError(f"{width:,} × {height:,} pixels, more than {LIMIT_PIXELS:,}")
         with _decoding_now.pixels(width * height):
             return convert(image)
+
+
+def in_threads(root: Path, names: Iterable[str], work: Callable[[Path], _Done]) -> Iterator[tuple[str, _Done]]:
+    """Yield the name of each image below `root` and what `work` makes of its file, in order.
+
+    Several threads work ahead of the reader: only on a few images, with no more than `LIMIT_PIXELS` together.
+    """
+    threads = (os.cpu_count() or 1) + 1
+    waiting: deque[tuple[str, int, Future[_Done]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for name in names:
+            size = pixels_in(root / name)
+            while waiting and (len(waiting) >= 4 * threads or size + sum(s for _, s, _ in waiting) > LIMIT_PIXELS):
+                first, _, done = waiting.popleft()
+                yield first, done.result()
+            waiting.append((name, size, pool.submit(work, root / name)))
+        while waiting:
+            first, _, done = waiting.popleft()
+            yield first, done.result()
 
 
 def pixels_in(path: Path) -> int:

@@ -18,17 +18,29 @@ def file_digest(path: Path) -> str:
 
 
 def file_digests(root: Path, files: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of each file below `root`. Raises `DataError` naming a file that can't be read."""
+    """Return the SHA-256 of each file below `root`.
 
-    def digest(name: str) -> str:
+    Raises `DataError` with the number of files that can't be read, and the name of the first.
+    """
+
+    def digest(name: str) -> str | OSError:
         try:
             return file_digest(root / name)
         except OSError as error:
-            raise DataError(f"{root / name}: can't be read: {error.strerror}") from error
+            return error
 
-    names = list(files)
+    names, found, failed = list(files), {}, []
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
-        return dict(zip(names, pool.map(digest, names), strict=True))
+        for name, one in zip(names, pool.map(digest, names), strict=True):
+            if isinstance(one, OSError):
+                failed.append((name, one))
+            else:
+                found[name] = one
+    if failed:
+        name, error = failed[0]
+        more = f" (the first of {len(failed)} of {len(names)} files)" if len(failed) > 1 else ""
+        raise DataError(f"{root / name}: can't be read: {error.strerror}{more}") from error
+    return found
 
 
 def set_digest(digests: dict[str, str], more: Iterable[str] = ()) -> str:

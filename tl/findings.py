@@ -6,7 +6,7 @@ the manifest of a run and its report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,7 @@ Reason = Literal[
     "image in a format that is not read",
     "entry that is not a regular file",
     "file without an image's ending",
+    "folder without images",
     "hidden file",
     "hidden folder",
     "hidden folder with images",
@@ -36,6 +37,7 @@ _PLURALS: dict[Reason, str] = {
     "image in a format that is not read": "images in a format that is not read",
     "entry that is not a regular file": "entries that are not regular files",
     "file without an image's ending": "files without an image's ending",
+    "folder without images": "folders without images",
     "hidden file": "hidden files",
     "hidden folder with images": "hidden folders with images",
     "hidden folder": "hidden folders",
@@ -45,7 +47,7 @@ _PLURALS: dict[Reason, str] = {
 """Reason → its plural, in the order in which findings are shown."""
 _SERIOUS = (
     *("broken link", "loop of links", "image outside a class folder", "image in a format that is not read"),
-    "hidden folder with images",
+    *("hidden folder with images", "folder without images"),
 )
 """Reasons that mean that images are probably missing."""
 _LOST_CLASS = (
@@ -56,7 +58,9 @@ _LOST_CLASS = (
     "hidden folder with images",
 )
 """Reasons that explain why a class is missing."""
-_EXACT = "only identical files are found, not re-encoded copies"
+
+
+Kind = Literal["train and val", "two classes", "copies"]
 
 
 class LeftOut(Strict):
@@ -79,17 +83,19 @@ class LeftOut(Strict):
 
 
 class Duplicate(Strict):
-    """Images of a data set that are the same file, byte for byte. Copies in another size or format are not found."""
+    """Images of a data set that are the same file, byte for byte, or look the same (`near`; see `tl.alike`)."""
 
-    kind: Literal["train and val", "two classes", "copies"] = Field(
-        description="`copies` are of the same split and class"
-    )
+    kind: Kind = Field(description="`copies` are of the same split and class")
     count: int = Field(
         ge=1,
         description="of `train and val`: validation images that are also training images; of `two classes`: different "
         "images; of `copies`: files beyond the first of each image",
     )
     example: tuple[str, str] = Field(description="paths of two equal files, relative to the data set's root")
+    near: bool = Field(
+        False,
+        description="true for files that differ and look the same, such as resized copies; none before version 11",
+    )
 
     @property
     def serious(self) -> bool:
@@ -98,18 +104,22 @@ class Duplicate(Strict):
 
     def __str__(self) -> str:
         """One line. Paths are quoted, so that control characters in a name are visible."""
-        one, other = self.example
         several, are = ("s", "are") if self.count > 1 else ("", "is")
+        images = f"image{several} {are}{' nearly' if self.near else ''}"
+        such = f"such as {self.example[0]!r} {'~' if self.near else '='} {self.example[1]!r}"
         if self.kind == "train and val":
-            what = f"{self.count} validation image{several} {are} also in train/, such as {one!r} = {other!r}"
-            effect = "validation accuracy is too high for new images"
-        elif self.kind == "two classes":
-            what = f"{self.count} image{several} {are} in two classes, such as {one!r} = {other!r}"
-            effect = "at most one of the labels is right"
-        else:
-            what = f"{self.count} image{several} {are} in the same class again, such as {one!r} = {other!r}"
-            effect = "with protocols tuned and kfold, both sides of a split can have one of them"
-        return f"{what}: {effect} ({_EXACT})"
+            also = "also training images" if self.count > 1 else "also a training image"
+            what = "the same as a training image" if self.near else also
+            return f"{self.count} validation {images} {what}, {such}: validation accuracy is too high for new images"
+        if self.kind == "two classes":
+            what = "the same as one of another class" if self.near else "in two classes"
+            return f"{self.count} {images} {what}, {such}: at most one of the labels is right"
+        other = "other images of their class" if self.count > 1 else "another image of its class"
+        what = f"the same as {other}" if self.near else "in the same class again"
+        return (
+            f"{self.count} {images} {what}, {such}: with protocols tuned and kfold, both sides of a split can have one "
+            "of them"
+        )
 
 
 @dataclass
@@ -141,29 +151,63 @@ class Tally:
         return [str(finding) for finding in self.left_out if finding.reason in _LOST_CLASS]
 
 
-def find_duplicates(digests: Mapping[str, str], labels: Mapping[str, int]) -> tuple[Duplicate, ...]:
+def find_duplicates(
+    digests: Mapping[str, str], labels: Mapping[str, int], train: Collection[str]
+) -> tuple[Duplicate, ...]:
     """Find equal images across splits, across classes, and within a class of a split.
 
-    `digests` are the SHA-256 of all files, and `labels` their classes. A file's path begins with `train/` or `val/`.
+    `digests` are the SHA-256 of all files, `labels` their classes, and `train` the training images among them.
     """
     if len(set(digests.values())) == len(digests):
         return ()
+    training = frozenset(train)
     files: dict[str, list[str]] = {}
     for name, digest in digests.items():
         files.setdefault(digest, []).append(name)
-    pairs: dict[Literal["train and val", "two classes", "copies"], list[tuple[str, str]]]
-    pairs = {"train and val": [], "two classes": [], "copies": []}
+    pairs: dict[Kind, list[tuple[str, str]]] = {"train and val": [], "two classes": [], "copies": []}
     for equal in files.values():
-        first: dict[tuple[str, int], str] = {}
-        train = next((name for name in equal if name.startswith("train/")), None)
+        first: dict[tuple[bool, int], str] = {}
+        trained = next((name for name in equal if name in training), None)
         unlike = next((name for name in equal if labels[name] != labels[equal[0]]), None)
         if unlike:
             pairs["two classes"].append((equal[0], unlike))
         for name in equal if len(equal) > 1 else ():
-            split = name.partition("/")[0]
-            if split == "val" and train:
-                pairs["train and val"].append((name, train))
-            if (split, labels[name]) in first:
-                pairs["copies"].append((name, first[split, labels[name]]))
-            first.setdefault((split, labels[name]), name)
+            if name not in training and trained:
+                pairs["train and val"].append((name, trained))
+            if (name in training, labels[name]) in first:
+                pairs["copies"].append((name, first[name in training, labels[name]]))
+            first.setdefault((name in training, labels[name]), name)
     return tuple(Duplicate(kind=kind, count=len(some), example=some[0]) for kind, some in pairs.items() if some)
+
+
+def find_near_duplicates(
+    groups: Iterable[Sequence[str]], digests: Mapping[str, str], labels: Mapping[str, int], train: Collection[str]
+) -> tuple[Duplicate, ...]:
+    """Find images that look the same and are different files, counted as `find_duplicates` counts equal ones.
+
+    `groups` are the images that look the same (see `tl.alike`); an image that is also the same file is not counted.
+    """
+    training = frozenset(train)
+    pairs: dict[Kind, list[tuple[str, str]]] = {"train and val": [], "two classes": [], "copies": []}
+    for group in groups:
+        # One of equal files in a split and class: the others are counted as such.
+        distinct = list({(digests[name], name in training, labels[name]): name for name in reversed(group)}.values())[
+            ::-1
+        ]
+        first: dict[tuple[bool, int], str] = {}
+        trained = [name for name in distinct if name in training]
+        leaked = {digests[name] for name in trained}
+        one = distinct[0]
+        others = (name for name in distinct if labels[name] != labels[one] and digests[name] != digests[one])
+        if unlike := next(others, None):
+            pairs["two classes"].append((one, unlike))
+        for name in distinct:
+            if name not in training and trained and digests[name] not in leaked:
+                pairs["train and val"].append((name, trained[0]))
+            key = (name in training, labels[name])
+            if key in first:
+                pairs["copies"].append((name, first[key]))
+            first.setdefault(key, name)
+    return tuple(
+        Duplicate(kind=kind, count=len(some), example=some[0], near=True) for kind, some in pairs.items() if some
+    )

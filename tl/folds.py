@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tl.config import TrainConfig
 from tl.datasets import ImageList, Splits
+from tl.dividing import divide
 from tl.errors import ConfigError
 from tl.seeding import seed_for
 
@@ -30,6 +31,7 @@ def check_protocol(config: TrainConfig, splits: Splits) -> None:
                 f"protocol='tuned': class {name!r} has {count} training image; at least 2 are needed, since one is "
                 "held out to choose the learning rate"
             )
+        tuning_splits(splits)  # raises if images that look the same can't be kept together
     if config.protocol == "kfold":
         name, count = _rarest(every_image(splits), splits)
         if count < config.folds:
@@ -37,6 +39,16 @@ def check_protocol(config: TrainConfig, splits: Splits) -> None:
                 f"folds={config.folds}: class {name!r} has {count} images, training and validation together; "
                 f"use at most {count} folds, so that each has one of it"
             )
+        if splits.together:
+            images = every_image(splits)
+            groups = {(label, group) for label, group in zip(images.labels, _groups(images, splits), strict=True)}
+            different = ImageList(files=tuple("" for _ in groups), labels=tuple(sorted(label for label, _ in groups)))
+            name, count = _rarest(different, splits)
+            if count < config.folds:
+                raise ConfigError(
+                    f"folds={config.folds}: class {name!r} has {count} images that don't look the same; use at most "
+                    f"{count} folds, so that each has one of it"
+                )
 
 
 def every_image(splits: Splits) -> ImageList:
@@ -60,9 +72,15 @@ def tuning_splits(splits: Splits) -> Splits:
     """Hold out a fifth of the training images of each class, at least one, as validation images.
 
     The split depends only on the training labels, so it is the same for every seed. The data set's validation images
-    are in neither part.
+    are in neither part. Images that look the same, where the set says which, are in one part; see `Splits.together`.
     """
-    held_out = set(hold_out(splits.train.labels, seed_for("tuning split")).tolist())
+    seed = seed_for("tuning split")
+    if splits.together:
+        groups = _groups(splits.train, splits)
+        chosen = divide(splits.train.labels, groups, splits.train.files, splits.classes, seed)
+        held_out = set(np.flatnonzero(chosen).tolist())
+    else:
+        held_out = set(hold_out(splits.train.labels, seed).tolist())
     rest = [index for index in range(len(splits.train)) if index not in held_out]
     return replace(splits, train=_subset(splits.train, rest), val=_subset(splits.train, sorted(held_out)))
 
@@ -71,10 +89,14 @@ def fold_splits(splits: Splits, folds: int, seed: int) -> list[tuple[Splits, npt
     """Return for each fold its splits, and the indices of its validation images in `every_image`.
 
     The images of the fold are the validation images, and all others are the training images. Indices are `(n,) int64`,
-    ascending. The assignment of images to folds depends only on the labels and on `seed`.
+    ascending. The assignment of images to folds depends only on the labels and on `seed`. Images that look the same,
+    where the set says which, are in one fold; see `Splits.together`.
     """
     images = every_image(splits)
-    assigned = stratified_folds(images.labels, folds, seed_for("folds", seed))
+    if splits.together:
+        assigned = grouped_folds(images.labels, _groups(images, splits), folds, seed_for("folds", seed))
+    else:
+        assigned = stratified_folds(images.labels, folds, seed_for("folds", seed))
     made = []
     for fold in range(folds):
         inside, outside = np.flatnonzero(assigned == fold), np.flatnonzero(assigned != fold)
@@ -95,12 +117,38 @@ def stratified_folds(labels: Sequence[int], folds: int, seed: int) -> npt.NDArra
     return assigned
 
 
+def grouped_folds(labels: Sequence[int], groups: Sequence[int], folds: int, seed: int) -> npt.NDArray[np.int64]:
+    """As `stratified_folds`, but all images of a group are in one fold, so sizes differ by what groups make necessary.
+
+    Large groups come first, so that the others even out the sizes. Each goes to the fold that has the fewest images of
+    its first image's class, of those to the one with the fewest images.
+    """
+    inside: dict[int, list[int]] = {}
+    for index in np.random.default_rng(seed).permutation(len(labels)):
+        inside.setdefault(groups[index], []).append(int(index))
+    assigned = np.empty(len(labels), dtype=np.int64)
+    of_class = np.zeros((folds, max(labels) + 1), dtype=np.int64)
+    for images in sorted(inside.values(), key=len, reverse=True):
+        sizes = zip(of_class[:, labels[images[0]]].tolist(), of_class.sum(axis=1).tolist(), range(folds), strict=True)
+        fold = min(sizes)[2]
+        assigned[images] = fold
+        for index in images:
+            of_class[fold, labels[index]] += 1
+    return assigned
+
+
 def hold_out(labels: Sequence[int], seed: int) -> npt.NDArray[np.int64]:
     """Return the indices of held-out images, `(n,) int64`: a rounded fifth of each class, at least one."""
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     classes = np.asarray(labels)[shuffled]
     parts = [shuffled[classes == label] for label in np.unique(classes)]
     return np.concatenate([part[: max(1, round(len(part) / HELD_OUT))] for part in parts])
+
+
+def _groups(images: ImageList, splits: Splits) -> list[int]:
+    """The number of each image's group of `Splits.together`; images in no group have numbers of their own."""
+    number = {file: index for index, group in enumerate(splits.together) for file in group}
+    return [number.get(file, len(splits.together) + index) for index, file in enumerate(images.files)]
 
 
 def on_all_images(splits: Splits) -> Splits:

@@ -22,9 +22,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ import numpy.typing as npt
 
 from tl.cache import cache_dir
 from tl.datasets import ImageList, Splits
-from tl.decoding import LIMIT_PIXELS, Pixels, decode, decode_or_say_why, pixels_in
+from tl.decoding import Pixels, decode, decode_or_say_why, in_threads
 from tl.errors import DataError
 from tl.sealed import CacheDamage, read_sealed, warn_rebuilt, write_sealed
 
@@ -211,33 +209,16 @@ def _intact(splits: Splits, folder: Path) -> Store | None:
 
 
 def _decoded(root: Path, names: list[str]) -> Iterator[tuple[str, Pixels]]:
-    """Yield each image in order. Raises `DataError` at the end if any can't be decoded, so that it can name all.
-
-    Several threads decode ahead of the reader: only a few images, with no more than `LIMIT_PIXELS` together.
-    """
-    threads = (os.cpu_count() or 1) + 1
+    """Yield each image in order. Raises `DataError` at the end if any can't be decoded, so that it can count all."""
     damaged: list[tuple[str, str]] = []
-    waiting: deque[tuple[str, int, Future[Pixels | str]]] = deque()
-
-    def first() -> Iterator[tuple[str, Pixels]]:
-        name, _, future = waiting.popleft()
-        decoded = future.result()
+    for name, decoded in in_threads(root, names, decode_or_say_why):
         if isinstance(decoded, str):
             damaged.append((name, decoded))
         elif not damaged:  # otherwise nobody needs the pixels
             yield name, decoded
-
-    with ThreadPoolExecutor(threads) as pool:
-        for name in names:
-            size = pixels_in(root / name)
-            while waiting and (len(waiting) >= 4 * threads or size + sum(s for _, s, _ in waiting) > LIMIT_PIXELS):
-                yield from first()
-            waiting.append((name, size, pool.submit(decode_or_say_why, root / name)))
-        while waiting:
-            yield from first()
     if len(damaged) == 1:
         name, reason = damaged[0]
-        raise DataError(f"{root / name}: can't be decoded: {reason}")
+        raise DataError(f"{root / name}: can't be decoded: {reason} (1 of {len(names)} images)")
     if damaged:
         named = [f"{name}: {reason}" for name, reason in damaged[:MOST_NAMED]]
         more = [f"and {len(damaged) - MOST_NAMED} more"] if len(damaged) > MOST_NAMED else []

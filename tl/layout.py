@@ -1,45 +1,126 @@
-"""Checks that a folder has `train/` and `val/` with classes in them, and says what to do if not.
+"""Finds the parts of a data set in a folder: `train/`, `val/` and `test/` under their usual names, or classes alone.
 
-Most folders are nearly right: a name is another, or all is one folder too deep.
+What can't be understood is refused with advice. Most folders are nearly right: all is one folder too deep, say.
 """
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tl.errors import DataError, nearest
-from tl.listing import classify, entries, holds_images, unreadable
+from tl.listing import classify, entries, holds_images, leads_to_folder, unreadable
 from tl.text import without_hidden
 
-LAYOUT = "the layout is train/CLASS/*.jpg and val/CLASS/*.jpg"
-_ALSO_CALLED = {
+Split = Literal["train", "val", "test"]
+LAYOUT = (
+    "the layout is train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg without a split, or a CSV or Parquet file of "
+    "path and label"
+)
+_ALSO_CALLED: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training", "trn", "train_set", "trainset", "training_set", "train_images", "train_data"),
     "val": (
         *("val", "valid", "validation", "val_set", "valset", "validation_set", "val_images", "val_data"),
-        *("dev", "eval", "evaluation", "holdout", "test", "testing", "tst", "test_set", "testset"),
+        *("dev", "eval", "evaluation", "holdout"),
     ),
+    "test": ("test", "testing", "tst", "test_set", "testset", "test_images", "test_data"),
 }
-"""Split → other names that data sets have for it, in lower case, the likeliest first."""
+"""Split → the names that data sets have for it, in lower case, the likeliest first."""
 _MOST = 5
 """Largest number of names in a message."""
 
 
-def check_layout(root: Path, endings: tuple[str, ...]) -> None:
-    """Raise `DataError` with advice if a folder lacks `train/` or `val/`, or if one of them has splits for classes.
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The folders of a data set's splits, by their names in its root."""
 
-    `endings` are those of images.
+    train: str
+    val: str | None
+    """None if validation images must be split off the training images."""
+    test: str | None
+
+    @property
+    def renamed(self) -> str:
+        """Says which folders have other names than `train` and `val`; empty if none has."""
+        what = {"training": ("train", self.train), "validation": ("val", self.val)}
+        other = {images: name for images, (usual, name) in what.items() if name not in (usual, None)}
+        return " and ".join(f"{images} images are those in {f'{name}/'!r}" for images, name in other.items())
+
+
+def split_called(name: str) -> Split | None:
+    """The split that a folder's name, or a value in a table's column, usually means; None if it means none."""
+    plain = _plain(name)
+    return next((split for split, names in _ALSO_CALLED.items() if plain in names), None)
+
+
+def find_parts(root: Path, endings: tuple[str, ...]) -> Parts | None:
+    """Find the folders of the splits in a folder; None if it has class folders without a split.
+
+    `endings` are those of images. Raises `DataError` with advice for what is neither, if two folders have names of the
+    same split, or if a split has splits for classes.
     """
     try:
-        missing = [split for split in _ALSO_CALLED if not (root / split).is_dir()]
+        for split in ("train", "val"):
+            if os.path.lexists(root / split) and not (root / split).is_dir():
+                what = "a link that leads to no folder" if (root / split).is_symlink() else "no folder"
+                raise DataError(f"{root}: has no folder {split}/; {split!r} is {what}")
+        folders = [entry.name for entry in entries(root) if not entry.name.startswith(".") and leads_to_folder(entry)]
     except OSError as error:
         raise unreadable(root, error) from error
-    if missing:
-        named = " and no folder ".join(f"{split}/" for split in missing)
-        raise DataError(f"{root}: has no folder {named}; {_advice(root, missing, endings)}")
-    for split in _ALSO_CALLED:
-        _check_nesting(root, split, endings)
+    train, val = _folder_of("train", root, folders), _folder_of("val", root, folders)
+    test = next((name for also in _ALSO_CALLED["test"] for name in sorted(folders) if _plain(name) == also), None)
+    if train is None:
+        _check_classes(root, endings)
+        return None
+    for part in filter(None, (train, val)):
+        _check_nesting(root, part, endings)
+    return Parts(train=train, val=val, test=test)
+
+
+def _folder_of(split: Split, root: Path, folders: list[str]) -> str | None:
+    """The folder of a split: that of its own name, else the only one of another usual name; None if there is none."""
+    if split in folders:
+        return split
+    there = [name for name in folders if _plain(name) in _ALSO_CALLED[split]]
+    if len(there) > 1:
+        raise DataError(f"{root}: there is {_named(there)}: rename one of them to {split}/ ({LAYOUT})")
+    return there[0] if there else None
+
+
+def _check_classes(root: Path, endings: tuple[str, ...]) -> None:
+    """Raise `DataError` with advice if the folders of `root`, which has no training folder, can't be its classes."""
+    folders = _folders(root, endings)
+    inside = [name for name in folders if _has_both(root / name)]
+    if inside and all(holds_images(str(root / name / "train"), endings) for name in inside):
+        raise DataError(
+            f"{root}: has no folder train/; {_named(inside)} has both, with images in them: classes belong into splits "
+            f"({LAYOUT})"
+        )
+    if inside:
+        raise DataError(f"{root}: has no folder train/; {_named(inside)} has both: give that folder")
+    if split_called(root.name) and _has_both(root.parent):
+        raise DataError(f"{root}: has no folder train/; {root.parent} has both: give that folder")
+    # A folder called `test` may be a class. One that holds no images but folders is a split.
+    splits = [name for name in folders if split_called(name) and not holds_images(str(root / name), endings)]
+    splits = [name for name in splits if _folders(root / name, endings)]
+    if splits:
+        raise DataError(f"{root}: has no folder train/ beside {_named(splits)} ({LAYOUT})")
+    if not folders:
+        raise DataError(f"{root}: has no folders of classes{_beside(root, endings)}; {LAYOUT}")
+
+
+def _beside(root: Path, endings: tuple[str, ...]) -> str:
+    """What a folder without subfolders has, in words."""
+    names = [entry.name for entry in entries(root) if not leads_to_folder(entry)]
+    images = sum(name.lower().endswith(endings) for name in names)
+    tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".parquet"))]
+    if tables:
+        return f"; is {tables[0]!r} a table of its images? Give that file"
+    return f", only {images} image{'s' if images > 1 else ''} whose class nobody knows" if images else ""
 
 
 def check_names(root: Path, classes: Mapping[str, Collection[str]]) -> None:
@@ -71,10 +152,13 @@ def alike(classes: Collection[str]) -> list[str]:
 
 
 def difference(root: Path, classes: Mapping[str, Collection[str]]) -> str:
-    """Say which class is in one split alone, and what the other split has in its place."""
-    train, val = (set(classes[split]) for split in _ALSO_CALLED)
+    """Say which class is in one of two splits alone, and what the other split has in its place.
+
+    `classes` are the names of the classes in both splits, by the splits' names.
+    """
+    (first, second), (train, val) = classes, map(set, classes.values())
     only = min(train ^ val)
-    where, other, others = ("train", "val", val - train) if only in train else ("val", "train", train - val)
+    where, other, others = (first, second, val - train) if only in train else (second, first, train - val)
     there = root / other / only
     if there.is_symlink() and not there.exists():
         return f"{only!r} is only in {where}/, and {f'{other}/{only}'!r} is a broken link"
@@ -94,7 +178,9 @@ def too_deep(root: Path, classes: Mapping[str, Collection[str]], endings: tuple[
         folder = root / split / name
         inner = [] if others or holds_images(str(folder), endings) else _folders(folder, endings)
         if len(inner) > 1:
-            yield f"{f'{split}/{name}/'!r} holds {_named(inner)}: if these are the classes, move them up into {split}/"
+            place = folder.relative_to(root).as_posix()
+            what = "give that folder" if folder.parent == root else f"move them up into {split}/"
+            yield f"{f'{place}/'!r} holds {_named(inner)}: if these are the classes, {what}"
 
 
 def _check_nesting(root: Path, split: str, endings: tuple[str, ...]) -> None:
@@ -104,11 +190,12 @@ def _check_nesting(root: Path, split: str, endings: tuple[str, ...]) -> None:
     folder in common, which is then a class.
     """
     folders = _folders(root / split, endings)
-    of = {each: [name for name in folders if _plain(name) in names] for each, names in _ALSO_CALLED.items()}
+    names = {"train": _ALSO_CALLED["train"], "val": (*_ALSO_CALLED["val"], *_ALSO_CALLED["test"])}
+    of = {each: [name for name in folders if _plain(name) in called] for each, called in names.items()}
     if not all(of.values()):
         return
     splits = [*of["train"], *of["val"]]
-    inner = [set().union(*(_folders(root / split / name, endings) for name in names)) for names in of.values()]
+    inner = [set().union(*(_folders(root / split / name, endings) for name in some)) for some in of.values()]
     if len(splits) < len(folders) and not inner[0] & inner[1]:
         return
     advice = f"give {root / split}, if that is the data set" if any(inner) else LAYOUT
@@ -121,36 +208,6 @@ def _folders(folder: Path, endings: tuple[str, ...]) -> list[str]:
     return [entry.name for entry in entries(folder) if classify(entry, endings) == "folder"]
 
 
-def _advice(root: Path, missing: list[str], endings: tuple[str, ...]) -> str:
-    """Say what to do, as far as the folder's content tells."""
-    for split in missing:
-        if (root / split).is_symlink():
-            return f"{split!r} is a link that leads to no folder"
-    folders = _folders(root, endings)
-    advice = []
-    for split in missing:
-        there = [name for also in _ALSO_CALLED[split] for name in folders if _plain(name) == also]
-        if there:
-            what = f"{_named(there)}: rename it" if len(there) == 1 else f"{_named(there)}: rename one of them"
-            advice.append(f"there is {what} to {split}/")
-    if advice:
-        return f"{'; '.join(advice)} ({LAYOUT})"
-    inside = [name for name in folders if _has_both(root / name)]
-    if inside and all(holds_images(str(root / name / "train"), endings) for name in inside):
-        return f"{_named(inside)} has both, with images in them: classes belong into splits ({LAYOUT})"
-    if inside:
-        return f"{_named(inside)} has both: give that folder"
-    if _has_both(root.parent):
-        return f"{root.parent} has both: give that folder"
-    classes = [name for name in folders if holds_images(str(root / name), endings)]
-    if len(missing) == 2 and classes:
-        return (
-            f"{_named(classes)} with images in it looks like a class: move such folders into train/, and some images "
-            f"of each class into folders of the same names in val/ ({LAYOUT})"
-        )
-    return LAYOUT
-
-
 def _plain(name: str) -> str:
     return name.lower().replace("-", "_").replace(" ", "_")
 
@@ -161,7 +218,7 @@ def _folded(name: str) -> str:
 
 def _has_both(folder: Path) -> bool:
     try:
-        return all((folder / split).is_dir() for split in _ALSO_CALLED)
+        return all((folder / split).is_dir() for split in ("train", "val"))
     except OSError:
         return False
 

@@ -60,7 +60,7 @@ def classify(entry: os.DirEntry[str], endings: tuple[str, ...]) -> Literal["imag
     if lower in _LEFTOVERS or lower.startswith(("._", ".trash-")):
         return "system leftover"
     if lower.startswith("."):
-        if not _is_folder(entry):
+        if not leads_to_folder(entry):
             return "hidden file"
         return "hidden folder with images" if holds_images(entry, endings) else "hidden folder"
     try:
@@ -86,7 +86,7 @@ def classify(entry: os.DirEntry[str], endings: tuple[str, ...]) -> Literal["imag
 
 def shown(entry: os.DirEntry[str], name: str) -> str:
     """The name of an entry that is left out: that of a folder ends with a slash."""
-    return f"{name}/" if _is_folder(entry) else name
+    return f"{name}/" if leads_to_folder(entry) else name
 
 
 def holds_images(folder: str | os.DirEntry[str], endings: tuple[str, ...]) -> bool:
@@ -98,7 +98,8 @@ def holds_images(folder: str | os.DirEntry[str], endings: tuple[str, ...]) -> bo
         return False
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Return True for a folder, or a link to one; False if that can't be found out."""
     try:
         return entry.is_dir()
     except OSError:

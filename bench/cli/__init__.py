@@ -7,12 +7,13 @@ answers at once.
 from bench.cli.app import app, main
 
 # Importing a command adds it to the app; `--help` lists them in this order.
-from bench.cli import run, train, predict, time, report, show, claims, compare, gate, export, list, doctor  # isort: skip  # noqa: A004
+from bench.cli import run, data, train, predict, time, report, show, claims, compare, gate, export, list, doctor  # isort: skip  # noqa: A004
 
 __all__ = [
     "app",
     "claims",
     "compare",
+    "data",
     "doctor",
     "export",
     "gate",

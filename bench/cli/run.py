@@ -67,7 +67,8 @@ def run(
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="fixed, tuned or kfold, in place of the grid's.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
+        str | None,
+        typer.Option(metavar="PATH|NAME", help="A folder of images by class, a table of them, or a data set's name."),
     ] = None,
     weights: Annotated[str, typer.Option(help="auto, pretrained or random.")] = "auto",
     weights_dir: Annotated[

@@ -40,7 +40,8 @@ def time(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda[:i], mps, auto (the best) or all.")] = "auto",
     data: Annotated[
-        str, typer.Option(metavar="PATH|NAME", help="A folder with train/ and val/, or a data set's name.")
+        str,
+        typer.Option(metavar="PATH|NAME", help="A folder of images by class, a table of them, or a data set's name."),
     ] = "auto",
     batch_size: Annotated[
         int | None, typer.Option(help="Images per training step.", show_default="the tutorial's, 4")

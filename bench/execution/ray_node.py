@@ -20,7 +20,7 @@ from bench.execution.base import Attempt, Executor, Job, PairAttempt, PairJob
 from bench.execution.process import HERE, SCRATCH, ProcessExecutor, clear_dead
 from bench.store.records import PlannedPair
 from tl.cache import cache_dir
-from tl.datasets import Splits, scan
+from tl.datasets import Splits, digest_at
 from tl.digest import file_digest
 from tl.errors import UserError
 from tl.images import open_store
@@ -138,23 +138,23 @@ def find_images(splits: Splits, payload: Payload | None) -> Splits:
     """
     if splits.digest not in _KNOWN:
         unpacked = cache_dir() / "sent" / splits.digest
-        found = next((root for root in (splits.root, unpacked) if _digest(root) == splits.digest), None)
+        found = next((root for root in (splits.root, unpacked) if _has_images(root, splits)), None)
         if found is None:
             if payload is None:
                 raise _Missing
-            _unpack(payload, unpacked, lambda: _digest(unpacked) == splits.digest)
+            _unpack(payload, unpacked, lambda: _has_images(unpacked, splits))
             found = unpacked
         _KNOWN[splits.digest] = replace(splits, root=found)
         open_store(_KNOWN[splits.digest])
     return _KNOWN[splits.digest]
 
 
-def _digest(root: Path) -> str:
-    """Digest of the images below a folder; empty if there is no such folder, or if it can't be read."""
+def _has_images(root: Path, splits: Splits) -> bool:
+    """True if a folder has these images; False also if there is no such folder, or if it can't be read."""
     try:
-        return scan(root).digest if root.is_dir() else ""
+        return root.is_dir() and digest_at(splits, root) == splits.digest
     except (UserError, OSError):
-        return ""
+        return False
 
 
 def find_file(weights: Weights, payload: Payload | None) -> Weights:

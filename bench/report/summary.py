@@ -23,6 +23,7 @@ from tl.layout import alike
 from tl.machine import DeviceKey
 from tl.regimes import REGIMES
 from tl.results import Note
+from tl.survey import imbalance_note
 from tl.text import visible
 
 MOST_NAMED = 4
@@ -180,14 +181,27 @@ class Summary:
             for note in (record.result.notes if record.result else ())
             if (note.about, _reason(note, record)) not in shown_elsewhere
         ]
+        about_images = [*self._split_and_balance, *self._findings(serious=False)]
         return [
-            *self._findings(serious=False),
+            *about_images,
             *dict.fromkeys(notes),
             *self.constant,
             *self.rising,
             *self.busy,
             *self.mixed,
         ]
+
+    @property
+    def _split_and_balance(self) -> list[str]:
+        """How the split of the images came about, if not by their folders, and whether classes are imbalanced."""
+        datasets = {manifest.dataset.digest: manifest.dataset for _, manifest in self.runs}
+        found = [
+            (dataset.name, said)
+            for dataset in datasets.values()
+            for said in (dataset.origin, *imbalance_note(dataset.train_counts or (), dataset.classes))
+            if said
+        ]
+        return [f"{name}: {said}" if len(datasets) > 1 else said for name, said in found]
 
     @property
     def constant(self) -> list[str]:

@@ -22,7 +22,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`), and its precision may be
     `auto`; a result has `precision`, `choice`, `folded_layers`, `packed_layers`, `lookahead`, `baseline_private_bytes`
     and `baseline_pss_bytes`
-11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `probe` and `inference`
+11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `probe` and `inference`; a manifest's
+    data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
 """
 
 from __future__ import annotations
@@ -297,7 +298,13 @@ class DatasetIdentity(Strict):
         description="what lies beside the images, by reason, as a command last ran a cell; None before version 7",
     )
     duplicates: tuple[Duplicate, ...] | None = Field(
-        None, description="images that are the same file; None before version 7"
+        None, description="images that are the same file, or look the same (`near`); None before version 7"
+    )
+    origin: str | None = Field(
+        None, description="how the split came about; empty for folders train/ and val/, None before version 11"
+    )
+    train_counts: tuple[Count, ...] | None = Field(
+        None, description="training images of each class, in the order of `classes`; None before version 11"
     )
 
     @model_validator(mode="after")
@@ -306,6 +313,12 @@ class DatasetIdentity(Strict):
             raise ValueError(f"val_files has {len(self.val_files)} files and val_labels {len(self.val_labels)} labels")
         if max(self.val_labels) >= len(self.classes):
             raise ValueError(f"val_labels has class {max(self.val_labels)}, and there are {len(self.classes)}")
+        counts = self.train_counts
+        if counts is not None and (len(counts) != len(self.classes) or sum(counts) != self.train_images):
+            raise ValueError(
+                f"train_counts has {sum(counts)} images of {len(counts)} classes; the run has {self.train_images} of "
+                f"{len(self.classes)}"
+            )
         return self
 
     @property

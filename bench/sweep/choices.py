@@ -39,7 +39,9 @@ def choices(what: str, text: str | None = None) -> dict[str, str]:
 
 def _datasets() -> dict[str, str]:
     auto = {"auto": "hymenoptera if available, else synthetic; the default"}
-    folder = {"PATH": "any folder with train/CLASS/*.jpg and val/CLASS/*.jpg"}
+    folder = {
+        "PATH": "a folder of CLASS/*.jpg or of train/ and val/ with these, or a CSV or Parquet file of path and label"
+    }
     return auto | {name: dataset.summary for name, dataset in DATASETS.items()} | folder
 
 

@@ -10,7 +10,6 @@ from bench.sweep.plan import Sweep
 from bench.sweep.weights import KEPT
 from tl.config import PROTOCOLS
 from tl.folds import evaluated_images
-from tl.layout import alike
 from tl.regimes import REGIMES
 
 MOST_NAMED = 5
@@ -30,12 +29,9 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
     largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated ones"
     missing = f"; {left_out} left out" if left_out else ""
     say(console, f"images: {splits.name} ({images}{missing}; {largest})")
-    for finding in sorted(splits.findings, key=lambda finding: finding.serious):
-        if finding.serious:
-            say(console, f"WARNING: {finding}", style="bold yellow")
-        else:
-            say(console, f"        {finding}")
-    for said in alike(splits.classes):
+    for said in filter(None, (splits.origin, *sweep.survey.notes)):
+        say(console, f"        {said}")
+    for said in sweep.survey.warnings:
         say(console, f"WARNING: {said}", style="bold yellow")
     if config.protocol != "fixed":
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")

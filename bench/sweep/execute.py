@@ -32,6 +32,7 @@ from bench.sweep.weights import locate
 from tl import plugins
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.folds import evaluated_images
+from tl.survey import class_counts
 
 STOPPING = "stopping: the running cell or pair ends first, and no new one starts; Ctrl-C again ends it at once"
 
@@ -221,7 +222,9 @@ def _write_manifest(
             val_labels=evaluated.labels,
             fallback=splits.fallback,
             left_out=splits.left_out,
-            duplicates=splits.duplicates,
+            duplicates=(*splits.duplicates, *sweep.survey.near_duplicates),
+            origin=splits.origin,
+            train_counts=class_counts(splits.train, splits.classes),
         ),
         weights=by_policy((previous.resolved if previous else {}) | sweep.resolved),
         cells=planned,

@@ -32,6 +32,8 @@ from tl.folds import check_protocol
 from tl.images import open_store
 from tl.network import unreachable
 from tl.specs import canonical
+from tl.survey import Survey, survey
+from tl.tables import is_table
 from tl.weights import Weights, check_folder
 
 
@@ -41,6 +43,8 @@ class Sweep:
 
     run: RunFolder
     splits: Splits
+    survey: Survey
+    """What the images are, and what was found among them."""
     cells: dict[str, Cell]
     weights: dict[str, Answer]
     """Cell id → weights, or why there are none."""
@@ -106,7 +110,8 @@ def run_name(grid: Grid, data: str | None, weights: str, settings: Mapping[str, 
     parts = [grid.name]
     parts += [grid.shared_settings["protocol"]] if grid.shared_settings["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
-        parts.append(user_path("data=", data).resolve().name or "data")
+        place = user_path("data=", data).resolve()
+        parts.append((place.stem if is_table(place) else place.name) or "data")
     short = {"epochs": "epochs", "batch_size": "batch"}
     for name, value in settings.items():
         if value is not None and name != "protocol":
@@ -140,6 +145,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     kept = _kept_images(grid, options, previous)
     splits = _dataset(grid, options, kept)
     open_store(splits)
+    found_out = survey(splits)
     for item in planned:
         check_protocol(item.config, splits)
     if previous:
@@ -159,6 +165,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     return Sweep(
         run=run,
         splits=splits,
+        survey=found_out,
         cells=cells,
         weights=weights,
         resolved={key: answer for key, answer in answers.items() if isinstance(answer, Weights)},

@@ -1,0 +1,34 @@
+"""`bench data`: report on a data set before anything trains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from bench.cli.app import app
+
+
+@app.command()
+def data(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH|NAME", help="A folder of classes or of train/ and val/, a CSV or Parquet file, or a name."
+        ),
+    ],
+    format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Say what a data set holds: counts, sizes, repeated images, conflicting labels, damaged files. Nothing is trained.
+
+    Exit status: 0 whatever was found, 2 for a set that can't be used.
+    """
+    from bench.console import tell
+    from bench.report.survey_text import print_survey
+    from bench.sweep.plan import find_images
+    from tl.survey import survey
+
+    splits = find_images(path, download=True)
+    if splits.fallback:
+        tell(f"WARNING: the images are {splits.fallback}")
+    print_survey(survey(splits, test=True), format)

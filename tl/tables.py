@@ -1,0 +1,238 @@
+"""Reads tables of images: CSV or Parquet files with a path, a label and, if there is one, a split in each row.
+
+Paths are relative to the table's folder. This module doesn't import torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tl.cache import read_text
+from tl.errors import DataError, UserError
+from tl.layout import Split, split_called
+from tl.text import shortened
+
+ENDINGS = (".csv", ".tsv", ".parquet")
+COLUMNS = {
+    "path": (
+        *("path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "image_file", "image"),
+        *("img_path", "img"),
+    ),
+    "label": ("label", "class", "class_name", "label_name", "target", "category"),
+    "split": ("split", "subset", "partition"),
+}
+"""What a row has → the names of its column in lower case, the likeliest first."""
+METADATA = ("metadata.csv", "metadata.parquet")
+"""Names of the tables in folders of Hugging Face's `imagefolder`."""
+LIMIT_BYTES = 1 << 28
+"""A larger CSV file is refused. It would have millions of rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image of a table."""
+
+    file: str
+    """Path relative to the root of the table that it is in, with forward slashes."""
+    label: str
+    split: Split | None
+    """None if the table has no splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The images of a table."""
+
+    root: Path
+    """The table's folder, or the folder that has all images if one lies outside of it."""
+    rows: tuple[Row, ...]
+
+
+def is_table(path: Path) -> bool:
+    """Return True if a file's ending is that of a table."""
+    return path.name.lower().endswith(ENDINGS)
+
+
+def read_table(path: Path) -> Listing:
+    """Read a table and check that its images exist.
+
+    Raises `DataError` if it can't be read, has no rows or no column of paths or of labels, or if a row lacks a value,
+    has an unknown split, an image that isn't there, or one that an earlier row has. The message counts such rows, and
+    names the first.
+    """
+    return _checked([(path, None)], path.parent.resolve())
+
+
+def metadata_of(folder: Path) -> Path | None:
+    """The table of labels in a folder of Hugging Face's `imagefolder`; None if it has none, or one without labels."""
+    for name in METADATA:
+        if (folder / name).is_file():
+            path = folder / name
+            header = _columns(path)[0]
+            return path if _column("label", header) and _column("path", header) else None
+    return None
+
+
+def read_metadata(root: Path, tables: Iterable[tuple[Path, Split | None]]) -> Listing:
+    """Read the tables of a Hugging Face folder, each with the split that it is of, or None for one that covers all.
+
+    In a table that covers all and has no column of splits, an image is of the split whose folder it is in. Raises
+    `DataError` as `read_table` does.
+    """
+    return _checked(tables, root)
+
+
+def _checked(tables: Iterable[tuple[Path, Split | None]], root: Path) -> Listing:
+    found = [row for path, split in tables for row in _rows(path, split)]
+    if not all(place.is_relative_to(root) for place, _, _ in found):
+        try:
+            root = Path(os.path.commonpath([place.parent for place, _, _ in found]))
+        except ValueError as error:
+            raise DataError(f"{root}: the images are on several drives; they must have a folder in common") from error
+    rows = (Row(file=place.relative_to(root).as_posix(), label=label, split=split) for place, label, split in found)
+    return Listing(root=root, rows=tuple(rows))
+
+
+def _rows(path: Path, of: Split | None) -> list[tuple[Path, str, Split | None]]:
+    """The absolute path, the label and the split of each image of one table."""
+    header, lines = _columns(path)
+    file, label, split = (_column(what, header) for what in COLUMNS)
+    if lines is None or file is None or label is None:
+        lacks = [what for what, name in (("path", file), ("label", label)) if name is None]
+        missing = " and no column ".join(f"{what} (or {', '.join(COLUMNS[what][1:4])}, …)" for what in lacks)
+        raise DataError(
+            f"{path}: has no column {missing}; its columns are {shortened(', '.join(map(repr, header)))}; path and "
+            "label are needed, split is optional"
+        )
+    folder, texts = path.parent.resolve(), {what: lines[name] for what, name in (("file", file), ("label", label))}
+    count = len(texts["file"])
+    if not count:
+        raise DataError(f"{path}: has no rows; each row is an image")
+    for what, name in (("file", file), ("label", label)):
+        _refuse(path, [number for number, text in enumerate(texts[what]) if not text], f"have no {name!r}", count)
+    splits: Sequence[Split | None] = [of] * count
+    if split is not None:
+        splits = [split_called(text) for text in lines[split]]
+        unknown = [number for number, one in enumerate(splits) if one is None]
+        if unknown:
+            wrong = shortened(repr(lines[split][unknown[0]]))
+            _refuse(path, unknown, f"have an unknown {split!r}, such as {wrong}; known are train, val and test", count)
+    elif of is None and path.name in METADATA:
+        inner = [split_called(PurePosixPath(text).parts[0]) if "/" in text else None for text in texts["file"]]
+        splits = inner if "train" in inner and None not in inner else splits
+    places = [Path(os.path.normpath(folder / text)) for text in texts["file"]]
+    gone = [number for number, place in enumerate(places) if not os.path.isfile(place)]  # noqa: PTH113 (raises nothing)
+    if gone:
+        first = shortened(repr(texts["file"][gone[0]]))
+        raise DataError(
+            f"{path}: {len(gone)} of {count} images are not there, the first is {first} in row {gone[0] + 1}; paths "
+            f"are relative to {folder}"
+        )
+    _refuse_repeated(path, places, texts["label"], splits)
+    return list(zip(places, texts["label"], splits, strict=True))
+
+
+def _refuse_repeated(path: Path, places: list[Path], labels: list[str], splits: Sequence[Split | None]) -> None:
+    first: dict[Path, int] = {}
+    again = [(number, first[place]) for number, place in enumerate(places) if first.setdefault(place, number) != number]
+    if not again:
+        return
+    number, before = again[0]
+    other = f", once as {labels[before]!r} and once as {labels[number]!r}" if labels[before] != labels[number] else ""
+    if splits[before] != splits[number]:
+        other += f", once in {splits[before]} and once in {splits[number]}"
+    counts = Counter(places)
+    several = sum(count > 1 for count in counts.values())
+    raise DataError(
+        f"{path}: {several} image{'s have' if several > 1 else ' has'} more than one row, the first is "
+        f"{shortened(repr(places[number].name))} in rows {before + 1} and {number + 1}{other}"
+    )
+
+
+def _refuse(path: Path, rows: list[int], what: str, count: int) -> None:
+    if rows:
+        raise DataError(f"{path}: {len(rows)} of {count} rows {what}; the first is row {rows[0] + 1}")
+
+
+def _column(what: str, header: Sequence[str]) -> str | None:
+    """The name of a column in a table's header; None if it has none of the usual names."""
+    plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(header)}
+    return next((plain[name] for name in COLUMNS[what] if name in plain), None)
+
+
+def _columns(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
+    """The names of all columns, and the texts of those that we read. None in place of the texts if one is missing."""
+    return _of_parquet(path) if path.name.lower().endswith(".parquet") else _of_csv(path)
+
+
+def _of_csv(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
+    try:
+        text = read_text(path, LIMIT_BYTES)
+    except UserError as error:
+        raise DataError(str(error)) from error
+    try:
+        headers = {mark: next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), []) for mark in ",;\t"}
+        if not any(headers[","]):
+            raise DataError(f"{path}: is empty; its first line has the names of columns, such as path,label")
+        known = (mark for mark, names in headers.items() if _column("path", names) and _column("label", names))
+        mark = next(known, None) or max(headers, key=lambda each: len(headers[each]))
+        header = headers[mark]
+        wanted = {name: header.index(name) for what in COLUMNS if (name := _column(what, header)) is not None}
+        if not all(_column(what, header) for what in ("path", "label")):
+            return header, None
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+        next(reader)
+        texts: dict[str, list[str]] = {name: [] for name in wanted}
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise DataError(
+                    f"{path}: line {reader.line_num} has {len(row)} values, and the first line {len(header)}"
+                )
+            for name, place in wanted.items():
+                texts[name].append(row[place].strip())
+    except csv.Error as error:
+        raise DataError(f"{path}: can't be read as CSV: {error}") from error
+    return header, texts
+
+
+def _of_parquet(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            header = list(schema.names)
+            wanted = [name for what in COLUMNS if (name := _column(what, header)) is not None]
+            if not all(_column(what, header) for what in ("path", "label")):
+                return header, None
+            for name in wanted:
+                if pyarrow.types.is_nested(schema.field(name).type):
+                    raise DataError(
+                        f"{path}: the column {name!r} has {shortened(str(schema.field(name).type))}, not text; images "
+                        "must be files, and the table has their paths"
+                    )
+            table = file.read(columns=wanted)
+            return header, {name: [_text(value) for value in table[name].to_pylist()] for name in wanted}
+    except (pyarrow.ArrowException, OSError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"{path}: can't be read as Parquet: {shortened(why)}") from error
+
+
+def _text(value: Any) -> str:
+    """A value of a Parquet file as text; empty for a missing one."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bytes):
+        value = value.decode(errors="backslashreplace")
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value).strip()
