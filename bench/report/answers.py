@@ -10,11 +10,13 @@ from bench.analysis import selection
 from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
+from bench.analysis.picking import PRIORITIES
 from bench.analysis.recommend import Choice, Rival, Undecided
 from bench.analysis.rising import epochs_to_try, still_rising
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import ClaimVerdict, Finding, overall, show_share, tally
+from bench.report.pick_text import by_choice, costs_of, sentence
 from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
@@ -32,8 +34,10 @@ MOST_NAMES = 4
 
 def answers(summary: Summary) -> list[str]:
     """Paragraphs of the answer: what to use on each device, and whether training the head takes half the time."""
-    paragraphs = [_choice(choice, summary) for choice in summary.choices]
-    paragraphs += [_undecided(one, summary) for one in summary.undecided]
+    picked = {run for run, _ in summary.picks}  # what a pick says takes the place of what its figures alone would
+    paragraphs = [sentence(pick) for _, pick in summary.picks]
+    paragraphs += [_choice(choice, summary) for choice in summary.choices if choice.run not in picked]
+    paragraphs += [_undecided(one, summary) for one in summary.undecided if one.run not in picked]
     paragraphs += [_nothing_beats(group, summary) for group in summary.nothing_beats]
     if summary.groups and all(group.accuracy is None for group in summary.groups):
         paragraphs.append(f"No cell had pretrained weights: accuracy says nothing here, {what_matters(costs())} hold.")
@@ -41,7 +45,7 @@ def answers(summary: Summary) -> list[str]:
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         paragraphs.append("No cell has a result yet.")
-    for claim in HALF_THE_TIME:
+    for claim in () if summary.picks else HALF_THE_TIME:  # a pick times no pairs, and asks another question
         if timed := [row for row in summary.speed_ups if row.finding.claim == claim]:
             paragraphs.append(_half(claim, timed, summary))
     return paragraphs
@@ -153,10 +157,16 @@ class Headline:
 def headlines(summary: Summary) -> list[Headline]:
     """Accuracy and time of the recommendation for the first device, and the speed-up of training only the head.
 
-    Without a recommendation, the accuracy of always answering the largest class, if nothing beats that.
+    For a pick, what it chose for each priority. Without a recommendation, the accuracy of always answering the
+    largest class, if nothing beats that.
     """
     found = []
-    if summary.choices:
+    if summary.picks:
+        for priorities, one in by_choice(summary.picks[0][1]):
+            words = ", ".join(PRIORITIES[name].words for name in priorities)
+            what = f"right with {one}: {words}"
+            found.append(Headline(value=METRICS[RATED_BY].show(one.accuracy), what=what, detail=costs_of(one)))
+    elif summary.choices:
         choice = summary.choices[0]
         pick, where = choice.pick, _where(choice, summary)
         named = f"{_named(pick)}{where}"
@@ -172,7 +182,7 @@ def headlines(summary: Summary) -> list[Headline]:
         what = f"by always answering {name!r}, the largest class: nothing here is more accurate"
         detail = f"the most accurate: {_named(best)}, {show(best, RATED_BY)}"
         found.append(Headline(value=METRICS[RATED_BY].show(rate), what=what, detail=detail))
-    for claim in HALF_THE_TIME:
+    for claim in () if summary.picks else HALF_THE_TIME:
         timed = [row for row in summary.speed_ups if row.speed_up and row.finding.claim == claim]
         values = [1 / row.speed_up.value for row in timed if row.speed_up]
         if values:

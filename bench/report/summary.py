@@ -17,6 +17,7 @@ from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
 from bench.store.environment import Environment, MachineState
 from bench.store.pairs import PairRecord
+from bench.store.picks import PickRecord
 from bench.store.records import USUAL, Cell, Manifest, PlannedPair, Record
 from bench.store.runs import RunFolder
 from tl.layout import alike
@@ -70,6 +71,8 @@ class Summary:
     """Process pairs, each with the name of its run."""
     planned_pairs: tuple[tuple[str, PlannedPair], ...] = ()
     """Process pairs that each run's latest command planned, each with the name of its run."""
+    picks: tuple[tuple[str, PickRecord], ...] = ()
+    """What `bench pick` chose, each with the name of its run."""
 
     @property
     def missing_pairs(self) -> list[tuple[str, PlannedPair]]:
@@ -397,10 +400,12 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
     manifests, records, missing = [], [], []
     planned_pairs: list[tuple[str, PlannedPair]] = []
     timed: dict[str, list[PairRecord]] = {}
+    picks: list[tuple[str, PickRecord]] = []
     for run in runs:
         manifest, found = run.manifest(), run.records()
         manifests.append((run.name, manifest))
         timed[run.name] = list(run.pairs().values())
+        picks += [(run.name, pick)] if (pick := run.pick()) else []
         planned_pairs += [(run.name, pair) for pair in _present_plan(manifest)]
         records += [(run.name, record) for record in found.values()]
         missing += [(run.name, cell) for cell_id, cell in manifest.cells.items() if cell_id not in found]
@@ -433,4 +438,5 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         pairs=tuple((name, record) for name, some in timed.items() for record in some),
         missing=tuple(missing),
         planned_pairs=tuple(planned_pairs),
+        picks=tuple(picks),
     )

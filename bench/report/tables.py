@@ -14,8 +14,10 @@ from bench.analysis.paired import PairedComparison
 from bench.analysis.selection import Selection
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate, show_ratio, show_share
+from bench.report.pick_text import row
 from bench.report.settings_text import chosen_rates
 from bench.report.summary import Summary
+from bench.store.picks import PickRecord
 from bench.store.records import USUAL
 from tl.regimes import REGIMES
 
@@ -72,6 +74,13 @@ def _column(name: str, groups: Sequence[Group]) -> Column:
 def cells_table(summary: Summary) -> pd.DataFrame:
     """The main table of a report; see `columns`."""
     return pd.DataFrame({column.heading: column.texts for column in columns(summary)})
+
+
+def candidates_table(pick: PickRecord) -> pd.DataFrame:
+    """The backbones that a pick considered, and why each came no further."""
+    return pd.DataFrame(
+        [{**row(one), "backbone": one.backbone, "why no further": one.reason} for one in pick.candidates]
+    )
 
 
 def priorities_table(summary: Summary) -> pd.DataFrame:

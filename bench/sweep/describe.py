@@ -72,7 +72,8 @@ def _describe_weights(sweep: Sweep, console: Console) -> None:
     for (reason, is_kept), specs in fallbacks.items():
         text = f"WARNING: random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
         say(console, text + (KEPT if is_kept else ""), style="yellow")
-    for reason in dict.fromkeys(answer for answer in sweep.weights.values() if isinstance(answer, str)):
+    answers = (sweep.weights[cell_id] for cell_id in sweep.cells)
+    for reason in dict.fromkeys(answer for answer in answers if isinstance(answer, str)):
         say(console, f"WARNING: cells will fail without pretrained weights: {reason}", style="yellow")
 
 

@@ -98,11 +98,11 @@ def execute(
 
 
 def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Recorder) -> Iterator[Job]:
-    """Yield the jobs to run, without the cells that the recorder skips."""
+    """Yield the jobs to run, without the cells that the recorder skips, and those that are left for later."""
     for cell_id, cell in missing.items():
         _make_folder(sweep.run.logs, sweep)
         answer = recorder.located[cell_id]
-        if recorder.skip(cell) or isinstance(answer, str):
+        if recorder.skip(cell) or isinstance(answer, str) or (options.admit and not options.admit(cell)):
             continue
         yield Job(
             cell=cell,

@@ -180,7 +180,9 @@ def _measured_cell(run: RunFolder, manifest: Manifest, wanted: str | None) -> Re
 
 
 def _recommended(run: RunFolder, manifest: Manifest, records: dict[str, Record]) -> Record:
-    """The record of the first seed of what the run recommends, if it recommends one thing."""
+    """The record of the first seed of what a pick chose here, or else of the one thing that the run recommends."""
+    if (picked := run.pick()) and picked.pick and (record := records.get(picked.pick.cell)):
+        return record
     truths = {run.name: manifest.dataset.val_labels}
     groups = make_groups([(run.name, record) for record in records.values()], truths)
     rivals = rivals_of(run.name, manifest, records.values())

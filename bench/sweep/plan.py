@@ -110,8 +110,7 @@ def run_name(grid: Grid, data: str | None, weights: str, settings: Mapping[str, 
     parts = [grid.name]
     parts += [grid.shared_settings["protocol"]] if grid.shared_settings["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
-        place = user_path("data=", data).resolve()
-        parts.append((place.stem if is_table(place) else place.name) or "data")
+        parts.append(name_of_images(data))
     short = {"epochs": "epochs", "batch_size": "batch"}
     for name, value in settings.items():
         if value is not None and name != "protocol":
@@ -119,6 +118,12 @@ def run_name(grid: Grid, data: str | None, weights: str, settings: Mapping[str, 
             parts.append(f"{short[name]}{shown}" if name in short else f"{name}-{shown}")
     parts += [weights] if weights != "auto" else []
     return "-".join(parts)
+
+
+def name_of_images(data: str) -> str:
+    """The last part of a path to images, without the ending of a table; `data` if it has none."""
+    place = user_path("data=", data).resolve()
+    return (place.stem if is_table(place) else place.name) or "data"
 
 
 def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> Sweep:
@@ -204,6 +209,8 @@ def _kept_images(grid: Grid, options: Options, previous: Manifest | None) -> Dat
 def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Splits:
     """Load the images. Images that a run keeps also keep the reason why they are synthetic."""
     wanted = options.data or grid.dataset
+    if options.splits:
+        return options.splits
     if kept:
         return replace(load_splits(kept.name), fallback=kept.fallback)
     return find_images(wanted, download=not options.dry_run)
