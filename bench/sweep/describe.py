@@ -9,7 +9,7 @@ from bench.console import say
 from bench.sweep.plan import Sweep
 from bench.sweep.weights import KEPT
 from tl.config import PROTOCOLS
-from tl.folds import evaluated_images
+from tl.folds import evaluated_images, origin
 from tl.regimes import REGIMES
 
 MOST_NAMED = 5
@@ -29,7 +29,7 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
     largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated ones"
     missing = f"; {left_out} left out" if left_out else ""
     say(console, f"images: {splits.name} ({images}{missing}; {largest})")
-    for said in filter(None, (splits.origin, *sweep.survey.notes)):
+    for said in filter(None, (origin(config, splits), *sweep.survey.notes)):
         say(console, f"        {said}")
     for said in sweep.survey.warnings:
         say(console, f"WARNING: {said}", style="bold yellow")
