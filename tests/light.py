@@ -85,6 +85,10 @@ def resolve_weights(
     return {spec: Weights(kind="random", source="random") for spec in specs}
 
 
+def files_for(specs: list[str], folder: Path, emit: Emit) -> dict[str, tuple[tuple[str, ...], str]]:
+    return {spec: ((spec.replace(":", "-"),), "") for spec in specs}
+
+
 def _taken(path: Path) -> bool:
     """Remove a file; False if there is none."""
     try:

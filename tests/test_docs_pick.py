@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tl.weights import BUNDLED
 
 PAGE = (Path(__file__).parent.parent / "docs" / "pick.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```\n(\$ .*?)```", PAGE, flags=re.DOTALL)
@@ -20,9 +23,14 @@ def _first_words(text: str) -> list[str]:
 
 
 @pytest.mark.alone
-def test_a_newcomer_gets_from_images_to_a_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newcomer_gets_from_images_to_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands succeed, and print what is shown as far as it doesn't depend on the trainings."""
     monkeypatch.setenv("COLUMNS", "80")
+    # The page is of a machine with one backbone's weights, so a package with another's is hidden by an empty one.
+    hidden = tmp_path / "hidden" / BUNDLED["torchvision:mobilenet_v2"].module
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hidden.parent), os.environ.get("PYTHONPATH", "")]))
     shown: dict[str, str] = {}
     printed: dict[str, str] = {}
     for line in re.split(r"(?m)^\$ python ", "\n".join(BLOCKS))[1:]:

@@ -25,6 +25,10 @@ MOST_TIED = 4
 """Largest number of tied groups that a table cell names."""
 
 
+BESIDE_ACCURACY = ("balanced_accuracy_last", "macro_f1_last")
+"""Metrics with a column where classes are unequal: each class weighs the same in them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """A column of the table of cells."""
@@ -49,9 +53,13 @@ def columns(summary: Summary) -> list[Column]:
         facts = [fact | {"seeds": str(len(group.records))} for fact, group in zip(facts, groups, strict=True)]
     known = [name for name, metric in METRICS.items() if metric.once or metric.on_request or metric.where_known]
     some = [name for name in known if any(group.values(name) for group in groups)]
+    shown = [name for name, metric in METRICS.items() if metric.column]
+    if summary.unequal_classes:
+        after = shown.index(RATED_BY) + 1
+        shown[after:after] = BESIDE_ACCURACY
     return [
         *(Column(heading=name, texts=tuple(fact[name] for fact in facts)) for name in (facts[0] if facts else ())),
-        *(_column(name, groups) for name in (*(name for name, metric in METRICS.items() if metric.column), *some)),
+        *(_column(name, groups) for name in (*shown, *some)),
         Column(heading="frozen", texts=tuple(_frozen(group) for group in groups)),
     ]
 

@@ -186,8 +186,9 @@ class _Rungs:
     def run(self) -> Outcome | None:
         whole = self.grid.override({"regimes": probes(), "seeds": 1}, {})
         sweep = plan(whole, self.options, self.executor, self.console)
-        describe(sweep, self.console, dry_run=self.options.dry_run)
         sweep = self._with_weights(sweep)
+        if sweep.cells:
+            describe(sweep, self.console)
         if self.options.dry_run:
             self._say_plan(sweep)
             return None

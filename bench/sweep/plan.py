@@ -24,11 +24,13 @@ from bench.sweep.options import Options
 from bench.sweep.order import arrange
 from bench.sweep.pairs import claims_timed, pairings, plan_pairs, without_turns
 from bench.sweep.weights import Answer, resolve_weights, weights_key
+from tl import hymenoptera
 from tl.cache import check_cache, user_path
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, DataWarning, FallbackWarning
 from tl.folds import check_protocol
 from tl.images import open_store
+from tl.network import unreachable
 from tl.specs import canonical
 from tl.survey import Survey, survey
 from tl.tables import is_table
@@ -64,6 +66,8 @@ class Sweep:
     """Counters of the machine when planning began; None if they are unknown."""
     keeps_images: bool = False
     """True if the run continues with the synthetic images that it started with, and doesn't look for real ones."""
+    images_from: str = ""
+    """Address from which a run would download real images, where a dry run has synthetic ones; else empty."""
 
     @property
     def missing_pairs(self) -> dict[str, PlannedPair]:
@@ -178,6 +182,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         previous=previous,
         counters=counters,
         keeps_images=kept is not None,
+        images_from=_images_from(grid, options, splits) if kept is None else "",
     )
 
 
@@ -209,6 +214,13 @@ def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Spli
     if kept:
         return replace(load_splits(kept.name), fallback=kept.fallback)
     return find_images(wanted, download=not options.dry_run)
+
+
+def _images_from(grid: Grid, options: Options, splits: Splits) -> str:
+    """The address of the real images, if a dry run has found that they would be downloaded."""
+    wanted = options.data or grid.dataset
+    to_download = options.dry_run and wanted == "auto" and splits.fallback and not unreachable(hymenoptera.URL)
+    return hymenoptera.URL if to_download else ""
 
 
 def find_images(wanted: str, *, download: bool) -> Splits:
