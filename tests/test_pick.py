@@ -87,7 +87,7 @@ class World:
         }.items():
             self.monkeypatch.setattr(pick, name, put)
 
-    def pick(self, *, seeds: int = 3, epochs: int = 5, top: int = 3, **aim: Any) -> PickRecord:
+    def pick(self, *, seeds: int | list[int] = 3, epochs: int = 5, top: int = 3, **aim: Any) -> PickRecord:
         """Run, and return the record that was written."""
         grid = Grid(
             name="pick", matrix=Matrix(backbones=list(self.scores), seeds=seeds), train={"epochs": epochs}, paired=None
@@ -239,6 +239,37 @@ def test_the_same_command_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.cards == first.cards and again.candidates == first.candidates
 
 
+def test_only_what_the_command_asks_for_is_chosen_among(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run may have better cells, of an earlier command with other candidates."""
+    world = World(monkeypatch, {"timm:a": 99, "timm:b": 80}, {"timm:a": 0.95})
+    world.pick()
+    world.scores = {"timm:b": 0.9}
+    found = world.pick()
+    assert {card.backbone for card in found.cards.values()} == {"timm:b"}
+    assert [one.backbone for one in found.candidates] == ["timm:b"]
+
+
+def test_whoever_is_not_tied_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties need not be neighbours: tests of pairs on the same images may tell the fourth apart and not the fifth."""
+    scores = {f"timm:{name}": 0.95 - place / 1000 for place, name in enumerate("abcde")}
+    world = World(monkeypatch, dict.fromkeys(scores, 95), scores)
+    tied = {"timm:a": True, "timm:b": True, "timm:c": True, "timm:d": False, "timm:e": True}
+    monkeypatch.setattr(
+        pick, "rank_by_probe", lambda records, *, regime: [Score(name, scores[name], tied[name]) for name in scores]
+    )
+    found = {one.backbone: one for one in world.pick().candidates}
+    assert found["timm:d"].rung == "probe" and "clearly below the best" in found["timm:d"].reason
+    assert found["timm:e"].rung == "trained" and not found["timm:e"].reason
+
+
+def test_probes_have_the_first_seed_of_the_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups without a seed in common can't be compared."""
+    world = World(monkeypatch, {"timm:a": 95}, {"timm:a": 0.9})
+    world.pick(seeds=[3, 4])
+    assert {seed for _, _, epochs, seed in world.ran if epochs != 5} == {3}
+    assert world.trained(5)["timm:a", "frozen"] == [3, 4]
+
+
 def test_backbones_without_weights_are_no_candidates_that_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are shown with the reason, and nothing of theirs runs."""
     world = World(monkeypatch, {"timm:a": 95, "timm:b": 90}, {"timm:a": 0.9, "timm:b": 0.99}, without=("timm:b",))
@@ -300,7 +331,7 @@ def test_the_command_prints_the_answer_and_writes_the_report(tmp_path: Path) -> 
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith(("timm:", "With", "note")))
     assert sentence(found) in (tmp_path / "reports" / "p.md").read_text(encoding="utf-8").replace("\\", "")
     assert "Candidates" in (tmp_path / "reports" / "p.html").read_text(encoding="utf-8")
-    assert "1." in done.stderr and "[1/6]" in done.stderr
+    assert "1." in done.stderr and "[1/2]" in done.stderr and "[1/4]" in done.stderr
     again = light_command(*LIGHT, "--format", "json")
     assert again.returncode == 0, again.stderr
     told = json.loads(again.stdout)

@@ -14,6 +14,7 @@ from typing import get_args
 
 from bench.analysis.groups import Group, most_accurate
 from bench.analysis.probe import Ranked
+from bench.analysis.recommend import TIE
 from bench.analysis.speedups import compare_accuracy
 from bench.analysis.stats import LEVEL, Interval, wilson
 from bench.store.picks import Chosen, Considered, Rung, Tied
@@ -40,7 +41,7 @@ def peak_memory(group: Group, groups: Sequence[Group]) -> float | None:
     own = group.median(lambda result: result.peak_memory_bytes)
     if own is not None or REGIMES[group.config.regime].features != "once":
         return own
-    others = [other for other in groups if other.config.backbone == group.config.backbone]
+    others = [other for other in groups if _network(other) == _network(group)]
     extracted = [
         peak
         for other in others
@@ -51,14 +52,13 @@ def peak_memory(group: Group, groups: Sequence[Group]) -> float | None:
 
 
 def latency(group: Group, groups: Sequence[Group]) -> float | None:
-    """Median seconds to predict one image; None if unknown.
+    """Median seconds to predict one image, of all groups with the same backbone on the same device; None if unknown.
 
-    Where it was not measured for a group, that of another one counts which has the same backbone on the same device:
-    a head takes no time beside it.
+    A head takes no time beside its backbone.
     """
     same = [one for one in groups if _network(one) == _network(group)]
-    known = [seconds for one in (group, *same) if (seconds := one.typical("latency_seconds")) is not None]
-    return known[0] if known else None
+    known = [seconds for one in same if (seconds := one.typical("latency_seconds")) is not None]
+    return statistics.median(known) if known else None
 
 
 def _network(group: Group) -> tuple[str, str, str]:
@@ -115,7 +115,7 @@ class Candidate:
     groups: tuple[Group, ...] = ()
     """Its whole trainings, one group per regime."""
     reason: str = ""
-    """Why it came no further; empty if it was trained."""
+    """Why something of it came no further; empty if nothing was kept from it."""
 
 
 def survivors(groups: Sequence[Group]) -> list[Group]:
@@ -150,7 +150,9 @@ def cards(groups: Sequence[Group]) -> list[Card]:
         able = _within(rated, best, priority.may_lose)
         known = [(cost, group) for group in able if (cost := priority.cost(group, rated)) is not None]
         if known:
-            chosen = min(known, key=lambda pair: pair[0])[1]
+            least = min(cost for cost, _ in known)
+            near = [group for cost, group in known if cost <= TIE * least]
+            chosen = max(near, key=lambda group: (group.accuracy or 0.0, -(seconds_to_train(group) or math.inf)))
             others = () if priority.may_lose else tuple(group for group in tied if group is not chosen)
             memory = peak_memory(chosen, rated)
             found.append(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.sweep.pick import Outcome
+    from bench.sweep.plan import Sweep
 
 
 @app.command()
@@ -114,23 +115,37 @@ def pick(
     aim = Aim(top=tune_top, priority=priority, budget_seconds=seconds("--budget", budget))
     if report:
         check_output(reports)
-        check_report(reports, options.name, options.results / options.name)
+    sweeps: list[Sweep] = []
+
+    def planned(sweep: Sweep) -> None:
+        if report:
+            check_report(reports, sweep.run.folder.name, sweep.run.folder)
+        sweeps.append(sweep)
+
     try:
         outcome = run_pick(
-            grid, options, console, aim, on_ranking=lambda ranking, spent: print_ranking(ranking, spent, console)
+            grid,
+            options,
+            console,
+            aim,
+            on_plan=planned,
+            on_ranking=lambda ranking, spent: print_ranking(ranking, spent, console),
         )
     except KeyboardInterrupt:
-        say(console, "interrupted: what has ended is kept; the same command continues from there")
+        again = "the same command continues"
+        if fresh and sweeps:
+            again = f"`--name {sweeps[0].run.folder.name}` without --fresh continues"
+        say(console, f"interrupted: what has ended is kept; {again} from there")
         raise typer.Exit(INTERRUPTED) from None
     if outcome is None:
         return
-    if report:
-        _report(outcome, reports, console, images=images)
     folder = str(outcome.sweep.run.folder)
     if format == "json":
         print(as_json(outcome.record, folder, outcome.sweep.survey.model_dump(mode="json")))
     else:
         print_pick(outcome.record, folder, Console())
+    if report:
+        _report(outcome, reports, console, images=images)
     if outcome.record.pick is None:
         raise typer.Exit(FAILED)
 

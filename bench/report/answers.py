@@ -34,10 +34,9 @@ MOST_NAMES = 4
 
 def answers(summary: Summary) -> list[str]:
     """Paragraphs of the answer: what to use on each device, and whether training the head takes half the time."""
-    picked = {run for run, _ in summary.picks}  # what a pick says takes the place of what its figures alone would
     paragraphs = [sentence(pick) for _, pick in summary.picks]
-    paragraphs += [_choice(choice, summary) for choice in summary.choices if choice.run not in picked]
-    paragraphs += [_undecided(one, summary) for one in summary.undecided if one.run not in picked]
+    paragraphs += [_choice(choice, summary) for choice in summary.choices]
+    paragraphs += [_undecided(one, summary) for one in summary.undecided]
     paragraphs += [_nothing_beats(group, summary) for group in summary.nothing_beats]
     if summary.groups and all(group.accuracy is None for group in summary.groups):
         paragraphs.append(f"No cell had pretrained weights: accuracy says nothing here, {what_matters(costs())} hold.")
@@ -45,8 +44,9 @@ def answers(summary: Summary) -> list[str]:
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         paragraphs.append("No cell has a result yet.")
-    for claim in () if summary.picks else HALF_THE_TIME:  # a pick times no pairs, and asks another question
-        if timed := [row for row in summary.speed_ups if row.finding.claim == claim]:
+    picked = {run for run, _ in summary.picks}  # a pick times no pairs, and asks another question
+    for claim in HALF_THE_TIME:
+        if timed := [row for row in summary.speed_ups if row.finding.claim == claim and row.fast.run not in picked]:
             paragraphs.append(_half(claim, timed, summary))
     return paragraphs
 

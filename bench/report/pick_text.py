@@ -71,6 +71,8 @@ def sentence(found: PickRecord) -> str:
         f"images right{always}."
     )
     tried = [one for one in found.candidates if one.rung != "not tried"]
+    if 1 < len(tried) < len(found.candidates):
+        text += f" {len(found.candidates) - len(tried)} of {len(found.candidates)} candidates were not tried."
     if len(tried) == 1:
         text = f"Only {tried[0].backbone} could be tried, so this says how to train it, not which one to take. {text}"
     text += f" Training it takes {costs}." if (costs := costs_of(pick)) else ""
@@ -148,7 +150,7 @@ def row(one: Considered) -> dict[str, str]:
     """Column → text of a backbone's row in the table of candidates."""
     best = max(one.accuracies.items(), key=lambda pair: pair[1], default=None)
     return {
-        "backbone": one.backbone.partition(":")[2],
+        "backbone": one.backbone,
         "probe": share(one.probe, one.low, one.high),
         "came to": one.rung,
         "most accurate as": f"{best[0]}, {METRICS[RATED_BY].show(best[1])}" if best else "n/a",

@@ -83,8 +83,10 @@ class Summary:
     @property
     def progress(self) -> list[str]:
         """How many of the planned cells and process pairs have ended, where some haven't."""
-        planned = sum(len(manifest.cells) for _, manifest in self.runs)
-        said = [f"{planned - len(self.missing)} of {planned} cells have ended"] if self.missing else []
+        picked = {run for run, _ in self.picks}  # what a pick had no time for is among its candidates' reasons
+        planned = sum(len(manifest.cells) for run, manifest in self.runs if run not in picked)
+        missing_cells = sum(run not in picked for run, _ in self.missing)
+        said = [f"{planned - missing_cells} of {planned} cells have ended"] if missing_cells else []
         if missing := self.missing_pairs:
             count = len(self.planned_pairs)
             said.append(f"{count - len(missing)} of {count} process pairs are timed")
@@ -419,6 +421,8 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
     claims = tuple(dict.fromkeys(claim for some in own.values() for claim in some))
     findings = decide_claims(own, groups, timed)
     lost = {claim.name: 0 for claim in claims}
+    picked = {run_name for run_name, _ in picks}  # what a pick says takes the place of what its figures alone would
+    own_words = [group for group in groups if group.run not in picked]
     for run_name, manifest in manifests:
         for claim in own[run_name]:
             lost[claim.name] += without_result(claim, run_name, manifest, findings)
@@ -431,9 +435,9 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         without_result=lost,
         speed_ups=tuple(speed_ups(findings)),
         selections=tuple(selections(groups)),
-        choices=tuple(recommend(groups, rivals)),
-        nothing_beats=tuple(nothing_beats(groups, rivals)),
-        undecided=tuple(undecided(groups, rivals)),
+        choices=tuple(recommend(own_words, rivals)),
+        nothing_beats=tuple(nothing_beats(own_words, rivals)),
+        undecided=tuple(undecided(own_words, rivals)),
         records=tuple(records),
         pairs=tuple((name, record) for name, some in timed.items() for record in some),
         missing=tuple(missing),

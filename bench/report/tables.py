@@ -78,9 +78,7 @@ def cells_table(summary: Summary) -> pd.DataFrame:
 
 def candidates_table(pick: PickRecord) -> pd.DataFrame:
     """The backbones that a pick considered, and why each came no further."""
-    return pd.DataFrame(
-        [{**row(one), "backbone": one.backbone, "why no further": one.reason} for one in pick.candidates]
-    )
+    return pd.DataFrame([{**row(one), "why no further": one.reason} for one in pick.candidates])
 
 
 def priorities_table(summary: Summary) -> pd.DataFrame:

@@ -172,7 +172,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "speed_ups": as_table(speed_up_table(summary)) if summary.speed_ups else "",
         "paired": as_table(paired) if not (paired := paired_table(summary)).empty else "",
         "paired_remarks": paired_remarks(summary),
-        "priorities": _wrapping(priorities_table(summary), suffix) if summary.choices and not summary.picks else "",
+        "priorities": _wrapping(priorities_table(summary), suffix) if summary.choices else "",
         "picks": [(run, pick, _wrapping(candidates_table(pick), suffix)) for run, pick in summary.picks],
         "front_axes": what_matters([RATED_BY, *costs()]),
         "half": _progress(summary),
@@ -202,11 +202,8 @@ def _figures_show(summary: Summary) -> str:
 
 def _progress(summary: Summary) -> str:
     """A note on how many planned cells and pairs have ended; empty for a complete run."""
-    picked = {run for run, _ in summary.picks}
-    if picked and all(run in picked for run, _ in summary.missing):
-        return ""  # what a pick had no time for is among its candidates' reasons
     said = [*summary.progress]
-    said += ["missing cells are listed at the end"] if summary.missing else []
+    said += ["missing cells are listed at the end"] if said and summary.missing else []
     return "; ".join(said)
 
 

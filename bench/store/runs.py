@@ -158,9 +158,15 @@ class RunFolder:
         self._write(path, record, f"pair that has just ended ({record.pair})")
 
     def pick(self) -> PickRecord | None:
-        """Read what the latest `bench pick` in this folder chose; None if there was none. Raises `UserError`."""
+        """Read what the latest `bench pick` in this folder chose; None if there was none, or with a warning if it is
+        damaged. Raises `UserError` if it can't be read.
+        """
         path = self.folder / _PICK
-        return _parse(path, PickRecord) if path.exists() else None
+        try:
+            return _parse(path, PickRecord) if path.exists() else None
+        except Damaged as error:
+            tell(f"WARNING: {error}; `bench pick` writes it anew")
+            return None
 
     def write_pick(self, record: PickRecord) -> None:
         """Write what a pick chose; see `write_record`."""

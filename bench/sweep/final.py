@@ -181,7 +181,7 @@ def _measured_cell(run: RunFolder, manifest: Manifest, wanted: str | None) -> Re
 
 def _recommended(run: RunFolder, manifest: Manifest, records: dict[str, Record]) -> Record:
     """The record of the first seed of what a pick chose here, or else of the one thing that the run recommends."""
-    if (picked := run.pick()) and picked.pick and (record := records.get(picked.pick.cell)):
+    if (picked := run.pick()) and picked.pick and (record := records.get(picked.pick.cell)) and record.result:
         return record
     truths = {run.name: manifest.dataset.val_labels}
     groups = make_groups([(run.name, record) for record in records.values()], truths)

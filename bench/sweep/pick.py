@@ -36,12 +36,13 @@ from bench.execution.base import Executor
 from bench.execution.signals import ending_as_interrupt
 from bench.store.picks import PickRecord, Rung, Tested
 from bench.store.records import Cell, Record
+from bench.store.runs import RunFolder
 from bench.sweep.describe import describe
 from bench.sweep.execute import execute, executor_for
-from bench.sweep.folder import held
+from bench.sweep.folder import check_name, held, run_folder
 from bench.sweep.grid import Grid
 from bench.sweep.options import Options
-from bench.sweep.plan import Sweep, name_of_images, plan
+from bench.sweep.plan import Sweep, check_same_run, name_of_images, plan
 from tl.datasets import DATASETS
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.regimes import REGIMES
@@ -57,6 +58,10 @@ REPORT_SECONDS = 15.0
 """Seconds of the budget that are kept for the report."""
 MOST_TOP = 100
 """Largest value of `--tune-top`."""
+
+
+Combination = tuple[str, str]
+"""A backbone, and a regime that trains it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,11 @@ class Budget:
         """Seconds since the start."""
         return self.clock() - self.started
 
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left; None for no limit."""
+        return None if self.seconds is None else self.seconds - self.spent
+
     def refuses(self, expected: float | None, planned: float = 0.0) -> str:
         """Why there is no time for something of `expected` seconds after what is `planned`; empty if there is.
 
@@ -128,6 +138,7 @@ def run_pick(
     console: Console,
     aim: Aim,
     *,
+    on_plan: Callable[[Sweep], object] = lambda sweep: None,
     on_ranking: Callable[[list[Ranked], float], object] = lambda ranking, seconds: None,
 ) -> Outcome | None:
     """Probe the backbones of a grid, train the most promising ones, and choose.
@@ -137,6 +148,7 @@ def run_pick(
         options: how to run cells, and where. `weights` must be `pretrained`: random ones choose nothing.
         console: where progress is printed.
         aim: what to find, and how long it may take.
+        on_plan: called with the sweep of the probes before anything is written.
         on_ranking: called with the first answer, the backbones ranked by their probe, and the seconds so far.
 
     Returns None for a dry run. Raises `UserError` for mistakes that the user can correct, and if no candidate has
@@ -144,7 +156,7 @@ def run_pick(
     """
     with ending_as_interrupt():
         limit = None if aim.budget_seconds is None else aim.budget_seconds - REPORT_SECONDS
-        return _Rungs(grid, options, console, aim, Budget(limit), executor_for(options), on_ranking).run()
+        return _Rungs(grid, options, console, aim, Budget(limit), executor_for(options), on_plan, on_ranking).run()
 
 
 def pick_name(data: str) -> str:
@@ -174,21 +186,26 @@ class _Rungs:
     aim: Aim
     budget: Budget
     executor: Executor
+    on_plan: Callable[[Sweep], object]
     on_ranking: Callable[[list[Ranked], float], object]
     candidates: dict[str, Candidate] = field(default_factory=dict)
     probed: dict[str, Record] = field(default_factory=dict)
     """Backbone → the record of its probe that ranks."""
     lacking: int = 0
     """How many candidates have no pretrained weights."""
-    refused: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Backbone and regime that there was no time for → the seconds that all its seeds would take, 0 if unknown."""
+    tried: dict[Combination, Record] = field(default_factory=dict)
+    """Combination → its record of one epoch, if it has a result."""
+    asked: dict[str, Cell] = field(default_factory=dict)
+    """Id → cell of the run that this command asks for. The run may have others, of earlier commands."""
+    refused: set[Combination] = field(default_factory=set)
+    """Combinations of which some cell had no time."""
 
     def run(self) -> Outcome | None:
-        whole = self.grid.override({"regimes": probes(), "seeds": 1}, {})
-        sweep = plan(whole, self.options, self.executor, self.console)
-        sweep = self._with_weights(sweep)
+        grid = self.grid.override({"regimes": probes(), "seeds": [self._seeds[0]]}, {})
+        sweep = self._with_weights(plan(grid, self.options, self.executor, self.console))
         if sweep.cells:
             describe(sweep, self.console)
+        self.on_plan(sweep)
         if self.options.dry_run:
             self._say_plan(sweep)
             return None
@@ -196,16 +213,29 @@ class _Rungs:
             names = ", ".join(self.candidates)
             reason = next(iter(self.candidates.values())).reason
             raise UserError(f"no candidate has pretrained weights here ({names}): {reason}")
+        self.options = replace(self.options, name=sweep.run.folder.name)
+        self._check_beside(sweep)
         with held(sweep.run, self.options, self.console):  # also between two rungs
-            self.options = replace(self.options, fresh=False, name=sweep.run.folder.name)
+            # Images can't change between two rungs, and are not looked for again.
+            self.options = replace(self.options, fresh=False, splits=sweep.splits)
             self._rung(f"probe {_count(len(self._open()), 'backbone')} on features that are extracted once")
-            ranking = self._probe(sweep, whole)
+            ranking = self._probe(sweep, grid)
             first = self.budget.spent
             self.on_ranking(ranking, first)
-            tried = self._one_epoch(ranking)
-            record = self._tested(self._record(self._whole(tried, sweep), first), sweep)
-            sweep.run.write_pick(record)
+            self._one_epoch(ranking)
+            record = self._record(self._whole(sweep), first)
+            try:
+                record = self._tested(record, sweep)
+            finally:  # Ctrl-C in the last step doesn't cost the choice
+                sweep.run.write_pick(record)
         return Outcome(record=record, sweep=sweep)
+
+    def _check_beside(self, sweep: Sweep) -> None:
+        """Raise `UserError` if a run beside this one can't be used, before anything is trained."""
+        check_name("--name", f"{self.options.name}{BESIDE}")
+        beside = RunFolder(run_folder(replace(_beside(self.options), fresh=False)))
+        if beside.exists():
+            check_same_run(beside, beside.manifest(), self.grid.override({}, {"epochs": 1}), sweep.splits)
 
     def _with_weights(self, sweep: Sweep) -> Sweep:
         """The sweep without backbones that have no pretrained weights. Those are candidates that are not tried."""
@@ -262,27 +292,60 @@ class _Rungs:
         def admit(cell: Cell) -> bool:
             return self._has_time((cell.config.backbone, cell.config.regime), expected.get(cell.id))
 
+        if (left := self.budget.left) is not None:  # a cell that takes longer than was expected ends with the budget
+            options = replace(options, timeout=max(1.0, min(left, options.timeout or left)))
         records = execute(sweep, grid, replace(options, admit=admit), self.executor, self.console)
         for record in records.values():
             if record.status != "done":
                 self._note(record.cell.config.backbone, f"{record.cell.config.regime}: {record.reason}")
         return [record for cell_id, record in records.items() if cell_id in sweep.cells]
 
-    def _has_time(self, combination: tuple[str, str], expected: float | None, planned: float = 0.0) -> bool:
+    def _has_time(self, combination: Combination, expected: float | None, planned: float = 0.0) -> bool:
         """True if there is time for a cell after what is planned; else it is noted what was refused, and why."""
         reason = self.budget.refuses(expected, planned)
-        if reason:
-            self.refused[combination] = self.refused.get(combination, 0.0) + (expected or 0.0)
+        if reason and combination not in self.refused:
+            self.refused.add(combination)
             self._note(combination[0], f"{combination[1]}: {reason}")
         return not reason
 
+    def _able(
+        self, wanted: Iterable[Combination], sweep: Sweep, seconds: Callable[[Cell], float | None]
+    ) -> tuple[Sweep, dict[str, float | None]]:
+        """The part of a sweep with the combinations that there is time for, in the order given, and what each takes.
+
+        What is done already takes no time.
+        """
+        cells = {(cell.config.backbone, cell.config.regime): cell for cell in sweep.cells.values()}
+        expected: dict[str, float | None] = {}
+        planned = 0.0
+        for combination in wanted:
+            cell = cells[combination]
+            needed = 0.0 if cell.id in sweep.done else seconds(cell)
+            if cell.id in sweep.done or self._has_time(combination, needed, planned):
+                expected[cell.id] = needed
+                planned += needed or 0.0
+        return replace(sweep, cells={cell_id: sweep.cells[cell_id] for cell_id in expected}), expected
+
     def _note(self, backbone: str, reason: str) -> None:
-        self.candidates[backbone] = replace(self.candidates[backbone], reason=reason)
+        """Add a reason why something of a backbone came no further."""
+        one = self.candidates[backbone]
+        if reason not in one.reason:
+            self.candidates[backbone] = replace(one, reason="; ".join(filter(None, (one.reason, reason))))
 
     def _probe(self, sweep: Sweep, grid: Grid) -> list[Ranked]:
-        """Run the probes, and return the backbones in the order of their score on training images alone."""
-        measured = self.aim.priority == "inference"
-        records = self._execute(sweep, grid, replace(self.options, inference=measured), {})
+        """Run the probes, and return the backbones in the order of their score on training images alone.
+
+        First come those that rank: they extract the features, and say what each network costs in use.
+        """
+        self.asked |= sweep.cells
+        records: list[Record] = []
+        for first in (True, False):
+            cells = {key: cell for key, cell in sweep.cells.items() if (cell.config.regime == RANKED_BY) is first}
+            if not cells:
+                continue
+            part = plan(grid, self.options, self.executor, Console(quiet=True)) if records else sweep
+            options = replace(self.options, inference=first)
+            records += self._execute(replace(part, cells=cells), grid, options, {})
         ranking = rank_by_probe(records, regime=RANKED_BY)
         for one in ranking:
             self.candidates[one.backbone] = replace(self.candidates[one.backbone], rung="probe", ranked=one)
@@ -293,53 +356,56 @@ class _Rungs:
         }
         return ranking
 
-    def _one_epoch(self, ranking: list[Ranked]) -> dict[tuple[str, str], Record]:
-        """Train the best backbones for one epoch. Returns backbone and regime → record."""
-        first, later = ranking[: self.aim.top], [one for one in ranking[self.aim.top :] if one.tied]
-        for one in ranking[self.aim.top + len(later) :]:
-            self._note(one.backbone, f"its probe is clearly below the best, and not among the first {self.aim.top}")
-        found: dict[tuple[str, str], Record] = {}
+    def _one_epoch(self, ranking: list[Ranked]) -> None:
+        """Train the best backbones for one epoch."""
+        first, others = ranking[: self.aim.top], ranking[self.aim.top :]
+        for one in others:
+            if not one.tied:
+                self._note(one.backbone, f"its probe is clearly below the best, and not among the first {self.aim.top}")
         options = _beside(self.options)
         # Ties of the best come after the others have had their turn, one by one, while there is time.
-        for names in ([one.backbone for one in first], *([one.backbone] for one in later)):
-            if not names:
-                continue
-            grid = self.grid.override({"backbones": names, "seeds": 1}, {"epochs": 1})
+        later = [[one.backbone] for one in others if one.tied]
+        for names in filter(None, ([one.backbone for one in first], *later)):
+            grid = self.grid.override({"backbones": names, "seeds": [self._seeds[0]]}, {"epochs": 1})
             sweep = plan(grid, options, self.executor, Console(quiet=True))
-            self._rung(f"train {_count(len(sweep.cells), 'combination')} for one epoch: {', '.join(names)}")
-            expected = {cell_id: self._guess(cell, sweep) for cell_id, cell in sweep.cells.items()}
-            for record in self._execute(sweep, grid, options, expected):
+            wanted = sorted(
+                ((cell.config.backbone, cell.config.regime) for cell in sweep.cells.values()),
+                key=lambda combination: names.index(combination[0]),
+            )
+            able, expected = self._able(wanted, sweep, self._guess)
+            if not able.cells:
+                continue
+            self._rung(f"train {_count(len(able.cells), 'combination')} for one epoch: {', '.join(names)}")
+            for record in self._execute(able, grid, options, expected):
                 if record.result:
-                    found[record.cell.config.backbone, record.cell.config.regime] = record
+                    self.tried[record.cell.config.backbone, record.cell.config.regime] = record
                     self._came("one epoch", record.cell.config.backbone)
-        return found
 
     def _came(self, rung: Rung, backbone: str) -> None:
         self.candidates[backbone] = replace(self.candidates[backbone], rung=rung)
 
-    def _guess(self, cell: Cell, sweep: Sweep) -> float | None:
-        probe = self.probed.get(cell.config.backbone)
-        if probe is None or probe.result is None:
+    def _guess(self, cell: Cell) -> float | None:
+        """Seconds that one epoch takes, by the backbone's probe; None if unknown."""
+        probe, splits = self.probed.get(cell.config.backbone), self.options.splits
+        if probe is None or probe.result is None or splits is None:
             return None
-        images = len(sweep.splits.train) + len(sweep.splits.val)
-        return first_guess(probe.result, probe.wall_seconds, cell.config.regime, images, len(sweep.splits.train))
+        images = len(splits.train) + len(splits.val)
+        return first_guess(probe.result, probe.wall_seconds, cell.config.regime, images, len(splits.train))
 
-    def _whole(self, tried: Mapping[tuple[str, str], Record], probed: Sweep) -> list[Group]:
-        """Train with one seed after the other what is not clearly worse. Returns all groups of the run."""
-        left = self._after_one_epoch(self._groups(tried.values(), probed))
+    def _whole(self, probed: Sweep) -> list[Group]:
+        """Train with one seed after the other what is not clearly worse. Returns all groups that were asked for."""
+        left = self._after_one_epoch(self._groups(self.tried.values(), probed))
         kept = {_combination(group) for group in left}
-        for backbone in dict.fromkeys(name for name, _ in tried):
-            if not any(name == backbone for name, _ in kept):
-                self._note(backbone, "after one epoch it is clearly less accurate than the best")
+        for backbone, regime in self.tried.keys() - kept:
+            some_left = any(name == backbone for name, _ in kept)
+            which = f"{regime}: " if some_left else ""
+            self._note(backbone, f"{which}after one epoch it is clearly less accurate than the best")
         records: dict[str, Record] = {}
         for seed in self._seeds:
-            ended = self._seed(seed, [_combination(group) for group in left], tried)
-            if not ended:
-                break
-            records |= ended
-            left = survivors(self._groups(records.values(), probed))
-        everything = probed.run.records().values()
-        return self._groups(everything, probed)
+            records |= self._seed(seed, [_combination(group) for group in left])
+            left = survivors(self._groups(records.values(), probed)) or left
+        found = probed.run.records()
+        return self._groups((found[cell_id] for cell_id in self.asked if cell_id in found), probed)
 
     def _after_one_epoch(self, groups: list[Group]) -> list[Group]:
         """Those that are not clearly worse than the best of their regime, in the order of their accuracy.
@@ -353,38 +419,29 @@ class _Rungs:
         ]
         return sorted(left, key=lambda group: -(group.accuracy or 0.0))
 
-    def _seed(
-        self, seed: int, wanted: Sequence[tuple[str, str]], tried: Mapping[tuple[str, str], Record]
-    ) -> dict[str, Record]:
+    def _seed(self, seed: int, wanted: Sequence[Combination]) -> dict[str, Record]:
         """Train combinations with one seed, in the order given as far as there is time. Returns id → record."""
         if not wanted:
             return {}
         names = list(dict.fromkeys(backbone for backbone, _ in wanted))
         grid = self.grid.override({"backbones": names, "seeds": [seed]}, {})
         sweep = plan(grid, self.options, self.executor, Console(quiet=True))
-        cells = {(cell.config.backbone, cell.config.regime): cell for cell in sweep.cells.values()}
-        able: dict[str, Cell] = {}
-        expected: dict[str, float | None] = {}
-        planned = 0.0
-        for combination in wanted:
-            cell = cells[combination]
-            seconds = 0.0 if cell.id in sweep.done else self._whole_seconds(tried[combination])
-            if cell.id in sweep.done or self._has_time(combination, seconds, planned):
-                able[cell.id], expected[cell.id] = cell, seconds
-                planned += seconds
-        if not able:
+        able, expected = self._able(wanted, sweep, self._whole_seconds)
+        if not able.cells:
             return {}
-        self._rung(f"train {_count(len(able), 'combination')} for {self._epochs} epochs, seed {seed}")
-        # One seed is enough to say what each network costs in use.
-        options = replace(self.options, inference=seed == self._seeds[0])
-        records = self._execute(replace(sweep, cells=able), grid, options, expected)
+        self.asked |= able.cells
+        self._rung(f"train {_count(len(able.cells), 'combination')} for {self._epochs} epochs, seed {seed}")
+        records = self._execute(able, grid, self.options, expected)
         for record in records:
             if record.result:
                 self._came("trained", record.cell.config.backbone)
         return {record.cell_id: record for record in records}
 
-    def _whole_seconds(self, record: Record) -> float:
-        assert record.result is not None
+    def _whole_seconds(self, cell: Cell) -> float | None:
+        """Seconds of a whole training, by that of one epoch; None if that has no result."""
+        record = self.tried.get((cell.config.backbone, cell.config.regime))
+        if record is None or record.result is None:
+            return None
         return expected_seconds(record.result, record.wall_seconds, self._epochs)
 
     def _groups(self, records: Iterable[Record], sweep: Sweep) -> list[Group]:
@@ -423,25 +480,37 @@ class _Rungs:
         if pick is None or sweep.splits.test is None:
             return record
         images = _count(len(sweep.splits.test), "test image")
-        if why := self.budget.refuses(2 * (pick.seconds_to_train or 0.0)):
-            return record.replace(notes=(*record.notes, f"The {images} were not looked at: {why}."))
-        self._rung(f"the pick on {images}, which nothing was chosen by")
-        seed = sweep.run.records()[pick.cell].cell.config.seed
-        axes = {"backbones": [pick.backbone], "regimes": [pick.regime], "seeds": [seed]}
-        grid = self.grid.override(axes, {})
+
+        def without(why: str) -> PickRecord:
+            return record.replace(notes=(*record.notes, f"The {images} {why}."))
+
+        seed = self.asked[pick.cell].config.seed
+        grid = self.grid.override({"backbones": [pick.backbone], "regimes": [pick.regime], "seeds": [seed]}, {})
+        options = replace(self.options, name=f"{self.options.name}{TESTED}")
         try:
-            options = replace(self.options, name=f"{self.options.name}{TESTED}", splits=sweep.splits.for_test())
+            options = replace(options, splits=sweep.splits.for_test())
             planned = plan(grid, options, self.executor, Console(quiet=True))
+            why = "" if planned.done else self.budget.refuses(2 * (pick.seconds_to_train or 0.0))
+            if why:
+                return without(f"were not looked at: {why}")
+            self._rung(f"the pick on {images}, which nothing was chosen by")
+            (found,) = execute(planned, grid, options, self.executor, self.console).values()
         except UserError as error:  # such as a damaged image, which nobody has looked at before
-            return record.replace(notes=(*record.notes, f"The {images} can't be used: {error}."))
-        for one in execute(planned, grid, options, self.executor, self.console).values():
-            if one.result is None:
-                return record.replace(notes=(*record.notes, f"The {images} were not evaluated: {one.reason}."))
-            right = sum(a == b for a, b in zip(one.result.last.labels, planned.splits.val.labels, strict=True))
-            share = wilson(right, len(planned.splits.val))
-            tested = Tested(images=len(planned.splits.val), accuracy=share.value, low=share.low, high=share.high)
-            record = record.replace(test=tested, seconds=self.budget.spent)
-        return record
+            return without(f"can't be used: {error}")
+        if found.result is None:
+            return without(f"were not evaluated: {found.reason}")
+        truth = planned.splits.val.labels
+        right = sum(label == true for label, true in zip(found.result.last.labels, truth, strict=True))
+        share = wilson(right, len(truth))
+        looks = len(planned.run.records())
+        note = (
+            f"The {images} were looked at for {looks} picks by now, so they are no longer as new." if looks > 1 else ""
+        )
+        return record.replace(
+            test=Tested(images=len(truth), accuracy=share.value, low=share.low, high=share.high),
+            notes=tuple(filter(None, (*record.notes, note))),
+            seconds=self.budget.spent,
+        )
 
     def _why_none(self, rated: list[Group], found: list[Card]) -> str:
         """Why nothing is picked; empty if something is."""
@@ -459,13 +528,14 @@ class _Rungs:
     def _more(self, found: list[Card]) -> Iterator[str]:
         """What would change the answer."""
         if self.refused:
-            names = ", ".join(f"{backbone} {regime}" for backbone, regime in self.refused)
-            seconds = sum(self.refused.values())
-            about = f"about {math.ceil(seconds / 60)} more minutes" if seconds else "more time"
+            names = ", ".join(f"{backbone} {regime}" for backbone, regime in sorted(self.refused))
+            seconds = [self._lacks(combination) for combination in self.refused]
+            minutes = math.ceil(sum(filter(None, seconds)) / 60)
+            about = f"{'at least' if None in seconds else 'about'} {_count(max(1, minutes), 'minute')} more"
             yield f"With {about} (--budget): {names}."
         if self.lacking:
             yield (
-                f"With their pretrained weights, from a network or in --weights-dir, "
+                f"With their pretrained weights, downloaded or in --weights-dir, "
                 f"{_count(self.lacking, 'more candidate')} could be tried."
             )
         if tied := next((card for card in found if card.tied), None):
@@ -473,17 +543,25 @@ class _Rungs:
             half = f"±{50 * (width.high - width.low):.1f} points" if width else "too little"
             yield f"With more images: {len(tied.group.truth)} for validation know an accuracy to {half}."
 
+    def _lacks(self, combination: Combination) -> float | None:
+        """Seconds that the cells of a combination would take which have no record; None if unknown."""
+        record = self.tried.get(combination)
+        if record is None:
+            return None
+        ended = sum((cell.config.backbone, cell.config.regime) == combination for cell in self.asked.values())
+        return (len(self._seeds) - ended) * (self._whole_seconds(record.cell) or 0.0)
+
     def _notes(self, groups: list[Group]) -> Iterator[str]:
         """What a reader of the accuracies must know."""
-        yield "The accuracies are those that the choice was made by, so that of the pick is slightly optimistic."
+        yield "The accuracies are those that the choice was made by, so that of the pick is optimistic."
         if rising := [group.label for group in groups if still_rising(group)]:
             yield (
                 f"The loss was still falling at the last of {self._epochs} epochs for {', '.join(rising)}: "
-                f"try --epochs {2 * self._epochs}."
+                f"try --epochs {2 * self._epochs} --fresh."
             )
 
 
-def _combination(group: Group) -> tuple[str, str]:
+def _combination(group: Group) -> Combination:
     return group.config.backbone, group.config.regime
 
 

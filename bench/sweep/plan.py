@@ -154,7 +154,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     for item in planned:
         check_protocol(item.config, splits)
     if previous:
-        _same_run(run, previous, grid, splits)
+        check_same_run(run, previous, grid, splits)
     answers = resolve_weights(planned, options, previous.resolved if previous else {}, executor, console)
     cells: dict[str, Cell] = {}
     weights: dict[str, Answer] = {}
@@ -231,7 +231,7 @@ def find_images(wanted: str, *, download: bool) -> Splits:
         return load_splits(wanted, download=download)
 
 
-def _same_run(run: RunFolder, previous: Manifest, grid: Grid, splits: Splits) -> None:
+def check_same_run(run: RunFolder, previous: Manifest, grid: Grid, splits: Splits) -> None:
     """Raise `ConfigError` if this command would mix two data sets or protocols in one folder."""
     advice = "give this command another --name, or --fresh"
     if previous.dataset.digest != splits.digest:
