@@ -143,7 +143,7 @@ def test_a_head_without_bias_is_rebuilt() -> None:
 @pytest.mark.parametrize("head", [nn.Identity(), nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))], ids=str)
 def test_other_heads_are_refused(head: nn.Module) -> None:
     """A head of two layers is not taken for one of `mlp`."""
-    with pytest.raises(ModelError, match="can't be saved: none of linear, mlp"):
+    with pytest.raises(ModelError, match="can't be saved: none of linear, mlp, knn"):
         saved_head(head)
 
 
