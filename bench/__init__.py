@@ -5,6 +5,7 @@
     run = bench.run("default", data="photos", epochs=3)   # runs the missing cells
     run.frame()                                           # one row per cell
     run.claims()                                          # one row per comparison, with its verdict
+    bench.pick("photos").pick()                           # which backbone, fine-tuned or head-only
     run.report()                                          # reports/NAME.md and reports/NAME.html
 
 `import bench` is fast: a name loads what it needs when it is first used.
@@ -19,9 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from bench.api import Run, load_results, run
+    from bench.api import Run, load_results, pick, run
 
-__all__ = ["Run", "load_results", "run"]
+__all__ = ["Run", "load_results", "pick", "run"]
 
 
 def __dir__() -> list[str]:

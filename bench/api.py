@@ -1,11 +1,11 @@
-"""The API for notebooks: `bench.run` is the command `bench run` as a function, and a `Run` is its result on disk."""
+"""The API for notebooks: `bench.run` and `bench.pick` are the commands as functions, and a `Run` is what is on disk."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -19,6 +19,7 @@ from tl.errors import ConfigError, UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.store.picks import PickRecord
     from bench.store.records import Record
 
 _RESULTS, _REPORTS = "results", "reports"
@@ -56,6 +57,10 @@ class Run:
         from bench.export.frame import epoch_rows, load_runs
 
         return epoch_rows([self._run]) if per_epoch else load_runs([self._run])
+
+    def pick(self) -> PickRecord | None:
+        """What `bench.pick` chose here, with its figures, and how far each candidate came; None for other runs."""
+        return self._run.pick()
 
     def turns(self) -> pd.DataFrame:
         """Raw values of paired timing: one row per turn of each cell of a process pair, as in `export --raw`."""
@@ -194,7 +199,7 @@ def run(
     finished cells are kept, and the same call continues from there.
     """
     settings = {name: plain(value) for name, value in settings.items()}
-    called = _as_called(locals())
+    called = _as_called(run, locals())
     from bench.execution.process import end_if_imported
 
     end_if_imported()
@@ -279,15 +284,106 @@ def _check_script() -> None:
         )
 
 
-def _as_called(given: Mapping[str, Any]) -> str:
+def _as_called(function: Callable[..., object], given: Mapping[str, Any]) -> str:
     """Return the call as text, for the run's list of commands: the arguments that are not the defaults."""
-    defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in signature(function).parameters.items()}
     named = {name: value for name, value in given.items() if name != "settings" and value is not defaults[name]}
     words = [
         f"{name}={(os.fspath(value) if isinstance(value, Path) else value)!r}"
-        for name, value in {**named, **given["settings"]}.items()
+        for name, value in {**named, **given.get("settings", {})}.items()
     ]
-    return f"bench.run({', '.join(words)})"
+    return f"bench.{function.__name__}({', '.join(words)})"
+
+
+@checked
+def pick(
+    data: Place,
+    *,
+    budget: str = "10m",
+    priority: str = "accuracy",
+    tune_top: int = 3,
+    backbones: Texts | None = None,
+    regimes: Texts | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    seeds: Seeds = 3,
+    epochs: int = 5,
+    weights_dir: Place | None = None,
+    name: str | None = None,
+    results: Place = _RESULTS,
+    fresh: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Pick a backbone and a regime for a set of images, within a budget of time: the command `bench pick`.
+
+    A script calls it below `if __name__ == "__main__":`, since the processes of cells import the script.
+
+    Args:
+        data: a folder of images by class, or a data set's name.
+        budget: time for all of it, such as `"90s"` or `"10m"`; no cell starts that would overrun it.
+        priority: what matters most: `accuracy`, or `time`, `inference` or `memory`: the cheapest that is at most 2
+            points less accurate than the best.
+        tune_top: how many backbones are trained, the best by their probe.
+        backbones: candidates in place of those of the grid `pick`.
+        regimes: how they are trained, in place of `finetune` and `frozen`.
+        device: `cpu`, `cuda[:i]`, `mps` or `auto`, the best.
+        precision: `fp32`, `tf32`, `bf16`, `fp16`, or `auto`, the fastest here.
+        seeds: of whole trainings: their number, counted from 0, or a list.
+        epochs: passes of whole trainings over the training images.
+        weights_dir: a folder of weight files to search first.
+        name: the run's folder below `results`; by default `pick-` and the images' name.
+        results: the folder where runs are kept.
+        fresh: start over in a new folder; nothing is deleted.
+        progress: print the progress on standard error.
+
+    Returns the run; `Run.pick()` has the choice, and `Run.answers()` says it.
+
+    Raises `tl.UserError` for mistakes that the caller can correct, and `KeyboardInterrupt`: finished cells are kept,
+    and the same call continues from there.
+    """
+    called = _as_called(pick, locals())
+    from bench.execution.process import end_if_imported
+
+    end_if_imported()
+    _check_script()
+    if gone := deleted_working_folder():
+        raise UserError(gone)
+    load_plugins()
+    from rich.console import Console
+
+    from bench.execution.executors import start_early
+    from bench.sweep.adaptive import seconds
+    from bench.sweep.options import make_options
+    from bench.sweep.pick import Aim, pick_name, run_pick
+    from bench.sweep.plan import choose_grid
+
+    axes = {
+        "backbones": backbones,
+        "regimes": regimes,
+        "devices": [device],
+        "precision": [precision],
+        "seeds": seeds,
+    }
+    grid = choose_grid("pick", axes, {"epochs": epochs})
+    images = os.fspath(data)
+    options = make_options(
+        data=images,
+        weights="pretrained",
+        weights_dir=None if weights_dir is None else Path(weights_dir),
+        name=pick_name(images) if name is None else name,
+        results=Path(results),
+        timeout=None,
+        memory_limit=None,
+        executor="process",
+        fresh=fresh,
+        command=called,
+    )
+    aim = Aim(top=tune_top, priority=priority, budget_seconds=seconds("budget", budget))
+    start_early("process")
+    with without_impossible_sizes():
+        outcome = run_pick(grid, options, Console(stderr=True, quiet=not progress), aim)
+    assert outcome is not None
+    return Run(outcome.sweep.run.folder)
 
 
 @checked

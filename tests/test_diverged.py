@@ -280,7 +280,7 @@ def test_older_records_of_such_cells_are_read_as_diverged(
     assert found[one.cell_id].result is None and len(found[one.cell_id].epochs) == kept
     result = found[sound.cell_id].result
     assert result is not None and result.trials[0].held_out_accuracy is None and result.trials[0].reason
-    assert [choice.pick.config.backbone for choice in summarise([run], "r").choices] == ["timm:b"]
+    assert [left.best.config.backbone for left in summarise([run], "r").undecided] == ["timm:b"]
 
 
 def test_a_report_of_diverged_cells_alone(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_a_run_goes_on_with_its_images(mini: Splits, tmp_path: Path, monkeypatch
         executor: Any = InstantExecutor()
         chosen, options = grid.override({"seeds": seeds}, {}), Options(name="r", results=tmp_path)
         sweep = planning.plan(chosen, options, executor, console)
-        describe(sweep, console, dry_run=False)
+        describe(sweep, console)
         execute(sweep, chosen, options, executor, console)
         said.append(console.export_text())
     assert asked == ["auto", mini.name, mini.name]

@@ -209,7 +209,9 @@ def test_which_cell_is_meant(tmp_path: Path) -> None:
     assert "has no result (failed: took" in refused("train", "r", "--cell", failed.cell_id)
     assert "has not run yet" in refused("train", "r", "--cell", record("timm:e", "frozen").cell.id)
     assert "can't hold an int8 network" in refused("train", "r", "--cell", int8.cell_id)
-    assert "the images of r are not here: own: no such folder" in refused("train", "r"), "b0 is recommended"
+    assert "r recommends nothing yet: timm:e frozen cpu has no result; wait" in refused("train", "r")
+    write_run(tmp_path / "results" / "whole", [*records, failed, int8])
+    assert "the images of whole are not here: own: no such folder" in refused("train", "whole"), "b0 is recommended"
     write_run(tmp_path / "results" / "s", [record("timm:a", "frozen", right=10)])
     assert "s recommends nothing, so --cell is needed" in refused("train", "s")
 

@@ -17,7 +17,7 @@ from tests.images import picture, write_folder, write_pictures
 from tl.datasets import digest_at, scan
 from tl.digest import file_digests, set_digest
 from tl.errors import ConfigError, DataError
-from tl.folds import check_protocol, every_image, fold_splits
+from tl.folds import check_protocol, every_image, fold_splits, origin
 from tl.images import open_store
 
 COUNTS = {"ants": 10, "bees": 6, "wasps": 2}
@@ -487,7 +487,10 @@ def test_cross_validation_needs_no_split(tmp_path: Path) -> None:
     assert sorted(file for part, _ in made for file in part.val.files) == sorted(every_image(splits).files)
     for index in range(3):
         assert sum({f"a/{index}.png", f"a/copy {index}.png"} <= set(part.val.files) for part, _ in made) == 1
-    check_protocol(tl.TrainConfig(backbone="x", protocol="kfold", folds=6), splits)
+    config = tl.TrainConfig(backbone="x", protocol="kfold", folds=6)
+    check_protocol(config, splits)
+    assert origin(config, splits) == f"{splits.origin}; the folds take training and validation images together"
+    assert origin(tl.TrainConfig(backbone="x"), splits) == splits.origin
     with pytest.raises(ConfigError, match=r"class 'a' has 6 images that don't look the same; use at most 6 folds"):
         check_protocol(tl.TrainConfig(backbone="x", protocol="kfold", folds=7), scan_more(root))
 

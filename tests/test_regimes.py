@@ -270,9 +270,9 @@ def test_focal_loss_is_its_formula() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     p = logits.softmax(1)[range(6), labels]
-    focal = optimizers.LOSS_BUILDERS["focal"](tl.TrainConfig(backbone="x"))
+    focal = optimizers.LOSS_BUILDERS["focal"](tl.TrainConfig(backbone="x"), None)
     torch.testing.assert_close(focal(logits, labels), (-((1 - p) ** 2) * p.log()).mean())
-    plain = optimizers.LOSS_BUILDERS["cross_entropy"](tl.TrainConfig(backbone="x", label_smoothing=0.2))
+    plain = optimizers.LOSS_BUILDERS["cross_entropy"](tl.TrainConfig(backbone="x", label_smoothing=0.2), None)
     torch.testing.assert_close(plain(logits, labels), cross_entropy(logits, labels, label_smoothing=0.2))
 
 

@@ -24,7 +24,7 @@ from tl.seeding import seed_for
 from tl.sources import SOURCES
 from tl.specs import Spec
 from tl.specs import find as find_spec
-from tl.weights import Weights, find
+from tl.weights import Checkpoint, Weights, find
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,18 @@ def known_names() -> dict[str, list[str]]:
 
 def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, download: bool = True) -> Weights:
     """Find the weights of a backbone whose name has its source. See `tl.weights.find`."""
+    return find(spec, checkpoint_of(spec), policy, weights_dir=weights_dir, download=download)
+
+
+def checkpoint_of(spec: str) -> Checkpoint:
+    """Return the weights that are published for a backbone whose name has its source."""
     parts = Spec.parse(spec)
     checkpoint = library(parts.source).checkpoint(parts.name)
     bare = parts.architecture
     if any(bare in library(other).names() for other in SOURCES if other != parts.source):
         # Another source has a network of that name, too: a bare `NAME.pth` could be either's.
         checkpoint = replace(checkpoint, file_names=tuple(n for n in checkpoint.file_names if n != bare))
-    return find(spec, checkpoint, policy, weights_dir=weights_dir, download=download)
+    return checkpoint
 
 
 @checked
@@ -72,7 +77,7 @@ def make_backbone(
     """Build a backbone on the CPU.
 
     Args:
-        spec: `torchvision:NAME`, `timm:NAME[.TAG]`, or a bare name that only one source has.
+        spec: `torchvision:NAME[.TAG]`, `timm:NAME[.TAG]`, or a bare name that only one source has.
         weights: a policy (`auto`, `pretrained`, `random`) or weights that `find_weights` returned.
         weights_dir: a folder that is searched first, for `SOURCE-NAME.pth` (or `.safetensors`, `.pt`, `.bin`),
             `NAME.pth` if only one source has that name, or the published file name.
@@ -90,6 +95,8 @@ def make_backbone(
         if weights.reason and own_head_for is None:
             warnings.warn(f"{spec} has random weights: {weights.reason}", FallbackWarning, stacklevel=2)
     entry, head = library(found.source), None
+    if weights.tag:  # the file has other published weights than those that the name stands for
+        name = f"{found.architecture}.{weights.tag}"
     preprocessing = entry.preprocessing(name)
     with seeded(seed_for("init", spec, seed)):
         if own_head_for is None:

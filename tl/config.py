@@ -35,6 +35,7 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "checkpointing": lambda regime, execution: regime.trainable.backbone is not None,
     "fold": lambda regime, execution: regime.foldable and execution == "fast",
     "lookahead": lambda regime, execution: regime.looks_ahead and execution == "fast",
+    "class_weights": lambda regime, execution: regime.by_steps,
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
 cell."""
@@ -65,6 +66,11 @@ LOSSES = {
     "cross_entropy": "cross-entropy, with `label_smoothing`",
     "focal": "cross-entropy weighted by (1 - p)^2 (Lin et al. 2017, gamma = 2)",
 }
+CLASS_WEIGHTS = {
+    "none": "each image counts the same in the loss",
+    "balanced": "each class counts the same: an image counts n / (k n_c), with n training images, k classes, n_c of "
+    "its own",
+}
 HEADS = {
     "linear": "one linear layer on the pooled features",
     "mlp": "a linear layer to 256 features, ReLU, and a linear layer to the classes",
@@ -77,7 +83,9 @@ class TrainConfig(Strict):
     Raises `ConfigError` if a field is unknown or out of range.
     """
 
-    backbone: str = Field(description="`torchvision:NAME`, `timm:NAME[.TAG]`, or a bare name that only one source has")
+    backbone: str = Field(
+        description="`torchvision:NAME[.TAG]`, `timm:NAME[.TAG]`, or a bare name that only one source has"
+    )
     regime: str = Field("frozen", description="a key of `tl.regimes.REGIMES`")
     weights: str = Field("auto", description="`pretrained`, `random`, or `auto`: pretrained if available")
     precision: str = Field("fp32", description="a key of `PRECISIONS`")
@@ -97,6 +105,11 @@ class TrainConfig(Strict):
     gamma: float = Field(0.1, gt=0, le=1, description="factor by which schedule `step` multiplies the rate")
     loss: str = Field("cross_entropy", description="a key of `LOSSES`")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: str = Field(
+        "none",
+        description="a key of `CLASS_WEIGHTS`: how much the images of each class count in the loss. Always `none` with "
+        "regimes that don't train by steps, which don't read it",
+    )
     head: str = Field("linear", description="a key of `HEADS`")
     seed: Count = Field(0, description="seeds the head's weights, the order of images, their crops and flips")
     protocol: str = Field("fixed", description="a key of `PROTOCOLS`")
@@ -185,7 +198,18 @@ class TrainConfig(Strict):
                 )
         return self
 
-    @field_validator("protocol", "regime", "weights", "precision", "execution", "optimizer", "schedule", "loss", "head")
+    @field_validator(
+        "protocol",
+        "regime",
+        "weights",
+        "precision",
+        "execution",
+        "optimizer",
+        "schedule",
+        "loss",
+        "class_weights",
+        "head",
+    )
     @classmethod
     def _known(cls, value: str, info: Any) -> str:
         tables: dict[str, Collection[str]] = {
@@ -197,6 +221,7 @@ class TrainConfig(Strict):
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
             "loss": LOSSES,
+            "class_weights": CLASS_WEIGHTS,
             "head": HEADS,
         }
         choices = tables[info.field_name]

@@ -35,7 +35,7 @@ LEAST_SHARE = 1e-6
 """Share of a class without votes. Its logarithm is then finite, as a logit must be."""
 RIDGE_GRID = tuple(10.0**power for power in range(2, -5, -1))
 """Weights of the penalty to choose from, relative to the mean squared length of centred features."""
-LOGISTIC_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+LOGISTIC_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of C, the inverse weight of the penalty, to choose from, for standardised features."""
 LEAST_DEVIATION = 1e-3
 """Smallest deviation by which `logistic` divides a feature, relative to the mean deviation."""
@@ -189,8 +189,11 @@ def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fit
     """Fit multinomial logistic regression with an L2 penalty to standardised features.
 
     C has the least cross-entropy on images out of their fold. Features are standardised over all training images once:
-    that uses no label, so it hardly helps those out of a fold.
+    that uses no label, so it hardly helps those out of a fold. A single thread multiplies the small matrices: several
+    wait for each other, for most of the time where another program uses a core.
     """
+    from threadpoolctl import threadpool_limits
+
     inputs = features.double()
     deviation, mean = torch.std_mean(inputs, 0, correction=0)
     # A feature that hardly varies is mostly rounding, which must not be magnified.
@@ -201,13 +204,14 @@ def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fit
     table, truth = (by_axis.coordinates if by_axis else inputs).numpy(), labels.numpy()
     folds = stratified_folds(truth.tolist(), min(FOLDS, len(truth)), seed_for("folds of a fit"))
     shares = np.zeros((len(LOGISTIC_GRID), len(truth), classes))
-    for fold in np.unique(folds):
-        inside = folds == fold
-        for place, model in enumerate(_path(table[~inside], truth[~inside])):
-            shares[place][np.ix_(inside, model.classes_)] = model.predict_proba(table[inside])
-    own = shares[:, np.arange(len(truth)), truth].clip(min=1e-12)
-    best = int((-np.log(own)).mean(1).argmin())  # the strongest penalty among equals
-    *_, model = _path(table, truth, LOGISTIC_GRID[: best + 1])
+    with threadpool_limits(1, user_api="blas"):
+        for fold in np.unique(folds):
+            inside = folds == fold
+            for place, model in enumerate(_path(table[~inside], truth[~inside])):
+                shares[place][np.ix_(inside, model.classes_)] = model.predict_proba(table[inside])
+        own = shares[:, np.arange(len(truth)), truth].clip(min=1e-12)
+        best = int((-np.log(own)).mean(1).argmin())  # the strongest penalty among equals
+        (model,) = _path(table, truth, LOGISTIC_GRID[best : best + 1], tolerance=1e-6)
     weights, bias = _coefficients(model, classes)
     weights = (by_axis.back(weights) if by_axis else weights) / deviation[:, None]
     return Fitted(
@@ -217,15 +221,20 @@ def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fit
     )
 
 
-def _path(table: npt.NDArray[np.float64], truth: Labels, grid: Sequence[float] = LOGISTIC_GRID) -> Iterator[Any]:
-    """Yield scikit-learn's model for each C of the grid. It is the same object, which begins at its last optimum."""
+def _path(
+    table: npt.NDArray[np.float64], truth: Labels, grid: Sequence[float] = LOGISTIC_GRID, tolerance: float = 1e-4
+) -> Iterator[Any]:
+    """Yield scikit-learn's model for each C of the grid. It is the same object, which begins at its last optimum.
+
+    `tolerance` is the largest gradient at an optimum.
+    """
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(truth)) == 1:  # where a fold has all images of the only other class
         yield from [DummyClassifier(strategy="most_frequent").fit(table, truth)] * len(grid)
         return
-    model = LogisticRegression(warm_start=True, max_iter=5000)
+    model = LogisticRegression(warm_start=True, max_iter=5000, tol=tolerance)
     for inverse in grid:
         yield model.set_params(C=inverse).fit(table, truth)
 

@@ -61,6 +61,13 @@ def evaluated_images(config: TrainConfig, splits: Splits) -> ImageList:
     return every_image(splits) if config.protocol == "kfold" else splits.val
 
 
+def origin(config: TrainConfig, splits: Splits) -> str:
+    """Say how the split came about that a config's protocol uses, as `Splits.origin` does."""
+    if config.protocol == "kfold" and splits.origin:
+        return f"{splits.origin}; the folds take training and validation images together"
+    return splits.origin
+
+
 def images_per_epoch(config: TrainConfig, splits: Splits) -> int:
     """Return the number of images that an epoch trains on; with `kfold` the sum over all folds."""
     if config.protocol == "kfold":

@@ -155,8 +155,7 @@ class _Together:
             logits = features
             for layer in self._layers:
                 logits = layer(logits)
-            # The mean over all heads' images, times the number of heads: the gradient of each is that of its own mean.
-            loss = self._loop.loss_function(logits.flatten(0, 1), labels.flatten()) * len(seeds)
+            loss = self._loss(logits, labels)
             self._clock.mark("forward")
             for parameter, gradients in zip(
                 self._parameters, torch.autograd.grad(loss, [p.stacked for p in self._parameters]), strict=True
@@ -167,10 +166,29 @@ class _Together:
             self._clock.mark("optimizer")
             outputs.append(logits.detach())
             truths.append(labels)
+        losses = self._mean_losses(outputs, truths)
         logits, labels = torch.cat(outputs, 1), torch.cat(truths, 1)
-        losses = torch.stack([self._loop.loss_function(*one) for one in zip(logits, labels, strict=True)])
         correct = (logits.argmax(2) == labels).sum(1)
         return [(loss, count / labels.shape[1]) for loss, count in zip(losses.tolist(), correct.tolist(), strict=True)]
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the heads' losses, so that the gradient of each is that of its own loss."""
+        if self._config.class_weights == "none":
+            # The mean over all heads' images, times the number of heads: in one call.
+            return self._loop.loss_function(logits.flatten(0, 1), labels.flatten()) * len(labels)
+        # Heads see other images in a step, whose classes have other weights: each has a weighted mean of its own.
+        return self._losses(logits, labels).sum()
+
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Each head's loss, `(heads,)`."""
+        return torch.stack([self._loop.loss_function(*one) for one in zip(logits, labels, strict=True)])
+
+    def _mean_losses(self, outputs: Sequence[torch.Tensor], truths: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Each head's loss over an epoch: the mean of its batches' losses, weighted by their images."""
+        if self._config.class_weights == "none":
+            return self._losses(torch.cat(list(outputs), 1), torch.cat(list(truths), 1))
+        losses = [self._losses(*batch) * batch[1].shape[1] for batch in zip(outputs, truths, strict=True)]
+        return torch.stack(losses).sum(0) / sum(labels.shape[1] for labels in truths)
 
     def _validated(self, number: int, train_loss: float, train_accuracy: float) -> dict[str, float] | None:
         """Validate a head. Returns its figures of the epoch but for times; None if it has diverged, now or before."""

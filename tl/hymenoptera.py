@@ -18,6 +18,7 @@ from pathlib import Path
 from tl.cache import cache_dir, is_folder, offline, user_path
 from tl.digest import file_digest, file_digests
 from tl.errors import DataError
+from tl.network import unreachable
 from tl.text import shortened
 
 URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
@@ -48,7 +49,8 @@ def find(download: bool) -> Path:
         if folder.is_dir():
             return folder
     if not download or offline():
-        raise Unavailable("the real images are not on this machine" + (", and TL_OFFLINE is set" if offline() else ""))
+        problem = unreachable(URL)
+        raise Unavailable("the real images are not on this machine" + (f", and {problem}" if problem else ""))
     return fetch(URL, cached, expected())
 
 

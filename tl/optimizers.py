@@ -5,6 +5,7 @@ To add one, add its name to the table in `tl.config` and its builder here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -57,10 +58,25 @@ def joined(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer
     return first
 
 
-def _focal(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    per_image = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+def class_weights(config: TrainConfig, labels: Sequence[int], classes: int) -> torch.Tensor | None:
+    """How much an image of each class counts in the loss, `(classes,) float32`; None if all count the same.
+
+    `labels` are those of the training images. A class that none of them has counts as if it had one, so that the loss
+    of other images stays finite.
+    """
+    if config.class_weights == "none":
+        return None
+    counts = Counter(labels)
+    return torch.tensor([len(labels) / (classes * max(counts[label], 1)) for label in range(classes)])
+
+
+def _focal(
+    logits: torch.Tensor, labels: torch.Tensor, *, weight: torch.Tensor | None, smoothing: float
+) -> torch.Tensor:
+    per_image = cross_entropy(logits, labels, weight, reduction="none", label_smoothing=smoothing)
     share = logits.softmax(1).gather(1, labels[:, None])[:, 0]
-    return ((1 - share) ** 2 * per_image).mean()
+    loss = (1 - share) ** 2 * per_image
+    return loss.mean() if weight is None else loss.sum() / weight[labels].sum()
 
 
 OPTIMIZER_BUILDERS: dict[str, Callable[[TrainConfig, Sequence[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -73,8 +89,11 @@ SCHEDULE_BUILDERS: dict[str, Callable[[TrainConfig, torch.optim.Optimizer], LRSc
     "cosine": lambda c, optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs),
     "constant": lambda c, optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
 }
-LOSS_BUILDERS: dict[str, Callable[[TrainConfig], Loss]] = {
-    "cross_entropy": lambda c: partial(cross_entropy, label_smoothing=c.label_smoothing),
-    "focal": lambda c: partial(_focal, smoothing=c.label_smoothing),
+LOSS_BUILDERS: dict[str, Callable[[TrainConfig, torch.Tensor | None], Loss]] = {
+    "cross_entropy": lambda c, weight: partial(cross_entropy, weight=weight, label_smoothing=c.label_smoothing),
+    "focal": lambda c, weight: partial(_focal, weight=weight, smoothing=c.label_smoothing),
 }
-"""Each is the mean, over the images of a batch, of a figure of the image alone: `tl.heads` relies on that."""
+"""A config and its `class_weights` → the loss. Each is the mean, over the images of a batch, of a figure of the image
+alone: `tl.heads` relies on that. With class weights it is the weighted mean, as torch's `CrossEntropyLoss` has it: the
+sum over the images divided by the sum of the weights of their classes.
+"""

@@ -35,7 +35,7 @@ from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
-from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS
+from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS, class_weights
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
 from tl.quantize import CALIBRATION_IMAGES, quantized
@@ -270,7 +270,8 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
             forward = Replayed(forward, graphs)
         train, val = Ahead(train, forward, ahead), Ahead(val, forward, ahead)
         body = train.features
-    loss_function = LOSS_BUILDERS[config.loss](config)
+    weight = class_weights(config, setup.splits.train.labels, len(setup.splits.classes))
+    loss_function = LOSS_BUILDERS[config.loss](config, None if weight is None else weight.to(device))
     return Loop(
         train=train,
         val=val,

@@ -1,6 +1,7 @@
 """Backbone names, without importing the libraries that hold them.
 
-A spec is `torchvision:NAME` or `timm:NAME[.TAG]`. A bare name is looked up in all sources.
+A spec is `torchvision:NAME[.TAG]` or `timm:NAME[.TAG]`; the tag names one of the weights that are published for the
+network, with their preprocessing. A bare name is looked up in all sources.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def find(text: str, names: Mapping[str, Iterable[str]]) -> Spec:
     if hits:
         raise ConfigError(f"backbone={text!r}: ambiguous; say {' or '.join(map(str, hits))}")
     candidates = {str(Spec(given.source and source, name)) for source, has in names.items() for name in has}
-    close = nearest(text, candidates, n=3)
+    network, dot, _ = text.partition(".")
+    tagged = {one for one in candidates if one.startswith(f"{network}.")} if dot else set()
+    close = nearest(text, tagged or candidates, n=3) or sorted(tagged)[:3]
     hint = f"; near matches: {', '.join(close)}" if close else ""
     where = " or ".join(sources)
     raise ConfigError(f"backbone={text!r}: no such network in {where}{hint}; see `python -m bench list backbones TEXT`")

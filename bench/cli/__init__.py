@@ -7,7 +7,22 @@ answers at once.
 from bench.cli.app import app, main
 
 # Importing a command adds it to the app; `--help` lists them in this order.
-from bench.cli import run, data, train, predict, time, report, show, claims, compare, gate, export, list, doctor  # isort: skip  # noqa: A004
+from bench.cli import (  # isort: skip
+    pick,
+    run,
+    data,
+    train,
+    predict,
+    time,
+    report,
+    show,
+    claims,
+    compare,
+    gate,
+    export,
+    list,  # noqa: A004
+    doctor,
+)
 
 __all__ = [
     "app",
@@ -19,6 +34,7 @@ __all__ = [
     "gate",
     "list",
     "main",
+    "pick",
     "predict",
     "report",
     "run",

@@ -64,6 +64,8 @@ PluginOption = Annotated[
         help="A Python file that adds regimes, sources, metrics or claims (repeatable).",
     ),
 ]
+SEVERAL = "(repeatable, or joined by commas)"
+"""How several values of an option are given, for its help."""
 RESULTS, REPORTS = Path("results"), Path("reports")
 """Defaults of `--results` and `--reports`."""
 
@@ -75,3 +77,8 @@ def renamed(option: str, value: Path, default: Path, out: Path | None) -> Path:
     if value != default:
         raise ConfigError(f"--out {out} is the old name of {option}, which is also given ({value}); leave out --out")
     return out
+
+
+def each(values: list[str] | None) -> list[str] | None:
+    """All values of an option of which each may be several, joined by commas; see `SEVERAL`."""
+    return None if values is None else [name for value in values for name in value.split(",")]

@@ -13,11 +13,13 @@ from bench.cli.app import FAILED, app, without_output
 from bench.cli.arguments import (
     REPORTS,
     RESULTS,
+    SEVERAL,
     HiddenOut,
     ImagesOption,
     PluginOption,
     ReportsOption,
     ResultsOption,
+    each,
     expanded,
     renamed,
 )
@@ -40,7 +42,6 @@ INFERENCE = (
     "After each training, measure the trained network's latency and throughput, and the size of its file. Cells that "
     "are done don't run again for it: they stay without; --fresh starts over."
 )
-SEVERAL = "(repeatable, or joined by commas)"
 
 
 @app.command()
@@ -166,11 +167,11 @@ def run(
     chosen = choose_grid(
         grid,
         {
-            "backbones": _each(backbone),
-            "regimes": _each(regime),
-            "devices": _each(device),
-            "execution": _each(execution),
-            "precision": _each(precision),
+            "backbones": each(backbone),
+            "regimes": each(regime),
+            "devices": each(device),
+            "execution": each(execution),
+            "precision": each(precision),
             "seeds": seeds,
         },
         settings,
@@ -227,11 +228,6 @@ def run(
         raise typer.Exit(FAILED)
     if output and output.lost:
         raise typer.Exit(without_output(output.lost))
-
-
-def _each(values: list[str] | None) -> list[str] | None:
-    """All values of an option of which each may be several, joined by commas."""
-    return None if values is None else [name for value in values for name in value.split(",")]
 
 
 def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:

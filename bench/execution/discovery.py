@@ -17,6 +17,9 @@ from tl.machine import cpu_name
 from tl.sealed import read_or_warn, write_sealed
 from tl.sources import SOURCES
 
+KIND = 2
+"""Which names are listed. It is raised when a library gives others with the same versions; 2: torchvision's tags."""
+
 
 def backbone_names(executor: Executor) -> dict[str, list[str]]:
     """Source → names of its backbones. They are cached until a library, package or script that adds some changes.
@@ -26,7 +29,7 @@ def backbone_names(executor: Executor) -> dict[str, list[str]]:
     """
     check_cache()
     versions = {name: source.versions for name, source in SOURCES.items()}
-    deciding = json.dumps([versions, plugins.fingerprint()])
+    deciding = json.dumps([KIND, versions, plugins.fingerprint()])
     path = cache_dir() / f"backbones-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
     if (text := read_or_warn(path)) is not None:
         cached: dict[str, list[str]] = json.loads(text)

@@ -20,7 +20,7 @@ from bench.execution.turns import END, Prepared, Taken, Warm
 from bench.store.environment import MachineState
 from bench.store.records import Cell
 from tl import devices, gpu
-from tl.backbones import find_weights, known_names
+from tl.backbones import checkpoint_of, find_weights, known_names
 from tl.choice import Choice
 from tl.config import one_training
 from tl.datasets import Splits
@@ -41,7 +41,7 @@ from tl.sources import SOURCES
 from tl.timing import timed_training
 from tl.train import train_model
 from tl.tryout import chosen
-from tl.weights import Weights
+from tl.weights import ToDownload, Weights, file_in
 
 for _source in SOURCES:  # in the server that cells are forked from, not in the time and memory of a cell
     library(_source).names()
@@ -65,15 +65,35 @@ def list_devices(emit: Emit) -> dict[str, str]:
 def resolve_weights(
     specs: list[str], policy: str, weights_dir: Path | None, download: bool, emit: Emit
 ) -> dict[str, Weights | str]:
-    """Backbone → its weights, or the reason why there are none. Downloads them if `download` allows it."""
+    """Backbone → its weights, or the reason why there are none. Downloads them if `download` allows it.
+
+    Weights that a download would bring, but for that, are pretrained ones with the address in `download_from`.
+    """
     load_as_parent()
     found: dict[str, Weights | str] = {}
     for spec in specs:
         emit(spec)
         try:
-            found[spec] = find_weights(spec, policy, weights_dir=weights_dir, download=download)
+            one = find_weights(spec, policy, weights_dir=weights_dir, download=download)
+            found[spec] = one.replace(kind="pretrained", source="download") if one.download_from else one
+        except ToDownload as error:
+            found[spec] = Weights(kind="pretrained", source="download", reason=str(error), download_from=error.url)
         except WeightsError as error:
             found[spec] = str(error)
+    return found
+
+
+def files_for(specs: list[str], folder: Path, emit: Emit) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Backbone → names of files that are taken for its weights, and the one that the folder has; empty for none."""
+    load_as_parent()
+    found: dict[str, tuple[tuple[str, ...], str]] = {}
+    for spec in specs:
+        checkpoint = checkpoint_of(spec)
+        try:
+            taken = file_in(folder, checkpoint)
+        except WeightsError:  # said where the weights are looked up
+            taken = None
+        found[spec] = checkpoint.file_names, taken.name if taken else ""
     return found
 
 

@@ -10,15 +10,19 @@ from bench.analysis import selection
 from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
-from bench.analysis.recommend import Choice
+from bench.analysis.picking import PRIORITIES
+from bench.analysis.recommend import Choice, Rival, Undecided
+from bench.analysis.rising import epochs_to_try, still_rising
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import ClaimVerdict, Finding, overall, show_share, tally
+from bench.report.pick_text import by_choice, costs_of, sentence
 from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
 from bench.report.tables import accuracy, show, spread
 from bench.store.records import USUAL
 from bench.sweep.pairs import without_turns
+from tl.config import TrainConfig
 from tl.machine import DeviceKey
 from tl.regimes import REGIMES
 
@@ -30,15 +34,18 @@ MOST_NAMES = 4
 
 def answers(summary: Summary) -> list[str]:
     """Paragraphs of the answer: what to use on each device, and whether training the head takes half the time."""
-    paragraphs = [_choice(choice, summary) for choice in summary.choices]
+    picked = {run for run, _ in summary.picks}  # what a pick says takes the place of what its figures alone would
+    paragraphs = [sentence(pick) for _, pick in summary.picks]
+    paragraphs += [_choice(choice, summary) for choice in summary.choices if choice.run not in picked]
+    paragraphs += [_undecided(one, summary) for one in summary.undecided if one.run not in picked]
     paragraphs += [_nothing_beats(group, summary) for group in summary.nothing_beats]
     if summary.groups and all(group.accuracy is None for group in summary.groups):
         paragraphs.append(f"No cell had pretrained weights: accuracy says nothing here, {what_matters(costs())} hold.")
-    elif summary.groups and not summary.choices and not summary.nothing_beats:
+    elif summary.groups and not (summary.choices or summary.nothing_beats or summary.undecided):
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         paragraphs.append("No cell has a result yet.")
-    for claim in HALF_THE_TIME:
+    for claim in () if summary.picks else HALF_THE_TIME:  # a pick times no pairs, and asks another question
         if timed := [row for row in summary.speed_ups if row.finding.claim == claim]:
             paragraphs.append(_half(claim, timed, summary))
     return paragraphs
@@ -150,10 +157,16 @@ class Headline:
 def headlines(summary: Summary) -> list[Headline]:
     """Accuracy and time of the recommendation for the first device, and the speed-up of training only the head.
 
-    Without a recommendation, the accuracy of always answering the largest class, if nothing beats that.
+    For a pick, what it chose for each priority. Without a recommendation, the accuracy of always answering the
+    largest class, if nothing beats that.
     """
     found = []
-    if summary.choices:
+    if summary.picks:
+        for priorities, one in by_choice(summary.picks[0][1]):
+            words = ", ".join(PRIORITIES[name].words for name in priorities)
+            what = f"right with {one}: {words}"
+            found.append(Headline(value=METRICS[RATED_BY].show(one.accuracy), what=what, detail=costs_of(one)))
+    elif summary.choices:
         choice = summary.choices[0]
         pick, where = choice.pick, _where(choice, summary)
         named = f"{_named(pick)}{where}"
@@ -169,7 +182,7 @@ def headlines(summary: Summary) -> list[Headline]:
         what = f"by always answering {name!r}, the largest class: nothing here is more accurate"
         detail = f"the most accurate: {_named(best)}, {show(best, RATED_BY)}"
         found.append(Headline(value=METRICS[RATED_BY].show(rate), what=what, detail=detail))
-    for claim in HALF_THE_TIME:
+    for claim in () if summary.picks else HALF_THE_TIME:
         timed = [row for row in summary.speed_ups if row.speed_up and row.finding.claim == claim]
         values = [1 / row.speed_up.value for row in timed if row.speed_up]
         if values:
@@ -234,7 +247,9 @@ def _where(choice: Choice, summary: Summary) -> str:
 
 
 def _place(run: str, device: str, summary: Summary) -> str:
-    all_places = {(c.run, c.device) for c in summary.choices} | {(g.run, g.cell.device) for g in summary.nothing_beats}
+    all_places = {(one.run, one.device) for one in summary.choices}
+    all_places |= {(one.run, one.device) for one in summary.undecided}
+    all_places |= {(group.run, group.cell.device) for group in summary.nothing_beats}
     runs, devices = ({place[part] for place in all_places} for part in (0, 1))
     return (f" on {device}" if len(devices) > 1 else "") + (f" in {run}" if len(runs) > 1 else "")
 
@@ -256,15 +271,70 @@ def _choice(choice: Choice, summary: Summary) -> str:
     elif choice.tied:
         are = "is" if choice.tied == 1 else "are"
         text += f" {choice.tied} more {are} statistically tied with it on these images, but not faster."
-    if choice.left_out:
-        text += f" Not considered (no pretrained weights here): {', '.join(choice.left_out)}."
+    if said := _constant(pick):
+        text += f" {said}."
+    if still_rising(pick):
+        text += f" Its accuracy was still rising at the last epoch: try `--epochs {epochs_to_try(pick)}`."
+    text += _no_weights(choice.left_out)
     if choice.not_above:
-        names = [_named(group) for group in choice.not_above]
-        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        text += f" Not considered (not above the largest class): {'; '.join(names[:MOST_NAMES])}{more}."
-    if any(name == choice.run and manifest.dataset.fallback for name, manifest in summary.runs):
-        text += " These images are synthetic: on real ones the choice may be another."
-    return text
+        text += f" Not considered (not above the largest class): {_listed([_named(one) for one in choice.not_above])}."
+    if choice.failed:
+        names = [f"{_named_cell(one)} ({one.status})" for one in choice.failed]
+        text += f" Not considered (no result): {_listed(names)}."
+    return text + _synthetic(choice.run, summary)
+
+
+def _synthetic(run: str, summary: Summary) -> str:
+    """A sentence on images that are not real; empty for real ones."""
+    if any(name == run and manifest.dataset.fallback for name, manifest in summary.runs):
+        return " These images are synthetic: on real ones the choice may be another."
+    return ""
+
+
+def _undecided(one: Undecided, summary: Summary) -> str:
+    """The answer where a choice would have no alternative, and which candidates are missing."""
+    where = _place(one.run, one.device, summary).strip()
+    start = f"{where[0].upper()}{where[1:]}: nothing" if where else "Nothing"
+    best = f"{_named(one.best)}: {accuracy_name(one.best.config)} {accuracy(one.best)}"
+    waiting = [_named_cell(rival) for rival in one.rivals if not rival.status]
+    failed = [f"{_named_cell(rival)} ({rival.status})" for rival in one.rivals if rival.status]
+    text = f"{start} is recommended yet: "
+    if waiting:
+        text += f"{len(waiting)} of the combinations {'has' if len(waiting) == 1 else 'have'} no result yet: "
+        text += f"{_listed(waiting)}. The most accurate so far is {best}"
+    else:
+        text += f"only {_named(one.best)} has an accuracy, {accuracy(one.best)}, and nothing to compare it with"
+    if said := _largest_class(one.best):
+        text += f"; {said}"
+    text += "."
+    if said := _constant(one.best):
+        text += f" {said}."
+    if still_rising(one.best):
+        text += f" Its accuracy was still rising at the last epoch: try `--epochs {epochs_to_try(one.best)}`."
+    text += _no_weights(one.left_out)
+    if failed:
+        text += f" Without a result: {_listed(failed)}."
+    return text + _synthetic(one.run, summary)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of several names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"{'; '.join(names[:MOST_NAMES])}{more}"
+
+
+def _no_weights(backbones: Sequence[str]) -> str:
+    """A sentence on backbones without pretrained weights; empty without any."""
+    return f" Not considered (no pretrained weights here): {', '.join(backbones)}." if backbones else ""
+
+
+def _constant(group: Group) -> str:
+    """Says with how many seeds a group predicts one class for every image; empty if it never does."""
+    said = [name for result in group.results if (name := result.constant_prediction) is not None]
+    if not said:
+        return ""
+    seeds = "" if len(group.results) == 1 else f" with {len(said)} of {len(group.results)} seeds"
+    return f"It predicts {said[0]!r} for every image{seeds}"
 
 
 def _pace(group: Group) -> str:
@@ -300,6 +370,15 @@ def _largest_class(group: Group) -> str:
 
 
 def _named(group: Group) -> str:
-    precision = f" in {group.config.precision}" if group.config.precision != USUAL["precision"] else ""
-    execution = f", {group.config.execution} execution" if group.config.execution != USUAL["execution"] else ""
-    return f"{group.config.backbone}, {group.config.regime}{precision}{execution}"
+    return _combination(group.config)
+
+
+def _named_cell(rival: Rival) -> str:
+    return _combination(rival.cell.config)
+
+
+def _combination(config: TrainConfig) -> str:
+    """Backbone, regime, and what else is not as usual."""
+    precision = f" in {config.precision}" if config.precision != USUAL["precision"] else ""
+    execution = f", {config.execution} execution" if config.execution != USUAL["execution"] else ""
+    return f"{config.backbone}, {config.regime}{precision}{execution}"

@@ -69,6 +69,12 @@ _ADAPTIVE = (
     "narrow by chance: in simulations the 95% intervals held the true value in 94% of the runs, and in fewer where "
     "neighbouring pairs were alike."
 )
+_CANDIDATES = (
+    "Probe: the share of training images that their nearest neighbours in the backbone's features classify right, each "
+    "image left out in turn, with its 95% interval. It ranks backbones before any is trained; the best are trained for "
+    "one epoch, and what is not clearly worse then is trained with several seeds. Accuracies are means over seeds "
+    "after the last epoch, on the validation images."
+)
 _MEMORY = (
     "Memory saved: of comparisons by process pairs it is between the peaks of their turns, in the table of pairs; of "
     "all others, and in the table of results, the peaks are those of the trainings."
@@ -90,6 +96,7 @@ class Notes:
     """The paragraphs, by subject."""
 
     ties: str
+    candidates: str
     table: str
     largest_class: str
     leakage: str
@@ -109,6 +116,7 @@ def notes_of(summary: Summary) -> Notes:
     other_shares = any(metric.compared == "difference" and not metric.predictions for metric in compared)
     return Notes(
         ties=_ties(),
+        candidates=_CANDIDATES,
         table=f"{accuracy_note(summary)} {_TABLE}",
         largest_class=largest_class_note(summary),
         leakage=_LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",

@@ -18,6 +18,10 @@ INDEPENDENCE = (
     "positive, the interval is as wide as with correspondingly fewer seeds. With few seeds r is hardly known, so a "
     "small r is no proof of independence."
 )
+_UNEQUAL = (
+    "Classes have unequal numbers of images, so look at balanced accuracy and macro-F1 too, in which each class weighs "
+    "the same."
+)
 _FIXED = (
     "is the share of validation images that were predicted right after the last epoch: with one seed it has its Wilson "
     "95% interval, with more it is the mean over seeds ± one standard deviation. The table also has the best accuracy "
@@ -63,9 +67,15 @@ def settings(manifest: Manifest) -> str:
         more += "; activation checkpointing where the backbone trains"
     return (
         f"{shared['epochs']} epochs, batch size {shared['batch_size']}, {shared['optimizer']} {rate}, momentum "
-        f"{shared['momentum']}, schedule {shared['schedule']}, {shared['loss']}, head {shared['head']}"
+        f"{shared['momentum']}, schedule {shared['schedule']}, {shared['loss']}{_weighted(shared['class_weights'])}, "
+        f"head {shared['head']}"
         f"{_frozen_backbones(shared['fold'], shared['lookahead'])}{more}"
     )
+
+
+def _weighted(class_weights: str) -> str:
+    """Say how classes count in the loss, if some count more than others."""
+    return "" if class_weights == "none" else f" with {class_weights} class weights"
 
 
 def _frozen_backbones(fold: bool | None, lookahead: int | str) -> str:
@@ -98,9 +108,11 @@ def largest_class_note(summary: Summary) -> str:
         return ""
     if len(set(found.values())) == 1:
         ((name, rate), *_) = found.values()
-        return f"Always answering {name!r}, the largest class, is right for {rate:.1%} of the validation images."
-    rates = "; ".join(f"{run}: {name!r} {rate:.1%}" for run, (name, rate) in found.items())
-    return f"Accuracy of always answering the largest class of the validation images: {rates}."
+        said = f"Always answering {name!r}, the largest class, is right for {rate:.1%} of the validation images."
+    else:
+        rates = "; ".join(f"{run}: {name!r} {rate:.1%}" for run, (name, rate) in found.items())
+        said = f"Accuracy of always answering the largest class of the validation images: {rates}."
+    return f"{said} {_UNEQUAL}" if summary.unequal_classes else said
 
 
 def chosen_rates(group: Group, summary: Summary) -> dict[str, str]:

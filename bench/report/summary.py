@@ -9,13 +9,15 @@ from functools import cached_property
 
 from bench.analysis.claims import Claim
 from bench.analysis.groups import Group, make_groups, varying_settings
-from bench.analysis.recommend import Choice, nothing_beats, recommend
+from bench.analysis.recommend import Choice, Undecided, nothing_beats, recommend, rivals_of, undecided
+from bench.analysis.rising import epochs_to_try, still_rising
 from bench.analysis.scores import largest_class
 from bench.analysis.selection import Selection, selections
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
 from bench.store.environment import Environment, MachineState
 from bench.store.pairs import PairRecord
+from bench.store.picks import PickRecord
 from bench.store.records import USUAL, Cell, Manifest, PlannedPair, Record
 from bench.store.runs import RunFolder
 from tl.layout import alike
@@ -24,6 +26,11 @@ from tl.regimes import REGIMES
 from tl.results import Note
 from tl.survey import imbalance_note
 from tl.text import visible
+
+MOST_NAMED = 4
+"""Groups that a note names; the others are counted."""
+UNEQUAL = 1.5
+"""How many times an equal share the largest class has where accuracy alone is no measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,8 @@ class Summary:
     choices: tuple[Choice, ...]
     nothing_beats: tuple[Group, ...]
     """The most accurate group of each run and device without a choice; see `recommend.nothing_beats`."""
+    undecided: tuple[Undecided, ...]
+    """Runs and devices where a choice would have no alternative; see `recommend.undecided`."""
     records: tuple[tuple[str, Record], ...]
     missing: tuple[tuple[str, Cell], ...]
     selections: tuple[Selection, ...] = ()
@@ -62,6 +71,8 @@ class Summary:
     """Process pairs, each with the name of its run."""
     planned_pairs: tuple[tuple[str, PlannedPair], ...] = ()
     """Process pairs that each run's latest command planned, each with the name of its run."""
+    picks: tuple[tuple[str, PickRecord], ...] = ()
+    """What `bench pick` chose, each with the name of its run."""
 
     @property
     def missing_pairs(self) -> list[tuple[str, PlannedPair]]:
@@ -174,7 +185,14 @@ class Summary:
             if (note.about, _reason(note, record)) not in shown_elsewhere
         ]
         about_images = [*self._split_and_balance, *self._findings(serious=False)]
-        return [*about_images, *dict.fromkeys(notes), *self.constant, *self.busy, *self.mixed]
+        return [
+            *about_images,
+            *dict.fromkeys(notes),
+            *self.constant,
+            *self.rising,
+            *self.busy,
+            *self.mixed,
+        ]
 
     @property
     def _split_and_balance(self) -> list[str]:
@@ -197,6 +215,30 @@ class Summary:
         cell, name = said[0]
         first = f"{cell} predicts {name!r} for every image after the last epoch"
         return [first if len(said) == 1 else f"{len(said)} cells predict one class for every image, such as: {first}"]
+
+    @property
+    def rising(self) -> list[str]:
+        """A note on groups whose accuracy was still rising at the last epoch, with epochs to try; empty without any."""
+        found = [group for group in self.groups if still_rising(group)]
+        if not found:
+            return []
+        names = list(dict.fromkeys(f"{self.short(group)}, {group.config.regime}" for group in found))
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        epochs = ", ".join(dict.fromkeys(f"`--epochs {epochs_to_try(group)}`" for group in found))
+        return [
+            f"accuracy was still rising at the last epoch with {'; '.join(names[:MOST_NAMED])}{more}: in most seeds "
+            "the last epoch has the lowest validation loss and the best accuracy came in the last third of the epochs; "
+            f"{epochs} would show where it ends"
+        ]
+
+    @property
+    def unequal_classes(self) -> bool:
+        """True if in some run the largest class of the validation images is well above an equal share."""
+        return any(
+            largest_class(manifest.dataset.val_labels)[1] > UNEQUAL / len(manifest.dataset.classes)
+            for _, manifest in self.runs
+            if manifest.dataset.val_labels
+        )
 
     @property
     def largest_classes(self) -> dict[str, tuple[str, float]]:
@@ -358,14 +400,21 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
     manifests, records, missing = [], [], []
     planned_pairs: list[tuple[str, PlannedPair]] = []
     timed: dict[str, list[PairRecord]] = {}
+    picks: list[tuple[str, PickRecord]] = []
     for run in runs:
         manifest, found = run.manifest(), run.records()
         manifests.append((run.name, manifest))
         timed[run.name] = list(run.pairs().values())
+        picks += [(run.name, pick)] if (pick := run.pick()) else []
         planned_pairs += [(run.name, pair) for pair in _present_plan(manifest)]
         records += [(run.name, record) for record in found.values()]
         missing += [(run.name, cell) for cell_id, cell in manifest.cells.items() if cell_id not in found]
     groups = make_groups(records, {name: manifest.dataset.val_labels for name, manifest in manifests})
+    rivals = [
+        rival
+        for run_name, manifest in manifests
+        for rival in rivals_of(run_name, manifest, (record for name, record in records if name == run_name))
+    ]
     own = {run_name: claims_of(manifest) for run_name, manifest in manifests}
     claims = tuple(dict.fromkeys(claim for some in own.values() for claim in some))
     findings = decide_claims(own, groups, timed)
@@ -382,10 +431,12 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         without_result=lost,
         speed_ups=tuple(speed_ups(findings)),
         selections=tuple(selections(groups)),
-        choices=tuple(recommend(groups)),
-        nothing_beats=tuple(nothing_beats(groups)),
+        choices=tuple(recommend(groups, rivals)),
+        nothing_beats=tuple(nothing_beats(groups, rivals)),
+        undecided=tuple(undecided(groups, rivals)),
         records=tuple(records),
         pairs=tuple((name, record) for name, some in timed.items() for record in some),
         missing=tuple(missing),
         planned_pairs=tuple(planned_pairs),
+        picks=tuple(picks),
     )

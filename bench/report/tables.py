@@ -14,13 +14,19 @@ from bench.analysis.paired import PairedComparison
 from bench.analysis.selection import Selection
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate, show_ratio, show_share
+from bench.report.pick_text import row
 from bench.report.settings_text import chosen_rates
 from bench.report.summary import Summary
+from bench.store.picks import PickRecord
 from bench.store.records import USUAL
 from tl.regimes import REGIMES
 
 MOST_TIED = 4
 """Largest number of tied groups that a table cell names."""
+
+
+BESIDE_ACCURACY = ("balanced_accuracy_last", "macro_f1_last")
+"""Metrics with a column where classes are unequal: each class weighs the same in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +53,13 @@ def columns(summary: Summary) -> list[Column]:
         facts = [fact | {"seeds": str(len(group.records))} for fact, group in zip(facts, groups, strict=True)]
     known = [name for name, metric in METRICS.items() if metric.once or metric.on_request or metric.where_known]
     some = [name for name in known if any(group.values(name) for group in groups)]
+    shown = [name for name, metric in METRICS.items() if metric.column]
+    if summary.unequal_classes:
+        after = shown.index(RATED_BY) + 1
+        shown[after:after] = BESIDE_ACCURACY
     return [
         *(Column(heading=name, texts=tuple(fact[name] for fact in facts)) for name in (facts[0] if facts else ())),
-        *(_column(name, groups) for name in (*(name for name, metric in METRICS.items() if metric.column), *some)),
+        *(_column(name, groups) for name in (*shown, *some)),
         Column(heading="frozen", texts=tuple(_frozen(group) for group in groups)),
     ]
 
@@ -64,6 +74,13 @@ def _column(name: str, groups: Sequence[Group]) -> Column:
 def cells_table(summary: Summary) -> pd.DataFrame:
     """The main table of a report; see `columns`."""
     return pd.DataFrame({column.heading: column.texts for column in columns(summary)})
+
+
+def candidates_table(pick: PickRecord) -> pd.DataFrame:
+    """The backbones that a pick considered, and why each came no further."""
+    return pd.DataFrame(
+        [{**row(one), "backbone": one.backbone, "why no further": one.reason} for one in pick.candidates]
+    )
 
 
 def priorities_table(summary: Summary) -> pd.DataFrame:

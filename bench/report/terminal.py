@@ -15,7 +15,7 @@ from bench.console import say
 from bench.report.answers import answers
 from bench.report.settings_text import largest_class_note
 from bench.report.summary import Summary
-from bench.report.tables import Column, columns
+from bench.report.tables import BESIDE_ACCURACY, Column, columns
 from tl.text import visible
 
 COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
@@ -76,6 +76,7 @@ def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
     """The table, and the headings that don't fit. Names of rows come first, then headline metrics, then the others."""
     available, first = columns(summary), headline()
     least = first[:NARROWEST]
+    first = [*first, *BESIDE_ACCURACY]
     names = [column for column in available if not column.metric and column.heading not in ("weights", "frozen")]
     # A column with the same text in all rows identifies none of them.
     names = [column for column in names if column.heading in ("backbone", "regime") or len(set(column.texts)) > 1]

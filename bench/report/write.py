@@ -24,6 +24,7 @@ from bench.report.pages import environment_for, html_table, markdown_table, scri
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
 from bench.report.summary import Summary, summarise
 from bench.report.tables import (
+    candidates_table,
     cells_table,
     claims_table,
     columns,
@@ -116,6 +117,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
     heatmap, rest = make_heatmap(summary), [name for name in drawn if name not in IN_PLACE]
     sections = {
         "answer": "Answer",
+        "candidates": "Candidates" if summary.picks else "",
         "claim": "Half the time?" if summary.speed_ups else "",
         "paired": "In pairs" if paired_findings(summary) else "",
         "matrix": "Matrix" if heatmap.metrics else "",
@@ -170,7 +172,8 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "speed_ups": as_table(speed_up_table(summary)) if summary.speed_ups else "",
         "paired": as_table(paired) if not (paired := paired_table(summary)).empty else "",
         "paired_remarks": paired_remarks(summary),
-        "priorities": _priorities(summary, suffix) if summary.choices else "",
+        "priorities": _wrapping(priorities_table(summary), suffix) if summary.choices and not summary.picks else "",
+        "picks": [(run, pick, _wrapping(candidates_table(pick), suffix)) for run, pick in summary.picks],
         "front_axes": what_matters([RATED_BY, *costs()]),
         "half": _progress(summary),
         "figures_show": _figures_show(summary),
@@ -184,8 +187,8 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
     }
 
 
-def _priorities(summary: Summary, suffix: str) -> Markup:
-    table = priorities_table(summary)
+def _wrapping(table: pd.DataFrame, suffix: str) -> Markup:
+    """A table whose texts may be long."""
     return markdown_table(table) if suffix == "md" else html_table(table, "wraps")
 
 
@@ -199,6 +202,9 @@ def _figures_show(summary: Summary) -> str:
 
 def _progress(summary: Summary) -> str:
     """A note on how many planned cells and pairs have ended; empty for a complete run."""
+    picked = {run for run, _ in summary.picks}
+    if picked and all(run in picked for run, _ in summary.missing):
+        return ""  # what a pick had no time for is among its candidates' reasons
     said = [*summary.progress]
     said += ["missing cells are listed at the end"] if summary.missing else []
     return "; ".join(said)

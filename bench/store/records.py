@@ -22,8 +22,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
 10  a config has `checkpointing`, `fold` and `lookahead` (older files: see `AS_BEFORE`), and its precision may be
     `auto`; a result has `precision`, `choice`, `folded_layers`, `packed_layers`, `lookahead`, `baseline_private_bytes`
     and `baseline_pss_bytes`
-11  a result has `probe` and `inference`; a manifest's data set has `origin` and `train_counts`, and its `duplicates`
-    also images that look the same (`near`)
+11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `probe` and `inference`; a manifest's
+    data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
 """
 
 from __future__ import annotations
@@ -61,12 +61,17 @@ AS_BEFORE: dict[str, Any] = {
     "checkpointing": False,
     "fold": None,
     "lookahead": 1,
+    "class_weights": "none",
 }
 """Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 
 A field with that value is left out of a cell's id, so that cells keep the ids that they had before the field existed.
 The value is not the field's default: a default may change, this value may not.
 """
+
+AIMS = ("class_weights",)
+"""Settings that only some regimes read, and that change what a training aims at: regimes that read them compare only
+where they are equal."""
 
 USUAL = {"precision": "fp32", "execution": "fast"}
 """Axis of a cell that its name shows only where it has another value → the usual value."""
@@ -111,7 +116,7 @@ class Cell(Strict):
     @cached_property
     def bare(self) -> Cell:
         """This cell with a fixed regime and seed. Cells can be compared across regimes if this is equal."""
-        unread = {name: TrainConfig.model_fields[name].default for name in READ_BY_REGIME}
+        unread = {name: TrainConfig.model_fields[name].default for name in READ_BY_REGIME if name not in AIMS}
         return self.but(regime=ANY_REGIME, seed=0, **unread)
 
     @cached_property

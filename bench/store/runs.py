@@ -3,6 +3,7 @@
 results/NAME/manifest.json            the plan: data, weights, cells and the commands that added them
 results/NAME/cells/CELL_ID.json       one record per cell: done, failed, oom, timeout, skipped or diverged
 results/NAME/pairs/PAIR_ID.json       one record per process pair of paired timing, with its raw turns
+results/NAME/pick.json                what `bench pick` chose; only in a run of that command
 results/NAME/logs/ID.log              output of a cell's or pair's processes; no file if they printed nothing
 results/NAME/superseded/…             records that a later attempt replaced, or that have less than an earlier one
 results/NAME/set-aside/…              damaged records, whose cells or pairs run again, and records of other images
@@ -24,6 +25,7 @@ from pydantic_core import to_json as compact_json
 from bench.console import deleted_working_folder, tell
 from bench.store.consistency import contradiction, pair_contradiction
 from bench.store.pairs import PairRecord
+from bench.store.picks import PickRecord
 from bench.store.records import SCHEMA_VERSION, SEALED_SINCE, Manifest, Record
 from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import read_bounded, to_json, write_atomic
@@ -38,6 +40,7 @@ image take about 140 bytes of a record.
 """
 
 
+_PICK = "pick.json"
 _MOST_BYTES = 1 << 30
 """Largest file that is read. With predictions of a million images, a record has 140 MB."""
 
@@ -154,7 +157,16 @@ class RunFolder:
         path = self._unused(path, "superseded") if beside else path
         self._write(path, record, f"pair that has just ended ({record.pair})")
 
-    def _write(self, path: Path, record: Record | PairRecord, what: str) -> None:
+    def pick(self) -> PickRecord | None:
+        """Read what the latest `bench pick` in this folder chose; None if there was none. Raises `UserError`."""
+        path = self.folder / _PICK
+        return _parse(path, PickRecord) if path.exists() else None
+
+    def write_pick(self, record: PickRecord) -> None:
+        """Write what a pick chose; see `write_record`."""
+        self._write(self.folder / _PICK, record, "pick")
+
+    def _write(self, path: Path, record: Record | PairRecord | PickRecord, what: str) -> None:
         text, kept = _sealed(record), False
         earlier = path.exists()
 
@@ -264,14 +276,14 @@ def _surveyed(read: Iterable[tuple[Path, Content | Damaged]]) -> tuple[dict[str,
     return intact, damaged
 
 
-Format = TypeVar("Format", Manifest, Record, PairRecord)
+Format = TypeVar("Format", Manifest, Record, PairRecord, PickRecord)
 
 
 _SEAL = re.compile(rb'\{\n "digest": "([0-9a-f]{64})",\n')
 _CURRENT = b'{\n "schema_version": %d,\n' % SCHEMA_VERSION
 
 
-def _sealed(content: Manifest | Record | PairRecord) -> bytes:
+def _sealed(content: Manifest | Record | PairRecord | PickRecord) -> bytes:
     # A traceback may contain surrogates, which can't be encoded.
     return seal(to_json(content.model_dump(mode="json")).encode(errors="replace"))
 

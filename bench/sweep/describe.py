@@ -8,16 +8,15 @@ from bench.analysis.scores import largest_class
 from bench.console import say
 from bench.sweep.plan import Sweep
 from bench.sweep.weights import KEPT
-from tl.cache import offline
 from tl.config import PROTOCOLS
-from tl.folds import evaluated_images
+from tl.folds import evaluated_images, origin
 from tl.regimes import REGIMES
 
 MOST_NAMED = 5
 """Cells that are named in a line; the others are counted."""
 
 
-def describe(sweep: Sweep, console: Console, *, dry_run: bool, inference: bool = False) -> None:
+def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None:
     """Print the images, the protocol, the run's folder and its cells, and a warning for each fallback.
 
     With `inference`, the command measures what trained networks cost in use.
@@ -30,24 +29,18 @@ def describe(sweep: Sweep, console: Console, *, dry_run: bool, inference: bool =
     largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated ones"
     missing = f"; {left_out} left out" if left_out else ""
     say(console, f"images: {splits.name} ({images}{missing}; {largest})")
-    for said in filter(None, (splits.origin, *sweep.survey.notes)):
+    for said in filter(None, (origin(config, splits), *sweep.survey.notes)):
         say(console, f"        {said}")
     for said in sweep.survey.warnings:
         say(console, f"WARNING: {said}", style="bold yellow")
     if config.protocol != "fixed":
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
-    unless = "unless it can be downloaded: " if dry_run and not offline() and not sweep.previous else ""
-    if splits.fallback:
+    if sweep.images_from:
+        say(console, f"        will be downloaded in place of these: the real ants and bees, {sweep.images_from}")
+    elif splits.fallback:
         kept = KEPT if sweep.keeps_images else ""
-        say(console, f"WARNING: {unless}the images are {splits.fallback}{kept}", style="bold yellow")
-    fallbacks: dict[tuple[str, bool], list[str]] = {}
-    before = sweep.previous.resolved if sweep.previous else {}
-    for key, answer in sweep.resolved.items():
-        if answer.reason:
-            fallbacks.setdefault((answer.reason, key in before), []).append(key.backbone)
-    for (reason, is_kept), specs in fallbacks.items():
-        text = f"WARNING: {unless}random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
-        say(console, text + (KEPT if is_kept else ""), style="yellow")
+        say(console, f"WARNING: the images are {splits.fallback}{kept}", style="bold yellow")
+    _describe_weights(sweep, console)
     say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{_compared_with_before(sweep)}")
     say(console, f"speed: {_paired(sweep)}")
     if inference:
@@ -60,6 +53,28 @@ def _measured(sweep: Sweep) -> str:
     without = sum(result.inference is None for result in results)
     kept = f"; {without} cells done before have none, and don't run again (--fresh starts over)" if without else ""
     return f"latency, throughput and file size of each trained network, on prepared images{kept}"
+
+
+def _describe_weights(sweep: Sweep, console: Console) -> None:
+    """Print which weights will be downloaded, which are others than usual, and a warning for each that is missing."""
+    before = sweep.previous.resolved if sweep.previous else {}
+    fallbacks: dict[tuple[str, bool], list[str]] = {}
+    for key, answer in sweep.resolved.items():
+        if answer.download_from:
+            say(console, f"        will be downloaded: the weights of {key.backbone}, {answer.download_from}")
+        elif answer.reason:
+            fallbacks.setdefault((answer.reason, key in before), []).append(key.backbone)
+        elif answer.tag:
+            say(
+                console,
+                f"        {key.backbone}: {answer.label} ({answer.source}), with the preprocessing of these weights",
+            )
+    for (reason, is_kept), specs in fallbacks.items():
+        text = f"WARNING: random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
+        say(console, text + (KEPT if is_kept else ""), style="yellow")
+    answers = (sweep.weights[cell_id] for cell_id in sweep.cells)
+    for reason in dict.fromkeys(answer for answer in answers if isinstance(answer, str)):
+        say(console, f"WARNING: cells will fail without pretrained weights: {reason}", style="yellow")
 
 
 def _paired(sweep: Sweep) -> str:

@@ -55,7 +55,7 @@ def examine() -> None:
     specs = list(dict.fromkeys([*load_grid("default").matrix.backbones, *BUNDLED]))
     outcome = executor.call("bench.execution.worker:resolve_weights", specs, "auto", None, False)
     for spec, weights in outcome.value.items() if outcome.status == "done" else []:
-        if weights.kind == "pretrained":
+        if weights.kind == "pretrained" and not weights.download_from:
             show("ok", f"weights {spec}", f"{weights.source} ({weights.label})")
         else:
             show("no", f"weights {spec}", weights.reason)

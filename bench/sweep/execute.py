@@ -31,7 +31,7 @@ from bench.sweep.ways import choose_ways
 from bench.sweep.weights import locate
 from tl import plugins
 from tl.errors import ConfigError, UserError, not_one_of
-from tl.folds import evaluated_images
+from tl.folds import evaluated_images, origin
 from tl.survey import class_counts
 
 STOPPING = "stopping: the running cell or pair ends first, and no new one starts; Ctrl-C again ends it at once"
@@ -98,11 +98,11 @@ def execute(
 
 
 def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Recorder) -> Iterator[Job]:
-    """Yield the jobs to run, without the cells that the recorder skips."""
+    """Yield the jobs to run, without the cells that the recorder skips, and those that are left for later."""
     for cell_id, cell in missing.items():
         _make_folder(sweep.run.logs, sweep)
         answer = recorder.located[cell_id]
-        if recorder.skip(cell) or isinstance(answer, str):
+        if recorder.skip(cell) or isinstance(answer, str) or (options.admit and not options.admit(cell)):
             continue
         yield Job(
             cell=cell,
@@ -223,7 +223,7 @@ def _write_manifest(
             fallback=splits.fallback,
             left_out=splits.left_out,
             duplicates=(*splits.duplicates, *sweep.survey.near_duplicates),
-            origin=splits.origin,
+            origin=origin(next(iter(sweep.cells.values())).config, splits),
             train_counts=class_counts(splits.train, splits.classes),
         ),
         weights=by_policy((previous.resolved if previous else {}) | sweep.resolved),

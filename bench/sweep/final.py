@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.analysis.groups import make_groups
 from bench.analysis.metrics import METRICS, RATED_BY, finished
-from bench.analysis.recommend import recommend
+from bench.analysis.recommend import recommend, rivals_of
 from bench.execution.base import Executor, Limits
 from bench.execution.model_jobs import TRAIN_FINAL, FinalJob, FinalModel
 from bench.store.records import Cell, Manifest, Record
@@ -180,10 +180,18 @@ def _measured_cell(run: RunFolder, manifest: Manifest, wanted: str | None) -> Re
 
 
 def _recommended(run: RunFolder, manifest: Manifest, records: dict[str, Record]) -> Record:
-    """The record of the first seed of what the run recommends, if it recommends one thing."""
+    """The record of the first seed of what a pick chose here, or else of the one thing that the run recommends."""
+    if (picked := run.pick()) and picked.pick and (record := records.get(picked.pick.cell)):
+        return record
     truths = {run.name: manifest.dataset.val_labels}
-    choices = recommend(make_groups([(run.name, record) for record in records.values()], truths))
+    groups = make_groups([(run.name, record) for record in records.values()], truths)
+    rivals = rivals_of(run.name, manifest, records.values())
+    choices = recommend(groups, rivals)
     picks = [min(choice.pick.records, key=lambda record: record.cell.config.seed) for choice in choices]
+    waiting = [rival.cell.name for rival in rivals if not rival.status]
+    if not picks and waiting:
+        more = f" and {len(waiting) - 1} more have" if len(waiting) > 1 else " has"
+        raise ConfigError(f"{run.name} recommends nothing yet: {waiting[0]}{more} no result; wait, or name a --cell")
     if not picks:
         raise ConfigError(
             f"{run.name} recommends nothing, so --cell is needed; `python -m bench export` lists the cells"

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.store.records import Cell
 from bench.store.runs import RunFolder
+from tl.datasets import Splits
 from tl.errors import ConfigError
 
 DEFAULT_TIMEOUT_SECONDS = 3600.0
@@ -20,6 +22,8 @@ class Options:
     """How to run a grid. The paths of data and weights are here, since cells hold only their digests."""
 
     data: str | None = None
+    splits: Splits | None = None
+    """The images themselves, where `data` doesn't say them, such as a set's test images; None to find them."""
     weights: str = "auto"
     weights_dir: Path | None = None
     name: str
@@ -44,6 +48,8 @@ class Options:
     """The command as typed, for the manifest."""
     on_record: Callable[[RunFolder], None] | None = None
     """Called with the run after each record, between two cells."""
+    admit: Callable[[Cell], bool] | None = None
+    """Called just before a cell starts; if it returns False, the cell is left for a later command. None: all start."""
 
 
 def make_options(*, timeout: float | None, memory_limit: str | None, executor: str, **others: Any) -> Options:

@@ -24,11 +24,13 @@ from bench.sweep.options import Options
 from bench.sweep.order import arrange
 from bench.sweep.pairs import claims_timed, pairings, plan_pairs, without_turns
 from bench.sweep.weights import Answer, resolve_weights, weights_key
+from tl import hymenoptera
 from tl.cache import check_cache, user_path
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, DataWarning, FallbackWarning
 from tl.folds import check_protocol
 from tl.images import open_store
+from tl.network import unreachable
 from tl.specs import canonical
 from tl.survey import Survey, survey
 from tl.tables import is_table
@@ -64,6 +66,8 @@ class Sweep:
     """Counters of the machine when planning began; None if they are unknown."""
     keeps_images: bool = False
     """True if the run continues with the synthetic images that it started with, and doesn't look for real ones."""
+    images_from: str = ""
+    """Address from which a run would download real images, where a dry run has synthetic ones; else empty."""
 
     @property
     def missing_pairs(self) -> dict[str, PlannedPair]:
@@ -106,8 +110,7 @@ def run_name(grid: Grid, data: str | None, weights: str, settings: Mapping[str, 
     parts = [grid.name]
     parts += [grid.shared_settings["protocol"]] if grid.shared_settings["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
-        place = user_path("data=", data).resolve()
-        parts.append((place.stem if is_table(place) else place.name) or "data")
+        parts.append(name_of_images(data))
     short = {"epochs": "epochs", "batch_size": "batch"}
     for name, value in settings.items():
         if value is not None and name != "protocol":
@@ -115,6 +118,12 @@ def run_name(grid: Grid, data: str | None, weights: str, settings: Mapping[str, 
             parts.append(f"{short[name]}{shown}" if name in short else f"{name}-{shown}")
     parts += [weights] if weights != "auto" else []
     return "-".join(parts)
+
+
+def name_of_images(data: str) -> str:
+    """The last part of a path to images, without the ending of a table; `data` if it has none."""
+    place = user_path("data=", data).resolve()
+    return (place.stem if is_table(place) else place.name) or "data"
 
 
 def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> Sweep:
@@ -173,6 +182,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         previous=previous,
         counters=counters,
         keeps_images=kept is not None,
+        images_from=_images_from(grid, options, splits) if kept is None else "",
     )
 
 
@@ -199,9 +209,18 @@ def _kept_images(grid: Grid, options: Options, previous: Manifest | None) -> Dat
 def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Splits:
     """Load the images. Images that a run keeps also keep the reason why they are synthetic."""
     wanted = options.data or grid.dataset
+    if options.splits:
+        return options.splits
     if kept:
         return replace(load_splits(kept.name), fallback=kept.fallback)
     return find_images(wanted, download=not options.dry_run)
+
+
+def _images_from(grid: Grid, options: Options, splits: Splits) -> str:
+    """The address of the real images, if a dry run has found that they would be downloaded."""
+    wanted = options.data or grid.dataset
+    to_download = options.dry_run and wanted == "auto" and splits.fallback and not unreachable(hymenoptera.URL)
+    return hymenoptera.URL if to_download else ""
 
 
 def find_images(wanted: str, *, download: bool) -> Splits:

@@ -43,7 +43,7 @@ def run_sweep(
     with ending_as_interrupt(), held_from_the_start(options, console):
         executor = executor_for(options)
         sweep = plan(grid, options, executor, console)
-        describe(sweep, console, dry_run=options.dry_run, inference=options.inference)
+        describe(sweep, console, inference=options.inference)
         on_plan(sweep)
         if options.dry_run:
             list_cells(sweep, console)

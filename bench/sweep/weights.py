@@ -6,18 +6,24 @@ weights, and compare them.
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 from rich.console import Console
 
+from bench.console import say
 from bench.execution.base import Executor
 from bench.store.records import Cell, WeightsKey
 from bench.sweep.grid import Planned
 from bench.sweep.options import Options
 from tl.errors import ConfigError, UserError
 from tl.regimes import REGIMES
-from tl.weights import Weights
+from tl.weights import SUFFIXES, Weights
 
 KEPT = "; this run started like that, use --fresh to look again"
 """Printed after the reason for a fallback that a run has kept from an earlier command."""
+MOST_NAMED = 5
+"""Backbones and files that are named in a message; the others are counted."""
 Answer = Weights | str
 """Weights, or the reason why the required pretrained weights are not available."""
 
@@ -45,6 +51,8 @@ def resolve_weights(
             console.print("looking for pretrained weights …", style="dim")
             found = _look_up(specs, policy, options, executor, download=not options.dry_run)
         answers |= {WeightsKey(policy=policy, backbone=spec): answer for spec, answer in found.items()}
+    if options.weights_dir:
+        _say_what_is_not_taken(answers, options.weights_dir, executor, console)
     return answers
 
 
@@ -75,6 +83,37 @@ def locate(
         else answer
         for cell_id, answer in answers.items()
     }
+
+
+def _say_what_is_not_taken(
+    answers: dict[WeightsKey, Answer], folder: Path, executor: Executor, console: Console
+) -> None:
+    """Say which names were looked for in a folder of weights, if it has files and none of them is taken for a backbone.
+
+    Files that are taken for other backbones don't count.
+    """
+    specs = list(dict.fromkeys(key.backbone for key in answers if key.policy != "random"))
+    outcome = executor.call("bench.execution.worker:files_for", specs, folder) if specs else None
+    if outcome is None or outcome.status != "done":
+        return
+    files_for: dict[str, tuple[tuple[str, ...], str]] = outcome.value
+    taken = {name for _, name in files_for.values()}
+    seen: list[str] = []
+    with contextlib.suppress(OSError):
+        seen = sorted(one.name for one in folder.iterdir() if one.name not in taken)
+    without = {spec: names for spec, (names, name) in files_for.items() if not name}
+    if not seen or not without:
+        return
+    others = f" and {len(seen) - MOST_NAMED} more" if len(seen) > MOST_NAMED else ""
+    say(console, f"        --weights-dir has files that are not taken: {', '.join(seen[:MOST_NAMED])}{others}")
+    for spec, names in list(without.items())[:MOST_NAMED]:
+        looked = ", ".join(name if Path(name).suffix in SUFFIXES else f"{name}.pth" for name in names)
+        say(
+            console,
+            f"        for {spec} these would be: {looked} (with {SUFFIXES[0]}, .pt or .bin in place of .pth, too)",
+        )
+    if len(without) > MOST_NAMED:
+        say(console, f"        it has none for {len(without) - MOST_NAMED} more backbones")
 
 
 def _refuse_late_weights(

@@ -1,0 +1,145 @@
+"""`bench pick`: find the backbone and the regime for a folder of images."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from bench.cli.app import FAILED, app
+from bench.cli.arguments import (
+    REPORTS,
+    RESULTS,
+    SEVERAL,
+    ImagesOption,
+    PluginOption,
+    ReportsOption,
+    ResultsOption,
+    each,
+    expanded,
+)
+from bench.console import say
+from bench.program import INTERRUPTED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.sweep.pick import Outcome
+
+
+@app.command()
+def pick(
+    data: Annotated[str, typer.Argument(metavar="PATH|NAME", help="Images by class, or a data set's name.")],
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Time for all of it: 90s, 10m, 2h.")] = "10m",
+    priority: Annotated[
+        Literal["accuracy", "time", "inference", "memory"],
+        typer.Option(
+            help="What matters most. Not accuracy: the cheapest that is at most 2 points less accurate than the best."
+        ),
+    ] = "accuracy",
+    tune_top: Annotated[int, typer.Option(help="How many backbones to train, the best by their probe.")] = 3,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Choose only among these {SEVERAL}.", show_default="twelve small ones; see grid pick"),
+    ] = None,
+    regime: Annotated[
+        list[str] | None, typer.Option(help=f"Train like this {SEVERAL}.", show_default="finetune and frozen")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda[:i], mps or auto (the best).")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16, fp16, or auto, the fastest here.")] = "fp32",
+    seeds: Annotated[int, typer.Option(help="Seeds of whole trainings.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Passes of whole trainings over the training images.")] = 5,
+    weights_dir: Annotated[
+        Path | None, typer.Option(callback=expanded, help="A folder of weight files to search first.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's folder below --results.", show_default="pick-, and the images' name")
+    ] = None,
+    results: ResultsOption = RESULTS,
+    reports: ReportsOption = REPORTS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; nothing is deleted.")] = False,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    images: ImagesOption = True,
+    format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
+    plugin: PluginOption = None,
+) -> None:
+    """Pick a backbone for your images, and say whether to fine-tune it or to train only its head.
+
+    First all backbones are probed: features are extracted once, and simple classifiers fitted to them. The best are
+    trained for one epoch, then what is not clearly worse is trained with several seeds. The same command continues
+    from where it ended.
+
+    Exit status: 0 something is picked, 1 nothing is, 2 usage error, 130 interrupted.
+    """
+    from bench.execution.executors import start_early
+
+    if not dry_run:
+        start_early("process")
+    from rich.console import Console
+
+    from bench.report.pick_text import as_json, print_pick, print_ranking
+    from bench.report.written import check_report
+    from bench.sweep.adaptive import seconds
+    from bench.sweep.folder import check_output
+    from bench.sweep.options import make_options
+    from bench.sweep.pick import Aim, pick_name, run_pick
+    from bench.sweep.plan import choose_grid
+
+    console = Console(stderr=True)
+    axes = {
+        "backbones": each(backbone),
+        "regimes": each(regime),
+        "devices": [device],
+        "precision": [precision],
+        "seeds": seeds,
+    }
+    grid = choose_grid("pick", axes, {"epochs": epochs})
+    options = make_options(
+        data=data,
+        weights="pretrained",
+        weights_dir=weights_dir,
+        name=pick_name(data) if name is None else name,
+        results=results,
+        timeout=None,
+        memory_limit=None,
+        executor="process",
+        dry_run=dry_run,
+        fresh=fresh,
+        command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+    )
+    aim = Aim(top=tune_top, priority=priority, budget_seconds=seconds("--budget", budget))
+    if report:
+        check_output(reports)
+        check_report(reports, options.name, options.results / options.name)
+    try:
+        outcome = run_pick(
+            grid, options, console, aim, on_ranking=lambda ranking, spent: print_ranking(ranking, spent, console)
+        )
+    except KeyboardInterrupt:
+        say(console, "interrupted: what has ended is kept; the same command continues from there")
+        raise typer.Exit(INTERRUPTED) from None
+    if outcome is None:
+        return
+    if report:
+        _report(outcome, reports, console, images=images)
+    folder = str(outcome.sweep.run.folder)
+    if format == "json":
+        print(as_json(outcome.record, folder, outcome.sweep.survey.model_dump(mode="json")))
+    else:
+        print_pick(outcome.record, folder, Console())
+    if outcome.record.pick is None:
+        raise typer.Exit(FAILED)
+
+
+def _report(outcome: Outcome, reports: Path, console: Console, *, images: bool) -> None:
+    from bench.report.pictures import LEFT_OUT
+    from bench.report.summary import summarise
+    from bench.report.write import write_report
+
+    summary = summarise([outcome.sweep.run], outcome.sweep.run.folder.name)
+    for path in write_report(summary, reports, outcome.sweep.splits if images else LEFT_OUT):
+        say(console, f"report: {path}")

@@ -1,0 +1,186 @@
+"""Prints what `bench pick` found: a sentence, a card per priority, and a row per backbone; or all of it as JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from bench.analysis.metrics import METRICS, RATED_BY
+from bench.analysis.picking import PRIORITIES
+from bench.analysis.probe import Ranked
+from bench.console import say
+from bench.store.picks import Chosen, Considered, PickRecord, Tied
+from tl.text import visible, visible_json
+
+_CARD = 25
+"""Columns of a card, so that three fit beside each other in 80."""
+MOST_TIED = 3
+"""Most combinations that the sentence names as tied."""
+
+
+def print_pick(found: PickRecord, run: str, console: Console) -> None:
+    """Print the answer as text, at most 80 columns wide but for names and reasons. `run` is the run's folder."""
+    console.print(Text(visible(sentence(found)), style="bold"))
+    if found.cards:
+        console.print()
+        console.print(Columns([_panel(*each) for each in by_choice(found)], padding=(0, 1, 0, 0)))
+    if tried := [one for one in found.candidates if one.rung != "not tried"]:
+        console.print()
+        console.print(_table(tried))
+    console.print()
+    for reason, names in reasons(found.candidates).items():
+        say(console, f"{', '.join(names)}: {reason}", style="yellow")
+    for text in found.more:
+        say(console, text)
+    for text in found.notes:
+        say(console, f"note: {text}", style="dim")
+    if found.pick:
+        say(console, f"next: python -m bench train {shlex.quote(run)}")
+    took = f"{_duration(found.first_answer_seconds)} to the first ranking, {_duration(found.seconds)} in all"
+    say(console, f"{took}; run: {run}", style="dim")
+
+
+def print_ranking(ranking: Sequence[Ranked], seconds: float, console: Console) -> None:
+    """Print the first answer: backbones by their probe, before any is trained."""
+    for place, one in enumerate(ranking, 1):
+        tie = ", tied with the best" if one.tied and place > 1 else ""
+        say(console, f"  {place}. {one.backbone}: {share(one.probe, one.low, one.high)}{tie}")
+    say(
+        console, f"  ({_duration(seconds)}; share of training images that their neighbours classify right)", style="dim"
+    )
+
+
+def sentence(found: PickRecord) -> str:
+    """The answer in words."""
+    pick = found.pick
+    if pick is None:
+        return f"Nothing is picked: {found.why_none}."
+    always = ""
+    if pick.baseline is not None:
+        always = f", where always answering {pick.largest_class!r} has {METRICS[RATED_BY].show(pick.baseline)}"
+    text = (
+        f"Use {pick}: it classifies {share(pick.accuracy, pick.low, pick.high)} of {found.val_images} validation "
+        f"images right{always}."
+    )
+    tried = [one for one in found.candidates if one.rung != "not tried"]
+    if len(tried) == 1:
+        text = f"Only {tried[0].backbone} could be tried, so this says how to train it, not which one to take. {text}"
+    text += f" Training it takes {costs}." if (costs := costs_of(pick)) else ""
+    if found.test:
+        tested = share(found.test.accuracy, found.test.low, found.test.high)
+        text += f" Of {found.test.images} test images, which nothing was chosen by, it classifies {tested} right."
+    if faster := [other for other in pick.tied if _is_near_and_faster(other, pick)]:
+        names = [f"{other} ({_tied_costs(other)})" for other in faster[:MOST_TIED]]
+        more = f"; {len(faster) - MOST_TIED} more" if len(faster) > MOST_TIED else ""
+        text += f" Statistically tied with it, and faster to train: {'; '.join(names)}{more}."
+    return text
+
+
+def _is_near_and_faster(other: Tied, pick: Chosen) -> bool:
+    """True if it takes less time, and its accuracy lies in the pick's interval: few images leave far ones tied too."""
+    if other.seconds_to_train is None or pick.seconds_to_train is None:
+        return False
+    return other.seconds_to_train < pick.seconds_to_train and other.accuracy >= (pick.low or 0.0)
+
+
+def _tied_costs(other: Tied) -> str:
+    seconds = [] if other.seconds_to_train is None else [_duration(other.seconds_to_train)]
+    return ", ".join([METRICS[RATED_BY].show(other.accuracy), *seconds])
+
+
+def costs_of(one: Chosen) -> str:
+    """Time and memory of one training in words; empty if neither is known."""
+    costs = [] if one.seconds_to_train is None else [_duration(one.seconds_to_train)]
+    costs += [] if one.peak_memory_bytes is None else [f"{_memory(one)} of memory"]
+    return " and ".join(costs)
+
+
+def as_json(found: PickRecord, run: str, data: Any) -> str:
+    """All of it as JSON; what is unknown is null. `data` is what was found in the images."""
+    content = found.model_dump(mode="json")
+    ranking = content.pop("candidates")
+    content = {"pick": content["cards"].get(found.priority), "ranking": ranking, "data": data, "run": run, **content}
+    return visible_json(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def by_choice(found: PickRecord) -> list[tuple[list[str], Chosen]]:
+    """Each combination that is chosen for some priority, with all priorities that it is chosen for."""
+    several: dict[str, list[str]] = {}
+    for priority, chosen in found.cards.items():
+        several.setdefault(str(chosen), []).append(priority)
+    return [(priorities, found.cards[priorities[0]]) for priorities in several.values()]
+
+
+def _panel(priorities: Sequence[str], one: Chosen) -> Panel:
+    """A card; a choice for several priorities has one."""
+    names = [PRIORITIES[name].words for name in priorities]
+    words = Text("\n".join(names if len(names) < len(PRIORITIES) else ["best in all of these"]), style="bold")
+    lines = [
+        visible(one.backbone.partition(":")[2]),
+        visible(one.regime),
+        share(one.accuracy, one.low, one.high),
+        "" if one.seconds_to_train is None else f"{_duration(one.seconds_to_train)} to train",
+        "" if one.latency_seconds is None else f"{_latency(one)} an image",
+        "" if one.peak_memory_bytes is None else f"{_memory(one)} of memory",
+    ]
+    return Panel(words + Text("\n" + "\n".join(filter(None, lines))), width=_CARD)
+
+
+def _table(candidates: Sequence[Considered]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    rows = [row(one) for one in candidates]
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for each in rows:
+        table.add_row(*(Text(visible(text)) for text in each.values()))
+    return table
+
+
+def row(one: Considered) -> dict[str, str]:
+    """Column → text of a backbone's row in the table of candidates."""
+    best = max(one.accuracies.items(), key=lambda pair: pair[1], default=None)
+    return {
+        "backbone": one.backbone.partition(":")[2],
+        "probe": share(one.probe, one.low, one.high),
+        "came to": one.rung,
+        "most accurate as": f"{best[0]}, {METRICS[RATED_BY].show(best[1])}" if best else "n/a",
+    }
+
+
+def reasons(candidates: Sequence[Considered]) -> dict[str, list[str]]:
+    """Reason → the backbones that came no further for it."""
+    found: dict[str, list[str]] = {}
+    for one in candidates:
+        if one.reason:
+            found.setdefault(one.reason, []).append(one.backbone)
+    return found
+
+
+def share(value: float | None, low: float | None, high: float | None) -> str:
+    """Such as `95.1% (91.2–97.4)`; without the interval where it is unknown."""
+    shown = METRICS[RATED_BY].show
+    if value is None or low is None or high is None:
+        return shown(value)
+    return f"{shown(value)} ({shown(low).rstrip('%')}–{shown(high).rstrip('%')})"
+
+
+def _latency(one: Chosen) -> str:
+    return METRICS["latency_seconds"].say(one.latency_seconds)
+
+
+def _memory(one: Chosen) -> str:
+    return METRICS["peak_memory_bytes"].say(one.peak_memory_bytes)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"
