@@ -181,6 +181,17 @@ def test_the_card_says_where_the_model_is_from(mini: Splits, result: TrainResult
     assert str(kept) not in (kept / CARD).read_text(), "no path of this machine"
 
 
+def test_the_tag_of_the_weights_is_kept(mini: Splits, tmp_path: Path) -> None:
+    """The name alone stands for other weights, whose network may be another."""
+    result = trained(mini, TINY[0])
+    tagged = result.replace(weights=result.weights.replace(tag="IMAGENET1K_V1"))
+    model = tl.load_model(tl.save_model(tagged, mini, tmp_path / "model"), device="cpu")
+    assert model.card.backbone == f"{TINY[0]}.IMAGENET1K_V1"
+    batch = images(model.preprocessing.size)
+    with torch.no_grad():
+        assert torch.equal(model(batch), result.model(batch))
+
+
 def test_images_may_be_files_pictures_or_arrays(kept: Path, tmp_path: Path) -> None:
     """One or several, and of any size. They give the same."""
     path = write_image(tmp_path / "x.png", size=(50, 70))
