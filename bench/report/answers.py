@@ -164,8 +164,8 @@ def headlines(summary: Summary) -> list[Headline]:
     if summary.picks:
         for priorities, one in by_choice(summary.picks[0][1]):
             words = ", ".join(PRIORITIES[name].words for name in priorities)
-            what = f"right with {one}: {words}"
-            found.append(Headline(value=METRICS[RATED_BY].show(one.accuracy), what=what, detail=costs_of(one)))
+            value, cost = METRICS[RATED_BY].show(one.accuracy), f"to train: {costs_of(one)}" if costs_of(one) else ""
+            found.append(Headline(value=value, what=f"right with {one}: {words}", detail=cost))
     elif summary.choices:
         choice = summary.choices[0]
         pick, where = choice.pick, _where(choice, summary)

@@ -424,7 +424,7 @@ class _Rungs:
             return record
         images = _count(len(sweep.splits.test), "test image")
         if why := self.budget.refuses(2 * (pick.seconds_to_train or 0.0)):
-            return record.replace(notes=(*record.notes, f"its {images} were not looked at: {why}"))
+            return record.replace(notes=(*record.notes, f"The {images} were not looked at: {why}."))
         self._rung(f"the pick on {images}, which nothing was chosen by")
         seed = sweep.run.records()[pick.cell].cell.config.seed
         axes = {"backbones": [pick.backbone], "regimes": [pick.regime], "seeds": [seed]}
@@ -433,10 +433,10 @@ class _Rungs:
             options = replace(self.options, name=f"{self.options.name}{TESTED}", splits=sweep.splits.for_test())
             planned = plan(grid, options, self.executor, Console(quiet=True))
         except UserError as error:  # such as a damaged image, which nobody has looked at before
-            return record.replace(notes=(*record.notes, f"its {images} can't be used: {error}"))
+            return record.replace(notes=(*record.notes, f"The {images} can't be used: {error}."))
         for one in execute(planned, grid, options, self.executor, self.console).values():
             if one.result is None:
-                return record.replace(notes=(*record.notes, f"its {images} were not evaluated: {one.reason}"))
+                return record.replace(notes=(*record.notes, f"The {images} were not evaluated: {one.reason}."))
             right = sum(a == b for a, b in zip(one.result.last.labels, planned.splits.val.labels, strict=True))
             share = wilson(right, len(planned.splits.val))
             tested = Tested(images=len(planned.splits.val), accuracy=share.value, low=share.low, high=share.high)
@@ -475,11 +475,11 @@ class _Rungs:
 
     def _notes(self, groups: list[Group]) -> Iterator[str]:
         """What a reader of the accuracies must know."""
-        yield "the accuracies are those that the choice was made by, so that of the pick is slightly optimistic"
+        yield "The accuracies are those that the choice was made by, so that of the pick is slightly optimistic."
         if rising := [group.label for group in groups if still_rising(group)]:
             yield (
-                f"the loss was still falling at the last of {self._epochs} epochs for {', '.join(rising)}: "
-                f"try --epochs {2 * self._epochs}"
+                f"The loss was still falling at the last of {self._epochs} epochs for {', '.join(rising)}: "
+                f"try --epochs {2 * self._epochs}."
             )
 
 
