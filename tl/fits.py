@@ -100,8 +100,9 @@ class NearestNeighbours(nn.Module):
 
         `own` has for each query its place among the features that are kept, `(B,) int64`: that one doesn't vote.
         """
-        if torch.compiler.is_exporting():  # an export is for batches of any size, so it can't count blocks
-            return self._shares(features.float(), own)
+        if torch.compiler.is_exporting():  # a program of one block, for any number of queries
+            with torch.autocast(features.device.type, enabled=False):
+                return self._shares(features.float(), own)
         rows = max(1, BLOCK // len(self.features))
         parts = features.float().split(rows)
         owns = own.split(rows) if own is not None else [None] * len(parts)
