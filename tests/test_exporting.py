@@ -20,10 +20,11 @@ from tl.exporting import FORMS, check_forms, export
 from tl.model import Model
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=[*((spec, "finetune") for spec in TINY), (TINY[1], "knn")], ids=str)
 def model(request: pytest.FixtureRequest, mini: Splits, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Networks of each source, and a head that holds features."""
     folder = tmp_path_factory.mktemp("models") / "model"
-    return tl.load_model(tl.save_model(trained(mini, request.param), mini, folder), device="cpu")
+    return tl.load_model(tl.save_model(trained(mini, *request.param), mini, folder), device="cpu")
 
 
 @pytest.fixture(scope="module")

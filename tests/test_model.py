@@ -143,7 +143,7 @@ def test_a_head_without_bias_is_rebuilt() -> None:
 @pytest.mark.parametrize("head", [nn.Identity(), nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))], ids=str)
 def test_other_heads_are_refused(head: nn.Module) -> None:
     """A head of two layers is not taken for one of `mlp`."""
-    with pytest.raises(ModelError, match="can't be saved: none of linear, mlp"):
+    with pytest.raises(ModelError, match="can't be saved: none of linear, mlp, knn"):
         saved_head(head)
 
 
@@ -179,6 +179,17 @@ def test_the_card_says_where_the_model_is_from(mini: Splits, result: TrainResult
     assert card.tensors_digest == file_digest(kept / TENSORS) and "tl.load_model" in card.how_to_load
     assert sorted(path.name for path in kept.iterdir()) == [CARD, TENSORS]
     assert str(kept) not in (kept / CARD).read_text(), "no path of this machine"
+
+
+def test_the_tag_of_the_weights_is_kept(mini: Splits, tmp_path: Path) -> None:
+    """The name alone stands for other weights, whose network may be another."""
+    result = trained(mini, TINY[0])
+    tagged = result.replace(weights=result.weights.replace(tag="IMAGENET1K_V1"))
+    model = tl.load_model(tl.save_model(tagged, mini, tmp_path / "model"), device="cpu")
+    assert model.card.backbone == f"{TINY[0]}.IMAGENET1K_V1"
+    batch = images(model.preprocessing.size)
+    with torch.no_grad():
+        assert torch.equal(model(batch), result.model(batch))
 
 
 def test_images_may_be_files_pictures_or_arrays(kept: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,9 @@ def _run_torch(path: Path, images: Any) -> Any:
 
 def _write_onnx(network: Any, example: Any, path: Path) -> None:
     import torch
+    from tqdm import tqdm
 
+    tqdm.set_lock(threading.RLock())  # torch's bars would make one for several processes, which a killed one leaves
     torch.onnx.export(
         network,
         (example,),

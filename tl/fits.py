@@ -100,6 +100,9 @@ class NearestNeighbours(nn.Module):
 
         `own` has for each query its place among the features that are kept, `(B,) int64`: that one doesn't vote.
         """
+        if torch.compiler.is_exporting():  # a program of one block, for any number of queries
+            with torch.autocast(features.device.type, enabled=False):
+                return self._shares(features.float(), own)
         rows = max(1, BLOCK // len(self.features))
         parts = features.float().split(rows)
         owns = own.split(rows) if own is not None else [None] * len(parts)
@@ -114,7 +117,7 @@ class NearestNeighbours(nn.Module):
             most -= 1
         nearest, places = similarity.topk(min(NEIGHBOURS, most))
         votes = (nearest / TEMPERATURE).softmax(1)
-        return votes.new_zeros(len(votes), self.classes).scatter_add_(1, self.labels[places], votes)
+        return votes.new_zeros(votes.shape[0], self.classes).scatter_add_(1, self.labels[places], votes)
 
 
 def _knn(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted:

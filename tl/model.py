@@ -244,7 +244,7 @@ def write_model(folder: Path, result: TrainResult, images: TrainedOn, measured: 
     head = saved_head(network.head)
     write_tensors(network, folder / TENSORS)
     card = ModelCard(
-        backbone=network.spec,
+        backbone=_published_name(network.spec, result.weights),
         head=head,
         classes=result.classes,
         preprocessing=_saved(network.preprocessing, config.execution),
@@ -267,6 +267,15 @@ def write_model(folder: Path, result: TrainResult, images: TrainedOn, measured: 
 def _saved(preprocessing: Preprocessing, execution: str) -> SavedPreprocessing:
     fields = {name: getattr(preprocessing, name) for name in SavedPreprocessing.model_fields if name != "execution"}
     return SavedPreprocessing(**fields, execution=execution)
+
+
+def _published_name(spec: str, weights: Weights) -> str:
+    """Return a backbone's name with the tag of its weights, if they have one that the name doesn't stand for.
+
+    The tag may decide what the network is: some weights are for larger images.
+    """
+    found = Spec.parse(spec)
+    return str(Spec(found.source, f"{found.architecture}.{weights.tag}")) if weights.tag else spec
 
 
 def _versions(spec: Spec) -> dict[str, str]:
