@@ -26,11 +26,12 @@ def _first_words(text: str) -> list[str]:
 def test_a_newcomer_gets_from_images_to_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands succeed, and print what is shown as far as it doesn't depend on the trainings."""
     monkeypatch.setenv("COLUMNS", "80")
-    # The page is of a machine with one backbone's weights, so a package with another's is hidden by an empty one.
-    hidden = tmp_path / "hidden" / BUNDLED["torchvision:mobilenet_v2"].module
-    hidden.mkdir(parents=True)
-    (hidden / "__init__.py").touch()
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hidden.parent), os.environ.get("PYTHONPATH", "")]))
+    # The page is of a machine with one backbone's weights, so packages with others' are hidden by empty ones.
+    for spec, bundled in BUNDLED.items():
+        if spec != "timm:tf_efficientnet_lite0":
+            (tmp_path / "hidden" / bundled.module).mkdir(parents=True)
+            (tmp_path / "hidden" / bundled.module / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hidden"), os.environ.get("PYTHONPATH", "")]))
     shown: dict[str, str] = {}
     printed: dict[str, str] = {}
     for line in re.split(r"(?m)^\$ python ", "\n".join(BLOCKS))[1:]:

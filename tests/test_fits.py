@@ -207,6 +207,17 @@ def test_logme_rises_with_what_features_say() -> None:
     assert logme(strong, labels * 2) == pytest.approx(logme(strong, labels))
 
 
+def test_neighbours_can_be_exported() -> None:
+    """For batches of any size, as `bench train --export` does."""
+    features, labels = made(30, 12, 3)
+    head = FITS["knn"].run(features, labels, 3).head.eval()
+    sizes = {"features": {0: torch.export.Dim("batch", min=1)}}
+    exported = torch.export.export(head, (torch.zeros(2, 12),), dynamic_shapes=sizes).module()
+    for count in (1, 5, 40):
+        batch = torch.randn(count, 12) + 4
+        torch.testing.assert_close(exported(batch), head(batch))
+
+
 def test_neighbours_are_saved_and_rebuilt() -> None:
     """A head that holds features is rebuilt from its kind, its sizes and its tensors."""
     features, labels = made(30, 12, 3)
