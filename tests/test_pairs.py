@@ -705,10 +705,11 @@ def test_a_matrix_without_a_table_has_the_defaults() -> None:
 
 
 def test_the_shipped_grids_compare_speeds_where_times_mean_something() -> None:
-    """`smoke` has tiny networks. The default grid has as many seconds as ten minutes allow."""
+    """`smoke` has tiny networks, and `pick` chooses. The default grid has as many seconds as ten minutes allow."""
     assert {name: load_grid(name).paired for name in shipped()} == {
         "default": Paired(pairs=8, seconds=4.0),
         "full": Paired(),
+        "pick": None,
         "smoke": None,
         "tutorial": Paired(),
     }

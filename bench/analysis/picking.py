@@ -181,13 +181,6 @@ def interval(group: Group) -> Interval | None:
     return None if group.accuracy is None or not images else wilson(round(group.accuracy * images), images)
 
 
-def still_rising(group: Group) -> bool:
-    """True if the loss on the validation images was lowest after the last epoch for most seeds: more may help."""
-    trained = [result for result in group.results if len(result.epochs) > 1]
-    rising = [min(result.epochs, key=lambda row: row.val_loss) is result.epochs[-1] for result in trained]
-    return bool(rising) and statistics.fmean(rising) > 0.5
-
-
 def expected_seconds(one_epoch: TrainResult, wall_seconds: float, epochs: int) -> float:
     """Seconds that a cell with so many epochs takes, by one that had a single epoch and took `wall_seconds`."""
     return wall_seconds + (epochs - 1) * one_epoch.training_seconds

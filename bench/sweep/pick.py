@@ -26,10 +26,10 @@ from bench.analysis.picking import (
     expected_seconds,
     first_guess,
     interval,
-    still_rising,
     survivors,
 )
 from bench.analysis.probe import Ranked, rank_by_probe
+from bench.analysis.rising import epochs_to_try, still_rising
 from bench.analysis.stats import wilson
 from bench.console import say
 from bench.execution.base import Executor
@@ -554,11 +554,10 @@ class _Rungs:
     def _notes(self, groups: list[Group]) -> Iterator[str]:
         """What a reader of the accuracies must know."""
         yield "The accuracies are those that the choice was made by, so that of the pick is optimistic."
-        if rising := [group.label for group in groups if still_rising(group)]:
-            yield (
-                f"The loss was still falling at the last of {self._epochs} epochs for {', '.join(rising)}: "
-                f"try --epochs {2 * self._epochs} --fresh."
-            )
+        if rising := [group for group in groups if still_rising(group)]:
+            names = ", ".join(group.label for group in rising)
+            more = epochs_to_try(rising[0])
+            yield f"Accuracy was still rising at the last epoch: {names}; try --epochs {more} --fresh."
 
 
 def _combination(group: Group) -> Combination:
