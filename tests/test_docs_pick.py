@@ -22,7 +22,6 @@ def _first_words(text: str) -> list[str]:
     return [line.split()[0] for line in text.splitlines() if line.strip()]
 
 
-@pytest.mark.alone
 def test_a_newcomer_gets_from_images_to_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands succeed, and print what is shown as far as it doesn't depend on the trainings."""
     monkeypatch.setenv("COLUMNS", "80")
