@@ -226,3 +226,14 @@ def test_neighbours_are_saved_and_rebuilt() -> None:
     assert saved.kind == "knn" and saved.sizes == {"images": 30, "width": 12, "classes": 3}
     again = rebuilt_head(saved, dict(head.state_dict()))
     assert torch.equal(again(features), head(features)) and not any(p.requires_grad for p in again.parameters())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e6])
+def test_logme_of_labels_that_features_explain_exactly(scale: float) -> None:
+    """It is a number or unknown: the noise that is left may round to nothing."""
+    features = torch.diag(torch.tensor([2.0, 1.0, 1.0])) * scale
+    found = logme(features, torch.tensor([0, 1, 1]))
+    assert found is None or np.isfinite(found)
+    wide = torch.cat([10 * torch.eye(6).repeat_interleave(5, 0), 1e-9 * torch.randn(30, 90)], 1)
+    found = logme(wide * scale, torch.arange(6).repeat_interleave(5))
+    assert found is None or np.isfinite(found)

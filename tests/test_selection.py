@@ -226,3 +226,13 @@ def test_commands_and_reports_say_it(tmp_path: Path) -> None:
     why = "no cell of the regimes knn, ridge, logistic has a probe"
     assert f"probe-picks: The probe picks the winner? unknown: {why}" in command("claims", str(bare.folder)).stdout
     assert "pick the winner" not in write_report(summarise([bare], "bare"), tmp_path / "pages")[0].read_text()
+
+
+def test_a_score_that_may_have_decided_what_was_trained_has_no_verdict() -> None:
+    """As after a pick, which trains those that the probe ranks first: the others could have been better."""
+    trained = {"a": 96.0, "b": 90.0, "c": 85.0}
+    whole = [one for one in found(results({"a": 240, "b": 200, "c": 150}, trained)) if one.score == "knn"]
+    assert whole[0].untrained == 0 and whole[0].regret
+    (picked,) = [one for one in found(results({"a": 240, "b": 200, "c": 150, "d": 140}, trained)) if one.score == "knn"]
+    assert (picked.untrained, picked.regret, picked.verdict) == (1, None, "unknown")
+    assert picked.reason.startswith("1 scored backbone was not trained")

@@ -59,6 +59,8 @@ def _evidence(variances: torch.Tensor, along: torch.Tensor, total: float, shape:
         if length <= 0.0 or rest <= 0.0:
             return math.nan
         weights, noise = used / length, (images - used) / rest
+        if noise <= 0.0:  # the features explain the labels to the last digit
+            return math.nan
         if abs(weights / noise - ratio) <= TOLERANCE * ratio:
             break
     spread = float((weights + noise * variances).log().sum()) + (width - len(variances)) * math.log(weights)

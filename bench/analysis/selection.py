@@ -41,8 +41,10 @@ class Selection:
     """A regime that fits its head, for the accuracy of its probe, or `logme`."""
     backbones: int
     """How many have both the score and trainings."""
+    untrained: int
+    """How many have the score alone."""
     picked: str
-    """The backbone that the score ranks first."""
+    """The backbone that the score ranks first among those that were trained."""
     best: str
     """The backbone whose trainings are most accurate."""
     chance: float
@@ -62,6 +64,9 @@ class Selection:
         if self.backbones < MIN_BACKBONES:
             have = "1 backbone has" if self.backbones == 1 else f"{self.backbones} backbones have"
             return f"{have} both a score and trainings, and {MIN_BACKBONES} are needed"
+        if self.untrained:
+            one = "backbone was" if self.untrained == 1 else "backbones were"
+            return f"{self.untrained} scored {one} not trained, and the score itself may have decided that"
         if self.regret is None:
             return "no seed was trained with all backbones"
         return f"{self.regret.n} of {MIN_SAMPLES} seeds" if self.regret.low is None else ""
@@ -122,21 +127,22 @@ def _of(trained: Sequence[Group], groups: Iterable[Group]) -> list[Selection]:
         scored[LOGME] = dict(sorted(evidence.items(), key=lambda item: -item[1]))
     by_backbone = {group.config.backbone: group for group in trained}
     return [
-        _selection(score, {name: value for name, value in values.items() if name in by_backbone}, by_backbone)
-        for score, values in scored.items()
-        if values.keys() & by_backbone.keys()
+        _selection(score, values, by_backbone) for score, values in scored.items() if values.keys() & by_backbone.keys()
     ]
 
 
-def _selection(score: str, values: dict[str, float], trained: dict[str, Group]) -> Selection:
+def _selection(score: str, scores: dict[str, float], trained: dict[str, Group]) -> Selection:
+    values = {name: value for name, value in scores.items() if name in trained}
     both = [trained[name] for name in values]
     accuracies = [group.accuracy or 0.0 for group in both]
-    enough = len(both) >= MIN_BACKBONES
+    # Where some were not trained, the score itself may have decided that: then it can't be refuted any more.
+    enough = len(both) >= MIN_BACKBONES and len(both) == len(scores)
     return Selection(
         run=both[0].run,
         trained=both[0],
         score=score,
         backbones=len(both),
+        untrained=len(scores) - len(both),
         picked=both[0].config.backbone,
         best=both[accuracies.index(max(accuracies))].config.backbone,
         chance=max(accuracies) - fmean(accuracies),

@@ -32,6 +32,7 @@ from tl.library import library
 from tl.machine import DeviceKey, allocator, keep_freed_pages
 from tl.model import BATCH_SIZE, Model, load_model, trained_on, write_model
 from tl.plugins import load_as_parent
+from tl.precision import single_precision
 from tl.prepare import needs_compiler
 from tl.protocols import run_protocol
 from tl.results import TrainResult
@@ -173,7 +174,8 @@ def train_final(job: FinalJob, checked: frozenset[FileState], emit: Emit) -> Fin
 
 def _check_saved(model: Model, result: TrainResult, batches: list[torch.Tensor]) -> None:
     """Raise `ModelError` unless a loaded model gives the logits of the network that was saved."""
-    with torch.inference_mode():
+    # Both in the same arithmetic: otherwise a GPU rounds the products of one of them to TF32.
+    with torch.inference_mode(), single_precision("fp32"):
         for batch in batches:
             if not torch.allclose(model(batch), result.model(batch), rtol=1e-4, atol=1e-5):
                 raise ModelError(

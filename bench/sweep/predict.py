@@ -51,8 +51,9 @@ class Predictions:
     folder: Path
     card: ModelCard
     all: tuple[Predicted, ...]
-    same_data: bool
-    """True if a data set was named that the model was trained on."""
+    same_data: bool | None
+    """True if they are of the data set that the model was trained on, False if of others; None if that is unknown, as
+    of single files."""
     left_out: tuple[LeftOut, ...]
     """What lies in the given folders and is probably an image that isn't read, by reason."""
 
@@ -144,8 +145,8 @@ def predict(
     )
 
 
-def _photographs(given: Sequence[str], card: ModelCard) -> tuple[list[Photograph], bool, tuple[LeftOut, ...]]:
-    """Find the images, each once; say whether the model was trained on one of the data sets, and what was left out."""
+def _photographs(given: Sequence[str], card: ModelCard) -> tuple[list[Photograph], bool | None, tuple[LeftOut, ...]]:
+    """Find the images, each once; say whether the model was trained on their data set, and what was left out."""
     missing = [name for name in given if name not in DATASETS and not os.path.lexists(name)]
     if missing:
         which = (
@@ -153,20 +154,33 @@ def _photographs(given: Sequence[str], card: ModelCard) -> tuple[list[Photograph
         )
         raise UserError(f"{which}; {len(missing) - 1} more are missing" if len(missing) > 1 else which)
     found: dict[Path, Photograph] = {}
-    same_data, tally = False, Tally()
+    digests: list[str | None] = []
+    """Of the data sets that are given; None for what is none as a whole."""
+    tally = Tally()
     for name in given:
         if name in DATASETS and not os.path.lexists(name):
             splits = find_images(name, download=True)
-            same_data = same_data or splits.digest == card.trained_on.digest
+            digests.append(splits.digest)
             files = (*splits.train.files, *splits.val.files)
             some = list(_labelled(splits.root, [(splits.root / file, Path(file)) for file in files], card))
         elif is_folder(Path(name)):
+            digests.append(_digest_of(name))
             some = list(_labelled(Path(name), list(_inside(Path(name), tally)), card))
         else:
+            digests.append(None)
             some = [Photograph(path=Path(name), label=None)]
         for one in some:
             found.setdefault(one.path, one)
+    same_data = True if card.trained_on.digest in digests else None if None in digests else False
     return list(found.values()), same_data, tuple(each for each in tally.left_out if each.serious)
+
+
+def _digest_of(folder: str) -> str | None:
+    """The digest of a folder as a data set; None if it is none."""
+    try:
+        return find_images(folder, download=False).digest
+    except UserError:
+        return None
 
 
 def _inside(folder: Path, tally: Tally) -> Iterator[tuple[Path, Path]]:
