@@ -353,32 +353,25 @@ def pick(
 
     from bench.execution.executors import start_early
     from bench.sweep.adaptive import seconds
-    from bench.sweep.options import make_options
-    from bench.sweep.pick import Aim, pick_name, run_pick
-    from bench.sweep.plan import choose_grid
+    from bench.sweep.pick import prepare, run_pick
 
-    axes = {
-        "backbones": backbones,
-        "regimes": regimes,
-        "devices": [device],
-        "precision": [precision],
-        "seeds": seeds,
-    }
-    grid = choose_grid("pick", axes, {"epochs": epochs})
-    images = os.fspath(data)
-    options = make_options(
-        data=images,
-        weights="pretrained",
-        weights_dir=None if weights_dir is None else Path(weights_dir),
-        name=pick_name(images) if name is None else name,
-        results=Path(results),
-        timeout=None,
-        memory_limit=None,
-        executor="process",
-        fresh=fresh,
+    grid, options, aim = prepare(
+        os.fspath(data),
         command=called,
+        budget_seconds=seconds("budget", budget),
+        priority=priority,
+        top=tune_top,
+        backbones=backbones,
+        regimes=regimes,
+        device=device,
+        precision=precision,
+        seeds=seeds,
+        epochs=epochs,
+        weights_dir=None if weights_dir is None else Path(weights_dir),
+        name=name,
+        results=Path(results),
+        fresh=fresh,
     )
-    aim = Aim(top=tune_top, priority=priority, budget_seconds=seconds("budget", budget))
     start_early("process")
     with without_impossible_sizes():
         outcome = run_pick(grid, options, Console(stderr=True, quiet=not progress), aim)

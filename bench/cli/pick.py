@@ -86,33 +86,27 @@ def pick(
     from bench.report.written import check_report
     from bench.sweep.adaptive import seconds
     from bench.sweep.folder import check_output
-    from bench.sweep.options import make_options
-    from bench.sweep.pick import Aim, pick_name, run_pick
-    from bench.sweep.plan import choose_grid
+    from bench.sweep.pick import prepare, run_pick
 
     console = Console(stderr=True)
-    axes = {
-        "backbones": each(backbone),
-        "regimes": each(regime),
-        "devices": [device],
-        "precision": [precision],
-        "seeds": seeds,
-    }
-    grid = choose_grid("pick", axes, {"epochs": epochs})
-    options = make_options(
-        data=data,
-        weights="pretrained",
-        weights_dir=weights_dir,
-        name=pick_name(data) if name is None else name,
-        results=results,
-        timeout=None,
-        memory_limit=None,
-        executor="process",
-        dry_run=dry_run,
-        fresh=fresh,
+    grid, options, aim = prepare(
+        data,
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        budget_seconds=seconds("--budget", budget),
+        priority=priority,
+        top=tune_top,
+        backbones=each(backbone),
+        regimes=each(regime),
+        device=device,
+        precision=precision,
+        seeds=seeds,
+        epochs=epochs,
+        weights_dir=weights_dir,
+        name=name,
+        results=results,
+        fresh=fresh,
+        dry_run=dry_run,
     )
-    aim = Aim(top=tune_top, priority=priority, budget_seconds=seconds("--budget", budget))
     if report:
         check_output(reports)
     sweeps: list[Sweep] = []

@@ -19,6 +19,7 @@ from bench.execution.model_jobs import TRAIN_FINAL, FinalJob, FinalModel
 from bench.store.records import Cell, Manifest, Record
 from bench.store.runs import RunFolder
 from bench.sweep.plan import find_images
+from bench.sweep.weights import look_up
 from tl.config import AUTO, TrainConfig, one_training
 from tl.datasets import Splits
 from tl.errors import CacheWarning, ConfigError, UserError, nearest
@@ -228,10 +229,7 @@ def _weights(record: Record, weights_dir: Path | None, executor: Executor) -> We
     if cell.config.weights == "random" or REGIMES[cell.config.regime].start == "random":
         return Weights(kind="random", source="random")
     spec = cell.config.backbone
-    outcome = executor.call("bench.execution.worker:resolve_weights", [spec], "pretrained", weights_dir, True)
-    if outcome.status != "done":
-        raise UserError(f"pretrained weights can't be looked up: {outcome.reason}")
-    found: Weights | str = outcome.value[spec]
+    found = look_up([spec], "pretrained", weights_dir, executor, download=True)[spec]
     if isinstance(found, str):
         raise UserError(found)
     if found.digest != cell.weights_digest:

@@ -11,6 +11,7 @@ from bench.store.records import Cell
 from bench.store.runs import RunFolder
 from tl.datasets import Splits
 from tl.errors import ConfigError
+from tl.survey import Survey
 
 DEFAULT_TIMEOUT_SECONDS = 3600.0
 SMALLEST_LIMIT, LARGEST_LIMIT = 1 << 20, 1 << 60
@@ -24,6 +25,8 @@ class Options:
     data: str | None = None
     splits: Splits | None = None
     """The images themselves, where `data` doesn't say them, such as a set's test images; None to find them."""
+    survey: Survey | None = None
+    """What was found among `splits`, so that their files aren't read for it again; None to look."""
     weights: str = "auto"
     weights_dir: Path | None = None
     name: str

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.console import Console
 
@@ -41,8 +42,8 @@ from bench.sweep.describe import describe
 from bench.sweep.execute import execute, executor_for
 from bench.sweep.folder import check_name, held, run_folder
 from bench.sweep.grid import Grid
-from bench.sweep.options import Options
-from bench.sweep.plan import Sweep, check_same_run, name_of_images, plan
+from bench.sweep.options import Options, make_options
+from bench.sweep.plan import Sweep, check_same_run, choose_grid, name_of_images, plan
 from tl.datasets import DATASETS
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.regimes import REGIMES
@@ -132,6 +133,50 @@ class Outcome:
     """The sweep of the probes, with the images and the run's folder."""
 
 
+def prepare(
+    data: str,
+    *,
+    command: str,
+    budget_seconds: float,
+    priority: str,
+    top: int,
+    backbones: Iterable[str] | None,
+    regimes: Iterable[str] | None,
+    device: str,
+    precision: str,
+    seeds: int | Iterable[int],
+    epochs: int,
+    weights_dir: Path | None,
+    name: str | None,
+    results: Path,
+    fresh: bool,
+    dry_run: bool = False,
+) -> tuple[Grid, Options, Aim]:
+    """Make what `run_pick` takes from what a user gave; `Aim` and `Options` say what it means. Raises `ConfigError`."""
+    axes = {
+        "backbones": backbones,
+        "regimes": regimes,
+        "devices": [device],
+        "precision": [precision],
+        "seeds": seeds,
+    }
+    grid = choose_grid("pick", axes, {"epochs": epochs})
+    options = make_options(
+        data=data,
+        weights="pretrained",
+        weights_dir=weights_dir,
+        name=pick_name(data) if name is None else name,
+        results=results,
+        timeout=None,
+        memory_limit=None,
+        executor="process",
+        fresh=fresh,
+        dry_run=dry_run,
+        command=command,
+    )
+    return grid, options, Aim(top=top, priority=priority, budget_seconds=budget_seconds)
+
+
 def run_pick(
     grid: Grid,
     options: Options,
@@ -216,8 +261,8 @@ class _Rungs:
         self.options = replace(self.options, name=sweep.run.folder.name)
         self._check_beside(sweep)
         with held(sweep.run, self.options, self.console):  # also between two rungs
-            # Images can't change between two rungs, and are not looked for again.
-            self.options = replace(self.options, fresh=False, splits=sweep.splits)
+            # Images can't change between two rungs, and are neither looked for nor surveyed again.
+            self.options = replace(self.options, fresh=False, splits=sweep.splits, survey=sweep.survey)
             self._rung(f"probe {_count(len(self._open()), 'backbone')} on features that are extracted once")
             ranking = self._probe(sweep, grid)
             first = self.budget.spent
@@ -488,7 +533,7 @@ class _Rungs:
         grid = self.grid.override({"backbones": [pick.backbone], "regimes": [pick.regime], "seeds": [seed]}, {})
         options = replace(self.options, name=f"{self.options.name}{TESTED}")
         try:
-            options = replace(options, splits=sweep.splits.for_test())
+            options = replace(options, splits=sweep.splits.for_test(), survey=None)
             planned = plan(grid, options, self.executor, Console(quiet=True))
             why = "" if planned.done else self.budget.refuses(2 * (pick.seconds_to_train or 0.0))
             if why:

@@ -150,7 +150,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     kept = _kept_images(grid, options, previous)
     splits = _dataset(grid, options, kept)
     open_store(splits)
-    found_out = survey(splits)
+    found_out = options.survey or survey(splits)
     for item in planned:
         check_protocol(item.config, splits)
     if previous:

@@ -49,7 +49,7 @@ def resolve_weights(
             found = {spec: Weights(kind="random", source="random") for spec in specs}
         elif specs:
             console.print("looking for pretrained weights …", style="dim")
-            found = _look_up(specs, policy, options, executor, download=not options.dry_run)
+            found = look_up(specs, policy, options.weights_dir, executor, download=not options.dry_run)
         answers |= {WeightsKey(policy=policy, backbone=spec): answer for spec, answer in found.items()}
     if options.weights_dir:
         _say_what_is_not_taken(answers, options.weights_dir, executor, console)
@@ -70,7 +70,7 @@ def locate(
     }
     if not without_path:
         return answers
-    found = _look_up(list(without_path), "pretrained", options, executor, download=True)
+    found = look_up(list(without_path), "pretrained", options.weights_dir, executor, download=True)
     for spec, answer in found.items():
         if isinstance(answer, Weights) and answer.digest != (first := without_path[spec]).digest:
             raise UserError(
@@ -121,7 +121,7 @@ def _refuse_late_weights(
 ) -> None:
     """Raise `ConfigError` if `--weights-dir` has a file for a backbone that this run started without."""
     without = [key.backbone for key in keys if before[key].reason]
-    found = _look_up(without, "auto", options, executor, download=False) if without else {}
+    found = look_up(without, "auto", options.weights_dir, executor, download=False) if without else {}
     for spec, answer in found.items():
         if isinstance(answer, Weights) and answer.source == "weights-dir":
             raise ConfigError(
@@ -130,10 +130,11 @@ def _refuse_late_weights(
             )
 
 
-def _look_up(
-    specs: list[str], policy: str, options: Options, executor: Executor, *, download: bool
+def look_up(
+    specs: list[str], policy: str, weights_dir: Path | None, executor: Executor, *, download: bool
 ) -> dict[str, Answer]:
-    outcome = executor.call("bench.execution.worker:resolve_weights", specs, policy, options.weights_dir, download)
+    """Backbone → its weights by a policy, or why there are none. Raises `UserError` if the search itself fails."""
+    outcome = executor.call("bench.execution.worker:resolve_weights", specs, policy, weights_dir, download)
     if outcome.status != "done":
         raise UserError(f"pretrained weights can't be looked up: {outcome.reason}")
     answers: dict[str, Answer] = outcome.value
