@@ -423,8 +423,10 @@ def _metadata(root: Path) -> list[tuple[Path, Split | None]]:
     if "train" not in there:
         return []
     if "val" in splits and "val" not in there:
-        table, val = there["train"].relative_to(root).as_posix(), splits["val"][0]
-        raise DataError(f"{root}: {table!r} has the labels of the training images, and {f'{val}/'!r} has no such table")
+        labels, val = there["train"].relative_to(root).as_posix(), splits["val"][0]
+        raise DataError(
+            f"{root}: {labels!r} has the labels of the training images, and {f'{val}/'!r} has no such table"
+        )
     return tables
 
 
