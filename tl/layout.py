@@ -169,7 +169,7 @@ def _beside(root: Path, endings: tuple[str, ...]) -> str:
     """What a folder without subfolders has, in words."""
     names = [entry.name for entry in entries(root) if not leads_to_folder(entry)]
     images = sum(name.lower().endswith(endings) for name in names)
-    tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".parquet"))]
+    tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".parquet", ".jsonl"))]
     if tables:
         return f"; is {tables[0]!r} a table of its images? Give that file"
     return f", only {images} image{'s' if images > 1 else ''} whose class nobody knows" if images else ""
