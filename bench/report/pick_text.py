@@ -73,8 +73,8 @@ def sentence(found: PickRecord) -> str:
     tried = [one for one in found.candidates if one.rung != "not tried"]
     if 1 < len(tried) < len(found.candidates):
         text += f" {len(found.candidates) - len(tried)} of {len(found.candidates)} candidates were not tried."
-    if len(tried) == 1:
-        text = f"Only {tried[0].backbone} could be tried, so this says how to train it, not which one to take. {text}"
+    if len(found.candidates) == 1:
+        text = f"{pick.backbone} is the only candidate, so this says how to train it, not which one to take. {text}"
     text += f" Training it takes {costs}." if (costs := costs_of(pick)) else ""
     if found.test:
         tested = share(found.test.accuracy, found.test.low, found.test.high)
