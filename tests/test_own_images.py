@@ -130,6 +130,45 @@ def test_other_names_of_the_splits_are_understood(train: str, val: str, tmp_path
     assert not before.origin
 
 
+def write_in(root: Path, folders: tuple[str, ...]) -> Path:
+    """Write four pictures directly into each folder."""
+    for number, folder in enumerate(folders):
+        write_pictures(root, {folder: 4}, first=10 * number)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (("train", "bus", "car"), "'train' is a class, not a split"),
+        (("Training", "bus"), "'Training' is a class, not a split"),
+        (("train", "val", "bus/london", "bus/berlin"), "'train' and 'val' are classes, not splits"),
+        (("Test", "valid", "bus"), "'Test' and 'valid' are classes, not splits"),
+        (("dev", "eval", "validation", "bus"), "'dev', 'eval' and 'validation' are classes, not splits"),
+    ],
+)
+def test_a_class_may_be_called_like_a_split(folders: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    """A train is a vehicle: its images lie directly in its folder, and other classes are beside it."""
+    splits = tl.load_splits(write_in(tmp_path / "vehicles", folders))
+    assert splits.classes == tuple(sorted({Path(folder).parts[0] for folder in folders}))
+    assert len(every_image(splits)) == 4 * len(folders) and splits.test is None
+    assert splits.origin.startswith(f"{said}; no split was given: ")
+
+
+@pytest.mark.parametrize("beside", ["val", "Validation", "test"])
+def test_a_folder_with_images_beside_the_splits_is_told(beside: str, tmp_path: Path) -> None:
+    """Class folders in two splits leave no doubt. A folder without images, such as one of labels, is nothing to say."""
+    folders = ("train/a", "train/b", f"{beside}/a", f"{beside}/b")
+    root = write_in(tmp_path / "mine", folders)
+    (root / "labels").mkdir()
+    before = tl.load_splits(root)
+    assert before.left_out == ()
+    write_in(root, ("raw/1", "other"))
+    with pytest.warns(tl.DataWarning, match="left out 2 folders with images beside the splits, such as 'other/'"):
+        after = tl.load_splits(root)
+    assert (after.digest, after.classes) == (before.digest, ("a", "b"))
+
+
 @pytest.mark.parametrize("name", ["test", "Testing"])
 def test_a_test_part_is_kept_apart(name: str, tmp_path: Path) -> None:
     """It changes neither digest nor images, and its files may even be damaged."""
@@ -340,6 +379,23 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "split beside classes": (
         lambda root: [write_pictures(root, {"a": 2, "b": 2}), write_pictures(root / "test", {"a": 1, "b": 1})],
         "has no folder train/ beside 'test/'",
+    ),
+    "split or class": (
+        lambda root: write_in(root, ("train/a", "train/b", "other")),
+        "'train/' may be a split, with the classes 'a/', 'b/', or a class beside 'other/': move 'other/' elsewhere if "
+        "'train' is a split, rename 'train' if it is a class",
+    ),
+    "split or class, deeper": (
+        lambda root: write_in(root, ("Train/bus", "Train/car", "bus/london", "car/london", "val")),
+        "'Train/' may be a split, with the classes 'bus/', 'car/', or a class beside 'bus/', 'car/': move ",
+    ),
+    "split and class": (
+        lambda root: write_in(root, ("train", "bus", "val/a", "val/b")),
+        "'val/' has class folders, and 'train/' has images in none: rename them if they are classes",
+    ),
+    "splits without classes": (
+        lambda root: write_in(root, ("train", "test1")),
+        "0 classes in train/; at least 2 are needed; left out 4 images outside a class folder",
     ),
     "val is a file": (
         lambda root: [write_pictures(root / "train", {"a": 2, "b": 2}), (root / "val").write_text("")],

@@ -32,7 +32,7 @@ from tl.digest import file_digests, set_digest
 from tl.dividing import divide
 from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
 from tl.findings import Duplicate, LeftOut, Tally, find_duplicates
-from tl.layout import Split, alike, check_names, difference, find_parts, split_called, too_deep
+from tl.layout import Split, alike, called_like_splits, check_names, difference, find_parts, split_called, too_deep
 from tl.listing import classify, entries, leads_to_folder, list_images, real, shown
 from tl.seeding import seed_for
 from tl.tables import Listing, is_table, metadata_of, read_metadata, read_table
@@ -85,7 +85,7 @@ class Splits:
     fallback: str = ""
     """Says that the images are synthetic, and why; empty for real images."""
     left_out: tuple[LeftOut, ...] = ()
-    """What lies in `train/` and `val/` and is no image of the set, by reason."""
+    """What lies in `train/` and `val/`, or beside them, and is no image of the set, by reason."""
     duplicates: tuple[Duplicate, ...] = ()
     """Images that are the same file. Parts of a data set, such as folds, keep what was found in the whole."""
 
@@ -225,6 +225,8 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
         return _of_listing(listing, name or _name(given, ""), root)
     parts = find_parts(root, IMAGE_SUFFIXES)
     tally = Tally()
+    for beside in parts.beside if parts else ():
+        tally.add("folder with images beside the splits", f"{beside}/")
     folders = [each for each in (parts.train, parts.val) if each] if parts else [""]
     found = {folder: _classes(root, folder, tally) for folder in folders}
     classes = tuple(found[folders[0]])
@@ -249,7 +251,7 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
         lists[0],
         lists[1] if len(lists) > 1 else None,
         test,
-        [parts.renamed if parts else "", said],
+        [parts.renamed if parts else called_like_splits(classes), said],
         tally=tally,
         what="no split was given" if parts is None else f"{parts.train!r} has no validation images beside it",
     )

@@ -38,13 +38,14 @@ def answers(summary: Summary) -> list[str]:
     paragraphs += [_choice(choice, summary) for choice in summary.choices]
     paragraphs += [_undecided(one, summary) for one in summary.undecided]
     paragraphs += [_nothing_beats(group, summary) for group in summary.nothing_beats]
-    if summary.groups and all(group.accuracy is None for group in summary.groups):
+    picked = {run for run, _ in summary.picks}  # a pick has said what to use, times no pairs, and asks another question
+    others = [group for group in summary.groups if group.run not in picked]
+    if others and all(group.accuracy is None for group in others):
         paragraphs.append(f"No cell had pretrained weights: accuracy says nothing here, {what_matters(costs())} hold.")
-    elif summary.groups and not (summary.choices or summary.nothing_beats or summary.undecided):
+    elif others and not (summary.choices or summary.nothing_beats or summary.undecided):
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         paragraphs.append("No cell has a result yet.")
-    picked = {run for run, _ in summary.picks}  # a pick times no pairs, and asks another question
     for claim in HALF_THE_TIME:
         if timed := [row for row in summary.speed_ups if row.finding.claim == claim and row.fast.run not in picked]:
             paragraphs.append(_half(claim, timed, summary))
