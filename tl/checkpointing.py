@@ -36,7 +36,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     for child in network.children():
         if not _is_chain(network) or _is_chain(child) or _is_stage(child):
             found += blocks(child)
-        elif _children(child) and _products(child):
+        elif _children(child) and products(child):
             found.append(child)
     return found
 
@@ -49,14 +49,14 @@ def _is_chain(module: nn.Module) -> bool:
     # In a dense block, a dictionary, each layer is given the outputs of all those before it: it is one block.
     if isinstance(module, nn.ModuleDict) or len({type(child) for child in children}) != 1:
         return False
-    return all(_products(child) > 1 and _children(child) and not isinstance(child, _CHAINS) for child in children)
+    return all(products(child) > 1 and _children(child) and not isinstance(child, _CHAINS) for child in children)
 
 
 def _is_stage(module: nn.Module) -> bool:
     """A module with a chain of several blocks of one class, not of convolutions that have their norm beside them."""
     for chain in module.children():
         if isinstance(chain, _CHAINS):
-            kinds = [type(link) for link in chain if _products(link) > 1]
+            kinds = [type(link) for link in chain if products(link) > 1]
             if any(kinds.count(kind) > 1 and not issubclass(kind, _CHAINS) for kind in kinds):
                 return True
     return False
@@ -66,7 +66,7 @@ def _children(module: nn.Module) -> list[nn.Module]:
     return list(module.children())
 
 
-def _products(module: nn.Module) -> int:
+def products(module: nn.Module) -> int:
     """Number of weights in a module by which something is multiplied, such as those of convolutions."""
     return sum(parameter.ndim > 1 for parameter in module.parameters())
 
