@@ -15,7 +15,8 @@ import argparse
 from pathlib import Path
 
 from bench.analysis.groups import Group, make_groups
-from bench.analysis.picking import NO_WORSE, seconds_to_train
+from bench.analysis.picking import seconds_to_train
+from bench.analysis.recommend import NO_WORSE
 from bench.analysis.stats import regret
 from bench.program import end
 from bench.store.runs import RunFolder
