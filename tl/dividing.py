@@ -102,8 +102,8 @@ def _why(label: int, parts: Sequence[_Part], classes: Sequence[str], names: Sequ
     if len(parts) == 1 and not ties:
         first, second = sorted(names[index] for index in parts[0].images)[:2]
         return (
-            f"its {parts[0].size} images look the same, such as {first!r} ~ {second!r}, so some can't be for validation "
-            f"while others are for training: add different ones, leave the class out, {give}"
+            f"its {parts[0].size} images look the same, such as {first!r} ~ {second!r}, so some can't be for "
+            f"validation while others are for training: add different ones, leave the class out, {give}"
         )
     also = {own for part in parts for own in part.labels if own != label}
     first, second = min(ties)
