@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -398,7 +399,17 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one image": (lambda root: write_pictures(root, {"a": 3, "b": 1}), "class 'b' has 1 image; at least 2 are needed"),
     "one picture": (
         lambda root: [write_pictures(root, {"a": 3, "b": 1}), picture(3).save(root / "b" / "copy.jpg")],
-        "class 'b' can't be split: its 2 images look the same",
+        "class 'b' can't be split: its 2 images look the same, such as 'b/0.png' ~ 'b/copy.jpg', so some can't be for "
+        "validation while others are for training: add different ones, leave the class out, or give the split yourself",
+    ),
+    "in two classes": (
+        lambda root: [
+            write_pictures(root, {"a": 3, "b": 0}),
+            picture(0).save(root / "b" / "ant.png"),
+            picture(0).resize((80, 60)).save(root / "b" / "small.png"),
+        ],
+        "class 'b' can't be split: its images look the same as some of 'a', such as 'b/ant.png' ~ 'a/0.png', and would "
+        "all be on one side: remove those that are in two classes, add different ones, or give the split yourself",
     ),
     "too deep": (
         lambda root: write_pictures(root / "images", {"a": 2, "b": 2}),
@@ -459,6 +470,23 @@ def test_a_folder_that_cannot_be_used_is_one_line(case: str, tmp_path: Path) -> 
     make, said = BAD_FOLDERS[case]
     make(tmp_path / "mine")
     refused(tmp_path / "mine", said)
+
+
+@pytest.mark.parametrize("case", ["one picture", "in two classes"])
+def test_what_cannot_be_split_can_be_given_split(case: str, tmp_path: Path) -> None:
+    """As the message says: by folders or a column."""
+    root = tmp_path / "mine"
+    BAD_FOLDERS[case][0](root)
+    files = sorted(root.rglob("*.*g"))
+    rows = [{"path": str(file), "label": file.parent.name, "split": "train"} for file in files]
+    rows[0]["split"] = rows[-1]["split"] = "val"
+    for row in rows:
+        (tmp_path / "given" / row["split"] / row["label"]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(row["path"], tmp_path / "given" / row["split"] / row["label"])
+    for data in (write_table(tmp_path / "labels.csv", rows), tmp_path / "given"):
+        with pytest.warns(tl.DataWarning) if case == "in two classes" else contextlib.nullcontext():
+            splits = tl.load_splits(data)
+        assert (len(splits.train), len(splits.val)) == (3, 2)
 
 
 def refused(data: Path, said: str, *command: str) -> None:

@@ -361,7 +361,7 @@ def _split_off(
     content = [digests[file] for file in images.files]
     groups = groups_of(looks_of(root, {file: digests[file] for file in images.files}), content)
     try:
-        chosen = divide(images.labels, groups, content, classes, seed_for("validation split"))
+        chosen = divide(images.labels, groups, content, classes, seed_for("validation split"), images.files)
     except DataError as error:
         raise DataError(f"{root}: {error}") from error
     pairs = list(zip(images.files, images.labels, strict=True))
