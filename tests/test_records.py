@@ -62,7 +62,7 @@ def test_a_run_of_version_1_is_read_as_the_fixed_protocol() -> None:
     assert json.loads((REFERENCE / "manifest.json").read_text())["schema_version"] == 1
     manifest = run.manifest()
     assert {cell_id: cell.id for cell_id, cell in manifest.cells.items()} == {key: key for key in manifest.cells}
-    assert manifest.protocol["protocol"] == "fixed" and manifest.protocol.keys() >= AS_BEFORE.keys() - USUAL.keys()
+    assert manifest.protocol["protocol"] == "fixed" and manifest.protocol.keys() >= AS_BEFORE.keys() - {*USUAL, "code"}
     assert "execution" not in manifest.protocol, "it is an axis of cells, not a setting that all share"
     for record in run.records().values():
         assert record.result is not None and record.result.trials == ()

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tl import visualize
-    from tl.backbones import Backbone, Classifier, make_backbone
+    from tl.backbones import Classifier, make_backbone
+    from tl.batches import Preprocessing
     from tl.config import TrainConfig
     from tl.datasets import DATASETS, Splits, load_splits
     from tl.errors import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         UserError,
         WeightsError,
     )
+    from tl.library import Backbone
     from tl.model import Model, load_model, save_model
     from tl.protocols import run_protocol
     from tl.regimes import REGIMES, Regime, Trainable
@@ -41,13 +43,15 @@ if TYPE_CHECKING:
     from tl.visualize import show_batch, show_predictions
 
 _HOMES = {
-    "tl.backbones": ("Backbone", "Classifier", "make_backbone"),
+    "tl.backbones": ("Classifier", "make_backbone"),
+    "tl.batches": ("Preprocessing",),
     "tl.config": ("TrainConfig",),
     "tl.datasets": ("DATASETS", "Splits", "load_splits"),
     "tl.errors": (
         *("ConfigError", "DataError", "DeviceError", "DivergedError", "ModelError", "NotApplicable"),
         *("CacheWarning", "DataWarning", "FallbackWarning", "UserError", "WeightsError"),
     ),
+    "tl.library": ("Backbone",),
     "tl.model": ("Model", "load_model", "save_model"),
     "tl.protocols": ("run_protocol",),
     "tl.regimes": ("REGIMES", "Regime", "Trainable"),
@@ -73,6 +77,7 @@ __all__ = [
     "Model",
     "ModelError",
     "NotApplicable",
+    "Preprocessing",
     "Regime",
     "Splits",
     "TrainConfig",

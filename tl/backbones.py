@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,9 @@ from tl.config import TrainConfig
 from tl.devices import seeded
 from tl.errors import FallbackWarning, NotApplicable
 from tl.imagenet import CLASSES, head_of, output, probe_image, rows
-from tl.library import Library, library
+from tl.library import NO_WEIGHTS, Backbone, Library, library, maker
+from tl.own_code import is_import_path
+from tl.own_parts import own_head
 from tl.seeding import seed_for
 from tl.sources import SOURCES
 from tl.specs import Spec
@@ -27,39 +29,28 @@ from tl.specs import find as find_spec
 from tl.weights import Checkpoint, Weights, find
 
 
-@dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """A network that maps `(B, 3, S, S) float32` to pooled features `(B, width)`.
-
-    Everything before the last linear layer belongs to the backbone, and to what is frozen, including a hidden layer of
-    the network's classifier (torchvision's MobileNetV3 and VGG, timm's `conv_head`).
-    """
-
-    spec: str
-    module: nn.Module
-    width: int
-    preprocessing: Preprocessing
-    weights: Weights
-    head: nn.Linear | None = None
-    """`(B, width)` → logits of some classes, from the classifier that the weights came with; None unless requested."""
-
-
 def known_names() -> dict[str, list[str]]:
-    """Return all names by source."""
-    return {source: library(source).names() for source in SOURCES}
+    """Return all names by source, of the sources that list their networks."""
+    return {source: library(source).names() for source, entry in SOURCES.items() if entry.lists}
 
 
 def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, download: bool = True) -> Weights:
-    """Find the weights of a backbone whose name has its source. See `tl.weights.find`."""
+    """Find the weights of a backbone whose name has its source. See `tl.weights.find`.
+
+    Backbones of sources that can't list them bring their weights, so `weights_dir` isn't searched for them.
+    """
+    parts = Spec.parse(spec)
+    if not SOURCES[parts.source].lists:
+        return NO_WEIGHTS if policy == "random" else maker(parts.source).weights(parts.name, policy, download)
     return find(spec, checkpoint_of(spec), policy, weights_dir=weights_dir, download=download)
 
 
 def checkpoint_of(spec: str) -> Checkpoint:
-    """Return the weights that are published for a backbone whose name has its source."""
+    """Return the weights that are published for a backbone of a library whose name has its source."""
     parts = Spec.parse(spec)
     checkpoint = library(parts.source).checkpoint(parts.name)
     bare = parts.architecture
-    if any(bare in library(other).names() for other in SOURCES if other != parts.source):
+    if any(bare in library(other).names() for other, entry in SOURCES.items() if entry.lists and other != parts.source):
         # Another source has a network of that name, too: a bare `NAME.pth` could be either's.
         checkpoint = replace(checkpoint, file_names=tuple(n for n in checkpoint.file_names if n != bare))
     return checkpoint
@@ -77,7 +68,8 @@ def make_backbone(
     """Build a backbone on the CPU.
 
     Args:
-        spec: `torchvision:NAME[.TAG]`, `timm:NAME[.TAG]`, or a bare name that only one source has.
+        spec: `torchvision:NAME[.TAG]`, `timm:NAME[.TAG]`, a bare name that only one of these has, or a name of
+            another source, such as `module:MODULE:NAME`.
         weights: a policy (`auto`, `pretrained`, `random`) or weights that `find_weights` returned.
         weights_dir: a folder that is searched first, for `SOURCE-NAME.pth` (or `.safetensors`, `.pt`, `.bin`),
             `NAME.pth` if only one source has that name, or the published file name.
@@ -94,6 +86,12 @@ def make_backbone(
         weights = find_weights(spec, weights, weights_dir=Path(weights_dir) if weights_dir else None)
         if weights.reason and own_head_for is None:
             warnings.warn(f"{spec} has random weights: {weights.reason}", FallbackWarning, stacklevel=2)
+    if not SOURCES[found.source].lists:
+        if own_head_for is not None:
+            raise NotApplicable(f"{spec} has no classifier that is known to be ImageNet's")
+        with seeded(seed_for("init", spec, 0 if weights.kind == "pretrained" else seed)):
+            made = maker(found.source).make(name, weights)
+        return replace(made, spec=spec, weights=weights)
     entry, head = library(found.source), None
     if weights.tag:  # the file has other published weights than those that the name stands for
         name = f"{found.architecture}.{weights.tag}"
@@ -138,7 +136,7 @@ class Classifier(nn.Module):
         self.backbone = backbone.module
         self.spec, self.preprocessing = backbone.spec, backbone.preprocessing
         with seeded(seed_for("head", config.seed)):
-            self.head = backbone.head or HEAD_BUILDERS[config.head](backbone.width, classes)
+            self.head = backbone.head or make_head(config.head, backbone.width, classes)
 
     @classmethod
     def of(cls, backbone: Backbone, head: nn.Module) -> Classifier:
@@ -153,6 +151,13 @@ class Classifier(nn.Module):
         """Return the logits of a batch of normalised images."""
         logits: torch.Tensor = self.head(self.backbone(images))
         return logits
+
+
+def make_head(name: str, width: int, classes: int) -> nn.Module:
+    """Make a head `(B, width)` → logits `(B, classes)`: of `HEAD_BUILDERS`, or one's own by its import path."""
+    if is_import_path(name):
+        return own_head(name, width, classes)
+    return HEAD_BUILDERS[name](width, classes)
 
 
 HEAD_BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {

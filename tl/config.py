@@ -13,7 +13,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tl.errors import ConfigError, not_one_of
+from tl.own_code import PARTS, ImportPath, digest_of, is_import_path
 from tl.regimes import REGIMES, Regime
+from tl.sources import names_of
 from tl.specs import Spec
 from tl.strict import Count, Positive, Strict
 
@@ -84,7 +86,8 @@ class TrainConfig(Strict):
     """
 
     backbone: str = Field(
-        description="`torchvision:NAME[.TAG]`, `timm:NAME[.TAG]`, or a bare name that only one source has"
+        description="`torchvision:NAME[.TAG]`, `timm:NAME[.TAG]`, a bare name that only one of these has, or a name of "
+        "another source, such as `module:MODULE:NAME`"
     )
     regime: str = Field("frozen", description="a key of `tl.regimes.REGIMES`")
     weights: str = Field("auto", description="`pretrained`, `random`, or `auto`: pretrained if available")
@@ -96,21 +99,21 @@ class TrainConfig(Strict):
         "(`READ_BY_STEPS`) have their defaults with regimes that fit their head at once, which don't read them",
     )
     batch_size: Positive = Field(4, description="images per training step")
-    optimizer: str = Field("sgd", description="a key of `OPTIMIZERS`")
+    optimizer: str = Field("sgd", description="a key of `OPTIMIZERS`, or one's own: `MODULE:NAME`")
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="rate of the first epoch")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     schedule: str = Field("step", description="a key of `SCHEDULES`")
     step_size: Positive = Field(7, description="epochs between two steps of schedule `step`")
     gamma: float = Field(0.1, gt=0, le=1, description="factor by which schedule `step` multiplies the rate")
-    loss: str = Field("cross_entropy", description="a key of `LOSSES`")
+    loss: str = Field("cross_entropy", description="a key of `LOSSES`, or one's own: `MODULE:NAME`")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: str = Field(
         "none",
         description="a key of `CLASS_WEIGHTS`: how much the images of each class count in the loss. Always `none` with "
         "regimes that don't train by steps, which don't read it",
     )
-    head: str = Field("linear", description="a key of `HEADS`")
+    head: str = Field("linear", description="a key of `HEADS`, or one's own: `MODULE:NAME`")
     seed: Count = Field(0, description="seeds the head's weights, the order of images, their crops and flips")
     protocol: str = Field("fixed", description="a key of `PROTOCOLS`")
     learning_rates: tuple[float, ...] = Field(
@@ -140,6 +143,36 @@ class TrainConfig(Strict):
         "memory than training it. Always 1 where it isn't read: if the backbone trains, if features are extracted "
         "once, and in execution `plain`",
     )
+    code: tuple[tuple[str, str], ...] = Field(
+        (),
+        description="setting (`backbone`, `head`, `loss` or `optimizer`) → digest of the code of one's own that it "
+        "names, as pairs. It is filled in by `with_code` when a training is planned, and when it starts",
+    )
+
+    @property
+    def own_parts(self) -> tuple[ImportPath, ...]:
+        """The head, loss and optimiser of one's own."""
+        given = ((name, getattr(self, name)) for name in PARTS)
+        return tuple(ImportPath.parse(name, value) for name, value in given if is_import_path(value))
+
+    def with_code(self, digest: Callable[[str, str], str] | None = None) -> TrainConfig:
+        """The config with the digests of the code that it names, as its source is now.
+
+        `digest` maps a setting and its value to a digest; by default it is `code_digest`. Raises `ConfigError` if there
+        is no such code, or if the config has other digests: the source has changed since the training was planned.
+        """
+        look = digest or code_digest
+        named = [(path.setting, path.text) for path in self.own_parts]
+        named += [("backbone", self.backbone)] if names_of(self.spec.source) else []
+        now = tuple((setting, look(setting, value)) for setting, value in sorted(named))
+        if self.code and self.code != now:
+            before = dict(self.code)
+            setting, found = next((name, found) for name, found in now if before.get(name) != found)
+            raise ConfigError(
+                f"{setting}={getattr(self, setting)!r}: its source has changed since this training was planned "
+                f"({before.get(setting, '')[:8]}, now {found[:8]}); plan it again"
+            )
+        return self if self.code == now else self.replace(code=now)
 
     @property
     def spec(self) -> Spec:
@@ -186,6 +219,17 @@ class TrainConfig(Strict):
             raise ConfigError(f"learning_rates={list(value)!r}: at least 2 are needed, to choose from")
         return tuple(sorted(value))  # order means nothing, so it must not make another config
 
+    @field_validator("code")
+    @classmethod
+    def _only_of_own_code(cls, value: tuple[tuple[str, str], ...], info: Any) -> tuple[tuple[str, str], ...]:
+        """Drop the digests of settings that name no code, such as those that the regime doesn't read."""
+        given = info.data
+        return tuple(
+            (name, digest)
+            for name, digest in sorted(value)
+            if name == "backbone" or (name in PARTS and is_import_path(given.get(name, "")))
+        )
+
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:
         for name, protocols in READ_BY.items():
@@ -197,6 +241,16 @@ class TrainConfig(Strict):
                     "leave it out"
                 )
         return self
+
+    @field_validator("backbone", *PARTS, mode="before")
+    @classmethod
+    def _no_function(cls, value: Any, info: Any) -> Any:
+        if callable(value):
+            raise ConfigError(
+                f"{info.field_name}: is a function, which tl.train_model(config, splits, {info.field_name}=…) takes; a "
+                f"config names it by its module: {'module:' if info.field_name == 'backbone' else ''}MODULE:NAME"
+            )
+        return value
 
     @field_validator(
         "protocol",
@@ -225,9 +279,23 @@ class TrainConfig(Strict):
             "head": HEADS,
         }
         choices = tables[info.field_name]
-        if value not in choices:
+        if value in choices:
+            return value
+        if info.field_name not in PARTS:
             raise ConfigError(not_one_of(info.field_name, value, choices))
-        return value
+        if not is_import_path(value):
+            raise ConfigError(f"{not_one_of(info.field_name, value, choices)} (or one's own, MODULE:NAME)")
+        return ImportPath.parse(info.field_name, value).text
+
+
+def code_digest(setting: str, value: str) -> str:
+    """Return the digest of the code of one's own that a setting names. Raises `UserError` if there is none."""
+    if setting != "backbone":
+        return digest_of(ImportPath.parse(setting, value))
+    spec = Spec.parse(value)
+    names = names_of(spec.source)
+    assert names is not None  # see `TrainConfig.with_code`
+    return names.digest(spec.name)
 
 
 def one_training(config: TrainConfig, **settings: Any) -> TrainConfig:

@@ -46,6 +46,8 @@ def trainable_at_once(config: TrainConfig, choice: Choice | None = None) -> bool
     For `precision = "auto"` that depends on what was chosen.
     """
     regime, precision = REGIMES[config.regime], choice.precision if choice else config.precision
+    if config.own_parts:  # they may do anything
+        return False
     if regime.features != "once" or regime.head != "new" or not regime.by_steps or precision not in EXACT:
         return False
     with seeded(0):

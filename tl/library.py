@@ -1,4 +1,4 @@
-"""The interface of a library of networks, and functions that libraries share. `tl.sources` lists the libraries."""
+"""The interface of sources of networks, and functions that libraries share. `tl.sources` lists the sources."""
 
 from __future__ import annotations
 
@@ -38,9 +38,54 @@ class Library:
     """Removes a whole network's classifier in place; returns it and the width of the features."""
 
 
+NO_WEIGHTS = Weights(kind="random", source="random")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network that maps `(B, 3, S, S) float32` to pooled features `(B, width)`.
+
+    Everything before the last linear layer belongs to the backbone, and to what is frozen, including a hidden layer of
+    the network's classifier (torchvision's MobileNetV3 and VGG, timm's `conv_head`).
+
+    A network of one's own becomes one by `tl.Backbone(network, width, tl.Preprocessing(…))`.
+    """
+
+    module: nn.Module
+    width: int
+    preprocessing: Preprocessing
+    spec: str = ""
+    """The backbone's name, with its source; empty for one of one's own, until it is known by what name it was asked
+    for."""
+    weights: Weights = NO_WEIGHTS
+    head: nn.Linear | None = None
+    """`(B, width)` → logits of some classes, from the classifier that the weights came with; None unless requested."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """A source that can't list its networks, and makes backbones by name. It uses its own names of them."""
+
+    weights: Callable[[str, str, bool], Weights]
+    """Returns the weights of a backbone by a policy, `auto` or `pretrained`; the last argument says whether anything
+    may be downloaded. Raises as `tl.weights.find`."""
+    make: Callable[[str, Weights], Backbone]
+    """Makes a backbone with these weights, or with random ones. Raises `NotApplicable` where there are none."""
+    load: Callable[[str], object]
+    """Loads the code behind a name, so that what it loads counts for no training. Raises `UserError`."""
+
+
+@cache
+def maker(source: str) -> Maker:
+    """The maker of a source that can't list its networks."""
+    module, _, name = SOURCES[source].library.partition(":")
+    found: Maker = getattr(import_module(module), name)
+    return found
+
+
 @cache
 def library(source: str) -> Library:
-    """The library of a source. Raises `ConfigError` if it can't be loaded."""
+    """The library of a source that lists its networks. Raises `ConfigError` if it can't be loaded."""
     where = SOURCES[source].library
     module, _, name = where.partition(":")
     try:

@@ -44,6 +44,7 @@ from tl.saved import (
     check_unused,
     new_folder,
     read_card,
+    why_not_saved,
     write_card,
 )
 from tl.sources import SOURCES, package_version
@@ -186,6 +187,8 @@ def load_model(path: Place, *, device: str = "auto") -> Model:
     ):
         if value not in known:
             raise ModelError(f"{folder}: {not_one_of(field, value, known)}")
+    if (source := Spec.parse(card.backbone).source) in SOURCES and not SOURCES[source].lists:
+        raise ModelError(f"{folder}: its backbone {card.backbone!r} is made by code, and loading a model runs none")
     backbone = make_backbone(card.backbone, weights=Weights(kind="random", source="random"))
     parts: dict[str, dict[str, torch.Tensor]] = {"backbone": {}, "head": {}}
     for name, tensor in tensors.items():
@@ -241,6 +244,8 @@ def write_model(folder: Path, result: TrainResult, images: TrainedOn, measured: 
     config, network = result.config, result.model
     if config.protocol == "kfold" or not isinstance(network, Classifier):
         raise ModelError("the result has no network")
+    if why := why_not_saved(config):
+        raise ModelError(why)
     head = saved_head(network.head)
     write_tensors(network, folder / TENSORS)
     card = ModelCard(

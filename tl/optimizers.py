@@ -16,6 +16,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LRScheduler
 
 from tl.config import TrainConfig
+from tl.own_code import is_import_path
+from tl.own_parts import own_loss, own_optimizer
 from tl.step import Loss
 
 
@@ -77,6 +79,18 @@ def _focal(
     share = logits.softmax(1).gather(1, labels[:, None])[:, 0]
     loss = (1 - share) ** 2 * per_image
     return loss.mean() if weight is None else loss.sum() / weight[labels].sum()
+
+
+def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the optimiser that a config names. Raises `ConfigError` for one of one's own that has a mistake."""
+    if is_import_path(config.optimizer):
+        return own_optimizer(config, parameters)
+    return OPTIMIZER_BUILDERS[config.optimizer](config, parameters)
+
+
+def make_loss(config: TrainConfig, weight: torch.Tensor | None) -> Loss:
+    """Make the loss that a config names; `weight` is what `class_weights` returned. Raises as `make_optimizer`."""
+    return own_loss(config, weight) if is_import_path(config.loss) else LOSS_BUILDERS[config.loss](config, weight)
 
 
 OPTIMIZER_BUILDERS: dict[str, Callable[[TrainConfig, Sequence[nn.Parameter]], torch.optim.Optimizer]] = {

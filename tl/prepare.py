@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices, plugins
-from tl.backbones import Backbone, Classifier, make_backbone
+from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.checkpointing import checkpointed
 from tl.choice import Choice
@@ -34,9 +34,11 @@ from tl.folds import groups_in
 from tl.freezing import Freezing, freeze
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
+from tl.library import Backbone
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
-from tl.optimizers import LOSS_BUILDERS, OPTIMIZER_BUILDERS, SCHEDULE_BUILDERS, class_weights
+from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer
+from tl.own_code import once
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
 from tl.quantize import CALIBRATION_IMAGES, quantized
@@ -95,7 +97,9 @@ def ready(
         ahead = _batches_ahead(setup)
         body, inference = _body(setup, ahead)
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
-        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not config.checkpointing
+        # Code of one's own may read values on the host, which a graph would keep as they were at its capture.
+        plain = config.checkpointing or bool(config.own_parts)
+        with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not plain
         graphs = Graphs() if with_graphs else None
         yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
 
@@ -171,7 +175,7 @@ def _prepare(
     images = way.images(splits, backbone, device, layout, regime)
     quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
     freezing = freeze(model, regime)
-    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if regime.by_steps else None
+    optimizer = make_optimizer(config, freezing.parameters) if regime.by_steps else None
     return Setup(
         config=config,
         splits=splits,
@@ -272,7 +276,7 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         train, val = Ahead(train, forward, ahead), Ahead(val, forward, ahead)
         body = train.features
     weight = class_weights(config, setup.splits.train.labels, len(setup.splits.classes))
-    loss_function = LOSS_BUILDERS[config.loss](config, None if weight is None else weight.to(device))
+    loss_function = make_loss(config, None if weight is None else weight.to(device))
     return Loop(
         train=train,
         val=val,
@@ -411,6 +415,7 @@ def _extraction(body: Body, setup: Setup) -> Extraction:
         "cropped on the device": setup.images.resident_bytes is not None,
         "preprocessing": asdict(backbone.preprocessing),
         "extractor": _extractor(setup),
+        **({"code": code} if (code := dict(config.code).get("backbone")) else {}),
         **circumstances(backbone.spec, device),
     }
     return Extraction(_without_head(body, setup), identity)
@@ -423,6 +428,7 @@ def circumstances(spec: str, device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "libraries": {name: package_version(name) for name in ("torch", "torchvision", "timm")},
         "source": [SOURCES[Spec.parse(spec).source].versions, plugins.fingerprint()],
+        **({"once": once_only} if (once_only := once("backbone", Spec.parse(spec).name)) else {}),
     }
 
 

@@ -95,6 +95,7 @@ def run_protocol(
     `DivergedError` means that some fold diverged, or the training at the chosen rate, or the trials of all rates.
     """
     check_protocol(config, splits)
+    config = config.with_code()
     # Build the store of pixels for the whole data set first: a training on a part would build one of that part.
     open_store(splits)
     train = Train(

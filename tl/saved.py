@@ -17,8 +17,11 @@ from typing import Any, Literal, Self
 from pydantic import AwareDatetime, Field, model_validator
 
 from tl.cache import is_folder, read_bounded, to_json, write_atomic
+from tl.config import TrainConfig
 from tl.digest import file_digest
 from tl.errors import ConfigError, ModelError
+from tl.own_code import is_import_path
+from tl.sources import SOURCES
 from tl.strict import Count, Positive, Strict
 from tl.text import shortened
 from tl.weights import Weights
@@ -167,6 +170,20 @@ def check_unused(folder: Path) -> None:
     """Raise `ModelError` if there is something where a model is to be saved: nothing is ever overwritten."""
     if os.path.lexists(folder):
         raise ModelError(f"{shortened(folder)}: exists already, and is not overwritten; name another folder")
+
+
+def why_not_saved(config: TrainConfig) -> str:
+    """Say why a network of this config can't be saved; empty if it can.
+
+    A model's files have no code, and loading them runs none: a network is rebuilt by its library, from its name.
+    """
+    advice = "a saved model has no code; keep `tl.train_model(…).model` with torch.save"
+    spec = config.spec
+    if spec.source in SOURCES and not SOURCES[spec.source].lists:
+        return f"backbone={config.backbone!r}: can't be saved, since source {spec.source!r} makes it by code: {advice}"
+    if is_import_path(config.head):
+        return f"head={config.head!r}: can't be saved, since code makes it: {advice}"
+    return ""
 
 
 @contextlib.contextmanager

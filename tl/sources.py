@@ -1,4 +1,6 @@
-"""Sources: libraries of networks, named by the part of a backbone's name before the colon. Loads no torch.
+"""Sources: where networks come from, named by the part of a backbone's name before the colon. Loads no torch.
+
+A library lists its networks. Some sources can't: anything may be behind their colon, such as code of one's own.
 
 To add one, add an entry to `SOURCES`; a package does so with an entry point of group `tl.sources`, a script with
 `--plugin` (see `tl.plugins`).
@@ -6,23 +8,55 @@ To add one, add an entry to `SOURCES`; a package does so with an entry point of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A library of networks. Its code is loaded when a network is built, since that loads torch."""
+    """Where networks come from. Its code is loaded when a network is built, since that loads torch."""
 
     packages: tuple[str, ...]
     """Distributions whose versions decide which networks exist, and what they compute."""
     library: str
-    """The place of its `tl.library.Library`: `module:NAME`."""
+    """The place of its `tl.library.Library`, or of its `tl.library.Maker` if it can't list its networks: `module:NAME`.
+    """
+    names: str = ""
+    """The place of the `Names` of a source that can't list its networks; empty for a library."""
+
+    @property
+    def lists(self) -> bool:
+        """True if it lists its networks. Then models of them can be saved: a name is enough to rebuild its network."""
+        return not self.names
 
     @property
     def versions(self) -> dict[str, str]:
         """Package → installed version, empty if it is not installed. No package is imported."""
         return {name: package_version(name) for name in self.packages}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What a source that can't list its networks says of a name, before anything is loaded."""
+
+    form: str
+    """What stands behind the colon, such as `MODULE:NAME`."""
+    summary: str
+    canonical: Callable[[str], str]
+    """Returns a name as configs and records have it. Raises `ConfigError` for what can't be a name."""
+    digest: Callable[[str], str]
+    """Returns the digest of the code behind a name, in hex. Raises `UserError` if there is none."""
+
+
+def names_of(source: str) -> Names | None:
+    """What says whether something is a name of a source; None for a library, which lists its names, and if unknown."""
+    place = SOURCES[source].names if source in SOURCES else ""
+    if not place:
+        return None
+    module, _, name = place.partition(":")
+    found: Names = getattr(import_module(module), name)
+    return found
 
 
 def package_version(name: str) -> str:
@@ -36,4 +70,5 @@ def package_version(name: str) -> str:
 SOURCES: dict[str, Source] = {
     "torchvision": Source(packages=("torchvision",), library="tl.torchvision_models:LIBRARY"),
     "timm": Source(packages=("timm",), library="tl.timm_models:LIBRARY"),
+    "module": Source(packages=(), library="tl.own_models:MAKER", names="tl.own_names:NAMES"),
 }

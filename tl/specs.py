@@ -1,7 +1,8 @@
 """Backbone names, without importing the libraries that hold them.
 
 A spec is `torchvision:NAME[.TAG]` or `timm:NAME[.TAG]`; the tag names one of the weights that are published for the
-network, with their preprocessing. A bare name is looked up in all sources.
+network, with their preprocessing. A bare name is looked up in all sources that list their networks. Other sources have
+names of their own form, such as `module:MODULE:NAME`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tl.errors import ConfigError, nearest
+from tl.sources import SOURCES, names_of
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,15 @@ class Spec:
 def find(text: str, names: Mapping[str, Iterable[str]]) -> Spec:
     """Return the network that a spec or a bare name means, with its source.
 
-    `names` maps each source to all names that it has. Raises `ConfigError` for an unknown name (with the
-    nearest ones) and for a bare name that two sources have (naming both).
+    `names` maps each source that lists its networks to all names that it has. Raises `ConfigError` for an unknown name
+    (with the nearest ones) and for a bare name that two sources have (naming both).
     """
     given = Spec.parse(text)
+    if (unlisted := names_of(given.source)) is not None:
+        return Spec(given.source, unlisted.canonical(given.name))
     if given.source and given.source not in names:
-        raise ConfigError(f"backbone={text!r}: unknown source {given.source!r}; valid sources: {', '.join(names)}")
+        known = [*names, *(source for source, entry in SOURCES.items() if not entry.lists)]
+        raise ConfigError(f"backbone={text!r}: unknown source {given.source!r}; valid sources: {', '.join(known)}")
     sources = [given.source] if given.source else list(names)
     hits = [Spec(source, given.name) for source in sources if given.name in set(names[source])]
     if len(hits) == 1:

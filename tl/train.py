@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Literal
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from pydantic import InstanceOf
 
 from tl import devices
 from tl.calls import Place, checked
@@ -25,9 +29,11 @@ from tl.fits import FITS
 from tl.images import batch_bounds
 from tl.kept import KeptState
 from tl.latency import inference_cost
+from tl.library import Backbone
 from tl.logme import logme
 from tl.lookahead import Ahead
 from tl.memory import MemoryMarks
+from tl.own_code import ImportPath, given, path_given
 from tl.prepare import WAYS, HeadFit, Inputs, Loop, Setup, ready
 from tl.quantize import quantized_weights
 from tl.regimes import REGIMES
@@ -55,6 +61,10 @@ def train_model(
     keep: Literal["best", "last"] = "best",
     cuda_graphs: bool = True,
     inference: bool = False,
+    backbone: InstanceOf[Backbone] | Callable[..., Any] | None = None,
+    head: Callable[..., Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    optimizer: Callable[..., Any] | None = None,
 ) -> TrainResult:
     """Train a new head, and with some regimes the backbone, on `splits`, once; a regime may also train nothing.
 
@@ -74,6 +84,9 @@ def train_model(
             has none.
         inference: measure what the trained network costs in use, too; see `InferenceCost`. It takes seconds, and
             changes no other figure.
+        backbone: a `Backbone` of one's own, or a function that makes one, in place of the config's. What is given is
+            not changed; the result's `model` has the trained copy.
+        head: a function in place of the config's head, as in `tl.own_parts`; so are `loss` and `optimizer`.
 
     Returns:
         A `TrainResult`; its `model` is a `Classifier` in eval mode with the weights of the epoch that was kept.
@@ -91,6 +104,40 @@ def train_model(
         raise ConfigError(
             f"protocol={config.protocol!r}: train_model trains once; tl.run_protocol follows any protocol"
         )
+    codes = _given_codes(backbone=backbone, head=head, loss=loss, optimizer=optimizer)
+    names = {name: f"module:{path.text}" if name == "backbone" else path.text for name, (path, _) in codes.items()}
+    with given(codes):
+        config = config.replace(**names).with_code()
+        return _train(config, splits, device, weights, weights_dir, on_epoch, keep, cuda_graphs, inference)
+
+
+def _given_codes(
+    *, backbone: Backbone | Callable[..., Any] | None, **codes: Callable[..., Any] | None
+) -> dict[str, tuple[ImportPath, Callable[..., Any]]]:
+    """Setting → a function that a notebook gives, with the import path that stands for it. A backbone becomes one."""
+    found = {name: (path_given(name, code), code) for name, code in codes.items() if code is not None}
+    if isinstance(backbone, Backbone):
+        path = path_given("backbone", type(backbone.module))
+        return found | {"backbone": (path, partial(_copy, backbone))}
+    return found if backbone is None else found | {"backbone": (path_given("backbone", backbone), backbone)}
+
+
+def _copy(backbone: Backbone) -> Backbone:
+    return replace(backbone, module=deepcopy(backbone.module))
+
+
+def _train(
+    config: TrainConfig,
+    splits: Splits,
+    device: str,
+    weights: Weights | None,
+    weights_dir: str | Path | None,
+    on_epoch: Callable[[EpochResult], None] | None,
+    keep: Literal["best", "last"],
+    cuda_graphs: bool,
+    inference: bool,
+) -> TrainResult:
+    """Train as `train_model` does, by code that the config names alone."""
     target = devices.resolve(device)
     choice = chosen(config, splits, target, weights, weights_dir)
     if fit := FITS.get(REGIMES[config.regime].fit):

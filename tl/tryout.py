@@ -67,6 +67,7 @@ def chosen(
         weights = find_weights(spec, policy, weights_dir=Path(weights_dir) if weights_dir else None)
     # What tells apart the trainings of one cell, such as the trials of learning rates, must not lead to another choice.
     ignored = {"seed", "epochs", "precision", "views", "weights", "protocol", *READ_BY}
+    ignored |= set() if config.code else {"code"}
     ignored |= {"schedule", "step_size", "gamma"}  # they are read after the first epoch
     identity = {
         "config": {name: value for name, value in config.model_dump(mode="json").items() if name not in ignored},

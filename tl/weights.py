@@ -31,10 +31,13 @@ class Weights(Strict):
 
     kind: Literal["pretrained", "random"]
     source: str = Field(
-        description="`weights-dir`, `package NAME`, `torch hub cache`, `Hugging Face cache`, `download` or `random`"
+        description="`weights-dir`, `package NAME`, `torch hub cache`, `Hugging Face cache`, `own code`, `download` or "
+        "`random`"
     )
     label: str = Field("", description="name of the weights, such as `ResNet18_Weights.IMAGENET1K_V1`")
-    digest: str = Field("", description="SHA-256 of the file, in hex; empty for random weights")
+    digest: str = Field(
+        "", description="SHA-256 of the file, or of the tensors that own code makes; empty for random ones"
+    )
     reason: str = Field("", description="why weights are random though `auto` prefers pretrained ones")
     path: Path | None = Field(None, exclude=True, description="the file; records don't have it")
     in_order: bool = Field(False, exclude=True, description="True if tensors have other names, but the network's order")

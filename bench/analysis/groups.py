@@ -22,18 +22,25 @@ _IDENTIFYING_FIELDS = ("backbone", "regime", *USUAL, "seed", "weights")
 """Config fields that every table shows or that identify a group."""
 
 
+_READ_BY_SOME: dict[str, Callable[[TrainConfig], str]] = {
+    **dict.fromkeys(READ_BY_REGIME, lambda config: config.regime),
+    "code": lambda config: f"{config.backbone} {config.regime}",
+}
+"""Setting that not every config reads → among which configs it must differ, for a table to show it."""
+
+
 def varying_settings(configs: Iterable[TrainConfig]) -> list[str]:
     """Config fields other than `_IDENTIFYING_FIELDS` in which some configs differ. Tables must show them.
 
-    A setting that only some regimes read must differ within a regime.
+    A setting that only some regimes read must differ within a regime, and code within a backbone and regime.
     """
     several = list(configs)
 
     def differ(name: str) -> bool:
         first: dict[str, Any] = {}
-        """Regime, if it matters → the value of its first config."""
+        """Who reads the setting, if that matters → the value of its first config."""
         values = [
-            (one.regime if name in READ_BY_REGIME else "", getattr(one, name))
+            (of_whom(one) if (of_whom := _READ_BY_SOME.get(name)) else "", getattr(one, name))
             for one in several
             if name not in READ_BY_STEPS or REGIMES[one.regime].fit == "steps"
         ]

@@ -25,12 +25,12 @@ from tl.choice import Choice
 from tl.config import one_training
 from tl.datasets import Splits
 from tl.deferred import load_compiler
-from tl.errors import CacheWarning, ModelError, WeightsError
+from tl.errors import CacheWarning, ConfigError, ModelError, WeightsError
 from tl.exporting import export
 from tl.images import FileState, batch_bounds, trust
-from tl.library import library
 from tl.machine import DeviceKey, allocator, keep_freed_pages
 from tl.model import BATCH_SIZE, Model, load_model, trained_on, write_model
+from tl.own_parts import load_parts
 from tl.plugins import load_as_parent
 from tl.precision import single_precision
 from tl.prepare import needs_compiler
@@ -39,13 +39,13 @@ from tl.results import TrainResult
 from tl.saved import write_card
 from tl.sealed import cache_warnings_to
 from tl.sources import SOURCES
+from tl.specs import Spec
 from tl.timing import timed_training
 from tl.train import train_model
 from tl.tryout import chosen
 from tl.weights import ToDownload, Weights, file_in
 
-for _source in SOURCES:  # in the server that cells are forked from, not in the time and memory of a cell
-    library(_source).names()
+known_names()  # in the server that cells are forked from, not in the time and memory of a cell
 
 
 def get_ready(emit: Emit) -> None:
@@ -65,13 +65,15 @@ def list_devices(emit: Emit) -> dict[str, str]:
 
 def resolve_weights(
     specs: list[str], policy: str, weights_dir: Path | None, download: bool, emit: Emit
-) -> dict[str, Weights | str]:
-    """Backbone → its weights, or the reason why there are none. Downloads them if `download` allows it.
+) -> dict[str, Weights | str | ConfigError]:
+    """Backbone → its weights, the reason why there are none, or what is wrong with its code.
+
+    Downloads weights if `download` allows it.
 
     Weights that a download would bring, but for that, are pretrained ones with the address in `download_from`.
     """
     load_as_parent()
-    found: dict[str, Weights | str] = {}
+    found: dict[str, Weights | str | ConfigError] = {}
     for spec in specs:
         emit(spec)
         try:
@@ -81,6 +83,8 @@ def resolve_weights(
             found[spec] = Weights(kind="pretrained", source="download", reason=str(error), download_from=error.url)
         except WeightsError as error:
             found[spec] = str(error)
+        except ConfigError as error:  # a mistake in code of one's own
+            found[spec] = error
     return found
 
 
@@ -89,6 +93,8 @@ def files_for(specs: list[str], folder: Path, emit: Emit) -> dict[str, tuple[tup
     load_as_parent()
     found: dict[str, tuple[tuple[str, ...], str]] = {}
     for spec in specs:
+        if not SOURCES[Spec.parse(spec).source].lists:
+            continue
         checkpoint = checkpoint_of(spec)
         try:
             taken = file_in(folder, checkpoint)
@@ -269,7 +275,7 @@ def _begin(cell: Cell, threads: int, checked: frozenset[FileState], emit: Emit) 
     load_as_parent()
     if needs_compiler(cell.config):
         load_compiler()
-    library(cell.config.spec.source)  # one from outside is loaded here, before anything is measured
+    load_parts(cell.config)  # what is from outside is loaded here, before anything is measured
     trust(checked)
     torch.set_num_threads(threads)
     device = DeviceKey.parse(cell.device).name

@@ -24,6 +24,7 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     and `baseline_pss_bytes`
 11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `probe` and `inference`; a manifest's
     data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
+12  a config has `code` (older files: see `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's own
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from tl.results import EpochResult, TrainResult
 from tl.strict import Count, Positive, Seconds, Strict
 from tl.weights import Weights
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 SEALED_SINCE = 5
 """First version whose files have a digest; a file of this version or later without one is damaged."""
 ID_VERSION = 1
@@ -62,6 +63,7 @@ AS_BEFORE: dict[str, Any] = {
     "fold": None,
     "lookahead": 1,
     "class_weights": "none",
+    "code": [],
 }
 """Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 
@@ -357,7 +359,7 @@ class Manifest(Strict):
     @field_validator("protocol")
     @classmethod
     def _upgraded(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {**{name: value for name, value in AS_BEFORE.items() if name not in USUAL}, **given}
+        return {**{name: value for name, value in AS_BEFORE.items() if name not in {*USUAL, "code"}}, **given}
 
     @model_validator(mode="after")
     def _cells_are_of_its_images(self) -> Manifest:

@@ -11,6 +11,7 @@ from tl.config import EXECUTIONS, PRECISIONS
 from tl.datasets import DATASETS
 from tl.errors import UserError
 from tl.regimes import REGIMES
+from tl.sources import SOURCES, names_of
 from tl.specs import Spec
 from tl.weights import BUNDLED
 
@@ -50,8 +51,8 @@ def _backbones(text: str | None) -> dict[str, str]:
     for grid in shipped():
         for spec in load_grid(grid).matrix.backbones:
             used.setdefault(spec, []).append(grid)
-    names = discovery.backbone_names(make_executor("process"))
-    everything = [str(Spec(source, name)) for source, some in names.items() for name in some]
+    listed = discovery.backbone_names(make_executor("process"))
+    everything = [str(Spec(source, name)) for source, some in listed.items() for name in some]
     chosen = (
         [spec for spec in everything if text in spec] if text else [s for s in everything if s in used or s in BUNDLED]
     )
@@ -60,6 +61,10 @@ def _backbones(text: str | None) -> dict[str, str]:
         notes = [f"in grid {', '.join(used[spec])}"] if spec in used else []
         notes += [f"weights from package {BUNDLED[spec].distribution}"] if spec in BUNDLED else []
         rows[spec] = "; ".join(notes)
+    for source in SOURCES:
+        names = names_of(source)
+        if names and (not text or source.startswith(text)):
+            rows[f"{source}:{names.form}"] = names.summary
     if not text:
         rows["…"] = f"{len(everything)} names in all: `python -m bench list backbones TEXT` finds more"
     return rows

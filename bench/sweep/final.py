@@ -29,7 +29,7 @@ from tl.images import checked_files, open_store
 from tl.machine import DeviceKey, usable_cores
 from tl.regimes import REGIMES
 from tl.results import EpochResult
-from tl.saved import Measured, check_unused, new_folder
+from tl.saved import Measured, check_unused, new_folder, why_not_saved
 from tl.weights import Weights, check_folder
 
 MOST_NAMED = 3
@@ -90,6 +90,8 @@ def plan_final(
         raise ConfigError(
             f"cell {record.cell_id}: regime {config.regime!r}: a file of safetensors can't hold an int8 network"
         )
+    if why := why_not_saved(config):
+        raise ConfigError(f"cell {record.cell_id}: {why}")
     if weights_dir:
         check_folder("--weights-dir ", weights_dir)
     splits = _images(run, manifest, record, data)

@@ -56,6 +56,7 @@ from tl.cache import decoded, read_bounded, user_path
 from tl.config import TrainConfig
 from tl.errors import ConfigError, nearest, not_one_of
 from tl.machine import DeviceKey, pick
+from tl.own_code import PARTS
 from tl.regimes import REGIMES
 from tl.specs import Spec
 from tl.strict import Strict
@@ -76,7 +77,7 @@ MOST_PAIRS = 1_000
 """Largest number of process pairs per comparison."""
 _MOST_BYTES = 1 << 20
 """Largest file of a grid."""
-SHARED_SETTINGS = tuple(name for name in TrainConfig.model_fields if name not in {*AXES, "weights"})
+SHARED_SETTINGS = tuple(name for name in TrainConfig.model_fields if name not in {*AXES, "weights", "code"})
 """Fields of `[train]`: the settings that all cells of a grid share."""
 
 
@@ -244,6 +245,11 @@ def check_settings(
     check_keys(where, given, valid)
     where = where and f"{where}."
     for key, value in given.items():
+        if key in PARTS and callable(value):
+            raise ConfigError(
+                f"{where}{key}: is a function, and cells run in processes of their own: put it into a module and name "
+                f"it, such as 'my_module:make_{key}'"
+            )
         kinds, wanted = _KINDS.get(key, ((str, int, float), "one value"))
         if type(value) not in kinds:  # not isinstance, for which true is an int
             raise ConfigError(f"{where}{key}={shortened(repr(value))}: must be {wanted}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from bench.store.pairs import PairRecord
 from bench.store.records import SETTLED, Cell, DatasetIdentity, Manifest, PlannedPair, Record, WeightsKey
 from bench.store.runs import RunFolder
 from bench.sweep.folder import run_folder
-from bench.sweep.grid import SHARED_SETTINGS, Grid, check_keys, check_settings, expand, load_grid
+from bench.sweep.grid import SHARED_SETTINGS, Grid, Planned, check_keys, check_settings, expand, load_grid
 from bench.sweep.options import Options
 from bench.sweep.order import arrange
 from bench.sweep.pairs import claims_timed, pairings, plan_pairs, without_turns
 from bench.sweep.weights import Answer, resolve_weights, weights_key
 from tl import hymenoptera
 from tl.cache import check_cache, user_path
+from tl.config import code_digest
 from tl.datasets import Splits, load_splits
 from tl.errors import ConfigError, DataWarning, FallbackWarning
 from tl.folds import check_protocol
@@ -144,7 +146,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
             names.update(discovery.backbone_names(executor))
         return canonical(given, names)
 
-    planned = expand(grid, weights=options.weights, spec=spec, devices=executor.devices)
+    planned = with_code(expand(grid, weights=options.weights, spec=spec, devices=executor.devices))
     run = RunFolder(run_folder(options))
     previous = run.manifest() if run.exists() else None
     kept = _kept_images(grid, options, previous)
@@ -155,6 +157,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
         check_protocol(item.config, splits)
     if previous:
         check_same_run(run, previous, grid, splits)
+        check_same_code(run, previous, planned)
     answers = resolve_weights(planned, options, previous.resolved if previous else {}, executor, console)
     cells: dict[str, Cell] = {}
     weights: dict[str, Answer] = {}
@@ -245,6 +248,32 @@ def check_same_run(run: RunFolder, previous: Manifest, grid: Grid, splits: Split
                 f"{run.folder} holds a run with {key}={previous.protocol.get(key)!r}, "
                 f"and this command has {key}={value!r}; {advice}"
             )
+
+
+def with_code(planned: Sequence[Planned]) -> list[Planned]:
+    """Add the digests of the code of one's own that configs name. Raises `UserError` if there is no such code.
+
+    The source is read, and nothing of it runs.
+    """
+    look = cache(code_digest)
+    return [replace(item, config=item.config.with_code(look)) for item in planned]
+
+
+def check_same_code(run: RunFolder, previous: Manifest, planned: Sequence[Planned]) -> None:
+    """Raise `ConfigError` if code of one's own has changed since the run used it: results of both can't be mixed."""
+    used = {
+        (setting, getattr(cell.config, setting)): digest
+        for cell in previous.cells.values()
+        for setting, digest in cell.config.code
+    }
+    for config in (item.config for item in planned):
+        for setting, digest in config.code:
+            named = getattr(config, setting)
+            if (before := used.get((setting, named), digest)) != digest:
+                raise ConfigError(
+                    f"{setting}={named!r}: its source has changed since {run.folder} used it ({before[:8]}, now "
+                    f"{digest[:8]}); give this command another --name, or --fresh"
+                )
 
 
 def done_records(run: RunFolder, cells: dict[str, Cell]) -> tuple[dict[str, Record], dict[Path, str]]:

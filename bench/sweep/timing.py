@@ -27,7 +27,7 @@ from bench.store.records import Cell, PlannedPair
 from bench.sweep.grid import SHARED_SETTINGS, Grid, Matrix, Paired, check_settings, expand
 from bench.sweep.options import DEFAULT_TIMEOUT_SECONDS
 from bench.sweep.pairs import make_pair_record, plan_pairs, time_limit, without_turns
-from bench.sweep.plan import find_images
+from bench.sweep.plan import find_images, with_code
 from bench.sweep.progress import Reporter, make_reporter
 from bench.sweep.settings import values_of
 from bench.sweep.ways import choose_ways
@@ -102,7 +102,7 @@ def plan_timing(
         return canonical(given, names)
 
     grid = Grid(name=NAME, dataset=data, matrix=matrix, train=shared, paired=paired)
-    planned = expand(grid, weights="random", spec=spec, devices=executor.devices)
+    planned = with_code(expand(grid, weights="random", spec=spec, devices=executor.devices))
     splits = find_images(grid.dataset, download=True)
     open_store(splits)
     rotations: dict[tuple[str, str], list[Cell]] = {}

@@ -133,9 +133,16 @@ def _refuse_late_weights(
 def look_up(
     specs: list[str], policy: str, weights_dir: Path | None, executor: Executor, *, download: bool
 ) -> dict[str, Answer]:
-    """Backbone → its weights by a policy, or why there are none. Raises `UserError` if the search itself fails."""
+    """Backbone → its weights by a policy, or why there are none.
+
+    Raises `UserError` if the search itself fails, and for a mistake in code of one's own that makes a backbone.
+    """
     outcome = executor.call("bench.execution.worker:resolve_weights", specs, policy, weights_dir, download)
     if outcome.status != "done":
         raise UserError(f"pretrained weights can't be looked up: {outcome.reason}")
-    answers: dict[str, Answer] = outcome.value
+    answers: dict[str, Answer] = {}
+    for spec, answer in outcome.value.items():
+        if isinstance(answer, ConfigError):
+            raise answer
+        answers[spec] = answer
     return answers

@@ -1,0 +1,74 @@
+"""Networks of one's own, which a function makes: source `module`, and backbones that a notebook gives itself.
+
+The function returns a `Backbone`. It may have a parameter `pretrained`, which says whether the network is to have its
+pretrained weights or random ones; without it, the weights are its own, and count as pretrained.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tl.devices import seeded
+from tl.errors import NotApplicable
+from tl.freezing import digest
+from tl.imagenet import output
+from tl.library import Backbone, Maker
+from tl.own_code import ImportPath, call, load, named, takes
+from tl.seeding import seed_for
+from tl.weights import Weights
+
+_IMAGES = 2
+"""Images on which a network shows the shape of its features."""
+
+
+def _weights(name: str, policy: str, download: bool) -> Weights:
+    path = ImportPath.parse("backbone", name)
+    with seeded(seed_for("init", f"module:{name}", 0)):
+        made = _made(path, pretrained=True)
+    everything = [key for key, _ in [*made.module.named_parameters(), *made.module.named_buffers()]]
+    return Weights(kind="pretrained", source="own code", label=name, digest=digest(made.module, everything))
+
+
+def _make(name: str, weights: Weights) -> Backbone:
+    path = ImportPath.parse("backbone", name)
+    return _made(path, pretrained=weights.kind == "pretrained")
+
+
+def _made(path: ImportPath, *, pretrained: bool) -> Backbone:
+    """Make a backbone and check it. Raises `ConfigError`, which names the function."""
+    code = load(path)
+    if not pretrained and not takes(code, "pretrained"):
+        raise NotApplicable(f"{path}: makes no random weights: it has no parameter `pretrained`")
+    made = call(path, code, pretrained=pretrained)
+    if not isinstance(made, Backbone):
+        raise path.wrong(
+            f"returned a value of type {type(made).__name__}, not a tl.Backbone(module, width, preprocessing)"
+        )
+    with named(path):
+        fault = fault_of(made)
+    if fault:
+        raise path.wrong(fault)
+    return made
+
+
+def fault_of(made: Backbone) -> str:
+    """Say what is wrong with a backbone; empty if its network in eval mode maps images to features of its width."""
+    if not isinstance(made.module, nn.Module):
+        return f"its module is of type {type(made.module).__name__}, not a torch.nn.Module"
+    size = made.preprocessing.size
+    images = torch.randn(_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    features: object = output(made.module, images)
+    if not isinstance(features, torch.Tensor):
+        return f"its output for {_IMAGES} images is of type {type(features).__name__}, not a tensor of features"
+    wanted = (_IMAGES, made.width)
+    if tuple(features.shape) != wanted or features.dtype != torch.float32:
+        kind = str(features.dtype).removeprefix("torch.")
+        return (
+            f"its output for {_IMAGES} images of {size} pixels is {tuple(features.shape)} {kind}, "
+            f"not (images, width) = {wanted} float32"
+        )
+    return ""
+
+
+MAKER = Maker(weights=_weights, make=_make, load=lambda name: load(ImportPath.parse("backbone", name)))
