@@ -30,20 +30,20 @@ from torch import nn
 
 import tl
 
-SIZE = 16
+SIZE = 32
 
 
 def make_backbone(pretrained):
     torch.manual_seed(3) if pretrained else None
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    return tl.Backbone(network, 8, preprocessing())
+    layers = []
+    for inputs in (3, 8, 8, 8):  # four stages
+        layers += [nn.Conv2d(inputs, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    return tl.Backbone(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8, preprocessing())
 
 
 def preprocessing():
     return tl.Preprocessing(
-        size=SIZE, resize=18, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
+        size=SIZE, resize=36, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
     )
 
 
@@ -220,7 +220,7 @@ def test_a_function_without_pretrained_has_weights_of_its_own(modules: Path, min
 
 
 WRONG_BACKBONES = {
-    "own_backbone:unpooled": "its output for 2 images of 16 pixels is (2, 8, 14, 14) float32, not (images, width) = "
+    "own_backbone:unpooled": "its output for 2 images of 32 pixels is (2, 8, 30, 30) float32, not (images, width) = "
     "(2, 8) float32",
     "own_backbone:bare": "returned a value of type Flatten, not a tl.Backbone(module, width, preprocessing)",
     "own_backbone:broken": "LookupError: no file here",
@@ -485,7 +485,7 @@ def test_a_grid_names_code(modules: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--backbone", "module:own_backbone:unpooled"], "its output for 2 images of 16 pixels is (2, 8, 14, 14)"),
+        (["--backbone", "module:own_backbone:unpooled"], "its output for 2 images of 32 pixels is (2, 8, 30, 30)"),
         (["--backbone", "module:own_backbone:nothing"], "own_backbone has no 'nothing'"),
         (["--backbone", "module:own_backbone"], "must be module:MODULE:NAME, such as"),
     ],
