@@ -219,20 +219,37 @@ def test_validation_images_are_split_off_where_there_is_only_a_test_part(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("add", "said"),
+    ("add", "said", "lost"),
     [
-        (lambda test: picture(9).save(test / "0.png"), "it has no class folders"),
-        (lambda test: write_pictures(test, {"c": 1}), "its class 'c' is no class of the training images"),
-        (lambda test: (test / "a").mkdir(), "a class in it has no images"),
+        (lambda test: picture(9).save(test / "0.png"), "it has no class folders", 1),
+        (lambda test: write_pictures(test, {"a": 1, "c": 2}), "its class 'c' is no class of the training images", 3),
+        (lambda test: (test / "a").mkdir(), "a class in it has no images", 0),
     ],
 )
-def test_a_test_part_that_cannot_be_used_is_left_out(add: Callable[[Path], object], said: str, tmp_path: Path) -> None:
-    """No training needs it, so the set can be used, and it says so."""
+@pytest.mark.filterwarnings("ignore::tl.DataWarning")
+def test_a_test_part_that_cannot_be_used_is_left_out(
+    add: Callable[[Path], object], said: str, lost: int, tmp_path: Path
+) -> None:
+    """No training needs it, so the set can be used; it says so, and the images count as left out."""
     root = write_folder(tmp_path / "mine")
     (root / "test").mkdir()
     add(root / "test")
     splits = tl.load_splits(root)
     assert splits.test is None and splits.origin.startswith(f"'test/' is left out: {said}")
+    assert sum(each.count for each in splits.left_out) == lost
+    done = here("data", str(root))
+    assert done.returncode == 0 and f"left out: {lost or 'none'}" in done.stdout.splitlines()
+    several = "s" if lost > 1 else ""
+    assert (f"WARNING: left out {lost} image{several} of a test folder that can't be used" in done.stdout) == (lost > 0)
+
+
+def test_a_folder_that_is_empty_or_a_link_is_no_second_part(tmp_path: Path) -> None:
+    """Nothing in it would be left out."""
+    root = write_folder(tmp_path / "mine")
+    expected = tl.load_splits(root).val
+    (root / "valid" / "a").mkdir(parents=True)
+    (root / "validation").symlink_to("val")
+    assert tl.load_splits(root).val == expected
 
 
 def rows_of(root: Path) -> list[dict[str, str]]:
@@ -417,7 +434,16 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two names": (
         lambda root: [write_pictures(root / name, {"a": 2, "b": 2}) for name in ("train", "valid", "dev")],
-        "there is 'dev/', 'valid/': rename one of them to val/",
+        "there is 'valid/', 'dev/', and only one folder can have the validation images: call that one val/, and move "
+        "the rest into it or elsewhere",
+    ),
+    "usual and other name": (
+        lambda root: [write_pictures(root / name, {"a": 2, "b": 2}) for name in ("train", "valid", "val")],
+        "there is 'val/', 'valid/', and only one folder can have the validation images",
+    ),
+    "two test parts": (
+        lambda root: [write_pictures(root / name, {"a": 2, "b": 2}) for name in ("train", "val", "test", "testing")],
+        "there is 'test/', 'testing/', and only one folder can have the test images: call that one test/",
     ),
     "no train": (
         lambda root: [write_pictures(root / name, {"a": 2, "b": 2}) for name in ("test", "valid")],

@@ -17,6 +17,7 @@ To add a named data set, add an entry to `DATASETS`. This module doesn't import 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -245,7 +246,7 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
             f"{root}: {len(classes)} class{'' if len(classes) == 1 else 'es'} in {where}; {'; '.join(hints)}"
         )
     lists = [_listed([(f, label) for label, c in enumerate(classes) for f in found[each][c]]) for each in folders]
-    test, said = _test_images(root, parts.test, classes) if parts and parts.test else (None, "")
+    test, said = _test_images(root, parts.test, classes, tally) if parts and parts.test else (None, "")
     return _made(
         root,
         name,
@@ -369,16 +370,25 @@ def _split_off(
     return parts[0], parts[1], tuple(tuple(images.files[index] for index in some) for some in members(groups))
 
 
-def _test_images(root: Path, folder: str, classes: tuple[str, ...]) -> tuple[ImageList | None, str]:
-    """The images of a test folder, and what to say of it. None if it can't be used: no training needs it."""
+def _test_images(root: Path, folder: str, classes: tuple[str, ...], tally: Tally) -> tuple[ImageList | None, str]:
+    """The images of a test folder, and what to say of it. None if it can't be used: no training needs it.
+
+    Its images are then counted as left out.
+    """
     try:
         found = _classes(root, folder, Tally())
     except DataError:
-        return None, f"{f'{folder}/'!r} is left out: a class in it has no images, or can't be read"
-    if strange := sorted(found.keys() - set(classes)):
-        return None, f"{f'{folder}/'!r} is left out: its class {strange[0]!r} is no class of the training images"
-    if not found:
-        return None, f"{f'{folder}/'!r} is left out: it has no class folders"
+        found, why = {}, "a class in it has no images, or can't be read"
+    else:
+        strange = sorted(found.keys() - set(classes))
+        why = f"its class {strange[0]!r} is no class of the training images" if strange else ""
+        why = why if found else "it has no class folders"
+    if why:
+        with contextlib.suppress(DataError):  # of a folder that can't be read, nobody knows how many images it has
+            above = (str(root), str((root / folder).resolve()))
+            if lost := list_images(str(root / folder), folder, above, Tally(), IMAGE_SUFFIXES):
+                tally.add("image of a test folder that can't be used", lost[0], len(lost))
+        return None, f"{f'{folder}/'!r} is left out: {why}"
     test = _listed((file, label) for label, name in enumerate(classes) for file in found.get(name, ()))
     return test, _kept(test)
 
