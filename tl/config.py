@@ -36,6 +36,7 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "fold": lambda regime, execution: regime.foldable and execution == "fast",
     "lookahead": lambda regime, execution: regime.looks_ahead and execution == "fast",
     "class_weights": lambda regime, execution: regime.by_steps,
+    "lora_rank": lambda regime, execution: regime.adapter == "lora",
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
 cell."""
@@ -122,6 +123,11 @@ class TrainConfig(Strict):
         1,
         description="views per training image for regimes that extract features once: 1 is the centre view, more are "
         "random crops that epochs use in turn. Always 1 with other regimes, which don't read it",
+    )
+    lora_rank: Positive = Field(
+        8,
+        description="rank of low-rank updates (`tl.lora`); their scale is 8 / rank. Always 8 with regimes that have no "
+        "such updates, which don't read it",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(

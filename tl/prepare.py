@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices, plugins
+from tl.adapters import ADAPTERS
 from tl.backbones import Backbone, Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.checkpointing import checkpointed
@@ -118,7 +119,7 @@ class Setup:
     model: Classifier
     layout: str
     total_params: int
-    """Counted before quantisation, which packs parameters away."""
+    """Counted before quantisation, which packs parameters away, and without what an adapter adds for a while."""
     quantization_seconds: float | None
     images: _Images
     freezing: Freezing
@@ -136,6 +137,15 @@ class Setup:
     def way(self) -> Way:
         """How the config is executed."""
         return WAYS[self.config.execution]
+
+    def example(self, images: int) -> torch.Tensor:
+        """Return made-up images for the backbone."""
+        return _example(self.backbone, self.device, self.layout, images)
+
+    def merge_adapter(self) -> None:
+        """Leave the network as one of its library, if the regime has an adapter. Nothing can be trained then."""
+        if adapter := ADAPTERS.get(self.regime.adapter):
+            adapter.merge(self.model.backbone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +179,9 @@ def _prepare(
     total_params = sum(p.numel() for p in model.parameters())
     images = way.images(splits, backbone, device, layout, regime)
     quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
+    if adapter := ADAPTERS.get(regime.adapter):
+        model.eval()
+        adapter.insert(model.backbone, config, _example(backbone, device, layout, 1))
     freezing = freeze(model, regime)
     optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if regime.by_steps else None
     return Setup(
@@ -322,12 +335,12 @@ def _without_head(body: Body, setup: Setup) -> Body:
     return forward
 
 
-def _example(setup: Setup, images: int) -> torch.Tensor:
+def _example(backbone: Backbone, device: torch.device, layout: str, images: int) -> torch.Tensor:
     """Return made-up images, on which modules of the backbone show their order and shapes."""
-    size = setup.backbone.preprocessing.size
+    size = backbone.preprocessing.size
     with torch.inference_mode(False):
         made_up = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
-        return made_up.to(device=setup.device, memory_format=LAYOUTS[setup.layout])
+        return made_up.to(device=device, memory_format=LAYOUTS[layout])
 
 
 def _batches_ahead(setup: Setup) -> int:
@@ -335,7 +348,7 @@ def _batches_ahead(setup: Setup) -> int:
     config = setup.config
     if config.lookahead != "auto":
         return config.lookahead
-    return batches_ahead(setup.model.backbone, _example(setup, 1), config.batch_size)
+    return batches_ahead(setup.model.backbone, setup.example(1), config.batch_size)
 
 
 def _body(setup: Setup, ahead: int) -> tuple[Body, InferenceNetwork | None]:
@@ -354,7 +367,7 @@ def _inference(setup: Setup, ahead: int) -> InferenceNetwork:
     batch = images_at_once(setup.device) if setup.regime.features == "once" else config.batch_size * ahead
     # A compiler lays out weights itself, and doesn't know those of our operators.
     return inference_network(
-        setup.model.backbone, _example(setup, 2), config.precision, batch_size=batch, pack=not config.compile
+        setup.model.backbone, setup.example(2), config.precision, batch_size=batch, pack=not config.compile
     )
 
 

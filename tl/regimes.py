@@ -38,9 +38,18 @@ class Trainable:
         return self.head and self.backbone is None
 
 
+LOW_RANK = "low_rank"
+"""Name of the low-rank update inside a layer that has one; see `tl.lora`."""
+
+
+def _low_rank_updates(network: nn.Module) -> list[nn.Module]:
+    return [module for name, module in network.named_modules() if name.rpartition(".")[2] == LOW_RANK]
+
+
 EVERYTHING = Trainable(head=True, backbone=lambda network: [network])
 HEAD = Trainable(head=True)
 NOTHING = Trainable(head=False)
+LOW_RANK_UPDATES = Trainable(head=True, backbone=_low_rank_updates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +72,9 @@ class Regime:
     """How training finds the weights: by `steps` of an optimiser, or the head at once from all features (`tl.fits`)."""
     extractor: Literal["float", "int8"] = "float"
     """`int8`: the backbone is quantised after loading, calibrated on training images."""
+    adapter: Literal["none", "lora"] = "none"
+    """What is added to the backbone after loading, and merged into its weights after training (`tl.adapters`). With
+    `lora`, `trainable` finds the added modules by their name, `LOW_RANK`."""
     control: bool = False
     """True for a mere yardstick: no report recommends the regime or compares its time with that of fine-tuning."""
 
@@ -70,6 +82,8 @@ class Regime:
         for name, value, plain in (("features", self.features, "each step"), ("extractor", self.extractor, "float")):
             if value != plain and not self.fixed_features:
                 raise ConfigError(f"{name}={value!r}: needs a backbone that is frozen in eval mode, or use {plain!r}")
+        if self.adapter != "none" and self.trainable.backbone is None:
+            raise ConfigError(f"adapter={self.adapter!r}: `trainable` must name what the adapter adds, or use 'none'")
         if self.fit != "steps" and not (self.trainable.only_head and self.features == "once" and self.head == "new"):
             raise ConfigError(f"fit={self.fit!r}: fits a new head alone, to features that are extracted once")
 
@@ -132,6 +146,13 @@ REGIMES: dict[str, Regime] = {
         start="pretrained",
         trainable=HEAD,
         extractor="int8",
+    ),
+    "lora": Regime(
+        summary="low-rank updates of linear layers and 1x1 convolutions are trained, and the new head; all else is "
+        "frozen",
+        start="pretrained",
+        trainable=LOW_RANK_UPDATES,
+        adapter="lora",
     ),
     "scratch": Regime(
         summary="all parameters are trained from random weights: the control that shows what transfer buys",

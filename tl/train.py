@@ -103,6 +103,7 @@ def train_model(
     ):
         trained = _epochs(setup, loop, memory, keep, on_epoch)
     result = _result(setup, loop, trained, memory, setup_seconds)
+    setup.merge_adapter()
     result = result.replace(probe=_probe(loop.fit)) if loop.fit else result
     if inference:  # after the result has read the marks of memory
         size = setup.backbone.preprocessing.size

@@ -41,6 +41,7 @@ class Claim(Strict):
     kind: str | None = Field(None, description="a key of `KINDS`; None with `regime`")
     against: str = Field("finetune", description="a regime")
     execution: str | None = Field(None, description="the execution that it is about; None for any")
+    always_listed: bool = Field(True, description="False: a run without its regimes says nothing of it")
     as_share: bool = Field(False, description="show a ratio as the share that `regime` takes of `against`, too")
     low: float | None = Field(None, description="None for no lower bound")
     high: float | None = Field(None, description="None for no upper bound")
@@ -180,6 +181,15 @@ CLAIMS: dict[str, Claim] = {
             regime="finetune",
             against="scratch",
             low=0.0,
+        ),
+        Claim(
+            name="lora-memory",
+            statement="Low-rank updates need less memory than fine-tuning",
+            source="arXiv 2106.09685: no gradient and no optimiser state for what is frozen",
+            metric="peak_memory_bytes",
+            regime="lora",
+            always_listed=False,
+            low=1.0,
         ),
     )
 }

@@ -141,9 +141,11 @@ def _digits(low: float, high: float, bounds: Sequence[float], *, least: int) -> 
 
 
 def claims_of(manifest: Manifest) -> list[Claim]:
-    """The claims of a run: `CLAIMS`, and those of its latest grid."""
+    """The claims of a run: `CLAIMS`, without those of regimes that it hasn't got, and those of its latest grid."""
     own = manifest.invocations[-1].grid.get("claims", ()) if manifest.invocations else ()
-    return [*CLAIMS.values(), *(Claim(**given) for given in own)]
+    regimes = {cell.config.regime for cell in manifest.cells.values()}
+    listed = [claim for claim in CLAIMS.values() if claim.always_listed or any(map(claim.is_about, regimes))]
+    return [*listed, *(Claim(**given) for given in own)]
 
 
 def planned(claim: Claim, cells: Collection[Cell]) -> int:

@@ -62,6 +62,7 @@ AS_BEFORE: dict[str, Any] = {
     "fold": None,
     "lookahead": 1,
     "class_weights": "none",
+    "lora_rank": 8,
 }
 """Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 
