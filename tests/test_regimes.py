@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import tl
 from tests.conftest import TINY
-from tests.weights import TRAINING, policy, published
+from tests.weights import TRAINING, policy, weights_for
 from tl import freezing, optimizers
 from tl import train as train_module
 from tl.adapters import ADAPTERS
@@ -27,11 +27,13 @@ from tl.regimes import LOW_RANK, REGIMES, Regime
 
 def train(splits: tl.Splits, regime: str, backbone: str = TINY[1], **settings: object) -> tl.TrainResult:
     config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=2, weights=policy(regime), **settings)
-    return tl.train_model(config, splits, device="cpu", weights_dir=published())
+    return tl.train_model(config, splits, device="cpu", weights_dir=weights_for(config.regime))
 
 
 def fresh(config: tl.TrainConfig) -> torch.nn.Module:
-    return make_backbone(config.backbone, weights=config.weights, weights_dir=published(), seed=config.seed).module
+    return make_backbone(
+        config.backbone, weights=config.weights, weights_dir=weights_for(config.regime), seed=config.seed
+    ).module
 
 
 def changed(result: tl.TrainResult) -> tuple[set[str], set[str]]:

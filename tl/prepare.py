@@ -182,8 +182,13 @@ def _prepare(
     if adapter := ADAPTERS.get(regime.adapter):
         model.eval()
         adapter.insert(model.backbone, config, _example(backbone, device, layout, 1))
+    if regime.head_start != "random" and type(model.head) is not nn.Linear:
+        raise NotApplicable(
+            f"head {config.head!r}: regime {config.regime!r} fits a linear head first; use head 'linear'"
+        )
     freezing = freeze(model, regime)
-    optimizer = OPTIMIZER_BUILDERS[config.optimizer](config, freezing.parameters) if regime.by_steps else None
+    steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
+    optimizer = OPTIMIZER_BUILDERS[config.optimizer](steps, freezing.parameters) if regime.by_steps else None
     return Setup(
         config=config,
         splits=splits,
@@ -257,6 +262,8 @@ class Loop:
     evaluation: Evaluation
     graphs: Graphs | None
     extraction: Extraction | None
+    head_start_seconds: float | None
+    """What fitting the head took that training begins with, without the extraction; None without."""
     inference: InferenceNetwork | None
     """None if the backbone runs as it is."""
     work: StepWork
@@ -270,9 +277,12 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
     val: Inputs = setup.images.val
     counted: Body = model.backbone
     extraction: Extraction | None = None
+    head_start_seconds: float | None = None
+    if setup.regime.head_start != "random":
+        extraction, head_start_seconds = _start_head(setup)
     if setup.regime.features == "once":
         assert isinstance(train, Batches) and isinstance(val, Batches)  # see `check_execution`
-        extraction = _extraction(body, setup)
+        extraction = _extraction(_without_head(body, setup), setup)
         train, val = extraction.features(train, config.views), extraction.features(val, 1)
         inference = body.made if isinstance(body, OnDemand) else inference
         body = counted = nn.Identity()
@@ -296,9 +306,35 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         evaluation=setup.way.evaluation(graphs, model, body, config.precision, device),
         graphs=graphs,
         extraction=extraction,
+        head_start_seconds=head_start_seconds,
         inference=inference,
         work=StepWork(),
     )
+
+
+def _start_head(setup: Setup) -> tuple[Extraction, float]:
+    """Fit the head to the centre views of the training images, for training to go on from there.
+
+    Returns the extraction of the features, and the seconds that the fit took.
+    """
+    train = setup.images.train
+    assert isinstance(train, Batches)  # see `check_execution`
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        # What a network keeps of a pass, such as positions, may be needed for gradients later.
+        with torch.inference_mode(False), torch.no_grad(), autocast(setup.config.precision, setup.device):
+            features: torch.Tensor = setup.model.backbone(images.clone())
+            return features
+
+    # Batches of the training's size need less memory than its steps, so the peak is that of training.
+    extraction = _extraction(forward, setup, setup.config.batch_size)
+    features = extraction.features(train, 1)
+    started = time.perf_counter()
+    table, labels = (tensor.cpu() for tensor in features.first_view)
+    if table.isfinite().all():  # else the first epoch ends with an error
+        fitted = FITS[setup.regime.head_start].run(table, labels, len(setup.splits.classes))
+        setup.model.head.load_state_dict(fitted.head.state_dict())
+    return extraction, time.perf_counter() - started
 
 
 class HeadFit:
@@ -403,8 +439,8 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
     return time.perf_counter() - started
 
 
-def _extraction(body: Body, setup: Setup) -> Extraction:
-    """Make the extraction; `identity` lists all that features depend on.
+def _extraction(forward: Body, setup: Setup, at_once: int | None = None) -> Extraction:
+    """Make the extraction by a forward pass of the backbone; `identity` lists all that features depend on.
 
     Rounding also depends on which images are extracted together. Random weights follow from the seed.
     """
@@ -422,7 +458,7 @@ def _extraction(body: Body, setup: Setup) -> Extraction:
         "extractor": _extractor(setup),
         **circumstances(backbone.spec, device),
     }
-    return Extraction(_without_head(body, setup), identity)
+    return Extraction(forward, identity, at_once)
 
 
 def circumstances(spec: str, device: torch.device) -> dict[str, Any]:

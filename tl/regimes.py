@@ -66,6 +66,9 @@ class Regime:
     head: Literal["new", "own"] = "new"
     """`new`: the one that `TrainConfig.head` names. `own`: the classifier that the pretrained network was published
     with, reduced to the rows of the data set's classes."""
+    head_start: Literal["random", "ridge", "logistic"] = "random"
+    """What a new head begins with: random weights, or those that are fitted to features of the untouched backbone
+    before the first epoch (`tl.fits`). After a fitted start, learning rates are multiplied by `rate_after_head`."""
     features: Literal["each step", "once"] = "each step"
     """`once`: the backbone runs over all images before training, and the head trains on its outputs."""
     fit: Literal["steps", "knn", "ridge", "logistic"] = "steps"
@@ -82,6 +85,11 @@ class Regime:
         for name, value, plain in (("features", self.features, "each step"), ("extractor", self.extractor, "float")):
             if value != plain and not self.fixed_features:
                 raise ConfigError(f"{name}={value!r}: needs a backbone that is frozen in eval mode, or use {plain!r}")
+        whole = self.trainable.head and self.trainable.backbone is not None
+        if self.head_start != "random" and not (whole and self.by_steps and self.head == "new"):
+            raise ConfigError(
+                f"head_start={self.head_start!r}: needs a new head, and a backbone that trains with it by steps"
+            )
         if self.adapter != "none" and self.trainable.backbone is None:
             raise ConfigError(f"adapter={self.adapter!r}: `trainable` must name what the adapter adds, or use 'none'")
         if self.fit != "steps" and not (self.trainable.only_head and self.features == "once" and self.head == "new"):
@@ -114,8 +122,8 @@ class Regime:
 
     @property
     def plain(self) -> bool:
-        """True if each step runs the backbone itself on its images, not an int8 copy, and uses no kept features."""
-        return self.features == "each step" and self.extractor == "float"
+        """True if each step runs the backbone itself on its images, not an int8 copy, and no features are kept."""
+        return self.features == "each step" and self.extractor == "float" and self.head_start == "random"
 
 
 REGIMES: dict[str, Regime] = {
@@ -146,6 +154,13 @@ REGIMES: dict[str, Regime] = {
         start="pretrained",
         trainable=HEAD,
         extractor="int8",
+    ),
+    "lp-ft": Regime(
+        summary="the head is fitted to features of the pretrained backbone, then all parameters are trained at a small "
+        "rate",
+        start="pretrained",
+        trainable=EVERYTHING,
+        head_start="logistic",
     ),
     "lora": Regime(
         summary="low-rank updates of linear layers and 1x1 convolutions are trained, and the new head; all else is "
