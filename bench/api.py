@@ -170,6 +170,10 @@ def run(
         data: a folder of images by class, with or without a split, a table of images, or a data set's name.
         weights: `auto`, `pretrained` or `random`.
         weights_dir: a folder of weight files to search first.
+        timeout: time limit per training, in seconds; an hour by default.
+        memory_limit: main memory that a cell may allocate, such as `"2GiB"`; Linux only.
+        executor: `process`, `inline` or `ray`; `ray_address` is the cluster's.
+        wait: wait for another command that is working in the run's folder.
         name: the run's folder below `results`; by default made from the grid's name.
         results: the folder where runs are kept.
         pairs: process pairs per comparison of speeds, 3 or more, in place of the grid's.
@@ -309,6 +313,11 @@ def pick(
     seeds: Seeds = 3,
     epochs: int = 5,
     weights_dir: Place | None = None,
+    timeout: float | None = None,
+    memory_limit: str | None = None,
+    executor: str = "process",
+    ray_address: str | None = None,
+    wait: bool = False,
     name: str | None = None,
     results: Place = _RESULTS,
     fresh: bool = False,
@@ -368,11 +377,16 @@ def pick(
         seeds=seeds,
         epochs=epochs,
         weights_dir=None if weights_dir is None else Path(weights_dir),
+        timeout=timeout,
+        memory_limit=memory_limit,
+        executor=executor,
+        address=ray_address,
+        wait=wait,
         name=name,
         results=Path(results),
         fresh=fresh,
     )
-    start_early("process")
+    start_early(executor)
     with without_impossible_sizes():
         outcome = run_pick(grid, options, Console(stderr=True, quiet=not progress), aim)
     assert outcome is not None

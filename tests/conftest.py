@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.nvml import FakeNvml
+from tl import plugins
 from tl.datasets import Splits, load_splits
 
 TINY = ("torchvision:shufflenet_v2_x0_5", "timm:test_resnet")
@@ -69,8 +70,9 @@ def light_commands(light_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run each test in a folder of its own, without data/ in it."""
+    """Run each test in a folder of its own, without data/ in it; scripts that it loads are unknown to later ones."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(plugins.VARIABLE, "")  # what a test adds to it is gone with the test
 
 
 @pytest.fixture

@@ -273,7 +273,7 @@ def test_policies(monkeypatch: pytest.MonkeyPatch) -> None:
     fallback = find_weights(spec, "auto")
     assert (fallback.kind, fallback.source) == ("random", "random")
     assert "there is no network" in fallback.reason
-    with pytest.raises(WeightsError, match="--weights-dir, or use --weights auto or random"):
+    with pytest.raises(WeightsError, match=r"put the file into a folder and pass that as --weights-dir$"):
         find_weights(spec, "pretrained")
     assert find_weights("timm:tf_efficientnet_lite0", "random").kind == "random"
 

@@ -14,8 +14,12 @@ import tl
 import tl.prepare
 from bench.execution.executors import make_executor
 from bench.execution.turns import run_pair
+from bench.store.runs import RunFolder
+from tests.commands import here
 from tests.conftest import TINY
+from tests.images import write_image
 from tests.test_turns import cell, job_of
+from tests.weights import published
 from tl.backbones import make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.clock import Clock
@@ -29,6 +33,7 @@ pytestmark = [
     pytest.mark.alone,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
+DEVICE = "cuda"
 LEARNING = [name for name, regime in REGIMES.items() if regime.by_steps and regime.extractor == "float"]
 
 
@@ -282,3 +287,20 @@ def test_cells_take_turns_on_a_gpu(mini: tl.Splits, tmp_path: Path) -> None:
     assert slow.turns and fast.turns and len(slow.turns) == len(fast.turns)
     assert slow.peak_memory_bytes and fast.peak_memory_bytes
     assert slow.peak_memory_bytes > fast.peak_memory_bytes
+
+
+@pytest.mark.parametrize("regime", ["finetune", "ridge"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_a_model_trained_on_a_gpu_is_kept_and_predicts(tmp_path: Path, regime: str, precision: str) -> None:
+    """What is saved is compared with what was trained, both in the arithmetic that the model predicts in."""
+    words = ("run", "--grid", "smoke", "--backbone", TINY[1], "--regime", regime, "--device", DEVICE, "--name", "r")
+    more = ("--epochs", "2", "--precision", precision, "--no-report", "--no-paired")
+    done = here(*words, *more, "--weights-dir", str(published()))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (cell_id,) = RunFolder(tmp_path / "results" / "r").manifest().cells
+    done = here("train", "r", "--cell", cell_id, "--weights-dir", str(published()), "--out", "m")
+    assert done.returncode == 0 and "accuracy:" in done.stdout, done.stdout + done.stderr
+    write_image(tmp_path / "new.png")
+    said = [here("predict", "m", "new.png", "--device", device, "--format", "json") for device in (DEVICE, "cpu")]
+    assert [one.returncode for one in said] == [0, 0], said
+    assert "new.png" in said[0].stdout

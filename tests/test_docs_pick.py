@@ -45,7 +45,7 @@ def test_a_newcomer_gets_from_images_to_a_prediction(tmp_path: Path, monkeypatch
     for name in ("train", "predict"):
         assert _first_words(printed[name]) == _first_words(shown[name])
     answer = " ".join(printed["pick"].split())
-    assert answer.startswith("Only timm:tf_efficientnet_lite0 could be tried")
+    assert answer.startswith("timm:tf_efficientnet_lite0 is the only candidate")
     for text in (
         "Use timm:tf_efficientnet_lite0",
         "backbone probe came to",

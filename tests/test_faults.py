@@ -47,7 +47,7 @@ from tl.errors import UserError
 pytestmark = pytest.mark.usefixtures("light_commands")
 FAMILY = "TEST_FAMILY"
 """An environment variable that marks all processes that a test starts."""
-KILLS = 50
+KILLS = 30
 """Number of `kill -9` at random moments, from a fixed seed."""
 
 

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tl import fits
 from tl.fits import FITS, FOLDS, NEIGHBOURS, RIDGE_GRID, TEMPERATURE
-from tl.folds import stratified_folds
+from tl.folds import grouped_folds, stratified_folds
 from tl.head_kinds import rebuilt_head, saved_head
 from tl.logme import logme
 from tl.regimes import Regime
@@ -35,6 +35,18 @@ def made(images: int, width: int, classes: int, *, signal: float = 1.0) -> tuple
     centres = rng.normal(size=(classes, width)) * signal
     features = (centres[labels] + rng.normal(size=(images, width)) * 1.5) * rng.uniform(0.2, 3.0, width) + 4.0
     return torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
+
+
+def with_copies(shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `made`, with near copies of some images, of which one has another label; and the group of each image."""
+    features, labels = made(*shape, signal=0.2)
+    rows = torch.tensor([0, 1, 2, 3, 3, 3, 4])
+    copies = features[rows] + 1e-3 * torch.randn(len(rows), shape[1], generator=torch.Generator().manual_seed(0))
+    told = labels[rows].clone()
+    told[-1] = (told[-1] + 1) % shape[2]
+    groups = torch.cat([torch.arange(shape[0]), rows])
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(1))
+    return torch.cat([features, copies])[order], torch.cat([labels, told])[order], groups[order]
 
 
 def accuracy(found: fits.Fitted, labels: torch.Tensor) -> float:
@@ -95,6 +107,53 @@ def test_no_image_has_a_say_about_itself(fit: str) -> None:
     assert accuracy(FITS[fit].run(far, told, 2), told) > 0.9, "and where they are not, they are better"
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_ridge_leaves_groups_out_as_brute_force_does(shape: tuple[int, int, int]) -> None:
+    """Each prediction is that of a regression that was solved without all images of the group."""
+    features, labels, groups = with_copies(shape)
+    found = FITS["ridge"].run(features, labels, shape[2], groups)
+    table, truth = features.double().numpy(), 2.0 * np.eye(shape[2])[labels.numpy()] - 1
+    brute = []
+    for place in range(len(table)):
+        rest = (groups != groups[place]).numpy()
+        model = Ridge(alpha=found.chosen, solver="svd").fit(table[rest], truth[rest])
+        brute.append(int(model.predict(table[place : place + 1])[0].argmax()))
+    assert found.labels == brute
+    assert found.labels != FITS["ridge"].run(features, labels, shape[2]).labels, "the copies gave classes away"
+
+
+@pytest.mark.parametrize("block", [fits.BLOCK, 100])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_neighbours_of_the_same_group_do_not_vote(
+    shape: tuple[int, int, int], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image gets the class that those of other groups vote for, as with scikit-learn without its group."""
+    monkeypatch.setattr(fits, "BLOCK", block)
+    features, labels, groups = with_copies(shape)
+    features = features - 3.5  # so that cosines differ
+    found = FITS["knn"].run(features, labels, shape[2], groups)
+    table, truth = features.double().numpy(), labels.numpy()
+    brute = []
+    for place in range(len(table)):
+        rest = (groups != groups[place]).numpy()
+        model = reference_knn(NEIGHBOURS).fit(table[rest], truth[rest])
+        brute.append(int(model.classes_[model.predict_proba(table[place : place + 1])[0].argmax()]))
+    assert found.labels == brute
+    assert found.labels != FITS["knn"].run(features, labels, shape[2]).labels, "the copies gave classes away"
+
+
+def test_a_group_that_is_nearly_all_leaves_its_images_to_the_rest() -> None:
+    """Fewer others than neighbours vote then, and a fold without any other image is none."""
+    features, labels = made(30, 8, 2)
+    groups = torch.zeros(30, dtype=torch.int64)
+    groups[:2] = 1
+    others = labels[:2]
+    assert set(others.tolist()) == {0, 1}
+    for fit in FITS.values():
+        found = fit.run(features, labels, 2, groups)
+        assert len(found.labels) == 30 and found.head(features).isfinite().all()
+
+
 def reference_knn(count: int) -> KNeighborsClassifier:
     def votes(distances: np.ndarray) -> np.ndarray:
         return np.exp((1 - distances) / TEMPERATURE)
@@ -129,6 +188,22 @@ def test_fewer_images_than_neighbours_all_vote() -> None:
     features, labels = made(6, 4, 2)
     found = FITS["knn"].run(features, labels, 2)
     assert found.chosen == 5 and found.head(features).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_logistic_regression_keeps_groups_in_one_fold(shape: tuple[int, int, int]) -> None:
+    """Each image is predicted by scikit-learn's pipeline without any image that looks like it."""
+    features, labels, groups = with_copies(shape)
+    found = FITS["logistic"].run(features, labels, shape[2], groups)
+    folds = grouped_folds(labels.tolist(), groups.tolist(), FOLDS, seed_for("folds of a fit"))
+    assert all(len(set(folds[(groups == each).numpy()])) == 1 for each in groups.unique())
+    scaled, truth = StandardScaler().fit_transform(features.double().numpy()), labels.numpy()
+    brute = np.empty(len(truth), dtype=int)
+    for fold in range(FOLDS):
+        model = LogisticRegression(C=found.chosen, tol=1e-8, max_iter=10_000)
+        brute[folds == fold] = model.fit(scaled[folds != fold], truth[folds != fold]).predict(scaled[folds == fold])
+    assert found.labels == brute.tolist()
+    assert found.labels != FITS["logistic"].run(features, labels, shape[2]).labels, "the copies gave classes away"
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

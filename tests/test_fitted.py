@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -96,6 +98,27 @@ def test_the_fit_sees_the_features_of_all_training_images(mini: tl.Splits, monke
     assert labels.tolist() == list(mini.train.labels) and len(features) == len(mini.train)
     again = FITS["ridge"].run(features, labels, 2)
     assert again.labels == result.probe.labels and torch.equal(again.head.weight, result.model.head.weight)
+
+
+def test_images_that_look_the_same_are_left_out_together(mini: tl.Splits) -> None:
+    """The set says which do. If all are one group, each is left out alone, since nothing else would be left."""
+    first, second, *_ = mini.train.files
+    pair = replace(mini, together=((first, second),))
+    seen: list[list[int] | None] = []
+    fit = FITS["knn"]
+
+    def noted(*given: Any) -> Any:
+        seen.append(None if given[3] is None else given[3].tolist())
+        return fit.run(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FITS, "knn", replace(fit, run=noted))
+        run(pair, "knn")
+        run(replace(mini, together=(mini.train.files,)), "knn")
+        run(mini, "knn")
+    groups, one, none = seen
+    assert groups is not None and groups[0] == groups[1] and len(set(groups)) == len(mini.train) - 1
+    assert one is None and none is None
 
 
 @pytest.mark.parametrize("regime", FITTED)

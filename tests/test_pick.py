@@ -81,7 +81,7 @@ class World:
             "execute": self.execute,
             "describe": lambda *_, **__: None,
             "held": lambda *_: contextlib.nullcontext(),
-            "executor_for": lambda options: None,
+            "executor_for": lambda options: SimpleNamespace(has_limits=True),
             "rank_by_probe": self.rank,
             "Budget": partial(Budget, clock=lambda: self.now),
         }.items():
@@ -271,10 +271,15 @@ def test_probes_have_the_first_seed_of_the_trainings(monkeypatch: pytest.MonkeyP
 
 
 def test_backbones_without_weights_are_no_candidates_that_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are shown with the reason, and nothing of theirs runs."""
+    """They are shown with the reason, and nothing of theirs runs. The one with weights has no rival: it is no pick."""
     world = World(monkeypatch, {"timm:a": 95, "timm:b": 90}, {"timm:a": 0.9, "timm:b": 0.99}, without=("timm:b",))
     found = world.pick()
     assert {name for name, *_ in world.ran} == {"timm:a"}
+    assert found.pick is None and not found.cards
+    assert found.why_none == "only timm:a has a result, and 1 rival has none; `--backbone timm:a` picks how to train it"
+    assert next(one for one in found.candidates if one.backbone == "timm:a").accuracies["finetune"] == pytest.approx(
+        0.95
+    )
     assert found.candidates[-1].backbone == "timm:b" and found.candidates[-1].reason == "no network"
     assert found.candidates[-1].rung == "not tried"
     assert any("1 more candidate could be tried" in text for text in found.more)
@@ -396,6 +401,9 @@ def test_fresh_starts_over_in_a_new_folder(tmp_path: Path) -> None:
         (("pick", "synthetic-mini", "--tune-top", "0"), "--tune-top 0 must be a number from 1"),
         (("pick", "synthetic-mini", "--backbone", "timm:quik0"), "near matches: timm:quick0"),
         (("pick", "synthetic-mini", "--epochs", "0"), "epochs=0"),
+        (("pick", "synthetic-mini", "--executor", "rey"), "executor='rey': not one of"),
+        (("pick", "synthetic-mini", "--timeout", "0"), "--timeout 0 must be a number of seconds above 0"),
+        (("pick", "synthetic-mini", "--memory-limit", "much"), "--memory-limit 'much' must be a size"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -413,8 +421,33 @@ def test_a_notebook_has_it_as_a_function(tmp_path: Path, monkeypatch: pytest.Mon
     run = bench.pick("synthetic-mini", backbones=["timm:quick0", "timm:quick1"], seeds=1, epochs=2, progress=False)
     assert run.name == "pick-synthetic-mini"
     found = run.pick()
-    assert found and found.pick and run.answers()[0] == sentence(found)
+    assert found and found.pick and run.answers() == [sentence(found)]
     assert found.command.startswith("bench.pick(data='synthetic-mini'")
+
+
+def test_a_training_has_the_time_limit_that_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own, or what is left of the budget; an executor that can't end a cell has none."""
+    world = World(monkeypatch, {"timm:a": 95}, {"timm:a": 0.9})
+    execute, seen = world.execute, list[float | None]()
+
+    def noted(sweep: Sweep, grid: Grid, options: Options, *others: Any) -> Any:
+        seen.append(options.timeout)
+        return execute(sweep, grid, options, *others)
+
+    monkeypatch.setattr(pick, "execute", noted)
+    options = Options(name="p", weights="pretrained", timeout=50.0)
+    grid = Grid(name="pick", matrix=Matrix(backbones=["timm:a"], seeds=1), train={"epochs": 5}, paired=None)
+    pick.run_pick(grid, options, world.console, Aim(budget_seconds=1000.0))
+    assert set(seen) == {50.0}
+    seen.clear()
+    world.disk.clear()
+    pick.run_pick(grid, options, world.console, Aim(budget_seconds=pick.REPORT_SECONDS + 30))
+    assert seen[0] == 30.0 and all(limit is not None and limit <= 30.0 for limit in seen)
+    seen.clear()
+    world.disk.clear()
+    monkeypatch.setattr(pick, "executor_for", lambda options: SimpleNamespace(has_limits=False))
+    pick.run_pick(grid, Options(name="p", weights="pretrained"), world.console, Aim(budget_seconds=1000.0))
+    assert set(seen) == {None}
 
 
 def test_a_model_is_trained_of_what_was_picked(tmp_path: Path) -> None:

@@ -200,18 +200,34 @@ def test_a_node_that_doesn_t_answer(executor: RayExecutor, monkeypatch: pytest.M
     assert not executor.cluster.unusable and len(executor.cluster.slots) == 2
 
 
+LIGHT = (
+    "import sys; from tests import light; from bench import cli; from bench.execution import executors\n"
+    "from bench.execution.ray import RayExecutor\n"
+    "executors.EXECUTORS['ray'] = lambda address: RayExecutor(address, light.LightExecutor)\n"
+    "cli.main()"
+)
+"""The program, with quick cells on the nodes."""
+
+
+def test_a_pick_runs_its_rungs_on_a_cluster(nodes: Any, tmp_path: Path) -> None:
+    """It chooses as on one machine, and its cells say where they ran."""
+    command = [sys.executable, "-W", "ignore", "-c", LIGHT, "pick", "synthetic-mini", "--no-report", "--format", "json"]
+    command += ["--backbone", "timm:quick0,timm:quick1", "--seeds", "1", "--epochs", "2"]
+    command += ["--executor", "ray", "--ray-address", nodes.address]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["pick"]["backbone"] in ("timm:quick0", "timm:quick1")
+    records = RunFolder(tmp_path / "results" / "pick-synthetic-mini").records().values()
+    assert {record.cell.config.regime for record in records} == {"knn", "ridge", "logistic", "finetune", "frozen"}
+    assert all(record.machine is not None and record.status == "done" for record in records)
+
+
 def test_the_driver_is_killed_and_started_again(nodes: Any, tmp_path: Path) -> None:
     """Finished cells are kept, and the running cells end with the killed driver."""
-    code = (
-        "import sys; from tests import light; from bench import cli; from bench.execution import executors\n"
-        "from bench.execution.ray import RayExecutor\n"
-        "executors.EXECUTORS['ray'] = lambda address: RayExecutor(address, light.LightExecutor)\n"
-        "cli.main()"
-    )
     Path("grid.toml").write_text(
         f'dataset = "synthetic-mini"\n[matrix]\nbackbones = ["{light.SLOW}"]\nregimes = ["frozen"]\nseeds = 8\n'
     )
-    command = [sys.executable, "-W", "ignore", "-c", code, "run", "--grid", "grid.toml", "--no-report"]
+    command = [sys.executable, "-W", "ignore", "-c", LIGHT, "run", "--grid", "grid.toml", "--no-report"]
     command += ["--executor", "ray", "--ray-address", nodes.address]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         assert wait_until(lambda: len(list(tmp_path.glob("results/grid/cells/*.json"))) >= 2, 90)

@@ -197,6 +197,22 @@ def test_the_interval_of_a_regret_holds_the_truth() -> None:
     assert inside / rounds >= 0.93
 
 
+def test_equal_candidates_are_not_told_apart() -> None:
+    """Of twelve that are equally good, the first is called a worse one in 5% of simulations at most.
+
+    A bootstrap of the best one's lead did so in 14%, and its interval held the truth in 65%.
+    """
+    rng, refuted, inside, rounds = np.random.default_rng(1), 0, 0, 60
+    for _ in range(rounds):
+        chances = 1 / (1 + np.exp(-(np.log(9) + rng.normal(0, 0.1, (12, 3, 1)) + rng.normal(0, 1.5, (1, 1, 150)))))
+        right = rng.random((12, 1, 150)) + rng.normal(0, 0.02, (12, 3, 150)) < chances
+        said = regret([{seed: list(row) for seed, row in enumerate(each)} for each in right], 0, 0.02)
+        within, p = said.verdict
+        refuted += p < 0.05 and not within
+        inside += said.low == 0.0
+    assert refuted <= 0.05 * rounds and inside >= 0.95 * rounds
+
+
 def test_a_regret_is_paired_and_repeatable() -> None:
     """Candidates with the same answers have no regret, and two calls agree; without a common seed it is unknown."""
     same = {seed: [True] * 950 + [False] * 50 for seed in range(3)}

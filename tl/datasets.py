@@ -5,8 +5,10 @@
 | `train/CLASS/**`, `val/CLASS/**` and perhaps `test/CLASS/**`, or other usual names such as `valid` | as it is |
 | the same without `val/` | a fifth of each class of `train/` becomes validation images |
 | `CLASS/**` | a fifth of each class becomes validation images |
-| a CSV or Parquet file of `path,label,split` (`tl.tables`) | as it is; without validation images as above |
+| a CSV, Parquet or JSON Lines file of `path,label,split` (`tl.tables`) | as it is; without validation images as above |
 | a Hugging Face folder: one of these in `data/`, or `metadata.csv` with `file_name` and `label` | as it is |
+
+A table with labels in a Hugging Face folder decides, whatever folders the images are in; without labels the folders do.
 
 What is split here is split by content, with a fixed seed; images that look the same stay on one side (`tl.dividing`).
 
@@ -32,10 +34,10 @@ from tl.digest import file_digests, set_digest
 from tl.dividing import divide
 from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
 from tl.findings import Duplicate, LeftOut, Tally, find_duplicates
-from tl.layout import Split, alike, check_names, difference, find_parts, split_called, too_deep
+from tl.layout import Split, alike, called_like_splits, check_names, difference, find_parts, split_called, too_deep
 from tl.listing import classify, entries, leads_to_folder, list_images, real, shown
 from tl.seeding import seed_for
-from tl.tables import Listing, is_table, metadata_of, read_metadata, read_table
+from tl.tables import Listing, is_table, metadata_of, read_metadata, read_table, without_labels
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
@@ -85,7 +87,7 @@ class Splits:
     fallback: str = ""
     """Says that the images are synthetic, and why; empty for real images."""
     left_out: tuple[LeftOut, ...] = ()
-    """What lies in `train/` and `val/` and is no image of the set, by reason."""
+    """What lies in `train/` and `val/`, or beside them, and is no image of the set, by reason."""
     duplicates: tuple[Duplicate, ...] = ()
     """Images that are the same file. Parts of a data set, such as folds, keep what was found in the whole."""
 
@@ -221,10 +223,12 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
     """
     given = root.resolve()
     root = _inner(given)
-    if (listing := _metadata(root)) is not None:
-        return _of_listing(listing, name or _name(given, ""), root)
+    if tables := _metadata(root):
+        return _labelled(root, tables, name or _name(given, ""))
     parts = find_parts(root, IMAGE_SUFFIXES)
     tally = Tally()
+    for beside in parts.beside if parts else ():
+        tally.add("folder with images beside the splits", f"{beside}/")
     folders = [each for each in (parts.train, parts.val) if each] if parts else [""]
     found = {folder: _classes(root, folder, tally) for folder in folders}
     classes = tuple(found[folders[0]])
@@ -236,6 +240,7 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
     if len(classes) < 2:
         hints = ["at least 2 are needed", *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
         where = f"{parts.train}/" if parts else "the folder"
+        hints += filter(None, map(without_labels, (root / parts.train, root) if parts else (root,)))
         raise DataError(
             f"{root}: {len(classes)} class{'' if len(classes) == 1 else 'es'} in {where}; {'; '.join(hints)}"
         )
@@ -249,25 +254,25 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
         lists[0],
         lists[1] if len(lists) > 1 else None,
         test,
-        [parts.renamed if parts else "", said],
+        [parts.renamed if parts else called_like_splits(classes), said],
         tally=tally,
         what="no split was given" if parts is None else f"{parts.train!r} has no validation images beside it",
     )
 
 
 def scan_table(path: Path) -> Splits:
-    """Read a CSV or Parquet file of images; see `tl.tables`. The set is named after the file.
+    """Read a CSV, Parquet or JSON Lines file of images; see `tl.tables`. The set is named after the file.
 
     Raises `DataError` for a table that `tl.tables.read_table` refuses, a label that one split lacks, fewer than two
     labels, a class that can't be split, or another kind of file.
     """
     if not is_table(path):
-        raise DataError(f"{path}: is neither a folder nor a table (.csv, .tsv or .parquet)")
+        raise DataError(f"{path}: is neither a folder nor a table (.csv, .tsv, .parquet or .jsonl)")
     return _of_listing(read_table(path), path.stem, path)
 
 
-def _of_listing(listing: Listing, name: str, place: Path) -> Splits:
-    """The data set of a table that was read from `place`."""
+def _of_listing(listing: Listing, name: str, place: Path, tally: Tally | None = None) -> Splits:
+    """The data set of a table that was read from `place`; `tally` has what is left out of its folder, where known."""
     rows, root = listing.rows, listing.root
     labels = {split: {row.label for row in rows if row.split == split} for split in {row.split for row in rows}}
     training: Split | None = None if None in labels else "train"
@@ -299,7 +304,8 @@ def _of_listing(listing: Listing, name: str, place: Path) -> Splits:
     assert train is not None
     what = "it has no split" if training is None else "it has no validation images"
     test = images("test")
-    return _made(root, name, root, classes, train, images("val"), test, [said, _kept(test)], what=what, assigned=True)
+    said_all = [said, _kept(test)]
+    return _made(root, name, root, classes, train, images("val"), test, said_all, what=what, tally=tally, assigned=True)
 
 
 def _made(
@@ -355,7 +361,7 @@ def _split_off(
     content = [digests[file] for file in images.files]
     groups = groups_of(looks_of(root, {file: digests[file] for file in images.files}), content)
     try:
-        chosen = divide(images.labels, groups, content, classes, seed_for("validation split"))
+        chosen = divide(images.labels, groups, content, classes, seed_for("validation split"), images.files)
     except DataError as error:
         raise DataError(f"{root}: {error}") from error
     pairs = list(zip(images.files, images.labels, strict=True))
@@ -403,18 +409,35 @@ def _splits_in(root: Path) -> dict[Split, list[str]]:
     return found
 
 
-def _metadata(root: Path) -> Listing | None:
-    """The images of a Hugging Face folder that a `metadata.csv` labels; None if class folders label them."""
-    splits = _splits_in(root)
-    for folder in splits.get("train", ()):
-        if sum(classify(entry, IMAGE_SUFFIXES) == "folder" for entry in entries(root / folder)) > 1:
-            return None
+def _metadata(root: Path) -> list[tuple[Path, Split | None]]:
+    """The tables that label the images of a Hugging Face folder, each with its split; none if class folders do.
+
+    Raises `DataError` if the training images have such a table, and the validation images have none.
+    """
     if (whole := metadata_of(root)) is not None:
-        return read_metadata(root, [(whole, None)])
-    tables = [(table, split) for split, some in splits.items() for name in some if (table := metadata_of(root / name))]
-    if not any(split == "train" for _, split in tables):
-        return None
-    return read_metadata(root, tables)
+        return [(whole, None)]
+    splits = _splits_in(root)
+    tables: list[tuple[Path, Split | None]] = []
+    tables += [(table, split) for split, some in splits.items() for name in some if (table := metadata_of(root / name))]
+    there = {split: table for table, split in tables}
+    if "train" not in there:
+        return []
+    if "val" in splits and "val" not in there:
+        labels, val = there["train"].relative_to(root).as_posix(), splits["val"][0]
+        raise DataError(
+            f"{root}: {labels!r} has the labels of the training images, and {f'{val}/'!r} has no such table"
+        )
+    return tables
+
+
+def _labelled(root: Path, tables: list[tuple[Path, Split | None]], name: str) -> Splits:
+    """The data set of a Hugging Face folder with tables. Images that no table has are counted."""
+    listing, tally = read_metadata(root, tables), Tally()
+    used = [*(listing.root / row.file for row in listing.rows), *(table for table, _ in tables)]
+    known = {os.path.relpath(file, root).replace(os.sep, "/") for file in used}
+    if rest := list_images(str(root), "", (str(root),), tally, IMAGE_SUFFIXES, known):
+        tally.add("image that the table of labels lacks", rest[0], len(rest))
+    return _of_listing(listing, name, tables[0][0], tally)
 
 
 def _classes(root: Path, split: str, tally: Tally) -> dict[str, list[str]]:

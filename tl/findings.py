@@ -18,6 +18,8 @@ Reason = Literal[
     "broken link",
     "loop of links",
     "image outside a class folder",
+    "folder with images beside the splits",
+    "image that the table of labels lacks",
     "image in a format that is not read",
     "entry that is not a regular file",
     "file without an image's ending",
@@ -34,6 +36,8 @@ _PLURALS: dict[Reason, str] = {
     "broken link": "broken links",
     "loop of links": "loops of links",
     "image outside a class folder": "images outside a class folder",
+    "folder with images beside the splits": "folders with images beside the splits",
+    "image that the table of labels lacks": "images that the table of labels lacks",
     "image in a format that is not read": "images in a format that is not read",
     "entry that is not a regular file": "entries that are not regular files",
     "file without an image's ending": "files without an image's ending",
@@ -47,7 +51,8 @@ _PLURALS: dict[Reason, str] = {
 """Reason → its plural, in the order in which findings are shown."""
 _SERIOUS = (
     *("broken link", "loop of links", "image outside a class folder", "image in a format that is not read"),
-    *("hidden folder with images", "folder without images"),
+    *("hidden folder with images", "folder without images", "folder with images beside the splits"),
+    "image that the table of labels lacks",
 )
 """Reasons that mean that images are probably missing."""
 _LOST_CLASS = (

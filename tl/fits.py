@@ -2,6 +2,7 @@
 
 Each fit also predicts every training image by a head that has not seen it: by leave-one-out, or by folds where that
 would take too long. The share of these predictions that are right compares backbones without a validation image.
+Images that look the same are left out together, where the caller says which: a copy would give an image's class away.
 
 Nothing here depends on a seed. Fits run on the CPU, in double precision where they solve systems of equations. Besides
 the features themselves, in double precision, they need memory for a square matrix: `min(images, width)` on a side for
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize, one_hot
 
-from tl.folds import stratified_folds
+from tl.alike import members
+from tl.folds import grouped_folds, stratified_folds
 from tl.seeding import seed_for
 
 NEIGHBOURS = 20
@@ -58,13 +60,28 @@ class Fitted:
     """The setting that was chosen; `Fit.setting` names it."""
 
 
+class FitFunction(Protocol):
+    """Fits a head to features."""
+
+    def __call__(
+        self, features: torch.Tensor, labels: torch.Tensor, classes: int, groups: torch.Tensor | None = None
+    ) -> Fitted:
+        """Fit to the features of at least two images.
+
+        Args:
+            features: `(N, width) float32`, finite and on the CPU.
+            labels: `(N,) int64`, on the CPU.
+            classes: their number.
+            groups: `(N,) int64`, with at least two groups: images of the same one are left out together. None to leave
+                each image out alone.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """A way to fit a head."""
 
-    run: Callable[[torch.Tensor, torch.Tensor, int], Fitted]
-    """Fits to features `(N, width) float32` and labels `(N,) int64`, both finite and on the CPU, of N ≥ 2 images; the
-    last argument is the number of classes."""
+    run: FitFunction
     setting: str
     """Name of the setting that it chooses, or that is fixed."""
     load: Callable[[], object] = lambda: None
@@ -95,35 +112,36 @@ class NearestNeighbours(nn.Module):
         """Return the logits of a batch of features, in single precision."""
         return self.shares(features).clamp(min=LEAST_SHARE).log()
 
-    def shares(self, features: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
+    def shares(self, features: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
         """Return each class's share of the votes, `(B, classes)`.
 
-        `own` has for each query its place among the features that are kept, `(B,) int64`: that one doesn't vote.
+        With `groups`, `(B,) int64`, the queries are the images whose features are kept, in the same order, and none of
+        an image's own group votes.
         """
         if torch.compiler.is_exporting():  # a program of one block, for any number of queries
             with torch.autocast(features.device.type, enabled=False):
-                return self._shares(features.float(), own)
+                return self._shares(features.float(), None)
         rows = max(1, BLOCK // len(self.features))
         parts = features.float().split(rows)
-        owns = own.split(rows) if own is not None else [None] * len(parts)
+        own = groups.split(rows) if groups is not None else [None] * len(parts)
+        apart = [None if some is None else some[:, None] == groups for some in own]
         with torch.autocast(features.device.type, enabled=False):  # half precision would confuse near neighbours
-            return torch.cat([self._shares(part, mine) for part, mine in zip(parts, owns, strict=True)])
+            return torch.cat([self._shares(part, mine) for part, mine in zip(parts, apart, strict=True)])
 
-    def _shares(self, features: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    def _shares(self, features: torch.Tensor, apart: torch.Tensor | None) -> torch.Tensor:
+        """The shares of a block; `apart`, `(B, N) bool`, has the kept features that don't vote for each query."""
         similarity = normalize(features) @ self.features.T
-        most = len(self.features)
-        if own is not None:
-            similarity.scatter_(1, own[:, None], -torch.inf)
-            most -= 1
-        nearest, places = similarity.topk(min(NEIGHBOURS, most))
+        if apart is not None:
+            similarity.masked_fill_(apart, -torch.inf)
+        nearest, places = similarity.topk(min(NEIGHBOURS, len(self.features) - (apart is not None)))
         votes = (nearest / TEMPERATURE).softmax(1)
         return votes.new_zeros(votes.shape[0], self.classes).scatter_add_(1, self.labels[places], votes)
 
 
-def _knn(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted:
+def _knn(features: torch.Tensor, labels: torch.Tensor, classes: int, groups: torch.Tensor | None = None) -> Fitted:
     head = NearestNeighbours(features, labels, classes)
     with torch.inference_mode():
-        without = head.shares(features, torch.arange(len(features))).argmax(1)
+        without = head.shares(features, torch.arange(len(features)) if groups is None else groups).argmax(1)
     return Fitted(head=head, labels=without.tolist(), chosen=min(NEIGHBOURS, len(features) - 1))
 
 
@@ -155,7 +173,7 @@ def rotated(features: torch.Tensor) -> Rotated:
     )
 
 
-def _ridge(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted:
+def _ridge(features: torch.Tensor, labels: torch.Tensor, classes: int, groups: torch.Tensor | None = None) -> Fitted:
     """Regress one column per class, 1 for its images and -1 for others, on the features, with an intercept.
 
     The penalty doesn't apply to the intercept. Of the grid, the penalty with the least squared error of leave-one-out
@@ -170,13 +188,17 @@ def _ridge(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted
     coordinates, variances = by_axis.coordinates, by_axis.variances
     products = coordinates.T @ (targets - level)
     scale = float(variances.sum()) / len(features) or 1.0
+    together = [] if groups is None else [torch.from_numpy(some) for some in members(groups.numpy())]
     best: tuple[float, float, torch.Tensor] | None = None
     for relative in RIDGE_GRID:  # the largest penalty first, which is also the choice among equals
         shrunk = 1.0 / (variances + relative * scale)
         # The share that each image's own target has in its fitted value; 1 / N of it is that of the intercept.
         own = 1.0 / len(features) + coordinates.square() @ shrunk
-        fitted = level + coordinates @ (shrunk[:, None] * products)
-        errors = (targets - fitted) / (1.0 - own)[:, None]
+        residuals = targets - level - coordinates @ (shrunk[:, None] * products)
+        errors = residuals / (1.0 - own)[:, None]
+        for some in together:
+            shares = 1.0 / len(features) + (coordinates[some] * shrunk) @ coordinates[some].T
+            errors[some] = torch.linalg.solve(torch.eye(len(some), dtype=shares.dtype) - shares, residuals[some])
         if best is None or float(errors.square().mean()) < best[0]:
             best = float(errors.square().mean()), relative * scale, targets - errors
     assert best is not None  # the grid is not empty
@@ -185,7 +207,7 @@ def _ridge(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted
     return Fitted(head=_linear(weights.T, level - mean @ weights), labels=without.argmax(1).tolist(), chosen=penalty)
 
 
-def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fitted:
+def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int, groups: torch.Tensor | None = None) -> Fitted:
     """Fit multinomial logistic regression with an L2 penalty to standardised features.
 
     C has the least cross-entropy on images out of their fold. Features are standardised over all training images once:
@@ -202,7 +224,11 @@ def _logistic(features: torch.Tensor, labels: torch.Tensor, classes: int) -> Fit
     # The penalty doesn't change under a rotation, and an optimum has no part outside the images' own axes.
     by_axis = rotated(inputs) if inputs.shape[1] > len(inputs) else None
     table, truth = (by_axis.coordinates if by_axis else inputs).numpy(), labels.numpy()
-    folds = stratified_folds(truth.tolist(), min(FOLDS, len(truth)), seed_for("folds of a fit"))
+    seed = seed_for("folds of a fit")
+    if groups is None:
+        folds = stratified_folds(truth.tolist(), min(FOLDS, len(truth)), seed)
+    else:
+        folds = grouped_folds(truth.tolist(), groups.tolist(), min(FOLDS, len(groups.unique())), seed)
     shares = np.zeros((len(LOGISTIC_GRID), len(truth), classes))
     with threadpool_limits(1, user_api="blas"):
         for fold in np.unique(folds):

@@ -41,7 +41,7 @@ def check_protocol(config: TrainConfig, splits: Splits) -> None:
             )
         if splits.together:
             images = every_image(splits)
-            groups = {(label, group) for label, group in zip(images.labels, _groups(images, splits), strict=True)}
+            groups = {(label, group) for label, group in zip(images.labels, groups_in(images, splits), strict=True)}
             different = ImageList(files=tuple("" for _ in groups), labels=tuple(sorted(label for label, _ in groups)))
             name, count = _rarest(different, splits)
             if count < config.folds:
@@ -83,8 +83,8 @@ def tuning_splits(splits: Splits) -> Splits:
     """
     seed = seed_for("tuning split")
     if splits.together:
-        groups = _groups(splits.train, splits)
-        chosen = divide(splits.train.labels, groups, splits.train.files, splits.classes, seed)
+        groups = groups_in(splits.train, splits)
+        chosen = divide(splits.train.labels, groups, splits.train.files, splits.classes, seed, splits.train.files)
         held_out = set(np.flatnonzero(chosen).tolist())
     else:
         held_out = set(hold_out(splits.train.labels, seed).tolist())
@@ -101,7 +101,7 @@ def fold_splits(splits: Splits, folds: int, seed: int) -> list[tuple[Splits, npt
     """
     images = every_image(splits)
     if splits.together:
-        assigned = grouped_folds(images.labels, _groups(images, splits), folds, seed_for("folds", seed))
+        assigned = grouped_folds(images.labels, groups_in(images, splits), folds, seed_for("folds", seed))
     else:
         assigned = stratified_folds(images.labels, folds, seed_for("folds", seed))
     made = []
@@ -152,8 +152,8 @@ def hold_out(labels: Sequence[int], seed: int) -> npt.NDArray[np.int64]:
     return np.concatenate([part[: max(1, round(len(part) / HELD_OUT))] for part in parts])
 
 
-def _groups(images: ImageList, splits: Splits) -> list[int]:
-    """The number of each image's group of `Splits.together`; images in no group have numbers of their own."""
+def groups_in(images: ImageList, splits: Splits) -> list[int]:
+    """Return the number of each image's group of `Splits.together`; images in no group have numbers of their own."""
     number = {file: index for index, group in enumerate(splits.together) for file in group}
     return [number.get(file, len(splits.together) + index) for index, file in enumerate(images.files)]
 

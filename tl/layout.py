@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,8 @@ class Parts:
     val: str | None
     """None if validation images must be split off the training images."""
     test: str | None
+    beside: tuple[str, ...] = ()
+    """Other folders in the root that have images, which are in no split."""
 
     @property
     def renamed(self) -> str:
@@ -60,8 +62,9 @@ def split_called(name: str) -> Split | None:
 def find_parts(root: Path, endings: tuple[str, ...]) -> Parts | None:
     """Find the folders of the splits in a folder; None if it has class folders without a split.
 
-    `endings` are those of images. Raises `DataError` with advice for what is neither, if two folders have names of the
-    same split, or if a split has splits for classes.
+    A folder called `train` whose images are in no class folders is a class, if there are other classes beside it.
+    `endings` are those of images. Raises `DataError` with advice for what is neither or may be both, if two folders
+    have names of the same split, or if a split has splits for classes.
     """
     try:
         for split in ("train", "val"):
@@ -71,14 +74,36 @@ def find_parts(root: Path, endings: tuple[str, ...]) -> Parts | None:
         folders = [entry.name for entry in entries(root) if not entry.name.startswith(".") and leads_to_folder(entry)]
     except OSError as error:
         raise unreadable(root, error) from error
-    train, val = _folder_of("train", root, folders), _folder_of("val", root, folders)
-    test = next((name for also in _ALSO_CALLED["test"] for name in sorted(folders) if _plain(name) == also), None)
-    if train is None:
+    beside = _beside_splits(root, endings)
+    called = [name for name in folders if split_called(name) == "train"]
+    if not called or (beside and all(_is_flat(root / name, endings) for name in called)):
         _check_classes(root, endings)
         return None
-    for part in filter(None, (train, val)):
+    train, val = _folder_of("train", root, folders), _folder_of("val", root, folders)
+    test = next((name for also in _ALSO_CALLED["test"] for name in sorted(folders) if _plain(name) == also), None)
+    assert train is not None
+    parts = [part for part in (train, val) if part]
+    for part in parts:
         _check_nesting(root, part, endings)
-    return Parts(train=train, val=val, test=test)
+    if beside and not any(_inner_with_images(root / name, endings) for name in (val, test) if name):
+        inner = _inner_with_images(root / train, endings)
+        if inner:
+            raise DataError(
+                f"{root}: {f'{train}/'!r} may be a split, with the classes {_named(inner)}, or a class beside "
+                f"{_named(beside)}: move {_named(beside)} elsewhere if {train!r} is a split, rename {train!r} if it is "
+                f"a class ({LAYOUT})"
+            )
+    return Parts(train=train, val=val, test=test, beside=tuple(beside))
+
+
+def called_like_splits(classes: Iterable[str]) -> str:
+    """Say which classes of a set without a split have the name of one; empty if none has."""
+    names = [repr(name) for name in classes if split_called(name)]
+    if not names:
+        return ""
+    if len(names) == 1:
+        return f"{names[0]} is a class, not a split"
+    return f"{', '.join(names[:-1])} and {names[-1]} are classes, not splits"
 
 
 def _folder_of(split: Split, root: Path, folders: list[str]) -> str | None:
@@ -91,8 +116,29 @@ def _folder_of(split: Split, root: Path, folders: list[str]) -> str | None:
     return there[0] if there else None
 
 
+def _beside_splits(root: Path, endings: tuple[str, ...]) -> list[str]:
+    """The folders of `root` that have images and no name of a split, nor one with a number, such as `test1`."""
+    names = [name for name in _folders(root, endings) if split_called(name.rstrip("0123456789")) is None]
+    return [name for name in names if _has_images(root / name, endings)]
+
+
+def _is_flat(folder: Path, endings: tuple[str, ...]) -> bool:
+    """True if a folder has images, and none of its subfolders has."""
+    return holds_images(str(folder), endings) and not _inner_with_images(folder, endings)
+
+
+def _inner_with_images(folder: Path, endings: tuple[str, ...]) -> list[str]:
+    """The subfolders of a folder that have images."""
+    return [name for name in _folders(folder, endings) if _has_images(folder / name, endings)]
+
+
+def _has_images(folder: Path, endings: tuple[str, ...]) -> bool:
+    """True if a folder has images, or one of its subfolders has."""
+    return any(holds_images(place, endings) for place, _, _ in os.walk(folder))
+
+
 def _check_classes(root: Path, endings: tuple[str, ...]) -> None:
-    """Raise `DataError` with advice if the folders of `root`, which has no training folder, can't be its classes."""
+    """Raise `DataError` with advice if the folders of `root`, which has no training part, can't be its classes."""
     folders = _folders(root, endings)
     inside = [name for name in folders if _has_both(root / name)]
     if inside and all(holds_images(str(root / name / "train"), endings) for name in inside):
@@ -107,6 +153,12 @@ def _check_classes(root: Path, endings: tuple[str, ...]) -> None:
     # A folder called `test` may be a class. One that holds no images but folders is a split.
     splits = [name for name in folders if split_called(name) and not holds_images(str(root / name), endings)]
     splits = [name for name in splits if _folders(root / name, endings)]
+    flat = [name for name in folders if split_called(name) == "train"]
+    if splits and flat:
+        raise DataError(
+            f"{root}: {_named(splits)} has class folders, and {_named(flat)} has images in none: rename them if they "
+            f"are classes ({LAYOUT})"
+        )
     if splits:
         raise DataError(f"{root}: has no folder train/ beside {_named(splits)} ({LAYOUT})")
     if not folders:
@@ -117,7 +169,7 @@ def _beside(root: Path, endings: tuple[str, ...]) -> str:
     """What a folder without subfolders has, in words."""
     names = [entry.name for entry in entries(root) if not leads_to_folder(entry)]
     images = sum(name.lower().endswith(endings) for name in names)
-    tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".parquet"))]
+    tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".parquet", ".jsonl"))]
     if tables:
         return f"; is {tables[0]!r} a table of its images? Give that file"
     return f", only {images} image{'s' if images > 1 else ''} whose class nobody knows" if images else ""

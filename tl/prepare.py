@@ -31,6 +31,7 @@ from tl.devices import LAYOUTS, memory_format, seeded
 from tl.errors import ConfigError, NotApplicable
 from tl.features import Extraction, Features, images_at_once
 from tl.fits import FITS, Fitted
+from tl.folds import groups_in
 from tl.freezing import Freezing, freeze
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
@@ -356,8 +357,11 @@ class HeadFit:
 
     def run(self) -> None:
         """Fit the head and put it into the model."""
-        model, classes = self._setup.model, len(self._setup.splits.classes)
-        self.fitted = FITS[self._setup.regime.fit].run(self.features, self.labels, classes)
+        model, splits = self._setup.model, self._setup.splits
+        groups = torch.tensor(groups_in(splits.train, splits)) if splits.together else None
+        if groups is not None and len(groups.unique()) < 2:
+            groups = None  # nothing would be left
+        self.fitted = FITS[self._setup.regime.fit].run(self.features, self.labels, len(splits.classes), groups)
         model.head = self.fitted.head.to(self._setup.device).eval()
 
 

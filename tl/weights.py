@@ -143,10 +143,7 @@ def find(
             return Weights(kind="random", source="random", reason=str(reason), download_from=url)
         if url:
             raise ToDownload(url, f"{spec}: {reason}") from reason
-        raise WeightsError(
-            f"{spec}: {reason}; put the file into a folder and pass that as --weights-dir, "
-            "or use --weights auto or random"
-        ) from reason
+        raise WeightsError(f"{spec}: {reason}; put the file into a folder and pass that as --weights-dir") from reason
 
 
 class ToDownload(WeightsError):

@@ -124,12 +124,12 @@ class Estimate:
     @property
     def low(self) -> float | None:
         """Lower end of the 95% interval."""
-        return None if (margin := self._margin()) is None else self._back(self.centre - margin)
+        return None if self.error is None else self.interval()[0]
 
     @property
     def high(self) -> float | None:
         """Upper end of the 95% interval."""
-        return None if (margin := self._margin()) is None else self._back(self.centre + margin)
+        return None if self.error is None else self.interval()[1]
 
     @property
     def half_width(self) -> float | None:
@@ -137,8 +137,10 @@ class Estimate:
 
         For a ratio it is relative (0.05 is ±5%), and that of the upper half, which is the wider one.
         """
-        margin = self._margin()
-        return margin if margin is None or self.compared == "difference" else math.expm1(margin)
+        if self.error is None:
+            return None
+        margin = self._margin(LEVEL)
+        return margin if self.compared == "difference" else math.expm1(margin)
 
     @property
     def p(self) -> float:
@@ -169,12 +171,20 @@ class Estimate:
 
         return float(stdtr(self.freedom, -distance / self.error))
 
-    def _margin(self) -> float | None:
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Both ends of the interval with an error rate of `level`, at both ends together.
+
+        Below `MIN_SAMPLES` they are infinite, but for the lower end of a ratio, which is 0.
+        """
+        margin = self._margin(level)
+        return self._back(self.centre - margin), self._back(self.centre + margin)
+
+    def _margin(self, level: float) -> float:
         if self.error is None:
-            return None
+            return math.inf
         from scipy.special import stdtrit
 
-        return float(stdtrit(self.freedom, 1 - LEVEL / 2)) * self.error
+        return float(stdtrit(self.freedom, 1 - level / 2)) * self.error
 
     def _back(self, value: float) -> float:
         if self.compared == "difference":
@@ -364,11 +374,6 @@ def weighted_kendall(first: Sequence[float], second: Sequence[float]) -> float |
     return None if math.isnan(found) else found
 
 
-RESAMPLES = 4000
-_AT_ONCE = 250
-"""Resamples drawn together, which bounds their memory."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Regret:
     """How much less accurate a candidate is than the most accurate one: 0 if it is that one itself."""
@@ -384,35 +389,31 @@ class Regret:
 
 
 def regret(candidates: Sequence[Mapping[int, Sequence[bool]]], picked: int, bound: float) -> Regret | None:
-    """Regret of taking the candidate at place `picked`, by a bootstrap over seeds and images.
+    """Regret of taking the candidate at place `picked`, by its differences to each other one (`accuracy_difference`).
 
-    Each candidate maps a seed to right or wrong for each of the same images. A resample draws seeds and images anew,
-    the same ones for all candidates, and finds its own most accurate one: which one that is, is not known for certain
-    either. As in `accuracy_difference`, two imaginary images are added, one that only the picked candidate gets right
-    and one that all others do: if no image tells them apart, that is no proof that none would. Returns None without a
-    seed in common.
+    Each candidate maps a seed to right or wrong for each of the same images. The most accurate one is not known for
+    certain, and the mean of the best of several that are equal is above their common truth: a bootstrap of it refuted
+    picks among equals. So the regret is shown to be within the bound if it is for every other candidate (Berger 1982),
+    and to be beyond it if it is for one of them, adjusted for their number (Bonferroni). The interval follows from the
+    same tests. Returns None without a seed in common, and for fewer than two candidates.
     """
-    seeds = [seed for seed in candidates[0] if all(seed in other for other in candidates)]
-    if not seeds:
+    others = [each for place, each in enumerate(candidates) if place != picked]
+    seeds = [seed for seed in candidates[picked] if all(seed in other for other in others)]
+    if not seeds or not others:
         return None
-    table = np.array([[np.asarray(each[seed], float) for each in candidates] for seed in seeds])
-    means = table.mean((0, 2))
-    value = float(means.max() - means[picked])
+    own = {seed: candidates[picked][seed] for seed in seeds}
+    found = [accuracy_difference(each, own) for each in others]
+    differences = [one for one in found if one is not None]
+    value = max(0.0, *(one.value for one in differences))
     if len(seeds) < MIN_SAMPLES:
         return Regret(value=value, low=None, high=None, verdict=None, n=len(seeds))
-    only = np.zeros((len(seeds), len(candidates), 2))
-    only[:, picked, 0], only[:, :, 1] = 1.0, 1.0
-    only[:, picked, 1] = 0.0
-    images = np.concatenate([table, only], axis=2)
-    count, rng, drawn = images.shape[2], np.random.default_rng(0), []
-    by_image = images.transpose(2, 0, 1).reshape(count, -1)
-    for _ in range(RESAMPLES // _AT_ONCE):
-        weights = rng.multinomial(count, np.full(count, 1 / count), _AT_ONCE) / count
-        shares = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), _AT_ONCE) / len(seeds)
-        found = np.einsum("bs,bsc->bc", shares, (weights @ by_image).reshape(_AT_ONCE, len(seeds), -1))
-        drawn.append(found.max(axis=1) - found[:, picked])
-    regrets = np.concatenate(drawn)
-    low, high = np.quantile(regrets, [LEVEL / 2, 1 - LEVEL / 2])
-    beyond, within = (1 + int((regrets > bound).sum())), (1 + int((regrets <= bound).sum()))
-    p = min(1.0, 2 * min(beyond, within) / (RESAMPLES + 1))
-    return Regret(value=value, low=float(low), high=float(high), verdict=(within > beyond, p), n=len(seeds))
+    within = max(one.p_not_below(bound) for one in differences)
+    beyond = min(1.0, len(others) * min(one.p_not_above(bound) for one in differences))
+    level = LEVEL / len(others)
+    return Regret(
+        value=value,
+        low=max(0.0, *(one.interval(level)[0] for one in differences)),
+        high=max(0.0, *(one.interval(LEVEL)[1] for one in differences)),
+        verdict=(within < beyond, min(1.0, 2 * min(within, beyond))),
+        n=len(seeds),
+    )

@@ -33,6 +33,22 @@ OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", callback=expanded, help="Write to this file.", show_default="standard output"),
 ]
+TimeoutOption = Annotated[
+    float | None, typer.Option(metavar="S", help="Time limit per training, in seconds.", show_default="3600")
+]
+MemoryLimitOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Main memory that a cell may allocate, such as 2GiB (Linux only).")
+]
+ExecutorOption = Annotated[
+    str, typer.Option(help="process, inline (for debuggers: no limits, no protection), or ray (a cluster).")
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(metavar="auto|ADDRESS", help="The cluster's address.", show_default="start one on this machine"),
+]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Wait for another command that is working in this run's folder.")
+]
 MetricOption = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Compare only this metric (repeatable); results/README.md lists them."),

@@ -14,10 +14,15 @@ from bench.cli.arguments import (
     REPORTS,
     RESULTS,
     SEVERAL,
+    ExecutorOption,
     ImagesOption,
+    MemoryLimitOption,
     PluginOption,
+    RayAddressOption,
     ReportsOption,
     ResultsOption,
+    TimeoutOption,
+    WaitOption,
     each,
     expanded,
 )
@@ -56,6 +61,11 @@ def pick(
     weights_dir: Annotated[
         Path | None, typer.Option(callback=expanded, help="A folder of weight files to search first.")
     ] = None,
+    timeout: TimeoutOption = None,
+    memory_limit: MemoryLimitOption = None,
+    executor: ExecutorOption = "process",
+    ray_address: RayAddressOption = None,
+    wait: WaitOption = False,
     name: Annotated[
         str | None, typer.Option(help="The run's folder below --results.", show_default="pick-, and the images' name")
     ] = None,
@@ -79,7 +89,7 @@ def pick(
     from bench.execution.executors import start_early
 
     if not dry_run:
-        start_early("process")
+        start_early(executor)
     from rich.console import Console
 
     from bench.report.pick_text import as_json, print_pick, print_ranking
@@ -102,6 +112,11 @@ def pick(
         seeds=seeds,
         epochs=epochs,
         weights_dir=weights_dir,
+        timeout=timeout,
+        memory_limit=memory_limit,
+        executor=executor,
+        address=ray_address,
+        wait=wait,
         name=name,
         results=results,
         fresh=fresh,

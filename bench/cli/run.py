@@ -14,11 +14,16 @@ from bench.cli.arguments import (
     REPORTS,
     RESULTS,
     SEVERAL,
+    ExecutorOption,
     HiddenOut,
     ImagesOption,
+    MemoryLimitOption,
     PluginOption,
+    RayAddressOption,
     ReportsOption,
     ResultsOption,
+    TimeoutOption,
+    WaitOption,
     each,
     expanded,
     renamed,
@@ -101,28 +106,15 @@ def run(
         str | None,
         typer.Option(metavar="TIME", help="For --until-decided: 90s, 10m, 2h; add no pair that would overrun it."),
     ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="Time limit per training, in seconds.", show_default="3600"),
-    ] = None,
-    memory_limit: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Main memory that a cell may allocate, such as 2GiB (Linux only)."),
-    ] = None,
+    timeout: TimeoutOption = None,
+    memory_limit: MemoryLimitOption = None,
     skip_larger_after_oom: Annotated[
         bool, typer.Option("--skip-larger-after-oom", help="Skip larger batches of a cell that ran out of memory.")
     ] = False,
-    executor: Annotated[
-        str, typer.Option(help="process, inline (for debuggers: no limits, no protection), or ray (a cluster).")
-    ] = "process",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(metavar="auto|ADDRESS", help="The cluster's address.", show_default="start one on this machine"),
-    ] = None,
+    executor: ExecutorOption = "process",
+    ray_address: RayAddressOption = None,
     inference: Annotated[bool, typer.Option("--inference", help=INFERENCE)] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for another command that is working in this run's folder.")
-    ] = False,
+    wait: WaitOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; nothing is deleted.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,

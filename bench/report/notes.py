@@ -40,11 +40,11 @@ _CLAIMS = (
 )
 SELECTION = (
     "Regret: by how many points the backbone that a score ranks first is less accurate, after its trainings, than the "
-    f"most accurate one; the claim holds if that is at most {100 * selection.WITHIN:g} points. Its 95% interval is a "
-    "bootstrap over seeds and images, in which each resample finds its own most accurate backbone. Agreement: weighted "
-    "Kendall's τ of score and accuracy, 1 for the same order. Scores are of training images alone: shares that a head "
-    "fitted without them predicts right, or LogME. These verdicts have an error rate of their own, 5% for all together "
-    "(Holm)."
+    f"most accurate one; the claim holds if that is at most {100 * selection.WITHIN:g} points. That must be shown "
+    "against each other backbone; more than that, against one of them, adjusted for their number. The 95% interval "
+    "follows from the same tests. Agreement: weighted Kendall's τ of score and accuracy, 1 for the same order. Scores "
+    "are of training images alone: shares that a head fitted without them predicts right, or LogME. These verdicts "
+    "have an error rate of their own, 5% for all together (Holm)."
 )
 _BY_PAIRS = (
     "Intervals over process pairs, for times and memory: Student's t on the logarithms of the pairs' ratios. They "

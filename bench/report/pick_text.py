@@ -32,12 +32,12 @@ def print_pick(found: PickRecord, run: str, console: Console) -> None:
     if found.cards:
         console.print()
         console.print(Columns([_panel(*each) for each in by_choice(found)], padding=(0, 1, 0, 0)))
-    if tried := [one for one in found.candidates if one.rung != "not tried"]:
+    if some := tried(found):
         console.print()
-        console.print(_table(tried))
+        console.print(_table(some))
     console.print()
-    for reason, names in reasons(found.candidates).items():
-        say(console, f"{', '.join(names)}: {reason}", style="yellow")
+    for text in reasons(found.candidates):
+        say(console, text, style="yellow")
     for text in found.more:
         say(console, text)
     for text in found.notes:
@@ -70,11 +70,10 @@ def sentence(found: PickRecord) -> str:
         f"Use {pick}: it classifies {share(pick.accuracy, pick.low, pick.high)} of {found.val_images} validation "
         f"images right{always}."
     )
-    tried = [one for one in found.candidates if one.rung != "not tried"]
-    if 1 < len(tried) < len(found.candidates):
-        text += f" {len(found.candidates) - len(tried)} of {len(found.candidates)} candidates were not tried."
-    if len(tried) == 1:
-        text = f"Only {tried[0].backbone} could be tried, so this says how to train it, not which one to take. {text}"
+    if left_out := len(found.candidates) - len(tried(found)):
+        text += f" {left_out} of {len(found.candidates)} candidates {'was' if left_out == 1 else 'were'} not tried."
+    if len(found.candidates) == 1:
+        text = f"{pick.backbone} is the only candidate, so this says how to train it, not which one to take. {text}"
     text += f" Training it takes {costs}." if (costs := costs_of(pick)) else ""
     if found.test:
         tested = share(found.test.accuracy, found.test.low, found.test.high)
@@ -157,13 +156,18 @@ def row(one: Considered) -> dict[str, str]:
     }
 
 
-def reasons(candidates: Sequence[Considered]) -> dict[str, list[str]]:
-    """Reason → the backbones that came no further for it."""
+def tried(found: PickRecord) -> list[Considered]:
+    """The candidates that were probed at least, those that came furthest first."""
+    return [one for one in found.candidates if one.rung != "not tried"]
+
+
+def reasons(candidates: Sequence[Considered]) -> list[str]:
+    """Why backbones came no further, each reason once, with all that came no further for it."""
     found: dict[str, list[str]] = {}
     for one in candidates:
         if one.reason:
             found.setdefault(one.reason, []).append(one.backbone)
-    return found
+    return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
 def share(value: float | None, low: float | None, high: float | None) -> str:

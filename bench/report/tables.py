@@ -14,7 +14,7 @@ from bench.analysis.paired import PairedComparison
 from bench.analysis.selection import Selection
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.verdicts import Finding, show_estimate, show_ratio, show_share
-from bench.report.pick_text import row
+from bench.report.pick_text import row, tried
 from bench.report.settings_text import chosen_rates
 from bench.report.summary import Summary
 from bench.store.picks import PickRecord
@@ -77,8 +77,8 @@ def cells_table(summary: Summary) -> pd.DataFrame:
 
 
 def candidates_table(pick: PickRecord) -> pd.DataFrame:
-    """The backbones that a pick considered, and why each came no further."""
-    return pd.DataFrame([{**row(one), "why no further": one.reason} for one in pick.candidates])
+    """The backbones that a pick tried, and how far each came."""
+    return pd.DataFrame([row(one) for one in tried(pick)])
 
 
 def priorities_table(summary: Summary) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from bench.report.data import group_id, page_data
 from bench.report.heatmap import make_heatmap
 from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
+from bench.report.pick_text import reasons
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
 from bench.report.summary import Summary, summarise
 from bench.report.tables import (
@@ -173,7 +174,10 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "paired": as_table(paired) if not (paired := paired_table(summary)).empty else "",
         "paired_remarks": paired_remarks(summary),
         "priorities": _wrapping(priorities_table(summary), suffix) if summary.choices else "",
-        "picks": [(run, pick, _wrapping(candidates_table(pick), suffix)) for run, pick in summary.picks],
+        "picks": [
+            (run, _wrapping(candidates_table(pick), suffix), (*reasons(pick.candidates), *pick.more, *pick.notes))
+            for run, pick in summary.picks
+        ],
         "front_axes": what_matters([RATED_BY, *costs()]),
         "half": _progress(summary),
         "figures_show": _figures_show(summary),

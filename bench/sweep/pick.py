@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -136,7 +136,6 @@ class Outcome:
 def prepare(
     data: str,
     *,
-    command: str,
     budget_seconds: float,
     priority: str,
     top: int,
@@ -146,13 +145,13 @@ def prepare(
     precision: str,
     seeds: int | Iterable[int],
     epochs: int,
-    weights_dir: Path | None,
     name: str | None,
-    results: Path,
-    fresh: bool,
-    dry_run: bool = False,
+    **how: Any,
 ) -> tuple[Grid, Options, Aim]:
-    """Make what `run_pick` takes from what a user gave; `Aim` and `Options` say what it means. Raises `ConfigError`."""
+    """Make what `run_pick` takes from what a user gave; `Aim` says what it means, and `make_options` what `how` has.
+
+    Raises `ConfigError`.
+    """
     axes = {
         "backbones": backbones,
         "regimes": regimes,
@@ -161,19 +160,7 @@ def prepare(
         "seeds": seeds,
     }
     grid = choose_grid("pick", axes, {"epochs": epochs})
-    options = make_options(
-        data=data,
-        weights="pretrained",
-        weights_dir=weights_dir,
-        name=pick_name(data) if name is None else name,
-        results=results,
-        timeout=None,
-        memory_limit=None,
-        executor="process",
-        fresh=fresh,
-        dry_run=dry_run,
-        command=command,
-    )
+    options = make_options(data=data, weights="pretrained", name=pick_name(data) if name is None else name, **how)
     return grid, options, Aim(top=top, priority=priority, budget_seconds=budget_seconds)
 
 
@@ -337,7 +324,8 @@ class _Rungs:
         def admit(cell: Cell) -> bool:
             return self._has_time((cell.config.backbone, cell.config.regime), expected.get(cell.id))
 
-        if (left := self.budget.left) is not None:  # a cell that takes longer than was expected ends with the budget
+        # A cell that takes longer than was expected ends with the budget.
+        if (left := self.budget.left) is not None and self.executor.has_limits:
             options = replace(options, timeout=max(1.0, min(left, options.timeout or left)))
         records = execute(sweep, grid, replace(options, admit=admit), self.executor, self.console)
         for record in records.values():
@@ -563,6 +551,13 @@ class _Rungs:
             return "no training has a result"
         if len(rated) == 1:
             return f"only {rated[0].label} has a result, and there is nothing to compare it with"
+        with_result = {group.config.backbone for group in rated}
+        if len(with_result) == 1 and (rivals := len(self.candidates) - 1):
+            (only,) = with_result
+            return (
+                f"only {only} has a result, and {_count(rivals, 'rival')} {'has' if rivals == 1 else 'have'} none; "
+                f"`--backbone {only}` picks how to train it"
+            )
         if not found:
             largest = rated[0].largest_class
             return f"nothing beats always answering {largest[0] if largest else ''!r}, the largest class"
