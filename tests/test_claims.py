@@ -11,7 +11,9 @@ import pytest
 
 from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.groups import make_groups
+from bench.analysis.paired import compare
 from bench.analysis.stats import LEVEL, ratio
+from bench.analysis.timed import look_at
 from bench.analysis.verdicts import _likeliest, decide_claims, overall
 from bench.report.answers import answers
 from bench.report.summary import summarise
@@ -19,9 +21,10 @@ from bench.store.records import Record
 from bench.sweep.grid import load_grid
 from tests.commands import ONE_CELL
 from tests.commands import here as command
-from tests.runs import RANDOM, TRUTH, record, write_run
+from tests.runs import RANDOM, TRUTH, pair_record, record, write_run
 from tl.errors import ConfigError
 from tl.regimes import REGIMES
+from tl.results import Work
 
 HALF = CLAIMS["half-the-time-fast"]
 OWN = """
@@ -153,6 +156,119 @@ def test_all_backbones_together(verdicts: list[str], word: str) -> None:
     assert overall([replace(finding, verdict=one) for one in verdicts]) == word  # type: ignore[arg-type]
 
 
+WORK = Work(
+    step_images=4,
+    forward_flops=4_000_000,
+    backward_flops=8_000_000,
+    saved_activation_bytes=1,
+    parameter_bytes=1,
+    gradient_bytes=1,
+    optimizer_state_bytes=1,
+)
+PREDICTED = (3 * 244 + len(TRUTH)) / (1.5 * 244 + len(TRUTH))
+"""By how much less work an epoch with half a forward pass of backward work is than one with two."""
+
+
+def partly(times: list[float], *, regime: str = "last-block", backward: int | None = 2_000_000) -> list[Record]:
+    """Fine-tuning of about 20 s per epoch and a regime that trains a part; without `backward` nothing was counted."""
+    found = []
+    for name, seconds, flops in (("finetune", [20.0, 20.2, 19.9], WORK.backward_flops), (regime, times, backward)):
+        for one in seeds(name, seconds):
+            assert one.result is not None
+            work = None if flops is None else WORK.replace(backward_flops=flops)
+            found.append(one.replace(result=one.result.replace(work=work)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("factor", "words", "region"),
+    [
+        (1.0, "supported", "0.80× to 1.25× of what the counted work predicts"),
+        (1.1, "supported", ""),
+        (1.5, "slower than predicted", ""),
+        (0.7, "faster than predicted", ""),
+    ],
+)
+def test_a_claim_about_predictions_is_of_the_measured_by_the_predicted_ratio(
+    factor: float, words: str, region: str
+) -> None:
+    """Its bounds have the same meaning for every backbone and regime, whatever speed-up is predicted."""
+    claim = CLAIMS["last-stages-cost"]
+    times = [factor * seconds / PREDICTED for seconds in (20.0, 20.1, 19.9)]
+    groups = make_groups([("r", one) for one in partly(times)], {"r": TRUTH})
+    (finding,) = decide_claims({"r": [claim]}, groups)
+    assert finding.words == words and finding.estimate is not None and finding.predicted == 1.0
+    assert finding.estimate.value == pytest.approx(1 / factor, rel=0.01)
+    assert region in claim.region
+    assert claim.is_about("last-3", "fast") and not claim.is_about("last-3", "plain")
+
+
+def test_without_counted_work_a_claim_about_predictions_is_unknown() -> None:
+    groups = make_groups([("r", one) for one in partly([9.0, 9.1, 9.2], backward=None)], {"r": TRUTH})
+    (finding,) = decide_claims({"r": [CLAIMS["last-stages-cost"]]}, groups)
+    assert (finding.verdict, finding.estimate, finding.predicted) == ("unknown", None, None)
+
+
+def test_pairs_decide_a_claim_about_predictions_too() -> None:
+    """In a report, and in `bench time`, whose JSON keeps the speed-up itself."""
+    records = partly([9.0, 9.1, 9.2])
+    cells = (records[0].cell, records[3].cell)
+    works = (WORK, WORK.replace(backward_flops=2_000_000))
+    timed = [pair_record(cells, (20.0, 20.0 / PREDICTED), number=number, noise=0.01) for number in range(5)]
+    timed = [
+        one.replace(sides=tuple(s.replace(work=w) for s, w in zip(one.sides, works, strict=True))) for one in timed
+    ]
+    groups = make_groups([("r", one) for one in records], {"r": TRUTH})
+    (finding,) = decide_claims({"r": [CLAIMS["last-stages-cost"]]}, groups, {"r": timed})
+    assert (finding.by, finding.words) == ("pairs", "supported")
+    found = compare(cells[1], cells[0], timed)
+    assert found is not None
+    (said,) = look_at([found])
+    assert said.claim == CLAIMS["last-stages-cost"] and said.verdict == "supported"
+    assert said.predicted == pytest.approx(PREDICTED) == pytest.approx(found.speed_up.value, rel=0.02)
+    (other,) = look_at([replace(found, work=(works[1], works[1]))])  # no speed-up is predicted
+    assert other.verdict == "faster than predicted"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "trained", "expected"),
+    [
+        ([15.0, 15.2, 14.9], 100, ("supported", "supported")),
+        ([9.0, 9.1, 8.9], 100, ("supported", "half the time, or less")),
+        ([15.0, 15.2, 14.9], 5_000, ("below the claim", "supported")),
+    ],
+)
+@pytest.mark.parametrize("regime", ["norm-only", "bias-only"])
+def test_few_parameters_are_not_half_the_time(
+    regime: str, seconds: list[float], trained: int, expected: tuple[str, str]
+) -> None:
+    """Each of the two can be refuted alone."""
+    records = [
+        one.replace(
+            result=one.result.replace(
+                total_params=10_000,
+                trainable_params=10_000 if one.cell.config.regime == "finetune" else trained,
+            )
+        )
+        for one in partly(seconds, regime=regime)
+        if one.result is not None
+    ]
+    claims = [CLAIMS["few-parameters"], CLAIMS["not-half-the-time"]]
+    findings = decide_claims({"r": claims}, make_groups([("r", one) for one in records], {"r": TRUTH}))
+    assert tuple(finding.words for finding in findings) == expected
+
+
+def test_claims_about_regimes_that_a_run_lacks_are_not_mentioned(tmp_path: Path) -> None:
+    """A report of `finetune` and `frozen` says nothing of norms; one that planned them does, also without a result."""
+    half = [*seeds("finetune", [20.0] * 3), *seeds("frozen", [10.0] * 3)]
+    few = CLAIMS["few-parameters"]
+    run = write_run(tmp_path / "half", half)
+    assert few not in summarise([run], "x").claims and HALF in summarise([run], "x").claims
+    run = write_run(tmp_path / "norms", half, missing=[record("timm:a", "norm-only").cell])
+    summary = summarise([run], "x")
+    assert few in summary.claims and summary.without_result["few-parameters"] == 1
+
+
 def test_a_claim_of_a_grid_can_be_about_a_kind_of_regimes(tmp_path: Path) -> None:
     """As the built-in ones are: about every regime that trains only the head on equal terms."""
     path = tmp_path / "own.toml"
@@ -209,6 +325,14 @@ def test_a_grid_can_have_claims(tmp_path: Path) -> None:
         (
             ('"peak_memory_bytes"', '"val_accuracy_last"\nas_share = true'),
             r"claims\[1\]\.as_share=True: metric 'val_accuracy_last' is compared by its difference, not by a ratio",
+        ),
+        (
+            ("low = 2.9", "low = 2.9\nof_prediction = true"),
+            r"claims\[1\]\.of_prediction=True: work predicts no 'peak_memory_bytes', only epoch_seconds and train_ep",
+        ),
+        (
+            ('"peak_memory_bytes"', '"epoch_seconds"\nof_prediction = true\nas_share = true'),
+            r"claims\[1\]\.as_share=True: a ratio that is divided by another one is no share",
         ),
         (
             ('regime = "frozen"', 'regime = "frozen"\nkind = "head-only"'),

@@ -15,6 +15,7 @@ from tl.config import TrainConfig
 from tl.errors import ConfigError, DeviceError
 from tl.regimes import REGIMES
 from tl.specs import canonical
+from tl.weights import BUNDLED
 
 HAVE = {"cuda:0": "GPU 0", "cuda:1": "GPU 1", "cpu": "CPU"}
 
@@ -43,6 +44,13 @@ def test_every_shipped_grid_expands(name: str) -> None:
     assert grid.description
     planned = expand(grid, weights="auto", spec=lambda s: canonical(s, known_names()), devices=lambda: {"cpu": ""})
     assert {cell.config.backbone for cell in planned} == set(grid.matrix.backbones), "with their sources"
+
+
+def test_the_grid_of_regimes_has_them_all() -> None:
+    """With one backbone whose weights come with the installation, so that accuracies count without a network."""
+    grid = load_grid("regimes")
+    assert grid.matrix.regimes == list(REGIMES)
+    assert len(grid.matrix.backbones) == 1 and set(grid.matrix.backbones) <= set(BUNDLED)
 
 
 def test_the_tutorial_grid_is_the_tutorials_protocol() -> None:

@@ -710,6 +710,7 @@ def test_the_shipped_grids_compare_speeds_where_times_mean_something() -> None:
         "default": Paired(pairs=8, seconds=4.0),
         "full": Paired(),
         "pick": None,
+        "regimes": Paired(pairs=5, seconds=4.0),
         "smoke": None,
         "tutorial": Paired(),
     }

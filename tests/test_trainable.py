@@ -34,40 +34,39 @@ from tl.regimes import EVERYTHING, HEAD, REGIMES, Regime, Trainable
 from tl.step import TrainStep
 
 HALF = CLAIMS["half-the-time-fast"]
-NORMS = (nn.BatchNorm2d, nn.LayerNorm)
-PARTS: dict[str, Trainable] = {
-    "last-stage": Trainable(
-        head=True, backbone=lambda network: [c for c in network.children() if list(c.parameters())][-1:]
-    ),
-    "norms": Trainable(head=True, backbone=lambda network: [m for m in network.modules() if isinstance(m, NORMS)]),
-    "biases": Trainable(
-        head=True, backbone=lambda network: [p for name, p in network.named_parameters() if name.endswith("bias")]
-    ),
-    "backbone alone": Trainable(head=False, backbone=lambda network: [network]),
+PARTS = ("last-block", "last-2", "norm-only", "bias-only", "backbone alone")
+ALONE = Regime(
+    summary="the head stays",
+    start="pretrained",
+    trainable=Trainable(head=False, backbone=lambda network: [network]),
+)
+LAST = {
+    "last-block": {TINY[0]: ("stage4", "conv5"), TINY[1]: ("layer4",)},
+    "last-2": {TINY[0]: ("stage3", "stage4", "conv5"), TINY[1]: ("layer3", "layer4")},
 }
-LAST_STAGE = {TINY[0]: "conv5", TINY[1]: "layer4"}
-"""Names of the last stage in each library."""
+"""Names of the last stages in each library."""
 
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add one entry per regime, and nothing else."""
-    for name, trainable in PARTS.items():
-        monkeypatch.setitem(REGIMES, name, Regime(summary=name, start="pretrained", trainable=trainable))
+    """Add an entry that no shipped regime is like, and nothing else."""
+    monkeypatch.setitem(REGIMES, "backbone alone", ALONE)
 
 
 def by_hand(regime: str, backbone: str) -> tuple[set[str], set[str], set[str]]:
-    """Names in a fresh classifier: trained parameters, buffers that may change, modules in train mode."""
+    """Names in a fresh classifier: trained parameters, buffers that may change, and, of the modules that hold some of
+    either, those in train mode."""
     fresh = classifier(backbone)
-    if regime == "biases":
+    if regime == "bias-only":
         names = {name for name, _ in fresh.backbone.named_parameters(prefix="backbone") if name.endswith(".bias")}
         return names | {"head.weight", "head.bias"}, set(), {"head"}
-    modules = {
-        "last-stage": {f"backbone.{LAST_STAGE[backbone]}", "head"},
-        "norms": {name for name, module in fresh.named_modules() if type(module).__name__.startswith("BatchNorm")}
-        | {"head"},
-        "backbone alone": {"backbone"},
-    }[regime]
+    if regime in LAST:
+        modules = {f"backbone.{name}" for name in LAST[regime][backbone]} | {"head"}
+    elif regime == "norm-only":
+        modules = {name for name, module in fresh.named_modules() if type(module).__name__.startswith("BatchNorm")}
+        modules |= {"head"}
+    else:
+        modules = {"backbone"}
 
     def inside(name: str) -> bool:
         return any(name == module or name.startswith(f"{module}.") for module in modules)
@@ -75,8 +74,13 @@ def by_hand(regime: str, backbone: str) -> tuple[set[str], set[str], set[str]]:
     return (
         {name for name, _ in fresh.named_parameters() if inside(name)},
         {name for name, _ in fresh.named_buffers() if inside(name)},
-        {name for name, _ in fresh.named_modules() if inside(name)},
+        {name for name, module in fresh.named_modules() if inside(name) and holds(module)},
     )
+
+
+def holds(module: nn.Module) -> bool:
+    """Whether a module itself has parameters or buffers; the mode of others, such as a chain's, means nothing."""
+    return any(True for tensors in (module.parameters, module.buffers) for _ in tensors(recurse=False))
 
 
 @cache
@@ -118,7 +122,7 @@ def moved(result: tl.TrainResult) -> set[str]:
 
 @pytest.mark.parametrize(
     ("regime", "backbone", "optimizer"),
-    [*((regime, backbone, "sgd") for regime in PARTS for backbone in TINY), ("last-stage", TINY[1], "adamw")],
+    [*((regime, backbone, "sgd") for regime in PARTS for backbone in TINY), ("last-block", TINY[1], "adamw")],
 )
 def test_exactly_the_named_part_trains(
     mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str, backbone: str, optimizer: str
@@ -135,7 +139,7 @@ def test_exactly_the_named_part_trains(
         return made[-1]
 
     def recorded(self: TrainStep, *arguments: Any) -> None:
-        modes.append({name for name, module in self._model.named_modules() if module.training})
+        modes.append({name for name, module in self._model.named_modules() if module.training and holds(module)})
         run(self, *arguments)
 
     monkeypatch.setitem(optimizers.OPTIMIZER_BUILDERS, optimizer, builder)
@@ -168,12 +172,12 @@ def a_frozen_norm_in_train_mode(freezing: Freezing) -> Freezing:
 @pytest.mark.parametrize(
     ("regime", "plant", "backbone"),
     [
-        ("last-stage", unfreeze_one_more, TINY[0]),
-        ("last-stage", unfreeze_one_more, TINY[1]),
-        ("last-stage", a_frozen_norm_in_train_mode, TINY[0]),
-        ("last-stage", a_frozen_norm_in_train_mode, TINY[1]),
-        ("norms", unfreeze_one_more, TINY[1]),
-        ("biases", a_frozen_norm_in_train_mode, TINY[1]),
+        ("last-block", unfreeze_one_more, TINY[0]),
+        ("last-block", unfreeze_one_more, TINY[1]),
+        ("last-block", a_frozen_norm_in_train_mode, TINY[0]),
+        ("last-block", a_frozen_norm_in_train_mode, TINY[1]),
+        ("norm-only", unfreeze_one_more, TINY[1]),
+        ("bias-only", a_frozen_norm_in_train_mode, TINY[1]),
         ("frozen", unfreeze_one_more, TINY[1]),
     ],
 )
@@ -192,8 +196,9 @@ def test_a_change_of_the_frozen_part_is_reported(
 @pytest.mark.parametrize("backbone", TINY)
 def test_losses_are_those_of_a_plain_loop(mini: tl.Splits, backbone: str) -> None:
     """The plain loop trains the last stage and the head, which it finds by the library's names."""
-    given = tl.TrainConfig(backbone=backbone, regime="last-stage", weights="random", epochs=2)
-    expected, reference = plain_loop(given, mini, only=(f"backbone.{LAST_STAGE[backbone]}", "head"))
+    given = tl.TrainConfig(backbone=backbone, regime="last-block", weights="random", epochs=2)
+    only = (*(f"backbone.{name}" for name in LAST["last-block"][backbone]), "head")
+    expected, reference = plain_loop(given, mini, only=only)
     result = tl.train_model(given, mini, device="cpu")
     for row, wanted in zip(result.epochs, expected, strict=True):
         assert row.train_loss == pytest.approx(wanted["train_loss"], rel=1e-5)
@@ -230,16 +235,17 @@ def test_work_is_what_must_run_backward(mini: tl.Splits) -> None:
     """The last stage saves the backward pass through all that is below it. Norms save half of it: every activation
     still has its gradient, but no convolution's weight has."""
     backward = {
-        name: train(mini, name, epochs=1).work.backward_flops for name in ("frozen", "last-stage", "norms", "finetune")
+        name: train(mini, name, epochs=1).work.backward_flops
+        for name in ("frozen", "last-block", "last-2", "last-3", "norm-only", "finetune")
     }
     assert list(backward.values()) == sorted(backward.values())
-    assert backward["last-stage"] < 0.1 * backward["finetune"] < 0.4 * backward["finetune"] < backward["norms"]
+    assert backward["last-block"] < 0.1 * backward["finetune"] < 0.4 * backward["finetune"] < backward["norm-only"]
 
 
 def test_a_network_without_such_a_part_is_not_applicable(mini: tl.Splits) -> None:
     """SqueezeNet has no norms, so the cell is not applicable; it doesn't silently train only the head."""
     with pytest.raises(tl.NotApplicable, match="this backbone has no part that the regime trains"):
-        train(mini, "norms", "torchvision:squeezenet1_1", weights="random")
+        train(mini, "norm-only", "torchvision:squeezenet1_1", weights="random")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +256,7 @@ def test_a_network_without_such_a_part_is_not_applicable(mini: tl.Splits) -> Non
     ],
     ids=["features", "extractor"],
 )
-@pytest.mark.parametrize("base", ["finetune", "frozen-tutorial", "last-stage", "biases"])
+@pytest.mark.parametrize("base", ["finetune", "frozen-tutorial", "last-block", "bias-only"])
 def test_only_fixed_features_can_be_kept(base: str, changes: dict[str, Any], message: str) -> None:
     """Features of a changing backbone would be stale after a step, and int8 backbones can't be trained."""
     replace(REGIMES["frozen"], **changes)
@@ -272,7 +278,7 @@ def test_claims_on_the_head_alone_follow_from_what_trains(monkeypatch: pytest.Mo
 def test_a_sweep_and_its_report_know_a_new_regime(tmp_path: Path) -> None:
     """It works from the grid to the export with only its entry."""
     (tmp_path / "one.toml").write_text(
-        ONE_CELL.replace('["frozen"]', '["last-stage", "frozen", "finetune"]') + "[train]\nepochs = 1\n"
+        ONE_CELL.replace('["frozen"]', '["last-block", "frozen", "finetune"]') + "[train]\nepochs = 1\n"
     )
     grid = load_grid(str(tmp_path / "one.toml"))
     options = Options(name="x", weights="random", executor="inline", results=tmp_path / "results")
@@ -281,7 +287,7 @@ def test_a_sweep_and_its_report_know_a_new_regime(tmp_path: Path) -> None:
     runner.execute(sweep, grid, options, worker, console)
     write_report(summarise([sweep.run], "x"), tmp_path / "reports")
     table = bench.load_results(tmp_path / "results" / "x").set_index("regime")
-    assert set(table.index) == {"last-stage", "frozen", "finetune"}
-    assert table.loc["last-stage", "frozen_verified"] and table.loc["last-stage", "status"] == "done"
+    assert set(table.index) == {"last-block", "frozen", "finetune"}
+    assert table.loc["last-block", "frozen_verified"] and table.loc["last-block", "status"] == "done"
     sizes = table["trainable_params"]
-    assert sizes["frozen"] < sizes["last-stage"] < sizes["finetune"] == table.loc["finetune", "total_params"]
+    assert sizes["frozen"] < sizes["last-block"] < sizes["finetune"] == table.loc["finetune", "total_params"]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 import tl
 from tests.conftest import TINY
 from tests.weights import TRAINING
-from tl.backbones import make_backbone
+from tl.backbones import Classifier, make_backbone
 from tl.clock import Clock
+from tl.freezing import freeze
 from tl.regimes import REGIMES
 from tl.results import PHASES
 from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
@@ -164,22 +167,121 @@ def test_memory_of_parameters_and_optimiser() -> None:
     "regime", [name for name in TRAINING if REGIMES[name].extractor == "float" and REGIMES[name].adapter == "none"]
 )
 def test_work_of_each_regime(mini: tl.Splits, regime: str) -> None:
-    """With a frozen backbone only the head has a backward pass, gradients and optimiser state."""
+    """The reference adds up layers: a weight's gradient where it trains, an input's where something below trains."""
     config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights="random", epochs=2)
     result = tl.train_model(config, mini, device="cpu")
-    work = result.work
+    work, entry = result.work, REGIMES[regime]
     assert work is not None and work.step_images == 4
-    head = sum(p.numel() for p in result.model.head.parameters())
-    trained = result.total_params if REGIMES[regime].trainable.backbone else head
+    model, trained = reference(regime)
     assert work.gradient_bytes == work.optimizer_state_bytes == 4 * trained == 4 * result.trainable_params
     assert work.parameter_bytes == 4 * result.total_params
-    if REGIMES[regime].trainable.backbone:
-        assert 1.5 < work.backward_flops / work.forward_flops < 2.0
-        assert work.saved_activation_bytes > 1_000_000
+    forward, backward = by_layers(model, torch.zeros(4, 3, 160, 160))
+    if entry.features == "once":
+        forward = 2 * 4 * model.head.in_features * 2
+    assert (work.forward_flops, work.backward_flops) == (forward, backward)
+    if entry.trainable.backbone:
+        assert work.saved_activation_bytes > 100_000
     else:
-        width = result.model.head.in_features
-        assert work.backward_flops == 2 * 4 * width * 2, "the gradient of one weight"
+        assert work.backward_flops == 2 * 4 * model.head.in_features * 2, "the gradient of one weight"
         assert work.saved_activation_bytes < 10_000
+
+
+def reference(regime: str) -> tuple[Classifier, int]:
+    """A fresh network with gradients where the regime's rule asks for them, and how many parameters have some."""
+    made = make_backbone(TINY[1], weights="random")
+    model, rule = Classifier(made, 2, tl.TrainConfig(backbone=TINY[1])), REGIMES[regime].trainable
+    trained = set(model.head.parameters())
+    for part in rule.backbone(made.module) if rule.backbone else ():
+        trained |= {part} if isinstance(part, nn.Parameter) else set(part.parameters())
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in trained)
+    return model, sum(parameter.numel() for parameter in trained)
+
+
+def by_layers(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
+    """FLOPs of the forward and the backward pass, from what each convolution and linear layer was given."""
+    forward = backward = 0
+
+    def add(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal forward, backward
+        flops = 2 * output.numel() * layer.weight[0].numel()
+        forward += flops
+        backward += flops * (layer.weight.requires_grad + inputs[0].requires_grad)
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(add)
+    model(images)
+    return forward, backward
+
+
+class Three(nn.Sequential):
+    """Three convolutions, each halves the resolution; the last one is depthwise. `(B, 3, 32, 32)` → `(B, 16)`."""
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for ins, outs, groups in ((3, 8, 1), (8, 16, 1), (16, 16, 16)):
+            layers += [nn.Conv2d(ins, outs, 3, stride=2, padding=1, groups=groups), nn.BatchNorm2d(outs), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+FIRST, SECOND, THIRD = 2 * 8 * 16**2 * 3 * 9, 2 * 16 * 8**2 * 8 * 9, 2 * 16 * 4**2 * 9
+THREE_HEAD = 2 * 16 * 2
+"""FLOPs per image of the forward pass of each convolution of `Three`, and of a head for two classes."""
+
+
+@pytest.mark.parametrize(
+    ("regime", "backward"),
+    [
+        ("finetune", FIRST + 2 * SECOND + 2 * THIRD + 2 * THREE_HEAD),  # no image has a gradient
+        ("last-2", SECOND + 2 * THIRD + 2 * THREE_HEAD),
+        ("last-block", THIRD + 2 * THREE_HEAD),
+        ("norm-only", SECOND + THIRD + 2 * THREE_HEAD),  # down to the first norm; no convolution's weight trains
+        ("bias-only", SECOND + THIRD + 2 * THREE_HEAD),  # a bias's gradient is a sum, without products
+        ("frozen", THREE_HEAD),
+    ],
+)
+def test_a_small_network_by_hand(regime: str, backward: int) -> None:
+    """The backward pass ends at the lowest parameter that trains, and weights have gradients only where they train."""
+    made = replace(make_backbone(TINY[1], weights="random"), module=Three(), width=16)
+    freezing = freeze(Classifier(made, 2, tl.TrainConfig(backbone=TINY[1])), REGIMES[regime])
+    freezing.train_mode()
+    work = step(freezing.model, torch.zeros(5, 3, 32, 32), 2)
+    assert work.forward_flops == 5 * (FIRST + SECOND + THIRD + THREE_HEAD)
+    assert work.backward_flops == 5 * backward
+
+
+@pytest.mark.parametrize("regime", ["finetune", "last-block", "last-2", "norm-only", "bias-only"])
+def test_a_residual_network_by_torchs_own_counter(regime: str) -> None:
+    """ResNet-18 has no grouped convolution, which torch's counter gets wrong; it counts what really runs."""
+    made = make_backbone("torchvision:resnet18", weights="random")
+    freezing = freeze(Classifier(made, 2, tl.TrainConfig(backbone="torchvision:resnet18")), REGIMES[regime])
+    freezing.train_mode()
+    images = torch.zeros(2, 3, 64, 64)
+    counts = []
+    with FlopCounterMode(display=False) as counter:
+        loss = freezing.model(images).sum()
+        counts.append(counter.get_total_flops())
+        loss.backward()
+        counts.append(counter.get_total_flops() - counts[0])
+    work = step(freezing.model, images, 2)
+    assert [work.forward_flops, work.backward_flops] == pytest.approx(counts, rel=0.01)
+    assert counts[1] < counts[0] if regime == "last-block" else counts[1] > 0
+
+
+def test_frozen_stages_keep_nothing_for_the_backward_pass() -> None:
+    """Memory for activations is that of the stages that train. Norms need all activations before them."""
+    saved = {}
+    for regime in ("last-block", "last-2", "last-3", "norm-only", "finetune"):
+        made = make_backbone("torchvision:resnet18", weights="random")
+        freezing = freeze(Classifier(made, 2, tl.TrainConfig(backbone="torchvision:resnet18")), REGIMES[regime])
+        freezing.train_mode()
+        saved[regime] = step(freezing.model, torch.zeros(2, 3, 224, 224), 2).saved_bytes
+    image = 4 * 512 * 7**2
+    # Its input, what both convolutions and ReLUs of both blocks give, and a first shortcut; the head's input.
+    assert saved["last-block"] == pytest.approx(2 * (4 * 256 * 14**2 + 9 * image + 4 * 512), rel=0.01)
+    assert saved["last-block"] < 0.2 * saved["last-3"] < 0.2 * saved["finetune"]
+    assert saved["norm-only"] > 0.7 * saved["finetune"]
 
 
 def test_counting_changes_no_number(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tl.config import TrainConfig
 from tl.errors import NotApplicable
 
 LEAST_BLOCKS = 2
@@ -36,7 +35,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     for child in network.children():
         if not _is_chain(network) or _is_chain(child) or _is_stage(child):
             found += blocks(child)
-        elif _children(child) and _products(child):
+        elif _children(child) and products(child):
             found.append(child)
     return found
 
@@ -49,14 +48,14 @@ def _is_chain(module: nn.Module) -> bool:
     # In a dense block, a dictionary, each layer is given the outputs of all those before it: it is one block.
     if isinstance(module, nn.ModuleDict) or len({type(child) for child in children}) != 1:
         return False
-    return all(_products(child) > 1 and _children(child) and not isinstance(child, _CHAINS) for child in children)
+    return all(products(child) > 1 and _children(child) and not isinstance(child, _CHAINS) for child in children)
 
 
 def _is_stage(module: nn.Module) -> bool:
     """A module with a chain of several blocks of one class, not of convolutions that have their norm beside them."""
     for chain in module.children():
         if isinstance(chain, _CHAINS):
-            kinds = [type(link) for link in chain if _products(link) > 1]
+            kinds = [type(link) for link in chain if products(link) > 1]
             if any(kinds.count(kind) > 1 and not issubclass(kind, _CHAINS) for kind in kinds):
                 return True
     return False
@@ -66,20 +65,21 @@ def _children(module: nn.Module) -> list[nn.Module]:
     return list(module.children())
 
 
-def _products(module: nn.Module) -> int:
+def products(module: nn.Module) -> int:
     """Number of weights in a module by which something is multiplied, such as those of convolutions."""
     return sum(parameter.ndim > 1 for parameter in module.parameters())
 
 
 @contextmanager
-def checkpointed(network: nn.Module, config: TrainConfig) -> Iterator[None]:
+def checkpointed(network: nn.Module, *, compiles: bool = False) -> Iterator[None]:
     """Let the blocks of a network that train run again in backward passes inside the context.
 
-    Modules keep their places and names, and passes without gradients run as always. Raises `NotApplicable` with
-    `torch.compile`, and for a network with too few such blocks. The first training pass raises it too if no block can
-    run again: those that are called with lists or the like don't, since these may have changed by then.
+    Modules keep their places and names, and passes without gradients run as always. Raises `NotApplicable` for a
+    network that `torch.compile` will compile (`compiles`), and for one with too few such blocks. The first pass raises
+    it too if no block can run again: those that are called with lists or the like don't, since these may have changed
+    by then.
     """
-    if config.compile:
+    if compiles:
         raise NotApplicable("torch.compile chooses itself what to compute again: use either compile or checkpointing")
     chosen = [block for block in blocks(network) if any(p.requires_grad for p in block.parameters())]
     if len(chosen) < LEAST_BLOCKS:

@@ -88,7 +88,7 @@ def ready(
         setup = _prepare(config, splits, device, weights, weights_dir, layout)
     with (
         compiler(),
-        checkpointed(setup.model.backbone, config) if config.checkpointing else nullcontext(),
+        checkpointed(setup.model.backbone, compiles=config.compile) if config.checkpointing else nullcontext(),
         seeded(seed_for("train", config.seed)),
         single_precision(config.precision),
         own_stream(device),

@@ -46,6 +46,36 @@ def _low_rank_updates(network: nn.Module) -> list[nn.Module]:
     return [module for name, module in network.named_modules() if name.rpartition(".")[2] == LOW_RANK]
 
 
+def last(count: int) -> Trainable:
+    """The last `count` stages of a network and its head; `tl.stages` says what a stage is."""
+
+    def parts(network: nn.Module) -> Iterable[nn.Module | nn.Parameter]:
+        from tl.stages import last_stages
+
+        return last_stages(network, count)
+
+    return Trainable(head=True, backbone=parts)
+
+
+def norms(network: nn.Module) -> list[nn.Module]:
+    """Return the normalisation layers of a network: modules called so that have parameters of one dimension each.
+
+    Libraries have classes of their own for them, from which no common base class follows.
+    """
+    found = []
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        if "norm" in type(module).__name__.lower() and own and all(parameter.ndim == 1 for parameter in own):
+            found.append(module)
+    return found
+
+
+def biases(network: nn.Module) -> list[nn.Parameter]:
+    """Return the biases of a network, those of its normalisation layers too: one number per channel, named so."""
+    named = ((name.rpartition(".")[2], parameter) for name, parameter in network.named_parameters())
+    return [each for name, each in named if each.ndim == 1 and (name == "bias" or name.endswith("_bias"))]
+
+
 EVERYTHING = Trainable(head=True, backbone=lambda network: [network])
 HEAD = Trainable(head=True)
 NOTHING = Trainable(head=False)
@@ -203,5 +233,31 @@ REGIMES: dict[str, Regime] = {
         trainable=HEAD,
         features="once",
         fit="logistic",
+    ),
+    "last-block": Regime(
+        summary="the last stage of the backbone and the head are trained; the stages before run in eval mode, and "
+        "nothing in them changes",
+        start="pretrained",
+        trainable=last(1),
+    ),
+    "last-2": Regime(
+        summary="as last-block, with the last two stages",
+        start="pretrained",
+        trainable=last(2),
+    ),
+    "last-3": Regime(
+        summary="as last-block, with the last three stages",
+        start="pretrained",
+        trainable=last(3),
+    ),
+    "norm-only": Regime(
+        summary="scales and shifts of all normalisation layers are trained, and the head; BatchNorm statistics move",
+        start="pretrained",
+        trainable=Trainable(head=True, backbone=norms),
+    ),
+    "bias-only": Regime(
+        summary="all biases are trained, and the head; the backbone runs in eval mode",
+        start="pretrained",
+        trainable=Trainable(head=True, backbone=biases),
     ),
 }

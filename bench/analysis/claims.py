@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from bench.analysis.metrics import METRICS, RATED_BY, points
+from bench.analysis.prediction import PREDICTED
 from tl.config import EXECUTIONS
 from tl.errors import ConfigError, not_one_of
 from tl.regimes import REGIMES, Regime
@@ -29,8 +30,8 @@ class Claim(Strict):
     """A statement about two regimes of the same backbone, on the same device and images.
 
     For accuracies, the measured value is `regime` minus `against`. For other metrics it is `against` divided by
-    `regime`: how many times less time or memory the regime takes. The claim holds if the value lies between `low` and
-    `high`.
+    `regime`: how many times less time or memory the regime takes. With `of_prediction` that ratio is divided by the one
+    that the counted work predicts. The claim holds if the value lies between `low` and `high`.
     """
 
     name: str = Field(min_length=1)
@@ -41,8 +42,13 @@ class Claim(Strict):
     kind: str | None = Field(None, description="a key of `KINDS`; None with `regime`")
     against: str = Field("finetune", description="a regime")
     execution: str | None = Field(None, description="the execution that it is about; None for any")
-    always_listed: bool = Field(True, description="False: a run without its regimes says nothing of it")
     as_share: bool = Field(False, description="show a ratio as the share that `regime` takes of `against`, too")
+    of_prediction: bool = Field(
+        False, description="whether the ratio is divided by the predicted one, so that 1 means as predicted"
+    )
+    where_planned: bool = Field(
+        False, description="whether it is left out of what is said about runs that plan no such comparison"
+    )
     low: float | None = Field(None, description="None for no lower bound")
     high: float | None = Field(None, description="None for no upper bound")
     above: str = Field("above the claim", description="verdict if the value is certainly above the region")
@@ -68,6 +74,14 @@ class Claim(Strict):
             raise ConfigError(f"low={self.low}, high={self.high}: bounds of a ratio must be above 0")
         if self.as_share and not self.is_ratio:
             raise ConfigError(f"as_share=True: metric {self.metric!r} is compared by its difference, not by a ratio")
+        if self.of_prediction and self.metric not in PREDICTED:
+            raise ConfigError(
+                f"of_prediction=True: work predicts no {self.metric!r}, only {' and '.join(PREDICTED)}; leave it out"
+            )
+        if self.as_share and self.of_prediction:
+            raise ConfigError(
+                "as_share=True: a ratio that is divided by another one is no share; leave one of them out"
+            )
         if (self.regime is None) == (self.kind is None):
             raise ConfigError(f"regime={self.regime!r}, kind={self.kind!r}: give exactly one of them")
         if self.regime == self.against:
@@ -99,6 +113,8 @@ class Claim(Strict):
     def region(self) -> str:
         """The region where the claim holds, in words."""
         text = _range(self.show, self.low, self.high)
+        if self.of_prediction:
+            return f"{text} of what the counted work predicts"
         if not self.as_share:
             return text
         metric = METRICS[self.metric]
@@ -188,7 +204,7 @@ CLAIMS: dict[str, Claim] = {
             source="arXiv 2202.10054: one point better in distribution, ten outside it",
             metric=RATED_BY,
             regime="lp-ft",
-            always_listed=False,
+            where_planned=True,
             low=-0.02,
         ),
         Claim(
@@ -197,7 +213,7 @@ CLAIMS: dict[str, Claim] = {
             source="arXiv 2202.10054: the head needn't be found while features change",
             metric="epochs_to_best",
             regime="lp-ft",
-            always_listed=False,
+            where_planned=True,
             low=1.0,
         ),
         Claim(
@@ -206,8 +222,51 @@ CLAIMS: dict[str, Claim] = {
             source="arXiv 2106.09685: no gradient and no optimiser state for what is frozen",
             metric="peak_memory_bytes",
             regime="lora",
-            always_listed=False,
+            where_planned=True,
             low=1.0,
+        ),
+        Claim(
+            name="last-stages-cost",
+            statement="Training the last stages and the head takes the time that its work predicts",
+            source="the backward pass ends at the first stage that trains",
+            metric="epoch_seconds",
+            regime="last-*",
+            execution="fast",
+            of_prediction=True,
+            where_planned=True,
+            low=0.8,
+            high=1.25,
+            above="faster than predicted",
+            below="slower than predicted",
+        ),
+        Claim(
+            name="last-stages-accuracy",
+            statement="Training the last stages and the head loses at most 2 points of accuracy",
+            source="Lee et al. 2022 (surgical fine-tuning, arXiv 2210.11466): tuning one block can match tuning all",
+            metric=RATED_BY,
+            regime="last-*",
+            where_planned=True,
+            low=-0.02,
+        ),
+        Claim(
+            name="few-parameters",
+            statement="Training only norms, or only biases, trains less than a twentieth of the parameters",
+            source="Frankle et al. 2021 (arXiv 2003.00152), Ben Zaken et al. 2022 (BitFit, arXiv 2106.10199)",
+            metric="trainable_params",
+            regime="*-only",
+            where_planned=True,
+            low=20.0,
+        ),
+        Claim(
+            name="not-half-the-time",
+            statement="Training only norms, or only biases, takes more than half the time of fine-tuning",
+            source="the backward pass still runs through the whole backbone",
+            metric="epoch_seconds",
+            regime="*-only",
+            as_share=True,
+            where_planned=True,
+            high=1.6,
+            above="half the time, or less",
         ),
     )
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.paired import PairedComparison
 from bench.analysis.prediction import SAME, epoch_flops
-from bench.analysis.verdicts import NEGLIGIBLE, ClaimVerdict, decide_together, in_words_of
+from bench.analysis.verdicts import NEGLIGIBLE, ClaimVerdict, as_claimed, decide_together, in_words_of
 from tl.results import Work
 
 
@@ -60,19 +60,22 @@ class Timed:
 def look_at(comparisons: Sequence[PairedComparison], claims: Collection[Claim] = tuple(CLAIMS.values())) -> list[Timed]:
     """Find the claims about comparisons, decide them together, and find what the counted work predicts."""
     about = [_claim_about(comparison, claims) for comparison in comparisons]
+    expected = [_predicted(each, each.train_images, each.val_images) for each in comparisons]
     claimed = [
-        (claim, comparison.speed_up) for claim, comparison in zip(about, comparisons, strict=True) if claim is not None
+        (claim, as_claimed(claim, comparison.speed_up, ratio))
+        for claim, comparison, ratio in zip(about, comparisons, expected, strict=True)
+        if claim is not None
     ]
     verdicts = iter(decide_together(claimed))
     return [
         Timed(
             comparison=comparison,
             claim=claim,
-            predicted=_predicted(comparison, comparison.train_images, comparison.val_images),
+            predicted=ratio,
             predicted_training=_predicted(comparison, comparison.train_images, 0),
             verdict=_unclaimed(comparison) if claim is None else _claimed(claim, next(verdicts)[0]),
         )
-        for claim, comparison in zip(about, comparisons, strict=True)
+        for claim, comparison, ratio in zip(about, comparisons, expected, strict=True)
     ]
 
 

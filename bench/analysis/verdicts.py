@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.analysis.claims import CLAIMS, Claim
@@ -39,7 +39,7 @@ class Finding:
     all_lost: PairedComparison | None = None
     """The process pairs where none of them has a result, so that seeds decide; None otherwise."""
     predicted: float | None
-    """The value that the counted work predicts; None if it predicts nothing."""
+    """The value that the counted work predicts, 1 for a claim about predictions; None if it predicts nothing."""
     verdict: ClaimVerdict
     p: float | None
     """The verdict's p-value, adjusted (Holm) over all findings of the report; None if there was nothing to test."""
@@ -141,11 +141,11 @@ def _digits(low: float, high: float, bounds: Sequence[float], *, least: int) -> 
 
 
 def claims_of(manifest: Manifest) -> list[Claim]:
-    """The claims of a run: `CLAIMS`, without those of regimes that it hasn't got, and those of its latest grid."""
+    """The claims of a run: `CLAIMS`, and those of its latest grid. Some are left out where no cells are compared."""
     own = manifest.invocations[-1].grid.get("claims", ()) if manifest.invocations else ()
-    regimes = {cell.config.regime for cell in manifest.cells.values()}
-    listed = [claim for claim in CLAIMS.values() if claim.always_listed or any(map(claim.is_about, regimes))]
-    return [*listed, *(Claim(**given) for given in own)]
+    claims = [*CLAIMS.values(), *(Claim(**given) for given in own)]
+    cells = manifest.cells.values()
+    return [claim for claim in claims if not claim.where_planned or planned(claim, cells)]
 
 
 def planned(claim: Claim, cells: Collection[Cell]) -> int:
@@ -202,9 +202,10 @@ def decide_claims(
         found if found and PAIRED[claim.metric](found) else None
         for (claim, _, _), found in zip(pairs, attempted, strict=True)
     ]
+    expected = [predicted(claim.metric, against, group) for claim, group, against in pairs]
     estimates = [
-        PAIRED[claim.metric](found) if found else _estimate(claim, group, against)
-        for (claim, group, against), found in zip(pairs, compared, strict=True)
+        as_claimed(claim, PAIRED[claim.metric](found) if found else _estimate(claim, group, against), ratio)
+        for (claim, group, against), found, ratio in zip(pairs, compared, expected, strict=True)
     ]
     decided = decide_together([(claim, estimate) for (claim, _, _), estimate in zip(pairs, estimates, strict=True)])
     tests = sum(p is not None for _, p in decided)
@@ -219,13 +220,23 @@ def decide_claims(
                 estimate=estimate,
                 paired=compared[place],
                 all_lost=found if (found := attempted[place]) and not found.pairs else None,
-                predicted=predicted(claim.metric, against, group),
+                predicted=1.0 if claim.of_prediction and expected[place] else expected[place],
                 verdict=verdict,
                 p=p,
                 tests=tests,
             )
         )
     return findings
+
+
+def as_claimed(claim: Claim, estimate: Estimate | None, expected: float | None) -> Estimate | None:
+    """The estimate that a claim's bounds are about: divided by the predicted ratio, for a claim about predictions.
+
+    None if such a claim has no prediction.
+    """
+    if estimate is None or not claim.of_prediction:
+        return estimate
+    return replace(estimate, centre=estimate.centre - math.log(expected)) if expected else None
 
 
 def decide_together(tested: Sequence[tuple[Claim, Estimate | None]]) -> list[tuple[ClaimVerdict, float | None]]:

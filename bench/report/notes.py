@@ -38,6 +38,9 @@ _CLAIMS = (
     "together (Holm); otherwise it is inconclusive. Unknown: nothing could be measured, or accuracies are those of "
     f"random weights. Intervals are 95%; below {MIN_SAMPLES} pairs or seeds there is no interval."
 )
+OF_PREDICTION = (
+    "A claim about what work predicts divides the measured ratio by the predicted one, so 1.00× is as predicted."
+)
 SELECTION = (
     "Regret: by how many points the backbone that a score ranks first is less accurate, after its trainings, than the "
     f"most accurate one; the claim holds if that is at most {100 * selection.WITHIN:g} points. That must be shown "
@@ -131,10 +134,11 @@ def notes_of(summary: Summary) -> Notes:
 
 
 def intervals(summary: Summary) -> list[str]:
-    """What the intervals of claims are over: process pairs and seeds, each only where it decides something."""
+    """What claims about predictions measure, and what intervals are over: process pairs, seeds or both."""
     by_pairs = any(finding.by == "pairs" for finding in summary.findings)
     by_seeds = [finding for finding in summary.findings if finding.by == "seeds" and finding.estimate]
-    said = [_BY_PAIRS] if by_pairs else []
+    said = [OF_PREDICTION] if any(finding.claim.of_prediction for finding in summary.findings) else []
+    said += [_BY_PAIRS] if by_pairs else []
     said += [_BY_SEEDS] if by_seeds else []
     return said + ([INDEPENDENCE] if any(finding.claim.is_ratio for finding in by_seeds) else [])
 
