@@ -100,7 +100,7 @@ def test_gradients_statistics_and_random_numbers_are_the_same(frozen: bool) -> N
     for network in (whole, again):
         network.train(not frozen)
         torch.manual_seed(1)
-        with checkpointed(network, CONFIG) if network is again else nullcontext():
+        with checkpointed(network) if network is again else nullcontext():
             for _ in range(2):
                 network(images).square().sum().backward()
         drawn.append(torch.rand(4))
@@ -116,7 +116,7 @@ def test_gradients_statistics_and_random_numbers_are_the_same(frozen: bool) -> N
 def test_a_network_is_as_it_was_after_the_context() -> None:
     """A copy or a saved file of it must not run the blocks of the original."""
     network = nn.Sequential(Block(), Block())
-    with checkpointed(network, CONFIG):
+    with checkpointed(network):
         assert all("forward" in vars(block) for block in network)
     assert not any("forward" in vars(module) for module in network.modules()) and not network._forward_hooks
 
@@ -155,18 +155,18 @@ class Listing(nn.Module):
 def test_what_cannot_run_again_is_refused() -> None:
     """Single layers, one block alone, blocks that are called with lists, and a compiled network."""
     for network in (nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), nn.Sequential(Block())):
-        with pytest.raises(NotApplicable, match="needs 2 or more blocks"), checkpointed(network, CONFIG):
+        with pytest.raises(NotApplicable, match="needs 2 or more blocks"), checkpointed(network):
             pass
     with (
         pytest.raises(NotApplicable, match="blocks that are called with tensors"),
-        checkpointed(listing := Listing(), CONFIG),
+        checkpointed(listing := Listing()),
     ):
         with torch.no_grad():
             listing(torch.zeros(4, 8))
         listing(torch.zeros(4, 8))
     with (
         pytest.raises(NotApplicable, match="use either compile or checkpointing"),
-        checkpointed(nn.Sequential(Block(), Block()), CONFIG.replace(compile=True)),
+        checkpointed(nn.Sequential(Block(), Block()), compiles=True),
     ):
         pass
 

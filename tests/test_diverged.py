@@ -52,7 +52,9 @@ def config(regime: str = "frozen", **settings: Any) -> tl.TrainConfig:
 def test_every_regime_that_learns_can_diverge(mini: tl.Splits, regime: str) -> None:
     """It ends with an error that says where, and no epoch after that runs."""
     seen: list[tl.EpochResult] = []
-    with pytest.raises(tl.DivergedError, match=r"^the training loss was (NaN|infinite) in epoch 1 of 2, at .* 3e\+38$"):
+    with pytest.raises(
+        tl.DivergedError, match=r"^the training loss was (NaN|infinite) in epoch 1 of 2, at .* 3e\+3[78]$"
+    ):
         tl.train_model(config(regime, learning_rate=ABSURD), mini, device="cpu", on_epoch=seen.append)
     assert seen == []
 

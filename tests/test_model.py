@@ -19,7 +19,7 @@ from torch import nn
 import tl
 from tests.conftest import TINY
 from tests.images import write_image
-from tests.weights import policy, published
+from tests.weights import policy, weights_for
 from tl import backbones
 from tl.backbones import HEAD_BUILDERS
 from tl.config import EXECUTIONS, HEADS
@@ -41,7 +41,7 @@ SAVED = [name for name, regime in REGIMES.items() if regime.extractor == "float"
 def trained(splits: Splits, spec: str = TINY[1], regime: str = "finetune", **settings: Any) -> TrainResult:
     given: dict[str, Any] = {"epochs": 1, "batch_size": BATCH, "weights": policy(regime)} | settings
     config = tl.TrainConfig(backbone=spec, regime=regime, **given)
-    return tl.train_model(config, splits, device="cpu", weights_dir=published())
+    return tl.train_model(config, splits, device="cpu", weights_dir=weights_for(regime))
 
 
 @pytest.fixture(scope="module")

@@ -23,14 +23,22 @@ WEIGHTS = {"timm:test_resnet": "random", "timm:tf_efficientnet_lite0": "pretrain
 
 
 def plain_loop(
-    config: tl.TrainConfig, splits: tl.Splits, *, only_head: bool = False, only: tuple[str, ...] = ()
+    config: tl.TrainConfig,
+    splits: tl.Splits,
+    *,
+    only_head: bool = False,
+    only: tuple[str, ...] = (),
+    head: nn.Module | None = None,
 ) -> tuple[list[dict[str, float]], nn.Module]:
     """Train with the tutorial's loop: `.item()` after every batch, and small validation batches.
 
-    With `only` these modules are in the optimiser, and in train mode while all others are in eval mode.
+    With `only` these modules are in the optimiser, and in train mode while all others are in eval mode. With `head` it
+    begins with that head.
     """
     backbone = make_backbone(config.backbone, weights=config.weights, seed=config.seed)
     model = Classifier(backbone, len(splits.classes), config).to(memory_format=torch.channels_last)
+    if head:
+        model.head.load_state_dict(head.state_dict())
     if only_head:
         for parameter in model.backbone.parameters():
             parameter.requires_grad = False
@@ -39,7 +47,7 @@ def plain_loop(
     val = Batches(store, splits.val, backbone.preprocessing, torch.device("cpu"))
     trained = [model.get_submodule(name) for name in only] or [model.head if only_head else model]
     parameters = [parameter for module in trained for parameter in module.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
+    optimizer = torch.optim.SGD(parameters, lr=config.learning_rate, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
     criterion = nn.CrossEntropyLoss()
     rows, best, best_state = [], 0.0, copy.deepcopy(model.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,27 @@ from torch.nn.functional import cross_entropy
 
 import tl
 from tests.conftest import TINY
-from tests.weights import TRAINING, policy, published
+from tests.weights import TRAINING, policy, weights_for
 from tl import freezing, optimizers
 from tl import train as train_module
+from tl.adapters import ADAPTERS
 from tl.backbones import HEAD_BUILDERS, find_weights, make_backbone
 from tl.batches import Batches
 from tl.config import HEADS, LOSSES, OPTIMIZERS, SCHEDULES
 from tl.errors import NotApplicable
 from tl.images import open_store
-from tl.regimes import REGIMES, Regime
+from tl.regimes import LOW_RANK, REGIMES, Regime
 
 
 def train(splits: tl.Splits, regime: str, backbone: str = TINY[1], **settings: object) -> tl.TrainResult:
     config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=2, weights=policy(regime), **settings)
-    return tl.train_model(config, splits, device="cpu", weights_dir=published())
+    return tl.train_model(config, splits, device="cpu", weights_dir=weights_for(config.regime))
 
 
 def fresh(config: tl.TrainConfig) -> torch.nn.Module:
-    return make_backbone(config.backbone, weights=config.weights, weights_dir=published(), seed=config.seed).module
+    return make_backbone(
+        config.backbone, weights=config.weights, weights_dir=weights_for(config.regime), seed=config.seed
+    ).module
 
 
 def changed(result: tl.TrainResult) -> tuple[set[str], set[str]]:
@@ -42,8 +46,13 @@ def changed(result: tl.TrainResult) -> tuple[set[str], set[str]]:
     return tuple({name for (name, a), b in pairs if not torch.equal(a, b)} for pairs in (parameters, buffers))
 
 
-def changing(entry: Regime, backbone: torch.nn.Module) -> tuple[set[str], set[str]]:
-    """Names of parameters, and of buffers, of a backbone that may change with a regime."""
+def changing(entry: Regime, config: tl.TrainConfig, backbone: torch.nn.Module) -> tuple[set[str], set[str], int]:
+    """Names of parameters, and of buffers, of a backbone that may change with a regime, and how many numbers train."""
+    if entry.adapter != "none":  # what was added trains, and is merged into the weights beside it
+        adapted = deepcopy(backbone).eval()
+        ADAPTERS[entry.adapter].insert(adapted, config, torch.randn(1, 3, 64, 64))
+        added = {name: p.numel() for name, p in adapted.named_parameters() if f".{LOW_RANK}." in name}
+        return {f"{name.partition(f'.{LOW_RANK}.')[0]}.weight" for name in added}, set(), sum(added.values())
     chosen = list(entry.trainable.backbone(backbone)) if entry.trainable.backbone else []
     modules = [part for part in chosen if isinstance(part, torch.nn.Module)]
     parameters = {id(p) for part in modules for p in part.parameters()} | {id(part) for part in chosen}
@@ -52,6 +61,7 @@ def changing(entry: Regime, backbone: torch.nn.Module) -> tuple[set[str], set[st
     return (
         {name for name, p in backbone.named_parameters() if id(p) in parameters},
         {name for name, b in backbone.named_buffers() if id(b) in buffers},
+        sum(p.numel() for p in backbone.parameters() if id(p) in parameters),
     )
 
 
@@ -62,13 +72,12 @@ def test_contract(mini: tl.Splits, regime: str, backbone: str) -> None:
     result = train(mini, regime, backbone)
     entry = REGIMES[regime]
     before = fresh(result.config)
-    parameters, buffers = changing(entry, before)
+    parameters, buffers, trained = changing(entry, result.config, before)
     for moved, may_move in zip(changed(result), (parameters, buffers), strict=True):
         assert moved <= may_move and bool(moved) is bool(may_move)
     whole = parameters == {name for name, _ in before.named_parameters()} and entry.trainable.head
     assert result.frozen_verified is (None if whole or entry.frozen_mode == "train" else True)
     head = sum(p.numel() for p in result.model.head.parameters())
-    trained = sum(p.numel() for name, p in before.named_parameters() if name in parameters)
     assert result.trainable_params == trained + (head if entry.trainable.head else 0)
     assert result.total_params == sum(p.numel() for p in before.parameters()) + head
     assert [row.epoch for row in result.epochs] == ([0, 1] if entry.by_steps else [0])

@@ -128,7 +128,7 @@ def test_the_step_whose_work_is_counted_takes_hardly_more(checkpointing: bool) -
     """It is the first one, so its peak would be that of the training. Epochs run without garbage collection."""
     made = make(TrainStep, backbone="timm:test_vit", checkpointing=checkpointing)
     peaks = []
-    again = checkpointed(made.freezing.model.backbone, made.config) if checkpointing else nullcontext()
+    again = checkpointed(made.freezing.model.backbone) if checkpointing else nullcontext()
     gc.collect()
     gc.disable()
     try:

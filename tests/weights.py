@@ -35,6 +35,32 @@ def published() -> Path:
     return folder
 
 
+@cache
+def with_statistics() -> Path:
+    """Return a folder as `published`, of networks whose BatchNorm statistics are those of images.
+
+    Without them features are tiny in eval mode, and a head that is fitted to them is far too large for train mode.
+    """
+    folder = Path(os.environ["TL_CACHE"]).parent / "with-statistics"
+    folder.mkdir()
+    for spec in TINY:
+        whole = network(spec)
+        for norm in whole.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+        with torch.no_grad():
+            whole.train()(torch.randn(16, 3, 160, 160))
+        torch.save(whole.state_dict(), folder / f"{spec.replace(':', '-')}.pth")
+    return folder
+
+
+def weights_for(regime: str) -> Path:
+    """Return the folder of weights that a regime can train from."""
+    return published() if REGIMES[regime].head_start == "random" else with_statistics()
+
+
 def policy(regime: str) -> str:
-    """Return `random` if the regime accepts random weights, else `pretrained`."""
-    return "pretrained" if REGIMES[regime].head == "own" else "random"
+    """Return `random` if the regime makes sense with random weights, else `pretrained`."""
+    entry = REGIMES[regime]
+    return "pretrained" if entry.head == "own" or entry.head_start != "random" else "random"

@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tl.blocks import blocks
-from tl.config import TrainConfig
 from tl.errors import NotApplicable
 
 LEAST_BLOCKS = 2
@@ -27,14 +26,15 @@ _SIMPLE = (torch.Tensor, bool, int, float, str, type(None))
 
 
 @contextmanager
-def checkpointed(network: nn.Module, config: TrainConfig) -> Iterator[None]:
+def checkpointed(network: nn.Module, *, compiles: bool = False) -> Iterator[None]:
     """Let the blocks of a network that train run again in backward passes inside the context.
 
-    Modules keep their places and names, and passes without gradients run as always. Raises `NotApplicable` with
-    `torch.compile`, and for a network with too few such blocks. The first training pass raises it too if no block can
-    run again: those that are called with lists or the like don't, since these may have changed by then.
+    Modules keep their places and names, and passes without gradients run as always. Raises `NotApplicable` for a
+    network that `torch.compile` will compile (`compiles`), and for one with too few such blocks. The first pass raises
+    it too if no block can run again: those that are called with lists or the like don't, since these may have changed
+    by then.
     """
-    if config.compile:
+    if compiles:
         raise NotApplicable("torch.compile chooses itself what to compute again: use either compile or checkpointing")
     chosen = [block for block in blocks(network) if any(p.requires_grad for p in block.parameters())]
     if len(chosen) < LEAST_BLOCKS:

@@ -38,6 +38,8 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "fold": lambda regime, execution: regime.foldable and execution == "fast",
     "lookahead": lambda regime, execution: regime.looks_ahead and execution == "fast",
     "class_weights": lambda regime, execution: regime.by_steps,
+    "lora_rank": lambda regime, execution: regime.adapter == "lora",
+    "rate_after_head": lambda regime, execution: regime.head_start != "random",
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
 cell."""
@@ -126,6 +128,18 @@ class TrainConfig(Strict):
         description="views per training image for regimes that extract features once: 1 is the centre view, more are "
         "random crops that epochs use in turn. Always 1 with other regimes, which don't read it",
     )
+    lora_rank: Positive = Field(
+        8,
+        description="rank of low-rank updates (`tl.lora`); their scale is 8 / rank. Always 8 with regimes that have no "
+        "such updates, which don't read it",
+    )
+    rate_after_head: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="factor of all learning rates in regimes that begin with a fitted head: steps at the full rate "
+        "would destroy what the fit found. Always 0.1 with other regimes, which don't read it",
+    )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(
         False,
@@ -190,6 +204,10 @@ class TrainConfig(Strict):
         if self.protocol == "tuned" and not REGIMES[self.regime].by_steps:
             return 1
         return {"tuned": len(self.learning_rates) + 1, "kfold": self.folds}.get(self.protocol, 1)
+
+    def first_rate(self, learning_rate: float) -> float:
+        """Return the rate of the first epoch where that learning rate was given or chosen."""
+        return learning_rate * (1.0 if REGIMES[self.regime].head_start == "random" else self.rate_after_head)
 
     @property
     def runs_folded(self) -> bool:

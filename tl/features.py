@@ -102,10 +102,13 @@ class Extraction:
     Args:
         forward: maps a batch of images to features; it runs without gradients.
         identity: all that features depend on except the view, as JSON; it is the key of the cache.
+        at_once: images of a forward pass; None for `images_at_once`.
     """
 
-    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], identity: dict[str, Any]) -> None:
-        self._forward = forward
+    def __init__(
+        self, forward: Callable[[torch.Tensor], torch.Tensor], identity: dict[str, Any], at_once: int | None = None
+    ) -> None:
+        self._forward, self._at_once = forward, at_once
         text = json.dumps([FEATURES_VERSION, identity], sort_keys=True)
         self._folder = cache_dir() / "features" / hashlib.sha256(text.encode()).hexdigest()[:24]
         self._seconds: dict[Path, float] = {}
@@ -140,7 +143,7 @@ class Extraction:
         return np.stack([table[file] for file in files])
 
     def _extract(self, batches: Batches, number: int) -> npt.NDArray[np.float32]:
-        size = images_at_once(batches.device)
+        size = self._at_once or images_at_once(batches.device)
         views = (
             (images for images, _ in batches.evaluation(size))
             if number == CENTRE

@@ -60,15 +60,15 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def check_execution(execution: str, regime: str, precision: str) -> None:
-    """Raise `NotApplicable` for a regime that doesn't run the network itself on images in every step, and for a
-    precision that is chosen by measuring: the tutorial's own loop does what it is told.
+    """Raise `NotApplicable` for a regime that doesn't run the network itself on images in every step or keeps features,
+    and for a precision that is chosen by measuring: the tutorial's own loop does what it is told.
     """
     if execution == "plain" and precision == AUTO:
         raise NotApplicable("execution 'plain' needs a precision with a name, such as fp32; or use execution 'fast'")
     if execution == "plain" and not REGIMES[regime].plain:
         able = ", ".join(name for name, each in REGIMES.items() if each.plain)
         raise NotApplicable(
-            f"execution 'plain' runs the network on images in every step, and regime {regime!r} doesn't; use execution "
+            f"execution 'plain' only runs the network on images in steps, and regime {regime!r} doesn't; use execution "
             f"'fast', or one of {able}"
         )
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices, plugins
+from tl.adapters import ADAPTERS
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.checkpointing import checkpointed
@@ -89,7 +90,7 @@ def ready(
         setup = _prepare(config, splits, device, weights, weights_dir, layout)
     with (
         compiler(),
-        checkpointed(setup.model.backbone, config) if config.checkpointing else nullcontext(),
+        checkpointed(setup.model.backbone, compiles=config.compile) if config.checkpointing else nullcontext(),
         seeded(seed_for("train", config.seed)),
         single_precision(config.precision),
         own_stream(device),
@@ -123,7 +124,7 @@ class Setup:
     model: Classifier
     layout: str
     total_params: int
-    """Counted before quantisation, which packs parameters away."""
+    """Counted before quantisation, which packs parameters away, and without what an adapter adds for a while."""
     quantization_seconds: float | None
     images: _Images
     freezing: Freezing
@@ -141,6 +142,15 @@ class Setup:
     def way(self) -> Way:
         """How the config is executed."""
         return WAYS[self.config.execution]
+
+    def example(self, images: int) -> torch.Tensor:
+        """Return made-up images for the backbone."""
+        return _example(self.backbone, self.device, self.layout, images)
+
+    def merge_adapter(self) -> None:
+        """Leave the network as one of its library, if the regime has an adapter. Nothing can be trained then."""
+        if adapter := ADAPTERS.get(self.regime.adapter):
+            adapter.merge(self.model.backbone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +184,16 @@ def _prepare(
     total_params = sum(p.numel() for p in model.parameters())
     images = way.images(splits, backbone, device, layout, regime)
     quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
+    if adapter := ADAPTERS.get(regime.adapter):
+        model.eval()
+        adapter.insert(model.backbone, config, _example(backbone, device, layout, 1))
+    if regime.head_start != "random" and type(model.head) is not nn.Linear:
+        raise NotApplicable(
+            f"head {config.head!r}: regime {config.regime!r} fits a linear head first; use head 'linear'"
+        )
     freezing = freeze(model, regime)
-    optimizer = make_optimizer(config, freezing.parameters) if regime.by_steps else None
+    steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
+    optimizer = make_optimizer(steps, freezing.parameters) if regime.by_steps else None
     return Setup(
         config=config,
         splits=splits,
@@ -249,6 +267,8 @@ class Loop:
     evaluation: Evaluation
     graphs: Graphs | None
     extraction: Extraction | None
+    head_start_seconds: float | None
+    """What fitting the head took that training begins with, without the extraction; None without."""
     inference: InferenceNetwork | None
     """None if the backbone runs as it is."""
     work: StepWork
@@ -262,9 +282,12 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
     val: Inputs = setup.images.val
     counted: Body = model.backbone
     extraction: Extraction | None = None
+    head_start_seconds: float | None = None
+    if setup.regime.head_start != "random":
+        extraction, head_start_seconds = _start_head(setup)
     if setup.regime.features == "once":
         assert isinstance(train, Batches) and isinstance(val, Batches)  # see `check_execution`
-        extraction = _extraction(body, setup)
+        extraction = _extraction(_without_head(body, setup), setup)
         train, val = extraction.features(train, config.views), extraction.features(val, 1)
         inference = body.made if isinstance(body, OnDemand) else inference
         body = counted = nn.Identity()
@@ -288,9 +311,35 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         evaluation=setup.way.evaluation(graphs, model, body, config.precision, device),
         graphs=graphs,
         extraction=extraction,
+        head_start_seconds=head_start_seconds,
         inference=inference,
         work=StepWork(),
     )
+
+
+def _start_head(setup: Setup) -> tuple[Extraction, float]:
+    """Fit the head to the centre views of the training images, for training to go on from there.
+
+    Returns the extraction of the features, and the seconds that the fit took.
+    """
+    train = setup.images.train
+    assert isinstance(train, Batches)  # see `check_execution`
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        # What a network keeps of a pass, such as positions, may be needed for gradients later.
+        with torch.inference_mode(False), torch.no_grad(), autocast(setup.config.precision, setup.device):
+            features: torch.Tensor = setup.model.backbone(images.clone())
+            return features
+
+    # Batches of the training's size need less memory than its steps, so the peak is that of training.
+    extraction = _extraction(forward, setup, setup.config.batch_size)
+    features = extraction.features(train, 1)
+    started = time.perf_counter()
+    table, labels = (tensor.cpu() for tensor in features.first_view)
+    if table.isfinite().all():  # else the first epoch ends with an error
+        fitted = FITS[setup.regime.head_start].run(table, labels, len(setup.splits.classes))
+        setup.model.head.load_state_dict(fitted.head.state_dict())
+    return extraction, time.perf_counter() - started
 
 
 class HeadFit:
@@ -330,12 +379,12 @@ def _without_head(body: Body, setup: Setup) -> Body:
     return forward
 
 
-def _example(setup: Setup, images: int) -> torch.Tensor:
+def _example(backbone: Backbone, device: torch.device, layout: str, images: int) -> torch.Tensor:
     """Return made-up images, on which modules of the backbone show their order and shapes."""
-    size = setup.backbone.preprocessing.size
+    size = backbone.preprocessing.size
     with torch.inference_mode(False):
         made_up = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
-        return made_up.to(device=setup.device, memory_format=LAYOUTS[setup.layout])
+        return made_up.to(device=device, memory_format=LAYOUTS[layout])
 
 
 def _batches_ahead(setup: Setup) -> int:
@@ -343,7 +392,7 @@ def _batches_ahead(setup: Setup) -> int:
     config = setup.config
     if config.lookahead != "auto":
         return config.lookahead
-    return batches_ahead(setup.model.backbone, _example(setup, 1), config.batch_size)
+    return batches_ahead(setup.model.backbone, setup.example(1), config.batch_size)
 
 
 def _body(setup: Setup, ahead: int) -> tuple[Body, InferenceNetwork | None]:
@@ -362,7 +411,7 @@ def _inference(setup: Setup, ahead: int) -> InferenceNetwork:
     batch = images_at_once(setup.device) if setup.regime.features == "once" else config.batch_size * ahead
     # A compiler lays out weights itself, and doesn't know those of our operators.
     return inference_network(
-        setup.model.backbone, _example(setup, 2), config.precision, batch_size=batch, pack=not config.compile
+        setup.model.backbone, setup.example(2), config.precision, batch_size=batch, pack=not config.compile
     )
 
 
@@ -398,8 +447,8 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
     return time.perf_counter() - started
 
 
-def _extraction(body: Body, setup: Setup) -> Extraction:
-    """Make the extraction; `identity` lists all that features depend on.
+def _extraction(forward: Body, setup: Setup, at_once: int | None = None) -> Extraction:
+    """Make the extraction by a forward pass of the backbone; `identity` lists all that features depend on.
 
     Rounding also depends on which images are extracted together. Random weights follow from the seed.
     """
@@ -418,7 +467,7 @@ def _extraction(body: Body, setup: Setup) -> Extraction:
         **({"code": code} if (code := dict(config.code).get("backbone")) else {}),
         **circumstances(backbone.spec, device),
     }
-    return Extraction(_without_head(body, setup), identity)
+    return Extraction(forward, identity, at_once)
 
 
 def circumstances(spec: str, device: torch.device) -> dict[str, Any]:

@@ -237,6 +237,7 @@ def _kfold(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
         setup_seconds=sum(result.setup_seconds for result in results),
         extraction_seconds=_largest([result.extraction_seconds for result in results]),
         extracting_seconds=_sum([result.extracting_seconds for result in results]),
+        head_start_seconds=_sum([result.head_start_seconds for result in results]),
         quantization_seconds=_sum([result.quantization_seconds for result in results]),
         features_reused=None if results[0].features_reused is None else all(r.features_reused for r in results),
         training_seconds=sum(result.training_seconds for result in results),

@@ -38,6 +38,14 @@ class Trainable:
         return self.head and self.backbone is None
 
 
+LOW_RANK = "low_rank"
+"""Name of the low-rank update inside a layer that has one; see `tl.lora`."""
+
+
+def _low_rank_updates(network: nn.Module) -> list[nn.Module]:
+    return [module for name, module in network.named_modules() if name.rpartition(".")[2] == LOW_RANK]
+
+
 def last(count: int) -> Trainable:
     """The last `count` stages of a network and its head; `tl.stages` says what a stage is."""
 
@@ -71,6 +79,7 @@ def biases(network: nn.Module) -> list[nn.Parameter]:
 EVERYTHING = Trainable(head=True, backbone=lambda network: [network])
 HEAD = Trainable(head=True)
 NOTHING = Trainable(head=False)
+LOW_RANK_UPDATES = Trainable(head=True, backbone=_low_rank_updates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +96,18 @@ class Regime:
     head: Literal["new", "own"] = "new"
     """`new`: the one that `TrainConfig.head` names. `own`: the classifier that the pretrained network was published
     with, reduced to the rows of the data set's classes."""
+    head_start: Literal["random", "ridge", "logistic"] = "random"
+    """What a new head begins with: random weights, or those that are fitted to features of the untouched backbone
+    before the first epoch (`tl.fits`). After a fitted start, learning rates are multiplied by `rate_after_head`."""
     features: Literal["each step", "once"] = "each step"
     """`once`: the backbone runs over all images before training, and the head trains on its outputs."""
     fit: Literal["steps", "knn", "ridge", "logistic"] = "steps"
     """How training finds the weights: by `steps` of an optimiser, or the head at once from all features (`tl.fits`)."""
     extractor: Literal["float", "int8"] = "float"
     """`int8`: the backbone is quantised after loading, calibrated on training images."""
+    adapter: Literal["none", "lora"] = "none"
+    """What is added to the backbone after loading, and merged into its weights after training (`tl.adapters`). With
+    `lora`, `trainable` finds the added modules by their name, `LOW_RANK`."""
     control: bool = False
     """True for a mere yardstick: no report recommends the regime or compares its time with that of fine-tuning."""
 
@@ -100,6 +115,13 @@ class Regime:
         for name, value, plain in (("features", self.features, "each step"), ("extractor", self.extractor, "float")):
             if value != plain and not self.fixed_features:
                 raise ConfigError(f"{name}={value!r}: needs a backbone that is frozen in eval mode, or use {plain!r}")
+        whole = self.trainable.head and self.trainable.backbone is not None
+        if self.head_start != "random" and not (whole and self.by_steps and self.head == "new"):
+            raise ConfigError(
+                f"head_start={self.head_start!r}: needs a new head, and a backbone that trains with it by steps"
+            )
+        if self.adapter != "none" and self.trainable.backbone is None:
+            raise ConfigError(f"adapter={self.adapter!r}: `trainable` must name what the adapter adds, or use 'none'")
         if self.fit != "steps" and not (self.trainable.only_head and self.features == "once" and self.head == "new"):
             raise ConfigError(f"fit={self.fit!r}: fits a new head alone, to features that are extracted once")
 
@@ -130,8 +152,8 @@ class Regime:
 
     @property
     def plain(self) -> bool:
-        """True if each step runs the backbone itself on its images, not an int8 copy, and uses no kept features."""
-        return self.features == "each step" and self.extractor == "float"
+        """True if each step runs the backbone itself on its images, not an int8 copy, and no features are kept."""
+        return self.features == "each step" and self.extractor == "float" and self.head_start == "random"
 
 
 REGIMES: dict[str, Regime] = {
@@ -162,6 +184,20 @@ REGIMES: dict[str, Regime] = {
         start="pretrained",
         trainable=HEAD,
         extractor="int8",
+    ),
+    "lp-ft": Regime(
+        summary="the head is fitted to features of the pretrained backbone, then all parameters are trained at a small "
+        "rate",
+        start="pretrained",
+        trainable=EVERYTHING,
+        head_start="logistic",
+    ),
+    "lora": Regime(
+        summary="low-rank updates of linear layers and 1x1 convolutions are trained, and the new head; all else is "
+        "frozen",
+        start="pretrained",
+        trainable=LOW_RANK_UPDATES,
+        adapter="lora",
     ),
     "scratch": Regime(
         summary="all parameters are trained from random weights: the control that shows what transfer buys",

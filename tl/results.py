@@ -222,10 +222,13 @@ class TrainResult(Strict):
     setup_seconds: Seconds = Field(description="time from the call to the first epoch: weights, network, images")
     training_seconds: Seconds = Field(description="all training and validation passes")
     extraction_seconds: Seconds | None = Field(
-        None, description="extracting features, now or earlier; None for regimes that run the backbone every epoch"
+        None, description="extracting features once, now or earlier; None for regimes that keep no features"
     )
     extracting_seconds: Seconds | None = Field(
         None, description="the part of `extraction_seconds` spent by this training; 0 if all were cached"
+    )
+    head_start_seconds: Seconds | None = Field(
+        None, description="fitting the head before the first epoch; None for regimes that don't"
     )
     quantization_seconds: Seconds | None = Field(
         None, description="calibrating and converting an int8 backbone; None with other backbones"
@@ -309,10 +312,11 @@ class TrainResult(Strict):
 
     @property
     def learning_rate(self) -> float | None:
-        """Learning rate of the first epoch: the config's, or the chosen one; None if nothing trains by steps."""
+        """Learning rate of the first epoch, by the config's or the chosen one; None if nothing trains by steps."""
         if not REGIMES[self.config.regime].by_steps:
             return None
-        return self.config.learning_rate if self.learning_rate_chosen is None else self.learning_rate_chosen
+        given = self.config.learning_rate if self.learning_rate_chosen is None else self.learning_rate_chosen
+        return self.config.first_rate(given)
 
     @property
     def accuracy_counts(self) -> bool:
@@ -336,12 +340,13 @@ class TrainResult(Strict):
 
     @property
     def once_seconds(self) -> float:
-        """Quantisation and extraction, which run before all epochs; 0 for regimes without them."""
-        return (self.extraction_seconds or 0.0) + (self.quantization_seconds or 0.0)
+        """Quantisation, extraction and fitting the head, which run before all epochs; 0 for regimes without them."""
+        parts = (self.extraction_seconds, self.quantization_seconds, self.head_start_seconds)
+        return sum(part or 0.0 for part in parts)
 
     @property
     def cold_seconds(self) -> float | None:
-        """Time until the first warm epoch: quantisation, extraction and first epoch."""
+        """Time until the first warm epoch: `once_seconds` and the first epoch."""
         first = self.epochs[0].seconds
         return None if first is None else first + self.once_seconds
 
@@ -354,9 +359,9 @@ class TrainResult(Strict):
         """Peak on CUDA of torch's allocations without the images; elsewhere of resident memory above the baseline.
 
         It is unknown, None, if the mark is that of the whole process and this run didn't raise it. It is also unknown
-        if features were cached, since most of the memory is needed for their extraction.
+        if a frozen backbone's features were cached, since most of the memory is needed for their extraction.
         """
-        if self.features_reused:
+        if self.features_reused and REGIMES[self.config.regime].fixed_features:
             return None
         if self.cuda_allocated_bytes is not None:
             return self.cuda_allocated_bytes - (self.resident_image_bytes or 0)

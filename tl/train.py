@@ -140,7 +140,8 @@ def _train(
     """Train as `train_model` does, by code that the config names alone."""
     target = devices.resolve(device)
     choice = chosen(config, splits, target, weights, weights_dir)
-    if fit := FITS.get(REGIMES[config.regime].fit):
+    regime = REGIMES[config.regime]
+    for fit in (FITS[name] for name in (regime.fit, regime.head_start) if name in FITS):
         fit.load()
     memory = MemoryMarks(target, without=WAYS[config.execution].others)
     with ready(config, splits, target, weights, weights_dir, cuda_graphs=cuda_graphs, choice=choice) as (
@@ -150,6 +151,7 @@ def _train(
     ):
         trained = _epochs(setup, loop, memory, keep, on_epoch)
     result = _result(setup, loop, trained, memory, setup_seconds)
+    setup.merge_adapter()
     result = result.replace(probe=_probe(loop.fit)) if loop.fit else result
     if inference:  # after the result has read the marks of memory
         size = setup.backbone.preprocessing.size
@@ -288,6 +290,7 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
         setup_seconds=setup_seconds,
         extraction_seconds=extraction.seconds if extraction else None,
         extracting_seconds=extraction.spent if extraction else None,
+        head_start_seconds=loop.head_start_seconds,
         quantization_seconds=setup.quantization_seconds,
         features_reused=extraction.spent == 0 if extraction else None,
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in trained.history),
@@ -398,7 +401,7 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     notes += _other_work(loop)
     if loop.inference and loop.inference.failure:
         notes.append(f"the backbone ran as it is, since as a network for inference {loop.inference.failure}")
-    if loop.extraction and loop.extraction.spent == 0:
+    if loop.extraction and loop.extraction.spent == 0 and setup.regime.fixed_features:
         notes.append("features were cached, so the memory of their extraction is unknown")
     if setup.way.others:
         notes.append(f"memory is that of the training's own process, without {setup.way.others}")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tl.machine import allocator
 from tl.plain import check_execution
 from tl.precision import single_precision, supported
 from tl.prepare import WAYS, circumstances, ready
-from tl.regimes import REGIMES
+from tl.regimes import REGIMES, Regime
 from tl.seeding import seed_for
 from tl.specs import find as find_spec
 from tl.weights import Weights
@@ -47,6 +48,10 @@ def chosen(
     if regime.extractor == "int8":
         layout = way.layout(device, "fp32")
         return Choice(precision="fp32", memory_format=layout, reason="an int8 backbone needs fp32")
+    if regime.head_start != "random":
+        # Its steps take what those of a regime take that trains the same from a random head. After a fitted head losses
+        # are too small to be compared by their ratio.
+        config = config.replace(regime=_with_the_same_steps(config.regime))
     if regime.features == "once":
         # It has no steps on images. Those of a frozen backbone take what its extraction takes.
         alike = next(name for name, each in REGIMES.items() if each.looks_ahead and each.trains and each.foldable)
@@ -78,6 +83,16 @@ def chosen(
         **circumstances(config.backbone, device),
     }
     return choose(Ways(supported(device), layouts), start, identity)
+
+
+def _with_the_same_steps(name: str) -> str:
+    """Return a regime that trains as this one does, but from a random head; the regime itself if there is none."""
+
+    def steps(regime: Regime) -> Regime:
+        return replace(regime, summary="", control=False, head_start="random")
+
+    wanted = steps(REGIMES[name])
+    return next((other for other, each in REGIMES.items() if other != name and steps(each) == wanted), name)
 
 
 @contextmanager

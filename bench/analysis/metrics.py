@@ -177,6 +177,11 @@ def _seconds(label: str, value: Callable[[TrainResult], Number], meaning: str, *
     )
 
 
+def _epochs_to_best(result: TrainResult) -> int:
+    accuracies = [row.val_accuracy for row in result.epochs]
+    return accuracies.index(max(accuracies)) + 1
+
+
 def _images_per_second(cell: Finished) -> Number:
     images, seconds = cell.record.train_images, cell.result.train_epoch_seconds
     return images / seconds if images and seconds else None
@@ -275,6 +280,16 @@ METRICS: dict[str, Metric] = {
         whole=True,
         meaning="first epoch, counted from 0, with the best accuracy; with protocols other than `fixed`, the last",
     ),
+    "epochs_to_best": Metric(
+        label="epochs to the best",
+        unit="count",
+        value=_counts(lambda cell: _epochs_to_best(cell.result)),
+        style=".0f",
+        shown_unit="",
+        whole=True,
+        meaning="epochs until the best accuracy of all epochs was reached for the first time",
+        better="lower",
+    ),
     "macro_f1_last": share(
         "macro-F1",
         _score(lambda last, truth: macro_f1(last.labels, truth)),
@@ -339,7 +354,7 @@ METRICS: dict[str, Metric] = {
     "extraction_seconds": _seconds(
         "extraction",
         lambda result: result.extraction_seconds,
-        "time to extract the features of all images; empty for regimes that run the backbone every epoch",
+        "time to extract features of images once; empty for regimes that keep no features",
         once="extracting features",
     ),
     "quantization_seconds": _seconds(
@@ -348,10 +363,16 @@ METRICS: dict[str, Metric] = {
         "time to calibrate and convert an int8 backbone; empty for other regimes",
         once="quantisation",
     ),
+    "head_start_seconds": _seconds(
+        "fit of the head",
+        lambda result: result.head_start_seconds,
+        "time to fit the head that training begins with, without the extraction; empty for regimes that don't",
+        once="fitting the head",
+    ),
     "cold_seconds": _seconds(
         "cold",
         lambda result: result.cold_seconds,
-        "quantisation, extraction and first epoch, including all compiling, capturing and loading",
+        "quantisation, extraction, fit of the head and first epoch, including all compiling, capturing and loading",
     ),
     "total_seconds": Metric(
         label="whole cell",

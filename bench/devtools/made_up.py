@@ -170,7 +170,7 @@ def result_of(
     """
     trains, by_steps = REGIMES[config.regime].trains, REGIMES[config.regime].by_steps
     rates = config.learning_rates if by_steps and config.protocol == "tuned" else ()
-    begins = rate if rate is not None else next(iter(rates), config.learning_rate)
+    begins = config.first_rate(rate if rate is not None else next(iter(rates), config.learning_rate))
     hits = [100 * index < right * len(truth) for index in range(len(truth))]
     labels = [label if hit else (label + 1) % len(classes) for label, hit in zip(truth, hits, strict=True)]
     rows = [

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tl
+from tl.adapters import ADAPTERS
 from tl.backbones import Classifier, make_backbone
 from tl.freezing import freeze
 from tl.optimizers import OPTIMIZER_BUILDERS
@@ -50,6 +51,8 @@ def make_step(backbone: str, regime: str) -> Step:
     if kind.extractor == "int8":
         model.eval()
         model.backbone = quantized(model.backbone, iter([images]), device)
+    if adapter := ADAPTERS.get(kind.adapter):
+        adapter.insert(model.eval().backbone, config, images)
     freezing = freeze(model, kind)
     optimizer = OPTIMIZER_BUILDERS["sgd"](config, freezing.parameters)
     body: Any = model.backbone

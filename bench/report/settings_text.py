@@ -63,6 +63,11 @@ def settings(manifest: Manifest) -> str:
     used = {cell.config.regime for cell in manifest.cells.values()}
     if fitted := [name for name, regime in REGIMES.items() if name in used and regime.fit != "steps"]:
         more += f"; heads of {listed(fitted)} are fitted at once, which reads none of these settings"
+    if begun := [name for name, regime in REGIMES.items() if name in used and regime.head_start != "random"]:
+        more += f"; {listed(begun)} begins with a fitted head, and multiplies learning rates by "
+        more += f"{shared['rate_after_head']:g}"
+    if any(REGIMES[name].adapter == "lora" for name in used):
+        more += f"; low-rank updates have rank {shared['lora_rank']}"
     if shared["checkpointing"]:
         more += "; activation checkpointing where the backbone trains"
     return (

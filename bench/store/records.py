@@ -24,7 +24,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     and `baseline_pss_bytes`
 11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `probe` and `inference`; a manifest's
     data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
-12  a config has `code` (older files: see `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's own
+12  a config has `code`, `lora_rank` and `rate_after_head` (older files: see `AS_BEFORE`), and its backbone, head, loss
+    and optimiser may be one's own; a result has `head_start_seconds`
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ AS_BEFORE: dict[str, Any] = {
     "lookahead": 1,
     "class_weights": "none",
     "code": [],
+    "lora_rank": 8,
+    "rate_after_head": 0.1,
 }
 """Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 
@@ -197,11 +200,12 @@ class Record(Strict):
 
     @property
     def overhead_seconds(self) -> float | None:
-        """Wall time outside passes, tuning, extraction, quantisation and measuring inference; None without a result."""
+        """Wall time outside passes, tuning, fits, extraction, quantisation and measuring inference; None without a
+        result."""
         if self.result is None:
             return None
         result = self.result
-        once = (result.quantization_seconds, result.extracting_seconds)
+        once = (result.quantization_seconds, result.extracting_seconds, result.head_start_seconds)
         asked_for = result.inference.seconds if result.inference else None
         parts = (result.training_seconds, result.tuning_seconds, *once, asked_for)
         return self.wall_seconds - sum(part or 0.0 for part in parts)
