@@ -19,7 +19,8 @@ import tl
 from tests.conftest import TINY
 from tests.test_reference import DoubleClassifier, every
 from tl.backbones import make_backbone
-from tl.checkpointing import blocks, checkpointed
+from tl.blocks import blocks
+from tl.checkpointing import checkpointed
 from tl.config import EXECUTIONS
 from tl.errors import NotApplicable
 from tl.regimes import REGIMES, Regime, Trainable

@@ -16,59 +16,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tl.blocks import blocks
 from tl.config import TrainConfig
 from tl.errors import NotApplicable
 
 LEAST_BLOCKS = 2
 """A single block would run again as a whole, with all its activations in memory."""
-_CHAINS = (nn.Sequential, nn.ModuleList)
 _SIMPLE = (torch.Tensor, bool, int, float, str, type(None))
 """Types of arguments that nobody changes between the two runs of a block."""
-
-
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a network that can run again one by one: the links of its chains, such as residual blocks.
-
-    A chain is a `Sequential` or a `ModuleList`, or a module with nothing in it but blocks of one class. A link that has
-    a chain of blocks in it is a stage, and its blocks are returned instead. Single layers are no blocks.
-    """
-    found: list[nn.Module] = []
-    for child in network.children():
-        if not _is_chain(network) or _is_chain(child) or _is_stage(child):
-            found += blocks(child)
-        elif _children(child) and products(child):
-            found.append(child)
-    return found
-
-
-def _is_chain(module: nn.Module) -> bool:
-    """A chain of single layers alone is not one: it is a block itself."""
-    children = _children(module)
-    if isinstance(module, _CHAINS):
-        return any(_children(child) for child in children)
-    # In a dense block, a dictionary, each layer is given the outputs of all those before it: it is one block.
-    if isinstance(module, nn.ModuleDict) or len({type(child) for child in children}) != 1:
-        return False
-    return all(products(child) > 1 and _children(child) and not isinstance(child, _CHAINS) for child in children)
-
-
-def _is_stage(module: nn.Module) -> bool:
-    """A module with a chain of several blocks of one class, not of convolutions that have their norm beside them."""
-    for chain in module.children():
-        if isinstance(chain, _CHAINS):
-            kinds = [type(link) for link in chain if products(link) > 1]
-            if any(kinds.count(kind) > 1 and not issubclass(kind, _CHAINS) for kind in kinds):
-                return True
-    return False
-
-
-def _children(module: nn.Module) -> list[nn.Module]:
-    return list(module.children())
-
-
-def products(module: nn.Module) -> int:
-    """Number of weights in a module by which something is multiplied, such as those of convolutions."""
-    return sum(parameter.ndim > 1 for parameter in module.parameters())
 
 
 @contextmanager

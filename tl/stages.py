@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tl.checkpointing import blocks, products
+from tl.blocks import blocks, products
 from tl.errors import NotApplicable
 
 LOWER = 0.6

@@ -134,7 +134,7 @@ def notes_of(summary: Summary) -> Notes:
 
 
 def intervals(summary: Summary) -> list[str]:
-    """What claims about predictions measure, and what intervals are over: process pairs and seeds, where there are any."""
+    """What claims about predictions measure, and what intervals are over, each where there is any."""
     by_pairs = any(finding.by == "pairs" for finding in summary.findings)
     by_seeds = [finding for finding in summary.findings if finding.by == "seeds" and finding.estimate]
     said = [OF_PREDICTION] if any(finding.claim.of_prediction for finding in summary.findings) else []
