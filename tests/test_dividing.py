@@ -29,7 +29,7 @@ def keys_of(labels: list[int]) -> list[str]:
 @given(labels=SINGLES, seed=st.integers(0, 5))
 def test_a_fifth_of_each_class_without_groups(labels: list[int], seed: int) -> None:
     """Rounded, at least one, and never all."""
-    chosen = divide(labels, range(len(labels)), keys_of(labels), CLASSES, seed)
+    chosen = divide(labels, range(len(labels)), keys_of(labels), CLASSES, seed, keys_of(labels))
     for label, count in Counter(labels).items():
         inside = sum(1 for one, side in zip(labels, chosen, strict=True) if one == label and side)
         assert inside == max(1, round(count / SHARE)) < count
@@ -48,7 +48,12 @@ def test_groups_stay_together_whatever_the_order(
     def sides(indices: list[int]) -> dict[str, bool] | str:
         try:
             chosen = divide(
-                [labels[i] for i in indices], [groups[i] for i in indices], [keys[i] for i in indices], CLASSES, seed
+                [labels[i] for i in indices],
+                [groups[i] for i in indices],
+                [keys[i] for i in indices],
+                CLASSES,
+                seed,
+                [keys[i] for i in indices],
             )
         except DataError as error:
             return str(error)
@@ -67,7 +72,9 @@ def test_groups_stay_together_whatever_the_order(
 
 def test_another_seed_chooses_other_images() -> None:
     labels = [0, 1] * 50
-    one, other = (divide(labels, range(100), keys_of(labels), CLASSES, seed).tolist() for seed in (0, 1))
+    one, other = (
+        divide(labels, range(100), keys_of(labels), CLASSES, seed, keys_of(labels)).tolist() for seed in (0, 1)
+    )
     assert one != other
 
 
@@ -75,12 +82,29 @@ def test_another_seed_chooses_other_images() -> None:
     ("labels", "groups", "said"),
     [
         ([0, 0, 1], [0, 1, 2], "class 'b' has 1 image; at least 2 are needed"),
-        ([0, 0, 1, 1, 1], [0, 1, 2, 2, 2], "class 'b' can't be split: its 3 images look the same"),
+        (
+            [0, 0, 1, 1, 1],
+            [0, 1, 2, 2, 2],
+            "class 'b' can't be split: its 3 images look the same, such as 'key 2' ~ 'key 3', so some can't be for "
+            "validation while others are for training: add different ones, leave the class out, or give the split "
+            "yourself \\(folders train/ and val/, or a table with a column split\\)",
+        ),
+        (
+            [0, 0, 1, 1, 2],
+            [0, 1, 1, 1, 2],
+            "class 'c' has 1 image; at least 2 are needed, .*: add another one, or leave the class out",
+        ),
+        (
+            [2, 2, 0, 0, 1, 1],
+            [1, 2, 0, 1, 1, 1],
+            "class 'b' can't be split: its images look the same as some of 'a' and 'c', such as 'key 4' ~ 'key 0', and "
+            "would all be on one side: remove those that are in two classes, add different ones, or give the split",
+        ),
     ],
 )
 def test_a_class_that_cannot_be_split_is_named(labels: list[int], groups: list[int], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        divide(labels, groups, keys_of(labels), CLASSES, 0)
+        divide(labels, groups, keys_of(labels), CLASSES, 0, keys_of(labels))
 
 
 @given(images=GROUPED, folds=st.integers(2, 5), seed=st.integers(0, 3))

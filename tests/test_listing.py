@@ -315,8 +315,15 @@ def test_a_set_without_subfolders_is_listed_as_ever(names: list[str], tmp_path: 
 @pytest.mark.parametrize(
     ("folders", "advice"),
     [
-        (["train/a", "dev/a", "valid/a"], "there is 'dev/', 'valid/': rename one of them to val/"),
-        (["Train/a", "training set/a", "val/a"], "there is 'Train/', 'training set/': rename one of them to train/"),
+        (
+            ["train/a", "dev/a", "valid/a"],
+            "there is 'valid/', 'dev/', and only one folder can have the validation images: call that one val/",
+        ),
+        (
+            ["Train/a", "training set/a", "val/a"],
+            "there is 'Train/', 'training set/', and only one folder can have the training images: call that one "
+            "train/",
+        ),
         (["Test/a", "val/a"], "has no folder train/ beside 'Test/', 'val/'"),
         (["cats", "dogs", "valid/cats"], "has no folder train/ beside 'valid/'"),
         (["set/train/a", "set/val/a"], "'set/' has both: give that folder"),

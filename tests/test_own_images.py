@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,9 @@ def classes_of(splits: tl.Splits, images: tl.datasets.ImageList | None) -> dict[
 
 
 def write_table(path: Path, rows: list[dict[str, str]], *, delimiter: str = ",") -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return path
     if path.suffix == ".parquet":
         pd.DataFrame(rows).to_parquet(path)
         return path
@@ -214,20 +219,37 @@ def test_validation_images_are_split_off_where_there_is_only_a_test_part(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("add", "said"),
+    ("add", "said", "lost"),
     [
-        (lambda test: picture(9).save(test / "0.png"), "it has no class folders"),
-        (lambda test: write_pictures(test, {"c": 1}), "its class 'c' is no class of the training images"),
-        (lambda test: (test / "a").mkdir(), "a class in it has no images"),
+        (lambda test: picture(9).save(test / "0.png"), "it has no class folders", 1),
+        (lambda test: write_pictures(test, {"a": 1, "c": 2}), "its class 'c' is no class of the training images", 3),
+        (lambda test: (test / "a").mkdir(), "a class in it has no images", 0),
     ],
 )
-def test_a_test_part_that_cannot_be_used_is_left_out(add: Callable[[Path], object], said: str, tmp_path: Path) -> None:
-    """No training needs it, so the set can be used, and it says so."""
+@pytest.mark.filterwarnings("ignore::tl.DataWarning")
+def test_a_test_part_that_cannot_be_used_is_left_out(
+    add: Callable[[Path], object], said: str, lost: int, tmp_path: Path
+) -> None:
+    """No training needs it, so the set can be used; it says so, and the images count as left out."""
     root = write_folder(tmp_path / "mine")
     (root / "test").mkdir()
     add(root / "test")
     splits = tl.load_splits(root)
     assert splits.test is None and splits.origin.startswith(f"'test/' is left out: {said}")
+    assert sum(each.count for each in splits.left_out) == lost
+    done = here("data", str(root))
+    assert done.returncode == 0 and f"left out: {lost or 'none'}" in done.stdout.splitlines()
+    several = "s" if lost > 1 else ""
+    assert (f"WARNING: left out {lost} image{several} of a test folder that can't be used" in done.stdout) == (lost > 0)
+
+
+def test_a_folder_that_is_empty_or_a_link_is_no_second_part(tmp_path: Path) -> None:
+    """Nothing in it would be left out."""
+    root = write_folder(tmp_path / "mine")
+    expected = tl.load_splits(root).val
+    (root / "valid" / "a").mkdir(parents=True)
+    (root / "validation").symlink_to("val")
+    assert tl.load_splits(root).val == expected
 
 
 def rows_of(root: Path) -> list[dict[str, str]]:
@@ -236,7 +258,7 @@ def rows_of(root: Path) -> list[dict[str, str]]:
     return [{"path": file.as_posix(), "label": file.parts[1], "split": file.parts[0]} for file in files]
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "jsonl"])
 def test_a_table_has_paths_labels_and_splits(ending: str, tmp_path: Path) -> None:
     """The images are those of the folders, whatever the order of its rows and whatever else the table has."""
     root = write_folder(tmp_path / "mine")
@@ -338,14 +360,46 @@ def test_a_hugging_face_folder_with_metadata_for_all(tmp_path: Path) -> None:
     assert (len(unsplit.train), len(unsplit.val), unsplit.test) == (6, 2, None)
 
 
-def test_metadata_beside_class_folders_changes_nothing(tmp_path: Path) -> None:
-    """It may have captions or boxes, and sets that were used before stay what they are."""
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_metadata_without_labels_changes_nothing(folder: str, name: str, tmp_path: Path) -> None:
+    """It may have captions or boxes; the class folders have the labels."""
     root = write_folder(tmp_path / "mine")
     before = tl.load_splits(root)
-    (root / "train" / "metadata.csv").write_text("file_name,label\na/0.jpg,b\n")
-    (root / "metadata.csv").write_text("file_name,label\ntrain/a/0.jpg,b\n")
+    write_table(root / folder / name, [{"file_name": "a/0.jpg", "text": "an ant"}])
     after = tl.load_splits(root)
-    assert (after.train, after.digest) == (before.train, before.digest)
+    assert (after.train, after.val, after.digest) == (before.train, before.val, before.digest)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
+def test_metadata_with_labels_decides_whatever_the_folders_say(name: str, tmp_path: Path) -> None:
+    """As in Hugging Face's `imagefolder`. Images that it lacks are counted, and nothing else is dropped."""
+    root = write_folder(tmp_path / "mine")
+    files = [file for file in every_image(tl.load_splits(root)).files if not file.endswith("b/1.jpg")]
+    rows = [{"file_name": file, "label": "xy"[number % 2], "text": "!"} for number, file in enumerate(files)]
+    write_table(root / name, rows)
+    (root / "notes.txt").write_text("")
+    with pytest.warns(tl.DataWarning, match="left out 2 images that the table of labels lacks, such as 'train/b/1.jpg"):
+        splits = tl.load_splits(root)
+    assert splits.classes == ("x", "y") and set(every_image(splits).files) == set(files)
+    assert all(file.startswith("train/") for file in splits.train.files) and len(splits.val) == 3
+    assert splits.origin == f"labels and splits are those of {name!r}"
+    assert [(each.reason, each.example) for each in splits.left_out] == [
+        ("image that the table of labels lacks", "train/b/1.jpg"),
+        ("file without an image's ending", "notes.txt"),
+    ]
+
+
+def test_a_table_of_each_split_leaves_out_a_test_part_without_one(tmp_path: Path) -> None:
+    """Test images often come without labels. Those of the tables' splits that have no row are counted too."""
+    root = tmp_path / "set"
+    flat(root, "train", [(f"{n}.png", "ab"[n % 2], n) for n in range(6)])
+    flat(root, "validation", [(f"{n}.png", "ab"[n % 2], 50 + n) for n in range(2)])
+    write_pictures(root, {"test": 3}, first=60)
+    picture(70).save(root / "train" / "new.png")
+    with pytest.warns(tl.DataWarning, match="left out 4 images that the table of labels lacks"):
+        splits = tl.load_splits(root)
+    assert (len(splits.train), len(splits.val), splits.test) == (6, 2, None)
 
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -362,7 +416,17 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one image": (lambda root: write_pictures(root, {"a": 3, "b": 1}), "class 'b' has 1 image; at least 2 are needed"),
     "one picture": (
         lambda root: [write_pictures(root, {"a": 3, "b": 1}), picture(3).save(root / "b" / "copy.jpg")],
-        "class 'b' can't be split: its 2 images look the same",
+        "class 'b' can't be split: its 2 images look the same, such as 'b/0.png' ~ 'b/copy.jpg', so some can't be for "
+        "validation while others are for training: add different ones, leave the class out, or give the split yourself",
+    ),
+    "in two classes": (
+        lambda root: [
+            write_pictures(root, {"a": 3, "b": 0}),
+            picture(0).save(root / "b" / "ant.png"),
+            picture(0).resize((80, 60)).save(root / "b" / "small.png"),
+        ],
+        "class 'b' can't be split: its images look the same as some of 'a', such as 'b/ant.png' ~ 'a/0.png', and would "
+        "all be on one side: remove those that are in two classes, add different ones, or give the split yourself",
     ),
     "too deep": (
         lambda root: write_pictures(root / "images", {"a": 2, "b": 2}),
@@ -370,7 +434,16 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two names": (
         lambda root: [write_pictures(root / name, {"a": 2, "b": 2}) for name in ("train", "valid", "dev")],
-        "there is 'dev/', 'valid/': rename one of them to val/",
+        "there is 'valid/', 'dev/', and only one folder can have the validation images: call that one val/, and move "
+        "the rest into it or elsewhere",
+    ),
+    "usual and other name": (
+        lambda root: [write_pictures(root / name, {"a": 2, "b": 2}) for name in ("train", "valid", "val")],
+        "there is 'val/', 'valid/', and only one folder can have the validation images",
+    ),
+    "two test parts": (
+        lambda root: [write_pictures(root / name, {"a": 2, "b": 2}) for name in ("train", "val", "test", "testing")],
+        "there is 'test/', 'testing/', and only one folder can have the test images: call that one test/",
     ),
     "no train": (
         lambda root: [write_pictures(root / name, {"a": 2, "b": 2}) for name in ("test", "valid")],
@@ -397,6 +470,19 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: write_in(root, ("train", "test1")),
         "0 classes in train/; at least 2 are needed; left out 4 images outside a class folder",
     ),
+    "metadata of one split": (
+        lambda root: [flat(root, "train", [(f"{n}.png", "ab"[n % 2], n) for n in range(4)]), write_in(root, ("dev",))],
+        "'train/metadata.csv' has the labels of the training images, and 'dev/' has no such table",
+    ),
+    "metadata without labels": (
+        lambda root: flat(root, "train", [("0.png", "a", 0)], header="file_name,text"),
+        "0 classes in train/; at least 2 are needed; left out 1 image outside a class folder: 'train/0.png'; "
+        "'metadata.csv' has no column label (or class, class_name, label_name, …); its columns are 'file_name', 'text'",
+    ),
+    "metadata of a single image": (
+        lambda root: [write_in(root, ("a", "b")), flat(root, ".", [("a/0.png", "a", 0)])],
+        "metadata.csv: has 1 class, 'a'; at least 2 are needed",
+    ),
     "val is a file": (
         lambda root: [write_pictures(root / "train", {"a": 2, "b": 2}), (root / "val").write_text("")],
         "has no folder val/; 'val' is no folder",
@@ -410,6 +496,23 @@ def test_a_folder_that_cannot_be_used_is_one_line(case: str, tmp_path: Path) -> 
     make, said = BAD_FOLDERS[case]
     make(tmp_path / "mine")
     refused(tmp_path / "mine", said)
+
+
+@pytest.mark.parametrize("case", ["one picture", "in two classes"])
+def test_what_cannot_be_split_can_be_given_split(case: str, tmp_path: Path) -> None:
+    """As the message says: by folders or a column."""
+    root = tmp_path / "mine"
+    BAD_FOLDERS[case][0](root)
+    files = sorted(root.rglob("*.*g"))
+    rows = [{"path": str(file), "label": file.parent.name, "split": "train"} for file in files]
+    rows[0]["split"] = rows[-1]["split"] = "val"
+    for row in rows:
+        (tmp_path / "given" / row["split"] / row["label"]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(row["path"], tmp_path / "given" / row["split"] / row["label"])
+    for data in (write_table(tmp_path / "labels.csv", rows), tmp_path / "given"):
+        with pytest.warns(tl.DataWarning) if case == "in two classes" else contextlib.nullcontext():
+            splits = tl.load_splits(data)
+        assert (len(splits.train), len(splits.val)) == (3, 2)
 
 
 def refused(data: Path, said: str, *command: str) -> None:
@@ -481,7 +584,7 @@ BAD_TABLES: dict[str, tuple[list[dict[str, str]] | str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_TABLES)
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
 def test_a_table_that_cannot_be_used_is_one_line(ending: str, case: str, tmp_path: Path) -> None:
     """The message counts what is wrong, and names the first."""
     content, said = BAD_TABLES[case]
@@ -505,7 +608,15 @@ def test_a_table_that_cannot_be_used_is_one_line(ending: str, case: str, tmp_pat
             "path,label\né.png,a\n".encode("latin-1"),
             "labels.csv: is not text in UTF-8 (byte 0xe9 in line 2)",
         ),
-        ("labels.txt", b"path,label\n", "labels.txt: is neither a folder nor a table (.csv, .tsv or .parquet)"),
+        ("labels.jsonl", b'{"path": "0.png", "label": "a"}\n\n{"path": ', "labels.jsonl: line 3 can't be read as JSON"),
+        ("labels.jsonl", b'["0.png", "a"]', """line 1 has ["0.png", "a"], not an object such as {"path": "0.jpg","""),
+        ("labels.jsonl", b"\n", "labels.jsonl: is empty; each line is an image's object"),
+        (
+            "labels.jsonl",
+            b'{"path": "0.png", "label": {"id": 1}}',
+            "1 of 1 rows have no text but a list or an object for 'label'; the first is row 1",
+        ),
+        ("labels.txt", b"path,label\n", "labels.txt: is neither a folder nor a table (.csv, .tsv, .parquet or .jsonl)"),
     ],
 )
 def test_a_file_that_is_no_table_is_one_line(name: str, content: bytes, said: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -361,13 +362,18 @@ def test_test_images_are_for_the_pick_alone(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "photos")
     for number, name in enumerate(path.name for path in (root / "train").iterdir()):
         write_image(root / "test" / name / "a.png", seed=900 + number)
+    # One repeats a training image. Another repeats a validation image, which nothing is trained on.
+    shutil.copy(root / "train" / "a" / "0.jpg", root / "test" / "a" / "b.jpg")
+    shutil.copy(root / "val" / "b" / "0.jpg", root / "test" / "b" / "b.jpg")
     several = ("pick", "photos", *LIGHT[2:])
     done = light_command(*several)
     assert done.returncode == 0, done.stdout + done.stderr
     found, tested = RunFolder(tmp_path / "results" / "p").pick(), RunFolder(tmp_path / "results" / "p-test")
-    assert found and found.test and found.test.images == 2 and "test images, which nothing was chosen by" in done.stdout
+    assert found and found.test and found.test.images == 4 and "test images, which nothing was chosen by" in done.stdout
     assert [one.result.config.backbone for one in tested.records().values() if one.result] == [found.pick.backbone]
     assert not any("test/" in file for file in RunFolder(tmp_path / "results" / "p").manifest().dataset.val_files)
+    leaked = "1 of the 4 test images repeats a training image, so the accuracy on them is too high for new images."
+    assert leaked in found.notes and leaked in " ".join(done.stdout.split())
     next((root / "test").rglob("*.png")).write_bytes(b"no picture")
     again = light_command(*several, "--fresh", "--no-report")
     assert again.returncode == 0, again.stdout + again.stderr

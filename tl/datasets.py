@@ -5,8 +5,10 @@
 | `train/CLASS/**`, `val/CLASS/**` and perhaps `test/CLASS/**`, or other usual names such as `valid` | as it is |
 | the same without `val/` | a fifth of each class of `train/` becomes validation images |
 | `CLASS/**` | a fifth of each class becomes validation images |
-| a CSV or Parquet file of `path,label,split` (`tl.tables`) | as it is; without validation images as above |
+| a CSV, Parquet or JSON Lines file of `path,label,split` (`tl.tables`) | as it is; without validation images as above |
 | a Hugging Face folder: one of these in `data/`, or `metadata.csv` with `file_name` and `label` | as it is |
+
+A table with labels in a Hugging Face folder decides, whatever folders the images are in; without labels the folders do.
 
 What is split here is split by content, with a fixed seed; images that look the same stay on one side (`tl.dividing`).
 
@@ -15,6 +17,7 @@ To add a named data set, add an entry to `DATASETS`. This module doesn't import 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -35,7 +38,7 @@ from tl.findings import Duplicate, LeftOut, Tally, find_duplicates
 from tl.layout import Split, alike, called_like_splits, check_names, difference, find_parts, split_called, too_deep
 from tl.listing import classify, entries, leads_to_folder, list_images, real, shown
 from tl.seeding import seed_for
-from tl.tables import Listing, is_table, metadata_of, read_metadata, read_table
+from tl.tables import Listing, is_table, metadata_of, read_metadata, read_table, without_labels
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
@@ -221,8 +224,8 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
     """
     given = root.resolve()
     root = _inner(given)
-    if (listing := _metadata(root)) is not None:
-        return _of_listing(listing, name or _name(given, ""), root)
+    if tables := _metadata(root):
+        return _labelled(root, tables, name or _name(given, ""))
     parts = find_parts(root, IMAGE_SUFFIXES)
     tally = Tally()
     for beside in parts.beside if parts else ():
@@ -238,11 +241,12 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
     if len(classes) < 2:
         hints = ["at least 2 are needed", *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
         where = f"{parts.train}/" if parts else "the folder"
+        hints += filter(None, map(without_labels, (root / parts.train, root) if parts else (root,)))
         raise DataError(
             f"{root}: {len(classes)} class{'' if len(classes) == 1 else 'es'} in {where}; {'; '.join(hints)}"
         )
     lists = [_listed([(f, label) for label, c in enumerate(classes) for f in found[each][c]]) for each in folders]
-    test, said = _test_images(root, parts.test, classes) if parts and parts.test else (None, "")
+    test, said = _test_images(root, parts.test, classes, tally) if parts and parts.test else (None, "")
     return _made(
         root,
         name,
@@ -258,18 +262,18 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
 
 
 def scan_table(path: Path) -> Splits:
-    """Read a CSV or Parquet file of images; see `tl.tables`. The set is named after the file.
+    """Read a CSV, Parquet or JSON Lines file of images; see `tl.tables`. The set is named after the file.
 
     Raises `DataError` for a table that `tl.tables.read_table` refuses, a label that one split lacks, fewer than two
     labels, a class that can't be split, or another kind of file.
     """
     if not is_table(path):
-        raise DataError(f"{path}: is neither a folder nor a table (.csv, .tsv or .parquet)")
+        raise DataError(f"{path}: is neither a folder nor a table (.csv, .tsv, .parquet or .jsonl)")
     return _of_listing(read_table(path), path.stem, path)
 
 
-def _of_listing(listing: Listing, name: str, place: Path) -> Splits:
-    """The data set of a table that was read from `place`."""
+def _of_listing(listing: Listing, name: str, place: Path, tally: Tally | None = None) -> Splits:
+    """The data set of a table that was read from `place`; `tally` has what is left out of its folder, where known."""
     rows, root = listing.rows, listing.root
     labels = {split: {row.label for row in rows if row.split == split} for split in {row.split for row in rows}}
     training: Split | None = None if None in labels else "train"
@@ -301,7 +305,8 @@ def _of_listing(listing: Listing, name: str, place: Path) -> Splits:
     assert train is not None
     what = "it has no split" if training is None else "it has no validation images"
     test = images("test")
-    return _made(root, name, root, classes, train, images("val"), test, [said, _kept(test)], what=what, assigned=True)
+    said_all = [said, _kept(test)]
+    return _made(root, name, root, classes, train, images("val"), test, said_all, what=what, tally=tally, assigned=True)
 
 
 def _made(
@@ -357,7 +362,7 @@ def _split_off(
     content = [digests[file] for file in images.files]
     groups = groups_of(looks_of(root, {file: digests[file] for file in images.files}), content)
     try:
-        chosen = divide(images.labels, groups, content, classes, seed_for("validation split"))
+        chosen = divide(images.labels, groups, content, classes, seed_for("validation split"), images.files)
     except DataError as error:
         raise DataError(f"{root}: {error}") from error
     pairs = list(zip(images.files, images.labels, strict=True))
@@ -365,16 +370,25 @@ def _split_off(
     return parts[0], parts[1], tuple(tuple(images.files[index] for index in some) for some in members(groups))
 
 
-def _test_images(root: Path, folder: str, classes: tuple[str, ...]) -> tuple[ImageList | None, str]:
-    """The images of a test folder, and what to say of it. None if it can't be used: no training needs it."""
+def _test_images(root: Path, folder: str, classes: tuple[str, ...], tally: Tally) -> tuple[ImageList | None, str]:
+    """The images of a test folder, and what to say of it. None if it can't be used: no training needs it.
+
+    Its images are then counted as left out.
+    """
     try:
         found = _classes(root, folder, Tally())
     except DataError:
-        return None, f"{f'{folder}/'!r} is left out: a class in it has no images, or can't be read"
-    if strange := sorted(found.keys() - set(classes)):
-        return None, f"{f'{folder}/'!r} is left out: its class {strange[0]!r} is no class of the training images"
-    if not found:
-        return None, f"{f'{folder}/'!r} is left out: it has no class folders"
+        found, why = {}, "a class in it has no images, or can't be read"
+    else:
+        strange = sorted(found.keys() - set(classes))
+        why = f"its class {strange[0]!r} is no class of the training images" if strange else ""
+        why = why if found else "it has no class folders"
+    if why:
+        with contextlib.suppress(DataError):  # of a folder that can't be read, nobody knows how many images it has
+            above = (str(root), str((root / folder).resolve()))
+            if lost := list_images(str(root / folder), folder, above, Tally(), IMAGE_SUFFIXES):
+                tally.add("image of a test folder that can't be used", lost[0], len(lost))
+        return None, f"{f'{folder}/'!r} is left out: {why}"
     test = _listed((file, label) for label, name in enumerate(classes) for file in found.get(name, ()))
     return test, _kept(test)
 
@@ -405,18 +419,35 @@ def _splits_in(root: Path) -> dict[Split, list[str]]:
     return found
 
 
-def _metadata(root: Path) -> Listing | None:
-    """The images of a Hugging Face folder that a `metadata.csv` labels; None if class folders label them."""
-    splits = _splits_in(root)
-    for folder in splits.get("train", ()):
-        if sum(classify(entry, IMAGE_SUFFIXES) == "folder" for entry in entries(root / folder)) > 1:
-            return None
+def _metadata(root: Path) -> list[tuple[Path, Split | None]]:
+    """The tables that label the images of a Hugging Face folder, each with its split; none if class folders do.
+
+    Raises `DataError` if the training images have such a table, and the validation images have none.
+    """
     if (whole := metadata_of(root)) is not None:
-        return read_metadata(root, [(whole, None)])
-    tables = [(table, split) for split, some in splits.items() for name in some if (table := metadata_of(root / name))]
-    if not any(split == "train" for _, split in tables):
-        return None
-    return read_metadata(root, tables)
+        return [(whole, None)]
+    splits = _splits_in(root)
+    tables: list[tuple[Path, Split | None]] = []
+    tables += [(table, split) for split, some in splits.items() for name in some if (table := metadata_of(root / name))]
+    there = {split: table for table, split in tables}
+    if "train" not in there:
+        return []
+    if "val" in splits and "val" not in there:
+        labels, val = there["train"].relative_to(root).as_posix(), splits["val"][0]
+        raise DataError(
+            f"{root}: {labels!r} has the labels of the training images, and {f'{val}/'!r} has no such table"
+        )
+    return tables
+
+
+def _labelled(root: Path, tables: list[tuple[Path, Split | None]], name: str) -> Splits:
+    """The data set of a Hugging Face folder with tables. Images that no table has are counted."""
+    listing, tally = read_metadata(root, tables), Tally()
+    used = [*(listing.root / row.file for row in listing.rows), *(table for table, _ in tables)]
+    known = {os.path.relpath(file, root).replace(os.sep, "/") for file in used}
+    if rest := list_images(str(root), "", (str(root),), tally, IMAGE_SUFFIXES, known):
+        tally.add("image that the table of labels lacks", rest[0], len(rest))
+    return _of_listing(listing, name, tables[0][0], tally)
 
 
 def _classes(root: Path, split: str, tally: Tally) -> dict[str, list[str]]:

@@ -24,6 +24,7 @@ def divide(
     keys: Sequence[str],
     classes: Sequence[str],
     seed: int,
+    names: Sequence[str],
 ) -> npt.NDArray[np.bool_]:
     """Return which images are validation images, `(N,) bool`: about a fifth of each class, and never all of one.
 
@@ -33,6 +34,7 @@ def divide(
         keys: what identifies an image, such as the digest of its file. With `seed` it decides on the side.
         classes: names, for messages.
         seed: of the random order in which groups become validation images.
+        names: of the images, for messages.
 
     Groups are tried in random order, and taken where no class gets more than a rounded fifth of its images. A class
     that has none then gets its smallest group. Raises `DataError` for a class whose images can't be on both sides.
@@ -42,7 +44,7 @@ def divide(
         if count < 2:
             raise DataError(
                 f"class {classes[label]!r} has {count} image; at least 2 are needed, since some of each class become "
-                "validation images"
+                "validation images: add another one, or leave the class out"
             )
     wanted = {label: max(1, round(count / SHARE)) for label, count in totals.items()}
     inside: dict[int, list[int]] = {}
@@ -70,11 +72,7 @@ def divide(
         if not taken[label]:
             ours = sorted((part for part in parts if label in part.counts), key=lambda part: (part.size, part.order))
             if not any(take(part, most) for part in ours):
-                raise DataError(
-                    f"class {classes[label]!r} can't be split: its {totals[label]} images look the same, or like those "
-                    "of another class, so they can't be training and validation images; at least two different ones "
-                    "are needed"
-                )
+                raise DataError(f"class {classes[label]!r} can't be split: {_why(label, ours, classes, names)}")
     validation = np.zeros(len(labels), dtype=np.bool_)
     for part in chosen:
         validation[part.images] = True
@@ -86,7 +84,31 @@ class _Part:
 
     def __init__(self, images: list[int], labels: Sequence[int], keys: Sequence[str], seed: int) -> None:
         self.images = images
-        self.counts = Counter(labels[index] for index in images)
+        self.labels = [labels[index] for index in images]
+        self.counts = Counter(self.labels)
         self.size = len(images)
         self.order = hashlib.sha256(f"{seed} {keys[images[0]]} {labels[images[0]]}".encode()).hexdigest()
         """Random, and the same for the same images."""
+
+
+def _why(label: int, parts: Sequence[_Part], classes: Sequence[str], names: Sequence[str]) -> str:
+    """Why a class with these parts can't be on both sides, with an example, and what to do."""
+    ties = []
+    for part in parts:
+        ours = [names[index] for index, own in zip(part.images, part.labels, strict=True) if own == label]
+        others = [names[index] for index, own in zip(part.images, part.labels, strict=True) if own != label]
+        ties += [(min(ours), min(others))] if others else []
+    give = "or give the split yourself (folders train/ and val/, or a table with a column split)"
+    if len(parts) == 1 and not ties:
+        first, second = sorted(names[index] for index in parts[0].images)[:2]
+        return (
+            f"its {parts[0].size} images look the same, such as {first!r} ~ {second!r}, so some can't be for "
+            f"validation while others are for training: add different ones, leave the class out, {give}"
+        )
+    also = {own for part in parts for own in part.labels if own != label}
+    first, second = min(ties)
+    return (
+        f"its images look the same as some of {' and '.join(repr(classes[other]) for other in sorted(also))}, such as "
+        f"{first!r} ~ {second!r}, and would all be on one side: remove those that are in two classes, add different "
+        f"ones, {give}"
+    )

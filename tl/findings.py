@@ -19,6 +19,8 @@ Reason = Literal[
     "loop of links",
     "image outside a class folder",
     "folder with images beside the splits",
+    "image of a test folder that can't be used",
+    "image that the table of labels lacks",
     "image in a format that is not read",
     "entry that is not a regular file",
     "file without an image's ending",
@@ -36,6 +38,8 @@ _PLURALS: dict[Reason, str] = {
     "loop of links": "loops of links",
     "image outside a class folder": "images outside a class folder",
     "folder with images beside the splits": "folders with images beside the splits",
+    "image of a test folder that can't be used": "images of a test folder that can't be used",
+    "image that the table of labels lacks": "images that the table of labels lacks",
     "image in a format that is not read": "images in a format that is not read",
     "entry that is not a regular file": "entries that are not regular files",
     "file without an image's ending": "files without an image's ending",
@@ -50,6 +54,7 @@ _PLURALS: dict[Reason, str] = {
 _SERIOUS = (
     *("broken link", "loop of links", "image outside a class folder", "image in a format that is not read"),
     *("hidden folder with images", "folder without images", "folder with images beside the splits"),
+    *("image of a test folder that can't be used", "image that the table of labels lacks"),
 )
 """Reasons that mean that images are probably missing."""
 _LOST_CLASS = (

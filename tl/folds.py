@@ -84,7 +84,7 @@ def tuning_splits(splits: Splits) -> Splits:
     seed = seed_for("tuning split")
     if splits.together:
         groups = groups_in(splits.train, splits)
-        chosen = divide(splits.train.labels, groups, splits.train.files, splits.classes, seed)
+        chosen = divide(splits.train.labels, groups, splits.train.files, splits.classes, seed, splits.train.files)
         held_out = set(np.flatnonzero(chosen).tolist())
     else:
         held_out = set(hold_out(splits.train.labels, seed).tolist())

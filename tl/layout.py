@@ -79,8 +79,7 @@ def find_parts(root: Path, endings: tuple[str, ...]) -> Parts | None:
     if not called or (beside and all(_is_flat(root / name, endings) for name in called)):
         _check_classes(root, endings)
         return None
-    train, val = _folder_of("train", root, folders), _folder_of("val", root, folders)
-    test = next((name for also in _ALSO_CALLED["test"] for name in sorted(folders) if _plain(name) == also), None)
+    train, val, test = (_folder_of(split, root, folders) for split in ("train", "val", "test"))
     assert train is not None
     parts = [part for part in (train, val) if part]
     for part in parts:
@@ -107,13 +106,22 @@ def called_like_splits(classes: Iterable[str]) -> str:
 
 
 def _folder_of(split: Split, root: Path, folders: list[str]) -> str | None:
-    """The folder of a split: that of its own name, else the only one of another usual name; None if there is none."""
-    if split in folders:
-        return split
-    there = [name for name in folders if _plain(name) in _ALSO_CALLED[split]]
-    if len(there) > 1:
-        raise DataError(f"{root}: there is {_named(there)}: rename one of them to {split}/ ({LAYOUT})")
-    return there[0] if there else None
+    """The only folder with a usual name of a split; None if there is none.
+
+    Raises `DataError` for two of them that have files, since one would be left out. Links to one folder are one.
+    """
+    order = _ALSO_CALLED[split]
+    there = sorted(
+        (name for name in folders if _plain(name) in order), key=lambda name: (order.index(_plain(name)), name)
+    )
+    filled = [name for name in there if any(files for _, _, files in os.walk(root / name))]
+    if len({os.path.realpath(root / name) for name in filled}) > 1:
+        images = {"train": "training", "val": "validation", "test": "test"}[split]
+        raise DataError(
+            f"{root}: there is {_named(filled)}, and only one folder can have the {images} images: call that one "
+            f"{split}/, and move the rest into it or elsewhere ({LAYOUT})"
+        )
+    return next(iter(filled or there), None)
 
 
 def _beside_splits(root: Path, endings: tuple[str, ...]) -> list[str]:
@@ -169,7 +177,7 @@ def _beside(root: Path, endings: tuple[str, ...]) -> str:
     """What a folder without subfolders has, in words."""
     names = [entry.name for entry in entries(root) if not leads_to_folder(entry)]
     images = sum(name.lower().endswith(endings) for name in names)
-    tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".parquet"))]
+    tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".parquet", ".jsonl"))]
     if tables:
         return f"; is {tables[0]!r} a table of its images? Give that file"
     return f", only {images} image{'s' if images > 1 else ''} whose class nobody knows" if images else ""

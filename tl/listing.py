@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -111,15 +112,24 @@ def real(entry: os.DirEntry[str], parent: str) -> str:
     return str(Path(entry.path).resolve()) if entry.is_symlink() else f"{parent}/{entry.name}"
 
 
-def list_images(folder: str, name: str, walked: tuple[str, ...], tally: Tally, endings: tuple[str, ...]) -> list[str]:
+def list_images(
+    folder: str,
+    name: str,
+    walked: tuple[str, ...],
+    tally: Tally,
+    endings: tuple[str, ...],
+    known: Collection[str] = frozenset(),
+) -> list[str]:
     """List the images in a class folder and its subfolders, in the order of torchvision's `ImageFolder`.
 
     Args:
         folder: its path.
-        name: its path relative to the data set's root, with forward slashes; the images' names begin with it.
+        name: its path relative to the data set's root, with forward slashes; the images' names begin with it. Empty for
+            the root itself.
         walked: real paths of the folders that led to it, and its own. A link to one of them is a loop.
         tally: counts what is left out.
         endings: those of images, in lower case.
+        known: names of files that are neither listed nor counted.
 
     Raises `DataError` if anything can't be read, or if links lead to the same folders again and again.
     """
@@ -134,7 +144,10 @@ def list_images(folder: str, name: str, walked: tuple[str, ...], tally: Tally, e
             raise DataError(f"{folder}: links lead into the same folders more than {_REVISITS} times; remove some")
         entered.add(own)
         for entry in entries(path):
-            kind, entry_name = classify(entry, endings), f"{place}/{entry.name}"
+            entry_name = f"{place}/{entry.name}" if place else entry.name
+            if entry_name in known:
+                continue
+            kind = classify(entry, endings)
             if kind == "image":
                 found.setdefault(place, []).append(entry_name)
             elif kind != "folder":

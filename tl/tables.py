@@ -1,4 +1,4 @@
-"""Reads tables of images: CSV or Parquet files with a path, a label and, if there is one, a split in each row.
+"""Reads tables of images: CSV, Parquet or JSON Lines files. Each row has a path, a label and, if there is one, a split.
 
 Paths are relative to the table's folder. This module doesn't import torch.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from tl.errors import DataError, UserError
 from tl.layout import Split, split_called
 from tl.text import shortened
 
-ENDINGS = (".csv", ".tsv", ".parquet")
+ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl")
 COLUMNS = {
     "path": (
         *("path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "image_file", "image"),
@@ -29,10 +30,12 @@ COLUMNS = {
     "split": ("split", "subset", "partition"),
 }
 """What a row has → the names of its column in lower case, the likeliest first."""
-METADATA = ("metadata.csv", "metadata.parquet")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Names of the tables in folders of Hugging Face's `imagefolder`."""
+EXAMPLE = '{"path": "0.jpg", "label": "bee"}'
+"""A line of a JSON Lines file, for messages."""
 LIMIT_BYTES = 1 << 28
-"""A larger CSV file is refused. It would have millions of rows."""
+"""A larger CSV or JSON Lines file is refused. It would have millions of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +75,20 @@ def read_table(path: Path) -> Listing:
 
 def metadata_of(folder: Path) -> Path | None:
     """The table of labels in a folder of Hugging Face's `imagefolder`; None if it has none, or one without labels."""
-    for name in METADATA:
-        if (folder / name).is_file():
-            path = folder / name
-            header = _columns(path)[0]
-            return path if _column("label", header) and _column("path", header) else None
-    return None
+    path = _metadata_in(folder)
+    return path if path and not _lacking(_columns(path)[0]) else None
+
+
+def without_labels(folder: Path) -> str:
+    """Says what the table in a folder of Hugging Face's `imagefolder` lacks; empty if it lacks nothing, or if there is
+    no table."""
+    path = _metadata_in(folder)
+    header = _columns(path)[0] if path else []
+    return f"{path.name!r} {_lacks(header)}" if path and _lacking(header) else ""
+
+
+def _metadata_in(folder: Path) -> Path | None:
+    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
 def read_metadata(root: Path, tables: Iterable[tuple[Path, Split | None]]) -> Listing:
@@ -105,12 +116,7 @@ def _rows(path: Path, of: Split | None) -> list[tuple[Path, str, Split | None]]:
     header, lines = _columns(path)
     file, label, split = (_column(what, header) for what in COLUMNS)
     if lines is None or file is None or label is None:
-        lacks = [what for what, name in (("path", file), ("label", label)) if name is None]
-        missing = " and no column ".join(f"{what} (or {', '.join(COLUMNS[what][1:4])}, …)" for what in lacks)
-        raise DataError(
-            f"{path}: has no column {missing}; its columns are {shortened(', '.join(map(repr, header)))}; path and "
-            "label are needed, split is optional"
-        )
+        raise DataError(f"{path}: {_lacks(header)}; path and label are needed, split is optional")
     folder, texts = path.parent.resolve(), {what: lines[name] for what, name in (("file", file), ("label", label))}
     count = len(texts["file"])
     if not count:
@@ -161,6 +167,16 @@ def _refuse(path: Path, rows: list[int], what: str, count: int) -> None:
         raise DataError(f"{path}: {len(rows)} of {count} rows {what}; the first is row {rows[0] + 1}")
 
 
+def _lacking(header: Sequence[str]) -> list[str]:
+    return [what for what in ("path", "label") if _column(what, header) is None]
+
+
+def _lacks(header: Sequence[str]) -> str:
+    """Says which columns a header lacks, and which it has."""
+    missing = " and no column ".join(f"{what} (or {', '.join(COLUMNS[what][1:4])}, …)" for what in _lacking(header))
+    return f"has no column {missing}; its columns are {shortened(', '.join(map(repr, header)))}"
+
+
 def _column(what: str, header: Sequence[str]) -> str | None:
     """The name of a column in a table's header; None if it has none of the usual names."""
     plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(header)}
@@ -169,23 +185,21 @@ def _column(what: str, header: Sequence[str]) -> str | None:
 
 def _columns(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
     """The names of all columns, and the texts of those that we read. None in place of the texts if one is missing."""
-    return _of_parquet(path) if path.name.lower().endswith(".parquet") else _of_csv(path)
+    kinds = {".parquet": _of_parquet, ".jsonl": _of_json_lines}
+    return kinds.get(path.suffix.lower(), _of_csv)(path)
 
 
 def _of_csv(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
-    try:
-        text = read_text(path, LIMIT_BYTES)
-    except UserError as error:
-        raise DataError(str(error)) from error
+    text = _text_of(path)
     try:
         headers = {mark: next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), []) for mark in ",;\t"}
         if not any(headers[","]):
             raise DataError(f"{path}: is empty; its first line has the names of columns, such as path,label")
-        known = (mark for mark, names in headers.items() if _column("path", names) and _column("label", names))
+        known = (mark for mark, names in headers.items() if not _lacking(names))
         mark = next(known, None) or max(headers, key=lambda each: len(headers[each]))
         header = headers[mark]
         wanted = {name: header.index(name) for what in COLUMNS if (name := _column(what, header)) is not None}
-        if not all(_column(what, header) for what in ("path", "label")):
+        if _lacking(header):
             return header, None
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
         next(reader)
@@ -204,6 +218,37 @@ def _of_csv(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
     return header, texts
 
 
+def _of_json_lines(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(_text_of(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: line {number} can't be read as JSON; each line is an image's object") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: line {number} has {shortened(line)}, not an object such as {EXAMPLE}")
+        rows.append(row)
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    if not header:
+        raise DataError(f"{path}: is empty; each line is an image's object, such as {EXAMPLE}")
+    if _lacking(header):
+        return header, None
+    wanted = [name for what in COLUMNS if (name := _column(what, header)) is not None]
+    for name in wanted:
+        nested = [number for number, row in enumerate(rows) if isinstance(row.get(name), dict | list)]
+        _refuse(path, nested, f"have no text but a list or an object for {name!r}", len(rows))
+    return header, {name: [_text(row.get(name)) for row in rows] for name in wanted}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text(path, LIMIT_BYTES)
+    except UserError as error:
+        raise DataError(str(error)) from error
+
+
 def _of_parquet(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
     import pyarrow
     from pyarrow import parquet
@@ -213,7 +258,7 @@ def _of_parquet(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
             schema = file.schema_arrow
             header = list(schema.names)
             wanted = [name for what in COLUMNS if (name := _column(what, header)) is not None]
-            if not all(_column(what, header) for what in ("path", "label")):
+            if _lacking(header):
                 return header, None
             for name in wanted:
                 if pyarrow.types.is_nested(schema.field(name).type):
@@ -229,7 +274,7 @@ def _of_parquet(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
 
 
 def _text(value: Any) -> str:
-    """A value of a Parquet file as text; empty for a missing one."""
+    """A value of a Parquet or JSON file as text; empty for a missing one."""
     if value is None or value != value:
         return ""
     if isinstance(value, bytes):

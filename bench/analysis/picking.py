@@ -14,15 +14,13 @@ from typing import get_args
 
 from bench.analysis.groups import Group, most_accurate
 from bench.analysis.probe import Ranked
-from bench.analysis.recommend import TIE
+from bench.analysis.recommend import NO_WORSE, TIE
 from bench.analysis.speedups import compare_accuracy
 from bench.analysis.stats import LEVEL, Interval, wilson
 from bench.store.picks import Chosen, Considered, Rung, Tied
 from tl.regimes import REGIMES
 from tl.results import TrainResult
 
-NO_WORSE = 0.02
-"""Accuracy that a cheaper choice may lose, as a share: where time, memory or inference matters most."""
 _ROUNDING = 1e-9
 RUNGS: tuple[Rung, ...] = get_args(Rung)
 

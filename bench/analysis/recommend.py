@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from bench.analysis.groups import Group, most_accurate
 from bench.analysis.metrics import RATED_BY, costs, costs_on_request
 from bench.analysis.speedups import compare_accuracy
-from bench.analysis.stats import LEVEL, holm, ratio
+from bench.analysis.stats import LEVEL, Estimate, accuracy_difference, holm, ratio
 from bench.store.records import Cell, Manifest, Record
 from tl.regimes import REGIMES
 
 TIE = 1.05
 """Costs within this factor of the best count as tied."""
+NO_WORSE = 0.02
+"""Accuracy that a cheaper choice may lose, as a share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,15 @@ class Priority:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cheaper:
+    """The fastest group that is statistically tied with the best, and not shown to be about as accurate."""
+
+    group: Group
+    loses: Estimate | None
+    """Accuracy of the best group minus its own; None without a seed in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """The recommendation for one device."""
 
@@ -35,7 +46,9 @@ class Choice:
     device: str
     best: Group
     pick: Group
-    """The fastest among the best group and those statistically tied with it."""
+    """The fastest of the best group and of those that are shown to be less accurate by at most `NO_WORSE`."""
+    cheaper: Cheaper | None
+    """What is faster and may be as accurate, though that isn't shown; None if nothing is."""
     tied: int
     """How many other groups are statistically tied with the best."""
     left_out: tuple[str, ...]
@@ -168,12 +181,14 @@ def recommend(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Cho
         tests = compare_accuracy([(best, other) for other in others])
         tied = [other for other, test in zip(others, tests, strict=True) if test is None or test.p >= LEVEL]
         tied = sorted(tied, key=lambda group: group.seconds)
+        pick = min([best, *_no_worse(best, others)], key=lambda group: group.seconds)
         choices.append(
             Choice(
                 run=run,
                 device=device,
                 best=best,
-                pick=min([best, *tied], key=lambda group: group.seconds),
+                pick=pick,
+                cheaper=_cheaper(best, pick, tied),
                 tied=len(tied),
                 left_out=_without_weights(here),
                 not_above=tuple(group for group in _rated(here) if not group.beats_largest_class),
@@ -186,6 +201,24 @@ def recommend(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Cho
             )
         )
     return choices
+
+
+def _no_worse(best: Group, others: Sequence[Group]) -> list[Group]:
+    """Those that are less accurate than the best by at most `NO_WORSE`, adjusted for their number (Holm).
+
+    A tie is no proof of that: few images leave much else tied. Below three seeds in common there is none.
+    """
+    found = [accuracy_difference(best.right(), other.right()) for other in others]
+    tests = holm([one.p_not_below(NO_WORSE) if one else 1.0 for one in found])
+    return [other for other, p in zip(others, tests, strict=True) if p < LEVEL / 2]
+
+
+def _cheaper(best: Group, pick: Group, tied: Sequence[Group]) -> Cheaper | None:
+    faster = [group for group in tied if TIE * group.seconds < pick.seconds]
+    if not faster:
+        return None
+    group = min(faster, key=lambda group: group.seconds)
+    return Cheaper(group=group, loses=accuracy_difference(best.right(), group.right()))
 
 
 def nothing_beats(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Group]:

@@ -11,7 +11,7 @@ from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.analysis.picking import PRIORITIES
-from bench.analysis.recommend import Choice, Rival, Undecided
+from bench.analysis.recommend import NO_WORSE, Cheaper, Choice, Rival, Undecided
 from bench.analysis.rising import epochs_to_try, still_rising
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.stats import MIN_SAMPLES
@@ -260,16 +260,16 @@ def _choice(choice: Choice, summary: Summary) -> str:
     use = f"{where[0].upper()}{where[1:]}: use" if where else "Use"
     pick, best = choice.pick, choice.best
     rated = f"{accuracy_name(pick.config)} {accuracy(pick)}"
-    text = f"{use} {_named(pick)}: {rated}, {_pace(pick)}"
-    once = {name: metric for name, metric in METRICS.items() if metric.once and pick.values(name)}
-    text += "".join(f" after {metric.say(pick.typical(name))} of {metric.once}" for name, metric in once.items())
-    text += "."
+    text = f"{use} {_named(pick)}: {rated}, {_pace(pick)}."
     if largest := _largest_class(pick):
         text += f" {largest[0].upper()}{largest[1:]}."
     if pick is not best:
-        text += f" It is the fastest of {choice.tied + 1} that are statistically tied on these images;"
-        text += f" {_named(best)} has {accuracy(best)}."
-    elif choice.tied:
+        text += f" The most accurate is {_named(best)} with {accuracy(best)}: it is shown to be at most "
+        text += f"{100 * NO_WORSE:g} points ahead, and takes {_times(best, pick)} as long."
+    if one := choice.cheaper:
+        text += f" Faster, and perhaps as accurate: {_named(one.group)}, {accuracy(one.group)}, {_pace(one.group)}"
+        text += f"; {_loses(one)}."
+    elif choice.tied and pick is best:
         are = "is" if choice.tied == 1 else "are"
         text += f" {choice.tied} more {are} statistically tied with it on these images, but not faster."
     if said := _constant(pick):
@@ -283,6 +283,20 @@ def _choice(choice: Choice, summary: Summary) -> str:
         names = [f"{_named_cell(one)} ({one.status})" for one in choice.failed]
         text += f" Not considered (no result): {_listed(names)}."
     return text + _synthetic(choice.run, summary)
+
+
+def _times(slow: Group, fast: Group) -> str:
+    """Such as `2.5×`: the time of a whole training by that of another."""
+    return f"{slow.seconds / fast.seconds:.2g}×"
+
+
+def _loses(one: Cheaper) -> str:
+    """How much less accurate a faster combination is, and what is not shown."""
+    if one.loses is None or one.loses.low is None or one.loses.high is None:
+        return f"{MIN_SAMPLES} seeds of both would say how much less accurate it is"
+    low, high = (f"{100 * end:.1f}" for end in (one.loses.low, one.loses.high))
+    less = f"it is {100 * one.loses.value:.1f} points less accurate ({low} to {high})"
+    return f"{less}, not shown to be at most {100 * NO_WORSE:g}"
 
 
 def _synthetic(run: str, summary: Summary) -> str:
@@ -339,11 +353,13 @@ def _constant(group: Group) -> str:
 
 
 def _pace(group: Group) -> str:
-    """The time of an epoch, or that of a fit with its validation, in words."""
+    """The time of an epoch, or that of a fit with its validation, and of what runs once before, in words."""
+    first = METRICS["first_epoch_seconds"]
+    text = f"{first.say(group.typical('first_epoch_seconds'))} to fit its head and validate"
     if REGIMES[group.config.regime].by_steps:
-        return f"{show(group, 'epoch_seconds')} s per epoch"
-    seconds = METRICS["first_epoch_seconds"]
-    return f"{seconds.say(group.typical('first_epoch_seconds'))} to fit its head and validate"
+        text = f"{show(group, 'epoch_seconds')} s per epoch"
+    once = {name: metric for name, metric in METRICS.items() if metric.once and group.values(name)}
+    return text + "".join(f" after {metric.say(group.typical(name))} of {metric.once}" for name, metric in once.items())
 
 
 def _nothing_beats(best: Group, summary: Summary) -> str:

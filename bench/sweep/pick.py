@@ -296,7 +296,7 @@ class _Rungs:
         say(
             self.console,
             f"would train: the best {self.aim.top} by their probe, {' and '.join(self.grid.matrix.regimes)}, for one "
-            f"epoch; then what is not clearly worse for {self._epochs} epochs with "
+            f"epoch; then what is not clearly worse for {_count(self._epochs, 'epoch')} with "
             f"{_count(len(self._seeds), 'seed')}",
         )
 
@@ -463,7 +463,7 @@ class _Rungs:
         if not able.cells:
             return {}
         self.asked |= able.cells
-        self._rung(f"train {_count(len(able.cells), 'combination')} for {self._epochs} epochs, seed {seed}")
+        self._rung(f"train {_count(len(able.cells), 'combination')} for {_count(self._epochs, 'epoch')}, seed {seed}")
         records = self._execute(able, grid, self.options, expected)
         for record in records:
             if record.result:
@@ -535,13 +535,16 @@ class _Rungs:
         truth = planned.splits.val.labels
         right = sum(label == true for label, true in zip(found.result.last.labels, truth, strict=True))
         share = wilson(right, len(truth))
-        looks = len(planned.run.records())
-        note = (
-            f"The {images} were looked at for {looks} picks by now, so they are no longer as new." if looks > 1 else ""
-        )
+        looks, notes = len(planned.run.records()), list(record.notes)
+        # In this data set the test images are those for validation; what the pick was chosen by is in neither part.
+        if leaked := planned.survey.duplicates_across_splits.count:
+            what = "repeats a training image" if leaked == 1 else "repeat training images"
+            notes.append(f"{leaked} of the {images} {what}, so the accuracy on them is too high for new images.")
+        if looks > 1:
+            notes.append(f"The {images} were looked at for {looks} picks by now, so they are no longer as new.")
         return record.replace(
             test=Tested(images=len(truth), accuracy=share.value, low=share.low, high=share.high),
-            notes=tuple(filter(None, (*record.notes, note))),
+            notes=tuple(notes),
             seconds=self.budget.spent,
         )
 
