@@ -185,20 +185,6 @@ REGIMES: dict[str, Regime] = {
         trainable=HEAD,
         extractor="int8",
     ),
-    "lp-ft": Regime(
-        summary="the head is fitted to features of the pretrained backbone, then all parameters are trained at a small "
-        "rate",
-        start="pretrained",
-        trainable=EVERYTHING,
-        head_start="logistic",
-    ),
-    "lora": Regime(
-        summary="low-rank updates of linear layers and 1x1 convolutions are trained, and the new head; all else is "
-        "frozen",
-        start="pretrained",
-        trainable=LOW_RANK_UPDATES,
-        adapter="lora",
-    ),
     "scratch": Regime(
         summary="all parameters are trained from random weights: the control that shows what transfer buys",
         start="random",
@@ -259,5 +245,19 @@ REGIMES: dict[str, Regime] = {
         summary="all biases are trained, and the head; the backbone runs in eval mode",
         start="pretrained",
         trainable=Trainable(head=True, backbone=biases),
+    ),
+    "lp-ft": Regime(
+        summary="the head is fitted to features of the pretrained backbone, then all parameters are trained at a small "
+        "rate",
+        start="pretrained",
+        trainable=EVERYTHING,
+        head_start="logistic",
+    ),
+    "lora": Regime(
+        summary="low-rank updates of linear layers and 1x1 convolutions are trained, and the new head; all else is "
+        "frozen",
+        start="pretrained",
+        trainable=LOW_RANK_UPDATES,
+        adapter="lora",
     ),
 }
