@@ -84,7 +84,12 @@ class Splits:
     assigned: bool = False
     """True if the paths don't say the split and class of an image, so that the digest must."""
     together: tuple[tuple[str, ...], ...] = ()
-    """Groups of images that look the same, which were kept on one side when the set was split here."""
+    """Groups of images that look the same, which were kept on one side when the set was split here.
+
+    Folds, the tuning split and probes keep them together too. They follow from the files' content and from the versions
+    of the libraries that decode and hash it, and are no part of the digest: sets that were split here have digests in
+    committed and in users' runs, with no groups in them, and would be other sets with every version of a library. So
+    two versions that group otherwise and split alike share the cells of a run."""
     fallback: str = ""
     """Says that the images are synthetic, and why; empty for real images."""
     left_out: tuple[LeftOut, ...] = ()
