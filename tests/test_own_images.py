@@ -579,6 +579,23 @@ BAD_TABLES: dict[str, tuple[list[dict[str, str]] | str, str]] = {
         [*GOOD, {"path": "6.png", "label": "", "split": "val"}],
         "1 of 7 rows have no 'label'; the first is row 7",
     ),
+    "no split": (
+        [*GOOD, {"path": "6.png", "label": "a", "split": ""}],
+        "1 of 7 rows have no 'split', and others have one; known are train, val and test; the first is row 7",
+    ),
+    "address": (
+        [*GOOD, {"path": "https://example.org/6.png", "label": "a", "split": "val"}],
+        "1 of 7 rows have an address, such as 'https://example.org/6.png': addresses aren't downloaded, images must be "
+        "files; the first is row 7",
+    ),
+    "folder": (
+        [*GOOD, {"path": "../mine", "label": "a", "split": "val"}],
+        "'../mine' in row 7 is a folder; each row is one image",
+    ),
+    "path in a message": (
+        [{**row, "path": f"../mine/{row['path']}"} for row in [*GOOD, GOOD[1]]],
+        "the first is '../mine/1.png' in rows 2 and 7",
+    ),
     "short line": ("path,label\n0.png,a\n1.png\n", "line 3 has 1 values, and the first line 2"),
 }
 
@@ -597,6 +614,35 @@ def test_a_table_that_cannot_be_used_is_one_line(ending: str, case: str, tmp_pat
     else:
         pytest.skip("a mistake of CSV files alone")
     refused(table, said)
+
+
+def test_errors_about_a_table_name_it(tmp_path: Path) -> None:
+    """Not its folder, which may have several tables."""
+    root = write_pictures(tmp_path / "mine", {"": 3})
+    rows = [{"path": f"{n}.png", "label": "aab"[n]} for n in range(3)]
+    table = write_table(root / "labels.csv", rows)
+    refused(table, f"{table}: class 'b' has 1 image; at least 2 are needed")
+
+
+@pytest.mark.parametrize("form", ["file://{root}/{split}/{label}/{name}", "{split}\\{label}\\{name}"])
+def test_paths_of_other_programs_are_understood(form: str, tmp_path: Path) -> None:
+    """`file://` addresses, with `%20` for a space, and the backslashes of Windows."""
+    root = write_folder(tmp_path / "my images")
+    rows = []
+    for row in rows_of(root):
+        split, label, name = row["path"].split("/")
+        place = str(root).replace(" ", "%20")
+        rows.append({**row, "path": form.format(root=place, split=split, label=label, name=name)})
+    splits = tl.load_splits(write_table(root / "labels.csv", rows))
+    expected = tl.load_splits(write_table(root / "plain.csv", rows_of(root)))
+    assert (splits.train, splits.val, splits.digest) == (expected.train, expected.val, expected.digest)
+
+
+def test_quotes_may_follow_a_space(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "mine")
+    lines = [f'"{row["path"]}", "{row["label"]}", "{row["split"]}"' for row in rows_of(root)]
+    (root / "labels.csv").write_text("\n".join(['"path", "label", "split"', *lines]))
+    assert tl.load_splits(root / "labels.csv").classes == ("a", "b")
 
 
 @pytest.mark.parametrize(

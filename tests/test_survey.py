@@ -178,6 +178,18 @@ def test_the_command_prints_text_and_json(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+def test_conflicting_labels_say_what_is_counted(tmp_path: Path) -> None:
+    """The line counts files, the warning images."""
+    root = write_pictures(tmp_path / "mine" / "train", {"a": 3, "b": 3}).parent
+    write_pictures(root / "val", {"a": 2, "b": 2}, first=50)
+    (root / "train" / "b" / "9.png").write_bytes((root / "train" / "a" / "0.png").read_bytes())
+    lines = here("data", str(root)).stdout.splitlines()
+    (line,) = (one for one in lines if one.startswith("conflicting labels: "))
+    assert line.startswith("conflicting labels: 2 identical, ")
+    assert line.endswith(" (every file of such an image counts)")
+    assert any(one.startswith("WARNING: 1 image is in two classes") for one in lines)
+
+
 def test_a_clean_set_has_nothing_to_say(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "mine" / "train", {"a": 3, "b": 3}).parent
     write_pictures(root / "val", {"a": 2, "b": 2}, first=50)

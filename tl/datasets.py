@@ -84,7 +84,12 @@ class Splits:
     assigned: bool = False
     """True if the paths don't say the split and class of an image, so that the digest must."""
     together: tuple[tuple[str, ...], ...] = ()
-    """Groups of images that look the same, which were kept on one side when the set was split here."""
+    """Groups of images that look the same, which were kept on one side when the set was split here.
+
+    Folds, the tuning split and probes keep them together too. They follow from the files' content and from the versions
+    of the libraries that decode and hash it, and are no part of the digest: sets that were split here have digests in
+    committed and in users' runs, with no groups in them, and would be other sets with every version of a library. So
+    two versions that group otherwise and split alike share the cells of a run."""
     fallback: str = ""
     """Says that the images are synthetic, and why; empty for real images."""
     left_out: tuple[LeftOut, ...] = ()
@@ -306,7 +311,7 @@ def _of_listing(listing: Listing, name: str, place: Path, tally: Tally | None = 
     what = "it has no split" if training is None else "it has no validation images"
     test = images("test")
     said_all = [said, _kept(test)]
-    return _made(root, name, root, classes, train, images("val"), test, said_all, what=what, tally=tally, assigned=True)
+    return _made(root, name, root, classes, train, images("val"), test, said_all, what=what, tally=tally, table=place)
 
 
 def _made(
@@ -321,9 +326,13 @@ def _made(
     *,
     what: str,
     tally: Tally | None = None,
-    assigned: bool = False,
+    table: Path | None = None,
 ) -> Splits:
-    """The data set of these images. Without `val` (`what` says why) a part of `train` becomes validation images."""
+    """The data set of these images. Without `val` (`what` says why) a part of `train` becomes validation images.
+
+    `table` has the labels, if the folders haven't.
+    """
+    assigned = table is not None
     labels = dict(zip(train.files, train.labels, strict=True))
     labels |= dict(zip(val.files, val.labels, strict=True)) if val else {}
     digests = file_digests(root, labels)
@@ -333,7 +342,7 @@ def _made(
     together: tuple[tuple[str, ...], ...] = ()
     if val is None:
         whole = len(train)
-        train, val, together = _split_off(root, train, digests, classes)
+        train, val, together = _split_off(root, train, digests, classes, table or root)
         kept = f", and images that look the same stay on one side ({len(together)} groups)" if together else ""
         said.append(f"{what}: {len(val)} of {whole} images, a fifth of each class, are split off by a fixed seed{kept}")
         assigned = True
@@ -356,15 +365,18 @@ def _made(
 
 
 def _split_off(
-    root: Path, images: ImageList, digests: Mapping[str, str], classes: tuple[str, ...]
+    root: Path, images: ImageList, digests: Mapping[str, str], classes: tuple[str, ...], place: Path
 ) -> tuple[ImageList, ImageList, tuple[tuple[str, ...], ...]]:
-    """Split images into training and validation images, and say which of them look the same."""
+    """Split images into training and validation images, and say which of them look the same.
+
+    `place` is the folder or the table that errors name.
+    """
     content = [digests[file] for file in images.files]
     groups = groups_of(looks_of(root, {file: digests[file] for file in images.files}), content)
     try:
         chosen = divide(images.labels, groups, content, classes, seed_for("validation split"), images.files)
     except DataError as error:
-        raise DataError(f"{root}: {error}") from error
+        raise DataError(f"{place}: {error}") from error
     pairs = list(zip(images.files, images.labels, strict=True))
     parts = [_listed(pairs[index] for index in np.flatnonzero(side)) for side in (~chosen, chosen)]
     return parts[0], parts[1], tuple(tuple(images.files[index] for index in some) for some in members(groups))

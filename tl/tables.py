@@ -9,11 +9,13 @@ import csv
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from tl.cache import read_text
 from tl.errors import DataError, UserError
@@ -126,6 +128,8 @@ def _rows(path: Path, of: Split | None) -> list[tuple[Path, str, Split | None]]:
     splits: Sequence[Split | None] = [of] * count
     if split is not None:
         splits = [split_called(text) for text in lines[split]]
+        empty = [number for number, text in enumerate(lines[split]) if not text]
+        _refuse(path, empty, f"have no {split!r}, and others have one; known are train, val and test", count)
         unknown = [number for number, one in enumerate(splits) if one is None]
         if unknown:
             wrong = shortened(repr(lines[split][unknown[0]]))
@@ -133,19 +137,43 @@ def _rows(path: Path, of: Split | None) -> list[tuple[Path, str, Split | None]]:
     elif of is None and path.name in METADATA:
         inner = [split_called(PurePosixPath(text).parts[0]) if "/" in text else None for text in texts["file"]]
         splits = inner if "train" in inner and None not in inner else splits
-    places = [Path(os.path.normpath(folder / text)) for text in texts["file"]]
+    elsewhere = [number for number, text in enumerate(texts["file"]) if _is_address(text)]
+    if elsewhere:
+        such = shortened(repr(texts["file"][elsewhere[0]]))
+        what = f"have an address, such as {such}: addresses aren't downloaded, images must be files"
+        _refuse(path, elsewhere, what, count)
+    places = [_place(folder, text) for text in texts["file"]]
     gone = [number for number, place in enumerate(places) if not os.path.isfile(place)]  # noqa: PTH113 (raises nothing)
     if gone:
         first = shortened(repr(texts["file"][gone[0]]))
+        if os.path.isdir(places[gone[0]]):  # noqa: PTH112 (raises nothing)
+            raise DataError(f"{path}: {first} in row {gone[0] + 1} is a folder; each row is one image")
         raise DataError(
             f"{path}: {len(gone)} of {count} images are not there, the first is {first} in row {gone[0] + 1}; paths "
             f"are relative to {folder}"
         )
-    _refuse_repeated(path, places, texts["label"], splits)
+    _refuse_repeated(path, places, texts["file"], texts["label"], splits)
     return list(zip(places, texts["label"], splits, strict=True))
 
 
-def _refuse_repeated(path: Path, places: list[Path], labels: list[str], splits: Sequence[Split | None]) -> None:
+def _is_address(text: str) -> bool:
+    """True for `https://…` and the like, but not for `file://…`; one letter before the colon is a drive."""
+    return re.match(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+://", text, re.IGNORECASE) is not None
+
+
+def _place(folder: Path, text: str) -> Path:
+    """The file that a table in `folder` means. Backslashes are those of Windows where no file has them in its name."""
+    if text.lower().startswith("file://"):
+        text = unquote(text[len("file://") :].removeprefix("localhost"))
+    place = Path(os.path.normpath(folder / text))
+    if "\\" in text and not os.path.lexists(place):
+        return Path(os.path.normpath(folder / text.replace("\\", "/")))
+    return place
+
+
+def _refuse_repeated(
+    path: Path, places: list[Path], texts: Sequence[str], labels: Sequence[str], splits: Sequence[Split | None]
+) -> None:
     first: dict[Path, int] = {}
     again = [(number, first[place]) for number, place in enumerate(places) if first.setdefault(place, number) != number]
     if not again:
@@ -158,7 +186,7 @@ def _refuse_repeated(path: Path, places: list[Path], labels: list[str], splits: 
     several = sum(count > 1 for count in counts.values())
     raise DataError(
         f"{path}: {several} image{'s have' if several > 1 else ' has'} more than one row, the first is "
-        f"{shortened(repr(places[number].name))} in rows {before + 1} and {number + 1}{other}"
+        f"{shortened(repr(texts[before]))} in rows {before + 1} and {number + 1}{other}"
     )
 
 
@@ -192,7 +220,10 @@ def _columns(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
 def _of_csv(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
     text = _text_of(path)
     try:
-        headers = {mark: next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), []) for mark in ",;\t"}
+        options: dict[str, Any] = {"skipinitialspace": True}  # quotes may follow a space
+        headers = {
+            mark: next(csv.reader(io.StringIO(text, newline=""), delimiter=mark, **options), []) for mark in ",;\t"
+        }
         if not any(headers[","]):
             raise DataError(f"{path}: is empty; its first line has the names of columns, such as path,label")
         known = (mark for mark, names in headers.items() if not _lacking(names))
@@ -201,7 +232,7 @@ def _of_csv(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
         wanted = {name: header.index(name) for what in COLUMNS if (name := _column(what, header)) is not None}
         if _lacking(header):
             return header, None
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, **options)
         next(reader)
         texts: dict[str, list[str]] = {name: [] for name in wanted}
         for row in reader:

@@ -36,7 +36,9 @@ def lines(found: Survey) -> Iterator[str]:
     yield f"imbalance: the largest class has {found.imbalance:.1f} times the training images of the smallest"
     yield f"duplicates within splits: {_repeats(found.duplicates_within_splits)}"
     yield f"duplicates across splits: {_repeats(found.duplicates_across_splits)}"
-    yield f"conflicting labels: {_repeats(found.conflicting_labels)}"
+    # The warning on images in two classes counts each image once, whatever its number of files.
+    every = " (every file of such an image counts)" if found.conflicting_labels.count else ""
+    yield f"conflicting labels: {_repeats(found.conflicting_labels)}{every}"
     yield f"unreadable: {found.unreadable.count or 'none'}"
     for damaged in found.unreadable.first:
         yield f"  {damaged.file!r}: {damaged.reason}"
