@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -153,6 +153,7 @@ def run(
     live: Place | None = None,
     progress: bool = True,
     plugins: Places = (),
+    trust: Texts = (),
     **settings: Any,
 ) -> Run:
     """Run the cells of a grid that have no result yet, and time its process pairs: the command `bench run`.
@@ -194,6 +195,7 @@ def run(
         progress: print the progress.
         plugins: scripts that add regimes, sources, metrics or claims. Entries that a notebook itself adds don't reach
             the processes of cells; those of a script do.
+        trust: repositories, `OWNER/REPO`, whose code may run, for backbones of source `hub`.
         settings: fields of `tl.TrainConfig` that are not axes, such as `epochs=3` or `batch_size=16`.
 
     Returns the run. A cell that failed or diverged doesn't raise; its record has the reason. The next call tries failed
@@ -212,6 +214,7 @@ def run(
     if gone := deleted_working_folder():
         raise UserError(gone)
     load_plugins(map(Path, plugins))
+    _trust(trust)
     from rich.console import Console
 
     from bench.execution.executors import start_early
@@ -274,6 +277,13 @@ def run(
     return Run(sweeps[0].run.folder)
 
 
+def _trust(repositories: Iterable[str]) -> None:
+    """Let code of these repositories run. Raises `ConfigError`."""
+    from tl.hub import trust
+
+    trust(repositories)
+
+
 def _check_script() -> None:
     """Raise `ConfigError` if the processes of cells can't import the script that is running, as they do at their start.
 
@@ -322,6 +332,7 @@ def pick(
     results: Place = _RESULTS,
     fresh: bool = False,
     progress: bool = True,
+    trust: Texts = (),
 ) -> Run:
     """Pick a backbone and a regime for a set of images, within a budget of time: the command `bench pick`.
 
@@ -344,6 +355,7 @@ def pick(
         results: the folder where runs are kept.
         fresh: start over in a new folder; nothing is deleted.
         progress: print the progress on standard error.
+        trust: repositories, `OWNER/REPO`, whose code may run, for backbones of source `hub`.
 
     Returns the run; `Run.pick()` has the choice, and `Run.answers()` says it.
 
@@ -358,6 +370,7 @@ def pick(
     if gone := deleted_working_folder():
         raise UserError(gone)
     load_plugins()
+    _trust(trust)
     from rich.console import Console
 
     from bench.execution.executors import start_early

@@ -91,12 +91,12 @@ def digest_of(path: ImportPath) -> str:
         return _given[path.setting, path.text].digest
     spec = _located(path)
     if _is_installed(spec.origin or ""):
-        _check_name(path, Path(spec.origin or ""))
+        check_name(path, Path(spec.origin or ""))
         top = path.module.partition(".")[0]
         owners = metadata.packages_distributions().get(top, [])
         versions = [f"{name} {metadata.version(name)}" for name in sorted(set(owners))]
         return hashlib.sha256("\n".join([*versions, file_digest(Path(spec.origin or ""))]).encode()).hexdigest()
-    _check_name(path, Path(spec.origin or ""))
+    check_name(path, Path(spec.origin or ""))
     files = _files(path)
     lines = [f"{name} {file_digest(file)}" for name, file in sorted(files.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -281,15 +281,15 @@ def _tree(path: ImportPath, file: Path) -> ast.Module | None:
         raise path.wrong(f"{file.name} can't be read: {error}") from error
 
 
-def _check_name(path: ImportPath, file: Path) -> None:
-    """Raise `ConfigError` if the source of a module surely has no such name."""
+def check_name(path: ImportPath, file: Path, where: str = "") -> None:
+    """Raise `ConfigError` if the source of a module, called `where`, surely has no such name."""
     tree = _tree(path, file)
     if tree is None:
         return
     names = set(_bound(tree))
     first = path.name.partition(".")[0]
     if first not in names and not {"*", "__getattr__"} & names:
-        raise path.wrong(_no_name(path.module, first, sorted(names)))
+        raise path.wrong(_no_name(where or path.module, first, sorted(names)))
 
 
 def _bound(tree: ast.AST) -> Iterator[str]:

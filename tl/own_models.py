@@ -25,7 +25,11 @@ _IMAGES = 2
 def _weights(name: str, policy: str, download: bool) -> Weights:
     path = ImportPath.parse("backbone", name)
     with seeded(seed_for("init", f"module:{name}", 0)):
-        made = _made(path, pretrained=True)
+        return weights_of(_made(path, pretrained=True), name)
+
+
+def weights_of(made: Backbone, name: str) -> Weights:
+    """Return the weights that code has given to a network, by the digest of its tensors."""
     everything = [key for key, _ in [*made.module.named_parameters(), *made.module.named_buffers()]]
     return Weights(kind="pretrained", source="own code", label=name, digest=digest(made.module, everything))
 

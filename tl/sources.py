@@ -47,6 +47,8 @@ class Names:
     """Returns a name as configs and records have it. Raises `ConfigError` for what can't be a name."""
     digest: Callable[[str], str]
     """Returns the digest of the code behind a name, in hex. Raises `UserError` if there is none."""
+    allow: Callable[[str], None] = lambda name: None
+    """Lets a process use a name that the process which started it has checked."""
 
 
 def names_of(source: str) -> Names | None:
@@ -71,4 +73,6 @@ SOURCES: dict[str, Source] = {
     "torchvision": Source(packages=("torchvision",), library="tl.torchvision_models:LIBRARY"),
     "timm": Source(packages=("timm",), library="tl.timm_models:LIBRARY"),
     "module": Source(packages=(), library="tl.own_models:MAKER", names="tl.own_names:NAMES"),
+    "hub": Source(packages=(), library="tl.hub_models:MAKER", names="tl.hub:NAMES"),
+    "hub-local": Source(packages=(), library="tl.hub_models:LOCAL_MAKER", names="tl.hub:LOCAL_NAMES"),
 }

@@ -80,6 +80,24 @@ PluginOption = Annotated[
         help="A Python file that adds regimes, sources, metrics or claims (repeatable).",
     ),
 ]
+
+
+def _trust(repositories: list[str] | None) -> list[str] | None:
+    if repositories:
+        from tl.hub import trust
+
+        trust(repositories)
+    return repositories
+
+
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OWNER/REPO",
+        callback=_trust,
+        help="Run code of this repository, for backbones of source hub (repeatable).",
+    ),
+]
 SEVERAL = "(repeatable, or joined by commas)"
 """How several values of an option are given, for its help."""
 RESULTS, REPORTS = Path("results"), Path("reports")

@@ -22,6 +22,7 @@ from bench.cli.arguments import (
     ReportsOption,
     ResultsOption,
     TimeoutOption,
+    TrustOption,
     WaitOption,
     each,
     expanded,
@@ -77,6 +78,7 @@ def pick(
     images: ImagesOption = True,
     format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
     plugin: PluginOption = None,
+    trust: TrustOption = None,
 ) -> None:
     """Pick a backbone for your images, and say whether to fine-tune it or to train only its head.
 

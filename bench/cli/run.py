@@ -23,6 +23,7 @@ from bench.cli.arguments import (
     ReportsOption,
     ResultsOption,
     TimeoutOption,
+    TrustOption,
     WaitOption,
     each,
     expanded,
@@ -123,6 +124,7 @@ def run(
     ] = False,
     images: ImagesOption = True,
     plugin: PluginOption = None,
+    trust: TrustOption = None,
 ) -> None:
     """Run the cells of a grid that have no result yet, time its process pairs, and write the report.
 

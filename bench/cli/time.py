@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli.app import FAILED, app
-from bench.cli.arguments import PluginOption
+from bench.cli.arguments import PluginOption, TrustOption
 from bench.console import say, tell
 from bench.program import INTERRUPTED
 
@@ -50,6 +50,7 @@ def time(
     seconds: Annotated[float, typer.Option(help="Time for the turns of a pair, after its warm-up.")] = 6.0,
     format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
     plugin: PluginOption = None,
+    trust: TrustOption = None,
 ) -> None:
     """Compare how long an epoch of each regime takes, by fresh processes that take turns. Nothing is kept.
 

@@ -30,7 +30,7 @@ from tl.exporting import export
 from tl.images import FileState, batch_bounds, trust
 from tl.machine import DeviceKey, allocator, keep_freed_pages
 from tl.model import BATCH_SIZE, Model, load_model, trained_on, write_model
-from tl.own_parts import load_parts
+from tl.own_parts import allow, load_parts
 from tl.plugins import load_as_parent
 from tl.precision import single_precision
 from tl.prepare import needs_compiler
@@ -76,6 +76,7 @@ def resolve_weights(
     found: dict[str, Weights | str | ConfigError] = {}
     for spec in specs:
         emit(spec)
+        allow(spec)
         try:
             one = find_weights(spec, policy, weights_dir=weights_dir, download=download)
             found[spec] = one.replace(kind="pretrained", source="download") if one.download_from else one

@@ -1,0 +1,232 @@
+"""Networks of PyTorch Hub: trust, the pinned commit, the cut classifier, and what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tl
+from tests.commands import command, here
+from tests.servers import serve
+from tl import hub, hub_models
+from tl.datasets import Splits
+from tl.errors import ConfigError, NotApplicable
+from tl.network import unreachable
+from tl.regimes import REGIMES
+
+HUBCONF = """
+dependencies = ["torch"]
+
+from parts.blocks import network
+
+
+def tiny(pretrained=False):
+    return network(pretrained)
+
+
+def tuned():
+    return network(True)
+
+
+def pooled(pretrained=False):
+    return network(pretrained)[:-1]
+
+
+def by_weights(*, weights=None):
+    return network(weights is not None)
+
+
+def breaks(pretrained=False):
+    raise OSError("no such file")
+
+
+number = 3
+"""
+BLOCKS = """
+import torch
+from torch import nn
+
+
+def network(pretrained):
+    torch.manual_seed(1) if pretrained else None
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 7, stride=8, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, 1000),
+    )
+"""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder as a repository has it. What a test loads of it is forgotten after it."""
+    (tmp_path / "mine" / "parts").mkdir(parents=True)
+    (tmp_path / "mine" / "hubconf.py").write_text(HUBCONF)
+    (tmp_path / "mine" / "parts" / "blocks.py").write_text(BLOCKS)
+    monkeypatch.setenv(hub.VARIABLE, "")
+    yield tmp_path / "mine"
+    hub_models._loaded.clear()
+    for name in ("parts", "parts.blocks"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def github(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, bytes]]:
+    """A server with that repository in place of GitHub's, by path."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in folder.rglob("*.py"):
+            archive.write(file, Path(f"mine-{COMMIT}") / file.relative_to(folder))
+    files = {
+        "/repos/me/mine/commits/HEAD": COMMIT.encode(),
+        "/repos/me/mine/commits/v1": COMMIT.encode(),
+        f"/me/mine/zip/{COMMIT}": packed.getvalue(),
+    }
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TL_OFFLINE", "")
+    unreachable.cache_clear()
+    with serve(files) as address:
+        monkeypatch.setattr(hub, "API", address)
+        monkeypatch.setattr(hub, "ARCHIVES", address)
+        yield files
+    unreachable.cache_clear()
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_regime_trains_a_network_of_a_folder(regime: str, folder: Path, mini: Splits) -> None:
+    """With the classifier cut off, and the frozen part as it was."""
+    config = tl.TrainConfig(backbone="hub-local:mine:tiny", regime=regime, epochs=1, batch_size=8)
+    if REGIMES[regime].head == "own":
+        with pytest.raises(NotApplicable, match="no classifier that is known"):
+            tl.train_model(config, mini, device="cpu")
+        return
+    result = tl.train_model(config, mini, device="cpu")
+    assert result.frozen_verified is not False and dict(result.config.code).keys() == {"backbone"}
+    assert result.weights.kind == ("random" if REGIMES[regime].start == "random" else "pretrained")
+
+
+def test_the_classifier_is_cut_off(folder: Path) -> None:
+    """What is left gives the features that the last layer had."""
+    made = tl.make_backbone("hub-local:mine:tiny")
+    assert made.width == 6 and made.module(torch.zeros(2, 3, 224, 224)).shape == (2, 6)
+    assert tl.make_backbone("hub-local:mine:by_weights").weights.digest == made.weights.digest
+    assert tl.make_backbone("hub-local:mine:tuned").weights.kind == "pretrained"
+    with pytest.raises(NotApplicable, match="has no parameter `pretrained`"):
+        tl.make_backbone("hub-local:mine:tuned", weights="random")
+
+
+WRONG = {
+    "mine:tinny": "hubconf.py has no 'tinny'; near matches: tiny",
+    "mine:pooled": "its classifier is not one linear layer on pooled features, so it can't be cut off",
+    "mine:breaks": "OSError: no such file",
+    "mine:number": "hubconf.py has no function of that name",
+    "nowhere:tiny": "nowhere has no hubconf.py",
+    "tiny": "must be hub-local:FOLDER:ENTRY",
+    "needy:tiny": "needs packages that are not installed: no_such_package",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_entry_is_one_line(name: str, folder: Path) -> None:
+    """That names it and says what is wrong."""
+    (folder.parent / "needy").mkdir()
+    (folder.parent / "needy" / "hubconf.py").write_text("dependencies = ['no_such_package']\ndef tiny():\n    pass\n")
+    with pytest.raises(ConfigError) as raised:
+        tl.make_backbone(f"hub-local:{name}")
+    said = str(raised.value)
+    assert said.startswith(f"backbone='hub-local:{name}': {WRONG[name]}") and "\n" not in said
+
+
+def test_a_change_of_the_folder_is_noticed(folder: Path) -> None:
+    """Of any of its modules: it makes another cell, and this process can't load it again."""
+    config = tl.TrainConfig(backbone="hub-local:mine:tiny")
+    before = config.with_code()
+    tl.make_backbone(config.backbone)
+    (folder / "parts" / "blocks.py").write_text(BLOCKS + "\n# more\n")
+    assert config.with_code().code != before.code
+    with pytest.raises(ConfigError, match="restart Python"):
+        tl.make_backbone(config.backbone)
+
+
+def test_modules_of_two_folders_with_one_name(folder: Path) -> None:
+    """Each has its own."""
+    other = folder.parent / "other"
+    (other / "parts").mkdir(parents=True)
+    (other / "hubconf.py").write_text(HUBCONF)
+    (other / "parts" / "blocks.py").write_text(BLOCKS.replace("6", "9"))
+    widths = [tl.make_backbone(f"hub-local:{name}:tiny").width for name in ("mine", "other", "mine")]
+    assert widths == [6, 9, 6]
+
+
+def test_a_repository_needs_trust(github: dict[str, bytes]) -> None:
+    """Without it nothing is asked of the network."""
+    github.clear()
+    said = "backbone='hub:me/mine:tiny': runs code of that repository on this machine: add --trust me/mine if you trust"
+    with pytest.raises(ConfigError, match=said):
+        tl.make_backbone("hub:me/mine:tiny")
+    done = command("run", "--grid", "smoke", "--backbone", "hub:me/mine:tiny", "--device", "cpu", "--no-report")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
+    with pytest.raises(ConfigError, match="--trust 'mine': must be a repository on GitHub, OWNER/REPO"):
+        hub.trust(["mine"])
+
+
+@pytest.mark.parametrize("ref", ["", "v1:", f"{COMMIT}:"])
+def test_a_repository_is_pinned_and_downloaded_once(ref: str, github: dict[str, bytes], mini: Splits) -> None:
+    """Its commit is in the name; with the whole name nothing more is asked of the network."""
+    hub.trust(["me/mine"])
+    made = tl.make_backbone(f"hub:me/mine:{ref}tiny")
+    assert made.spec == f"hub:me/mine:{COMMIT}:tiny" and made.width == 6
+    github.clear()
+    config = tl.TrainConfig(backbone=made.spec, regime="frozen", epochs=1, batch_size=8)
+    result = tl.train_model(config, mini, device="cpu")
+    assert result.weights.digest == made.weights.digest and result.frozen_verified
+
+
+def test_a_command_runs_a_trusted_repository(github: dict[str, bytes], tmp_path: Path) -> None:
+    """The records have the commit. The same command finds its results."""
+    words = ["run", "--grid", "smoke", "--backbone", "hub:me/mine:tiny", "--regime", "frozen", "--device", "cpu"]
+    words += ["--seeds", "1", "--name", "r", "--no-report", "--no-paired", "--trust", "me/mine"]
+    done = here(*words)
+    assert done.returncode == 0 and "done in" in done.stdout, done.stdout + done.stderr
+    (path,) = (tmp_path / "results" / "r" / "cells").glob("*.json")
+    record: dict[str, Any] = json.loads(path.read_text())
+    assert record["cell"]["config"]["backbone"] == f"hub:me/mine:{COMMIT}:tiny"
+    assert record["weights"]["source"] == "own code" and dict(record["cell"]["config"]["code"]).keys() == {"backbone"}
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "said"),
+    [
+        ("/repos/me/mine/commits/HEAD", None, "HEAD can't be pinned to a commit: .* answered 404"),
+        ("/repos/me/mine/commits/HEAD", b"<html>", "answered something else"),
+        (f"/me/mine/zip/{COMMIT}", None, "its code can't be downloaded: .* answered 404"),
+        (f"/me/mine/zip/{COMMIT}", b"PK", "its code can't be unpacked"),
+    ],
+)
+def test_what_the_server_gets_wrong_is_one_line(
+    path: str, answer: bytes | None, said: str, github: dict[str, bytes], tmp_path: Path
+) -> None:
+    """And leaves nothing half in the cache."""
+    hub.trust(["me/mine"])
+    if answer is None:
+        del github[path]
+    else:
+        github[path] = answer
+    with pytest.raises(ConfigError, match=said):
+        tl.make_backbone("hub:me/mine:tiny")
+    assert list(tmp_path.glob("cache/hub/*")) == []
+
+
+def test_without_a_network_a_commit_is_asked_for(folder: Path) -> None:
+    """The tests forbid the network."""
+    hub.trust(["me/mine"])
+    with pytest.raises(ConfigError, match="HEAD can't be pinned to a commit: TL_OFFLINE is set"):
+        tl.make_backbone("hub:me/mine:tiny")
