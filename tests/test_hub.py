@@ -58,8 +58,9 @@ from torch import nn
 def network(pretrained):
     torch.manual_seed(1) if pretrained else None
     return nn.Sequential(
-        nn.Conv2d(3, 6, 7, stride=8, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(6, 1000),
+        nn.Conv2d(3, 6, 7, stride=8, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        *(nn.Conv2d(6, 6, 3, stride=2, padding=1) for _ in range(3)),  # with the first one four stages
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1000),
     )
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -106,6 +107,10 @@ def test_every_regime_trains_a_network_of_a_folder(regime: str, folder: Path, mi
     config = tl.TrainConfig(backbone="hub-local:mine:tiny", regime=regime, epochs=1, batch_size=8)
     if REGIMES[regime].head == "own":
         with pytest.raises(NotApplicable, match="no classifier that is known"):
+            tl.train_model(config, mini, device="cpu")
+        return
+    if REGIMES[regime].adapter == "lora":
+        with pytest.raises(NotApplicable, match="low-rank updates need linear layers or 1x1 convolutions"):
             tl.train_model(config, mini, device="cpu")
         return
     result = tl.train_model(config, mini, device="cpu")
@@ -194,6 +199,7 @@ def test_a_command_runs_a_trusted_repository(github: dict[str, bytes], tmp_path:
     """The records have the commit. The same command finds its results."""
     words = ["run", "--grid", "smoke", "--backbone", "hub:me/mine:tiny", "--regime", "frozen", "--device", "cpu"]
     words += ["--seeds", "1", "--name", "r", "--no-report", "--no-paired", "--trust", "me/mine"]
+    words += ["--executor", "inline"]  # a process that was there before knows neither the server nor the cache
     done = here(*words)
     assert done.returncode == 0 and "done in" in done.stdout, done.stdout + done.stderr
     (path,) = (tmp_path / "results" / "r" / "cells").glob("*.json")

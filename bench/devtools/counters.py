@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.compare.gate import NOT_COMPARABLE, PASSED, REGRESSED
 from bench.devtools.steps import NETWORKS, TRAINING, make_step
 from bench.program import end
@@ -32,8 +34,15 @@ def libraries() -> dict[str, str]:
 
 
 def count() -> Counters:
-    """Network and regime → counters of a step."""
-    return {f"{network} {regime}": make_step(network, regime).counted() for network in NETWORKS for regime in TRAINING}
+    """Network and regime → counters of a step on one thread: each further one may need memory of its own for a sum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {
+            f"{network} {regime}": make_step(network, regime).counted() for network in NETWORKS for regime in TRAINING
+        }
+    finally:
+        torch.set_num_threads(threads)
 
 
 def changes(base: Counters, new: Counters) -> Iterator[str]:
