@@ -171,10 +171,6 @@ def run(
         data: a folder of images by class, with or without a split, a table of images, or a data set's name.
         weights: `auto`, `pretrained` or `random`.
         weights_dir: a folder of weight files to search first.
-        timeout: time limit per training, in seconds; an hour by default.
-        memory_limit: main memory that a cell may allocate, such as `"2GiB"`; Linux only.
-        executor: `process`, `inline` or `ray`; `ray_address` is the cluster's.
-        wait: wait for another command that is working in the run's folder.
         name: the run's folder below `results`; by default made from the grid's name.
         results: the folder where runs are kept.
         pairs: process pairs per comparison of speeds, 3 or more, in place of the grid's.
@@ -279,9 +275,10 @@ def run(
 
 def _trust(repositories: Iterable[str]) -> None:
     """Let code of these repositories run. Raises `ConfigError`."""
-    from tl.hub import trust
+    if repositories:
+        from tl.hub import trust
 
-    trust(repositories)
+        trust(repositories)
 
 
 def _check_script() -> None:
@@ -351,6 +348,10 @@ def pick(
         seeds: of whole trainings: their number, counted from 0, or a list.
         epochs: passes of whole trainings over the training images.
         weights_dir: a folder of weight files to search first.
+        timeout: time limit per training, in seconds; an hour by default.
+        memory_limit: main memory that a cell may allocate, such as `"2GiB"`; Linux only.
+        executor: `process`, `inline` or `ray`; `ray_address` is the cluster's.
+        wait: wait for another command that is working in the run's folder.
         name: the run's folder below `results`; by default `pick-` and the images' name.
         results: the folder where runs are kept.
         fresh: start over in a new folder; nothing is deleted.
@@ -366,7 +367,8 @@ def pick(
     from bench.execution.process import end_if_imported
 
     end_if_imported()
-    _check_script()
+    if executor == "process":
+        _check_script()
     if gone := deleted_working_folder():
         raise UserError(gone)
     load_plugins()

@@ -23,6 +23,7 @@ from bench.execution import executors
 from bench.store.runs import RunFolder
 from tests import light
 from tests.commands import command, here
+from tests.conftest import TINY
 from tests.runs import record, write_run
 from tl.datasets import Splits
 from tl.errors import ConfigError, UserError
@@ -251,6 +252,20 @@ def test_a_run_knows_how_it_was_called(tmp_path: Path) -> None:
     assert once.command.startswith("bench.run(grid='smoke', backbones=")
     assert "name='r'" in once.command and once.command.endswith("epochs=2)") and "my_script.py" in once.command
     assert "fresh" not in once.command
+
+
+@pytest.mark.parametrize("call", [bench.run, bench.pick])
+def test_only_processes_of_cells_import_the_script(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So with another executor a script that they couldn't import is no mistake."""
+
+    def refuse() -> None:
+        raise ConfigError("the script can't be imported")
+
+    monkeypatch.setattr("bench.api._check_script", refuse)
+    with pytest.raises(ConfigError, match="the script can't be imported"):
+        call(data="nowhere")
+    with pytest.raises(UserError, match="no such folder"):
+        call(data="nowhere", backbones=[TINY[1]], executor="inline", progress=False)
 
 
 def test_what_a_run_has() -> None:

@@ -23,7 +23,7 @@ from bench.sweep.grid import expand, load_grid
 from tests.commands import here as command
 from tests.conftest import TINY
 from tests.runs import TRUTH, record, write_run
-from tests.weights import FITTED, published
+from tests.weights import FITTED, published, weights_for
 from tl import train as train_module
 from tl.config import READ_BY_STEPS, TrainConfig
 from tl.errors import ConfigError
@@ -100,22 +100,23 @@ def test_the_fit_sees_the_features_of_all_training_images(mini: tl.Splits, monke
     assert again.labels == result.probe.labels and torch.equal(again.head.weight, result.model.head.weight)
 
 
-def test_images_that_look_the_same_are_left_out_together(mini: tl.Splits) -> None:
+@pytest.mark.parametrize(("regime", "fit"), [("knn", "knn"), ("lp-ft", "logistic")])
+def test_images_that_look_the_same_are_left_out_together(
+    mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str, fit: str
+) -> None:
     """The set says which do. If all are one group, each is left out alone, since nothing else would be left."""
     first, second, *_ = mini.train.files
-    pair = replace(mini, together=((first, second),))
     seen: list[list[int] | None] = []
-    fit = FITS["knn"]
+    real = FITS[fit]
 
     def noted(*given: Any) -> Any:
         seen.append(None if given[3] is None else given[3].tolist())
-        return fit.run(*given)
+        return real.run(*given)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FITS, "knn", replace(fit, run=noted))
-        run(pair, "knn")
-        run(replace(mini, together=(mini.train.files,)), "knn")
-        run(mini, "knn")
+    monkeypatch.setitem(FITS, fit, replace(real, run=noted))
+    for together in (((first, second),), (mini.train.files,), ()):
+        given = config(regime, epochs=1)
+        tl.train_model(given, replace(mini, together=together), device="cpu", weights_dir=weights_for(regime))
     groups, one, none = seen
     assert groups is not None and groups[0] == groups[1] and len(set(groups)) == len(mini.train) - 1
     assert one is None and none is None

@@ -337,9 +337,18 @@ def _start_head(setup: Setup) -> tuple[Extraction, float]:
     started = time.perf_counter()
     table, labels = (tensor.cpu() for tensor in features.first_view)
     if table.isfinite().all():  # else the first epoch ends with an error
-        fitted = FITS[setup.regime.head_start].run(table, labels, len(setup.splits.classes))
+        fitted = _fitted(setup, setup.regime.head_start, table, labels)
         setup.model.head.load_state_dict(fitted.head.state_dict())
     return extraction, time.perf_counter() - started
+
+
+def _fitted(setup: Setup, fit: str, features: torch.Tensor, labels: torch.Tensor) -> Fitted:
+    """Fit a head to the training images; those that look the same, where the set says which, are left out together."""
+    splits = setup.splits
+    groups = torch.tensor(groups_in(splits.train, splits)) if splits.together else None
+    if groups is not None and len(groups.unique()) < 2:
+        groups = None  # nothing would be left
+    return FITS[fit].run(features, labels, len(splits.classes), groups)
 
 
 class HeadFit:
@@ -361,12 +370,8 @@ class HeadFit:
 
     def run(self) -> None:
         """Fit the head and put it into the model."""
-        model, splits = self._setup.model, self._setup.splits
-        groups = torch.tensor(groups_in(splits.train, splits)) if splits.together else None
-        if groups is not None and len(groups.unique()) < 2:
-            groups = None  # nothing would be left
-        self.fitted = FITS[self._setup.regime.fit].run(self.features, self.labels, len(splits.classes), groups)
-        model.head = self.fitted.head.to(self._setup.device).eval()
+        self.fitted = _fitted(self._setup, self._setup.regime.fit, self.features, self.labels)
+        self._setup.model.head = self.fitted.head.to(self._setup.device).eval()
 
 
 def _without_head(body: Body, setup: Setup) -> Body:
