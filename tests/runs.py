@@ -7,14 +7,28 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zlib import crc32
 
+from bench.analysis.groups import make_groups
+from bench.analysis.picking import cards, chosen
 from bench.devtools.made_up import PRETRAINED, RANDOM, TRUTH, pair_record, record, this_environment
 from bench.store.pairs import PairRecord
+from bench.store.picks import PickRecord
 from bench.store.records import Cell, DatasetIdentity, Invocation, Manifest, PlannedPair, Record
 from bench.store.runs import RunFolder
 from tl.config import TrainConfig
 from tl.weights import Weights
 
-__all__ = ["PRETRAINED", "RANDOM", "TRUTH", "of_images", "pair_record", "record", "untrained", "write_run"]
+__all__ = [
+    "PRETRAINED",
+    "RANDOM",
+    "TRUTH",
+    "judged",
+    "of_images",
+    "pair_record",
+    "record",
+    "untrained",
+    "write_pick",
+    "write_run",
+]
 
 
 def untrained(backbone: str, *, right: int = 95, weights: Weights = PRETRAINED) -> Record:
@@ -26,6 +40,33 @@ def of_images(one: Record, digest: str) -> Record:
     """The record as one of other images; `write_run` writes a run on those of its first cell."""
     cell = one.cell.replace(dataset_digest=digest)
     return one.replace(cell=cell, cell_id=cell.id)
+
+
+def write_pick(run: RunFolder, one: Record, priority: str = "accuracy") -> None:
+    """Let a run have picked the combination of a record, as if no other had been there."""
+    groups = make_groups([(run.name, one)], {run.name: run.manifest().dataset.val_labels})
+    (card,) = [card for card in cards(groups) if card.priority == priority]
+    run.write_pick(
+        PickRecord(
+            command="bench pick",
+            ended=datetime.now(UTC),
+            priority=priority,
+            cards={priority: chosen(card)},
+            candidates=(),
+            val_images=len(groups[0].truth),
+            first_answer_seconds=30.0,
+            seconds=500.0,
+        )
+    )
+
+
+def judged(one: Record, right: int, truth: Sequence[int]) -> Record:
+    """The record with other validation images, of which the first `right` are classified right after its only epoch."""
+    assert one.result is not None
+    labels = [label if place < right else 1 - label for place, label in enumerate(truth)]
+    said = one.result.last.replace(labels=labels, confidences=[0.9] * len(truth))
+    rows = tuple(row.replace(val_accuracy=right / len(truth)) for row in one.result.epochs)
+    return one.replace(result=one.result.replace(epochs=rows, best=said.replace(epoch=0), last=said))
 
 
 def write_run(

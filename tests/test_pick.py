@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from rich.console import Console
 
 import bench
 from bench.analysis.groups import Group, make_groups
-from bench.analysis.picking import cards, chosen, latency, peak_memory, survivors
+from bench.analysis.picking import cards, latency, peak_memory, survivors
 from bench.execution import executors
 from bench.execution.process import PRELOAD
 from bench.report.pick_text import sentence
@@ -34,7 +33,7 @@ from bench.sweep.plan import Sweep
 from tests.commands import light_command
 from tests.images import write_folder, write_image
 from tests.light import LightExecutor
-from tests.runs import PRETRAINED, TRUTH, record, write_run
+from tests.runs import PRETRAINED, TRUTH, record, write_pick, write_run
 from tl.errors import ConfigError, UserError
 from tl.results import InferenceCost
 
@@ -461,19 +460,7 @@ def test_a_model_is_trained_of_what_was_picked(tmp_path: Path) -> None:
     best, cheap = record("timm:a", "finetune", right=99), record("timm:b", "frozen", right=80)
     run = write_run(tmp_path / "results" / "r", [best, cheap])
     assert final._recommended(run, run.manifest(), run.records()).cell_id == best.cell_id
-    (card,) = [card for card in cards(_groups(cheap)) if card.priority == "time"]
-    run.write_pick(
-        PickRecord(
-            command="bench pick",
-            ended=datetime.now(UTC),
-            priority="time",
-            cards={"time": chosen(card)},
-            candidates=(),
-            val_images=100,
-            first_answer_seconds=1.0,
-            seconds=2.0,
-        )
-    )
+    write_pick(run, cheap, "time")
     assert final._recommended(run, run.manifest(), run.records()).cell_id == cheap.cell_id
 
 

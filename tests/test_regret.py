@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from bench.analysis.groups import make_groups
-from bench.analysis.picking import cards, chosen
 from bench.devtools.regret import compare
-from bench.store.picks import PickRecord
 from bench.store.records import Record
 from bench.store.runs import RunFolder
-from tests.runs import TRUTH, record, write_run
+from tests.runs import of_images, record, write_pick, write_run
 from tl.errors import UserError
 
 
 def picked(folder: Path, best: Record) -> RunFolder:
     """A run whose pick is the only record that it has."""
     run = write_run(folder, [best])
-    (card,) = [one for one in cards(make_groups([("p", best)], {"p": TRUTH})) if one.priority == "accuracy"]
-    run.write_pick(
-        PickRecord(
-            command="bench pick",
-            ended=datetime.now(UTC),
-            priority="accuracy",
-            cards={"accuracy": chosen(card)},
-            candidates=(),
-            val_images=len(TRUTH),
-            first_answer_seconds=30.0,
-            seconds=500.0,
-        )
-    )
+    write_pick(run, best)
     return run
 
 
@@ -56,7 +40,6 @@ def test_what_can_t_be_compared_is_one_line(tmp_path: Path) -> None:
         compare(whole, whole)
     with pytest.raises(UserError, match=r"has no result of timm:b, knn$"):
         compare(picked(tmp_path / "p", record("timm:b", "knn", right=99)), whole)
-    one = record("timm:b", "knn")
-    other = write_run(tmp_path / "other", [one.replace(cell=one.cell.replace(dataset_digest="1" * 64))])
+    other = write_run(tmp_path / "other", [of_images(record("timm:b", "knn"), "1" * 64)])
     with pytest.raises(UserError, match=r"are of different images$"):
         compare(picked(tmp_path / "q", record("timm:b", "knn", right=99)), other)

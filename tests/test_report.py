@@ -15,7 +15,7 @@ from bench.report.pages import with_code
 from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.store.runs import RunFolder, find_runs
-from tests.runs import RANDOM, record, untrained, write_run
+from tests.runs import RANDOM, judged, record, untrained, write_run
 from tl.errors import UserError
 from tl.regimes import REGIMES
 
@@ -87,11 +87,7 @@ def test_what_is_shown_to_be_about_as_accurate_and_faster_is_the_answer(tmp_path
     records = []
     for seed in range(3):
         for name, seconds, right in (("best", 30, 1950), ("close", 6, 1940), ("less", 3, 1900)):
-            one = record(f"timm:{name}", "frozen", seconds=seconds, seed=seed)
-            labels = [label if place < right else 1 - label for place, label in enumerate(truth)]
-            said = one.result.last.replace(labels=labels, confidences=[0.9] * len(truth))
-            rows = tuple(row.replace(val_accuracy=right / len(truth)) for row in one.result.epochs)
-            records.append(one.replace(result=one.result.replace(epochs=rows, best=said.replace(epoch=0), last=said)))
+            records.append(judged(record(f"timm:{name}", "frozen", seconds=seconds, seed=seed), right, truth))
     run = write_run(tmp_path / "r", records, truth=truth)
     (choice,) = summarise([run], "r").choices
     assert (choice.best.config.backbone, choice.pick.config.backbone) == ("timm:best", "timm:close")

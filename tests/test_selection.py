@@ -17,7 +17,7 @@ from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.store.records import Record
 from tests.commands import here as command
-from tests.runs import RANDOM, TRUTH, record, write_run
+from tests.runs import RANDOM, TRUTH, judged, record, write_run
 from tl.errors import ConfigError
 from tl.results import Probe
 
@@ -101,13 +101,7 @@ def found(records: list[Record], truth: tuple[int, ...] = TRUTH) -> list[Selecti
 
 def of_images(records: list[Record], truth: tuple[int, ...]) -> list[Record]:
     """The same records for other validation images, with the same shares of them right."""
-    changed = []
-    for one in records:
-        right = round(one.result.val_accuracy_last * len(truth))
-        labels = [label if place < right else 1 - label for place, label in enumerate(truth)]
-        said = one.result.last.replace(labels=labels, confidences=[0.9] * len(truth))
-        changed.append(one.replace(result=one.result.replace(best=said.replace(epoch=0), last=said)))
-    return changed
+    return [judged(one, round(one.result.val_accuracy_last * len(truth)), truth) for one in records]
 
 
 SCORES = {"a": 240, "b": 220, "c": 180}

@@ -20,7 +20,7 @@ from tl.hub import API, Entry, digest_of_entry, entry_of, folder_of
 from tl.imagenet import output
 from tl.library import Backbone, Maker
 from tl.own_code import call, named, takes
-from tl.own_models import fault_of, weights_of
+from tl.own_models import as_backbone, weights_of
 from tl.seeding import seed_for
 from tl.weights import ToDownload, Weights
 
@@ -83,13 +83,7 @@ def _made(entry: Entry, *, pretrained: bool) -> Backbone:
     if isinstance(made, nn.Module):
         with named(entry):
             made = _without_classifier(entry, made)
-    if not isinstance(made, Backbone):
-        raise entry.wrong(f"returned a value of type {type(made).__name__}, not a torch.nn.Module or a tl.Backbone")
-    with named(entry):
-        fault = fault_of(made)
-    if fault:
-        raise entry.wrong(fault)
-    return made
+    return as_backbone(entry, made, "a torch.nn.Module or a tl.Backbone")
 
 
 def _without_classifier(entry: Entry, network: nn.Module) -> Backbone:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from tl.batches import Preprocessing
 from tl.errors import ConfigError, WeightsError
-from tl.sources import SOURCES
+from tl.sources import SOURCES, at
 from tl.weights import Checkpoint, Weights
 
 
@@ -78,8 +77,7 @@ class Maker:
 @cache
 def maker(source: str) -> Maker:
     """The maker of a source that can't list its networks."""
-    module, _, name = SOURCES[source].library.partition(":")
-    found: Maker = getattr(import_module(module), name)
+    found: Maker = at(SOURCES[source].library)
     return found
 
 
@@ -87,9 +85,8 @@ def maker(source: str) -> Maker:
 def library(source: str) -> Library:
     """The library of a source that lists its networks. Raises `ConfigError` if it can't be loaded."""
     where = SOURCES[source].library
-    module, _, name = where.partition(":")
     try:
-        found: Library = getattr(import_module(module), name)
+        found: Library = at(where)
     except Exception as error:  # another's module may raise anything
         problem = f"{type(error).__name__}: {error}"
         raise ConfigError(f"source {source!r}: its library {where!r} can't be loaded: {problem}") from error

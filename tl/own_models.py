@@ -44,19 +44,24 @@ def _made(path: ImportPath, *, pretrained: bool) -> Backbone:
     code = load(path)
     if not pretrained and not takes(code, "pretrained"):
         raise NotApplicable(f"{path}: makes no random weights: it has no parameter `pretrained`")
-    made = call(path, code, pretrained=pretrained)
+    return as_backbone(path, call(path, code, pretrained=pretrained), "a tl.Backbone(module, width, preprocessing)")
+
+
+def as_backbone(path: ImportPath, made: object, wanted: str) -> Backbone:
+    """Return what code made, if it is a sound backbone. Raises `ConfigError`, which names the code.
+
+    `wanted` says what it should have made, for the message.
+    """
     if not isinstance(made, Backbone):
-        raise path.wrong(
-            f"returned a value of type {type(made).__name__}, not a tl.Backbone(module, width, preprocessing)"
-        )
+        raise path.wrong(f"returned a value of type {type(made).__name__}, not {wanted}")
     with named(path):
-        fault = fault_of(made)
+        fault = _fault_of(made)
     if fault:
         raise path.wrong(fault)
     return made
 
 
-def fault_of(made: Backbone) -> str:
+def _fault_of(made: Backbone) -> str:
     """Say what is wrong with a backbone; empty if its network in eval mode maps images to features of its width."""
     if not isinstance(made.module, nn.Module):
         return f"its module is of type {type(made.module).__name__}, not a torch.nn.Module"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,14 @@ def names_of(source: str) -> Names | None:
     place = SOURCES[source].names if source in SOURCES else ""
     if not place:
         return None
-    module, _, name = place.partition(":")
-    found: Names = getattr(import_module(module), name)
+    found: Names = at(place)
     return found
+
+
+def at(place: str) -> Any:
+    """Import what is at a place, `module:NAME`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def package_version(name: str) -> str:

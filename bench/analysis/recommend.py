@@ -179,16 +179,22 @@ def recommend(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Cho
             continue
         others = [group for group in rated if group is not best]
         tests = compare_accuracy([(best, other) for other in others])
-        tied = [other for other, test in zip(others, tests, strict=True) if test is None or test.p >= LEVEL]
-        tied = sorted(tied, key=lambda group: group.seconds)
-        pick = min([best, *_no_worse(best, others)], key=lambda group: group.seconds)
+        loses = [accuracy_difference(best.right(), other.right()) for other in others]
+        pick = min([best, *_no_worse(others, loses)], key=lambda group: group.seconds)
+        alike = [
+            Cheaper(group=other, loses=lost)
+            for other, lost, test in zip(others, loses, tests, strict=True)
+            if test is None or test.p >= LEVEL
+        ]
+        alike.sort(key=lambda one: one.group.seconds)
+        tied = [one.group for one in alike]
         choices.append(
             Choice(
                 run=run,
                 device=device,
                 best=best,
                 pick=pick,
-                cheaper=_cheaper(best, pick, tied),
+                cheaper=next((one for one in alike if TIE * one.group.seconds < pick.seconds), None),
                 tied=len(tied),
                 left_out=_without_weights(here),
                 not_above=tuple(group for group in _rated(here) if not group.beats_largest_class),
@@ -203,22 +209,14 @@ def recommend(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Cho
     return choices
 
 
-def _no_worse(best: Group, others: Sequence[Group]) -> list[Group]:
+def _no_worse(others: Sequence[Group], loses: Sequence[Estimate | None]) -> list[Group]:
     """Those that are less accurate than the best by at most `NO_WORSE`, adjusted for their number (Holm).
 
-    A tie is no proof of that: few images leave much else tied. Below three seeds in common there is none.
+    `loses` has for each the accuracy of the best minus its own. A tie is no proof: few images leave much else tied.
+    Below three seeds in common there is none.
     """
-    found = [accuracy_difference(best.right(), other.right()) for other in others]
-    tests = holm([one.p_not_below(NO_WORSE) if one else 1.0 for one in found])
+    tests = holm([one.p_not_below(NO_WORSE) if one else 1.0 for one in loses])
     return [other for other, p in zip(others, tests, strict=True) if p < LEVEL / 2]
-
-
-def _cheaper(best: Group, pick: Group, tied: Sequence[Group]) -> Cheaper | None:
-    faster = [group for group in tied if TIE * group.seconds < pick.seconds]
-    if not faster:
-        return None
-    group = min(faster, key=lambda group: group.seconds)
-    return Cheaper(group=group, loses=accuracy_difference(best.right(), group.right()))
 
 
 def nothing_beats(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Group]:

@@ -354,10 +354,11 @@ def _constant(group: Group) -> str:
 
 def _pace(group: Group) -> str:
     """The time of an epoch, or that of a fit with its validation, and of what runs once before, in words."""
-    first = METRICS["first_epoch_seconds"]
-    text = f"{first.say(group.typical('first_epoch_seconds'))} to fit its head and validate"
     if REGIMES[group.config.regime].by_steps:
         text = f"{show(group, 'epoch_seconds')} s per epoch"
+    else:
+        first = METRICS["first_epoch_seconds"]
+        text = f"{first.say(group.typical('first_epoch_seconds'))} to fit its head and validate"
     once = {name: metric for name, metric in METRICS.items() if metric.once and group.values(name)}
     return text + "".join(f" after {metric.say(group.typical(name))} of {metric.once}" for name, metric in once.items())
 

@@ -38,7 +38,7 @@ _CLAIMS = (
     "together (Holm); otherwise it is inconclusive. Unknown: nothing could be measured, or accuracies are those of "
     f"random weights. Intervals are 95%; below {MIN_SAMPLES} pairs or seeds there is no interval."
 )
-OF_PREDICTION = (
+_OF_PREDICTION = (
     "A claim about what work predicts divides the measured ratio by the predicted one, so 1.00× is as predicted."
 )
 SELECTION = (
@@ -137,7 +137,7 @@ def intervals(summary: Summary) -> list[str]:
     """What claims about predictions measure, and what intervals are over: process pairs, seeds or both."""
     by_pairs = any(finding.by == "pairs" for finding in summary.findings)
     by_seeds = [finding for finding in summary.findings if finding.by == "seeds" and finding.estimate]
-    said = [OF_PREDICTION] if any(finding.claim.of_prediction for finding in summary.findings) else []
+    said = [_OF_PREDICTION] if any(finding.claim.of_prediction for finding in summary.findings) else []
     said += [_BY_PAIRS] if by_pairs else []
     said += [_BY_SEEDS] if by_seeds else []
     return said + ([INDEPENDENCE] if any(finding.claim.is_ratio for finding in by_seeds) else [])
