@@ -200,13 +200,15 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for _ in range(KILLS):
         victim = draw.choice(("cell", "command", "group"))
         tries[victim] += 1
+        before_try, killed = len(_begun(ledger)), 0
         process = begin()
         family = psutil.Process(process.pid)
         if draw.random() < 0.8:  # otherwise it is killed before its first cell
             _line(process, "[1/")
         time.sleep(draw.uniform(0.0, 0.8))
         if victim == "cell":
-            killed_cells += _kill_a_cell(family)
+            killed = _kill_a_cell(family)
+            killed_cells += killed
             time.sleep(0.2)
             process.send_signal(signal.SIGTERM)
         elif victim == "command":
@@ -221,22 +223,29 @@ def test_kill_9_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         now = {cell_id: _bytes(cell_id) for cell_id, one in the_run().records().items() if one.status == "done"}
         assert {cell_id: now[cell_id] for cell_id in kept} == kept
         kept = now
+        # A kill costs the cell that is running and no other. After a cell the command is killed too, with its next one.
+        assert len(set(_begun(ledger)[before_try:]) - kept.keys()) <= 1 + killed
     assert cut_short > KILLS / 2 and killed_cells and len(tries) == 3 and len(kept) > 20, (cut_short, tries, len(kept))
-    begun = Counter(ledger.read_text().split())
+    begun = Counter(_begun(ledger))
     # A cell ran again only if a kill hit it: at most once per kill, and never after it was done.
-    assert sum(begun.values()) - len(begun) <= KILLS
+    assert sum(begun.values()) - len(begun) <= KILLS + killed_cells
     before = dict(begun)
     again = sum(begun.values()) - len(begun)
     counts = f"{cut_short} of them in time; {len(kept)} cells finished, 0 lost, {again} ran again"
     print(f"{KILLS} tries {dict(tries)}, {counts}")  # noqa: T201
     assert run_apart().returncode == 0
-    begun = Counter(ledger.read_text().split())
+    begun = Counter(_begun(ledger))
     assert all(begun[cell_id] == before[cell_id] for cell_id in kept), "none that was done ran again"
     assert set(statuses().values()) == {"done"} and len(the_run().records()) == len(the_run().manifest().cells)
     files = [path for path in the_run().folder.rglob("*") if path.is_file() and path.suffix != ".json"]
     left = [path.name for path in files if path.suffix != ".log" or not path.stat().st_size]
     assert left == [".lock"], "no temporary file, no reserved space"
     assert list(temporary.iterdir()) == [], "no temporary files elsewhere"
+
+
+def _begun(ledger: Path) -> list[str]:
+    """The cells that were begun, in order, each as often as it was."""
+    return ledger.read_text().split() if ledger.exists() else []
 
 
 def _bytes(cell_id: str) -> bytes:
