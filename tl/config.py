@@ -40,6 +40,7 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "class_weights": lambda regime, execution: regime.by_steps,
     "lora_rank": lambda regime, execution: regime.adapter == "lora",
     "rate_after_head": lambda regime, execution: regime.head_start != "random",
+    "unfreeze_every": lambda regime, execution: regime.trainable.in_turn is not None,
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
 cell."""
@@ -139,6 +140,11 @@ class TrainConfig(Strict):
         le=1,
         description="factor of all learning rates in regimes that begin with a fitted head: steps at the full rate "
         "would destroy what the fit found. Always 0.1 with other regimes, which don't read it",
+    )
+    unfreeze_every: Positive = Field(
+        1,
+        description="epochs until the next stage of the backbone joins, in regimes whose stages train one after the "
+        "other. Always 1 with other regimes, which don't read it",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(

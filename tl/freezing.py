@@ -34,6 +34,12 @@ class Freezing:
     """Names of the parameters, int8 weights and buffers that must stay bit-identical. It is empty for a regime whose
     frozen modules run in train mode, which promises no such thing."""
 
+    def switch_gradients(self) -> None:
+        """Switch gradients on for what trains, and off for the rest."""
+        trained = set(self.parameters)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter in trained)
+
     def train_mode(self) -> None:
         """Put each module into its mode of a training pass. Before, all are in eval mode."""
         for module in self.in_train_mode:
