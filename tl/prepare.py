@@ -32,7 +32,7 @@ from tl.errors import ConfigError, NotApplicable
 from tl.features import Extraction, Features, images_at_once
 from tl.fits import FITS, Fitted
 from tl.folds import groups_in
-from tl.freezing import Freezing, freeze
+from tl.freezing import Freezing, freeze, with_batch_norm_frozen
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
 from tl.library import Backbone
@@ -223,9 +223,15 @@ def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfre
             f"torch.compile would compile anew for each stage that joins with regime {config.regime!r}; leave it out"
         )
     some = rules[: 1 + (config.epochs - 1) // config.unfreeze_every]
-    return Unfreezing(
-        [freeze(model, replace(regime, trainable=rule)) for rule in some], config.unfreeze_every, parts=len(rules) - 1
-    )
+    periods = [freeze(model, replace(regime, trainable=rule)) for rule in some]
+    if config.freeze_bn:
+        periods, whole = [with_batch_norm_frozen(each) for each in periods], periods[-1].changing
+        if periods[-1].changing != whole:
+            if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
+                raise NotApplicable(f"freeze_bn=true: regime {config.regime!r} trains nothing else of this backbone")
+        elif len(some) == len(rules):
+            raise NotApplicable("freeze_bn=true: no BatchNorm layer of this backbone would train; leave it out")
+    return Unfreezing(periods, config.unfreeze_every, parts=len(rules) - 1)
 
 
 def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:

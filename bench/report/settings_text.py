@@ -74,6 +74,8 @@ def settings(manifest: Manifest) -> str:
             f"; {listed(joining)} trains one stage more every {'epoch' if each == 1 else f'{each} epochs'}, and its "
         )
         more += "times per epoch are means"
+    if shared["freeze_bn"]:
+        more += "; BatchNorm layers stay frozen where a pretrained backbone trains"
     if shared["checkpointing"]:
         more += "; activation checkpointing where the backbone trains"
     return (
