@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from timm.optim import param_groups_layer_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
 import tl
@@ -17,12 +18,17 @@ from bench.report.settings_text import settings
 from bench.store.records import Cell
 from tests.runs import record, write_run
 from tests.test_reference import DoubleClassifier, every
+from tests.weights import TRAINING
+from tl import train as train_module
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches
+from tl.config import one_training
 from tl.freezing import Freezing
+from tl.heads import trainable_at_once
 from tl.images import open_store
 from tl.optimizers import with_layer_decay
 from tl.prepare import WAYS
+from tl.protocols import run_protocol
 from tl.regimes import EVERYTHING, REGIMES
 from tl.results import TrainResult
 
@@ -45,10 +51,16 @@ def config(**given: Any) -> tl.TrainConfig:
 
 
 @pytest.fixture
-def few(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> tl.Splits:
-    """Six and four images, for networks in double precision."""
-    monkeypatch.setattr("tl.prepare.Classifier", Stirred)
+def six(mini: tl.Splits) -> tl.Splits:
+    """Six and four images."""
     return replace(mini, train=every(4, mini.train), val=every(4, mini.val))
+
+
+@pytest.fixture
+def few(six: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> tl.Splits:
+    """The same, for networks in double precision."""
+    monkeypatch.setattr("tl.prepare.Classifier", Stirred)
+    return six
 
 
 def fresh(given: tl.TrainConfig) -> Classifier:
@@ -61,7 +73,11 @@ def train(given: tl.TrainConfig, splits: tl.Splits, **more: Any) -> TrainResult:
 
 
 def by_hand(
-    given: tl.TrainConfig, splits: tl.Splits, optimizer: Callable[[Classifier], torch.optim.Optimizer]
+    given: tl.TrainConfig,
+    splits: tl.Splits,
+    optimizer: Callable[[Classifier], torch.optim.Optimizer],
+    after_step: Callable[[Classifier], None] = lambda model: None,
+    after_epoch: Callable[[Classifier], None] = lambda model: None,
 ) -> dict[str, torch.Tensor]:
     """The state after a plain loop with this optimiser. With `freeze_bn` it keeps all BatchNorm layers in eval mode."""
     model = fresh(given)
@@ -81,7 +97,9 @@ def by_hand(
             images = images.contiguous(memory_format=torch.channels_last)
             nn.functional.cross_entropy(model(images).float(), labels).backward()
             updates.step()
+            after_step(model)
         schedule.step()
+        after_epoch(model)
     return model.state_dict()
 
 
@@ -261,24 +279,102 @@ def test_layer_decay_without_stages_is_skipped(few: tl.Splits, monkeypatch: pyte
     train(config(epochs=1), few)
 
 
+def sgd(model: Classifier) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 2}, {"execution": "plain", "freeze_bn": True}], ids=str)
+def test_averaged_weights_are_those_of_timm(
+    few: tl.Splits, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """What is validated in each epoch and kept at the end is timm's average; training goes on with the weights."""
+    monkeypatch.setitem(WAYS, "plain", replace(WAYS["plain"], images=WAYS["fast"].images))
+    given = config(ema=0.6, epochs=3, **settings)
+    average = ModelEmaV3(fresh(given), decay=0.6)
+    losses = []
+
+    def validate(model: Classifier) -> None:
+        network = average.module.eval()
+        preprocessing = make_backbone(given.backbone, weights="random").preprocessing
+        batches = Batches(open_store(few), few.val, preprocessing, torch.device("cpu"))
+        with torch.no_grad():
+            (images, labels), *others = batches.evaluation(4)
+            images = images.contiguous(memory_format=torch.channels_last)
+            losses.append(nn.functional.cross_entropy(network(images).float(), labels).item())
+        assert not others
+
+    weights = by_hand(given, few, sgd, after_step=average.update, after_epoch=validate)
+    result = train(given, few)
+    averages = {name: value for name, value in average.module.state_dict().items() if value.is_floating_point()}
+    same(result, averages)
+    assert [row.val_loss for row in result.epochs] == pytest.approx(losses, rel=1e-6)
+    with pytest.raises(AssertionError):
+        same(result, weights)
+    assert result.frozen_verified is (True if given.freeze_bn else None)
+
+
+@pytest.mark.parametrize("regime", ["finetune", "gradual", "cached"])
+def test_the_best_average_comes_back(six: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
+    """It is what was validated in the best epoch, and what has not joined yet is not changed by an average."""
+    validated, states = train_module.val_pass, []
+
+    def falling(evaluation: Any, *given: Any) -> Any:
+        states.append({name: value.clone() for name, value in evaluation._model.state_dict().items()})
+        return replace(validated(evaluation, *given), accuracy=1 / len(states))
+
+    monkeypatch.setattr(train_module, "val_pass", falling)
+    result = train(config(regime=regime, ema=0.5, epochs=3, learning_rate=0.1), six, keep="best")
+    assert result.best.epoch == 0 and result.frozen_verified is (None if regime == "finetune" else True)
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, states[0][name]), name
+    assert not torch.equal(states[0]["head.weight"], states[1]["head.weight"])
+
+
+def test_an_average_begins_with_the_fitted_head(few: tl.Splits) -> None:
+    """With a decay of nearly 1 it stays there."""
+    given = config(regime="logistic", fold=False)
+    fitted = train(given, few).model.head
+    kept = train(config(regime="lp-ft", ema=1 - 1e-12, learning_rate=1.0), few).model.head
+    torch.testing.assert_close(kept.weight, fitted.weight.double(), rtol=1e-3, atol=1e-4)
+
+
+def own_sgd(parameters: list[nn.Parameter], lr: float, momentum: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+
+
+def test_an_average_with_ones_own_optimiser(few: tl.Splits) -> None:
+    """Its steps move the average, too."""
+    given = config(ema=0.5, epochs=1)
+    same(train(given, few, optimizer=own_sgd), dict(train(given, few).model.state_dict()))
+
+
+def test_heads_with_an_average_are_trained_one_by_one(six: tl.Splits) -> None:
+    """Trials of a regime with kept features run at once only without."""
+    given = config(regime="cached", protocol="tuned", learning_rate=1e-3, learning_rates=(1e-3, 1e-2))
+    assert trainable_at_once(one_training(given)) and not trainable_at_once(one_training(given.replace(ema=0.5)))
+    result = run_protocol(given.replace(ema=0.5), six, device="cpu")
+    assert len(result.trials) == 2 and not any("at once" in str(note) for note in result.notes)
+
+
 def test_who_reads_the_settings() -> None:
     """Where they mean nothing they have their defaults, so a grid may set them for all regimes."""
     parts = {"finetune", "lp-ft", "gradual", "last-block", "last-2", "last-3", "norm-only", "bias-only"}
-    for name, value, readers in (("freeze_bn", True, parts), ("layer_decay", 0.5, parts)):
+    for name, value, readers in (("freeze_bn", True, parts), ("layer_decay", 0.5, parts), ("ema", 0.9, set(TRAINING))):
         assert {
             regime for regime in REGIMES if getattr(config(regime=regime, **{name: value}), name) == value
         } == readers
         default = tl.TrainConfig.model_fields[name].default
         assert cell().id == cell(**{name: default}).id != cell(**{name: value}).id
-    for wrong in (0.0, 1.1, float("nan")):
-        with pytest.raises(tl.ConfigError, match="layer_decay"):
-            config(layer_decay=wrong)
+    for name, wrong in (("layer_decay", 0.0), ("layer_decay", 1.1), ("layer_decay", float("nan")), ("ema", 1.0)):
+        with pytest.raises(tl.ConfigError, match=name):
+            config(**{name: wrong})
 
 
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
         ({"freeze_bn": True}, "BatchNorm layers stay frozen where a pretrained backbone trains"),
+        ({"ema": 0.98}, "what is validated and kept are moving averages of the weights, with a decay of 0.98"),
         ({"layer_decay": 0.75}, "each stage of a pretrained backbone has 0.75 times the rate of the one after it"),
     ],
 )

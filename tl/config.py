@@ -49,6 +49,7 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "rate_after_head": lambda regime, execution: regime.head_start != "random",
     "freeze_bn": lambda regime, execution: _trains_pretrained_parts(regime),
     "layer_decay": lambda regime, execution: _trains_pretrained_parts(regime),
+    "ema": lambda regime, execution: regime.by_steps,
     "unfreeze_every": lambda regime, execution: regime.trainable.in_turn is not None,
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
@@ -166,6 +167,14 @@ class TrainConfig(Strict):
         le=1,
         description="factor of the learning rate from each stage of the backbone to the one before it, and from the "
         "head to the last stage. Always 1 with regimes that don't read `freeze_bn`, which don't read it either",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay, per step, of an exponential moving average of the weights (`tl.averaging`), which is "
+        "validated and kept in their place; 0 for none. Always 0 with regimes that don't train by steps, which don't "
+        "read it",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices, plugins
 from tl.adapters import ADAPTERS
+from tl.averaging import AveragedWeights
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.checkpointing import checkpointed
@@ -303,6 +304,8 @@ class Loop:
     extraction: Extraction | None
     head_start_seconds: float | None
     """What fitting the head took that training begins with, without the extraction; None without."""
+    averaged: AveragedWeights | None
+    """What is validated in place of the weights; None without."""
     inference: InferenceNetwork | None
     """None if the backbone runs as it is."""
     work: StepWork
@@ -346,6 +349,10 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         graphs=graphs,
         extraction=extraction,
         head_start_seconds=head_start_seconds,
+        # After the head is fitted, since the average begins with what training begins with.
+        averaged=AveragedWeights(setup.freezing, setup.optimizer, config.ema)
+        if setup.optimizer and config.ema
+        else None,
         inference=inference,
         work=StepWork(),
     )
