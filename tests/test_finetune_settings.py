@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from rich.console import Console
 from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
 import tl
+from bench.analysis.groups import all_else, make_groups
 from bench.report.settings_text import settings
-from bench.store.records import Cell
-from tests.runs import record, write_run
+from bench.store.consistency import contradiction
+from bench.store.records import Cell, Record
+from bench.sweep import run as runner
+from bench.sweep.describe import list_cells
+from bench.sweep.final import plan_final
+from bench.sweep.grid import load_grid
+from bench.sweep.options import Options
+from tests.commands import ONE_CELL
+from tests.runs import TRUTH, record, write_run
 from tests.test_reference import DoubleClassifier, every
 from tests.weights import TRAINING
 from tl import train as train_module
@@ -356,15 +366,124 @@ def test_heads_with_an_average_are_trained_one_by_one(six: tl.Splits) -> None:
     assert len(result.trials) == 2 and not any("at once" in str(note) for note in result.notes)
 
 
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
+    """Let the validation passes of a training have these losses."""
+
+    def with_losses(losses: list[float]) -> None:
+        validated, given = train_module.val_pass, iter(losses)
+        monkeypatch.setattr(
+            train_module, "val_pass", lambda *arguments: replace(validated(*arguments), loss=next(given))
+        )
+
+    return with_losses
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "epochs"),
+    [
+        ([0.9, 0.8, 0.9, 0.8, 0.7], 2, 4),
+        ([0.9, 0.8, 0.9, 0.7, 0.8, 0.8], 2, 6),
+        ([0.9, 0.8, 0.7, 0.6, 0.5], 1, 5),
+        ([0.9, 0.9], 1, 2),
+        ([0.9, 1.0, 1.0, 1.0], 3, 4),
+        ([0.9, 1.0, 1.0, 1.0, 1.0], 0, 5),
+    ],
+    ids=str,
+)
+def test_a_training_ends_early(
+    six: tl.Splits, judged: Callable[[list[float]], None], losses: list[float], patience: int, epochs: int
+) -> None:
+    """It ends after so many epochs without a loss below all before; an equal one is not lower."""
+    judged([*losses, 0.1])
+    result = train(config(regime="frozen", epochs=len(losses), early_stopping=patience), six)
+    assert [row.val_loss for row in result.epochs] == losses[:epochs]
+    assert result.last.epoch == epochs - 1
+    notes = [str(note) for note in result.notes if "optimistic" in str(note)]
+    told = "the validation images decided when the training ended, so its accuracies are optimistic, the last one too"
+    assert notes == ([told] if patience else [])
+
+
+def test_stages_that_did_not_join_in_time(six: tl.Splits, judged: Callable[[list[float]], None]) -> None:
+    """Where a training ends before all stages have joined, its figures are of those that had."""
+    judged([0.5, 0.4, 0.6])
+    given = config(regime="gradual", epochs=6, early_stopping=1)
+    result = train(given, six)
+    assert len(result.epochs) == 3 and result.frozen_verified is True
+    assert [period.first_epoch for period in result.periods] == [0, 1, 2]
+    assert result.trainable_params == result.periods[-1].trainable_params < result.total_params
+    assert any("2 of 5 joined the head" in str(note) for note in result.notes)
+
+
+def test_only_protocol_fixed_ends_early() -> None:
+    """The others promise that the validation images choose nothing; heads that train at once have no common end."""
+    for protocol in ("tuned", "kfold"):
+        with pytest.raises(
+            tl.ConfigError, match=rf"^early_stopping=3: not read by protocol '{protocol}', only by fixed; leave it out$"
+        ):
+            config(protocol=protocol, learning_rate=1e-3, early_stopping=3)
+    assert not trainable_at_once(config(regime="cached", early_stopping=3))
+
+
+def test_a_record_that_ended_early(tmp_path: Path) -> None:
+    """Its number of epochs follows from its losses, and the time of a whole training from that number."""
+    whole = record("timm:a", "finetune", epochs=4, early_stopping=1)
+    assert whole.result is not None
+    rows = [row.replace(val_loss=loss) for row, loss in zip(whole.result.epochs, (0.9, 0.8, 0.8, 0.7), strict=True)]
+
+    def of(count: int) -> Record:
+        assert whole.result is not None
+        seconds = sum((row.train_seconds or 0.0) + row.val_seconds for row in rows[:count])
+        best = whole.result.best.replace(epoch=0)
+        last = whole.result.last.replace(epoch=count - 1)
+        given = {"epochs": tuple(rows[:count]), "best": best, "last": last, "training_seconds": seconds}
+        return whole.replace(result=whole.result.replace(**given))
+
+    manifest = write_run(tmp_path / "r", [of(3)]).manifest()
+    assert contradiction(of(3), manifest) == ""
+    assert contradiction(of(4), manifest) == "result.epochs has 4 epochs, and its losses end it after 3"
+    assert contradiction(of(2), manifest) == "result.epochs has 2 epochs, and the cell has 4"
+    (group,) = make_groups([("r", of(3))], {"r": TRUTH})
+    assert group.seconds == pytest.approx(3 * of(3).result.epoch_seconds)
+
+
+def test_the_final_training_is_as_long(tmp_path: Path) -> None:
+    """It has no images left that could end it, so it takes as many epochs as the one that it repeats."""
+    text = ONE_CELL + "[train]\nepochs = 5\nearly_stopping = 1\nlearning_rate = 1e-30\n"
+    (tmp_path / "one.toml").write_text(text)
+    grid = load_grid(str(tmp_path / "one.toml"))
+    options = Options(name="x", weights="random", executor="inline", results=tmp_path / "results")
+    worker, console = runner.executor_for(options), Console(record=True, width=200)
+    sweep = runner.plan(grid, options, worker, console)
+    list_cells(sweep, console)
+    assert "up to 5 epochs" in console.export_text()
+    (done,) = runner.execute(sweep, grid, options, worker, console).values()
+    assert done.result is not None and len(done.result.epochs) == 2
+    final = plan_final(sweep.run, worker, cell=done.cell_id, data=None, weights_dir=None, device=None, all_images=True)
+    assert (final.cell.config.epochs, final.cell.config.early_stopping) == (2, 0)
+
+
 def test_who_reads_the_settings() -> None:
     """Where they mean nothing they have their defaults, so a grid may set them for all regimes."""
     parts = {"finetune", "lp-ft", "gradual", "last-block", "last-2", "last-3", "norm-only", "bias-only"}
-    for name, value, readers in (("freeze_bn", True, parts), ("layer_decay", 0.5, parts), ("ema", 0.9, set(TRAINING))):
+    for name, value, readers in (
+        ("freeze_bn", True, parts),
+        ("layer_decay", 0.5, parts),
+        ("ema", 0.9, set(TRAINING)),
+        ("early_stopping", 3, set(TRAINING)),
+    ):
         assert {
             regime for regime in REGIMES if getattr(config(regime=regime, **{name: value}), name) == value
         } == readers
         default = tl.TrainConfig.model_fields[name].default
         assert cell().id == cell(**{name: default}).id != cell(**{name: value}).id
+    for setting in ({"ema": 0.9}, {"early_stopping": 3}):  # regimes that read these compare only where they are equal
+        ours, theirs = cell(**setting), cell(regime="frozen", **setting)
+        assert all_else(ours, "frozen") == all_else(theirs, "finetune")
+        assert all_else(ours, "frozen") != all_else(cell(regime="frozen"), "finetune")
+        assert all_else(ours, "knn") == all_else(cell(regime="knn"), "finetune")
+    for setting in ({"layer_decay": 0.5}, {"freeze_bn": True}):
+        assert all_else(cell(**setting), "frozen") == all_else(cell(regime="frozen"), "finetune")
     for name, wrong in (("layer_decay", 0.0), ("layer_decay", 1.1), ("layer_decay", float("nan")), ("ema", 1.0)):
         with pytest.raises(tl.ConfigError, match=name):
             config(**{name: wrong})
@@ -374,6 +493,11 @@ def test_who_reads_the_settings() -> None:
     ("setting", "text"),
     [
         ({"freeze_bn": True}, "BatchNorm layers stay frozen where a pretrained backbone trains"),
+        (
+            {"early_stopping": 1},
+            "a training ends when 1 epoch in a row had no lower validation loss: the validation images choose the "
+            "number of epochs, so accuracy after the last one is optimistic, too",
+        ),
         ({"ema": 0.98}, "what is validated and kept are moving averages of the weights, with a decay of 0.98"),
         ({"layer_decay": 0.75}, "each stage of a pretrained backbone has 0.75 times the rate of the one after it"),
     ],

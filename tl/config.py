@@ -24,7 +24,12 @@ PROTOCOLS = {
     "tuned": "finds the best of `learning_rates` on held-out training images, then trains at that rate on all of them",
     "kfold": "stratified k-fold over all images: `folds` trainings; each image is evaluated by the one without it",
 }
-READ_BY = {"learning_rate": ("fixed", "kfold"), "learning_rates": ("tuned",), "folds": ("kfold",)}
+READ_BY = {
+    "learning_rate": ("fixed", "kfold"),
+    "learning_rates": ("tuned",),
+    "folds": ("kfold",),
+    "early_stopping": ("fixed",),  # the others promise that validation images choose nothing
+}
 """Settings that only these protocols read. With any other protocol they must keep their defaults."""
 READ_BY_STEPS = (
     *("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "step_size"),
@@ -50,6 +55,7 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "freeze_bn": lambda regime, execution: _trains_pretrained_parts(regime),
     "layer_decay": lambda regime, execution: _trains_pretrained_parts(regime),
     "ema": lambda regime, execution: regime.by_steps,
+    "early_stopping": lambda regime, execution: regime.by_steps,
     "unfreeze_every": lambda regime, execution: regime.trainable.in_turn is not None,
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
@@ -176,6 +182,12 @@ class TrainConfig(Strict):
         "validated and kept in their place; 0 for none. Always 0 with regimes that don't train by steps, which don't "
         "read it",
     )
+    early_stopping: Count = Field(
+        0,
+        description="end the training when that many epochs in a row had no lower validation loss than those before; "
+        "0 for never. The validation images choose the number of epochs then, so only protocol `fixed` reads it, and "
+        "only regimes that train by steps",
+    )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(
         False,
@@ -231,7 +243,10 @@ class TrainConfig(Strict):
 
     @property
     def passes(self) -> int:
-        """Number of validation passes: one per epoch, or a single one if the regime doesn't train by steps."""
+        """Number of validation passes: one per epoch, or a single one if the regime doesn't train by steps.
+
+        With `early_stopping` there may be fewer.
+        """
         return self.epochs if REGIMES[self.regime].by_steps else 1
 
     @property

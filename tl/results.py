@@ -316,7 +316,9 @@ class TrainResult(Strict):
 
     @property
     def val_accuracy_last(self) -> float:
-        """Validation accuracy after the last epoch, which no image chose. Recommendations and claims use this one."""
+        """Validation accuracy after the last epoch, which no image chose unless `early_stopping` let them.
+
+        Recommendations and claims use this one."""
         return self.epochs[-1].val_accuracy
 
     @property

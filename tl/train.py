@@ -44,6 +44,7 @@ from tl.step import (
     Loss,
     TrainStep,
 )
+from tl.stopping import has_ended
 from tl.tryout import chosen
 from tl.weights import Weights
 from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
@@ -204,6 +205,8 @@ def _epochs(
             history.append(row)
             if on_epoch:
                 on_epoch(row)
+            if has_ended([each.val_loss for each in history], setup.config.early_stopping):
+                break
         assert best is not None and last is not None  # there is at least one pass
         if best is not last:
             kept.restore()
@@ -286,7 +289,7 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
     """Assemble the result after the last epoch."""
     config, model, device, extraction = setup.config, setup.model, setup.device, loop.extraction
     on_cuda = device.type == "cuda"
-    trainable = sum(p.numel() for p in setup.freezing.parameters)
+    trainable = sum(p.numel() for p in setup.unfreezing.now.parameters)
     fitted = sum(p.numel() for p in model.head.parameters()) if loop.fit else trainable
     return TrainResult(
         config=config,
@@ -428,6 +431,10 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
         notes.append(f"memory is that of the training's own process, without {setup.way.others}")
     if not setup.images.decoded_once:
         notes.append("images were decoded in every epoch, so times include decoding")
+    if setup.config.early_stopping:
+        notes.append(
+            "the validation images decided when the training ended, so its accuracies are optimistic, the last one too"
+        )
     if (joined := setup.unfreezing.joined) < (parts := setup.unfreezing.parts):
         notes.append(
             f"epochs were too few for all stages: {joined} of {parts} joined the head, the others stayed frozen"

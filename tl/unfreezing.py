@@ -42,8 +42,8 @@ class Unfreezing:
 
     @property
     def joined(self) -> int:
-        """How many parts join the head over all epochs."""
-        return len(self._periods) - 1
+        """How many parts have joined the head so far."""
+        return self._period or 0
 
     def begin(self, epoch: int) -> bool:
         """Begin an epoch, counted from 0, after those before it. Returns True if it is the first of a period.
@@ -55,7 +55,7 @@ class Unfreezing:
             return False
         self._check(period)
         self._period = period
-        if self.joined:
+        if len(self._periods) > 1:
             self.now.switch_gradients()
         return True
 

@@ -181,7 +181,7 @@ def _training_seconds(result: TrainResult) -> float | None:
     if not REGIMES[result.config.regime].by_steps:
         return result.cold_seconds
     warm = result.epoch_seconds
-    return None if warm is None else warm * result.config.passes + result.once_seconds
+    return None if warm is None else warm * len(result.epochs) + result.once_seconds
 
 
 def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> list[Group]:

@@ -82,6 +82,11 @@ def settings(manifest: Manifest) -> str:
         )
     if shared["ema"]:
         more += f"; what is validated and kept are moving averages of the weights, with a decay of {shared['ema']:g}"
+    if patience := shared["early_stopping"]:
+        more += (
+            f"; a training ends when {patience} epoch{'s' * (patience != 1)} in a row had no lower validation loss: "
+        )
+        more += "the validation images choose the number of epochs, so accuracy after the last one is optimistic, too"
     if shared["checkpointing"]:
         more += "; activation checkpointing where the backbone trains"
     return (

@@ -17,6 +17,7 @@ from bench.store.records import SETTLED, Cell, Manifest, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Predictions, TrainResult
+from tl.stopping import epochs_until_end
 from tl.text import shortened
 
 _TRAINING: dict[str, Callable[[Regime], bool]] = {
@@ -110,8 +111,10 @@ def _of_result(result: TrainResult, cell: Cell) -> Iterator[str]:
         *((f"result.folds.{n}", e) for n, e in enumerate(result.folds)),
     ):
         yield from _of_epochs(where, epochs, config)
-        if len(epochs) != config.passes:
-            yield f"{where} has {len(epochs)} epochs, and the cell has {config.passes}"
+        planned = epochs_until_end([row.val_loss for row in epochs], config.early_stopping, config.passes)
+        if len(epochs) != planned:
+            what = "its losses end it after" if planned < config.passes else "the cell has"
+            yield f"{where} has {len(epochs)} epochs, and {what} {planned}"
     if result.folds and len(result.folds) != (planned := config.folds if config.protocol == "kfold" else 0):
         yield f"result.folds has {len(result.folds)} folds, and the cell has {planned}"
     total = sum((row.train_seconds or 0.0) + row.val_seconds for row in result.epochs)

@@ -24,9 +24,9 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     and `baseline_pss_bytes`
 11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `probe` and `inference`; a manifest's
     data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
-12  a config has `code`, `lora_rank`, `rate_after_head`, `unfreeze_every`, `freeze_bn`, `layer_decay` and `ema`
-    (older files: see `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's own; a result has
-    `head_start_seconds` and `periods`
+12  a config has `code`, `lora_rank`, `rate_after_head`, `unfreeze_every`, `freeze_bn`, `layer_decay`, `ema` and
+    `early_stopping` (older files: see `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's own; a
+    result has `head_start_seconds` and `periods`
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ AS_BEFORE: dict[str, Any] = {
     "freeze_bn": False,
     "layer_decay": 1.0,
     "ema": 0.0,
+    "early_stopping": 0,
 }
 """Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 
@@ -79,9 +80,9 @@ A field with that value is left out of a cell's id, so that cells keep the ids t
 The value is not the field's default: a default may change, this value may not.
 """
 
-AIMS = ("class_weights",)
-"""Settings that only some regimes read, and that change what a training aims at: regimes that read them compare only
-where they are equal."""
+AIMS = ("class_weights", "ema", "early_stopping")
+"""Settings that only some regimes read, and that change what a training aims at, or what comes out of any training by
+steps: regimes that read them compare only where they are equal."""
 
 USUAL = {"precision": "fp32", "execution": "fast"}
 """Axis of a cell that its name shows only where it has another value → the usual value."""

@@ -112,7 +112,8 @@ def list_cells(sweep: Sweep, console: Console) -> None:
     for cell_id, cell in sweep.cells.items():
         state = sweep.done[cell_id].status if cell_id in sweep.done else "to do"
         regime, size = REGIMES[cell.config.regime], f", batch {cell.config.batch_size}"
-        passes = f"{cell.config.epochs} epochs{size}" if regime.by_steps else f"one validation pass{size}"
+        most = "up to " if cell.config.early_stopping else ""
+        passes = f"{most}{cell.config.epochs} epochs{size}" if regime.by_steps else f"one validation pass{size}"
         work = passes if regime.by_steps or not regime.trains else "the head is fitted at once"
         settings = f"{work}, {cell.config.weights} weights"
         say(console, f"  {state:8}  {cell} ({settings})")

@@ -96,7 +96,9 @@ def plan_final(
         check_folder("--weights-dir ", weights_dir)
     splits = _images(run, manifest, record, data)
     rate = {} if result.learning_rate_chosen is None else {"learning_rate": result.learning_rate_chosen}
-    once = one_training(config, **rate)
+    # What ended early is trained as long as it was: of all images, none is left to say when.
+    ended = {"early_stopping": 0, "epochs": len(result.epochs)} if config.early_stopping else {}
+    once = one_training(config, **rate, **ended)
     if once.precision == AUTO and result.precision:
         once = once.replace(precision=result.precision)
     evaluated = evaluated_images(config, splits)
