@@ -32,6 +32,13 @@ READ_BY_STEPS = (
 )
 """Settings of training by steps. A regime that fits its head at once reads none of them, so they have their defaults.
 """
+
+
+def _trains_own_parts(regime: Regime) -> bool:
+    """Return whether a regime trains what the backbone itself has, not only what an adapter adds."""
+    return regime.trainable.backbone is not None and regime.adapter == "none"
+
+
 READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "views": lambda regime, execution: regime.features == "once" and regime.fit == "steps",
     "checkpointing": lambda regime, execution: regime.trainable.backbone is not None,
@@ -40,6 +47,8 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "class_weights": lambda regime, execution: regime.by_steps,
     "lora_rank": lambda regime, execution: regime.adapter == "lora",
     "rate_after_head": lambda regime, execution: regime.head_start != "random",
+    "freeze_bn": lambda regime, execution: regime.start == "pretrained" and _trains_own_parts(regime),
+    "unfreeze_every": lambda regime, execution: regime.trainable.in_turn is not None,
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
 cell."""
@@ -139,6 +148,16 @@ class TrainConfig(Strict):
         le=1,
         description="factor of all learning rates in regimes that begin with a fitted head: steps at the full rate "
         "would destroy what the fit found. Always 0.1 with other regimes, which don't read it",
+    )
+    unfreeze_every: Positive = Field(
+        1,
+        description="epochs until the next stage of the backbone joins, in regimes whose stages train one after the "
+        "other. Always 1 with other regimes, which don't read it",
+    )
+    freeze_bn: bool = Field(
+        False,
+        description="keep the backbone's BatchNorm layers in eval mode, with statistics and parameters as they are. "
+        "Always false with regimes that train nothing of a pretrained backbone itself, which don't read it",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(

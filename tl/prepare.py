@@ -9,7 +9,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tl.errors import ConfigError, NotApplicable
 from tl.features import Extraction, Features, images_at_once
 from tl.fits import FITS, Fitted
 from tl.folds import groups_in
-from tl.freezing import Freezing, freeze
+from tl.freezing import Freezing, freeze, with_batch_norm_frozen
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
 from tl.library import Backbone
@@ -58,6 +58,7 @@ from tl.step import (
     TrainStep,
     own_stream,
 )
+from tl.unfreezing import Unfreezing
 from tl.weights import Weights
 from tl.work import StepWork
 
@@ -128,7 +129,9 @@ class Setup:
     quantization_seconds: float | None
     images: _Images
     freezing: Freezing
-    frozen_digest: str | None
+    """What trains at the end, which all that trains before is a part of."""
+    unfreezing: Unfreezing
+    """What trains in which epoch."""
     optimizer: torch.optim.Optimizer | None
     """None if nothing trains by steps."""
     schedule: LRScheduler | None
@@ -191,7 +194,8 @@ def _prepare(
         raise NotApplicable(
             f"head {config.head!r}: regime {config.regime!r} fits a linear head first; use head 'linear'"
         )
-    freezing = freeze(model, regime)
+    unfreezing = _unfreezing(config, regime, model)
+    freezing = unfreezing.whole
     steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
     optimizer = make_optimizer(steps, freezing.parameters) if regime.by_steps else None
     return Setup(
@@ -205,10 +209,29 @@ def _prepare(
         quantization_seconds=quantization_seconds,
         images=images,
         freezing=freezing,
-        frozen_digest=freezing.digest(),
+        unfreezing=unfreezing,
         optimizer=optimizer,
         schedule=SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None,
     )
+
+
+def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfreezing:
+    """Freeze what the regime doesn't train in the last epoch, and find what it trains in those before."""
+    rules = regime.trainable.in_order(model.backbone)
+    if len(rules) > 1 and config.compile:
+        raise NotApplicable(
+            f"torch.compile would compile anew for each stage that joins with regime {config.regime!r}; leave it out"
+        )
+    some = rules[: 1 + (config.epochs - 1) // config.unfreeze_every]
+    periods = [freeze(model, replace(regime, trainable=rule)) for rule in some]
+    if config.freeze_bn:
+        periods, whole = [with_batch_norm_frozen(each) for each in periods], periods[-1].changing
+        if periods[-1].changing != whole:
+            if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
+                raise NotApplicable(f"freeze_bn=true: regime {config.regime!r} trains nothing else of this backbone")
+        elif len(some) == len(rules):
+            raise NotApplicable("freeze_bn=true: no BatchNorm layer of this backbone would train; leave it out")
+    return Unfreezing(periods, config.unfreeze_every, parts=len(rules) - 1)
 
 
 def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
@@ -272,7 +295,7 @@ class Loop:
     inference: InferenceNetwork | None
     """None if the backbone runs as it is."""
     work: StepWork
-    """The work of the first step, which is warm-up anyway."""
+    """The work of the first step, where nobody counts that of others."""
 
 
 def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahead: int, graphs: Graphs | None) -> Loop:

@@ -323,10 +323,12 @@ def timed_training(
 
     Arguments and errors are those of `train_model`. Turns begin with the images of `first_epoch`, in its order. Raises
     `NotApplicable` for a regime whose features are extracted once: its steps don't see images, and the extraction
-    belongs to no epoch.
+    belongs to no epoch. So it does for one whose stages join one after the other: no turn would stand for its epochs.
     """
     if REGIMES[config.regime].features != "each step":
         raise NotApplicable(f"regime {config.regime!r} extracts its features once, so it has no step on images")
+    if REGIMES[config.regime].trainable.in_turn:
+        raise NotApplicable(f"regime {config.regime!r} trains other stages in other epochs, so its steps differ")
     target = devices.resolve(device)
     choice = chosen(config, splits, target, weights)
     memory = MemoryMarks(target, without=WAYS[config.execution].others)
