@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices, plugins
 from tl.adapters import ADAPTERS
+from tl.averaging import AveragedWeights
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.checkpointing import checkpointed
@@ -38,7 +39,7 @@ from tl.inference import InferenceNetwork, OnDemand, inference_network
 from tl.library import Backbone
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
-from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer
+from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer, with_layer_decay
 from tl.own_code import once
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
@@ -47,6 +48,7 @@ from tl.regimes import REGIMES, Regime
 from tl.seeding import seed_for
 from tl.sources import SOURCES, package_version
 from tl.specs import Spec
+from tl.stages import parameters_of, stages
 from tl.step import (
     Body,
     Evaluation,
@@ -198,6 +200,8 @@ def _prepare(
     freezing = unfreezing.whole
     steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
     optimizer = make_optimizer(steps, freezing.parameters) if regime.by_steps else None
+    if optimizer and config.layer_decay != 1:
+        optimizer = with_layer_decay(optimizer, config, _from_output_on(model, freezing))
     return Setup(
         config=config,
         splits=splits,
@@ -232,6 +236,14 @@ def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfre
         elif len(some) == len(rules):
             raise NotApplicable("freeze_bn=true: no BatchNorm layer of this backbone would train; leave it out")
     return Unfreezing(periods, config.unfreeze_every, parts=len(rules) - 1)
+
+
+def _from_output_on(model: Classifier, freezing: Freezing) -> list[set[nn.Parameter]]:
+    """What trains of the head, and of each stage of the backbone, from the last to the first that has some."""
+    parts = [model.head.parameters(), *map(parameters_of, reversed(stages(model.backbone)))]
+    trained = [set(freezing.parameters).intersection(part) for part in parts]
+    first = next(place for place, part in enumerate(trained) if part)
+    return trained[first:]
 
 
 def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
@@ -292,6 +304,8 @@ class Loop:
     extraction: Extraction | None
     head_start_seconds: float | None
     """What fitting the head took that training begins with, without the extraction; None without."""
+    averaged: AveragedWeights | None
+    """What is validated in place of the weights; None without."""
     inference: InferenceNetwork | None
     """None if the backbone runs as it is."""
     work: StepWork
@@ -335,6 +349,10 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         graphs=graphs,
         extraction=extraction,
         head_start_seconds=head_start_seconds,
+        # After the head is fitted, since the average begins with what training begins with.
+        averaged=AveragedWeights(setup.freezing, setup.optimizer, config.ema)
+        if setup.optimizer and config.ema
+        else None,
         inference=inference,
         work=StepWork(),
     )

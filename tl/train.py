@@ -238,6 +238,9 @@ def _epoch(
             memory.begin("val")
             clock.mark(None)
         if step:
+            if loop.averaged:
+                loop.averaged.hide()
+                clock.mark(None)
             setup.unfreezing.now.train_mode()
             trained = _train_pass(step, loop.train, setup.config, epoch, clock, work)
             if trained.fault:
@@ -245,6 +248,8 @@ def _epoch(
             train_seconds = clock.elapsed()
             memory.begin("val")
             clock.mark(None)
+            if loop.averaged:
+                loop.averaged.show()
         setup.unfreezing.now.eval_mode()
         validated = val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
         if validated.fault:
