@@ -18,6 +18,7 @@ from tl.regimes import REGIMES, Regime
 from tl.sources import names_of
 from tl.specs import Spec
 from tl.strict import Count, Positive, Strict
+from tl.tasks import TASKS
 
 PROTOCOLS = {
     "fixed": "one training at `learning_rate`, evaluated on the validation images",
@@ -109,6 +110,7 @@ class TrainConfig(Strict):
         "another source, such as `module:MODULE:NAME`"
     )
     regime: str = Field("frozen", description="a key of `tl.regimes.REGIMES`")
+    task: str = Field("classification", description="a key of `tl.tasks.TASKS`: what the network is to say of an image")
     weights: str = Field("auto", description="`pretrained`, `random`, or `auto`: pretrained if available")
     precision: str = Field("fp32", description="a key of `PRECISIONS`")
     execution: str = Field("fast", description="a key of `EXECUTIONS`: how the same training is carried out")
@@ -324,6 +326,7 @@ class TrainConfig(Strict):
     @field_validator(
         "protocol",
         "regime",
+        "task",
         "weights",
         "precision",
         "execution",
@@ -338,6 +341,7 @@ class TrainConfig(Strict):
         tables: dict[str, Collection[str]] = {
             "protocol": PROTOCOLS,
             "regime": REGIMES,
+            "task": TASKS,
             "weights": WEIGHTS_POLICIES,
             "precision": PRECISIONS,
             "execution": EXECUTIONS,

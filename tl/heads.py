@@ -123,7 +123,9 @@ class _Together:
         self._setup, self._loop, self._features, self._config = setup, loop, loop.train, configs[0]
         models = [Classifier(setup.backbone, len(setup.splits.classes), config).eval() for config in configs]
         self.heads = [TrainedHead(config=c, head=m.head.to(setup.device)) for c, m in zip(configs, models, strict=True)]
-        self._evaluations = [Evaluation(m, nn.Identity(), setup.config.precision, setup.device) for m in models]
+        self._evaluations = [
+            Evaluation(m, nn.Identity(), setup.config.precision, setup.device, setup.learning) for m in models
+        ]
         self._layers, self._parameters = _batched([one.head for one in self.heads])
         self._optimizer, self._groups = _optimizer(self.heads)
         self._schedule = SCHEDULE_BUILDERS[self._config.schedule](self._config, self._optimizer)
@@ -211,7 +213,7 @@ class _Together:
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
             "val_loss": validated.loss,
-            "val_accuracy": validated.accuracy,
+            "val_accuracy": validated.score(),
         }
 
 

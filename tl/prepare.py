@@ -36,6 +36,7 @@ from tl.folds import groups_in
 from tl.freezing import Freezing, freeze, with_batch_norm_frozen
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
+from tl.learning import LEARNING, Learning
 from tl.library import Backbone
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
@@ -144,9 +145,14 @@ class Setup:
         return REGIMES[self.config.regime]
 
     @property
+    def learning(self) -> Learning:
+        """What the config's task makes of images and outputs."""
+        return LEARNING[self.config.task]
+
+    @property
     def way(self) -> Way:
         """How the config is executed."""
-        return WAYS[self.config.execution]
+        return way_of(self.config)
 
     def example(self, images: int) -> torch.Tensor:
         """Return made-up images for the backbone."""
@@ -183,7 +189,7 @@ def _prepare(
     """
     regime = REGIMES[config.regime]
     backbone = _backbone(config, regime, splits, weights, weights_dir)
-    way = WAYS[config.execution]
+    way = way_of(config)
     model, layout = Classifier(backbone, len(splits.classes), config), layout or way.layout(device, config.precision)
     model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     total_params = sum(p.numel() for p in model.parameters())
@@ -251,7 +257,15 @@ def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, lay
     store = open_store(splits)
     resident = resident_pixels(store, device)
     train, val = (
-        Batches(store, images, backbone.preprocessing, device, memory_format=LAYOUTS[layout], resident=resident)
+        Batches(
+            store,
+            images,
+            backbone.preprocessing,
+            device,
+            memory_format=LAYOUTS[layout],
+            resident=resident,
+            targets=LEARNING[splits.task].targets(images, len(splits.classes)),
+        )
         for images in (splits.train, splits.val)
     )
     resident_bytes = None if resident is None else resident.nbytes
@@ -262,8 +276,10 @@ def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, lay
 
 def _loaded_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
     """Images that workers load from their files in every pass."""
+    learning, classes = LEARNING[splits.task], len(splits.classes)
     train, val = (
-        PlainBatches(splits.root, images, backbone.preprocessing, device) for images in (splits.train, splits.val)
+        PlainBatches(splits.root, images, backbone.preprocessing, device, learning.rows(images, classes))
+        for images in (splits.train, splits.val)
     )
     return _Images(train=train, val=val)
 
@@ -341,11 +357,13 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         train=train,
         val=val,
         loss_function=loss_function,
-        step=setup.way.step(graphs, model, body, counted, loss_function, setup.optimizer, config, device)
+        step=setup.way.step(
+            graphs, model, body, counted, loss_function, setup.optimizer, config, device, setup.learning
+        )
         if setup.optimizer
         else None,
         fit=HeadFit(setup, train) if setup.regime.trains and not setup.regime.by_steps else None,
-        evaluation=setup.way.evaluation(graphs, model, body, config.precision, device),
+        evaluation=setup.way.evaluation(graphs, model, body, config.precision, device, setup.learning),
         graphs=graphs,
         extraction=extraction,
         head_start_seconds=head_start_seconds,
@@ -577,3 +595,8 @@ WAYS: dict[str, Way] = {
     ),
 }
 """The way of each execution of `tl.config.EXECUTIONS`."""
+
+
+def way_of(config: TrainConfig) -> Way:
+    """Return how a config is executed."""
+    return WAYS[config.execution]

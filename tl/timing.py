@@ -187,7 +187,7 @@ class TimedTraining:
         """Evaluate the next batches. Returns their number of images."""
         self._setup.freezing.eval_mode()
         found = self._loop.evaluation.over(islice(self._val, count), self._loop.loss_function)
-        return len(found.predicted)
+        return found.images
 
     def _begin_steady(self, batches: _Endless, wanted: int, run: Callable[[int], int]) -> None:
         """Make sure that the next batches are from the middle of a pass, unless they are all of it."""
