@@ -126,6 +126,11 @@ SETTINGS = {
     "optimizer": st.sampled_from(["sgd", "adamw"]),
     "views": st.integers(1, 3),
     "checkpointing": st.booleans(),
+    "unfreeze_every": st.integers(1, 3),
+    "freeze_bn": st.booleans(),
+    "layer_decay": st.floats(0.1, 1.0),
+    "ema": st.floats(0.0, 0.99),
+    "early_stopping": st.integers(0, 3),
 }
 ENTRY = {"backbone": st.just("quick2"), "regime": st.sampled_from(list(REGIMES)), "seed": st.integers(0, 3)} | SETTINGS
 CLAIM = {

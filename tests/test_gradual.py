@@ -25,7 +25,7 @@ from bench.devtools.made_up import TRUTH, record
 from bench.report.settings_text import settings
 from bench.store.consistency import contradiction
 from bench.store.records import Cell
-from bench.sweep.pairs import pairings, without_turns
+from bench.sweep.pairs import pairings, why_unpaired, without_turns
 from tests.runs import write_run
 from tests.test_reference import DoubleClassifier, every
 from tl import train as train_module
@@ -328,6 +328,8 @@ def test_it_takes_no_turns(few: tl.Splits) -> None:
     claim = Claim(name="x", statement="x", metric="epoch_seconds", regime="*", low=1.0)
     cells = [cell("finetune"), cell(), cell("frozen")]
     assert pairings(cells, [claim]) == [(cell("finetune"), cell("frozen"))]
+    why = "regime 'gradual' can't be: it trains other stages in other epochs"
+    assert pairings(cells[:2], [claim]) == [] and why_unpaired(cells[:2], [claim]) == why
     assert without_turns(cell()) == "it trains other stages in other epochs"
     with (
         pytest.raises(tl.NotApplicable, match=r"^regime 'gradual' trains other stages in other epochs, so its steps"),

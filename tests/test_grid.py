@@ -273,8 +273,11 @@ def test_a_protocol_and_what_it_reads(tmp_path: Path) -> None:
     assert run_name(chosen, None, "auto", some) == "own-kfold-batch8-fold-true-lookahead-auto-learning_rate-0.01"
 
 
-@pytest.mark.parametrize("name", ["compile", "checkpointing"])
-def test_a_grid_can_ask_for_compiled_or_checkpointed_backbones(tmp_path: Path, name: str) -> None:
+SWITCHES = [name for name, field in TrainConfig.model_fields.items() if field.annotation is bool]
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_grid_can_turn_settings_on(tmp_path: Path, name: str) -> None:
     """The value must be true or false."""
     place = tmp_path / "own.toml"
     for value, valid in (("true", True), ("1", False), ('"yes"', False)):

@@ -224,6 +224,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "compile": ((bool,), "true or false"),
     "checkpointing": ((bool,), "true or false"),
     "fold": ((bool,), "true or false"),
+    "freeze_bn": ((bool,), "true or false"),
     "lookahead": ((int, str), 'a number of batches, or "auto"'),
 }
 """Settings that are not a single word or number → their Python types, and those types in words for messages."""

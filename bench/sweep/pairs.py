@@ -71,6 +71,20 @@ def without_turns(cell: Cell) -> str:
     return "" if regime.features == "each step" else "its features are extracted once"
 
 
+def why_unpaired(cells: Collection[Cell], claims: Iterable[Claim]) -> str:
+    """Why none of these cells are paired, in words."""
+    reasons = {without_turns(cell) for cell in cells}
+    if len(reasons) == 1 and (only := reasons.pop()):
+        return only
+    for claim in claims:
+        against = [cell for cell in cells if cell.config.regime == claim.against]
+        about = [cell for cell in cells if claim.is_about(cell.config.regime, cell.config.execution)]
+        for cell in (*about, *against) if about and against else ():
+            if why := without_turns(cell):
+                return f"regime {cell.config.regime!r} can't be: {why}"
+    return "no claim about time or memory compares two of these cells"
+
+
 def plan_pairs(rotations: Sequence[tuple[Cell, ...]], count: int, seconds: float, run: str) -> dict[str, PlannedPair]:
     """Id → pair, `count` of each rotation, in the order in which they run.
 

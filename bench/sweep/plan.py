@@ -23,7 +23,7 @@ from bench.sweep.folder import run_folder
 from bench.sweep.grid import SHARED_SETTINGS, Grid, Planned, check_keys, check_settings, expand, load_grid
 from bench.sweep.options import Options
 from bench.sweep.order import arrange
-from bench.sweep.pairs import claims_timed, pairings, plan_pairs, without_turns
+from bench.sweep.pairs import claims_timed, pairings, plan_pairs, why_unpaired
 from bench.sweep.weights import Answer, resolve_weights, weights_key
 from tl import hymenoptera
 from tl.cache import check_cache, user_path
@@ -193,11 +193,9 @@ def _pairs(grid: Grid, cells: dict[str, Cell], executor: Executor, run: str) -> 
     """The pairs of a grid; or why there are none, in words."""
     if grid.paired is None:
         return {}, "the grid or --no-paired says so"
-    rotations = pairings(list(cells.values()), claims_timed(grid.claims))
+    rotations = pairings(list(cells.values()), claims := claims_timed(grid.claims))
     if not rotations:
-        reasons = {without_turns(cell) for cell in cells.values()}
-        others = "no claim about time or memory compares two of these cells"
-        return {}, (reasons.pop() if len(reasons) == 1 else "") or others
+        return {}, why_unpaired(list(cells.values()), claims)
     if not executor.takes_turns:
         return {}, "this executor can't keep several processes alive; executor 'process' can"
     return plan_pairs(rotations, grid.paired.pairs, grid.paired.seconds, run), ""
