@@ -18,11 +18,13 @@ from torch import nn
 
 import tl
 from bench.analysis.claims import CLAIMS, Claim
-from bench.analysis.groups import all_else, make_groups
+from bench.analysis.groups import Group, all_else, make_groups
 from bench.analysis.prediction import epoch_flops, predicted
 from bench.analysis.verdicts import claims_of, decide_claims
 from bench.devtools.made_up import TRUTH, record
+from bench.report.notes import notes_of
 from bench.report.settings_text import settings
+from bench.report.summary import summarise
 from bench.store.consistency import contradiction
 from bench.store.records import Cell
 from bench.sweep.pairs import pairings, why_unpaired, without_turns
@@ -304,8 +306,13 @@ def test_work_is_counted_for_each_period(few: tl.Splits) -> None:
 
 def test_an_epoch_stands_for_others_only_as_a_mean() -> None:
     """A median of epochs that differ in what trains would be the time of one period."""
-    result = record("timm:a", "gradual", epochs=4).result
+    whole = record("timm:a", "gradual", epochs=4)
+    result = whole.result
     assert result is not None and result.work is None
+
+    def of(result: TrainResult) -> Group:
+        return make_groups([("r", whole.replace(result=result))], {"r": TRUTH})[0]
+
     work = dict.fromkeys(tl.results.Work.model_fields, 1)
     period = Period(first_epoch=0, trainable_params=1, work=tl.results.Work(**work))
     rows = tuple(
@@ -314,8 +321,10 @@ def test_an_epoch_stands_for_others_only_as_a_mean() -> None:
     )
     made = result.replace(epochs=rows)
     assert (made.epoch_seconds, made.train_epoch_seconds, made.val_epoch_seconds) == (3.0, 2.0, 1.0)
+    assert of(made).seconds == 4 * 3.0
     made = made.replace(periods=(period,))
     assert (made.epoch_seconds, made.train_epoch_seconds, made.val_epoch_seconds) == (4.0, 3.0, 1.0)
+    assert of(made).seconds == 10.0 + 3 * 4.0 == sum(row.seconds or 0.0 for row in rows), "the whole training"
 
 
 def cell(regime: str = "gradual", **given: Any) -> Cell:
@@ -418,6 +427,10 @@ def test_a_record_and_its_report(tmp_path: Path, few: tl.Splits) -> None:
     assert other is not None
     alike = sides[0].replace(result=other.replace(periods=trained.periods))
     assert contradiction(alike, manifest).startswith("result.periods of regime 'finetune', which trains the same")
+    note = notes_of(summarise([run], "r")).table
+    assert note.endswith(
+        "Times are medians of all epochs but the first. Those of gradual are means, since its epochs differ."
+    )
     claim = CLAIMS["gradual-no-worse"]
     assert claim in claims_of(manifest)
     (finding,) = decide_claims({"r": [claim]}, make_groups([("r", one) for one in sides], {"r": TRUTH}))

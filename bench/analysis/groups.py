@@ -184,11 +184,17 @@ def _middle(metric: str, values: Collection[float]) -> float:
 
 
 def _training_seconds(result: TrainResult) -> float | None:
-    """All epochs as long as a warm one, with the work that is done once. A fitted head has one pass, which is cold."""
+    """All epochs as long as a warm one, with the work that is done once. A fitted head has one pass, which is cold.
+
+    With periods the first epoch is as long as it was, since those after it train more.
+    """
     if not REGIMES[result.config.regime].by_steps:
         return result.cold_seconds
-    warm = result.epoch_seconds
-    return None if warm is None else warm * len(result.epochs) + result.once_seconds
+    warm, first = result.epoch_seconds, result.epochs[0].seconds
+    if warm is None:
+        return None
+    cold = first if result.periods and first is not None else warm
+    return cold + warm * (len(result.epochs) - 1) + result.once_seconds
 
 
 def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> list[Group]:

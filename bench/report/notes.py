@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.analysis import selection
-from bench.analysis.metrics import METRICS, costs, what_matters
+from bench.analysis.metrics import METRICS, costs, listed, what_matters
 from bench.analysis.recommend import TIE
 from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES
 from bench.report.settings_text import INDEPENDENCE, accuracy_note, largest_class_note
@@ -120,7 +120,7 @@ def notes_of(summary: Summary) -> Notes:
     return Notes(
         ties=_ties(),
         candidates=_CANDIDATES,
-        table=f"{accuracy_note(summary)} {_TABLE}",
+        table=f"{accuracy_note(summary)} {_TABLE}{_means(summary)}",
         largest_class=largest_class_note(summary),
         leakage=_LEAKAGE if any(m.dataset.name == "hymenoptera" for _, m in summary.runs) else "",
         controls=_controls(summary),
@@ -131,6 +131,12 @@ def notes_of(summary: Summary) -> Notes:
         selection=SELECTION,
         claims=" ".join([_CLAIMS, *intervals(summary), *([_OTHER_SHARES] if other_shares else [])]),
     )
+
+
+def _means(summary: Summary) -> str:
+    """Which times in the table are no medians; empty if all are."""
+    found = [group.config.regime for group in summary.groups if any(result.periods for result in group.results)]
+    return f" Those of {listed(list(dict.fromkeys(found)))} are means, since its epochs differ." if found else ""
 
 
 def intervals(summary: Summary) -> list[str]:

@@ -193,7 +193,8 @@ def _pairs(grid: Grid, cells: dict[str, Cell], executor: Executor, run: str) -> 
     """The pairs of a grid; or why there are none, in words."""
     if grid.paired is None:
         return {}, "the grid or --no-paired says so"
-    rotations = pairings(list(cells.values()), claims := claims_timed(grid.claims))
+    claims = claims_timed(grid.claims)
+    rotations = pairings(list(cells.values()), claims)
     if not rotations:
         return {}, why_unpaired(list(cells.values()), claims)
     if not executor.takes_turns:
