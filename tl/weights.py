@@ -31,8 +31,8 @@ class Weights(Strict):
 
     kind: Literal["pretrained", "random"]
     source: str = Field(
-        description="`weights-dir`, `package NAME`, `torch hub cache`, `Hugging Face cache`, `own code`, `download` or "
-        "`random`"
+        description="`weights-dir`, `folder` (of the backbone), `package NAME`, `torch hub cache`, `Hugging Face "
+        "cache`, `own code`, `download` or `random`"
     )
     label: str = Field("", description="name of the weights, such as `ResNet18_Weights.IMAGENET1K_V1`")
     digest: str = Field(

@@ -20,7 +20,7 @@ from bench.execution.turns import END, Prepared, Taken, Warm
 from bench.store.environment import MachineState
 from bench.store.records import Cell
 from tl import devices, gpu
-from tl.backbones import checkpoint_of, find_weights, known_names
+from tl.backbones import checkpoint_of, find_weights, has_checkpoint, known_names
 from tl.choice import Choice
 from tl.config import one_training
 from tl.datasets import Splits
@@ -38,8 +38,6 @@ from tl.protocols import run_protocol
 from tl.results import TrainResult
 from tl.saved import write_card
 from tl.sealed import cache_warnings_to
-from tl.sources import SOURCES
-from tl.specs import Spec
 from tl.timing import timed_training
 from tl.train import train_model
 from tl.tryout import chosen
@@ -94,9 +92,8 @@ def files_for(specs: list[str], folder: Path, emit: Emit) -> dict[str, tuple[tup
     load_as_parent()
     found: dict[str, tuple[tuple[str, ...], str]] = {}
     for spec in specs:
-        if not SOURCES[Spec.parse(spec).source].lists:
+        if not has_checkpoint(spec) or not (checkpoint := checkpoint_of(spec)).file_names:
             continue
-        checkpoint = checkpoint_of(spec)
         try:
             taken = file_in(folder, checkpoint)
         except WeightsError:  # said where the weights are looked up
