@@ -41,7 +41,7 @@ from tl.sealed import cache_warnings_to
 from tl.timing import timed_training
 from tl.train import train_model
 from tl.tryout import chosen
-from tl.weights import ToDownload, Weights, file_in
+from tl.weights import SUFFIXES, ToDownload, Weights, file_in
 
 known_names()  # in the server that cells are forked from, not in the time and memory of a cell
 
@@ -98,7 +98,10 @@ def files_for(specs: list[str], folder: Path, emit: Emit) -> dict[str, tuple[tup
             taken = file_in(folder, checkpoint)
         except WeightsError:  # said where the weights are looked up
             taken = None
-        found[spec] = checkpoint.file_names, taken.name if taken else ""
+        names = checkpoint.file_names
+        if SUFFIXES[0] not in checkpoint.suffixes:
+            names = tuple(f"{name}{checkpoint.suffixes[0]}" for name in names)
+        found[spec] = names, taken.name if taken else ""
     return found
 
 
