@@ -7,7 +7,6 @@ reading, so a mistake in one of them never loses the result of a cell that has j
 from __future__ import annotations
 
 import math
-import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from bench.store.records import SETTLED, Cell, Manifest, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Predictions, TrainResult
+from tl.tasks import TASKS
 from tl.text import shortened
 
 _TRAINING: dict[str, Callable[[Regime], bool]] = {
@@ -128,11 +128,29 @@ def _of_result(result: TrainResult, cell: Cell) -> Iterator[str]:
         yield f"result.trainable_params={result.trainable_params}: there are {result.total_params} parameters"
     if result.work is not None and result.work.step_images > config.batch_size + 1:
         yield f"result.work.step_images={result.work.step_images}: the batch size is {config.batch_size}"
+    yield from _of_periods(result)
     yield from _of_parts(result)
     yield from _of_tuning(result, config)
     rate = result.epochs[0].learning_rate
     if rate is not None and not math.isclose(rate, result.learning_rate or 0.0, rel_tol=_ROUNDING):
         yield f"result.epochs.0.learning_rate={rate}: the training begins with {result.learning_rate}"
+
+
+def _of_periods(result: TrainResult) -> Iterator[str]:
+    """Periods begin every `unfreeze_every` epochs, and each trains more than the one before."""
+    config, periods = result.config, result.periods
+    if not periods:
+        return
+    if REGIMES[config.regime].trainable.in_turn is None:
+        yield f"result.periods of regime {config.regime!r}, which trains the same in all epochs"
+    for number, period in enumerate(periods):
+        if period.first_epoch != (planned := number * config.unfreeze_every) or planned >= config.epochs:
+            yield f"result.periods.{number}.first_epoch={period.first_epoch}: one begins every {config.unfreeze_every}"
+    sizes = [period.trainable_params for period in periods]
+    if sizes != sorted(set(sizes)) or sizes[-1] != result.trainable_params:
+        yield f"result.periods train {sizes} parameters, and result.trainable_params={result.trainable_params}"
+    if result.work != periods[-1].work:
+        yield "result.work is not that of the last of result.periods"
 
 
 _WHOLES = {
@@ -239,7 +257,8 @@ def _of_predictions(name: str, said: Predictions, result: TrainResult, truth: Se
     if len(said.labels) != len(truth):
         yield f"result.{name} has {len(said.labels)} predictions, and the run has {len(truth)} images to validate"
         return
-    right = sum(map(operator.eq, said.labels, truth)) / len(truth)
-    stated = result.epochs[said.epoch].val_accuracy
-    if not math.isclose(right, stated, abs_tol=_ROUNDING):
-        yield f"result.epochs.{said.epoch}.val_accuracy={stated}: of its predictions, {right} are right"
+    task = TASKS[result.config.task]
+    score, stated = task.overall(said, truth), result.epochs[said.epoch].val_accuracy
+    if not math.isclose(score, stated, abs_tol=_ROUNDING):
+        what = f"of its predictions, {score} are right" if task.right_or_wrong else f"its predictions have {score}"
+        yield f"result.epochs.{said.epoch}.val_accuracy={stated}: {what}"
