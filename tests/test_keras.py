@@ -299,3 +299,12 @@ def test_a_whole_network_of_keras(keras: Any) -> None:
     """One that must be built with channels last, with sequences of layers in it."""
     made = tl.make_backbone("keras:ConvNeXtTiny", weights="random")
     assert (made.width, made.preprocessing.size) == (768, 224) and len(stages(made.module)) == 4
+
+
+def test_batch_norm_can_stay_frozen(folder: Path, mini: Splits) -> None:
+    """While everything else is fine-tuned: neither its parameters nor its statistics change."""
+    result = train(mini, folder, "finetune", freeze_bn=True)
+    before = tl.make_backbone("keras:VGG16", weights="pretrained", weights_dir=folder).module.state_dict()
+    after = result.model.backbone.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert result.frozen_verified and same == {name for name in before if "batch_normalization" in name}

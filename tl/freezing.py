@@ -109,7 +109,7 @@ def with_batch_norm_frozen(freezing: Freezing) -> Freezing:
 
     Switches their gradients off.
     """
-    norms = tuple(module for module in freezing.model.backbone.modules() if isinstance(module, _BatchNorm))
+    norms = tuple(module for module in freezing.model.backbone.modules() if _is_batch_norm(module))
     fixed = {tensor for norm in norms for tensor in (*norm.parameters(), *norm.buffers())}
     names = {name for name, value in _tensors(freezing.model) if value in fixed}
     found = replace(
@@ -121,6 +121,12 @@ def with_batch_norm_frozen(freezing: Freezing) -> Freezing:
     )
     found.switch_gradients()
     return found
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    """True for torch's layers, and for those of others that have such statistics and something to train."""
+    has_statistics = module._buffers.get("running_mean") is not None
+    return isinstance(module, _BatchNorm) or (has_statistics and any(True for _ in module.parameters(recurse=False)))
 
 
 def digest(module: nn.Module, names: Collection[str]) -> str:

@@ -59,6 +59,8 @@ class Backbone:
     weights: Weights = NO_WEIGHTS
     head: nn.Linear | None = None
     """`(B, width)` → logits of some classes, from the classifier that the weights came with; None unless requested."""
+    parameters_elsewhere: int = 0
+    """Number of parameters that the module doesn't have, since another process holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,10 @@ class Maker:
     """Makes a backbone with these weights, or with random ones. Raises `NotApplicable` where there are none."""
     load: Callable[[str], object]
     """Loads the code behind a name, so that what it loads counts for no training. Raises `UserError`."""
+    frozen_because: str = ""
+    """Why its networks serve only regimes that extract features once; empty if they serve all."""
+    others: str = ""
+    """Other processes that hold memory of its networks, in words; empty if there are none."""
 
 
 @cache

@@ -37,7 +37,7 @@ from tl.freezing import Freezing, freeze, with_batch_norm_frozen
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
 from tl.learning import LEARNING, Learning
-from tl.library import Backbone
+from tl.library import Backbone, Maker, maker
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
 from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer, with_layer_decay
@@ -192,7 +192,7 @@ def _prepare(
     way = way_of(config)
     model, layout = Classifier(backbone, len(splits.classes), config), layout or way.layout(device, config.precision)
     model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-    total_params = sum(p.numel() for p in model.parameters())
+    total_params = sum(p.numel() for p in model.parameters()) + backbone.parameters_elsewhere
     images = way.images(splits, backbone, device, layout, regime)
     quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
     if adapter := ADAPTERS.get(regime.adapter):
@@ -291,6 +291,9 @@ def _backbone(
     policy = "random" if regime.start == "random" else config.weights
     if weights and policy != "auto" and weights.kind != policy:
         raise ConfigError(f"weights={weights.kind!r}: regime {config.regime!r} must start from {policy} weights")
+    found = _maker_of(config)
+    if found and found.frozen_because and regime.features != "once":
+        raise NotApplicable(f"{found.frozen_because}; only regimes that extract features once can use it")
     return make_backbone(
         config.backbone,
         weights=weights or policy,
@@ -599,4 +602,12 @@ WAYS: dict[str, Way] = {
 
 def way_of(config: TrainConfig) -> Way:
     """Return how a config is executed."""
-    return WAYS[config.execution]
+    way, found = WAYS[config.execution], _maker_of(config)
+    both = [way.others, found.others if found else ""]
+    return replace(way, others=" and ".join(filter(None, both)))
+
+
+def _maker_of(config: TrainConfig) -> Maker | None:
+    """Return what makes a config's backbone; None for a library, and for a bare name, which is one of a library's."""
+    source = config.spec.source
+    return maker(source) if source in SOURCES and not SOURCES[source].lists else None

@@ -89,5 +89,6 @@ SOURCES: dict[str, Source] = {
     "hub-local": Source(packages=(), library="tl.hub_models:LOCAL_MAKER", names="tl.hub:LOCAL_NAMES"),
     "hf": Source(packages=(), library="tl.hf_models:MAKER", names="tl.hf:NAMES"),
     "keras": Source(packages=(), library="tl.keras_models:MAKER", names="tl.keras_names:NAMES"),
+    "savedmodel": Source(packages=(), library="tl.savedmodel_models:MAKER", names="tl.savedmodel:NAMES"),
     "hf-local": Source(packages=(), library="tl.hf_models:LOCAL_MAKER", names="tl.hf:LOCAL_NAMES"),
 }
