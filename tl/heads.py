@@ -46,7 +46,7 @@ def trainable_at_once(config: TrainConfig, choice: Choice | None = None) -> bool
     For `precision = "auto"` that depends on what was chosen.
     """
     regime, precision = REGIMES[config.regime], choice.precision if choice else config.precision
-    if config.own_parts:  # they may do anything
+    if config.own_parts or config.task != "classification":  # one's own parts may do anything
         return False
     if regime.features != "once" or regime.head != "new" or not regime.by_steps or precision not in EXACT:
         return False

@@ -31,8 +31,9 @@ def lines(found: Survey) -> Iterator[str]:
     yield ""
     if found.sizes:
         yield f"width × height: {_sizes(found.sizes.width)} × {_sizes(found.sizes.height)} pixels"
-    rate = f"{found.baseline.rate:.1%} of the validation images"
-    yield f"baseline: always answering {found.baseline.name!r} is right for {rate}"
+    if found.baseline:
+        rate = f"{found.baseline.rate:.1%} of the validation images"
+        yield f"baseline: always answering {found.baseline.name!r} is right for {rate}"
     yield f"imbalance: the largest class has {found.imbalance:.1f} times the training images of the smallest"
     yield f"duplicates within splits: {_repeats(found.duplicates_within_splits)}"
     yield f"duplicates across splits: {_repeats(found.duplicates_across_splits)}"
