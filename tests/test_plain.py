@@ -356,8 +356,11 @@ def test_workers_of_a_cell_end_with_it(mini: tl.Splits, tmp_path: Path) -> None:
     process = make_executor("process")
     process.prepare()
     seen = tmp_path / "ids"
-    call = process.call("tests.jobs:load_and_hang", mini, seen, limits=Limits(seconds=8))
-    assert call.status == "timeout"
+    for seconds in (8, 40, 200):  # on a busy machine the workers may not be there after the first limit
+        call = process.call("tests.jobs:load_and_hang", mini, seen, limits=Limits(seconds=seconds))
+        assert call.status == "timeout"
+        if seen.is_file():
+            break
     ids = [int(text) for text in seen.read_text().split()]
     assert len(ids) == 4 and all(not psutil.pid_exists(pid) or _ended(pid) for pid in ids)
 

@@ -191,7 +191,8 @@ def reference(regime: str) -> tuple[Classifier, int]:
     made = make_backbone(TINY[1], weights="random")
     model, rule = Classifier(made, 2, tl.TrainConfig(backbone=TINY[1])), REGIMES[regime].trainable
     trained = set(model.head.parameters())
-    for part in rule.backbone(made.module) if rule.backbone else ():
+    parts = rule.backbone(made.module) if rule.backbone else ()
+    for part in next(iter(rule.in_turn(made.module))) if rule.in_turn else parts:  # the first joins in the second epoch
         trained |= {part} if isinstance(part, nn.Parameter) else set(part.parameters())
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in trained)

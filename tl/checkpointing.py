@@ -29,6 +29,8 @@ _SIMPLE = (torch.Tensor, bool, int, float, str, type(None))
 def checkpointed(network: nn.Module, *, compiles: bool = False) -> Iterator[None]:
     """Let the blocks of a network that train run again in backward passes inside the context.
 
+    Blocks that have gradients now may be without some later, and run once while they are.
+
     Modules keep their places and names, and passes without gradients run as always. Raises `NotApplicable` for a
     network that `torch.compile` will compile (`compiles`), and for one with too few such blocks. The first pass raises
     it too if no block can run again: those that are called with lists or the like don't, since these may have changed
@@ -36,7 +38,7 @@ def checkpointed(network: nn.Module, *, compiles: bool = False) -> Iterator[None
     """
     if compiles:
         raise NotApplicable("torch.compile chooses itself what to compute again: use either compile or checkpointing")
-    chosen = [block for block in blocks(network) if any(p.requires_grad for p in block.parameters())]
+    chosen = [block for block in blocks(network) if _trains(block)]
     if len(chosen) < LEAST_BLOCKS:
         raise NotApplicable(
             f"checkpointing needs {LEAST_BLOCKS} or more blocks that train, such as residual blocks; this backbone has "
@@ -47,7 +49,7 @@ def checkpointed(network: nn.Module, *, compiles: bool = False) -> Iterator[None
         block.forward = partial(_forward, block, block.forward, runs)
 
     def prove(*_: object) -> None:
-        if torch.is_grad_enabled() and not runs:
+        if torch.is_grad_enabled() and not runs and any(map(_trains, chosen)):
             raise NotApplicable("checkpointing needs blocks that are called with tensors, and this backbone has none")
 
     handle = network.register_forward_hook(prove)
@@ -63,7 +65,8 @@ def _forward(
     block: nn.Module, forward: Callable[..., Any], runs: list[nn.Module], *arguments: Any, **named: Any
 ) -> Any:
     """Run a block so that it can run again. `runs` gets the first block that does."""
-    if not torch.is_grad_enabled() or not all(isinstance(value, _SIMPLE) for value in (*arguments, *named.values())):
+    simple = all(isinstance(value, _SIMPLE) for value in (*arguments, *named.values()))
+    if not torch.is_grad_enabled() or not simple or not _trains(block):
         return forward(*arguments, **named)
     if not runs:
         runs.append(block)
@@ -74,6 +77,10 @@ def _forward(
         context_fn=lambda: (nullcontext(), _without_statistics(block)),
         **named,
     )
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 @contextmanager

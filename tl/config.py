@@ -33,6 +33,13 @@ READ_BY_STEPS = (
 )
 """Settings of training by steps. A regime that fits its head at once reads none of them, so they have their defaults.
 """
+
+
+def _trains_pretrained_parts(regime: Regime) -> bool:
+    """Return whether a regime trains what a pretrained backbone has, not only what an adapter adds to it."""
+    return regime.start == "pretrained" and regime.trainable.backbone is not None and regime.adapter == "none"
+
+
 READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "views": lambda regime, execution: regime.features == "once" and regime.fit == "steps",
     "checkpointing": lambda regime, execution: regime.trainable.backbone is not None,
@@ -41,6 +48,10 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "class_weights": lambda regime, execution: regime.by_steps,
     "lora_rank": lambda regime, execution: regime.adapter == "lora",
     "rate_after_head": lambda regime, execution: regime.head_start != "random",
+    "freeze_bn": lambda regime, execution: _trains_pretrained_parts(regime),
+    "layer_decay": lambda regime, execution: _trains_pretrained_parts(regime),
+    "ema": lambda regime, execution: regime.by_steps,
+    "unfreeze_every": lambda regime, execution: regime.trainable.in_turn is not None,
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
 cell."""
@@ -147,6 +158,31 @@ class TrainConfig(Strict):
         le=1,
         description="factor of all learning rates in regimes that begin with a fitted head: steps at the full rate "
         "would destroy what the fit found. Always 0.1 with other regimes, which don't read it",
+    )
+    unfreeze_every: Positive = Field(
+        1,
+        description="epochs until the next stage of the backbone joins, in regimes whose stages train one after the "
+        "other. Always 1 with other regimes, which don't read it",
+    )
+    freeze_bn: bool = Field(
+        False,
+        description="keep the backbone's BatchNorm layers in eval mode, with statistics and parameters as they are. "
+        "Always false with regimes that train nothing of a pretrained backbone itself, which don't read it",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor of the learning rate from each stage of the backbone to the one before it, and from the "
+        "head to the last stage. Always 1 with regimes that don't read `freeze_bn`, which don't read it either",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay, per step, of an exponential moving average of the weights (`tl.averaging`), which is "
+        "validated and kept in their place; 0 for none. Always 0 with regimes that don't train by steps, which don't "
+        "read it",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(

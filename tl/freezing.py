@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tl.backbones import Classifier
 from tl.errors import NotApplicable
@@ -28,16 +29,26 @@ class Freezing:
     """Parameters that the optimiser may change, in the order of the model."""
     in_train_mode: tuple[nn.Module, ...]
     """Modules that are in train mode during training passes, with those inside them; all others are in eval mode."""
+    kept_in_eval_mode: tuple[nn.Module, ...] = ()
+    """Modules inside those that are in eval mode all the same."""
     changing: frozenset[str]
     """Names of the parameters and buffers that training may change."""
     frozen: frozenset[str]
     """Names of the parameters, int8 weights and buffers that must stay bit-identical. It is empty for a regime whose
     frozen modules run in train mode, which promises no such thing."""
 
+    def switch_gradients(self) -> None:
+        """Switch gradients on for what trains, and off for the rest."""
+        trained = set(self.parameters)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter in trained)
+
     def train_mode(self) -> None:
         """Put each module into its mode of a training pass. Before, all are in eval mode."""
         for module in self.in_train_mode:
             module.train()
+        for module in self.kept_in_eval_mode:
+            module.eval()
 
     def eval_mode(self) -> None:
         """Put all modules back into eval mode. Others than those that `train_mode` changes cost no time."""
@@ -91,6 +102,25 @@ def freeze(model: Classifier, regime: Regime) -> Freezing:
         changing=changing,
         frozen=frozenset(everything - changing) if regime.frozen_mode == "eval" else frozenset(),
     )
+
+
+def with_batch_norm_frozen(freezing: Freezing) -> Freezing:
+    """Freeze the BatchNorm layers of the backbone too: neither their parameters nor their statistics change.
+
+    Switches their gradients off.
+    """
+    norms = tuple(module for module in freezing.model.backbone.modules() if isinstance(module, _BatchNorm))
+    fixed = {tensor for norm in norms for tensor in (*norm.parameters(), *norm.buffers())}
+    names = {name for name, value in _tensors(freezing.model) if value in fixed}
+    found = replace(
+        freezing,
+        parameters=tuple(parameter for parameter in freezing.parameters if parameter not in fixed),
+        kept_in_eval_mode=norms,
+        changing=freezing.changing - names,
+        frozen=freezing.frozen | names,
+    )
+    found.switch_gradients()
+    return found
 
 
 def digest(module: nn.Module, names: Collection[str]) -> str:

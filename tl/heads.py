@@ -46,7 +46,9 @@ def trainable_at_once(config: TrainConfig, choice: Choice | None = None) -> bool
     For `precision = "auto"` that depends on what was chosen.
     """
     regime, precision = REGIMES[config.regime], choice.precision if choice else config.precision
-    if config.own_parts or config.task != "classification":  # one's own parts may do anything
+    if config.own_parts or config.ema:  # own parts may do anything, and an average is one of a single head
+        return False
+    if config.task != "classification":
         return False
     if regime.features != "once" or regime.head != "new" or not regime.by_steps or precision not in EXACT:
         return False

@@ -9,7 +9,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices, plugins
 from tl.adapters import ADAPTERS
+from tl.averaging import AveragedWeights
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.checkpointing import checkpointed
@@ -32,14 +33,14 @@ from tl.errors import ConfigError, NotApplicable
 from tl.features import Extraction, Features, images_at_once
 from tl.fits import FITS, Fitted
 from tl.folds import groups_in
-from tl.freezing import Freezing, freeze
+from tl.freezing import Freezing, freeze, with_batch_norm_frozen
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
 from tl.learning import LEARNING, Learning
 from tl.library import Backbone
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
-from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer
+from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer, with_layer_decay
 from tl.own_code import once
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
@@ -48,6 +49,7 @@ from tl.regimes import REGIMES, Regime
 from tl.seeding import seed_for
 from tl.sources import SOURCES, package_version
 from tl.specs import Spec
+from tl.stages import parameters_of, stages
 from tl.step import (
     Body,
     Evaluation,
@@ -60,6 +62,7 @@ from tl.step import (
     own_stream,
 )
 from tl.tasks import TASKS
+from tl.unfreezing import Unfreezing
 from tl.weights import Weights
 from tl.work import StepWork
 
@@ -141,7 +144,9 @@ class Setup:
     quantization_seconds: float | None
     images: _Images
     freezing: Freezing
-    frozen_digest: str | None
+    """What trains at the end, which all that trains before is a part of."""
+    unfreezing: Unfreezing
+    """What trains in which epoch."""
     optimizer: torch.optim.Optimizer | None
     """None if nothing trains by steps."""
     schedule: LRScheduler | None
@@ -210,9 +215,12 @@ def _prepare(
         raise NotApplicable(
             f"head {config.head!r}: regime {config.regime!r} fits a linear head first; use head 'linear'"
         )
-    freezing = freeze(model, regime)
+    unfreezing = _unfreezing(config, regime, model)
+    freezing = unfreezing.whole
     steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
     optimizer = make_optimizer(steps, freezing.parameters) if regime.by_steps else None
+    if optimizer and config.layer_decay != 1:
+        optimizer = with_layer_decay(optimizer, config, _from_output_on(model, freezing))
     return Setup(
         config=config,
         splits=splits,
@@ -224,10 +232,37 @@ def _prepare(
         quantization_seconds=quantization_seconds,
         images=images,
         freezing=freezing,
-        frozen_digest=freezing.digest(),
+        unfreezing=unfreezing,
         optimizer=optimizer,
         schedule=SCHEDULE_BUILDERS[config.schedule](config, optimizer) if optimizer else None,
     )
+
+
+def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfreezing:
+    """Freeze what the regime doesn't train in the last epoch, and find what it trains in those before."""
+    rules = regime.trainable.in_order(model.backbone)
+    if len(rules) > 1 and config.compile:
+        raise NotApplicable(
+            f"torch.compile would compile anew for each stage that joins with regime {config.regime!r}; leave it out"
+        )
+    some = rules[: 1 + (config.epochs - 1) // config.unfreeze_every]
+    periods = [freeze(model, replace(regime, trainable=rule)) for rule in some]
+    if config.freeze_bn:
+        periods, whole = [with_batch_norm_frozen(each) for each in periods], periods[-1].changing
+        if periods[-1].changing != whole:
+            if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
+                raise NotApplicable(f"freeze_bn=true: regime {config.regime!r} trains nothing else of this backbone")
+        elif len(some) == len(rules):
+            raise NotApplicable("freeze_bn=true: no BatchNorm layer of this backbone would train; leave it out")
+    return Unfreezing(periods, config.unfreeze_every, parts=len(rules) - 1)
+
+
+def _from_output_on(model: Classifier, freezing: Freezing) -> list[set[nn.Parameter]]:
+    """What trains of the head, and of each stage of the backbone, from the last to the first that has some."""
+    parts = [model.head.parameters(), *map(parameters_of, reversed(stages(model.backbone)))]
+    trained = [set(freezing.parameters).intersection(part) for part in parts]
+    first = next(place for place, part in enumerate(trained) if part)
+    return trained[first:]
 
 
 def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
@@ -298,10 +333,12 @@ class Loop:
     extraction: Extraction | None
     head_start_seconds: float | None
     """What fitting the head took that training begins with, without the extraction; None without."""
+    averaged: AveragedWeights | None
+    """What is validated in place of the weights; None without."""
     inference: InferenceNetwork | None
     """None if the backbone runs as it is."""
     work: StepWork
-    """The work of the first step, which is warm-up anyway."""
+    """The work of the first step, where nobody counts that of others."""
 
 
 def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahead: int, graphs: Graphs | None) -> Loop:
@@ -343,6 +380,10 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         graphs=graphs,
         extraction=extraction,
         head_start_seconds=head_start_seconds,
+        # After the head is fitted, since the average begins with what training begins with.
+        averaged=AveragedWeights(setup.freezing, setup.optimizer, config.ema)
+        if setup.optimizer and config.ema
+        else None,
         inference=inference,
         work=StepWork(),
     )

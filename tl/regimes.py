@@ -7,8 +7,8 @@ proof that the rest stayed frozen, and what claims compare all follow from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from tl.errors import ConfigError
@@ -32,10 +32,36 @@ class Trainable:
     `lambda network: [network.layer4]`, and all biases are
     `lambda network: [p for name, p in network.named_parameters() if name.endswith("bias")]`."""
 
+    in_turn: Callable[[nn.Module], Iterable[Sequence[nn.Module | nn.Parameter]]] | None = None
+    """Maps a backbone to parts of it that join the head one after the other, one every `unfreeze_every` epochs; when
+    all have joined, `backbone` says what trains. None if all trains from the first epoch."""
+
+    def __post_init__(self) -> None:
+        if self.in_turn and not (self.head and self.backbone):
+            raise ConfigError("in_turn: needs a head, which trains first, and a `backbone` whose parts join it")
+
     @property
     def only_head(self) -> bool:
         """True if the head trains and nothing else does."""
         return self.head and self.backbone is None
+
+    def in_order(self, network: nn.Module) -> list[Trainable]:
+        """Return what trains at first, and after each part of a backbone that joins; a single rule without any."""
+        if self.in_turn is None:
+            return [self]
+        parts = list(self.in_turn(network))
+        joined = [[part for some in parts[:count] for part in some] for count in range(1, len(parts))]
+        return [
+            Trainable(head=True),
+            *(Trainable(head=True, backbone=_these(some)) for some in joined),
+            replace(self, in_turn=None),
+        ]
+
+
+def _these(
+    parts: Sequence[nn.Module | nn.Parameter],
+) -> Callable[[nn.Module], Iterable[nn.Module | nn.Parameter]]:
+    return lambda network: parts
 
 
 LOW_RANK = "low_rank"
@@ -55,6 +81,13 @@ def last(count: int) -> Trainable:
         return last_stages(network, count)
 
     return Trainable(head=True, backbone=parts)
+
+
+def last_stage_first(network: nn.Module) -> Iterable[Sequence[nn.Module | nn.Parameter]]:
+    """Return the stages of a network from output to input; `tl.stages` says what a stage is."""
+    from tl.stages import stages
+
+    return reversed(stages(network))
 
 
 def norms(network: nn.Module) -> list[nn.Module]:
@@ -80,6 +113,7 @@ EVERYTHING = Trainable(head=True, backbone=lambda network: [network])
 HEAD = Trainable(head=True)
 NOTHING = Trainable(head=False)
 LOW_RANK_UPDATES = Trainable(head=True, backbone=_low_rank_updates)
+STAGE_BY_STAGE = replace(EVERYTHING, in_turn=last_stage_first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +154,8 @@ class Regime:
             raise ConfigError(
                 f"head_start={self.head_start!r}: needs a new head, and a backbone that trains with it by steps"
             )
+        if self.trainable.in_turn and (self.frozen_mode != "eval" or self.adapter != "none"):
+            raise ConfigError("in_turn: needs frozen_mode='eval', in which parts stay as they are, and no adapter")
         if self.adapter != "none" and self.trainable.backbone is None:
             raise ConfigError(f"adapter={self.adapter!r}: `trainable` must name what the adapter adds, or use 'none'")
         if self.fit != "steps" and not (self.trainable.only_head and self.features == "once" and self.head == "new"):
@@ -259,5 +295,11 @@ REGIMES: dict[str, Regime] = {
         start="pretrained",
         trainable=LOW_RANK_UPDATES,
         adapter="lora",
+    ),
+    "gradual": Regime(
+        summary="the head is trained first, then one stage more every `unfreeze_every` epochs, the last stage first; "
+        "those to come run in eval mode, and nothing in them changes",
+        start="pretrained",
+        trainable=STAGE_BY_STAGE,
     ),
 }

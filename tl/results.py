@@ -40,7 +40,7 @@ MEASURED_PHASES = tuple(name for name in PHASES if name != "other")
 
 
 class Work(Strict):
-    """Exact work and memory of the first training step, free of noise."""
+    """Exact work and memory of a training step, free of noise."""
 
     step_images: Positive = Field(description="images in that step")
     forward_flops: Count = Field(description="operations of the forward pass; multiply and add count as two")
@@ -51,6 +51,14 @@ class Work(Strict):
     parameter_bytes: Count
     gradient_bytes: Count
     optimizer_state_bytes: Count
+
+
+class Period(Strict):
+    """A stretch of epochs in which the same parts train, of a regime whose parts join one after the other."""
+
+    first_epoch: Count = Field(description="counted from 0; the period lasts until the next one begins")
+    trainable_params: Positive
+    work: Work = Field(description="of its first step")
 
 
 class InferenceCost(Strict):
@@ -226,7 +234,7 @@ class TrainResult(Strict):
     best: Predictions = Field(description="predictions of the first epoch with the best validation accuracy")
     last: Predictions
     total_params: Count
-    trainable_params: Count
+    trainable_params: Count = Field(description="those that train in the last epoch")
     frozen_verified: bool | None = Field(
         description="True if all that the regime freezes is bit-identical after training, in the network as it was "
         "loaded, also if a folded copy ran; None if nothing is frozen, "
@@ -274,7 +282,14 @@ class TrainResult(Strict):
     resident_image_bytes: Count | None = Field(
         None, description="images in the GPU's memory, part of `cuda_allocated_bytes`; None on other devices"
     )
-    work: Work | None = Field(None, description="None without training steps, and in records of format version 1")
+    work: Work | None = Field(
+        None,
+        description="of the first training step; with `periods`, of the first step in which all train that ever do. "
+        "None without steps, and in records of format version 1",
+    )
+    periods: tuple[Period, ...] = Field(
+        (), description="periods of a regime whose parts join one after the other; empty for others"
+    )
     probe: Probe | None = Field(
         None,
         description="the training images as predicted without them; None for regimes that train by steps or not at "
@@ -344,18 +359,21 @@ class TrainResult(Strict):
 
     @property
     def train_epoch_seconds(self) -> float | None:
-        """Median of training passes without the first (warm-up); None with fewer than two epochs."""
-        return _median([row.train_seconds for row in self.epochs[1:] if row.train_seconds is not None])
+        """Median of training passes without the first (warm-up); None with fewer than two epochs.
+
+        With `periods` this and other figures per epoch are means, since the epochs differ in what trains.
+        """
+        return self._typical([row.train_seconds for row in self.epochs[1:] if row.train_seconds is not None])
 
     @property
     def val_epoch_seconds(self) -> float | None:
         """Median of validation passes without the first; None with fewer than two epochs."""
-        return _median([row.val_seconds for row in self.epochs[1:]])
+        return self._typical([row.val_seconds for row in self.epochs[1:]])
 
     @property
     def epoch_seconds(self) -> float | None:
         """Median of training plus validation without the first epoch; None with fewer than two epochs."""
-        return _median([row.seconds for row in self.epochs[1:] if row.seconds is not None])
+        return self._typical([row.seconds for row in self.epochs[1:] if row.seconds is not None])
 
     @property
     def once_seconds(self) -> float:
@@ -371,7 +389,17 @@ class TrainResult(Strict):
 
     def phase_seconds(self, name: str) -> float | None:
         """Median of a phase without the first epoch; None with fewer than two epochs, or if it was not measured."""
-        return _median([getattr(row.phases, name) for row in self.epochs[1:] if row.phases])
+        return self._typical([getattr(row.phases, name) for row in self.epochs[1:] if row.phases])
+
+    def work_in(self, epoch: int) -> Work | None:
+        """Return the work of a step in an epoch, counted from 0; None if it was not counted."""
+        return next((period.work for period in reversed(self.periods) if period.first_epoch <= epoch), self.work)
+
+    def _typical(self, seconds: list[float]) -> float | None:
+        """The figure that stands for all epochs: their median if they are alike, else their mean."""
+        if not seconds:
+            return None
+        return statistics.fmean(seconds) if self.periods else statistics.median(seconds)
 
     @property
     def peak_memory_bytes(self) -> int | None:
@@ -390,7 +418,3 @@ class TrainResult(Strict):
 def accuracy_counts(regime: str, weights: str) -> bool:
     """Return True if a regime's accuracy is meaningful with weights of this kind (`pretrained` or `random`)."""
     return weights == "pretrained" or REGIMES[regime].start == "random"
-
-
-def _median(values: list[float]) -> float | None:
-    return statistics.median(values) if values else None

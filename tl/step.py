@@ -59,11 +59,15 @@ class TrainStep:
         self._optimizer = optimizer
         self._config, self._device = config, device
         self._scaler = gradient_scaler(config.precision, device)
-        self._trains_body = any(parameter.requires_grad for parameter in model.backbone.parameters())
+        self._trains_body = _trains(model.backbone)
         self.loss_sum = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device, dtype=torch.int64)
         self._nothing = torch.empty(0)
         self._inputs = self._labels = self._logits = self._loss = self._nothing
+
+    def adapt(self) -> None:
+        """Train what has gradients now, which is other parameters of the optimiser than before."""
+        self._trains_body = _trains(self._model.backbone)
 
     def start(self) -> None:
         """Begin an epoch: set the sums to 0."""
@@ -121,6 +125,10 @@ class TrainStep:
         self._inputs = self._labels = self._logits = self._loss = self._nothing
 
 
+def _trains(module: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 @dataclass
 class _Captured:
     """The graphs of a step of one shape, and the tensors that they read and write."""
@@ -147,6 +155,17 @@ class GraphedStep(TrainStep):
         self._runs: Counter[torch.Size] = Counter()
         self.replayed = False
         """True once a step has been replayed."""
+
+    def adapt(self) -> None:
+        """See `TrainStep.adapt`. Steps that were captured would train as before, so they are captured anew."""
+        super().adapt()
+        if self._captured:
+            with self._graphs.or_plain():
+                self._graphs.hold()
+        self._captured.clear()
+        self._runs.clear()
+        self._free_batch()
+        self._free_gradients()
 
     def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
         """See `TrainStep.run`."""
@@ -301,6 +320,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._held: Any = None
         self.failure = ""
         """Reason of a failed capture, in one line; after one, shapes without a graph run eagerly."""
 
@@ -318,6 +338,13 @@ class Graphs:
         ):
             part()
         return graph
+
+    def hold(self) -> None:
+        """Keep the shared memory for later graphs although those so far are dropped.
+
+        Torch gives up memory that no graph uses any more, and captures nothing into it again.
+        """
+        self._held = self._held or self.record(lambda: torch.zeros(1, device="cuda"))
 
     @contextmanager
     def or_plain(self) -> Iterator[None]:

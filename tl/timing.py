@@ -1,7 +1,8 @@
 """Times a training in turns of a few steps, so that several trainings can be compared on a machine that drifts.
 
 A turn is a number of training steps followed by a number of validation batches, timed apart. It contains what those
-steps take in an epoch of `train_model`, with the same network, images, batches and execution.
+steps take in an epoch of `train_model`, with the same network, images, batches and execution. Averaged weights are
+computed in its steps, and not put in the weights' place before its batches, which happens once per epoch.
 
 Where batches are loaded in advance, a pass over the images is not the same everywhere: workers start, and the last
 batches are taken while nothing is loaded. So a turn is either a whole pass, with its start and its end, or a piece from
@@ -323,10 +324,12 @@ def timed_training(
 
     Arguments and errors are those of `train_model`. Turns begin with the images of `first_epoch`, in its order. Raises
     `NotApplicable` for a regime whose features are extracted once: its steps don't see images, and the extraction
-    belongs to no epoch.
+    belongs to no epoch. So it does for one whose stages join one after the other: no turn would stand for its epochs.
     """
     if REGIMES[config.regime].features != "each step":
         raise NotApplicable(f"regime {config.regime!r} extracts its features once, so it has no step on images")
+    if REGIMES[config.regime].trainable.in_turn:
+        raise NotApplicable(f"regime {config.regime!r} trains other stages in other epochs, so its steps differ")
     target = devices.resolve(device)
     choice = chosen(config, splits, target, weights)
     memory = MemoryMarks(target, without=WAYS[config.execution].others)

@@ -37,7 +37,7 @@ from tl.own_code import ImportPath, given, path_given
 from tl.prepare import HeadFit, Inputs, Loop, Setup, ready, way_of
 from tl.quantize import quantized_weights
 from tl.regimes import REGIMES
-from tl.results import EpochResult, Note, Phases, Predictions, Probe, TrainResult, Work
+from tl.results import EpochResult, Note, Period, Phases, Predictions, Probe, TrainResult, Work
 from tl.step import (
     Evaluation,
     GraphedStep,
@@ -172,6 +172,8 @@ class _Trained:
     best: Predictions
     """Predictions of the epoch whose weights the model keeps."""
     last: Predictions
+    periods: tuple[Period, ...]
+    """A single one if the same trains in all epochs; none without steps."""
 
 
 def _epochs(
@@ -184,12 +186,20 @@ def _epochs(
     """Train and validate in every epoch. The model ends with the weights of the epoch that is kept."""
     clock = Clock(setup.device)
     history: list[EpochResult] = []
+    periods: list[Period] = []
     best = last = None
     with KeptState(setup.freezing) as kept:
-        for _ in range(setup.config.passes):
+        for epoch in range(setup.config.passes):
             if best and best is last and keep == "best":
                 kept.keep()  # the epoch that begins may be a worse one
-            row, last = _epoch(setup, loop, memory, clock, history)
+            work = None
+            if setup.unfreezing.begin(epoch) and loop.step:
+                loop.step.adapt()
+                work = StepWork()
+            row, last = _epoch(setup, loop, memory, clock, history, work)
+            if work and (counted := work_of(work, setup)):
+                trained = sum(parameter.numel() for parameter in setup.unfreezing.now.parameters)
+                periods.append(Period(first_epoch=epoch, trainable_params=trained, work=counted))
             if best is None or keep == "last" or row.val_accuracy > history[best.epoch].val_accuracy:
                 best = last
             history.append(row)
@@ -199,15 +209,21 @@ def _epochs(
         if best is not last:
             kept.restore()
     setup.model.eval()
-    return _Trained(history=tuple(history), best=best, last=last)
+    return _Trained(history=tuple(history), best=best, last=last, periods=tuple(periods))
 
 
 def _epoch(
-    setup: Setup, loop: Loop, memory: MemoryMarks, clock: Clock, history: Sequence[EpochResult]
+    setup: Setup,
+    loop: Loop,
+    memory: MemoryMarks,
+    clock: Clock,
+    history: Sequence[EpochResult],
+    work: StepWork | None,
 ) -> tuple[EpochResult, Predictions]:
     """Run a training pass or a fit, unless nothing trains, and a validation pass. `history` has the epochs before.
 
-    Raises `DivergedError` if a figure that each pass reads at its end is not finite.
+    With `work`, the work of the first step is counted, which is warm-up. Raises `DivergedError` if a figure that each
+    pass reads at its end is not finite.
     """
     epoch, optimizer, step = len(history), setup.optimizer, loop.step
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
@@ -223,15 +239,19 @@ def _epoch(
             memory.begin("val")
             clock.mark(None)
         if step:
-            setup.freezing.train_mode()
-            work = loop.work if epoch == 0 else None
+            if loop.averaged:
+                loop.averaged.hide()
+                clock.mark(None)
+            setup.unfreezing.now.train_mode()
             trained = _train_pass(step, loop.train, setup.config, epoch, clock, work)
             if trained.fault:
                 raise diverged(f"training {trained.fault}", setup.config, rate, history)
             train_seconds = clock.elapsed()
             memory.begin("val")
             clock.mark(None)
-        setup.freezing.eval_mode()
+            if loop.averaged:
+                loop.averaged.show()
+        setup.unfreezing.now.eval_mode()
         validated = val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
         if validated.fault:
             raise diverged(f"validation {validated.fault}", setup.config, rate, history)
@@ -288,7 +308,7 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
         last=trained.last,
         total_params=setup.total_params - trainable + fitted,
         trainable_params=fitted,
-        frozen_verified=None if setup.frozen_digest is None else setup.freezing.digest() == setup.frozen_digest,
+        frozen_verified=setup.unfreezing.verified(),
         setup_seconds=setup_seconds,
         extraction_seconds=extraction.seconds if extraction else None,
         extracting_seconds=extraction.spent if extraction else None,
@@ -298,7 +318,8 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in trained.history),
         **memory.figures(),
         resident_image_bytes=(setup.images.resident_bytes or 0) if on_cuda else None,
-        work=work_of(loop.work, setup),
+        work=trained.periods[-1].work if trained.periods else None,
+        periods=trained.periods if len(trained.periods) > 1 else (),
         notes=_notes(setup, loop),
         model=model,
     )
@@ -318,7 +339,7 @@ class Pass:
 
 
 def work_of(step: StepWork, setup: Setup) -> Work | None:
-    """Return the work of the first step, which has the usual batch size; None without steps."""
+    """Return the work of a step of the usual batch size in what trains now; None without steps."""
     if setup.optimizer is None:
         return None
     model, first = setup.model, batch_bounds(len(setup.splits.train), setup.config.batch_size)[0]
@@ -328,7 +349,7 @@ def work_of(step: StepWork, setup: Setup) -> Work | None:
         backward_flops=step.backward_flops,
         saved_activation_bytes=step.saved_bytes,
         parameter_bytes=tensor_bytes([*model.parameters(), *(weight for _, weight in quantized_weights(model))]),
-        gradient_bytes=tensor_bytes(setup.freezing.parameters),
+        gradient_bytes=tensor_bytes(setup.unfreezing.now.parameters),
         optimizer_state_bytes=optimizer_state_bytes(setup.optimizer),
     )
 
@@ -399,6 +420,10 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
         notes.append(f"memory is that of the training's own process, without {setup.way.others}")
     if not setup.images.decoded_once:
         notes.append("images were decoded in every epoch, so times include decoding")
+    if (joined := setup.unfreezing.joined) < (parts := setup.unfreezing.parts):
+        notes.append(
+            f"epochs were too few for all stages: {joined} of {parts} joined the head, the others stayed frozen"
+        )
     if setup.regime.by_steps and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
     return (*fallbacks, *(Note(about="figures", text=text) for text in notes))

@@ -49,9 +49,10 @@ def chosen(
     if regime.extractor == "int8":
         layout = way.layout(device, "fp32")
         return Choice(precision="fp32", memory_format=layout, reason="an int8 backbone needs fp32")
-    if regime.head_start != "random":
+    if regime.head_start != "random" or regime.trainable.in_turn:
         # Its steps take what those of a regime take that trains the same from a random head. After a fitted head losses
-        # are too small to be compared by their ratio.
+        # are too small to be compared by their ratio. Where stages join one after the other, those of the last epochs
+        # take the most.
         config = config.replace(regime=_with_the_same_steps(config.regime))
     if regime.features == "once":
         # It has no steps on images. Those of a frozen backbone take what its extraction takes.
@@ -87,10 +88,14 @@ def chosen(
 
 
 def _with_the_same_steps(name: str) -> str:
-    """Return a regime that trains as this one does, but from a random head; the regime itself if there is none."""
+    """Return a regime that trains as this one does, but from a random head, and all from the first epoch.
+
+    It is the regime itself if there is none.
+    """
 
     def steps(regime: Regime) -> Regime:
-        return replace(regime, summary="", control=False, head_start="random")
+        at_once = replace(regime.trainable, in_turn=None)
+        return replace(regime, summary="", control=False, head_start="random", trainable=at_once)
 
     wanted = steps(REGIMES[name])
     return next((other for other, each in REGIMES.items() if other != name and steps(each) == wanted), name)

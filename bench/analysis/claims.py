@@ -217,6 +217,15 @@ CLAIMS: dict[str, Claim] = {
             low=1.0,
         ),
         Claim(
+            name="gradual-no-worse",
+            statement="Unfreezing stage by stage loses at most 2 points of accuracy",
+            source="Howard and Ruder 2018 (ULMFiT, arXiv 1801.06146): lower layers are disturbed less",
+            metric=RATED_BY,
+            regime="gradual",
+            where_planned=True,
+            low=-0.02,
+        ),
+        Claim(
             name="lora-memory",
             statement="Low-rank updates need less memory than fine-tuning",
             source="arXiv 2106.09685: no gradient and no optimiser state for what is frozen",

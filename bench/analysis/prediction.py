@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from operator import methodcaller
+from statistics import fmean
 
 from bench.analysis.groups import Group
 from tl.results import Phases, Work
@@ -37,13 +38,19 @@ def predicted(metric: str, above: Group, below: Group) -> float | None:
 
 def _epoch_flops(group: Group) -> float | None:
     """FLOPs per epoch of training and validation; None if they were not counted."""
-    work = group.counted.work
-    return epoch_flops(work, group.records[0].train_images, len(group.truth)) if work else None
+    return _flops(group, len(group.truth))
 
 
 def _training_flops(group: Group) -> float | None:
-    work = group.counted.work
-    return epoch_flops(work, group.records[0].train_images, 0) if work else None
+    return _flops(group, 0)
+
+
+def _flops(group: Group, val_images: int) -> float | None:
+    """FLOPs per epoch with that many validation images: the mean of those epochs whose seconds count."""
+    result = group.counted
+    works = [result.work_in(row.epoch) for row in result.epochs[1:] or result.epochs]
+    known = [epoch_flops(work, group.records[0].train_images, val_images) for work in works if work]
+    return fmean(known) if known else None
 
 
 def epoch_flops(work: Work, train_images: int, val_images: int) -> float:

@@ -72,6 +72,20 @@ def settings(manifest: Manifest) -> str:
         more += f"{shared['rate_after_head']:g}"
     if any(REGIMES[name].adapter == "lora" for name in used):
         more += f"; low-rank updates have rank {shared['lora_rank']}"
+    if joining := [name for name, regime in REGIMES.items() if name in used and regime.trainable.in_turn]:
+        each = shared["unfreeze_every"]
+        more += (
+            f"; {listed(joining)} trains one stage more every {'epoch' if each == 1 else f'{each} epochs'}, and its "
+        )
+        more += "times per epoch are means"
+    if shared["freeze_bn"]:
+        more += "; BatchNorm layers stay frozen where a pretrained backbone trains"
+    if shared["layer_decay"] != 1:
+        more += (
+            f"; each stage of a pretrained backbone has {shared['layer_decay']:g} times the rate of the one after it"
+        )
+    if shared["ema"]:
+        more += f"; what is validated and kept are moving averages of the weights, with a decay of {shared['ema']:g}"
     if shared["checkpointing"]:
         more += "; activation checkpointing where the backbone trains"
     return (

@@ -130,11 +130,29 @@ def _of_result(result: TrainResult, cell: Cell) -> Iterator[str]:
         yield f"result.trainable_params={result.trainable_params}: there are {result.total_params} parameters"
     if result.work is not None and result.work.step_images > config.batch_size + 1:
         yield f"result.work.step_images={result.work.step_images}: the batch size is {config.batch_size}"
+    yield from _of_periods(result)
     yield from _of_parts(result)
     yield from _of_tuning(result, config)
     rate = result.epochs[0].learning_rate
     if rate is not None and not math.isclose(rate, result.learning_rate or 0.0, rel_tol=_ROUNDING):
         yield f"result.epochs.0.learning_rate={rate}: the training begins with {result.learning_rate}"
+
+
+def _of_periods(result: TrainResult) -> Iterator[str]:
+    """Periods begin every `unfreeze_every` epochs, and each trains more than the one before."""
+    config, periods = result.config, result.periods
+    if not periods:
+        return
+    if REGIMES[config.regime].trainable.in_turn is None:
+        yield f"result.periods of regime {config.regime!r}, which trains the same in all epochs"
+    for number, period in enumerate(periods):
+        if period.first_epoch != (planned := number * config.unfreeze_every) or planned >= config.epochs:
+            yield f"result.periods.{number}.first_epoch={period.first_epoch}: one begins every {config.unfreeze_every}"
+    sizes = [period.trainable_params for period in periods]
+    if sizes != sorted(set(sizes)) or sizes[-1] != result.trainable_params:
+        yield f"result.periods train {sizes} parameters, and result.trainable_params={result.trainable_params}"
+    if result.work != periods[-1].work:
+        yield "result.work is not that of the last of result.periods"
 
 
 _WHOLES = {

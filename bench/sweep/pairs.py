@@ -66,6 +66,8 @@ def without_turns(cell: Cell) -> str:
         return "protocol kfold trains several times on other images"
     if not regime.trains:
         return "it trains nothing"
+    if regime.trainable.in_turn:
+        return "it trains other stages in other epochs"
     return "" if regime.features == "each step" else "its features are extracted once"
 
 

@@ -471,9 +471,9 @@ class _Rungs:
         return {record.cell_id: record for record in records}
 
     def _whole_seconds(self, cell: Cell) -> float | None:
-        """Seconds of a whole training, by that of one epoch; None if that has no result."""
+        """Seconds of a whole training, by that of one epoch; None if that has no result, or other epochs train more."""
         record = self.tried.get((cell.config.backbone, cell.config.regime))
-        if record is None or record.result is None:
+        if record is None or record.result is None or REGIMES[cell.config.regime].trainable.in_turn:
             return None
         return expected_seconds(record.result, record.wall_seconds, self._epochs)
 
