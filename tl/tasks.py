@@ -42,6 +42,8 @@ class Task:
     """The score of each image, a share in [0, 1], by which two networks are compared image by image."""
     same_answer: Callable[[Sequence[Any]], float]
     """The score of giving all images the same answer, the best there is: what is not above it has learnt nothing."""
+    answering: str
+    """Such an answer, in words, as the beginning of a sentence has them."""
     image_score: str
     """What the score of an image is called."""
     scored: str
@@ -100,6 +102,7 @@ TASKS: dict[str, Task] = {
         overall=_accuracy,
         image_scores=_right,
         same_answer=_largest_class,
+        answering="always answering the largest class",
         image_score="accuracy",
         scored="is the share of images that are predicted right",
         compared="",
@@ -117,6 +120,7 @@ TASKS: dict[str, Task] = {
         scored="(mean average precision) is the mean over classes of the average precision with which a class's "
         "probabilities rank the images; classes that no image has are left out",
         same_answer=_mean_prevalence,
+        answering="giving all images the same probabilities",
         image_score="image AP",
         compared="A single image has no mAP, so differences between combinations, their intervals and their tests are "
         "of the image AP: the average precision with which the probabilities of one image rank the classes, 1 for an "

@@ -406,7 +406,7 @@ def _largest_class(group: Group) -> str:
 def _same_answer(group: Group) -> str:
     """The best of all answers that are the same for all images, in words."""
     if group.largest_class is None:
-        return "giving all images the same probabilities"
+        return group.task.answering
     return f"always answering {group.largest_class[0]!r}, the largest class"
 
 

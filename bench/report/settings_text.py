@@ -132,7 +132,8 @@ def largest_class_note(summary: Summary) -> str:
     if not summary.task.right_or_wrong:
         reached = [f"{summary.task.same_answer(manifest.dataset.truth):.1%}" for _, manifest in summary.runs]
         shown = " and ".join(dict.fromkeys(reached))
-        return f"Giving all images the same probabilities has {summary.task.score} {shown}: the mean share of a class."
+        answering = summary.task.answering
+        return f"{answering[0].upper()}{answering[1:]} has {summary.task.score} {shown}."
     found = summary.largest_classes
     if not found:
         return ""
