@@ -88,6 +88,7 @@ class Survey(Strict):
     """What a data set holds. Paths are relative to its root."""
 
     name: str
+    task: str = Field(description="what the labels are for, a key of `tl.tasks.TASKS`")
     origin: str = Field(description="how the split came about; empty for folders train/ and val/")
     images: Positive
     classes: dict[str, dict[str, Count]] = Field(description="class → split → number of images")
@@ -146,6 +147,7 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
         )
     return Survey(
         name=splits.name,
+        task=splits.task,
         origin=splits.origin,
         images=len(files),
         classes={

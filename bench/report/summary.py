@@ -130,7 +130,8 @@ class Summary:
         datasets = [manifest.dataset for _, manifest in self.runs]
         several = len({dataset.digest for dataset in datasets}) > 1
         found = [(dataset.name, each) for dataset in datasets for each in dataset.findings if each.serious is serious]
-        return list(dict.fromkeys(f"{name}: {each}" if several else str(each) for name, each in found))
+        said = [(name, self.words(str(each))) for name, each in found]
+        return list(dict.fromkeys(f"{name}: {text}" if several else text for name, text in said))
 
     @property
     def commands(self) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bench.analysis.words import in_words
 from tl.survey import Range, Repeats, Survey
+from tl.tasks import TASKS
 from tl.text import visible, visible_json
 
 MOST_CLASSES = 30
@@ -47,9 +49,9 @@ def lines(found: Survey) -> Iterator[str]:
         yield f"  and {found.unreadable.count - len(found.unreadable.first)} more"
     yield f"left out: {sum(each.count for each in found.left_out) or 'none'}"
     for said in found.notes:
-        yield f"note: {said}"
+        yield f"note: {in_words(said, TASKS[found.task])}"
     for said in found.warnings:
-        yield f"WARNING: {said}"
+        yield f"WARNING: {in_words(said, TASKS[found.task])}"
 
 
 def _table(found: Survey) -> Iterator[str]:

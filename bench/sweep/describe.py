@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from bench.analysis.scores import largest_class
+from bench.analysis.words import in_words
 from bench.console import say
 from bench.sweep.plan import Sweep
 from bench.sweep.weights import KEPT
@@ -37,7 +38,7 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
     for said in filter(None, (origin(config, splits), *sweep.survey.notes)):
         say(console, f"        {said}")
     for said in sweep.survey.warnings:
-        say(console, f"WARNING: {said}", style="bold yellow")
+        say(console, f"WARNING: {in_words(said, task)}", style="bold yellow")
     if config.protocol != "fixed":
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
     if sweep.images_from:
