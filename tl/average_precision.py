@@ -6,8 +6,10 @@ takes longer than reading a run.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import compress
+from statistics import fmean
 
 
 def average_precision(scores: Sequence[float], true: Sequence[bool]) -> float | None:
@@ -16,18 +18,16 @@ def average_precision(scores: Sequence[float], true: Sequence[bool]) -> float | 
     Equal scores are one threshold, so their order doesn't matter. None if none is true, since recall is undefined then.
     This equals scikit-learn's `average_precision_score`.
     """
-    total = sum(true)
-    if not total:
+    found = sorted(compress(scores, true))
+    if not found:
         return None
-    found = seen = 0
-    precision = 0.0
-    ranked = sorted(zip(scores, true, strict=True), key=lambda pair: -pair[0])
-    for _, same in groupby(ranked, key=lambda pair: pair[0]):
-        hits = [right for _, right in same]
-        seen += len(hits)
-        found += sum(hits)
-        precision += sum(hits) * found / seen
-    return precision / total
+    everything = sorted(scores)
+    return fmean(_at_least(score, found) / _at_least(score, everything) for score in found)
+
+
+def _at_least(score: float, ascending: Sequence[float]) -> int:
+    """How many of these are not below a score that is among them."""
+    return len(ascending) - bisect_left(ascending, score)
 
 
 def mean_average_precision(scores: Sequence[Sequence[float]], truth: Sequence[Sequence[int]]) -> float:
