@@ -204,7 +204,8 @@ class TrainConfig(Strict):
     code: tuple[tuple[str, str], ...] = Field(
         (),
         description="setting (`backbone`, `head`, `loss` or `optimizer`) → digest of the code of one's own that it "
-        "names, as pairs. It is filled in by `with_code` when a training is planned, and when it starts",
+        "names, or of the settings by which a library makes a backbone, as pairs. It is filled in by `with_code` when "
+        "a training is planned, and when it starts",
     )
 
     @property
