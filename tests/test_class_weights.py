@@ -19,11 +19,11 @@ from tests.commands import here as command
 from tests.conftest import TINY
 from tests.test_heads import compare, several
 from tests.weights import TRAINING, published
-from tl.config import LOSSES
 from tl.datasets import ImageList
 from tl.optimizers import LOSS_BUILDERS, class_weights
 from tl.prepare import check_execution
 from tl.protocols import run_protocol
+from tl.tasks import TASKS
 
 BALANCED = {"class_weights": "balanced"}
 
@@ -71,7 +71,7 @@ def test_the_loss_is_torchs_own(smoothing: float) -> None:
         torch.testing.assert_close(focal, ((1 - p) ** 2 * each).sum() / weight[labels].sum())
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", TASKS["classification"].losses)
 def test_equal_weights_are_no_weights(loss: str) -> None:
     """With as many images of each class nothing changes, up to rounding."""
     torch.manual_seed(0)
@@ -177,7 +177,7 @@ def test_it_changes_what_is_trained(mini: tl.Splits) -> None:
     assert shares[0] + 0.05 < shares[1]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", TASKS["classification"].losses)
 def test_heads_trained_at_once_are_as_if_alone(mini: tl.Splits, loss: str) -> None:
     """Each has a weighted mean of its own in every step, since its images are others."""
     compare(unequal(mini), several(loss=loss, label_smoothing=0.1, batch_size=5, **BALANCED), published())

@@ -425,6 +425,7 @@ def test_a_damaged_record_is_named(in_smoke: Path) -> None:
         ("grids", "tutorial"),
         ("backbones", "timm:tf_efficientnet_lite0"),
         ("regimes", "frozen-tutorial"),
+        ("tasks", "multilabel"),
         ("executions", "plain"),
         ("precisions", "bf16"),
         ("datasets", "hymenoptera"),

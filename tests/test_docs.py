@@ -26,6 +26,7 @@ from bench.sweep.grid import shipped
 from tl.config import EXECUTIONS, PRECISIONS, PROTOCOLS
 from tl.datasets import DATASETS
 from tl.regimes import REGIMES
+from tl.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,12 +34,12 @@ FORMAT = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m bench [^#\n]*", README, flags=re.MULTILINE)
 
 
-NAMES = (*shipped(), *REGIMES, *DATASETS, *PROTOCOLS, *EXECUTIONS, *CLAIMS, selection.NAME, "auto")
+NAMES = (*shipped(), *REGIMES, *TASKS, *DATASETS, *PROTOCOLS, *EXECUTIONS, *CLAIMS, selection.NAME, "auto")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readme_names(name: str) -> None:
-    """The README names every grid, regime, data set, protocol, execution and claim."""
+    """The README names every grid, regime, task, data set, protocol, execution and claim."""
     assert f"`{name}`" in README
 
 

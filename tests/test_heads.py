@@ -15,12 +15,13 @@ from tests.weights import published
 from tl import heads as heads_module
 from tl.backbones import HEAD_BUILDERS
 from tl.choice import Choice
-from tl.config import HEADS, LOSSES, OPTIMIZERS, SCHEDULES
+from tl.config import HEADS, OPTIMIZERS, SCHEDULES
 from tl.folds import tuning_splits
 from tl.heads import TrainedHead, train_heads, trainable_at_once
 from tl.optimizers import OPTIMIZER_BUILDERS, joined
 from tl.protocols import run_protocol
 from tl.results import MEASURED_PHASES
+from tl.tasks import TASKS
 
 ABSURD = 3e38
 """A learning rate at which the first update overflows."""
@@ -77,7 +78,7 @@ def compare(splits: tl.Splits, configs: list[tl.TrainConfig], weights_dir: Path)
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", TASKS["classification"].losses)
 def test_each_head_is_trained_as_if_alone(
     mini: tl.Splits, weights_dir: Path, head: str, optimizer: str, loss: str
 ) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tl.protocols import run_protocol
     from tl.regimes import REGIMES, Regime, Trainable
     from tl.results import EpochResult, TrainResult
+    from tl.tasks import TASKS
     from tl.train import train_model
     from tl.visualize import show_batch, show_predictions
 
@@ -56,6 +57,7 @@ _HOMES = {
     "tl.protocols": ("run_protocol",),
     "tl.regimes": ("REGIMES", "Regime", "Trainable"),
     "tl.results": ("EpochResult", "TrainResult"),
+    "tl.tasks": ("TASKS",),
     "tl.train": ("train_model",),
     "tl.visualize": ("show_batch", "show_predictions", "visualize"),
 }
@@ -64,6 +66,7 @@ _LAZY = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "DATASETS",
     "REGIMES",
+    "TASKS",
     "Backbone",
     "CacheWarning",
     "Classifier",

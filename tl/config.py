@@ -87,6 +87,7 @@ SCHEDULES = {
 LOSSES = {
     "cross_entropy": "cross-entropy, with `label_smoothing`",
     "focal": "cross-entropy weighted by (1 - p)^2 (Lin et al. 2017, gamma = 2)",
+    "bce": "binary cross-entropy of each class, for task `multilabel` alone",
 }
 CLASS_WEIGHTS = {
     "none": "each image counts the same in the loss",
@@ -127,7 +128,12 @@ class TrainConfig(Strict):
     schedule: str = Field("step", description="a key of `SCHEDULES`")
     step_size: Positive = Field(7, description="epochs between two steps of schedule `step`")
     gamma: float = Field(0.1, gt=0, le=1, description="factor by which schedule `step` multiplies the rate")
-    loss: str = Field("cross_entropy", description="a key of `LOSSES`, or one's own: `MODULE:NAME`")
+    loss: str = Field(
+        "cross_entropy",
+        validate_default=True,
+        description="a key of `LOSSES`, or one's own: `MODULE:NAME`. `cross_entropy` stands for the task's own loss: "
+        "`bce` with task `multilabel`",
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: str = Field(
         "none",
@@ -280,6 +286,12 @@ class TrainConfig(Strict):
         is_read = regime.fit == "steps" if name in READ_BY_STEPS else READ_BY_REGIME[name](regime, execution)
         return value if is_read else cls.model_fields[name].default
 
+    @field_validator("loss")
+    @classmethod
+    def _loss_of_the_task(cls, value: str, info: Any) -> str:
+        task = TASKS.get(info.data.get("task", ""))
+        return task.losses[0] if task and value == cls.model_fields["loss"].default else value
+
     @field_validator("learning_rates")
     @classmethod
     def _rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
@@ -312,6 +324,17 @@ class TrainConfig(Strict):
                     f"{name}={shown!r}: not read by protocol {self.protocol!r}, only by {' and '.join(protocols)}; "
                     "leave it out"
                 )
+        task = TASKS[self.task]
+        if self.protocol not in task.protocols:
+            raise ConfigError(
+                f"protocol={self.protocol!r}: task {self.task!r} has only {' and '.join(task.protocols)}, since others "
+                "divide images by their class"
+            )
+        if REGIMES[self.regime].by_steps and self.loss in LOSSES and self.loss not in task.losses:
+            raise ConfigError(f"loss={self.loss!r}: task {self.task!r} needs {' or '.join(task.losses)}")
+        for name in ("label_smoothing", "class_weights"):
+            if name not in task.settings and getattr(self, name) != type(self).model_fields[name].default:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: not read by task {self.task!r}; leave it out")
         return self
 
     @field_validator("backbone", *PARTS, mode="before")

@@ -10,6 +10,9 @@
 
 A table with labels in a Hugging Face folder decides, whatever folders the images are in; without labels the folders do.
 
+For task `multilabel` the set is a table with several labels for each image, or the folder that it is in
+(`tl.label_sets`), and its split is as it is.
+
 What is split here is split by content, with a fixed seed; images that look the same stay on one side (`tl.dividing`).
 
 To add a named data set, add an entry to `DATASETS`. This module doesn't import torch.
@@ -18,11 +21,13 @@ To add a named data set, add an entry to `DATASETS`. This module doesn't import 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -33,12 +38,14 @@ from tl.calls import Place, checked
 from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
 from tl.dividing import divide
-from tl.errors import DataError, DataWarning, FallbackWarning, not_one_of
+from tl.errors import ConfigError, DataError, DataWarning, FallbackWarning, not_one_of
 from tl.findings import Duplicate, LeftOut, Tally, find_duplicates
+from tl.label_sets import read_label_sets
 from tl.layout import Split, alike, called_like_splits, check_names, difference, find_parts, split_called, too_deep
 from tl.listing import classify, entries, leads_to_folder, list_images, real, shown
 from tl.seeding import seed_for
 from tl.tables import Listing, is_table, metadata_of, read_metadata, read_table, without_labels
+from tl.tasks import TASKS
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
@@ -53,16 +60,27 @@ class ImageList:
 
     files: tuple[str, ...]
     """Paths relative to the data set's root, with forward slashes."""
-    labels: tuple[int, ...]
-    """Class of each file, as an index into `Splits.classes`."""
+    labels: tuple[int, ...] = ()
+    """Class of each file, as an index into `Splits.classes`; empty for tasks other than classification."""
+    targets: tuple[tuple[int, ...], ...] = ()
+    """For task `multilabel`: the classes of each file, ascending, of which there may be none."""
 
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def truth(self) -> tuple[Any, ...]:
+        """What is true of each image, as scores of the task take it: its class or its classes."""
+        return self.targets or self.labels
+
     def subset(self, indices: Iterable[int]) -> ImageList:
         """Return the images at these places, in this order."""
         chosen = list(indices)
-        return ImageList(files=tuple(self.files[i] for i in chosen), labels=tuple(self.labels[i] for i in chosen))
+        return ImageList(
+            files=tuple(self.files[i] for i in chosen),
+            labels=tuple(self.labels[i] for i in chosen) if self.labels else (),
+            targets=tuple(self.targets[i] for i in chosen) if self.targets else (),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +125,19 @@ class Splits:
     def __post_init__(self) -> None:
         """Raise `DataError` if a split has no images, or another number of labels, or a label without a class."""
         parts = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test is not None else {})
+        if self.task not in TASKS:
+            raise DataError(f"{self.name}: {not_one_of('task', self.task, TASKS)}")
         for split, images in parts.items():
-            if not len(images) or len(images) != len(images.labels):
+            given = images.labels if self.task == "classification" else images.targets
+            if not len(images) or len(images) != len(given):
                 raise DataError(
-                    f"{self.name}: {split} has {len(images)} images and {len(images.labels)} labels; "
+                    f"{self.name}: {split} has {len(images)} images and {len(given)} labels; "
                     "one image at least is needed, and a label for each"
                 )
-            if unknown := set(images.labels).difference(range(len(self.classes))):
+            if self.task == "multilabel" and not any(images.targets):
+                raise DataError(f"{self.name}: no image of {split} has a label; there is nothing to learn or to score")
+            used = set(images.labels).union(*images.targets)
+            if unknown := used.difference(range(len(self.classes))):
                 raise DataError(
                     f"{self.name}: {split} has the label {min(unknown)}; labels of {len(self.classes)} classes are "
                     f"0 to {len(self.classes) - 1}"
@@ -157,9 +181,14 @@ def _digest(
     more = [*conversions(root, files)]
     if assigned:
         for split, images in (("train", train), ("val", val)):
-            pairs = zip(images.files, images.labels, strict=True)
-            more += sorted(f"{split} {classes[label]} {file}" for file, label in pairs)
+            pairs = zip(images.files, images.truth, strict=True)
+            more += sorted(f"{split} {_named(label, classes)} {file}" for file, label in pairs)
     return set_digest(digests or file_digests(root, files), more)
+
+
+def _named(truth: int | tuple[int, ...], classes: Sequence[str]) -> str:
+    """The class of an image, or its classes in a form that no other classes have."""
+    return classes[truth] if isinstance(truth, int) else json.dumps([classes[label] for label in truth])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,17 +217,19 @@ DATASETS: dict[str, Dataset] = {
 
 
 @checked
-def load_splits(data: Place = "auto", *, download: bool = True) -> Splits:
+def load_splits(data: Place = "auto", *, task: str = "classification", download: bool = True) -> Splits:
     """Find a data set, list its images and compute its digest.
 
-    `data` is a key of `DATASETS`, a folder or table as this module's table says, or `auto`. `auto` means the real ants
-    and bees if they are available, else the synthetic ones, with a `FallbackWarning` and the reason in
-    `Splits.fallback`. With `download=False` nothing is downloaded.
+    `task` is what its labels are for, a key of `tl.tasks.TASKS`. `data` is a key of `DATASETS`, a folder or table as
+    this module's table says, or `auto`. `auto` means the real ants and bees if they are available, else the synthetic
+    ones, with a `FallbackWarning` and the reason in `Splits.fallback`. With `download=False` nothing is downloaded.
 
     Raises `UserError` if the folder is missing, and its subclass `DataError` if it is incomplete or not the set that it
     claims to be. It doesn't check that images can be decoded: `tl.images.open_store` does.
     """
-    splits = _found(str(data), download=download)
+    if task not in TASKS:
+        raise ConfigError(not_one_of("task", task, TASKS))
+    splits = _found(str(data), download=download) if task == "classification" else scan_label_sets(data, task)
     if splits.fallback and str(data) == "auto":
         warnings.warn(f"the images are {splits.fallback}", FallbackWarning, stacklevel=2)
     for said in (*(finding for finding in splits.findings if finding.serious), *alike(splits.classes)):
@@ -282,6 +313,59 @@ def scan_table(path: Path) -> Splits:
     if not is_table(path):
         raise DataError(f"{path}: is neither a folder nor a table (.csv, .tsv, .parquet or .jsonl)")
     return _of_listing(read_table(path), path.stem, path)
+
+
+def scan_label_sets(data: Place, task: str = "multilabel") -> Splits:
+    """Read a table of images with several labels each, or the one in a folder; see `tl.label_sets`.
+
+    The classes are the labels of the training images. The set is named after the table, or after its folder. Raises
+    `DataError` for a table that `read_label_sets` refuses, without training or validation images, with fewer than two
+    labels or names of labels that look alike, for a label that no training image has, and for a split without any.
+    """
+    place = Path(data)
+    if str(data) in DATASETS or str(data) == "auto" or not (is_folder(place) or os.path.isfile(place)):  # noqa: PTH113
+        what = "has one class for each image" if str(data) in (*DATASETS, "auto") else "is no folder and no table"
+        raise DataError(f"data={str(data)!r}: {what}; task {task!r} needs a table of images with several labels each")
+    given = read_label_sets(place)
+    used = {
+        split: {label for image in given.images if image.split == split for label in image.labels}
+        for split in dict.fromkeys(image.split for image in given.images)
+    }
+    for split in ("train", "val"):
+        if split not in used:
+            raise DataError(f"{given.place}: no image is in {split}; its splits are {', '.join(sorted(used))}")
+    classes = tuple(sorted(used["train"]))
+    check_names(given.root, {split: sorted(names) for split, names in used.items()})
+    for split, names in used.items():
+        if lost := sorted(names - used["train"]):
+            raise DataError(f"{given.place}: the label {lost[0]!r} is only in {split}, so no training image has it")
+    if len(classes) < 2:
+        has = f"1 label, {classes[0]!r}" if classes else "no label"
+        raise DataError(f"{given.place}: its training images have {has}; at least 2 are needed")
+    number = {label: index for index, label in enumerate(classes)}
+    lists: dict[str, ImageList] = {}
+    for split in used:
+        some = sorted((image for image in given.images if image.split == split), key=lambda image: image.file)
+        lists[split] = ImageList(
+            files=tuple(image.file for image in some),
+            targets=tuple(tuple(sorted(number[label] for label in image.labels)) for image in some),
+        )
+    train, val, test = lists["train"], lists["val"], lists.get("test")
+    digests = file_digests(given.root, [*train.files, *val.files])
+    truths = {file: truth for images in (train, val) for file, truth in zip(images.files, images.targets, strict=True)}
+    return Splits(
+        name=place.resolve().name if is_folder(place) else given.place.stem,
+        root=given.root,
+        digest=_digest(given.root, classes, train, val, assigned=True, digests=digests),
+        classes=classes,
+        task=task,
+        train=train,
+        val=val,
+        test=test,
+        origin="; ".join(filter(None, (f"labels and splits are those of {given.place.name!r}", _kept(test)))),
+        assigned=True,
+        duplicates=find_duplicates(digests, truths, train.files),
+    )
 
 
 def _of_listing(listing: Listing, name: str, place: Path, tally: Tally | None = None) -> Splits:

@@ -6,7 +6,7 @@ the manifest of a run and its report.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -159,11 +159,12 @@ class Tally:
 
 
 def find_duplicates(
-    digests: Mapping[str, str], labels: Mapping[str, int], train: Collection[str]
+    digests: Mapping[str, str], labels: Mapping[str, Hashable], train: Collection[str]
 ) -> tuple[Duplicate, ...]:
     """Find equal images across splits, across classes, and within a class of a split.
 
-    `digests` are the SHA-256 of all files, `labels` their classes, and `train` the training images among them.
+    `digests` are the SHA-256 of all files, `labels` their classes (or sets of classes), and `train` the training images
+    among them.
     """
     if len(set(digests.values())) == len(digests):
         return ()
@@ -173,7 +174,7 @@ def find_duplicates(
         files.setdefault(digest, []).append(name)
     pairs: dict[Kind, list[tuple[str, str]]] = {"train and val": [], "two classes": [], "copies": []}
     for equal in files.values():
-        first: dict[tuple[bool, int], str] = {}
+        first: dict[tuple[bool, Hashable], str] = {}
         trained = next((name for name in equal if name in training), None)
         unlike = next((name for name in equal if labels[name] != labels[equal[0]]), None)
         if unlike:
@@ -188,7 +189,7 @@ def find_duplicates(
 
 
 def find_near_duplicates(
-    groups: Iterable[Sequence[str]], digests: Mapping[str, str], labels: Mapping[str, int], train: Collection[str]
+    groups: Iterable[Sequence[str]], digests: Mapping[str, str], labels: Mapping[str, Hashable], train: Collection[str]
 ) -> tuple[Duplicate, ...]:
     """Find images that look the same and are different files, counted as `find_duplicates` counts equal ones.
 
@@ -201,7 +202,7 @@ def find_near_duplicates(
         distinct = list({(digests[name], name in training, labels[name]): name for name in reversed(group)}.values())[
             ::-1
         ]
-        first: dict[tuple[bool, int], str] = {}
+        first: dict[tuple[bool, Hashable], str] = {}
         trained = [name for name in distinct if name in training]
         leaked = {digests[name] for name in trained}
         one = distinct[0]

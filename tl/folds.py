@@ -53,7 +53,10 @@ def check_protocol(config: TrainConfig, splits: Splits) -> None:
 
 def every_image(splits: Splits) -> ImageList:
     """Return the training images followed by the validation images."""
-    return ImageList(files=splits.train.files + splits.val.files, labels=splits.train.labels + splits.val.labels)
+    train, val = splits.train, splits.val
+    return ImageList(
+        files=train.files + val.files, labels=train.labels + val.labels, targets=train.targets + val.targets
+    )
 
 
 def evaluated_images(config: TrainConfig, splits: Splits) -> ImageList:

@@ -49,6 +49,8 @@ def trainable_at_once(config: TrainConfig, choice: Choice | None = None) -> bool
     # Own parts may do anything; an average is of one head, and so is the end of its training.
     if config.own_parts or config.ema or config.early_stopping:
         return False
+    if config.task != "classification":
+        return False
     if regime.features != "once" or regime.head != "new" or not regime.by_steps or precision not in EXACT:
         return False
     with seeded(0):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
+from tl.average_precision import mean_average_precision
 from tl.datasets import ImageList
 
 
@@ -76,5 +77,29 @@ class Classification(Learning):
         )
 
 
-LEARNING: dict[str, Learning] = {"classification": Classification()}
+class LabelSets(Learning):
+    """Any number of classes for each image: outputs are logits `(B, classes)`, targets 0 or 1 for each of them."""
+
+    counts_hits = False
+
+    def rows(self, images: ImageList, classes: int) -> Sequence[torch.Tensor]:
+        """See `Learning.rows`; each is `(classes,) float32`."""
+        rows = torch.zeros(len(images), classes)
+        for row, some in zip(rows, images.targets, strict=True):
+            row[list(some)] = 1.0
+        return list(rows)
+
+    def judged(self, outputs: torch.Tensor, targets: torch.Tensor) -> Judged:
+        """See `Learning.judged`. The score is that of the probabilities as they are kept, rounded."""
+        unknown = (~outputs.isfinite().all(1)).sum()
+        shares = [[round(value, 6) for value in row] for row in outputs.sigmoid().tolist()]
+        truth = [row.nonzero()[:, 0].tolist() for row in targets.cpu()]
+        return Judged(
+            said={"labels": [], "confidences": [], "probabilities": shares},
+            score=lambda: mean_average_precision(shares, truth),
+            unknown=int(unknown),
+        )
+
+
+LEARNING: dict[str, Learning] = {"classification": Classification(), "multilabel": LabelSets()}
 """The entry of each task of `tl.tasks.TASKS`."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.optim.lr_scheduler import LRScheduler
 
 from tl.config import TrainConfig
@@ -129,6 +129,7 @@ SCHEDULE_BUILDERS: dict[str, Callable[[TrainConfig, torch.optim.Optimizer], LRSc
 LOSS_BUILDERS: dict[str, Callable[[TrainConfig, torch.Tensor | None], Loss]] = {
     "cross_entropy": lambda c, weight: partial(cross_entropy, weight=weight, label_smoothing=c.label_smoothing),
     "focal": lambda c, weight: partial(_focal, weight=weight, smoothing=c.label_smoothing),
+    "bce": lambda c, weight: binary_cross_entropy_with_logits,
 }
 """A config and its `class_weights` → the loss. Each is the mean, over the images of a batch, of a figure of the image
 alone: `tl.heads` relies on that. With class weights it is the weighted mean, as torch's `CrossEntropyLoss` has it: the

@@ -61,6 +61,7 @@ from tl.step import (
     TrainStep,
     own_stream,
 )
+from tl.tasks import TASKS
 from tl.unfreezing import Unfreezing
 from tl.weights import Weights
 from tl.work import StepWork
@@ -107,6 +108,17 @@ def ready(
         with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not plain
         graphs = Graphs() if with_graphs else None
         yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
+
+
+def check_task(config: TrainConfig, splits: Splits) -> None:
+    """Raise `ConfigError` for images of another task, and `NotApplicable` for a regime that has no meaning with it."""
+    if config.task != splits.task:
+        raise ConfigError(
+            f"task={config.task!r}: the images of {splits.name} are for {splits.task!r}; load them with "
+            f"tl.load_splits(…, task={config.task!r})"
+        )
+    if why := TASKS[config.task].no_regime(REGIMES[config.regime]):
+        raise NotApplicable(f"regime {config.regime!r} has no meaning with task {config.task!r}: {why}")
 
 
 def needs_compiler(config: TrainConfig) -> bool:
@@ -188,6 +200,7 @@ def _prepare(
     Without a layout it is that of the execution.
     """
     regime = REGIMES[config.regime]
+    check_task(config, splits)
     backbone = _backbone(config, regime, splits, weights, weights_dir)
     way = way_of(config)
     model, layout = Classifier(backbone, len(splits.classes), config), layout or way.layout(device, config.precision)

@@ -168,8 +168,16 @@ class Predictions(Strict):
     """
 
     epoch: Count
-    labels: list[Count] = Field(description="index of the predicted class")
-    confidences: list[Share] = Field(description="softmax probability of that class")
+    labels: list[Count] = Field(description="index of the predicted class; empty for other tasks than classification")
+    confidences: list[Share] = Field(description="softmax probability of that class; empty as before")
+    probabilities: list[list[Share]] | None = Field(
+        None, description="of each class, for task `multilabel`; None for others, and before version 12"
+    )
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.labels if self.probabilities is None else self.probabilities)
 
 
 class Note(Strict):
@@ -216,6 +224,11 @@ class TrainResult(Strict):
     )
     lookahead: Positive | None = Field(
         None, description="batches per forward pass of a frozen backbone; None if each step has its own"
+    )
+    score: str | None = Field(
+        None,
+        description="what `val_accuracy` of an epoch is, by the task: `accuracy` or `mAP`; None before version 12, "
+        "when it was always accuracy",
     )
     epochs: tuple[EpochResult, ...] = Field(min_length=1)
     best: Predictions = Field(description="predictions of the first epoch with the best validation accuracy")
@@ -300,7 +313,13 @@ class TrainResult(Strict):
             found = getattr(self, name)
             if found.epoch >= len(self.epochs):
                 raise ValueError(f"{name} is of epoch {found.epoch}, and there are {len(self.epochs)}")
-            if not len(found.labels) == len(found.confidences) > 0:
+            if self.config.task == "multilabel":
+                if found.labels or found.confidences or not found.probabilities:
+                    raise ValueError(f"{name} must have probabilities of classes, and nothing else")
+                if wrong := next((row for row in found.probabilities if len(row) != len(self.classes)), None):
+                    raise ValueError(f"{name} has {len(wrong)} probabilities of {len(self.classes)} classes")
+                continue
+            if not len(found.labels) == len(found.confidences) > 0 or found.probabilities is not None:
                 raise ValueError(f"{name} has {len(found.labels)} labels and {len(found.confidences)} confidences")
             if max(found.labels) >= len(self.classes):
                 raise ValueError(f"{name} has class {max(found.labels)}, and there are {len(self.classes)}")

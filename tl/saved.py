@@ -181,6 +181,8 @@ def why_not_saved(config: TrainConfig) -> str:
     spec = config.spec
     if spec.source in SOURCES and not SOURCES[spec.source].lists:
         return f"backbone={config.backbone!r}: can't be saved, since source {spec.source!r} makes it by code: {advice}"
+    if config.task != "classification":
+        return f"task={config.task!r}: can't be saved, since a saved model predicts one class for each image"
     if is_import_path(config.head):
         return f"head={config.head!r}: can't be saved, since code makes it: {advice}"
     return ""

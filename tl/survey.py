@@ -7,7 +7,8 @@ import torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -87,12 +88,13 @@ class Survey(Strict):
     """What a data set holds. Paths are relative to its root."""
 
     name: str
+    task: str = Field(description="what the labels are for, a key of `tl.tasks.TASKS`")
     origin: str = Field(description="how the split came about; empty for folders train/ and val/")
     images: Positive
     classes: dict[str, dict[str, Count]] = Field(description="class → split → number of images")
     splits: dict[str, Count] = Field(description="split → number of images")
     sizes: Sizes | None = Field(description="None if no image could be decoded")
-    baseline: Baseline
+    baseline: Baseline | None = Field(description="None for other tasks than classification")
     imbalance: float = Field(ge=1, description="training images of the largest class ÷ those of the smallest")
     duplicates_within_splits: Repeats = Field(description="images beyond the first of their kind in a split")
     duplicates_across_splits: Repeats = Field(
@@ -116,7 +118,7 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
     if test and splits.test is not None:
         parts["test"] = splits.test
     files = [file for images in parts.values() for file in images.files]
-    labels = np.array([label for images in parts.values() for label in images.labels], dtype=np.int64)
+    labels = _numbered([label for images in parts.values() for label in images.truth])
     part = np.repeat(np.arange(len(parts)), [len(images) for images in parts.values()])
     digests = file_digests(splits.root, files)
     looks = looks_of(splits.root, digests)
@@ -131,7 +133,6 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
     by_split = {split: class_counts(images, splits.classes) for split, images in parts.items()}
     counts = by_split["train"]
     findings = [*splits.findings, *near]
-    label, rate = _largest(splits.val)
     warnings = [str(each) for each in findings if each.serious]
     if damaged:
         several, first = "s" if len(damaged) > 1 else "", f"{damaged[0].file!r} ({damaged[0].reason})"
@@ -146,6 +147,7 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
         )
     return Survey(
         name=splits.name,
+        task=splits.task,
         origin=splits.origin,
         images=len(files),
         classes={
@@ -154,7 +156,7 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
         },
         splits={split: len(images) for split, images in parts.items()},
         sizes=_sizes(looks.sizes),
-        baseline=Baseline(name=splits.classes[label], rate=rate),
+        baseline=_baseline(splits),
         imbalance=max(counts) / min(counts),
         duplicates_within_splits=within,
         duplicates_across_splits=across,
@@ -163,25 +165,29 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
         left_out=splits.left_out,
         near_duplicates=near,
         warnings=(*warnings, *alike(splits.classes)),
-        notes=(*(str(each) for each in findings if not each.serious), *imbalance_note(counts, splits.classes)),
+        notes=(
+            *(str(each) for each in findings if not each.serious),
+            *imbalance_note(counts, splits.classes, splits.task),
+        ),
     )
 
 
 def class_counts(images: ImageList, classes: Sequence[str]) -> tuple[int, ...]:
-    """The number of images of each class."""
-    counts = Counter(images.labels)
+    """The number of images of each class. An image with several counts for each of them."""
+    counts = Counter([*images.labels, *chain.from_iterable(images.targets)])
     return tuple(counts[label] for label in range(len(classes)))
 
 
-def imbalance_note(counts: Sequence[int], classes: Sequence[str]) -> list[str]:
+def imbalance_note(counts: Sequence[int], classes: Sequence[str], task: str) -> list[str]:
     """A sentence on classes of very different sizes, by their training images; nothing if similar or unknown."""
     if not counts or max(counts) <= IMBALANCED * min(counts):
         return []
     least, most = min(counts), max(counts)
     small, large = classes[counts.index(least)], classes[counts.index(most)]
+    advice = ": balanced accuracy and macro-F1 say more than accuracy" if task == "classification" else ""
     return [
         f"the classes are imbalanced: {large!r} has {most} training images, {most / least:.1f} times as many as "
-        f"{small!r} ({least}): balanced accuracy and macro-F1 say more than accuracy"
+        f"{small!r} ({least}){advice}"
     ]
 
 
@@ -246,9 +252,9 @@ def _lowest(keys: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> npt.N
     return found[keys]
 
 
-def _numbered(keys: Sequence[str]) -> npt.NDArray[np.int64]:
+def _numbered(keys: Sequence[Hashable]) -> npt.NDArray[np.int64]:
     """The index of the first element with the same key, for each."""
-    first: dict[str, int] = {}
+    first: dict[Hashable, int] = {}
     return np.array([first.setdefault(key, number) for number, key in enumerate(keys)], dtype=np.int64)
 
 
@@ -262,7 +268,9 @@ def _sizes(sizes: npt.NDArray[np.int64]) -> Sizes | None:
     return Sizes(width=width, height=height)
 
 
-def _largest(images: ImageList) -> tuple[int, float]:
-    """The class with the most images, the first of several, and its share of all."""
-    label, count = min(Counter(images.labels).items(), key=lambda item: (-item[1], item[0]))
-    return label, count / len(images)
+def _baseline(splits: Splits) -> Baseline | None:
+    """The class with the most validation images, the first of several, and its share of all."""
+    if splits.task != "classification":
+        return None
+    label, count = min(Counter(splits.val.labels).items(), key=lambda item: (-item[1], item[0]))
+    return Baseline(name=splits.classes[label], rate=count / len(splits.val))

@@ -1,5 +1,7 @@
 """Reads tables of images: CSV, Parquet or JSON Lines files. Each row has a path, a label and, if there is one, a split.
 
+Tables with several labels for an image are read by `tl.label_sets`, with the parts of this module.
+
 Paths are relative to the table's folder. This module doesn't import torch.
 """
 
@@ -11,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -77,19 +79,20 @@ def read_table(path: Path) -> Listing:
 
 def metadata_of(folder: Path) -> Path | None:
     """The table of labels in a folder of Hugging Face's `imagefolder`; None if it has none, or one without labels."""
-    path = _metadata_in(folder)
+    path = metadata_in(folder)
     return path if path and not _lacking(_columns(path)[0]) else None
 
 
 def without_labels(folder: Path) -> str:
     """Says what the table in a folder of Hugging Face's `imagefolder` lacks; empty if it lacks nothing, or if there is
     no table."""
-    path = _metadata_in(folder)
+    path = metadata_in(folder)
     header = _columns(path)[0] if path else []
     return f"{path.name!r} {_lacks(header)}" if path and _lacking(header) else ""
 
 
-def _metadata_in(folder: Path) -> Path | None:
+def metadata_in(folder: Path) -> Path | None:
+    """The table of a folder of Hugging Face's `imagefolder`; None if it has none."""
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
@@ -118,42 +121,55 @@ def _rows(path: Path, of: Split | None) -> list[tuple[Path, str, Split | None]]:
     header, lines = _columns(path)
     file, label, split = (_column(what, header) for what in COLUMNS)
     if lines is None or file is None or label is None:
-        raise DataError(f"{path}: {_lacks(header)}; path and label are needed, split is optional")
+        several = "; several labels for each image are for task 'multilabel'" if "labels" in header else ""
+        raise DataError(f"{path}: {_lacks(header)}; path and label are needed, split is optional{several}")
     folder, texts = path.parent.resolve(), {what: lines[name] for what, name in (("file", file), ("label", label))}
     count = len(texts["file"])
     if not count:
         raise DataError(f"{path}: has no rows; each row is an image")
     for what, name in (("file", file), ("label", label)):
-        _refuse(path, [number for number, text in enumerate(texts[what]) if not text], f"have no {name!r}", count)
+        refuse(path, [number for number, text in enumerate(texts[what]) if not text], f"have no {name!r}", count)
     splits: Sequence[Split | None] = [of] * count
     if split is not None:
-        splits = [split_called(text) for text in lines[split]]
-        empty = [number for number, text in enumerate(lines[split]) if not text]
-        _refuse(path, empty, f"have no {split!r}, and others have one; known are train, val and test", count)
-        unknown = [number for number, one in enumerate(splits) if one is None]
-        if unknown:
-            wrong = shortened(repr(lines[split][unknown[0]]))
-            _refuse(path, unknown, f"have an unknown {split!r}, such as {wrong}; known are train, val and test", count)
+        splits = splits_of(path, split, lines[split])
     elif of is None and path.name in METADATA:
         inner = [split_called(PurePosixPath(text).parts[0]) if "/" in text else None for text in texts["file"]]
         splits = inner if "train" in inner and None not in inner else splits
-    elsewhere = [number for number, text in enumerate(texts["file"]) if _is_address(text)]
+    places = places_of(path, folder, texts["file"])
+    refuse_repeated(path, places, texts["file"], texts["label"], splits)
+    return list(zip(places, texts["label"], splits, strict=True))
+
+
+def splits_of(path: Path, name: str, texts: Sequence[str]) -> list[Split | None]:
+    """The split that each text of a table's column `name` means. Raises `DataError` for one that means none."""
+    splits, count = [split_called(text) for text in texts], len(texts)
+    empty = [number for number, text in enumerate(texts) if not text]
+    refuse(path, empty, f"have no {name!r}, and others have one; known are train, val and test", count)
+    unknown = [number for number, one in enumerate(splits) if one is None]
+    if unknown:
+        wrong = shortened(repr(texts[unknown[0]]))
+        refuse(path, unknown, f"have an unknown {name!r}, such as {wrong}; known are train, val and test", count)
+    return splits
+
+
+def places_of(path: Path, folder: Path, texts: Sequence[str]) -> list[Path]:
+    """The files that the paths in a table mean, relative to its folder. Raises `DataError` if one isn't there."""
+    elsewhere = [number for number, text in enumerate(texts) if _is_address(text)]
     if elsewhere:
-        such = shortened(repr(texts["file"][elsewhere[0]]))
+        such = shortened(repr(texts[elsewhere[0]]))
         what = f"have an address, such as {such}: addresses aren't downloaded, images must be files"
-        _refuse(path, elsewhere, what, count)
-    places = [_place(folder, text) for text in texts["file"]]
+        refuse(path, elsewhere, what, len(texts))
+    places = [_place(folder, text) for text in texts]
     gone = [number for number, place in enumerate(places) if not os.path.isfile(place)]  # noqa: PTH113 (raises nothing)
     if gone:
-        first = shortened(repr(texts["file"][gone[0]]))
+        first = shortened(repr(texts[gone[0]]))
         if os.path.isdir(places[gone[0]]):  # noqa: PTH112 (raises nothing)
             raise DataError(f"{path}: {first} in row {gone[0] + 1} is a folder; each row is one image")
         raise DataError(
-            f"{path}: {len(gone)} of {count} images are not there, the first is {first} in row {gone[0] + 1}; paths "
-            f"are relative to {folder}"
+            f"{path}: {len(gone)} of {len(texts)} images are not there, the first is {first} in row {gone[0] + 1}; "
+            f"paths are relative to {folder}"
         )
-    _refuse_repeated(path, places, texts["file"], texts["label"], splits)
-    return list(zip(places, texts["label"], splits, strict=True))
+    return places
 
 
 def _is_address(text: str) -> bool:
@@ -171,9 +187,10 @@ def _place(folder: Path, text: str) -> Path:
     return place
 
 
-def _refuse_repeated(
-    path: Path, places: list[Path], texts: Sequence[str], labels: Sequence[str], splits: Sequence[Split | None]
+def refuse_repeated(
+    path: Path, places: list[Path], texts: Sequence[str], labels: Sequence[object], splits: Sequence[Split | None]
 ) -> None:
+    """Raise `DataError` if an image has more than one row. `texts` are its paths as the table has them."""
     first: dict[Path, int] = {}
     again = [(number, first[place]) for number, place in enumerate(places) if first.setdefault(place, number) != number]
     if not again:
@@ -190,7 +207,8 @@ def _refuse_repeated(
     )
 
 
-def _refuse(path: Path, rows: list[int], what: str, count: int) -> None:
+def refuse(path: Path, rows: list[int], what: str, count: int) -> None:
+    """Raise `DataError` if there are such rows of `count`; the message counts them and names the first."""
     if rows:
         raise DataError(f"{path}: {len(rows)} of {count} rows {what}; the first is row {rows[0] + 1}")
 
@@ -207,17 +225,37 @@ def _lacks(header: Sequence[str]) -> str:
 
 def _column(what: str, header: Sequence[str]) -> str | None:
     """The name of a column in a table's header; None if it has none of the usual names."""
+    return called(COLUMNS[what], header)
+
+
+def called(names: Sequence[str], header: Sequence[str]) -> str | None:
+    """The first of these names, in lower case, that a table's header has, as it is there; None if it has none."""
     plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(header)}
-    return next((plain[name] for name in COLUMNS[what] if name in plain), None)
+    return next((plain[name] for name in names if name in plain), None)
+
+
+Wanted = Callable[[Sequence[str]], list[str]]
+"""A table's header → the names of the columns to read; none if it lacks one."""
+
+
+def _usual(header: Sequence[str]) -> list[str]:
+    return [] if _lacking(header) else [name for what in COLUMNS if (name := _column(what, header)) is not None]
 
 
 def _columns(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
-    """The names of all columns, and the texts of those that we read. None in place of the texts if one is missing."""
+    return columns_of(path, _usual)
+
+
+def columns_of(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[str]] | None]:
+    """The names of all columns of a table, and the texts of those that are wanted.
+
+    None in place of the texts if one is missing. Raises `DataError` for a table that can't be read.
+    """
     kinds = {".parquet": _of_parquet, ".jsonl": _of_json_lines}
-    return kinds.get(path.suffix.lower(), _of_csv)(path)
+    return kinds.get(path.suffix.lower(), _of_csv)(path, wanted)
 
 
-def _of_csv(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
+def _of_csv(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[str]] | None]:
     text = _text_of(path)
     try:
         options: dict[str, Any] = {"skipinitialspace": True}  # quotes may follow a space
@@ -226,15 +264,15 @@ def _of_csv(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
         }
         if not any(headers[","]):
             raise DataError(f"{path}: is empty; its first line has the names of columns, such as path,label")
-        known = (mark for mark, names in headers.items() if not _lacking(names))
+        known = (mark for mark, names in headers.items() if wanted(names))
         mark = next(known, None) or max(headers, key=lambda each: len(headers[each]))
         header = headers[mark]
-        wanted = {name: header.index(name) for what in COLUMNS if (name := _column(what, header)) is not None}
-        if _lacking(header):
+        chosen = {name: header.index(name) for name in wanted(header)}
+        if not chosen:
             return header, None
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, **options)
         next(reader)
-        texts: dict[str, list[str]] = {name: [] for name in wanted}
+        texts: dict[str, list[str]] = {name: [] for name in chosen}
         for row in reader:
             if not row:
                 continue
@@ -242,14 +280,14 @@ def _of_csv(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
                 raise DataError(
                     f"{path}: line {reader.line_num} has {len(row)} values, and the first line {len(header)}"
                 )
-            for name, place in wanted.items():
+            for name, place in chosen.items():
                 texts[name].append(row[place].strip())
     except csv.Error as error:
         raise DataError(f"{path}: can't be read as CSV: {error}") from error
     return header, texts
 
 
-def _of_json_lines(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
+def _of_json_lines(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[str]] | None]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(_text_of(path).split("\n"), start=1):
         if not line.strip():
@@ -264,13 +302,13 @@ def _of_json_lines(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
     header = list(dict.fromkeys(name for row in rows for name in row))
     if not header:
         raise DataError(f"{path}: is empty; each line is an image's object, such as {EXAMPLE}")
-    if _lacking(header):
+    chosen = wanted(header)
+    if not chosen:
         return header, None
-    wanted = [name for what in COLUMNS if (name := _column(what, header)) is not None]
-    for name in wanted:
+    for name in chosen:
         nested = [number for number, row in enumerate(rows) if isinstance(row.get(name), dict | list)]
-        _refuse(path, nested, f"have no text but a list or an object for {name!r}", len(rows))
-    return header, {name: [_text(row.get(name)) for row in rows] for name in wanted}
+        refuse(path, nested, f"have no text but a list or an object for {name!r}", len(rows))
+    return header, {name: [_text(row.get(name)) for row in rows] for name in chosen}
 
 
 def _text_of(path: Path) -> str:
@@ -280,7 +318,7 @@ def _text_of(path: Path) -> str:
         raise DataError(str(error)) from error
 
 
-def _of_parquet(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
+def _of_parquet(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[str]] | None]:
     import pyarrow
     from pyarrow import parquet
 
@@ -288,17 +326,17 @@ def _of_parquet(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             header = list(schema.names)
-            wanted = [name for what in COLUMNS if (name := _column(what, header)) is not None]
-            if _lacking(header):
+            chosen = wanted(header)
+            if not chosen:
                 return header, None
-            for name in wanted:
+            for name in chosen:
                 if pyarrow.types.is_nested(schema.field(name).type):
                     raise DataError(
                         f"{path}: the column {name!r} has {shortened(str(schema.field(name).type))}, not text; images "
                         "must be files, and the table has their paths"
                     )
-            table = file.read(columns=wanted)
-            return header, {name: [_text(value) for value in table[name].to_pylist()] for name in wanted}
+            table = file.read(columns=chosen)
+            return header, {name: [_text(value) for value in table[name].to_pylist()] for name in chosen}
     except (pyarrow.ArrowException, OSError) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"{path}: can't be read as Parquet: {shortened(why)}") from error

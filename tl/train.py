@@ -45,6 +45,7 @@ from tl.step import (
     TrainStep,
 )
 from tl.stopping import has_ended
+from tl.tasks import TASKS
 from tl.tryout import chosen
 from tl.weights import Weights
 from tl.work import StepWork, optimizer_state_bytes, tensor_bytes
@@ -304,6 +305,7 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
         packed_layers=loop.inference.packed if loop.inference else None,
         lookahead=loop.train.count if isinstance(loop.train, Ahead) else None,
         cuda_graph=isinstance(loop.step, GraphedStep) and loop.step.replayed if on_cuda else None,
+        score=TASKS[config.task].score,
         epochs=trained.history,
         best=trained.best,
         last=trained.last,

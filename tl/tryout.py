@@ -22,7 +22,7 @@ from tl.lookahead import Ahead
 from tl.machine import allocator
 from tl.plain import check_execution
 from tl.precision import single_precision, supported
-from tl.prepare import WAYS, circumstances, ready
+from tl.prepare import check_task, circumstances, ready, way_of
 from tl.regimes import REGIMES, Regime
 from tl.seeding import seed_for
 from tl.specs import find as find_spec
@@ -43,8 +43,9 @@ def chosen(
     """
     if config.precision != AUTO:
         return None
+    check_task(config, splits)
     check_execution(config.execution, config.regime, config.precision)
-    regime, way = REGIMES[config.regime], WAYS[config.execution]
+    regime, way = REGIMES[config.regime], way_of(config)
     if regime.extractor == "int8":
         layout = way.layout(device, "fp32")
         return Choice(precision="fp32", memory_format=layout, reason="an int8 backbone needs fp32")

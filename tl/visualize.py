@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 WRONG, RIGHT = "#b2182b", "#1a6faf"
 
 
+def _only_classes(splits: Splits) -> None:
+    if splits.task != "classification":
+        raise ConfigError(f"task={splits.task!r}: pictures are titled by one class for each image, and these have sets")
+
+
 @checked
 def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0, epoch: int = 0) -> Figure:
     """Show the first `count` training images of an epoch, cropped and flipped as `backbone` gets them.
@@ -33,6 +38,7 @@ def show_batch(splits: Splits, backbone: str, *, count: int = 16, seed: int = 0,
     They are the images of `train_model` with that seed and epoch. No weights are needed or loaded.
     """
     _at_least_one(count)
+    _only_classes(splits)
     spec = find(backbone, known_names())
     preprocessing = library(spec.source).preprocessing(spec.name)
     batches = Batches(open_store(splits), splits.train, preprocessing, torch.device("cpu"))
@@ -51,6 +57,7 @@ def show_predictions(result: TrainResult, splits: Splits, *, count: int = 16, wr
     `wrong_first` puts mistakes first, the most confident ones ahead.
     """
     _at_least_one(count)
+    _only_classes(splits)
     images = evaluated_images(result.config, splits)
     rows = list(zip(result.best.labels, result.best.confidences, images.labels, images.files, strict=True))
     if wrong_first:

@@ -78,8 +78,8 @@ class Group:
     cell: Cell
     """The cell with seed 0; the group need not contain that seed."""
     records: tuple[Record, ...]
-    truth: tuple[int, ...]
-    """True labels of the validation images."""
+    truth: tuple[Any, ...]
+    """What is true of the validation images, by the task: their classes."""
 
     @property
     def config(self) -> TrainConfig:
@@ -109,15 +109,20 @@ class Group:
     @cached_property
     def largest_class(self) -> tuple[str, float] | None:
         """The largest class of the validation images and its share of them; None if their labels are unknown."""
-        if not self.truth:
+        if not self.truth or self.config.task != "classification":
             return None
         label, rate = largest_class(self.truth)
         return self.results[0].classes[label], rate
 
+    @cached_property
+    def same_answer(self) -> float | None:
+        """The score of giving all validation images the same answer, such as the largest class; None if unknown."""
+        return self.task.same_answer(self.truth) if self.truth else None
+
     @property
-    def beats_largest_class(self) -> bool:
-        """True if its accuracy is above that of always answering the largest class, or if that is unknown."""
-        rate = self.largest_class[1] if self.largest_class else 0.0
+    def beats_same_answer(self) -> bool:
+        """True if its accuracy is above that of giving all images the same answer, or if that is unknown."""
+        rate = self.same_answer or 0.0
         return self.accuracy is not None and self.accuracy > rate + _ROUNDING
 
     def median(self, value_of: Callable[[TrainResult], float | None]) -> float | None:
@@ -151,7 +156,7 @@ class Group:
         if n > 1:
             deviation = statistics.stdev(values)
             return OverSeeds(value=value, low=value - deviation, high=value + deviation, bars="deviation", n=n)
-        if METRICS[metric].predictions and self.truth:
+        if METRICS[metric].predictions and self.truth and self.task.right_or_wrong:
             interval = wilson(round(value * len(self.truth)), len(self.truth))
             return OverSeeds(value=value, low=interval.low, high=interval.high, bars="interval", n=n)
         return OverSeeds(value=value, low=low, high=high, bars="extremes", n=n)
@@ -197,10 +202,10 @@ def _training_seconds(result: TrainResult) -> float | None:
     return cold + warm * (len(result.epochs) - 1) + result.once_seconds
 
 
-def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[int, ...]]) -> list[Group]:
+def make_groups(records: Iterable[tuple[str, Record]], truths: dict[str, tuple[Any, ...]]) -> list[Group]:
     """Group finished records. Groups are in the order of their first record.
 
-    `records` are pairs of a run's name and a record. `truths` maps a run's name to the true labels of its validation
+    `records` are pairs of a run's name and a record. `truths` maps a run's name to what is true of its validation
     images.
     """
     found: dict[tuple[str, str], list[Record]] = {}

@@ -25,11 +25,16 @@ class Finished:
 
     record: Record
     result: TrainResult
-    truth: tuple[int, ...] | None
-    """True labels of the validation images; None if only the record is available."""
+    truth: tuple[Any, ...] | None
+    """What is true of the validation images, by the task: their classes; None if only the record is available."""
+
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """True classes of the validation images; None if they are unknown, and for other tasks than classification."""
+        return self.truth if self.result.config.task == "classification" else None
 
 
-def finished(record: Record, truth: tuple[int, ...] | None = None) -> Finished | None:
+def finished(record: Record, truth: tuple[Any, ...] | None = None) -> Finished | None:
     """The cell of a record; None if the record has no result."""
     return None if record.result is None else Finished(record=record, result=record.result, truth=truth)
 
@@ -168,7 +173,7 @@ def _counts(value: Callable[[Finished], Number]) -> Callable[[Finished], Number]
 
 def _score(score: Callable[[Predictions, tuple[int, ...]], Number]) -> Callable[[Finished], Number]:
     """A score of the last epoch's predictions, which were not chosen by any score. Unknown without true labels."""
-    return _counts(lambda cell: None if cell.truth is None else score(cell.result.last, cell.truth))
+    return _counts(lambda cell: None if cell.classes is None else score(cell.result.last, cell.classes))
 
 
 def _seconds(label: str, value: Callable[[TrainResult], Number], meaning: str, **more: Any) -> Metric:
@@ -268,7 +273,7 @@ METRICS: dict[str, Metric] = {
     ),
     "largest_class_rate": share(
         "largest class",
-        lambda cell: largest_class(cell.truth)[1] if cell.truth else None,
+        lambda cell: largest_class(cell.classes)[1] if cell.classes else None,
         "share of the validation images in their largest class: the accuracy of always answering it",
     ),
     "best_epoch": Metric(

@@ -139,7 +139,7 @@ def cards(groups: Sequence[Group]) -> list[Card]:
 
     There is none for a priority whose cost no such group has, and none at all if no group beats the largest class.
     """
-    rated = [group for group in groups if group.beats_largest_class and not REGIMES[group.config.regime].control]
+    rated = [group for group in groups if group.beats_same_answer and not REGIMES[group.config.regime].control]
     best = most_accurate(rated)
     if best is None:
         return []

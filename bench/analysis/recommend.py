@@ -155,7 +155,7 @@ def undecided(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Und
         mine = _at(rivals, run, device)
         best = most_accurate(rated)
         waiting = any(not rival.status for rival in mine)
-        if best is None or not (waiting or (len(rated) == 1 and best.beats_largest_class)):
+        if best is None or not (waiting or (len(rated) == 1 and best.beats_same_answer)):
             continue
         found.append(
             Undecided(
@@ -173,7 +173,7 @@ def recommend(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Cho
     choices = []
     open_places = {(one.run, one.device) for one in undecided(groups, rivals)}
     for (run, device), here in _places(groups).items():
-        rated = [group for group in _rated(here) if group.beats_largest_class]
+        rated = [group for group in _rated(here) if group.beats_same_answer]
         best = most_accurate(rated)
         if best is None or (run, device) in open_places:
             continue
@@ -197,7 +197,7 @@ def recommend(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Cho
                 cheaper=next((one for one in alike if TIE * one.group.seconds < pick.seconds), None),
                 tied=len(tied),
                 left_out=_without_weights(here),
-                not_above=tuple(group for group in _rated(here) if not group.beats_largest_class),
+                not_above=tuple(group for group in _rated(here) if not group.beats_same_answer),
                 failed=_at(rivals, run, device),
                 priorities=(
                     Priority(metric=RATED_BY, groups=(best, *tied)),
@@ -226,7 +226,7 @@ def nothing_beats(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list
     """
     waiting = {(rival.run, rival.cell.device) for rival in rivals if not rival.status}
     found = (most_accurate(_rated(here)) for place, here in _places(groups).items() if place not in waiting)
-    return [best for best in found if best is not None and not best.beats_largest_class]
+    return [best for best in found if best is not None and not best.beats_same_answer]
 
 
 def _at(rivals: Iterable[Rival], run: str, device: str) -> tuple[Rival, ...]:

@@ -46,6 +46,13 @@ RayAddressOption = Annotated[
     str | None,
     typer.Option(metavar="auto|ADDRESS", help="The cluster's address.", show_default="start one on this machine"),
 ]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What the network is to say of an image: classification, or multilabel (any number of labels).",
+        show_default="classification",
+    ),
+]
 WaitOption = Annotated[
     bool, typer.Option("--wait", help="Wait for another command that is working in this run's folder.")
 ]

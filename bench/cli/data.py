@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli.app import app
+from bench.cli.arguments import TaskOption
 
 
 @app.command()
@@ -17,6 +18,7 @@ def data(
             metavar="PATH|NAME", help="A folder of classes or of train/ and val/, a CSV or Parquet file, or a name."
         ),
     ],
+    task: TaskOption = None,
     format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Say what a data set holds: counts, sizes, repeated images, conflicting labels, damaged files. Nothing is trained.
@@ -28,7 +30,7 @@ def data(
     from bench.sweep.plan import find_images
     from tl.survey import survey
 
-    splits = find_images(path, download=True)
+    splits = find_images(path, task=task or "classification", download=True)
     if splits.fallback:
         tell(f"WARNING: the images are {splits.fallback}")
     print_survey(survey(splits, test=True), format)

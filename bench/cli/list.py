@@ -13,13 +13,13 @@ from bench.cli.arguments import PluginOption
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["grids", "backbones", "regimes", "executions", "precisions", "datasets", "devices"],
+        Literal["grids", "backbones", "regimes", "tasks", "executions", "precisions", "datasets", "devices"],
         typer.Argument(help="What to list."),
     ],
     text: Annotated[str | None, typer.Argument(help="Only names that contain this text.")] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """List the grids, backbones, regimes, executions, precisions, data sets or devices to choose from."""
+    """List the grids, backbones, regimes, tasks, executions, precisions, data sets or devices to choose from."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -22,6 +22,7 @@ from bench.cli.arguments import (
     RayAddressOption,
     ReportsOption,
     ResultsOption,
+    TaskOption,
     TimeoutOption,
     TrustOption,
     WaitOption,
@@ -72,6 +73,7 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Another setting of training, such as fold=true (repeatable)."),
     ] = None,
+    task: TaskOption = None,
     protocol: Annotated[str | None, typer.Option(help="fixed, tuned or kfold, in place of the grid's.")] = None,
     data: Annotated[
         str | None,
@@ -157,7 +159,7 @@ def run(
     console = Console(file=cast("IO[str] | None", output))
     if live and not report:
         raise ConfigError("--live needs a report; leave out --no-report")
-    settings = settings_of(set or (), {"epochs": epochs, "batch_size": batch_size, "protocol": protocol})
+    settings = settings_of(set or (), {"epochs": epochs, "batch_size": batch_size, "protocol": protocol, "task": task})
     chosen = choose_grid(
         grid,
         {

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli.app import FAILED, app
-from bench.cli.arguments import PluginOption, TrustOption
+from bench.cli.arguments import PluginOption, TaskOption, TrustOption
 from bench.console import say, tell
 from bench.program import INTERRUPTED
 
@@ -43,6 +43,7 @@ def time(
         str,
         typer.Option(metavar="PATH|NAME", help="A folder of images by class, a table of them, or a data set's name."),
     ] = "auto",
+    task: TaskOption = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per training step.", show_default="the tutorial's, 4")
     ] = None,
@@ -76,6 +77,7 @@ def time(
             settings=set or (),
             device=device,
             data=data,
+            task=task,
             batch_size=batch_size,
             pairs=pairs,
             seconds=seconds,

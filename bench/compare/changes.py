@@ -320,12 +320,12 @@ def _draft(
         looks=looks,
         paired=paired,
         obstacle=_obstacle(base_side, side, key) if quantity is SECONDS else "",
-        alike=side.by == "run" and _alike(base.right.get(quantity.name, {}), new.right.get(quantity.name, {})),
+        alike=side.by == "run" and _alike(base.by_image.get(quantity.name, {}), new.by_image.get(quantity.name, {})),
     )
 
 
-def _alike(base: Mapping[int, Sequence[bool]], new: Mapping[int, Sequence[bool]]) -> bool:
-    """True if there are enough common seeds, and with each of them both sides got the same images right."""
+def _alike(base: Mapping[int, Sequence[float]], new: Mapping[int, Sequence[float]]) -> bool:
+    """True if there are enough common seeds, and with each of them both sides have the same score for each image."""
     common = base.keys() & new.keys()
     return len(common) >= MIN_SAMPLES and all(base[seed] == new[seed] for seed in common)
 
@@ -374,7 +374,7 @@ def _estimate(base: SideCell, new: SideCell, quantity: Quantity, *, paired: bool
     if not ours or not theirs or quantity.compared == "exact":
         return None
     if quantity.compared == "difference":
-        here, there = new.right.get(quantity.name), base.right.get(quantity.name)
+        here, there = new.by_image.get(quantity.name), base.by_image.get(quantity.name)
         if here and there and len(next(iter(here.values()))) == len(next(iter(there.values()))):
             return accuracy_difference(here, there)
         return difference(ours, theirs)

@@ -9,17 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from bench.analysis.groups import varying_settings
 from bench.analysis.metrics import METRICS, ComparedBy, Finished
+from bench.analysis.words import in_words
 from bench.compare import pytest_benchmark
 from bench.store.environment import packages
 from bench.store.records import USUAL, Cell, Lost, Manifest, Record
 from bench.store.runs import RunFolder, each_once, find_run, find_runs
 from tl.errors import UserError, not_one_of
+from tl.tasks import TASKS
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "execution", "seed"]
 Repeats = Literal["seed", "round"]
@@ -69,10 +71,12 @@ FEW_VALUES = 3
 """Two processes have never measured so many different raw times alike. A coarse clock may show fewer values again."""
 
 
-def quantities() -> dict[str, Quantity]:
-    """The metrics of runs that can be compared: those for which more is better, or less is."""
+def quantities(task: str = "classification") -> dict[str, Quantity]:
+    """The metrics of runs that can be compared: those for which more is better, or less is. Labels are of the task."""
     return {
-        name: Quantity(name=name, label=metric.label, compared=metric.compared, better=metric.better)
+        name: Quantity(
+            name=name, label=in_words(metric.label, TASKS[task]), compared=metric.compared, better=metric.better
+        )
         for name, metric in METRICS.items()
         if metric.better is not None
     }
@@ -102,8 +106,8 @@ class SideCell:
     """Samples with a result."""
     samples: dict[str, dict[SampleName, Value]] = field(default_factory=dict)
     """Quantity → sample → value; unknown values are left out."""
-    right: dict[str, dict[int, list[bool]]] = field(default_factory=dict)
-    """Accuracy → seed → for each validation image, True if it was classified right."""
+    by_image: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    """Accuracy → seed → the score of each validation image, by its task: of a class, whether it is right."""
     lost: dict[SampleName, Lost] = field(default_factory=dict)
     """Sample without a result → the reason."""
     tails: dict[str, dict[SampleName, float]] = field(default_factory=dict)
@@ -322,7 +326,7 @@ def _side(
     cells: dict[str, SideCell] = {}
     machines: dict[str, None] = {}
     for run in runs:
-        truth = run.manifest.dataset.val_labels
+        truth = run.manifest.dataset.truth
         for cell_id, cell in run.manifest.cells.items():
             if level is not None and _level(cell, by) != level:
                 continue
@@ -337,7 +341,7 @@ def _side(
                 machines[str(record.environment)] = None
             elif sample not in side_cell.done:
                 side_cell.lost[sample] = Lost.of(record)
-    known = quantities() if runs else {}
+    known = quantities(runs[0].manifest.dataset.task) if runs else {}
     for file in files:
         _add_benchmarks(cells, known, file.path, file.content)
         machines[str(file.content)] = None
@@ -359,7 +363,7 @@ def _side(
     )
 
 
-def _add(side_cell: SideCell, record: Record, seed: int, truth: tuple[int, ...], by: Axis) -> None:
+def _add(side_cell: SideCell, record: Record, seed: int, truth: tuple[Any, ...], by: Axis) -> None:
     result = record.result
     assert result is not None
     cell = Finished(record=record, result=result, truth=truth)
@@ -373,8 +377,8 @@ def _add(side_cell: SideCell, record: Record, seed: int, truth: tuple[int, ...],
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"is {value}")
             if metric.predictions:
-                pairs = zip(metric.predictions(result).labels, truth, strict=True)
-                side_cell.right.setdefault(name, {})[seed] = [predicted == true for predicted, true in pairs]
+                task = TASKS[record.cell.config.task]
+                side_cell.by_image.setdefault(name, {})[seed] = task.image_scores(metric.predictions(result), truth)
         except ValueError as error:  # a record that was edited by hand
             raise UserError(f"record {record.cell_id} ({record.cell}): damaged: {metric.label}: {error}") from error
         side_cell.samples.setdefault(name, {})[seed] = value

@@ -34,7 +34,7 @@ def compare(picked: RunFolder, whole: RunFolder) -> str:
     records = [(whole.name, record) for record in whole.records().values()]
     groups = [
         group
-        for group in make_groups(records, {whole.name: manifest.dataset.val_labels})
+        for group in make_groups(records, {whole.name: manifest.dataset.truth})
         if group.accuracy is not None and not REGIMES[group.config.regime].control
     ]
     groups.sort(key=lambda group: -(group.accuracy or 0.0))
@@ -47,7 +47,7 @@ def compare(picked: RunFolder, whole: RunFolder) -> str:
     said = regret(answers, place, NO_WORSE)
     if said is None:
         raise UserError(f"{whole.folder}: its combinations have no seed in common")
-    images = len(manifest.dataset.val_labels)
+    images = len(manifest.dataset.truth)
     interval = "" if said.low is None or said.high is None else f" ({100 * said.low:.1f} to {100 * said.high:.1f})"
     lines = [
         f"picked: {found.pick}, after {found.seconds:.0f} s ({found.first_answer_seconds:.0f} s to the first ranking)",

@@ -18,6 +18,7 @@ from tl.errors import ConfigError
 from tl.gpu import GpuState
 from tl.regimes import REGIMES
 from tl.results import PHASES, EpochResult
+from tl.tasks import TASKS
 
 
 def _of_machine(value: Callable[[MachineState], Any]) -> Callable[[str, Record], Any]:
@@ -60,6 +61,8 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "epochs": lambda run, record: _of_steps(record, record.cell.config.epochs),
     "batch_size": lambda run, record: _of_steps(record, record.cell.config.batch_size),
     "protocol": lambda run, record: record.cell.config.protocol,
+    "task": lambda run, record: record.cell.config.task,
+    "score": lambda run, record: TASKS[record.cell.config.task].score,
     "learning_rate": lambda run, record: _learning_rate(record),
     "threads": lambda run, record: record.result.threads if record.result else None,
     "memory_format": lambda run, record: record.result.memory_format if record.result else None,
@@ -327,6 +330,6 @@ def load_runs(runs: Iterable[RunFolder]) -> pd.DataFrame:
     """All records of some runs, run by run, in the order in which their cells were planned."""
     rows = []
     for run in runs:
-        truth, timed = run.manifest().dataset.val_labels, Comparisons(run.pairs().values())
+        truth, timed = run.manifest().dataset.truth, Comparisons(run.pairs().values())
         rows += [row(run.name, record, truth, timed) for record in run.records().values()]
     return frame(rows)

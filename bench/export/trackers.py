@@ -61,7 +61,7 @@ def export_to(name: str, runs: Iterable[RunFolder], folder: Path | None, reports
 
 
 def _cells(run: RunFolder) -> Iterator[Finished]:
-    truth = run.manifest().dataset.val_labels
+    truth = run.manifest().dataset.truth
     return (cell for record in run.records().values() if (cell := finished(record, truth)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.analysis import selection
 from bench.analysis.claims import HALF_THE_TIME, Claim
@@ -34,6 +34,10 @@ MOST_NAMES = 4
 
 def answers(summary: Summary) -> list[str]:
     """Paragraphs of the answer: what to use on each device, and whether training the head takes half the time."""
+    return [summary.words(text) for text in _answers(summary)]
+
+
+def _answers(summary: Summary) -> list[str]:
     paragraphs = [sentence(pick) for _, pick in summary.picks]
     paragraphs += [_choice(choice, summary) for choice in summary.choices]
     paragraphs += [_undecided(one, summary) for one in summary.undecided]
@@ -161,6 +165,10 @@ def headlines(summary: Summary) -> list[Headline]:
     For a pick, what it chose for each priority. Without a recommendation, the accuracy of always answering the
     largest class, if nothing beats that.
     """
+    return [replace(each, what=summary.words(each.what)) for each in _headlines(summary)]
+
+
+def _headlines(summary: Summary) -> list[Headline]:
     found = []
     if summary.picks:
         for priorities, one in by_choice(summary.picks[0][1]):
@@ -179,8 +187,8 @@ def headlines(summary: Summary) -> list[Headline]:
             found.append(Headline(value=seconds, what=f"per epoch of {named}", detail=spread(pick, "epoch_seconds")))
     elif summary.nothing_beats:
         best = summary.nothing_beats[0]
-        name, rate = best.largest_class or ("", 0.0)
-        what = f"by always answering {name!r}, the largest class: nothing here is more accurate"
+        rate = best.same_answer or 0.0
+        what = f"by {_same_answer(best)}: nothing here is more accurate"
         detail = f"the most accurate: {_named(best)}, {show(best, RATED_BY)}"
         found.append(Headline(value=METRICS[RATED_BY].show(rate), what=what, detail=detail))
     for claim in () if summary.picks else HALF_THE_TIME:
@@ -201,9 +209,10 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
         lost = _lost(claim, summary)
+        in_words = claim.replace(statement=summary.words(claim.statement, by_image=True))
         nothing = f"not tested: no result of {claim.subject} and {claim.against} for the same backbone and device"
         verdicts.append(
-            (claim, (f"{overall(about)}. {tally(about)}" if about else nothing) + (f"; {lost}" if lost else ""))
+            (in_words, (f"{overall(about)}. {tally(about)}" if about else nothing) + (f"; {lost}" if lost else ""))
         )
     return verdicts
 
@@ -278,7 +287,8 @@ def _choice(choice: Choice, summary: Summary) -> str:
         text += f" Its accuracy was still rising at the last epoch: try `--epochs {epochs_to_try(pick)}`."
     text += _no_weights(choice.left_out)
     if choice.not_above:
-        text += f" Not considered (not above the largest class): {_listed([_named(one) for one in choice.not_above])}."
+        bound = "the largest class" if pick.largest_class else "the same answer for all images"
+        text += f" Not considered (not above {bound}): {_listed([_named(one) for one in choice.not_above])}."
     if choice.failed:
         names = [f"{_named_cell(one)} ({one.status})" for one in choice.failed]
         text += f" Not considered (no result): {_listed(names)}."
@@ -295,6 +305,12 @@ def _loses(one: Cheaper) -> str:
     if one.loses is None or one.loses.low is None or one.loses.high is None:
         return f"{MIN_SAMPLES} seeds of both would say how much less accurate it is"
     low, high = (f"{100 * end:.1f}" for end in (one.loses.low, one.loses.high))
+    task = one.group.task
+    if not task.right_or_wrong:
+        return (
+            f"its {task.image_score} is lower by {100 * one.loses.value:.1f} points ({low} to {high}), not shown to be "
+            f"at most {100 * NO_WORSE:g}"
+        )
     less = f"it is {100 * one.loses.value:.1f} points less accurate ({low} to {high})"
     return f"{less}, not shown to be at most {100 * NO_WORSE:g}"
 
@@ -366,12 +382,12 @@ def _pace(group: Group) -> str:
 def _nothing_beats(best: Group, summary: Summary) -> str:
     """The answer where no group is more accurate than always answering the largest class."""
     where = _place(best.run, best.cell.device, summary).strip()
-    name, rate = best.largest_class or ("", 0.0)
     start = f"{where[0].upper()}{where[1:]}: nothing" if where else "Nothing"
+    rate = METRICS[RATED_BY].show(best.same_answer)
+    reached = f"is right for {rate} of the validation images" if best.largest_class else f"has accuracy {rate}"
     text = (
-        f"{start} is to be recommended: nothing beats always answering {name!r}, the largest class, which is right for "
-        f"{METRICS[RATED_BY].show(rate)} of the validation images. The most accurate, {_named(best)}, has "
-        f"{accuracy_name(best.config)} {accuracy(best)}"
+        f"{start} is to be recommended: nothing beats {_same_answer(best)}, which {reached}. The most accurate, "
+        f"{_named(best)}, has {accuracy_name(best.config)} {accuracy(best)}"
     )
     said = {result.constant_prediction for result in best.results}
     if None not in said and len(said) == 1:
@@ -380,11 +396,18 @@ def _nothing_beats(best: Group, summary: Summary) -> str:
 
 
 def _largest_class(group: Group) -> str:
-    """The accuracy of always answering the largest class, in words; empty if unknown."""
-    if group.largest_class is None:
+    """The accuracy of the best answer that is the same for all images, in words; empty if unknown."""
+    if not group.truth:
         return ""
-    name, rate = group.largest_class
-    return f"always answering {name!r}, the largest class, has {METRICS[RATED_BY].show(rate)}"
+    comma = "," if group.largest_class else ""
+    return f"{_same_answer(group)}{comma} has {METRICS[RATED_BY].show(group.same_answer)}"
+
+
+def _same_answer(group: Group) -> str:
+    """The best of all answers that are the same for all images, in words."""
+    if group.largest_class is None:
+        return group.task.answering
+    return f"always answering {group.largest_class[0]!r}, the largest class"
 
 
 def _named(group: Group) -> str:

@@ -32,7 +32,7 @@ def print_claims(summary: Summary, format: str) -> None:
         return
     if summary.findings:
         print(tabulate(claims_table(summary).map(visible).to_dict("records"), headers="keys", disable_numparse=True))
-        print(f"\n{' '.join([LEGEND, *intervals(summary)])}\n")
+        print(summary.words(f"\n{' '.join([LEGEND, *intervals(summary)])}\n", by_image=True))
     if summary.selections:
         rows_of_scores = selection_table(summary).map(visible).to_dict("records")
         print(f"{tabulate(rows_of_scores, headers='keys', disable_numparse=True)}\n\n{SELECTION}\n")

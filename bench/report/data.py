@@ -26,10 +26,10 @@ def page_data(summary: Summary) -> dict[str, Any]:
         "metrics": [
             {
                 "key": name,
-                "label": METRICS[name].label,
+                "label": summary.words(METRICS[name].label),
                 "unit": METRICS[name].page_unit,
                 "better": METRICS[name].better,
-                "meaning": METRICS[name].meaning,
+                "meaning": summary.words(METRICS[name].meaning),
             }
             for name in known
         ],

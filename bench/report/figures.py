@@ -92,7 +92,7 @@ def draw(summary: Summary) -> dict[str, RenderedFigure]:
 def _caption(text: str, summary: Summary) -> str:
     """A caption of `FIGURES` with the metrics that the heat map shows in place of `{headline}`."""
     shown = listed([f"{METRICS[name].over_seeds} {METRICS[name].matters}" for name in _in_heat(summary)])
-    return text.replace("{headline}", shown[:1].upper() + shown[1:])
+    return summary.words(text.replace("{headline}", shown[:1].upper() + shown[1:]))
 
 
 def _in_heat(summary: Summary) -> list[str]:
@@ -150,12 +150,13 @@ def _speed_up(summary: Summary) -> Figure | None:
 
 
 def _accuracy_against_time(summary: Summary) -> Figure | None:
+    label = summary.words("validation accuracy after the last epoch")
     rows = [
         {
             "regime": group.config.regime,
             "backbone": summary.short(group),
             "epoch seconds": group.median(lambda r: r.epoch_seconds),
-            "validation accuracy after the last epoch": group.accuracy,
+            label: group.accuracy,
         }
         for group in summary.groups
     ]
@@ -166,7 +167,7 @@ def _accuracy_against_time(summary: Summary) -> Figure | None:
     sns.scatterplot(
         table,
         x="epoch seconds",
-        y="validation accuracy after the last epoch",
+        y=label,
         hue="regime",
         style="backbone",
         palette=colours(),
@@ -209,8 +210,9 @@ def _bars(metric: str, label: str) -> Callable[[Summary], Figure | None]:
 
 def _curves(quantity: str, label: str, *, accuracy: bool) -> Callable[[Summary], Figure | None]:
     def function(summary: Summary) -> Figure | None:
+        shown = summary.words(label)
         rows = [
-            {"regime": g.config.regime, "backbone": summary.short(g), "epoch": row.epoch, label: getattr(row, quantity)}
+            {"regime": g.config.regime, "backbone": summary.short(g), "epoch": row.epoch, shown: getattr(row, quantity)}
             for g in summary.groups
             for result in g.results
             if result.accuracy_counts or not accuracy
@@ -224,7 +226,7 @@ def _curves(quantity: str, label: str, *, accuracy: bool) -> Callable[[Summary],
         sns.lineplot(
             table,
             x="epoch",
-            y=label,
+            y=shown,
             hue="regime",
             style="backbone" if several else None,
             palette=colours(),
@@ -319,7 +321,7 @@ def _heat(summary: Summary) -> Figure | None:
             yticklabels=place == 0,
             ax=axes,
         )
-        axes.set_title(metric.heading, fontsize=10)
+        axes.set_title(summary.words(metric.heading), fontsize=10)
         axes.tick_params(axis="x", rotation=40, labelsize=8)
         axes.tick_params(axis="y", rotation=0, labelsize=8)
     return figure
@@ -328,7 +330,7 @@ def _heat(summary: Summary) -> Figure | None:
 def _confusion(summary: Summary) -> Figure | None:
     """The confusion matrix of the most accurate group, summed over its seeds."""
     best = most_accurate(summary.groups)
-    if best is None:
+    if best is None or best.config.task != "classification":
         return None
     classes = tuple(map(visible, best.results[0].classes))
     if len(classes) > MOST_CLASSES:

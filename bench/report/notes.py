@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from bench.analysis import selection
 from bench.analysis.metrics import METRICS, costs, listed, what_matters
@@ -113,7 +113,16 @@ class Notes:
 
 
 def notes_of(summary: Summary) -> Notes:
-    """The notes that explain the tables of a report."""
+    """The notes that explain the tables of a report, in the words of its task."""
+    said, table = _notes_of(summary), f"{accuracy_note(summary)} {_TABLE}"
+    by_image = {name: summary.words(text, by_image=True) for name, text in asdict(said).items()}
+    # Without right and wrong images a training pass has no score.
+    return replace(
+        said, **by_image | {"table": table, "training": said.training if summary.task.right_or_wrong else ""}
+    )
+
+
+def _notes_of(summary: Summary) -> Notes:
     compared = [METRICS[claim.metric] for claim in summary.claims]
     by_pairs = any(row.finding.paired and row.finding.paired.memory for row in summary.speed_ups)
     other_shares = any(metric.compared == "difference" and not metric.predictions for metric in compared)

@@ -76,7 +76,7 @@ def find_images(summary: Summary, data: str | None = None) -> Splits:
             with warnings.catch_warnings():
                 for shown in (FallbackWarning, DataWarning):  # by the report, from the manifest
                     warnings.simplefilter("ignore", shown)
-                splits = load_splits(place, download=False)
+                splits = load_splits(place, task=manifest.dataset.task, download=False)
         except UserError:
             if data:
                 raise

@@ -27,6 +27,10 @@ _FIXED = (
     "95% interval, with more it is the mean over seeds ± one standard deviation. The table also has the best accuracy "
     "of all epochs, the tutorial's figure. That one is optimistic: the best epoch was picked on the same images."
 )
+_OTHER_SCORE = (
+    "It is that of the validation images after the last epoch, with several seeds the mean ± one standard deviation. "
+    "The best of all epochs, which the table also has, is optimistic: that epoch was picked on the same images."
+)
 _TUNED = (
     "is the share of validation images that were predicted right after the last epoch: with one seed it has its Wilson "
     "95% interval, with more it is the mean over seeds ± one standard deviation. Nothing is chosen on these images, "
@@ -43,7 +47,7 @@ _KFOLD = (
 
 def images(manifest: Manifest) -> str:
     """Number of images: training + validation, or all of them for protocol `kfold`, where each is both."""
-    validation = len(manifest.dataset.val_labels)
+    validation = len(manifest.dataset.val_files)
     return str(validation) if _protocol(manifest) == "kfold" else f"{manifest.dataset.train_images} + {validation}"
 
 
@@ -113,6 +117,9 @@ def _frozen_backbones(fold: bool | None, lookahead: int | str) -> str:
 
 def accuracy_note(summary: Summary) -> str:
     """Explain how accuracies are measured, for each protocol in the report."""
+    task = summary.task
+    if not task.right_or_wrong:
+        return f"{task.score} {task.scored}. {_OTHER_SCORE} {task.compared}"
     texts = {"fixed": _FIXED, "tuned": _TUNED, "kfold": _KFOLD}
     protocols = list(dict.fromkeys(_protocol(manifest) for _, manifest in summary.runs))
     return " ".join(f"Accuracy{f' ({name})' if len(protocols) > 1 else ''} {texts[name]}" for name in protocols)
@@ -127,6 +134,11 @@ def accuracy_name(config: TrainConfig) -> str:
 
 def largest_class_note(summary: Summary) -> str:
     """What always answering the largest class would achieve, for each run if they differ; empty if unknown."""
+    if not summary.task.right_or_wrong:
+        reached = [f"{summary.task.same_answer(manifest.dataset.truth):.1%}" for _, manifest in summary.runs]
+        shown = " and ".join(dict.fromkeys(reached))
+        answering = summary.task.answering
+        return f"{answering[0].upper()}{answering[1:]} has {summary.task.score} {shown}."
     found = summary.largest_classes
     if not found:
         return ""

@@ -15,16 +15,19 @@ from bench.analysis.scores import largest_class
 from bench.analysis.selection import Selection, selections
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
+from bench.analysis.words import in_words
 from bench.store.environment import Environment, MachineState
 from bench.store.pairs import PairRecord
 from bench.store.picks import PickRecord
 from bench.store.records import USUAL, Cell, Manifest, PlannedPair, Record
 from bench.store.runs import RunFolder
+from tl.errors import UserError
 from tl.layout import alike
 from tl.machine import DeviceKey
 from tl.regimes import REGIMES
 from tl.results import Note
 from tl.survey import imbalance_note
+from tl.tasks import TASKS, Task
 from tl.text import visible
 
 MOST_NAMED = 4
@@ -75,6 +78,15 @@ class Summary:
     """What `bench pick` chose, each with the name of its run."""
 
     @property
+    def task(self) -> Task:
+        """What the networks are to say of an image; all runs have the same task."""
+        return TASKS[self.runs[0][1].dataset.task if self.runs else "classification"]
+
+    def words(self, text: str, *, by_image: bool = False) -> str:
+        """A text about accuracies in the words of the task's score; see `bench.analysis.words`."""
+        return in_words(text, self.task, by_image=by_image)
+
+    @property
     def missing_pairs(self) -> list[tuple[str, PlannedPair]]:
         """Planned process pairs without a record, each with the name of its run."""
         known = {(run, record.pair_id) for run, record in self.pairs}
@@ -118,7 +130,8 @@ class Summary:
         datasets = [manifest.dataset for _, manifest in self.runs]
         several = len({dataset.digest for dataset in datasets}) > 1
         found = [(dataset.name, each) for dataset in datasets for each in dataset.findings if each.serious is serious]
-        return list(dict.fromkeys(f"{name}: {each}" if several else str(each) for name, each in found))
+        said = [(name, self.words(str(each))) for name, each in found]
+        return list(dict.fromkeys(f"{name}: {text}" if several else text for name, text in said))
 
     @property
     def commands(self) -> list[str]:
@@ -203,7 +216,7 @@ class Summary:
         found = [
             (dataset.name, said)
             for dataset in datasets.values()
-            for said in (dataset.origin, *imbalance_note(dataset.train_counts or (), dataset.classes))
+            for said in (dataset.origin, *imbalance_note(dataset.train_counts or (), dataset.classes, dataset.task))
             if said
         ]
         return [f"{name}: {said}" if len(datasets) > 1 else said for name, said in found]
@@ -228,9 +241,10 @@ class Summary:
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         epochs = ", ".join(dict.fromkeys(f"`--epochs {epochs_to_try(group)}`" for group in found))
         return [
-            f"accuracy was still rising at the last epoch with {'; '.join(names[:MOST_NAMED])}{more}: in most seeds "
-            "the last epoch has the lowest validation loss and the best accuracy came in the last third of the epochs; "
-            f"{epochs} would show where it ends"
+            self.words("accuracy was still rising at the last epoch with ")
+            + f"{'; '.join(names[:MOST_NAMED])}{more}: in most seeds the last epoch has the lowest validation loss and "
+            + self.words("the best accuracy came in the last third of the epochs; ")
+            + f"{epochs} would show where it ends"
         ]
 
     @property
@@ -411,7 +425,11 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
         planned_pairs += [(run.name, pair) for pair in _present_plan(manifest)]
         records += [(run.name, record) for record in found.values()]
         missing += [(run.name, cell) for cell_id, cell in manifest.cells.items() if cell_id not in found]
-    groups = make_groups(records, {name: manifest.dataset.val_labels for name, manifest in manifests})
+    tasks = {manifest.dataset.task: run_name for run_name, manifest in manifests}
+    if len(tasks) > 1:
+        several = " and ".join(f"{run_name} {task!r}" for task, run_name in tasks.items())
+        raise UserError(f"these runs have different tasks, {several}: their scores can't be in one report")
+    groups = make_groups(records, {name: manifest.dataset.truth for name, manifest in manifests})
     rivals = [
         rival
         for run_name, manifest in manifests

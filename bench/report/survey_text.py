@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bench.analysis.words import in_words
 from tl.survey import Range, Repeats, Survey
+from tl.tasks import TASKS
 from tl.text import visible, visible_json
 
 MOST_CLASSES = 30
@@ -31,8 +33,9 @@ def lines(found: Survey) -> Iterator[str]:
     yield ""
     if found.sizes:
         yield f"width × height: {_sizes(found.sizes.width)} × {_sizes(found.sizes.height)} pixels"
-    rate = f"{found.baseline.rate:.1%} of the validation images"
-    yield f"baseline: always answering {found.baseline.name!r} is right for {rate}"
+    if found.baseline:
+        rate = f"{found.baseline.rate:.1%} of the validation images"
+        yield f"baseline: always answering {found.baseline.name!r} is right for {rate}"
     yield f"imbalance: the largest class has {found.imbalance:.1f} times the training images of the smallest"
     yield f"duplicates within splits: {_repeats(found.duplicates_within_splits)}"
     yield f"duplicates across splits: {_repeats(found.duplicates_across_splits)}"
@@ -46,9 +49,9 @@ def lines(found: Survey) -> Iterator[str]:
         yield f"  and {found.unreadable.count - len(found.unreadable.first)} more"
     yield f"left out: {sum(each.count for each in found.left_out) or 'none'}"
     for said in found.notes:
-        yield f"note: {said}"
+        yield f"note: {in_words(said, TASKS[found.task])}"
     for said in found.warnings:
-        yield f"WARNING: {said}"
+        yield f"WARNING: {in_words(said, TASKS[found.task])}"
 
 
 def _table(found: Survey) -> Iterator[str]:

@@ -59,16 +59,17 @@ def columns(summary: Summary) -> list[Column]:
         shown[after:after] = BESIDE_ACCURACY
     return [
         *(Column(heading=name, texts=tuple(fact[name] for fact in facts)) for name in (facts[0] if facts else ())),
-        *(_column(name, groups) for name in (*shown, *some)),
+        *(_column(name, groups, summary) for name in (*shown, *some)),
         Column(heading="frozen", texts=tuple(_frozen(group) for group in groups)),
     ]
 
 
-def _column(name: str, groups: Sequence[Group]) -> Column:
+def _column(name: str, groups: Sequence[Group], summary: Summary) -> Column:
     """A metric's column. Only the accuracy that combinations are ranked by has intervals."""
     metric, brief = METRICS[name], tuple(show(group, name) for group in groups)
     texts = tuple(accuracy(group) for group in groups) if name == RATED_BY else brief
-    return Column(heading=metric.heading, texts=texts, metric=name, meaning=metric.meaning, brief=brief)
+    heading, meaning = summary.words(metric.heading), summary.words(metric.meaning)
+    return Column(heading=heading, texts=texts, metric=name, meaning=meaning, brief=brief)
 
 
 def cells_table(summary: Summary) -> pd.DataFrame:
@@ -96,9 +97,9 @@ def priorities_table(summary: Summary) -> pd.DataFrame:
             rows.append(
                 place
                 | {
-                    "what matters most": METRICS[priority.metric].matters,
+                    "what matters most": summary.words(METRICS[priority.metric].matters),
                     "use": _pick(first, summary),
-                    METRICS[RATED_BY].heading: accuracy(first),
+                    summary.words(METRICS[RATED_BY].heading): accuracy(first),
                     **{METRICS[name].heading: show(first, name) for name in shown},
                     "statistically tied with it": ", ".join(names[:MOST_TIED]) + more if names else "none",
                 }
@@ -133,7 +134,7 @@ def _speed_up_row(row: SpeedUp, summary: Summary) -> dict[str, str]:
         "training alone": show_estimate(claim, row.training, row.finding.by),
         "predicted, training alone": claim.show(row.training_predicted),
         "memory saved": memory,
-        "accuracy difference": difference,
+        summary.words("accuracy difference", by_image=True): difference,
         "“about half the time”": row.finding.words,
     }
 

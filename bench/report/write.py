@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
     file that no report wrote.
     """
     check_report(folder, summary.name)
+    if not summary.task.right_or_wrong and not isinstance(images, str):
+        images = "No pictures: they are titled by one class for each image."
     name, drawn = summary.name, figures.draw(summary)
     shown = [] if isinstance(images, str) else galleries(summary, images)
     more = {"figures": drawn, "galleries": shown, "no_pictures": images if isinstance(images, str) else ""}
@@ -113,6 +116,10 @@ IN_PLACE = ("speed-up", "matrix", "accuracy-time", "confusion")
 """Figures that the page shows in another section, or replaces by an interactive element."""
 
 
+_ONE_SEED = "; for accuracies with one seed, the 95% interval"
+"""Part of a caption in the page's script: scores that are no shares of right images have no such interval."""
+
+
 def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> dict[str, Any]:
     """Content that only the page has: an interactive heat map, table and explorer."""
     heatmap, rest = make_heatmap(summary), [name for name in drawn if name not in IN_PLACE]
@@ -135,12 +142,12 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
     data = json.dumps(_shown(page_data(summary)), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return {
         "style": style(),
-        "script": script(),
+        "script": script() if summary.task.right_or_wrong else script().replace(_ONE_SEED, ""),
         "data": Markup(data),
         "sections": [(anchor, label) for anchor, label in sections.items() if label],
         "headlines": headlines(summary),
         "heatmap": heatmap,
-        "metrics": METRICS,
+        "metrics": {name: replace(each, label=summary.words(each.label)) for name, each in METRICS.items()},
         "columns": columns(summary),
         "row_id": group_id,
         "rest_of_figures": rest,
@@ -178,7 +185,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
             (run, _wrapping(candidates_table(pick), suffix), (*reasons(pick.candidates), *pick.more, *pick.notes))
             for run, pick in summary.picks
         ],
-        "front_axes": what_matters([RATED_BY, *costs()]),
+        "front_axes": summary.words(what_matters([RATED_BY, *costs()])),
         "half": _progress(summary),
         "figures_show": _figures_show(summary),
         "claims": as_table(claims_table(summary)) if summary.findings else "",

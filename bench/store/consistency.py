@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from bench.store.pairs import PairRecord
 from bench.store.records import SETTLED, Cell, Manifest, Record
@@ -17,14 +18,15 @@ from tl.config import TrainConfig
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Predictions, TrainResult
 from tl.stopping import epochs_until_end
-from tl.tasks import TASKS
+from tl.tasks import TASKS, Task
 from tl.text import shortened
 
-_TRAINING: dict[str, Callable[[Regime], bool]] = {
-    "train_seconds": lambda regime: regime.trains,
-    **dict.fromkeys(("learning_rate", "train_loss", "train_accuracy"), lambda regime: regime.by_steps),
+_TRAINING: dict[str, Callable[[Regime, Task], bool]] = {
+    "train_seconds": lambda regime, task: regime.trains,
+    **dict.fromkeys(("learning_rate", "train_loss"), lambda regime, task: regime.by_steps),
+    "train_accuracy": lambda regime, task: regime.by_steps and task.right_or_wrong,
 }
-"""Figure of an epoch → whether a regime has it."""
+"""Figure of an epoch → whether a regime has it, with a task."""
 _ROUNDING = 1e-6
 _CLOCKS = timedelta(days=1)
 """How much the clocks of two machines may differ, with their time zones."""
@@ -193,7 +195,7 @@ def _of_epochs(where: str, epochs: Sequence[EpochResult], config: TrainConfig) -
         if row.epoch != number:
             yield f"{where}.{number}.epoch={row.epoch}: epochs are counted from 0"
         for name, has in _TRAINING.items():
-            if (getattr(row, name) is not None) is not has(regime):
+            if (getattr(row, name) is not None) is not has(regime, TASKS[config.task]):
                 what = "trains nothing" if not regime.trains else "trains" if regime.by_steps else "fits its head"
                 yield f"{where}.{number}.{name}={getattr(row, name)}: regime {config.regime!r} {what}"
         for name in ("train_loss", "val_loss", "learning_rate"):
@@ -227,12 +229,15 @@ def _of_tuning(result: TrainResult, config: TrainConfig) -> Iterator[str]:
 
 def _of_images(result: TrainResult, manifest: Manifest) -> Iterator[str]:
     dataset = manifest.dataset
+    if result.config.task != dataset.task:
+        yield f"result.config has task={result.config.task!r}, and the run's images are for {dataset.task!r}"
+        return
     if result.classes != dataset.classes:
         ours, theirs = (shortened(repr(classes)) for classes in (result.classes, dataset.classes))
         yield f"result.classes={ours}: the run's images have {theirs}"
-    yield from _of_predictions("best", result.best, result, dataset.val_labels)
-    yield from _of_predictions("last", result.last, result, dataset.val_labels)
-    for number, row in enumerate(result.epochs):
+    yield from _of_predictions("best", result.best, result, dataset.truth)
+    yield from _of_predictions("last", result.last, result, dataset.truth)
+    for number, row in enumerate(result.epochs if TASKS[result.config.task].right_or_wrong else ()):
         hits = row.val_accuracy * len(dataset.val_labels)
         if abs(hits - round(hits)) > _ROUNDING * len(dataset.val_labels):
             whole = f"of {len(dataset.val_labels)} images, {hits:g} would be right"
@@ -256,9 +261,9 @@ def _of_probe(result: TrainResult, manifest: Manifest) -> Iterator[str]:
         yield f"result.probe has {len(result.probe.labels)} predictions, and the run has {images} images to train on"
 
 
-def _of_predictions(name: str, said: Predictions, result: TrainResult, truth: Sequence[int]) -> Iterator[str]:
-    if len(said.labels) != len(truth):
-        yield f"result.{name} has {len(said.labels)} predictions, and the run has {len(truth)} images to validate"
+def _of_predictions(name: str, said: Predictions, result: TrainResult, truth: Sequence[Any]) -> Iterator[str]:
+    if said.images != len(truth):
+        yield f"result.{name} has {said.images} predictions, and the run has {len(truth)} images to validate"
         return
     task = TASKS[result.config.task]
     score, stated = task.overall(said, truth), result.epochs[said.epoch].val_accuracy

@@ -26,7 +26,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
 12  a config has `code`, `lora_rank`, `rate_after_head`, `unfreeze_every`, `freeze_bn`, `layer_decay`, `ema`,
     `early_stopping` and `task` (older files: see `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's
-    own; a result has `head_start_seconds` and `periods`
+    own; a result has `head_start_seconds`, `periods` and `score`, and its predictions `probabilities`; a manifest's
+    data set has `task` (`classification` in older files) and `val_targets`
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from bench.store.environment import Environment, MachineState
 from tl.config import READ_BY_REGIME, TrainConfig
+from tl.errors import not_one_of
 from tl.findings import Duplicate, LeftOut
 from tl.regimes import REGIMES
 from tl.results import EpochResult, TrainResult
 from tl.strict import Count, Positive, Seconds, Strict
+from tl.tasks import TASKS
 from tl.weights import Weights
 
 SCHEMA_VERSION = 12
@@ -304,7 +307,11 @@ class DatasetIdentity(Strict):
         min_length=1,
         description="files in the order of every record's predictions; for protocol `kfold` all images, `train/` first",
     )
-    val_labels: tuple[Count, ...] = Field(description="index of each file's class")
+    task: str = Field("classification", description="a key of `tl.tasks.TASKS`: what the labels are for")
+    val_labels: tuple[Count, ...] = Field(description="index of each file's class; empty for other tasks")
+    val_targets: tuple[tuple[Count, ...], ...] | None = Field(
+        None, description="indices of each file's classes for task `multilabel`; None for others"
+    )
     fallback: str = Field("", description="why the images are synthetic; empty for real images")
     left_out: tuple[LeftOut, ...] | None = Field(
         None,
@@ -322,17 +329,27 @@ class DatasetIdentity(Strict):
 
     @model_validator(mode="after")
     def _every_image_has_a_class(self) -> DatasetIdentity:
-        if len(self.val_labels) != len(self.val_files):
-            raise ValueError(f"val_files has {len(self.val_files)} files and val_labels {len(self.val_labels)} labels")
-        if max(self.val_labels) >= len(self.classes):
-            raise ValueError(f"val_labels has class {max(self.val_labels)}, and there are {len(self.classes)}")
+        if self.task not in TASKS:
+            raise ValueError(not_one_of("task", self.task, TASKS))
+        name = "val_labels" if self.task == "classification" else "val_targets"
+        if len(self.truth) != len(self.val_files):
+            raise ValueError(f"val_files has {len(self.val_files)} files and {name} {len(self.truth)} labels")
+        used = {*self.val_labels}.union(*(self.val_targets or ()))
+        if max(used, default=0) >= len(self.classes):
+            raise ValueError(f"{name} has class {max(used)}, and there are {len(self.classes)}")
         counts = self.train_counts
-        if counts is not None and (len(counts) != len(self.classes) or sum(counts) != self.train_images):
+        whole = self.task != "classification" or counts is None or sum(counts) == self.train_images
+        if counts is not None and (len(counts) != len(self.classes) or not whole):
             raise ValueError(
                 f"train_counts has {sum(counts)} images of {len(counts)} classes; the run has {self.train_images} of "
                 f"{len(self.classes)}"
             )
         return self
+
+    @property
+    def truth(self) -> tuple[Any, ...]:
+        """What is true of each file, as scores of the task take it."""
+        return self.val_labels if self.task == "classification" else self.val_targets or ()
 
     @property
     def findings(self) -> tuple[LeftOut | Duplicate, ...]:

@@ -197,7 +197,7 @@ class _Rounds:
     def _speed_ups(self, timed: Iterable[PairRecord]) -> list[Finding]:
         """Verdicts as a report has them: with one error rate for all claims of the run."""
         run = self.sweep.run.name
-        truth = {run: self.sweep.run.manifest().dataset.val_labels}
+        truth = {run: self.sweep.run.manifest().dataset.truth}
         groups = make_groups(((run, record) for record in self.records.values()), truth)
         findings = decide_claims({run: [*CLAIMS.values(), *self.grid.claims]}, groups, {run: list(timed)})
         return [finding for finding in findings if finding.claim in self.claims and finding.paired]

@@ -1,4 +1,4 @@
-"""The choices for a sweep: grids, backbones, regimes, executions, precisions, data sets, devices."""
+"""The choices for a sweep: grids, backbones, regimes, tasks, executions, precisions, data sets, devices."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from tl.errors import UserError
 from tl.regimes import REGIMES
 from tl.sources import SOURCES, names_of
 from tl.specs import Spec
+from tl.tasks import TASKS
 from tl.weights import BUNDLED
 
 
 def choices(what: str, text: str | None = None) -> dict[str, str]:
     """Names of one kind → what they mean. With `text`, only names that contain it.
 
-    `what` is grids, backbones, regimes, executions, precisions, datasets or devices. Raises `UserError` if no name
-    contains `text`.
+    `what` is grids, backbones, regimes, tasks, executions, precisions, datasets or devices. Raises `UserError` if no
+    name contains `text`.
     """
     lists: dict[str, Callable[[], dict[str, str]]] = {
         "grids": shipped,
         "regimes": lambda: {name: regime.summary for name, regime in REGIMES.items()},
+        "tasks": lambda: {name: f"{task.summary}; its score is {task.score}" for name, task in TASKS.items()},
         "executions": lambda: EXECUTIONS,
         "precisions": lambda: PRECISIONS,
         "datasets": _datasets,

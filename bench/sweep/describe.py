@@ -5,12 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 
 from bench.analysis.scores import largest_class
+from bench.analysis.words import in_words
 from bench.console import say
 from bench.sweep.plan import Sweep
 from bench.sweep.weights import KEPT
 from tl.config import PROTOCOLS
 from tl.folds import evaluated_images, origin
 from tl.regimes import REGIMES
+from tl.tasks import TASKS
 
 MOST_NAMED = 5
 """Cells that are named in a line; the others are counted."""
@@ -25,14 +27,18 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
     config = next(iter(sweep.cells.values())).config
     images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
     left_out = sum(each.count for each in splits.left_out)
-    label, rate = largest_class(evaluated_images(config, splits).labels)
-    largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated ones"
+    task = TASKS[config.task]
+    rate = task.same_answer(evaluated_images(config, splits).truth)
+    largest = f"task {config.task}; the same answer for all images has {task.score} {rate:.1%}"
+    if config.task == "classification":
+        label, rate = largest_class(evaluated_images(config, splits).labels)
+        largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated ones"
     missing = f"; {left_out} left out" if left_out else ""
     say(console, f"images: {splits.name} ({images}{missing}; {largest})")
     for said in filter(None, (origin(config, splits), *sweep.survey.notes)):
         say(console, f"        {said}")
     for said in sweep.survey.warnings:
-        say(console, f"WARNING: {said}", style="bold yellow")
+        say(console, f"WARNING: {in_words(said, task)}", style="bold yellow")
     if config.protocol != "fixed":
         say(console, f"protocol: {config.protocol}: {PROTOCOLS[config.protocol]}")
     if sweep.images_from:
@@ -70,7 +76,8 @@ def _describe_weights(sweep: Sweep, console: Console) -> None:
                 f"        {key.backbone}: {answer.label} ({answer.source}), with the preprocessing of these weights",
             )
     for (reason, is_kept), specs in fallbacks.items():
-        text = f"WARNING: random weights, so accuracy will be n/a, for {', '.join(specs)}: {reason}"
+        score = TASKS[sweep.splits.task].score
+        text = f"WARNING: random weights, so {score} will be n/a, for {', '.join(specs)}: {reason}"
         say(console, text + (KEPT if is_kept else ""), style="yellow")
     answers = (sweep.weights[cell_id] for cell_id in sweep.cells)
     for reason in dict.fromkeys(answer for answer in answers if isinstance(answer, str)):

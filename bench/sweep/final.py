@@ -102,7 +102,7 @@ def plan_final(
     if once.precision == AUTO and result.precision:
         once = once.replace(precision=result.precision)
     evaluated = evaluated_images(config, splits)
-    known = finished(record, evaluated.labels)
+    known = finished(record, evaluated.truth)
     assert known is not None
     return Final(
         record=record,
@@ -188,7 +188,7 @@ def _recommended(run: RunFolder, manifest: Manifest, records: dict[str, Record])
     """The record of the first seed of what a pick chose here, or else of the one thing that the run recommends."""
     if (picked := run.pick()) and picked.pick and (record := records.get(picked.pick.cell)) and record.result:
         return record
-    truths = {run.name: manifest.dataset.val_labels}
+    truths = {run.name: manifest.dataset.truth}
     groups = make_groups([(run.name, record) for record in records.values()], truths)
     rivals = rivals_of(run.name, manifest, records.values())
     choices = recommend(groups, rivals)

@@ -14,6 +14,7 @@ seeds = 3                           # 0, 1, 2; or a list
 [train]                             # settings of all cells: fields of tl.TrainConfig
 epochs = 5
 protocol = "fixed"                  # fixed, tuned (of learning_rates = […]), kfold (folds = 5); one per grid
+task = "classification"             # classification, multilabel; one per grid
 
 [paired]                            # how speeds are compared, beside the trainings; `paired = false` for not at all
 pairs = 5                           # process pairs per comparison: its repetitions, at least 3
@@ -210,8 +211,8 @@ def _parse(text: str, name: str) -> Grid:
         raise ConfigError("name: unknown key; a grid is named after its file") from error
     check_settings("train", grid.train, SHARED_SETTINGS, others=grid.train)
     for number, entry in enumerate(grid.include, 1):
-        if "protocol" in entry:
-            raise ConfigError(f"include[{number}].protocol: all cells of a grid have one protocol; set train.protocol")
+        for key in {"protocol", "task"} & entry.keys():
+            raise ConfigError(f"include[{number}].{key}: all cells of a grid have one {key}; set train.{key}")
         check_settings(f"include[{number}]", entry, [*AXES, *SHARED_SETTINGS], others=grid.train)
     for number, entry in enumerate(grid.exclude, 1):
         check_settings(f"exclude[{number}]", entry, AXES, patterns=True)

@@ -113,7 +113,7 @@ def run_name(grid: Grid, data: str | None, weights: str, settings: Mapping[str, 
     parts += [grid.shared_settings["protocol"]] if grid.shared_settings["protocol"] != "fixed" else []
     if data and data not in ("auto", grid.dataset, "hymenoptera"):
         parts.append(name_of_images(data))
-    short = {"epochs": "epochs", "batch_size": "batch"}
+    short = {"epochs": "epochs", "batch_size": "batch", "task": ""}
     for name, value in settings.items():
         if value is not None and name != "protocol":
             shown = re.sub(r"[^a-z0-9.]+", "-", str(value).lower()).strip("-")
@@ -151,6 +151,10 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
     previous = run.manifest() if run.exists() else None
     kept = _kept_images(grid, options, previous)
     splits = _dataset(grid, options, kept)
+    if (task := grid.shared_settings["task"]) != splits.task:
+        raise ConfigError(
+            f"task={task!r}: the images of {splits.name} are for task {splits.task!r}, which `run` and `time` have"
+        )
     open_store(splits)
     found_out = options.survey or survey(splits)
     for item in planned:
@@ -213,9 +217,10 @@ def _dataset(grid: Grid, options: Options, kept: DatasetIdentity | None) -> Spli
     wanted = options.data or grid.dataset
     if options.splits:
         return options.splits
-    if kept:
+    task = grid.shared_settings["task"]
+    if kept and task == kept.task:
         return replace(load_splits(kept.name), fallback=kept.fallback)
-    return find_images(wanted, download=not options.dry_run)
+    return find_images(wanted, task=task, download=not options.dry_run)
 
 
 def _images_from(grid: Grid, options: Options, splits: Splits) -> str:
@@ -225,12 +230,12 @@ def _images_from(grid: Grid, options: Options, splits: Splits) -> str:
     return hymenoptera.URL if to_download else ""
 
 
-def find_images(wanted: str, *, download: bool) -> Splits:
-    """Load images by name or folder, without the warnings that a command shows in its own words."""
+def find_images(wanted: str, *, download: bool, task: str = "classification") -> Splits:
+    """Load the images of a task by name or folder, without the warnings that a command shows in its own words."""
     with warnings.catch_warnings():
         for shown in (FallbackWarning, DataWarning):
             warnings.simplefilter("ignore", shown)
-        return load_splits(wanted, download=download)
+        return load_splits(wanted, task=task, download=download)
 
 
 def check_same_run(run: RunFolder, previous: Manifest, grid: Grid, splits: Splits) -> None:

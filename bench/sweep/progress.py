@@ -12,11 +12,13 @@ from rich.text import Text
 
 from bench.analysis.metrics import METRICS, RATED_BY, costs, finished, headline
 from bench.analysis.paired import compare
+from bench.analysis.words import in_words
 from bench.console import say
 from bench.store.pairs import PairRecord
 from bench.store.records import Cell, PlannedPair, Record
 from tl.regimes import REGIMES
 from tl.results import EpochResult, accuracy_counts
+from tl.tasks import TASKS
 from tl.text import visible
 
 
@@ -262,7 +264,8 @@ def _epoch_text(cell: Cell, row: EpochResult) -> str:
 
 def _accuracy_text(cell: Cell, row: EpochResult) -> str:
     counts = accuracy_counts(cell.config.regime, cell.config.weights)
-    return f"accuracy {row.val_accuracy:.1%}" if counts else "accuracy n/a"
+    score = TASKS[cell.config.task].score
+    return f"{score} {row.val_accuracy:.1%}" if counts else f"{score} n/a"
 
 
 def _end_text(record: Record) -> str:
@@ -272,7 +275,8 @@ def _end_text(record: Record) -> str:
     values = {name: METRICS[name].of(cell) for name in headline()}
     by_steps = REGIMES[record.cell.config.regime].by_steps
     left_out = set() if by_steps else {name for name in costs() if values[name] is None}
-    said = {name: METRICS[name].phrase.format(METRICS[name].say(values[name])) for name in values}
+    task = TASKS[record.cell.config.task]
+    said = {name: in_words(METRICS[name].phrase, task).format(METRICS[name].say(values[name])) for name in values}
     if by_steps:
         said[RATED_BY] += " after the last epoch"
     figures = [text for name, text in said.items() if name not in left_out]

@@ -71,6 +71,7 @@ def plan_timing(
     settings: Sequence[str] = (),
     device: str = "auto",
     data: str = "auto",
+    task: str | None = None,
     batch_size: int | None = None,
     pairs: int = Paired().pairs,
     seconds: float = Paired().seconds,
@@ -83,7 +84,7 @@ def plan_timing(
     for a sweep. Raises `UserError` for mistakes that the user can correct.
     """
     paired = Paired(pairs=pairs, seconds=seconds)
-    given = _settings(settings, batch_size)
+    given = _settings(settings, {"batch_size": batch_size, "task": task})
     varied = {name: values for name, values in given.items() if len(values) > 1}
     chosen = _axes(regimes, executions, precisions, varied)
     shared = {name: values[0] for name, values in given.items() if name not in varied}
@@ -103,7 +104,9 @@ def plan_timing(
 
     grid = Grid(name=NAME, dataset=data, matrix=matrix, train=shared, paired=paired)
     planned = with_code(expand(grid, weights="random", spec=spec, devices=executor.devices))
-    splits = find_images(grid.dataset, download=True)
+    if "task" in varied:
+        raise ConfigError(f"task={','.join(given['task'])}: images are for one task; give one")
+    splits = find_images(grid.dataset, task=grid.shared_settings["task"], download=True)
     open_store(splits)
     rotations: dict[tuple[str, str], list[Cell]] = {}
     for device_name, config in ((item.device, one) for item in planned for one in _with_each(item.config, varied)):
@@ -114,12 +117,13 @@ def plan_timing(
     return Timing(splits=splits, rotations=tuple(map(_in_order, rotations.values())), paired=paired)
 
 
-def _settings(given: Sequence[str], batch_size: int | None) -> dict[str, list[Any]]:
-    """Setting → its values, each once, of texts such as `fold=false,true`. Raises `ConfigError`."""
+def _settings(given: Sequence[str], options: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Setting → its values, each once, of options and of texts such as `fold=false,true`. Raises `ConfigError`."""
     found: dict[str, list[Any]] = {}
-    if batch_size is not None:
-        check_settings("", {"batch_size": batch_size}, SHARED_SETTINGS)
-        found["batch_size"] = [batch_size]
+    for name, value in options.items():
+        if value is not None:
+            check_settings("", {name: value}, SHARED_SETTINGS)
+            found[name] = [value]
     for text in given:
         name, values = values_of(text)
         if name in found:
