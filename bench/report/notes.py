@@ -114,12 +114,11 @@ class Notes:
 
 def notes_of(summary: Summary) -> Notes:
     """The notes that explain the tables of a report, in the words of its task."""
-    said, table = _notes_of(summary), f"{accuracy_note(summary)} {_TABLE}"
+    said = _notes_of(summary)
     by_image = {name: summary.words(text, by_image=True) for name, text in asdict(said).items()}
     # Without right and wrong images a training pass has no score.
-    return replace(
-        said, **by_image | {"table": table, "training": said.training if summary.task.right_or_wrong else ""}
-    )
+    training = said.training if summary.task.right_or_wrong else ""
+    return replace(said, **by_image | {"table": said.table, "training": training})
 
 
 def _notes_of(summary: Summary) -> Notes:
