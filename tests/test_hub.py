@@ -25,7 +25,7 @@ from tl.regimes import REGIMES
 HUBCONF = """
 dependencies = ["torch"]
 
-from parts.blocks import network
+from parts.blocks import KEPT, network
 
 
 def tiny(pretrained=False):
@@ -34,6 +34,10 @@ def tiny(pretrained=False):
 
 def tuned():
     return network(True)
+
+
+def keeping(pretrained=False):
+    return KEPT
 
 
 def pooled(pretrained=False):
@@ -62,6 +66,9 @@ def network(pretrained):
         *(nn.Conv2d(6, 6, 3, stride=2, padding=1) for _ in range(3)),  # with the first one four stages
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1000),
     )
+
+
+KEPT = network(True)
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -126,6 +133,13 @@ def test_the_classifier_is_cut_off(folder: Path) -> None:
     assert tl.make_backbone("hub-local:mine:tuned").weights.kind == "pretrained"
     with pytest.raises(NotApplicable, match="has no parameter `pretrained`"):
         tl.make_backbone("hub-local:mine:tuned", weights="random")
+
+
+def test_what_an_entry_keeps_is_not_trained(folder: Path, mini: Splits) -> None:
+    """Nor is the classifier cut off twice."""
+    config = tl.TrainConfig(backbone="hub-local:mine:keeping", regime="finetune", epochs=1, batch_size=8)
+    losses = [tl.train_model(config, mini, device="cpu").epochs[0].train_loss for _ in range(2)]
+    assert losses[0] == losses[1]
 
 
 WRONG = {

@@ -25,6 +25,9 @@ from tl.saved import ModelCard
 from tl.specs import canonical
 
 BACKBONE = """
+import secrets
+import threading
+
 import torch
 from torch import nn
 
@@ -49,6 +52,31 @@ def preprocessing():
 
 def fixed():
     return make_backbone(True)
+
+
+KEPT = make_backbone(True).module
+NORMED = make_backbone(True).module
+NORMED[0].computed = NORMED[0].weight * 2  # as torch's former weight_norm keeps one
+
+
+def kept():
+    return tl.Backbone(KEPT, 8, preprocessing())
+
+
+def normed():
+    return tl.Backbone(NORMED, 8, preprocessing())
+
+
+def unseeded():
+    made = make_backbone(True)
+    made.module[0].weight.data += torch.rand(1, generator=torch.Generator().manual_seed(secrets.randbits(40)))
+    return made
+
+
+def locked():
+    made = make_backbone(True)
+    made.module.lock = threading.Lock()
+    return made
 
 
 def unpooled():
@@ -82,6 +110,30 @@ def make_loss(class_weights):
 
 def make_optimizer(parameters, lr, weight_decay):
     return torch.optim.RMSprop(parameters, lr=lr, weight_decay=weight_decay)
+
+
+HEAD = nn.Linear(8, 2)
+
+
+def kept_head(width, classes):
+    return HEAD
+
+
+class Drifting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, logits, labels):
+        self.calls += 1
+        return nn.functional.cross_entropy(logits, labels) + self.calls
+
+
+LOSS = Drifting()
+
+
+def kept_loss():
+    return LOSS
 
 
 def rectangular(width, classes):
@@ -228,7 +280,38 @@ def test_a_function_without_pretrained_has_weights_of_its_own(modules: Path, min
         train(mini, "scratch", backbone="module:own_backbone:fixed")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backbone": "module:own_backbone:kept"},
+        {"backbone": "module:own_backbone:normed"},
+        {"head": "own_parts_here:kept_head"},
+        {"loss": "own_parts_here:kept_loss"},
+    ],
+)
+def test_what_code_keeps_is_not_trained(settings: dict[str, str], modules: Path, mini: Splits) -> None:
+    """A fold, a trial or a call must not begin with what the one before it has trained."""
+    results = [train(mini, "finetune", learning_rate=0.05, **settings) for _ in range(2)]
+    first, second = ([(row.train_loss, row.val_loss) for row in result.epochs] for result in results)
+    assert first == second and results[0].weights.digest == results[1].weights.digest
+
+
+def test_what_a_notebook_keeps_is_not_trained(mini: Splits) -> None:
+    """Neither what its functions return."""
+    size = tl.Preprocessing(size=16, resize=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    kept = tl.Backbone(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 5, size)
+    head = nn.Linear(5, 2)
+    before = [value.clone() for part in (kept.module, head) for value in part.parameters()]
+    settings = tl.TrainConfig(backbone="mine", regime="finetune", epochs=1, batch_size=8, learning_rate=0.05)
+    result = tl.train_model(settings, mini, device="cpu", backbone=lambda: kept, head=lambda width, classes: head)
+    after = [value for part in (kept.module, head) for value in part.parameters()]
+    trained = [value for part in (result.model.backbone, result.model.head) for value in part.parameters()]
+    assert all(map(torch.equal, after, before)) and not any(map(torch.equal, trained, before))
+
+
 WRONG_BACKBONES = {
+    "own_backbone:unseeded": "made other weights than before (",
+    "own_backbone:locked": "what it returned can't be copied, and a copy is what trains: TypeError: cannot pickle",
     "own_backbone:unpooled": "its output for 2 images of 32 pixels is (2, 8, 30, 30) float32, not (images, width) = "
     "(2, 8) float32",
     "own_backbone:bare": "returned a value of type Flatten, not a tl.Backbone(module, width, preprocessing)",

@@ -20,7 +20,8 @@ from tl.hub import API, Entry, digest_of_entry, entry_of, folder_of
 from tl.imagenet import output
 from tl.library import Backbone, Maker
 from tl.own_code import call, named, takes
-from tl.own_models import as_backbone, weights_of
+from tl.own_copies import copy_of
+from tl.own_models import as_backbone, weights_of, with_weights
 from tl.seeding import seed_for
 from tl.weights import ToDownload, Weights
 
@@ -80,6 +81,8 @@ def _made(entry: Entry, *, pretrained: bool) -> Backbone:
         asked = {"weights": "DEFAULT" if pretrained else None}
     with _on_path(folder_of(entry).resolve()):
         made: object = call(entry, code, **asked)
+    if isinstance(made, nn.Module | Backbone):
+        made = copy_of(entry, made)
     if isinstance(made, nn.Module):
         with named(entry):
             made = _without_classifier(entry, made)
@@ -113,9 +116,13 @@ def _maker(source: str) -> Maker:
         with seeded(seed_for("init", f"{source}:{name}", 0)):
             return weights_of(_made(entry, pretrained=True), name)
 
+    def make(name: str, given: Weights) -> Backbone:
+        entry = entry_of(source, name)
+        return with_weights(entry, _made(entry, pretrained=given.kind == "pretrained"), given)
+
     return Maker(
         weights=weights,
-        make=lambda name, given: _made(entry_of(source, name), pretrained=given.kind == "pretrained"),
+        make=make,
         load=lambda name: _code(entry_of(source, name)),
     )
 

@@ -137,10 +137,10 @@ _imported: dict[str, str] = {}
 
 
 @contextlib.contextmanager
-def named(path: ImportPath) -> Iterator[None]:
-    """Raise `ConfigError` that names some code for whatever goes wrong in it. Running out of memory stays what it is.
+def named(path: ImportPath, what: str = "") -> Iterator[None]:
+    """Raise `ConfigError` that names some code for whatever goes wrong in it, `what` before the reason.
 
-    So do the suite's own errors.
+    Running out of memory stays what it is. So do the suite's own errors.
     """
     try:
         yield
@@ -149,7 +149,7 @@ def named(path: ImportPath) -> Iterator[None]:
     except Exception as error:
         if "memory" in str(error):
             raise
-        raise path.wrong(_said(error)) from error
+        raise path.wrong(f"{what}{_said(error)}") from error
 
 
 def _said(error: BaseException) -> str:

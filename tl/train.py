@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,12 +117,8 @@ def _given_codes(
     found = {name: (path_given(name, code), code) for name, code in codes.items() if code is not None}
     if isinstance(backbone, Backbone):
         path = path_given("backbone", type(backbone.module))
-        return found | {"backbone": (path, partial(_copy, backbone))}
+        return found | {"backbone": (path, partial(replace, backbone))}  # whose network is copied, as any code's is
     return found if backbone is None else found | {"backbone": (path_given("backbone", backbone), backbone)}
-
-
-def _copy(backbone: Backbone) -> Backbone:
-    return replace(backbone, module=deepcopy(backbone.module))
 
 
 def _train(
