@@ -19,8 +19,10 @@ from tests.servers import serve
 from tl import hub, hub_models
 from tl.datasets import Splits
 from tl.errors import ConfigError, NotApplicable
+from tl.hub import digest_of_entry, entry_of
 from tl.network import unreachable
 from tl.regimes import REGIMES
+from tl.specs import canonical
 
 HUBCONF = """
 dependencies = ["torch"]
@@ -71,6 +73,20 @@ def network(pretrained):
 KEPT = network(True)
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLD, TIP, FORK, UNKNOWN = ("0" * 39 + digit for digit in "1234")
+"""A commit in the history of the default branch, the last one of a tag, one of a fork, and one that there isn't."""
+
+
+class Files(dict[str, bytes]):
+    """The files of a server, which notes what it is asked for."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(files)
+        self.asked: list[str] = []
+
+    def get(self, path: str, default: Any = None) -> Any:
+        self.asked.append(path)
+        return super().get(path, default)
 
 
 @pytest.fixture
@@ -87,16 +103,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def github(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, bytes]]:
+def github(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Files]:
     """A server with that repository in place of GitHub's, by path."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for file in folder.rglob("*.py"):
             archive.write(file, Path(f"mine-{COMMIT}") / file.relative_to(folder))
-    files = {
-        "/repos/me/mine/commits/HEAD": COMMIT.encode(),
-        "/repos/me/mine/commits/v1": COMMIT.encode(),
-        f"/me/mine/zip/{COMMIT}": packed.getvalue(),
+    commits = "/repos/me/mine/commits"
+    files = Files({f"{commits}/{ref}": COMMIT.encode() for ref in ("HEAD", "v1", "more%2Flayers")})
+    files |= {f"/me/mine/zip/{commit}": packed.getvalue() for commit in (COMMIT, OLD, TIP, FORK)}
+    files |= {
+        f"/repos/me/mine/compare/{COMMIT}...{commit}?per_page=1": json.dumps({"status": status}).encode()
+        for commit, status in ((OLD, "behind"), (TIP, "diverged"), (FORK, "ahead"))
+    }
+    many = [{"name": f"v{n}", "commit": {"sha": "9" * 40}} for n in range(100)]
+    files |= {
+        "/repos/me/mine/branches?per_page=100&page=1": json.dumps(many[:1]).encode(),
+        "/repos/me/mine/tags?per_page=100&page=1": json.dumps(many).encode(),
+        "/repos/me/mine/tags?per_page=100&page=2": json.dumps([{"name": "x", "commit": {"sha": TIP}}]).encode(),
     }
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TL_OFFLINE", "")
@@ -185,20 +209,85 @@ def test_modules_of_two_folders_with_one_name(folder: Path) -> None:
     assert widths == [6, 9, 6]
 
 
-def test_a_repository_needs_trust(github: dict[str, bytes]) -> None:
+def test_a_repository_needs_trust(github: Files, mini: Splits) -> None:
     """Without it nothing is asked of the network."""
-    github.clear()
-    said = "backbone='hub:me/mine:tiny': runs code of that repository on this machine: add --trust me/mine if you trust"
-    with pytest.raises(ConfigError, match=said):
-        tl.make_backbone("hub:me/mine:tiny")
+    said = "runs code of that repository on this machine: add --trust me/mine if you trust"
+    for name in ("hub:me/mine:tiny", f"hub:me/mine:{COMMIT}:tiny"):
+        config = tl.TrainConfig(backbone=name)
+        for use in (
+            lambda name=name: tl.make_backbone(name),
+            lambda config=config: tl.train_model(config, mini, device="cpu"),
+            lambda config=config: tl.run_protocol(config, mini, device="cpu"),
+            lambda config=config: config.with_code(),
+            lambda name=name: digest_of_entry(entry_of("hub", name.removeprefix("hub:"))),
+        ):
+            with pytest.raises(ConfigError, match=said):
+                use()
+    assert github.asked == []
+    said = f"backbone='hub:me/mine:tiny': {said}"
     done = command("run", "--grid", "smoke", "--backbone", "hub:me/mine:tiny", "--device", "cpu", "--no-report")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
     with pytest.raises(ConfigError, match="--trust 'mine': must be a repository on GitHub, OWNER/REPO"):
         hub.trust(["mine"])
 
 
-@pytest.mark.parametrize("ref", ["", "v1:", f"{COMMIT}:"])
-def test_a_repository_is_pinned_and_downloaded_once(ref: str, github: dict[str, bytes], mini: Splits) -> None:
+@pytest.mark.parametrize("commit", [OLD, TIP, FORK, UNKNOWN])
+def test_a_commit_must_be_the_repositorys_own(commit: str, github: Files) -> None:
+    """GitHub shows those of forks under its name, and anybody can make one."""
+    hub.trust(["me/mine"])
+    entry = entry_of("hub", f"me/mine:{commit}:tiny")
+    if commit in (OLD, TIP):
+        assert hub.folder_of(entry).is_dir()
+        github.clear()
+        assert hub.folder_of(entry).is_dir()
+        return
+    with pytest.raises(ConfigError, match=f"{commit[:8]} is neither in the history .* it may be of a fork"):
+        hub.folder_of(entry)
+    assert not any("/zip/" in path for path in github.asked)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b:../../../evil/r/commits/main:x", "a/b:x/../y:x", "a/b:x?y:x", "a/b:x#y:x", "a/..:x", "../b:x", "./b:x"]
+    + ["a/b:%2e%2e:x", "a/.:x", "a/b:/x:x"],
+)
+def test_no_name_leads_elsewhere(name: str) -> None:
+    """To another repository or folder."""
+    with pytest.raises(ConfigError, match="must be hub:OWNER/REPO"):
+        entry_of("hub", name)
+    with pytest.raises(ConfigError, match="must be a repository on GitHub"):
+        hub.trust(["a/.."])
+
+
+def test_two_downloads_at_once_leave_one_copy(github: Files) -> None:
+    """The slower one takes what is there."""
+    hub.trust(["me/mine"])
+    entry = entry_of("hub", f"me/mine:{COMMIT}:tiny")
+    folder = hub.folder_of(entry)
+    before = digest_of_entry(entry), sorted(folder.rglob("*"))
+    hub._download(entry, folder)
+    assert (digest_of_entry(entry), sorted(folder.rglob("*"))) == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_training_is_of_the_pinned_commit(github: Files, mini: Splits, tmp_path: Path) -> None:
+    """Its config names the code that it has the digest of, and that ran."""
+    hub.trust(["me/mine"])
+    config = tl.TrainConfig(backbone="hub:me/mine:tiny", regime="frozen", epochs=1, batch_size=8)
+    for result in (tl.train_model(config, mini, device="cpu"), tl.run_protocol(config, mini, device="cpu")):
+        assert result.config.backbone == result.model.spec == f"hub:me/mine:{COMMIT}:tiny"
+    assert [path.name for path in (tmp_path / "cache" / "hub").iterdir()] == [f"me+mine+{COMMIT}"]
+
+
+def test_a_folder_has_one_name(folder: Path) -> None:
+    """However it is written."""
+    assert {canonical(f"hub-local:{name}:tiny", {}) for name in ("mine", "./mine", "mine/", ".//mine/.")} == {
+        "hub-local:mine:tiny"
+    }
+
+
+@pytest.mark.parametrize("ref", ["", "v1:", "more/layers:", f"{COMMIT}:"])
+def test_a_repository_is_pinned_and_downloaded_once(ref: str, github: Files, mini: Splits) -> None:
     """Its commit is in the name; with the whole name nothing more is asked of the network."""
     hub.trust(["me/mine"])
     made = tl.make_backbone(f"hub:me/mine:{ref}tiny")
@@ -209,7 +298,7 @@ def test_a_repository_is_pinned_and_downloaded_once(ref: str, github: dict[str, 
     assert result.weights.digest == made.weights.digest and result.frozen_verified
 
 
-def test_a_command_runs_a_trusted_repository(github: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_command_runs_a_trusted_repository(github: Files, tmp_path: Path) -> None:
     """The records have the commit. The same command finds its results."""
     words = ["run", "--grid", "smoke", "--backbone", "hub:me/mine:tiny", "--regime", "frozen", "--device", "cpu"]
     words += ["--seeds", "1", "--name", "r", "--no-report", "--no-paired", "--trust", "me/mine"]
@@ -232,7 +321,7 @@ def test_a_command_runs_a_trusted_repository(github: dict[str, bytes], tmp_path:
     ],
 )
 def test_what_the_server_gets_wrong_is_one_line(
-    path: str, answer: bytes | None, said: str, github: dict[str, bytes], tmp_path: Path
+    path: str, answer: bytes | None, said: str, github: Files, tmp_path: Path
 ) -> None:
     """And leaves nothing half in the cache."""
     hub.trust(["me/mine"])

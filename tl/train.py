@@ -105,8 +105,9 @@ def train_model(
         )
     codes = _given_codes(backbone=backbone, head=head, loss=loss, optimizer=optimizer)
     names = {name: f"module:{path.text}" if name == "backbone" else path.text for name, (path, _) in codes.items()}
+    planned = tuple((name, digest) for name, digest in config.code if name not in codes)
     with given(codes):
-        config = config.replace(**names).with_code()
+        config = config.replace(code=planned, **names).with_code()
         return _train(config, splits, device, weights, weights_dir, on_epoch, keep, cuda_graphs, inference)
 
 
