@@ -6,13 +6,15 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import bench
 import tl
 from tests.commands import command, here
 from tests.servers import serve
@@ -231,6 +233,16 @@ def test_a_repository_needs_trust(github: Files, mini: Splits) -> None:
         hub.trust(["mine"])
 
 
+@pytest.mark.parametrize("call", [partial(bench.run, "smoke"), partial(bench.pick, "synthetic-mini")])
+def test_trust_ends_with_the_call(call: Callable[..., Any], folder: Path) -> None:
+    """The next one must give it again."""
+    given = {"backbones": ["hub:me/mine:tiny"], "executor": "inline", "progress": False}
+    with pytest.raises(ConfigError, match="can't be pinned to a commit: TL_OFFLINE is set"):
+        call(trust=["me/mine"], **given)
+    with pytest.raises(ConfigError, match="add --trust me/mine"):
+        call(**given)
+
+
 @pytest.mark.parametrize("commit", [OLD, TIP, FORK, UNKNOWN])
 def test_a_commit_must_be_the_repositorys_own(commit: str, github: Files) -> None:
     """GitHub shows those of forks under its name, and anybody can make one."""
@@ -248,8 +260,10 @@ def test_a_commit_must_be_the_repositorys_own(commit: str, github: Files) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["a/b:../../../evil/r/commits/main:x", "a/b:x/../y:x", "a/b:x?y:x", "a/b:x#y:x", "a/..:x", "../b:x", "./b:x"]
-    + ["a/b:%2e%2e:x", "a/.:x", "a/b:/x:x"],
+    [
+        *("a/b:../../../evil/r/commits/main:x", "a/b:x/../y:x", "a/b:x?y:x", "a/b:x#y:x", "a/b:%2e%2e:x", "a/b:/x:x"),
+        *("a/..:x", "a/.:x", "../b:x", "./b:x"),
+    ],
 )
 def test_no_name_leads_elsewhere(name: str) -> None:
     """To another repository or folder."""

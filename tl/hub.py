@@ -15,7 +15,8 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -78,6 +79,18 @@ def trust(repositories: Iterable[str]) -> None:
         if not _REPOSITORY.fullmatch(one):
             raise ConfigError(f"--trust {one!r}: must be a repository on GitHub, OWNER/REPO")
     os.environ[VARIABLE] = ",".join(dict.fromkeys([*_trusted(), *given]))
+
+
+@contextmanager
+def trust_ends() -> Iterator[None]:
+    """Let what is trusted within the context, such as by `trust`, be trusted there alone."""
+    before = os.environ.get(VARIABLE)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def _trusted() -> list[str]:
