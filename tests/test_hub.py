@@ -18,11 +18,12 @@ import bench
 import tl
 from tests.commands import command, here
 from tests.servers import serve
-from tl import hub, hub_models
+from tl import hub, hub_models, own_code
 from tl.datasets import Splits
 from tl.errors import ConfigError, NotApplicable
 from tl.hub import digest_of_entry, entry_of
 from tl.network import unreachable
+from tl.own_code import ImportPath
 from tl.regimes import REGIMES
 from tl.specs import canonical
 
@@ -50,6 +51,10 @@ def pooled(pretrained=False):
 
 def by_weights(*, weights=None):
     return network(weights is not None)
+
+
+def ends(pretrained=False):
+    raise SystemExit(4)
 
 
 def breaks(pretrained=False):
@@ -100,6 +105,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv(hub.VARIABLE, "")
     yield tmp_path / "mine"
     hub_models._loaded.clear()
+    own_code._imported.clear()
     for name in ("parts", "parts.blocks"):
         sys.modules.pop(name, None)
 
@@ -175,15 +181,23 @@ WRONG = {
     "mine:number": "hubconf.py has no function of that name",
     "nowhere:tiny": "nowhere has no hubconf.py",
     "tiny": "must be hub-local:FOLDER:ENTRY",
-    "needy:tiny": "needs packages that are not installed: no_such_package",
+    "needy:tiny": "needs packages that are not installed: no_such_package, no_such.part",
+    "unsure:tiny": "`dependencies` of hubconf.py is not a list of names",
+    "ending:tiny": "SystemExit: 9",
+    "mine:ends": "SystemExit: 4",
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_entry_is_one_line(name: str, folder: Path) -> None:
     """That names it and says what is wrong."""
-    (folder.parent / "needy").mkdir()
-    (folder.parent / "needy" / "hubconf.py").write_text("dependencies = ['no_such_package']\ndef tiny():\n    pass\n")
+    for each, line in {
+        "needy": "dependencies = ['torch', 'no_such_package', 'no_such.part']",
+        "unsure": "dependencies = 'torch'",
+        "ending": "raise SystemExit(9)",
+    }.items():
+        (folder.parent / each).mkdir()
+        (folder.parent / each / "hubconf.py").write_text(f"{line}\ndef tiny():\n    pass\n")
     with pytest.raises(ConfigError) as raised:
         tl.make_backbone(f"hub-local:{name}")
     said = str(raised.value)
@@ -209,6 +223,43 @@ def test_modules_of_two_folders_with_one_name(folder: Path) -> None:
     (other / "parts" / "blocks.py").write_text(BLOCKS.replace("6", "9"))
     widths = [tl.make_backbone(f"hub-local:{name}:tiny").width for name in ("mine", "other", "mine")]
     assert widths == [6, 9, 6]
+
+
+@pytest.mark.parametrize("first", ["mine", "theirs"])
+def test_modules_of_ones_own_have_the_same_names(
+    first: str, folder: Path, mini: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets its own, whichever is imported first."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (folder.parent / "parts").mkdir()
+    (folder.parent / "parts" / "__init__.py").write_text("")
+    (folder.parent / "parts" / "blocks.py").write_text(
+        "from torch.nn.functional import cross_entropy\n\n"
+        "def make_loss():\n    return lambda logits, labels: cross_entropy(logits, labels) + 1000\n"
+    )
+    path = ImportPath.parse("loss", "parts.blocks:make_loss")
+    own_code.load(path) if first == "mine" else tl.make_backbone("hub-local:mine:tiny")
+    config = tl.TrainConfig(backbone="hub-local:mine:tiny", regime="frozen", epochs=1, batch_size=8, loss=path.text)
+    result = tl.train_model(config, mini, device="cpu")
+    assert result.epochs[0].train_loss > 1000 and len(result.model.backbone) == 9
+
+
+def test_what_belongs_to_the_source_of_an_entry(folder: Path) -> None:
+    """Python files behind links, and modules from elsewhere; neither hidden folders nor a link to itself."""
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "linked.py").write_text("x = 1\n")
+    (folder / "link").symlink_to(outside)
+    (folder / "parts" / "again").symlink_to(folder)
+    (folder.parent / "own_elsewhere.py").write_text("y = 1\n")
+    (folder / "parts" / "blocks.py").write_text(f"import own_elsewhere\n{BLOCKS}")
+    (folder / ".hidden").mkdir()
+    entry = entry_of("hub-local", "mine:tiny")
+    digests = [digest_of_entry(entry)]
+    for file in (outside / "linked.py", folder.parent / "own_elsewhere.py", folder / ".hidden" / "x.py"):
+        file.write_text("z = 2\n")
+        digests.append(digest_of_entry(entry))
+    assert len(set(digests)) == 3 and digests[-1] == digests[-2]
 
 
 def test_a_repository_needs_trust(github: Files, mini: Splits) -> None:

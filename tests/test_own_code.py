@@ -136,6 +136,13 @@ def kept_loss():
     return LOSS
 
 
+def forgetful():
+    def loss(logits, labels):
+        raise ValueError("the memory bank is empty")
+
+    return loss
+
+
 def rectangular(width, classes):
     return nn.Linear(width, classes + 1)
 
@@ -324,6 +331,10 @@ WRONG_BACKBONES = {
     "own_syntax:make": "own_syntax.py is no valid Python: '(' was never closed (line 2)",
     "own_folder:make": "own_folder has no file: name a module, not a folder",
     "own_package.iner:make": "own_package has no module 'iner'; near matches: inner",
+    "own_exits:make": "SystemExit: 3",
+    "own_nested.deep.lower:make": "ValueError: found",
+    "own_nested.deep.lowre:make": "own_nested.deep has no module 'lowre'; near matches: lower",
+    "time:make": "time is ",
     "__main__:make": "is in the notebook or script that runs; other processes can't import it from there",
 }
 
@@ -333,6 +344,10 @@ def test_a_wrong_backbone_is_one_line_that_names_it(name: str, modules: Path) ->
     """Whatever is wrong with it."""
     (modules / "own_raises.py").write_text("make = 1\nraise RuntimeError('at once')\n")
     (modules / "own_syntax.py").write_text("\nmake = (\n")
+    (modules / "own_exits.py").write_text("import sys\n\ndef make():\n    sys.exit(3)\n")
+    (modules / "own_nested" / "deep").mkdir(parents=True)
+    (modules / "own_nested" / "deep" / "lower.py").write_text("def make():\n    raise ValueError('found')\n")
+    (modules / "time.py").write_text("def make():\n    pass\n")
     (modules / "own_folder").mkdir()
     (modules / "own_package").mkdir()
     for file in ("__init__", "inner"):
@@ -352,6 +367,7 @@ WRONG_PARTS = {
     ("loss", "detached"): "gave a number without a gradient",
     ("loss", "learned"): "has parameters, which no optimiser trains",
     ("loss", "fails_later"): "ZeroDivisionError: 1/0",
+    ("loss", "forgetful"): "ValueError: the memory bank is empty",
     ("loss", "SMOOTHING"): "is of type float, which can't be called",
     ("optimizer", "half"): "has 1 of the 2 parameters that train, and 0 others",
     ("optimizer", "closed"): "LBFGS needs a closure for its steps",
@@ -405,6 +421,36 @@ def test_a_change_of_the_source_makes_another_cell(file: str, modules: Path) -> 
     assert digest_of(path) != before
 
 
+@pytest.mark.parametrize("name", ["profile", "bench", "tl"])
+def test_names_of_others_are_no_hiding_place(name: str, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of one's own may be called as one of the standard library's, or as the suite."""
+    first = modules / "first"
+    first.mkdir()
+    monkeypatch.syspath_prepend(str(first))
+    digests = set()
+    for number in range(2):
+        (first / f"{name}.py").write_text(f"def make():\n    return {number}\n")
+        digests.add(digest_of(ImportPath.parse("loss", f"{name}:make")))
+    (modules / "own_parts_here.py").write_text(f"import {name}\n\ndef make():\n    pass\n")
+    for number in range(2):
+        (first / f"{name}.py").write_text(f"def make():\n    return {number}\n")
+        digests.add(digest_of(ImportPath.parse("loss", "own_parts_here:make")))
+    assert len(digests) == 4
+    if name != "profile":
+        with pytest.raises(ConfigError, match="but Python has another module of that name"):
+            own_code.load(ImportPath.parse("loss", f"{name}:make"))
+
+
+def test_a_long_expression_is_read(modules: Path) -> None:
+    """As deep as Python itself can read it; what is deeper is one line."""
+    path = ImportPath.parse("loss", "own_helper:make")
+    (modules / "own_helper.py").write_text(f"x = {'+'.join('1' * 1500)}\nmake = len\n")
+    assert digest_of(path)
+    (modules / "own_helper.py").write_text(f"x = {'+'.join('1' * 9000)}\nmake = len\n")
+    with pytest.raises(ConfigError, match=r"own_helper\.py can't be read: maximum recursion depth"):
+        digest_of(path)
+
+
 def test_modules_of_a_package_belong_to_the_source(modules: Path) -> None:
     """Also those that are imported relative to it, and the packages around it."""
     for name, text in {
@@ -417,7 +463,8 @@ def test_modules_of_a_package_belong_to_the_source(modules: Path) -> None:
         file = modules / "own_package" / f"{name}.py"
         file.parent.mkdir(exist_ok=True, parents=True)
         file.write_text(text)
-    found = own_code._files(ImportPath.parse("loss", "own_package.inner:x"))
+    path = ImportPath.parse("loss", "own_package.inner:x")
+    found = own_code.files_from(path, path.module, modules / "own_package" / "inner.py")
     wanted = ["", ".beside", ".deep", ".deep.lower", ".inner"]
     assert sorted(found) == [f"own_package{name}" for name in wanted]
 

@@ -25,7 +25,7 @@ from tl.cache import cache_dir, user_path
 from tl.digest import file_digest
 from tl.errors import ConfigError
 from tl.network import unreachable
-from tl.own_code import ImportPath, check_name
+from tl.own_code import ImportPath, check_name, files_from
 from tl.sources import Names
 
 API, ARCHIVES = "https://api.github.com", "https://codeload.github.com"
@@ -221,12 +221,29 @@ def _download(entry: Entry, folder: Path) -> None:
 
 
 def digest_of_entry(entry: Entry) -> str:
-    """Return the SHA-256 of all Python files of an entry's repository. Raises `ConfigError` without such an entry."""
-    folder = folder_of(entry)
+    """Return the SHA-256 of all Python files of an entry's repository, and of modules elsewhere that it imports.
+
+    Links are followed. Raises `ConfigError` without such an entry.
+    """
+    folder = folder_of(entry).absolute()
     check_name(entry, folder / "hubconf.py", "hubconf.py")
-    files = sorted(file for file in folder.rglob("*.py") if file.is_file())
-    lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files]
+    files = {file.relative_to(folder).as_posix(): file for file in _python_files(folder)}
+    imported = files_from(entry, "hubconf", folder / "hubconf.py", [os.fspath(folder)])
+    files |= {name: file for name, file in imported.items() if not file.is_relative_to(folder)}
+    lines = [f"{name} {file_digest(file)}" for name, file in sorted(files.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    """All Python files of a folder, those in linked folders too, but none in hidden ones."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        known = os.path.realpath(place) in seen  # through a link, such as one to a folder around it
+        seen.add(os.path.realpath(place))
+        folders[:] = [] if known else sorted(name for name in folders if not name.startswith("."))
+        if known:
+            continue
+        yield from (path for name in files if name.endswith(".py") and (path := Path(place, name)).is_file())
 
 
 NAMES = Names(
