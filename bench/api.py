@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from inspect import signature
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from bench.analysis.plugins import load_plugins
 from bench.console import LastingOutput, deleted_working_folder, tell, without_impossible_sizes
 from bench.store.runs import find_run
-from tl.calls import Place, PlaceOrPlaces, Places, Seeds, Texts, checked, plain
+from tl.calls import Given, Place, PlaceOrPlaces, Places, Returned, Seeds, Texts, checked, plain
 from tl.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -121,7 +122,21 @@ class Run:
         return f"Run({os.fspath(self.folder)!r}: {done} of {len(self._run.manifest().cells)} cells are done)"
 
 
+def _trusting(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Let each call trust the repositories that it is given, and those after it not."""
+
+    @wraps(function)
+    def call(*positional: Given.args, **by_name: Given.kwargs) -> Returned:
+        from tl.hub import trust_ends
+
+        with trust_ends():
+            return function(*positional, **by_name)
+
+    return call
+
+
 @checked
+@_trusting
 def run(
     grid: Place = "default",
     *,
@@ -191,7 +206,7 @@ def run(
         progress: print the progress.
         plugins: scripts that add regimes, sources, metrics or claims. Entries that a notebook itself adds don't reach
             the processes of cells; those of a script do.
-        trust: repositories, `OWNER/REPO`, whose code may run, for backbones of source `hub`.
+        trust: repositories, `OWNER/REPO`, whose code may run in this call, for backbones of source `hub`.
         settings: fields of `tl.TrainConfig` that are not axes, such as `epochs=3` or `batch_size=16`.
 
     Returns the run. A cell that failed or diverged doesn't raise; its record has the reason. The next call tries failed
@@ -307,6 +322,7 @@ def _as_called(function: Callable[..., object], given: Mapping[str, Any]) -> str
 
 
 @checked
+@_trusting
 def pick(
     data: Place,
     *,
@@ -356,7 +372,7 @@ def pick(
         results: the folder where runs are kept.
         fresh: start over in a new folder; nothing is deleted.
         progress: print the progress on standard error.
-        trust: repositories, `OWNER/REPO`, whose code may run, for backbones of source `hub`.
+        trust: repositories, `OWNER/REPO`, whose code may run in this call, for backbones of source `hub`.
 
     Returns the run; `Run.pick()` has the choice, and `Run.answers()` says it.
 

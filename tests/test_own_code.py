@@ -25,6 +25,9 @@ from tl.saved import ModelCard
 from tl.specs import canonical
 
 BACKBONE = """
+import secrets
+import threading
+
 import torch
 from torch import nn
 
@@ -49,6 +52,31 @@ def preprocessing():
 
 def fixed():
     return make_backbone(True)
+
+
+KEPT = make_backbone(True).module
+NORMED = make_backbone(True).module
+NORMED[0].computed = NORMED[0].weight * 2  # as torch's former weight_norm keeps one
+
+
+def kept():
+    return tl.Backbone(KEPT, 8, preprocessing())
+
+
+def normed():
+    return tl.Backbone(NORMED, 8, preprocessing())
+
+
+def unseeded():
+    made = make_backbone(True)
+    made.module[0].weight.data += torch.rand(1, generator=torch.Generator().manual_seed(secrets.randbits(40)))
+    return made
+
+
+def locked():
+    made = make_backbone(True)
+    made.module.lock = threading.Lock()
+    return made
 
 
 def unpooled():
@@ -82,6 +110,37 @@ def make_loss(class_weights):
 
 def make_optimizer(parameters, lr, weight_decay):
     return torch.optim.RMSprop(parameters, lr=lr, weight_decay=weight_decay)
+
+
+HEAD = nn.Linear(8, 2)
+
+
+def kept_head(width, classes):
+    return HEAD
+
+
+class Drifting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, logits, labels):
+        self.calls += 1
+        return nn.functional.cross_entropy(logits, labels) + self.calls
+
+
+LOSS = Drifting()
+
+
+def kept_loss():
+    return LOSS
+
+
+def forgetful():
+    def loss(logits, labels):
+        raise ValueError("the memory bank is empty")
+
+    return loss
 
 
 def rectangular(width, classes):
@@ -228,7 +287,38 @@ def test_a_function_without_pretrained_has_weights_of_its_own(modules: Path, min
         train(mini, "scratch", backbone="module:own_backbone:fixed")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backbone": "module:own_backbone:kept"},
+        {"backbone": "module:own_backbone:normed"},
+        {"head": "own_parts_here:kept_head"},
+        {"loss": "own_parts_here:kept_loss"},
+    ],
+)
+def test_what_code_keeps_is_not_trained(settings: dict[str, str], modules: Path, mini: Splits) -> None:
+    """A fold, a trial or a call must not begin with what the one before it has trained."""
+    results = [train(mini, "finetune", learning_rate=0.05, **settings) for _ in range(2)]
+    first, second = ([(row.train_loss, row.val_loss) for row in result.epochs] for result in results)
+    assert first == second and results[0].weights.digest == results[1].weights.digest
+
+
+def test_what_a_notebook_keeps_is_not_trained(mini: Splits) -> None:
+    """Neither what its functions return."""
+    size = tl.Preprocessing(size=16, resize=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    kept = tl.Backbone(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 5, size)
+    head = nn.Linear(5, 2)
+    before = [value.clone() for part in (kept.module, head) for value in part.parameters()]
+    settings = tl.TrainConfig(backbone="mine", regime="finetune", epochs=1, batch_size=8, learning_rate=0.05)
+    result = tl.train_model(settings, mini, device="cpu", backbone=lambda: kept, head=lambda width, classes: head)
+    after = [value for part in (kept.module, head) for value in part.parameters()]
+    trained = [value for part in (result.model.backbone, result.model.head) for value in part.parameters()]
+    assert all(map(torch.equal, after, before)) and not any(map(torch.equal, trained, before))
+
+
 WRONG_BACKBONES = {
+    "own_backbone:unseeded": "made other weights than before (",
+    "own_backbone:locked": "what it returned can't be copied, and a copy is what trains: TypeError: cannot pickle",
     "own_backbone:unpooled": "its output for 2 images of 32 pixels is (2, 8, 30, 30) float32, not (images, width) = "
     "(2, 8) float32",
     "own_backbone:bare": "returned a value of type Flatten, not a tl.Backbone(module, width, preprocessing)",
@@ -241,6 +331,10 @@ WRONG_BACKBONES = {
     "own_syntax:make": "own_syntax.py is no valid Python: '(' was never closed (line 2)",
     "own_folder:make": "own_folder has no file: name a module, not a folder",
     "own_package.iner:make": "own_package has no module 'iner'; near matches: inner",
+    "own_exits:make": "SystemExit: 3",
+    "own_nested.deep.lower:make": "ValueError: found",
+    "own_nested.deep.lowre:make": "own_nested.deep has no module 'lowre'; near matches: lower",
+    "time:make": "time is ",
     "__main__:make": "is in the notebook or script that runs; other processes can't import it from there",
 }
 
@@ -250,6 +344,10 @@ def test_a_wrong_backbone_is_one_line_that_names_it(name: str, modules: Path) ->
     """Whatever is wrong with it."""
     (modules / "own_raises.py").write_text("make = 1\nraise RuntimeError('at once')\n")
     (modules / "own_syntax.py").write_text("\nmake = (\n")
+    (modules / "own_exits.py").write_text("import sys\n\ndef make():\n    sys.exit(3)\n")
+    (modules / "own_nested" / "deep").mkdir(parents=True)
+    (modules / "own_nested" / "deep" / "lower.py").write_text("def make():\n    raise ValueError('found')\n")
+    (modules / "time.py").write_text("def make():\n    pass\n")
     (modules / "own_folder").mkdir()
     (modules / "own_package").mkdir()
     for file in ("__init__", "inner"):
@@ -269,6 +367,7 @@ WRONG_PARTS = {
     ("loss", "detached"): "gave a number without a gradient",
     ("loss", "learned"): "has parameters, which no optimiser trains",
     ("loss", "fails_later"): "ZeroDivisionError: 1/0",
+    ("loss", "forgetful"): "ValueError: the memory bank is empty",
     ("loss", "SMOOTHING"): "is of type float, which can't be called",
     ("optimizer", "half"): "has 1 of the 2 parameters that train, and 0 others",
     ("optimizer", "closed"): "LBFGS needs a closure for its steps",
@@ -322,6 +421,36 @@ def test_a_change_of_the_source_makes_another_cell(file: str, modules: Path) -> 
     assert digest_of(path) != before
 
 
+@pytest.mark.parametrize("name", ["profile", "bench", "tl"])
+def test_names_of_others_are_no_hiding_place(name: str, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of one's own may be called as one of the standard library's, or as the suite."""
+    first = modules / "first"
+    first.mkdir()
+    monkeypatch.syspath_prepend(str(first))
+    digests = set()
+    for number in range(2):
+        (first / f"{name}.py").write_text(f"def make():\n    return {number}\n")
+        digests.add(digest_of(ImportPath.parse("loss", f"{name}:make")))
+    (modules / "own_parts_here.py").write_text(f"import {name}\n\ndef make():\n    pass\n")
+    for number in range(2):
+        (first / f"{name}.py").write_text(f"def make():\n    return {number}\n")
+        digests.add(digest_of(ImportPath.parse("loss", "own_parts_here:make")))
+    assert len(digests) == 4
+    if name != "profile":
+        with pytest.raises(ConfigError, match="but Python has another module of that name"):
+            own_code.load(ImportPath.parse("loss", f"{name}:make"))
+
+
+def test_a_long_expression_is_read(modules: Path) -> None:
+    """As deep as Python itself can read it; what is deeper is one line."""
+    path = ImportPath.parse("loss", "own_helper:make")
+    (modules / "own_helper.py").write_text(f"x = {'+'.join('1' * 1500)}\nmake = len\n")
+    assert digest_of(path)
+    (modules / "own_helper.py").write_text(f"x = {'+'.join('1' * 9000)}\nmake = len\n")
+    with pytest.raises(ConfigError, match=r"own_helper\.py can't be read: maximum recursion depth"):
+        digest_of(path)
+
+
 def test_modules_of_a_package_belong_to_the_source(modules: Path) -> None:
     """Also those that are imported relative to it, and the packages around it."""
     for name, text in {
@@ -334,7 +463,8 @@ def test_modules_of_a_package_belong_to_the_source(modules: Path) -> None:
         file = modules / "own_package" / f"{name}.py"
         file.parent.mkdir(exist_ok=True, parents=True)
         file.write_text(text)
-    found = own_code._files(ImportPath.parse("loss", "own_package.inner:x"))
+    path = ImportPath.parse("loss", "own_package.inner:x")
+    found = own_code.files_from(path, path.module, modules / "own_package" / "inner.py")
     wanted = ["", ".beside", ".deep", ".deep.lower", ".inner"]
     assert sorted(found) == [f"own_package{name}" for name in wanted]
 

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from tl.errors import ConfigError, not_one_of
 from tl.own_code import PARTS, ImportPath, digest_of, is_import_path
 from tl.regimes import REGIMES, Regime
-from tl.sources import names_of
+from tl.sources import SOURCES, names_of
 from tl.specs import Spec
 from tl.strict import Count, Positive, Strict
 from tl.tasks import TASKS
@@ -227,23 +227,29 @@ class TrainConfig(Strict):
         return tuple(ImportPath.parse(name, value) for name, value in given if is_import_path(value))
 
     def with_code(self, digest: Callable[[str, str], str] | None = None) -> TrainConfig:
-        """The config with the digests of the code that it names, as its source is now.
+        """The config with the digests of the code that it names, as its source is now, and with the backbone's whole
+        name, such as its commit.
 
         `digest` maps a setting and its value to a digest; by default it is `code_digest`. Raises `ConfigError` if there
-        is no such code, or if the config has other digests: the source has changed since the training was planned.
+        is no such code, if it is not to be used (`tl.hub`), or if the config has other digests: the source has changed
+        since the training was planned.
         """
         look = digest or code_digest
-        named = [(path.setting, path.text) for path in self.own_parts]
-        named += [("backbone", self.backbone)] if names_of(self.spec.source) else []
-        now = tuple((setting, look(setting, value)) for setting, value in sorted(named))
-        if self.code and self.code != now:
-            before = dict(self.code)
-            setting, found = next((name, found) for name, found in now if before.get(name) != found)
-            raise ConfigError(
-                f"{setting}={getattr(self, setting)!r}: its source has changed since this training was planned "
-                f"({before.get(setting, '')[:8]}, now {found[:8]}); plan it again"
-            )
-        return self if self.code == now else self.replace(code=now)
+        named = {path.setting: path.text for path in self.own_parts}
+        if names := names_of(self.spec.source):
+            # First, since that asks whether the code may be used at all, and pins which code it is.
+            named["backbone"] = str(Spec(self.spec.source, names.canonical(self.spec.name)))
+        now = {setting: look(setting, value) for setting, value in sorted(named.items())}
+        for setting, before in self.code:
+            if setting in now and before != now[setting]:
+                raise ConfigError(
+                    f"{setting}={getattr(self, setting)!r}: its source has changed since this training was planned "
+                    f"({before[:8]}, now {now[setting][:8]}); plan it again"
+                )
+        filled, backbone = tuple(now.items()), named.get("backbone", self.backbone)
+        return (
+            self if (self.code, self.backbone) == (filled, backbone) else self.replace(backbone=backbone, code=filled)
+        )
 
     @property
     def spec(self) -> Spec:
@@ -308,11 +314,23 @@ class TrainConfig(Strict):
     def _only_of_own_code(cls, value: tuple[tuple[str, str], ...], info: Any) -> tuple[tuple[str, str], ...]:
         """Drop the digests of settings that name no code, such as those that the regime doesn't read."""
         given = info.data
+        source = Spec.parse(given.get("backbone", "")).source
+        made = source and not (source in SOURCES and SOURCES[source].lists)
         return tuple(
             (name, digest)
             for name, digest in sorted(value)
-            if name == "backbone" or (name in PARTS and is_import_path(given.get(name, "")))
+            if (name == "backbone" and made) or (name in PARTS and is_import_path(given.get(name, "")))
         )
+
+    def replace(self, **changes: Any) -> Self:
+        """See `Strict.replace`. The digest of what is replaced by other code goes."""
+        if "code" not in changes:
+            changes["code"] = tuple(
+                (name, digest)
+                for name, digest in self.code
+                if name not in changes or changes[name] == getattr(self, name)
+            )
+        return super().replace(**changes)
 
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:

@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
-import shutil
 import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from tl.cache import cache_dir, user_path
 from tl.digest import file_digest
 from tl.errors import ConfigError
 from tl.network import unreachable
-from tl.own_code import ImportPath, check_name
+from tl.own_code import ImportPath, check_name, files_from
 from tl.sources import Names
 
 API, ARCHIVES = "https://api.github.com", "https://codeload.github.com"
 VARIABLE = "TL_TRUST"
 """The environment variable with the repositories that are trusted, for child processes."""
-_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([^:\s]+))?:([A-Za-z_]\w*)")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/(?!\.{1,2}(?:$|:))[A-Za-z0-9_.-]+")
+_NAME = re.compile(rf"({_REPOSITORY.pattern})(?::((?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_./@+-]*))?:([A-Za-z_]\w*)")
+"""No part of a name can lead an address or a folder elsewhere, as `..`, `?` and `#` would."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PAGE, _MOST_PAGES = 100, 20
+"""Branches or tags in an answer, and answers that are read to find a commit among them."""
+_NOT_THERE = (404, 422)
 _MOST_BYTES = 200 << 20
 """Largest archive of a repository that is downloaded."""
 
@@ -59,7 +65,7 @@ def entry_of(source: str, name: str) -> Entry:
         folder, _, last = name.rpartition(":")
         if not folder or not last.isidentifier():
             raise ConfigError(f"backbone={f'{source}:{name}'!r}: must be hub-local:FOLDER:ENTRY")
-        return Entry("backbone", folder, last, source)
+        return Entry("backbone", os.fspath(Path(folder)), last, source)  # `./a/` is `a`
     found = _NAME.fullmatch(name)
     if not found:
         raise ConfigError(f"backbone={f'{source}:{name}'!r}: must be hub:OWNER/REPO[:REF]:ENTRY")
@@ -75,6 +81,18 @@ def trust(repositories: Iterable[str]) -> None:
     os.environ[VARIABLE] = ",".join(dict.fromkeys([*_trusted(), *given]))
 
 
+@contextmanager
+def trust_ends() -> Iterator[None]:
+    """Let what is trusted within the context, such as by `trust`, be trusted there alone."""
+    before = os.environ.get(VARIABLE)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+
 def _trusted() -> list[str]:
     return [one for one in os.environ.get(VARIABLE, "").split(",") if one]
 
@@ -82,13 +100,16 @@ def _trusted() -> list[str]:
 def folder_of(entry: Entry) -> Path:
     """The folder with an entry's `hubconf.py`; that of a pinned repository is downloaded if it isn't in the cache.
 
-    Raises `ConfigError`.
+    Raises `ConfigError`, also for a repository that isn't trusted, and for a commit that isn't its own.
     """
     if entry.source == "hub-local":
         folder = user_path(f"{entry}: folder ", entry.module)
         if not (folder / "hubconf.py").is_file():
             raise entry.wrong(f"{entry.module} has no hubconf.py")
         return folder
+    _check_trust(entry)
+    if not _COMMIT.fullmatch(entry.ref):
+        raise entry.wrong("is not pinned to a commit")
     folder = cache_dir() / "hub" / f"{entry.module.replace('/', '+')}+{entry.ref}"
     if not folder.is_dir():
         _download(entry, folder)
@@ -100,16 +121,68 @@ def folder_of(entry: Entry) -> Path:
 def _canonical(name: str) -> str:
     """Check trust and pin the commit."""
     entry = entry_of("hub", name)
-    if entry.module.lower() not in map(str.lower, _trusted()):
-        raise entry.wrong(f"runs code of that repository on this machine: add --trust {entry.module} if you trust it")
+    _check_trust(entry)
     if _COMMIT.fullmatch(entry.ref):
         return entry.text
-    ref = entry.ref or "HEAD"
-    address = f"{API}/repos/{entry.module}/commits/{ref}"
-    answer = _get(entry, address, "application/vnd.github.sha", f"{ref} can't be pinned to a commit").decode().strip()
+    return Entry("backbone", entry.module, entry.name, "hub", _commit_of(entry, entry.ref or "HEAD")).text
+
+
+def _check_trust(entry: Entry) -> None:
+    if entry.module.lower() not in map(str.lower, _trusted()):
+        raise entry.wrong(f"runs code of that repository on this machine: add --trust {entry.module} if you trust it")
+
+
+def _commit_of(entry: Entry, ref: str) -> str:
+    address, what = f"{API}/repos/{entry.module}/commits/{quote(ref, safe='')}", f"{ref} can't be pinned to a commit"
+    answer = _get(entry, address, "application/vnd.github.sha", what).decode(errors="replace").strip()
     if not _COMMIT.fullmatch(answer):
-        raise entry.wrong(f"{ref} can't be pinned to a commit: {address} answered something else")
-    return Entry("backbone", entry.module, entry.name, "hub", answer).text
+        raise entry.wrong(f"{what}: {address} answered something else")
+    return answer
+
+
+def _check_commit(entry: Entry) -> None:
+    """Raise `ConfigError` for a commit that isn't the repository's own.
+
+    GitHub shows commits of forks and of pull requests under the name of the repository that they are made from, and
+    anybody can make those. So a commit must be in the history of the default branch, or the last one of a branch or a
+    tag.
+    """
+    commit, what = entry.ref, f"whether {entry.ref[:8]} is a commit of this repository can't be found out"
+    head = _commit_of(entry, "HEAD")
+    if commit == head:
+        return
+    repository = f"{API}/repos/{entry.module}"
+    compared = _asked(entry, f"{repository}/compare/{head}...{commit}?per_page=1", what, missing={})
+    if isinstance(compared, dict) and compared.get("status") in ("behind", "identical"):
+        return
+    for kind in ("branches", "tags"):
+        for page in range(1, _MOST_PAGES + 1):
+            found = _asked(entry, f"{repository}/{kind}?per_page={_PAGE}&page={page}", what)
+            names = found if isinstance(found, list) else []
+            if any(isinstance(one, dict) and (one.get("commit") or {}).get("sha") == commit for one in names):
+                return
+            if len(names) < _PAGE:
+                break
+    raise entry.wrong(
+        f"{commit[:8]} is neither in the history of the repository's default branch nor the last commit of a branch or "
+        "tag; it may be of a fork or a pull request, whose code you haven't said that you trust"
+    )
+
+
+def _asked(entry: Entry, address: str, what: str, missing: object = None) -> object:
+    """What an address answers as JSON; `missing`, if it is given, where there is no such thing."""
+    try:
+        return json.loads(_get(entry, address, "application/vnd.github+json", what))
+    except _NotThereError:
+        if missing is None:
+            raise
+        return missing
+    except ValueError as error:
+        raise entry.wrong(f"{what}: {address} answered something else") from error
+
+
+class _NotThereError(ConfigError):
+    """A server has no such thing."""
 
 
 def _get(entry: Entry, address: str, accept: str, what: str) -> bytes:
@@ -119,7 +192,8 @@ def _get(entry: Entry, address: str, accept: str, what: str) -> bytes:
         with urllib.request.urlopen(urllib.request.Request(address, headers={"Accept": accept}), timeout=60) as answer:
             content: bytes = answer.read(_MOST_BYTES + 1)
     except urllib.error.HTTPError as error:
-        raise entry.wrong(f"{what}: {address} answered {error.code}") from error
+        wrong = entry.wrong(f"{what}: {address} answered {error.code}")
+        raise (_NotThereError(str(wrong)) if error.code in _NOT_THERE else wrong) from error
     except OSError as error:
         raise entry.wrong(f"{what}: {error}") from error
     if len(content) > _MOST_BYTES:
@@ -129,6 +203,7 @@ def _get(entry: Entry, address: str, accept: str, what: str) -> bytes:
 
 def _download(entry: Entry, folder: Path) -> None:
     """Unpack a commit into the cache, whole or not at all."""
+    _check_commit(entry)
     content = _get(entry, f"{ARCHIVES}/{entry.module}/zip/{entry.ref}", "*/*", "its code can't be downloaded")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -136,18 +211,39 @@ def _download(entry: Entry, folder: Path) -> None:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 archive.extractall(scratch)  # never outside: zipfile drops `..` and the root
             (top,) = (each for each in Path(scratch).iterdir() if each.is_dir())
-            shutil.move(os.fspath(top), os.fspath(folder))
+            try:
+                top.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster, and has the same commit
+                    raise
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise entry.wrong(f"its code can't be unpacked: {error}") from error
 
 
 def digest_of_entry(entry: Entry) -> str:
-    """Return the SHA-256 of all Python files of an entry's repository. Raises `ConfigError` without such an entry."""
-    folder = folder_of(entry)
+    """Return the SHA-256 of all Python files of an entry's repository, and of modules elsewhere that it imports.
+
+    Links are followed. Raises `ConfigError` without such an entry.
+    """
+    folder = folder_of(entry).absolute()
     check_name(entry, folder / "hubconf.py", "hubconf.py")
-    files = sorted(file for file in folder.rglob("*.py") if file.is_file())
-    lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files]
+    files = {file.relative_to(folder).as_posix(): file for file in _python_files(folder)}
+    imported = files_from(entry, "hubconf", folder / "hubconf.py", [os.fspath(folder)])
+    files |= {name: file for name, file in imported.items() if not file.is_relative_to(folder)}
+    lines = [f"{name} {file_digest(file)}" for name, file in sorted(files.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    """All Python files of a folder, those in linked folders too, but none in hidden ones."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        known = os.path.realpath(place) in seen  # through a link, such as one to a folder around it
+        seen.add(os.path.realpath(place))
+        folders[:] = [] if known else sorted(name for name in folders if not name.startswith("."))
+        if known:
+            continue
+        yield from (path for name in files if name.endswith(".py") and (path := Path(place, name)).is_file())
 
 
 NAMES = Names(

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,9 @@ from tl.hub import API, Entry, digest_of_entry, entry_of, folder_of
 from tl.imagenet import output
 from tl.library import Backbone, Maker
 from tl.own_code import call, named, takes
-from tl.own_models import as_backbone, weights_of
+from tl.own_copies import copy_of
+from tl.own_models import as_backbone, weights_of, with_weights
+from tl.own_modules import modules_of
 from tl.seeding import seed_for
 from tl.weights import ToDownload, Weights
 
@@ -37,21 +35,19 @@ _loaded: dict[Path, str] = {}
 
 
 def _code(entry: Entry) -> Any:
-    """Load an entry. Modules of other repositories are forgotten first: theirs may have the same names."""
+    """Load an entry."""
     folder, digest = folder_of(entry).resolve(), digest_of_entry(entry)
     if _loaded.setdefault(folder, digest) != digest:
         raise entry.wrong("its source has changed since this process loaded it; restart Python to use it as it is now")
-    others = [other for other in _loaded if other != folder]
-    for name, module in list(sys.modules.items()):
-        place = getattr(module, "__file__", None)
-        if place and any(Path(place).is_relative_to(other) for other in others):
-            del sys.modules[name]
     spec = importlib.util.spec_from_file_location("hubconf", folder / "hubconf.py")
     assert spec and spec.loader
     hubconf = importlib.util.module_from_spec(spec)
-    with named(entry), _on_path(folder):
+    with named(entry), modules_of(folder):
         spec.loader.exec_module(hubconf)
-    missing = [name for name in getattr(hubconf, "dependencies", []) if importlib.util.find_spec(name) is None]
+        needed: object = getattr(hubconf, "dependencies", None) or []
+        if not isinstance(needed, list | tuple) or not all(isinstance(name, str) for name in needed):
+            raise entry.wrong("`dependencies` of hubconf.py is not a list of names")
+        missing = [name for name in needed if not _is_there(name)]
     if missing:
         raise entry.wrong(f"needs packages that are not installed: {', '.join(missing)}")
     code = getattr(hubconf, entry.name, None)
@@ -60,14 +56,11 @@ def _code(entry: Entry) -> Any:
     return code
 
 
-@contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    """Let modules of a repository be imported, as torch.hub does."""
-    sys.path.insert(0, os.fspath(folder))
+def _is_there(module: str) -> bool:
     try:
-        yield
-    finally:
-        sys.path.remove(os.fspath(folder))
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
 
 
 def _made(entry: Entry, *, pretrained: bool) -> Backbone:
@@ -78,8 +71,10 @@ def _made(entry: Entry, *, pretrained: bool) -> Backbone:
     asked: dict[str, Any] = {"pretrained": pretrained}
     if not takes(code, "pretrained"):
         asked = {"weights": "DEFAULT" if pretrained else None}
-    with _on_path(folder_of(entry).resolve()):
+    with modules_of(folder_of(entry).resolve()):
         made: object = call(entry, code, **asked)
+    if isinstance(made, nn.Module | Backbone):
+        made = copy_of(entry, made)
     if isinstance(made, nn.Module):
         with named(entry):
             made = _without_classifier(entry, made)
@@ -113,9 +108,13 @@ def _maker(source: str) -> Maker:
         with seeded(seed_for("init", f"{source}:{name}", 0)):
             return weights_of(_made(entry, pretrained=True), name)
 
+    def make(name: str, given: Weights) -> Backbone:
+        entry = entry_of(source, name)
+        return with_weights(entry, _made(entry, pretrained=given.kind == "pretrained"), given)
+
     return Maker(
         weights=weights,
-        make=lambda name, given: _made(entry_of(source, name), pretrained=given.kind == "pretrained"),
+        make=make,
         load=lambda name: _code(entry_of(source, name)),
     )
 

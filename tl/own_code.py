@@ -16,9 +16,8 @@ import pkgutil
 import re
 import secrets
 import sys
-import sysconfig
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.machinery import ModuleSpec, PathFinder
@@ -27,13 +26,13 @@ from typing import Any, TypeVar
 
 from tl.digest import file_digest
 from tl.errors import ConfigError, DivergedError, NotApplicable, UserError, nearest
+from tl.own_modules import is_file_of, is_installed, is_ours, make_way, place_of
 from tl.text import shortened
 
 PARTS = ("head", "loss", "optimizer")
 """Settings that may name code of one's own in place of one of our own names."""
 MAIN = "__main__"
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_OURS = ("tl", "bench")
 Made = TypeVar("Made")
 
 
@@ -104,17 +103,21 @@ def digest_of(path: ImportPath) -> str:
     """
     if (path.setting, path.text) in _given:
         return _given[path.setting, path.text].digest
-    spec = _located(path)
-    if _is_installed(spec.origin or ""):
-        check_name(path, Path(spec.origin or ""))
+    return _source(path)[0]
+
+
+def _source(path: ImportPath) -> tuple[str, dict[str, Path]]:
+    """The digest of the source of some code, and the files of its modules."""
+    file = _located(path)
+    check_name(path, file)
+    if is_installed(os.fspath(file)):
         top = path.module.partition(".")[0]
         owners = metadata.packages_distributions().get(top, [])
-        versions = [f"{name} {metadata.version(name)}" for name in sorted(set(owners))]
-        return hashlib.sha256("\n".join([*versions, file_digest(Path(spec.origin or ""))]).encode()).hexdigest()
-    check_name(path, Path(spec.origin or ""))
-    files = _files(path)
+        lines = [f"{name} {metadata.version(name)}" for name in sorted(set(owners))] + [file_digest(file)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest(), {path.module: file}
+    files = files_from(path, path.module, file)
     lines = [f"{name} {file_digest(file)}" for name, file in sorted(files.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest(), files
 
 
 def load(path: ImportPath, digest: str = "") -> Callable[..., Any]:
@@ -124,7 +127,7 @@ def load(path: ImportPath, digest: str = "") -> Callable[..., Any]:
     """
     if (path.setting, path.text) in _given:
         return _given[path.setting, path.text].code
-    now = digest_of(path)
+    now, files = _source(path)
     if digest and now != digest:
         raise path.wrong(f"its source has changed since this was planned ({digest[:8]}, now {now[:8]}); start again")
     if _imported.setdefault(path.module, now) != now:
@@ -132,11 +135,16 @@ def load(path: ImportPath, digest: str = "") -> Callable[..., Any]:
     here = os.fspath(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+    make_way(files)
     try:
         found: Any = import_module(path.module)
     except (Exception, SystemExit) as error:  # a module that ends the process has decided nothing
         _imported.pop(path.module, None)
         raise path.wrong(f"{path.module} can't be imported: {_said(error)}") from error
+    for name, file in files.items():
+        if name in sys.modules and not is_file_of(sys.modules[name], file):
+            place = place_of(sys.modules[name]) or "built into Python"
+            raise path.wrong(f"{name} is {file}, but Python has another module of that name ({place}); rename yours")
     for number, name in enumerate(parts := path.name.split(".")):
         if not hasattr(found, name):
             raise path.wrong(_no_name(".".join([path.module, *parts[:number]]), name, dir(found)))
@@ -152,19 +160,26 @@ _imported: dict[str, str] = {}
 
 
 @contextlib.contextmanager
-def named(path: ImportPath) -> Iterator[None]:
-    """Raise `ConfigError` that names some code for whatever goes wrong in it. Running out of memory stays what it is.
+def named(path: ImportPath, what: str = "") -> Iterator[None]:
+    """Raise `ConfigError` that names some code for whatever goes wrong in it, `what` before the reason.
 
-    So do the suite's own errors.
+    Running out of memory stays what it is. So do the suite's own errors.
     """
     try:
         yield
     except (UserError, DivergedError, NotApplicable, MemoryError):
         raise
-    except Exception as error:
-        if "memory" in str(error):
+    except (Exception, SystemExit) as error:
+        if _is_out_of_memory(error):
             raise
-        raise path.wrong(_said(error)) from error
+        raise path.wrong(f"{what}{_said(error)}") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """True for what torch raises, on a GPU and on a CPU; errors of code may be about a memory of its own."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search("out of memory|(allocate|enough) memory", str(error)))
 
 
 def _said(error: BaseException) -> str:
@@ -235,8 +250,11 @@ def once(setting: str, text: str) -> str:
     return secrets.token_hex() if (setting, text) in _given else ""
 
 
-def _located(path: ImportPath) -> ModuleSpec:
-    """Find a module without importing it or its packages. Raises `ConfigError` without one, or one without a file."""
+def _located(path: ImportPath) -> Path:
+    """Find the file of a module without importing it or its packages.
+
+    Raises `ConfigError` without such a module, and for one without a file.
+    """
     if path.module == MAIN:
         raise path.wrong(
             "is in the notebook or script that runs; other processes can't import it from there: put it into a module, "
@@ -254,16 +272,20 @@ def _located(path: ImportPath) -> ModuleSpec:
         raise path.wrong(f"{lacks} in the working folder or on Python's path{hint}" if not where else f"{lacks}{hint}")
     if not spec.origin or not Path(spec.origin).is_file():
         raise path.wrong(f"{path.module} has no file: name a module, not a folder")
-    return spec
+    return Path(spec.origin)
 
 
-def _find(module: str) -> tuple[ModuleSpec | None, str]:
-    """The spec of a module; or None, and the innermost package around it that there is."""
-    places: list[str] | None = _search_path()
+def _find(module: str, first: Sequence[str] = ()) -> tuple[ModuleSpec | None, str]:
+    """The spec of a module; or None, and the innermost package around it that there is.
+
+    It is looked for in the places `first` before all others.
+    """
+    places: list[str] | None = [*first, *_search_path()]
     found, name = None, ""
     for part in module.split("."):
         around, name = name, f"{name}.{part}" if name else part
-        found = None if places is None else PathFinder.find_spec(name, places)
+        # By its own name alone: a folder without __init__.py would look for the package around it among the imported.
+        found = None if places is None else PathFinder.find_spec(part, places)
         if found is None:
             return None, around
         places = list(found.submodule_search_locations) if found.submodule_search_locations is not None else None
@@ -285,14 +307,17 @@ def _no_name(where: str, name: str, names: Any) -> str:
 
 
 def _tree(path: ImportPath, file: Path) -> ast.Module | None:
-    """The syntax of a Python file; None for a file that isn't Python. Raises `ConfigError`."""
+    """The syntax of a Python file; None for a file that isn't Python.
+
+    Raises `ConfigError` for what is no Python inside, or can't be read.
+    """
     if file.suffix != ".py":
         return None
     try:
         return ast.parse(file.read_bytes())
     except SyntaxError as error:
         raise path.wrong(f"{file.name} is no valid Python: {error.msg} (line {error.lineno})") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise path.wrong(f"{file.name} can't be read: {error}") from error
 
 
@@ -309,38 +334,43 @@ def check_name(path: ImportPath, file: Path, where: str = "") -> None:
 
 def _bound(tree: ast.AST) -> Iterator[str]:
     """Names that the statements of a module bind at its top level; `*` for an import of all names."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
-            continue
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from ((alias.asname or alias.name).partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        yield from _bound(node)
-
-
-def _files(path: ImportPath) -> dict[str, Path]:
-    """Module → file: of a path's module, the packages around it, and all modules that these import, one by another.
-
-    Modules of the standard library, of installed packages and of the suite are left out.
-    """
-    found: dict[str, Path] = {}
-    waiting = [path.module]
+    waiting: list[ast.AST] = [tree]  # no recursion: a long sum is as deep as it has terms
     while waiting:
-        module = waiting.pop()
-        parts = module.split(".")
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield node.name
+                continue
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                yield from ((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            waiting.append(node)
+
+
+def files_from(path: ImportPath, module: str, file: Path, first: Sequence[str] = ()) -> dict[str, Path]:
+    """Module → file: of a module, the packages around it, and all modules that these import, one by another.
+
+    Modules of the standard library, of installed packages and of the suite are left out, but for the first one. The
+    places `first` are searched before all others. Raises `ConfigError` for a file that is no valid Python.
+    """
+    found = {module: file}
+    waiting = [module, *_imports_of(path, file, module)]
+    while waiting:
+        parts = waiting.pop().split(".")
         for name in (".".join(parts[: count + 1]) for count in range(len(parts))):
-            if name in found or parts[0] in sys.stdlib_module_names or parts[0] in _OURS:
+            spec = None if name in found else _find(name, first)[0]
+            if spec is None or not spec.origin or is_installed(spec.origin) or is_ours(spec.origin):
                 continue
-            spec = _find(name)[0]
-            if spec is None or not spec.origin or _is_installed(spec.origin) or not Path(spec.origin).is_file():
-                continue
-            found[name] = Path(spec.origin)
-            tree = _tree(path, found[name])
-            package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-            waiting += _imports(tree, package) if tree else []
+            if (place := Path(spec.origin)).is_file():
+                found[name] = place
+                waiting += _imports_of(path, place, name)
     return found
+
+
+def _imports_of(path: ImportPath, file: Path, name: str) -> list[str]:
+    """What a module's file imports."""
+    tree = _tree(path, file)
+    return _imports(tree, name if file.stem == "__init__" else name.rpartition(".")[0]) if tree else []
 
 
 def _imports(tree: ast.Module, package: str) -> list[str]:
@@ -354,9 +384,3 @@ def _imports(tree: ast.Module, package: str) -> list[str]:
             base = ".".join([*around, *([node.module] if node.module else [])])
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)] if base else []
     return names
-
-
-def _is_installed(file: str) -> bool:
-    """True for a file of the standard library or of an installed package."""
-    places = {sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib", "platstdlib")}
-    return any(Path(file).is_relative_to(place) for place in places if place)

@@ -15,6 +15,7 @@ from tl.freezing import digest
 from tl.imagenet import output
 from tl.library import Backbone, Maker
 from tl.own_code import ImportPath, call, load, named, takes
+from tl.own_copies import copy_of
 from tl.seeding import seed_for
 from tl.weights import Weights
 
@@ -36,7 +37,17 @@ def weights_of(made: Backbone, name: str) -> Weights:
 
 def _make(name: str, weights: Weights) -> Backbone:
     path = ImportPath.parse("backbone", name)
-    return _made(path, pretrained=weights.kind == "pretrained")
+    return with_weights(path, _made(path, pretrained=weights.kind == "pretrained"), weights)
+
+
+def with_weights(path: ImportPath, made: Backbone, weights: Weights) -> Backbone:
+    """Return what code made, if it has the weights that were found. Raises `ConfigError`, which names the code."""
+    if weights.kind == "pretrained" and (now := weights_of(made, weights.label).digest) != weights.digest:
+        raise path.wrong(
+            f"made other weights than before ({weights.digest[:8]}, now {now[:8]}): whatever is random in it needs a "
+            "fixed seed"
+        )
+    return made
 
 
 def _made(path: ImportPath, *, pretrained: bool) -> Backbone:
@@ -44,7 +55,10 @@ def _made(path: ImportPath, *, pretrained: bool) -> Backbone:
     code = load(path)
     if not pretrained and not takes(code, "pretrained"):
         raise NotApplicable(f"{path}: makes no random weights: it has no parameter `pretrained`")
-    return as_backbone(path, call(path, code, pretrained=pretrained), "a tl.Backbone(module, width, preprocessing)")
+    made: object = call(path, code, pretrained=pretrained)
+    if isinstance(made, Backbone):
+        made = copy_of(path, made)
+    return as_backbone(path, made, "a tl.Backbone(module, width, preprocessing)")
 
 
 def as_backbone(path: ImportPath, made: object, wanted: str) -> Backbone:

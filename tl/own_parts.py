@@ -22,6 +22,7 @@ from torch import nn
 from tl.config import TrainConfig
 from tl.library import library, maker
 from tl.own_code import ImportPath, call, load, named, takes
+from tl.own_copies import copy_of
 from tl.sources import SOURCES, names_of
 from tl.specs import Spec
 
@@ -54,6 +55,7 @@ def own_head(text: str, width: int, classes: int) -> nn.Module:
     head = call(path, load(path), width, classes)
     if not isinstance(head, nn.Module):
         raise path.wrong(f"returned a value of type {type(head).__name__}, not a torch.nn.Module")
+    head = copy_of(path, head)
     with named(path), torch.inference_mode():
         logits: object = head.eval()(torch.zeros(2, width))
     head.train()
@@ -79,7 +81,7 @@ def own_loss(config: TrainConfig, weight: torch.Tensor | None) -> Callable[[torc
         )
     if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
         raise path.wrong("has parameters, which no optimiser trains; put them into the head")
-    return _OwnLoss(path, loss)
+    return _OwnLoss(path, copy_of(path, loss))
 
 
 class _OwnLoss:

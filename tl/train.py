@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -108,8 +107,9 @@ def train_model(
         )
     codes = _given_codes(backbone=backbone, head=head, loss=loss, optimizer=optimizer)
     names = {name: f"module:{path.text}" if name == "backbone" else path.text for name, (path, _) in codes.items()}
+    planned = tuple((name, digest) for name, digest in config.code if name not in codes)
     with given(codes):
-        config = config.replace(**names).with_code()
+        config = config.replace(code=planned, **names).with_code()
         return _train(config, splits, device, weights, weights_dir, on_epoch, keep, cuda_graphs, inference)
 
 
@@ -120,12 +120,8 @@ def _given_codes(
     found = {name: (path_given(name, code), code) for name, code in codes.items() if code is not None}
     if isinstance(backbone, Backbone):
         path = path_given("backbone", type(backbone.module))
-        return found | {"backbone": (path, partial(_copy, backbone))}
+        return found | {"backbone": (path, partial(replace, backbone))}  # whose network is copied, as any code's is
     return found if backbone is None else found | {"backbone": (path_given("backbone", backbone), backbone)}
-
-
-def _copy(backbone: Backbone) -> Backbone:
-    return replace(backbone, module=deepcopy(backbone.module))
 
 
 def _train(

@@ -73,6 +73,12 @@ def locate(
     found = look_up(list(without_path), "pretrained", options.weights_dir, executor, download=True)
     for spec, answer in found.items():
         if isinstance(answer, Weights) and answer.digest != (first := without_path[spec]).digest:
+            if answer.source == "own code":
+                raise UserError(
+                    f"{spec}: its code made other weights than when this run started ({first.digest[:8]}, now "
+                    f"{answer.digest[:8]}): whatever is random in it needs a fixed seed; if you have changed a file "
+                    "that it reads, give this command another --name, or --fresh"
+                )
             raise UserError(
                 f"{spec}: the available weights ({answer.source}) are not those that this run started with "
                 f"({first.source}, {first.digest[:8]}); use --fresh"
