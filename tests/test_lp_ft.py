@@ -23,9 +23,11 @@ from tests.test_reference import plain_loop
 from tests.weights import with_statistics
 from tl import train as train_module
 from tl.features import Extraction
+from tl.fits import FITS
 from tl.protocols import run_protocol
 from tl.regimes import EVERYTHING, HEAD, REGIMES, Regime
 from tl.step import TrainStep
+from tl.timing import timed_training
 from tl.tryout import _with_the_same_steps
 
 
@@ -122,6 +124,32 @@ def test_protocols(mini: tl.Splits, protocol: str) -> None:
         assert result.learning_rate == pytest.approx(0.1 * result.learning_rate_chosen)
     else:
         assert len(result.folds) == 2
+
+
+class Measured(Exception):
+    """Memory is measured from here on."""
+
+
+@pytest.mark.parametrize("where", ["train", "timing", "protocols"])
+def test_the_fits_library_is_loaded_before_memory_is_measured(
+    mini: tl.Splits, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Its modules take more memory than the training of a small network, and are none of it."""
+    loaded: list[str] = []
+    run = {
+        "train": lambda: train(mini, config()),
+        "timing": lambda: timed_training(config(), mini, device="cpu").__enter__(),
+        "protocols": lambda: run_protocol(config(protocol="tuned", learning_rates=(1e-3, 1e-2)), mini, device="cpu"),
+    }
+
+    def marks(*arguments: Any, **settings: Any) -> None:
+        raise Measured
+
+    monkeypatch.setitem(FITS, "logistic", replace(FITS["logistic"], load=lambda: loaded.append("logistic")))
+    monkeypatch.setattr(f"tl.{where}.MemoryMarks", marks)
+    with pytest.raises(Measured):
+        run[where]()
+    assert loaded == ["logistic"]
 
 
 def test_the_rate_is_a_setting() -> None:
