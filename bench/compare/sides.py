@@ -35,6 +35,8 @@ class Quantity:
     label: str
     compared: ComparedBy
     better: Literal["lower", "higher"]
+    by_signs: bool = False
+    """See `Metric.by_signs`."""
 
     @property
     def in_bytes(self) -> bool:
@@ -72,7 +74,9 @@ FEW_VALUES = 3
 def quantities() -> dict[str, Quantity]:
     """The metrics of runs that can be compared: those for which more is better, or less is."""
     return {
-        name: Quantity(name=name, label=metric.label, compared=metric.compared, better=metric.better)
+        name: Quantity(
+            name=name, label=metric.label, compared=metric.compared, better=metric.better, by_signs=metric.by_signs
+        )
         for name, metric in METRICS.items()
         if metric.better is not None
     }
