@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+import tl
 from tests.weights import network
+from tl.backbones import Classifier
 from tl.errors import NotApplicable
 from tl.library import library
 from tl.stages import last_stages, parameters_of, stages
@@ -71,6 +73,20 @@ BY_HAND: dict[str, list[tuple[str, ...]]] = {
         ("blocks.1",),
         ("blocks.2", "blocks.3"),
         ("blocks.4", "blocks.5", "conv_head"),
+    ],
+    "timm:mobilevitv2_050": [  # its transformers work on patches: (B, channels, pixels of a patch, patches)
+        ("stem", "stages.0"),
+        ("stages.1",),
+        ("stages.2",),
+        ("stages.3",),
+        ("stages.4",),
+    ],
+    "timm:legacy_xception": [  # blocks are cut where they pool; the last convolutions are in no chain
+        ("conv1", "bn1", "conv2", "bn2", "block1.rep"),
+        ("block1.skip", "block1.skipbn", "block2.rep"),
+        ("block2.skip", "block2.skipbn", "block3.rep"),
+        ("block3.skip", "block3.skipbn", *(f"block{number}" for number in range(4, 12)), "block12.rep"),
+        ("block12.skip", "block12.skipbn", "conv3", "bn3", "conv4", "bn4"),
     ],
     "timm:vgg11": [
         ("features.0",),
@@ -190,6 +206,31 @@ def test_stages_that_share_a_parameter_are_one() -> None:
 def test_layers_of_one_resolution_are_stages_of_their_own() -> None:
     """Nothing lowers the resolution, as in a transformer."""
     assert len(stages(Convolutions(stride=1))) == 3
+
+
+class Flat(nn.Module):
+    """Its hidden layer fits images of one side alone; each of its convolutions is a stage."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 2, 3, stride=2, padding=1), nn.Conv2d(2, 2, 3, stride=2, padding=1)
+        self.hidden = nn.Linear(2 * (side // 4) ** 2, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.hidden(self.second(self.first(images)).flatten(1))
+        return features
+
+
+def test_images_have_the_side_that_the_backbone_names() -> None:
+    """A network that says nothing of its images gets those that it will train on."""
+    module = Flat(32)
+    with pytest.raises(NotApplicable, match="224 × 224 pixels gave: mat1 and mat2 shapes"):
+        stages(module)
+    preprocessing = tl.Preprocessing(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    config = tl.TrainConfig(backbone="timm:test_resnet")
+    model = Classifier(tl.Backbone(module, 4, preprocessing), 2, config)
+    found = stages(model.backbone)
+    assert [len(parameters_of(stage)) for stage in found] == [2, 4]
 
 
 class Fussy(nn.Module):

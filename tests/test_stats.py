@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import statistics
 from collections.abc import Callable
 from itertools import permutations
 
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
+from bench.analysis.claims import CLAIMS
 from bench.analysis.stats import (
     LEVEL,
     MIN_IN_ORDER,
@@ -22,10 +25,12 @@ from bench.analysis.stats import (
     holm,
     mcnemar,
     ratio,
+    ratio_by_signs,
     ratio_in_order,
     ratio_of_pairs,
     wilson,
 )
+from bench.analysis.verdicts import DECIDED, decide_together
 
 DRAWS = 2_000
 POSITIVE = st.floats(0.1, 100)
@@ -338,3 +343,41 @@ def test_pairs_that_resemble_each_other_are_covered_more_often_and_never_absurdl
             plain_held += plain[0] <= 1 <= plain[1]
             widest = max(widest, math.log(ours[1] / ours[0]) / math.log(plain[1] / plain[0]))
         assert held / 1000 >= least and held >= plain_held + (15 if correlation else 0) and widest <= 2.01
+
+
+@pytest.mark.parametrize("logs", [[0.7] * 6, [0.7] * 9 + [0.0], [-1, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4]])
+def test_signs_are_tested_as_by_scipy(logs: list[float]) -> None:
+    """A ratio is above a bound if more seeds are than fair coins would show; those at the bound count against it."""
+    found = ratio_by_signs(logs_of(*logs), dict.fromkeys(range(len(logs)), 1.0))
+    assert found.centre == pytest.approx(statistics.median(logs))
+    for bound in (-0.5, 0.0, 0.5, 1.0, 2.5):
+        above, below = sum(each > bound for each in logs), sum(each < bound for each in logs)
+        for p, count in ((found.p_not_above, above), (found.p_not_below, below)):
+            assert p(math.exp(bound)) == pytest.approx(
+                reference.binomtest(count, len(logs), alternative="greater").pvalue
+            )
+    low, high = interval(found)
+    assert found.p_not_above(low * 0.999) <= 0.025 < found.p_not_above(low * 1.001)
+    assert found.p_not_below(high * 1.001) <= 0.025 < found.p_not_below(high * 0.999)
+
+
+def test_too_few_signs_decide_nothing() -> None:
+    found = ratio_by_signs(logs_of(*[0.7] * 5), dict.fromkeys(range(5), 1.0))
+    assert (found.low, found.high, found.half_width, found.p, found.fewest) == (None, None, None, 1.0, 6)
+    more = ratio_by_signs(logs_of(*[0.7] * 6), dict.fromkeys(range(6), 1.0))
+    assert more.p == pytest.approx(2 / 64) and more.interval(0.01) == (0.0, math.inf)
+    assert ratio_by_signs({}, {}) is None
+
+
+@pytest.mark.parametrize("epochs", [(1, 2), (1, 2, 3), (5, 10), tuple(range(1, 30))])
+@pytest.mark.parametrize(("seeds", "backbones"), [(6, 1), (8, 20)])
+def test_small_numbers_that_agree_by_chance_give_no_verdict(
+    epochs: tuple[int, ...], seeds: int, backbones: int
+) -> None:
+    """Without an effect, few reports have a verdict on whether one regime is sooner, however few values there are."""
+    draw, reports, wrong = random.Random(1), 200, 0
+    for _ in range(reports):
+        sides = [[{seed: float(draw.choice(epochs)) for seed in range(seeds)} for _ in "ab"] for _ in range(backbones)]
+        found = decide_together([(CLAIMS["lp-ft-sooner"], ratio_by_signs(*both)) for both in sides])
+        wrong += any(verdict in DECIDED for verdict, _ in found)
+    assert wrong <= 0.05 * reports

@@ -26,6 +26,7 @@ from tl.seeding import seed_for
 from tl.sources import SOURCES
 from tl.specs import Spec
 from tl.specs import find as find_spec
+from tl.stages import expect_size
 from tl.weights import Checkpoint, Weights, find
 
 
@@ -147,6 +148,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone.module
         self.spec, self.preprocessing = backbone.spec, backbone.preprocessing
+        expect_size(backbone.module, backbone.preprocessing.size)
         with seeded(seed_for("head", config.seed)):
             self.head = backbone.head or make_head(config.head, backbone.width, classes)
 

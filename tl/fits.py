@@ -24,6 +24,7 @@ from torch.nn.functional import normalize, one_hot
 
 from tl.alike import members
 from tl.folds import grouped_folds, stratified_folds
+from tl.regimes import Regime
 from tl.seeding import seed_for
 
 NEIGHBOURS = 20
@@ -288,3 +289,10 @@ FITS: dict[str, Fit] = {
     "logistic": Fit(run=_logistic, setting="C", load=lambda: import_module("sklearn.linear_model")),
 }
 """The fit of each `Regime.fit` other than `steps`."""
+
+
+def load_fits(regime: Regime) -> None:
+    """Import the libraries that a regime's fits need. Memory is measured from there on."""
+    for name in (regime.fit, regime.head_start):
+        if name in FITS:
+            FITS[name].load()

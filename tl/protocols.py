@@ -23,6 +23,7 @@ from tl.config import TrainConfig, one_training
 from tl.datasets import Splits
 from tl.deferred import compiler_loaded
 from tl.errors import DivergedError
+from tl.fits import load_fits
 from tl.folds import check_protocol, every_image, fold_splits, tuning_splits
 from tl.heads import TrainedHead, train_heads, trainable_at_once
 from tl.images import open_store
@@ -120,6 +121,7 @@ def _tuned(config: TrainConfig, splits: Splits, train: Train, on_stage: Stage) -
     if not REGIMES[config.regime].by_steps:
         return train(one_training(config), splits, final=True).replace(config=config)
     parts = tuning_splits(splits)
+    load_fits(REGIMES[config.regime])
     baseline = MemoryMarks(torch.device("cpu")).baseline
     tried = [one_training(config, learning_rate=rate) for rate in config.learning_rates]
     at_once = train.fits_at_once(tried[0], parts)

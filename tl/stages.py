@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ LOWER = 0.6
 USUAL_SIZE = 224
 """Side of the empty image, in pixels, for networks that don't say which size they expect."""
 Part = nn.Module | nn.Parameter
+_SIZES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass
@@ -35,6 +37,11 @@ class _Item:
     """When it ran first; what never ran goes with the part that is registered before it."""
     positions: int | None = None
     """Number of positions of its output, such as 49 for 7 × 7; None if that is unknown."""
+
+    @property
+    def convolves(self) -> bool:
+        """True if it has a convolution."""
+        return isinstance(self.part, nn.Module) and any(isinstance(each, nn.Conv2d) for each in self.part.modules())
 
 
 def stages(network: nn.Module) -> list[list[Part]]:
@@ -54,8 +61,11 @@ def stages(network: nn.Module) -> list[list[Part]]:
     places = [place for place, item in enumerate(items) if item.is_block]
     # Layers of a stem may be in a chain, too; they are no blocks of their own beside larger ones.
     large = [place for place in places if _weights(items[place].part) > 1] or places
-    # Convolutions of a single position, as in timm's VGG, are hidden layers of a classifier.
-    maps = [place for place in places if (items[place].positions or 0) > 1]
+    # Layers of a single position, such as the convolutions at the end of timm's VGG, are hidden layers of a classifier.
+    # What follows the blocks may lower the resolution once more, as the last convolutions of timm's Xception do.
+    maps = [
+        place for place, item in enumerate(items) if (item.is_block or item.convolves) and (item.positions or 0) > 1
+    ]
     starts = _lowerings(items, maps[-1]) if maps else []
     if len({sum(start <= place for start in starts) for place in large}) < 2:
         starts = large  # one resolution
@@ -65,6 +75,11 @@ def stages(network: nn.Module) -> list[list[Part]]:
     if len(found) < 2:
         raise NotApplicable("this backbone has no two stages that can be told apart")
     return found
+
+
+def expect_size(network: nn.Module, size: int) -> None:
+    """Let the stages of a network be looked for with images of this side, in pixels, as it will train on them."""
+    _SIZES[network] = size
 
 
 def last_stages(network: nn.Module, count: int) -> list[Part]:
@@ -146,7 +161,10 @@ def _run(network: nn.Module, items: Sequence[_Item]) -> None:
 
 
 def _size(network: nn.Module) -> int:
-    """Side of the images that a network expects, in pixels, if it says so: timm's networks, torchvision's ViTs."""
+    """Side of the images that a network expects, in pixels, if that is known: timm's networks and torchvision's ViTs
+    say so themselves."""
+    if network in _SIZES:
+        return _SIZES[network]
     said = getattr(network, "pretrained_cfg", None)
     if isinstance(said, dict) and said.get("input_size"):
         return int(said["input_size"][-1])
@@ -155,15 +173,17 @@ def _size(network: nn.Module) -> int:
 
 
 def _positions(output: Any) -> int | None:
-    """Number of positions in what a module returned for one image; None for anything but a map or tokens."""
+    """Number of positions in what a module returned for one image; None for anything but a square map or tokens."""
     if isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, torch.Tensor) or output.ndim not in (3, 4):
         return None
     if output.ndim == 3:  # tokens
         return output.shape[0] * output.shape[1]
-    _, one, two, three = output.shape  # images are square, so channels are the dimension that differs
-    return two * three if two == three else one * two
+    _, one, two, three = output.shape  # channels first or last; anything else may be patches, in whatever order
+    if two == three:
+        return two * three
+    return one * two if one == two else None
 
 
 def _lowerings(items: Sequence[_Item], last: int) -> list[int]:

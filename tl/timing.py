@@ -29,6 +29,7 @@ from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.errors import DivergedError, NotApplicable
 from tl.features import Features
+from tl.fits import load_fits
 from tl.images import batch_bounds
 from tl.lookahead import Ahead
 from tl.machine import wait_for_threads
@@ -332,6 +333,7 @@ def timed_training(
         raise NotApplicable(f"regime {config.regime!r} trains other stages in other epochs, so its steps differ")
     target = devices.resolve(device)
     choice = chosen(config, splits, target, weights)
+    load_fits(REGIMES[config.regime])
     memory = MemoryMarks(target, without=WAYS[config.execution].others)
     with (
         ready(config, splits, target, weights, choice=choice) as (setup, loop, _),

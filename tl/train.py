@@ -24,7 +24,7 @@ from tl.clock import Clock
 from tl.config import TrainConfig
 from tl.datasets import Splits
 from tl.errors import ConfigError, DivergedError
-from tl.fits import FITS
+from tl.fits import load_fits
 from tl.images import batch_bounds
 from tl.kept import KeptState
 from tl.latency import inference_cost
@@ -138,9 +138,7 @@ def _train(
     """Train as `train_model` does, by code that the config names alone."""
     target = devices.resolve(device)
     choice = chosen(config, splits, target, weights, weights_dir)
-    regime = REGIMES[config.regime]
-    for fit in (FITS[name] for name in (regime.fit, regime.head_start) if name in FITS):
-        fit.load()
+    load_fits(REGIMES[config.regime])
     memory = MemoryMarks(target, without=way_of(config).others)
     with ready(config, splits, target, weights, weights_dir, cuda_graphs=cuda_graphs, choice=choice) as (
         setup,

@@ -98,6 +98,11 @@ class Claim(Strict):
         """True if the claim is about a ratio, False if it is about a difference of shares."""
         return METRICS[self.metric].compared != "difference"
 
+    @property
+    def by_signs(self) -> bool:
+        """True if the claim's ratio is tested by signs, over seeds; see `Metric.by_signs`."""
+        return METRICS[self.metric].by_signs
+
     def is_about(self, regime: str, execution: str | None = None) -> bool:
         """True if the claim compares this regime with `against`, in this execution if one is given."""
         if regime == self.against or (execution is not None and self.execution not in (None, execution)):

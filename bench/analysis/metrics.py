@@ -78,6 +78,9 @@ class Metric:
     """Which direction is an improvement; None if neither is. Metrics without one are not compared."""
     compared: ComparedBy = "ratio"
     """`exact` is for counts: every repetition has the same count, so any change is real."""
+    by_signs: bool = False
+    """True for a small whole number that differs from seed to seed, such as a number of epochs: its ratios are tested
+    by their signs (`bench.analysis.stats.ratio_by_signs`), since such ratios are often equal by chance."""
     by_default: bool = False
     """True if it is compared when no metrics are named. `exact` metrics always are."""
     predictions: Callable[[TrainResult], Predictions] | None = None
@@ -88,6 +91,8 @@ class Metric:
             raise ConfigError(
                 f"{self.label}: compared='difference' is only for shares shown in percent: shown_unit='%'"
             )
+        if self.by_signs and self.compared != "ratio":
+            raise ConfigError(f"{self.label}: by_signs=True is only for compared='ratio'")
 
     @property
     def percent(self) -> bool:
@@ -294,6 +299,7 @@ METRICS: dict[str, Metric] = {
         whole=True,
         meaning="epochs until the best accuracy of all epochs was reached for the first time",
         better="lower",
+        by_signs=True,
     ),
     "macro_f1_last": share(
         "macro-F1",

@@ -12,7 +12,15 @@ from bench.analysis.groups import Counterparts, Group, all_else
 from bench.analysis.metrics import METRICS, points, signed
 from bench.analysis.paired import Comparisons, PairedComparison
 from bench.analysis.prediction import predicted
-from bench.analysis.stats import LEVEL, MIN_SAMPLES, Estimate, accuracy_difference, difference, holm, ratio_in_order
+from bench.analysis.stats import (
+    LEVEL,
+    Estimate,
+    accuracy_difference,
+    difference,
+    holm,
+    ratio_by_signs,
+    ratio_in_order,
+)
 from bench.store.pairs import PairRecord
 from bench.store.records import Cell, Manifest
 
@@ -86,7 +94,7 @@ def show_estimate(claim: Claim, estimate: Estimate | None, by: str = "seeds") ->
     if estimate is None:
         return "n/a"
     if estimate.low is None or estimate.high is None:
-        return f"{claim.show(estimate.value)} ({estimate.n} of {MIN_SAMPLES} {by})"
+        return f"{claim.show(estimate.value)} ({estimate.n} of {estimate.fewest} {by})"
     if claim.is_ratio:
         return show_ratio(estimate, by, claim)
     n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
@@ -98,7 +106,7 @@ def show_ratio(estimate: Estimate | None, by: str = "seeds", claim: Claim | None
     if estimate is None:
         return "n/a"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.2f}× ({estimate.n} of {MIN_SAMPLES} {by})"
+        return f"{estimate.value:.2f}× ({estimate.n} of {estimate.fewest} {by})"
     n = f"n = {estimate.n}" if by == "seeds" else f"{estimate.n} {by}"
     order = f", r = {signed(estimate.dependence.correlation, '.2f')}" if estimate.dependence and by == "seeds" else ""
     digits = digits_of_ratio(estimate, claim)
@@ -295,7 +303,7 @@ def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
     metric = METRICS[claim.metric]
     ours, theirs = group.values(claim.metric), against.values(claim.metric)
     if claim.is_ratio:
-        return ratio_in_order(theirs, ours)
+        return (ratio_by_signs if metric.by_signs else ratio_in_order)(theirs, ours)
     if not ours or not theirs or metric.predictions is None:
         return difference(ours, theirs)  # None if accuracies say nothing
     return accuracy_difference(group.by_image(metric.predictions), against.by_image(metric.predictions))

@@ -16,6 +16,7 @@ from bench.analysis.stats import (
     difference,
     holm,
     ratio,
+    ratio_by_signs,
     ratio_of_means,
 )
 from bench.compare.rules import DEFAULTS, CellTexts, Rule, check_limits, check_rule, samples_text, typical
@@ -179,6 +180,7 @@ def compare(
       are independent samples too.
     - Accuracies are compared seed by seed over the same images.
     - Other shares are compared seed by seed (Student's t); that says nothing about other images.
+    - Small whole numbers, such as epochs, are compared seed by seed, by signs.
     - Exact counters are compared sample by sample.
 
     Args:
@@ -299,7 +301,7 @@ def _draft(
     ours, theirs = new.samples.get(quantity.name, {}), base.samples.get(quantity.name, {})
     common = [sample for sample in theirs if sample in ours]
     paired = paired and bool(common) and base.repeats == "round" and quantity.compared == "ratio"
-    if common and (quantity.compared == "difference" or paired):
+    if common and (quantity.compared == "difference" or quantity.by_signs or paired):
         ours, theirs = ({sample: some[sample] for sample in common} for some in (ours, theirs))
     fitting = [rule for rule in rules if rule.fits(quantity.name, base.label)]
     allowed = None
@@ -378,6 +380,8 @@ def _estimate(base: SideCell, new: SideCell, quantity: Quantity, *, paired: bool
         if here and there and len(next(iter(here.values()))) == len(next(iter(there.values()))):
             return accuracy_difference(here, there)
         return difference(ours, theirs)
+    if quantity.by_signs:
+        return ratio_by_signs(ours, theirs)
     return _ratio_of(ours, theirs, paired=paired)
 
 

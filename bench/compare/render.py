@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from bench.analysis.metrics import points
-from bench.analysis.stats import MIN_SAMPLES
+from bench.analysis.stats import MIN_SAMPLES, MIN_SIGNS
 from bench.compare.changes import Change, ChangeVerdict, Comparison
 from bench.compare.notes import notes, warnings
 from bench.compare.sides import SampleName, Value, exact_text
@@ -32,7 +32,8 @@ NOTE = (
     "{percent}% over this whole comparison (Holm). It is the same if it is shown to be smaller than that, at "
     "95%{looks}, or if both sides were right on the very same images with each seed. Times and memory are compared as "
     "independent samples (Welch, on logarithms), rounds that were measured in turn as pairs, accuracies over seeds and "
-    "images, other shares over seeds alone, which says nothing about other images, and counters sample by sample."
+    "images, other shares over seeds alone, which says nothing about other images, numbers of epochs by sign tests, "
+    "which need {fewest_signs} seeds, and counters sample by sample."
 )
 
 
@@ -77,6 +78,7 @@ def show(
         "note": NOTE.format(
             base=comparison.base.name,
             fewest=MIN_SAMPLES,
+            fewest_signs=MIN_SIGNS,
             percent=f"{100 * comparison.level:.2g}",
             looks=f" shared among {comparison.looks} looks" if comparison.looks > 1 else "",
         ),

@@ -37,6 +37,8 @@ class Quantity:
     label: str
     compared: ComparedBy
     better: Literal["lower", "higher"]
+    by_signs: bool = False
+    """See `Metric.by_signs`."""
 
     @property
     def in_bytes(self) -> bool:
@@ -75,7 +77,11 @@ def quantities(task: str = "classification") -> dict[str, Quantity]:
     """The metrics of runs that can be compared: those for which more is better, or less is. Labels are of the task."""
     return {
         name: Quantity(
-            name=name, label=in_words(metric.label, TASKS[task]), compared=metric.compared, better=metric.better
+            name=name,
+            label=in_words(metric.label, TASKS[task]),
+            compared=metric.compared,
+            better=metric.better,
+            by_signs=metric.by_signs,
         )
         for name, metric in METRICS.items()
         if metric.better is not None

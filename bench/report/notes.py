@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from bench.analysis import selection
 from bench.analysis.metrics import METRICS, costs, listed, what_matters
 from bench.analysis.recommend import TIE
-from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES
+from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES, MIN_SIGNS
 from bench.report.settings_text import INDEPENDENCE, accuracy_note, largest_class_note
 from bench.report.summary import Summary
 from bench.sweep.pairs import without_turns
@@ -57,6 +57,11 @@ _BY_PAIRS = (
 _BY_SEEDS = (
     "Intervals over n seeds: for accuracies with the scatter of seeds and of images; for times and memory that no "
     "process pair measured, Student's t on the logarithms of ratios. The epochs of one seed say nothing about the next."
+)
+_BY_SIGNS = (
+    "Numbers of epochs are small whole numbers, so only their order counts: measured is the median of the seeds' "
+    f"ratios, with sign tests and the interval that follows from them. Below {MIN_SIGNS} seeds they can decide "
+    "nothing, and beside many other verdicts they need a few more."
 )
 _PAIRED = (
     "A process pair is a fresh process per regime. They take turns, so that a machine that drifts favours none: a "
@@ -154,7 +159,9 @@ def intervals(summary: Summary) -> list[str]:
     said = [_OF_PREDICTION] if any(finding.claim.of_prediction for finding in summary.findings) else []
     said += [_BY_PAIRS] if by_pairs else []
     said += [_BY_SEEDS] if by_seeds else []
-    return said + ([INDEPENDENCE] if any(finding.claim.is_ratio for finding in by_seeds) else [])
+    said += [_BY_SIGNS] if any(finding.claim.by_signs for finding in by_seeds) else []
+    in_order = any(finding.claim.is_ratio and not finding.claim.by_signs for finding in by_seeds)
+    return said + ([INDEPENDENCE] if in_order else [])
 
 
 def _apart(summary: Summary) -> str:
