@@ -42,6 +42,7 @@ from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_opti
 from tl.own_code import once
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
+from tl.qat import Int8Copies, rounding_copy
 from tl.quantize import CALIBRATION_IMAGES, quantized
 from tl.regimes import REGIMES, Regime
 from tl.seeding import seed_for
@@ -127,6 +128,9 @@ class Setup:
     total_params: int
     """Counted before quantisation, which packs parameters away, and without what an adapter adds for a while."""
     quantization_seconds: float | None
+    """Preparing the int8 backbone; `copies` counts what converting it for each validation pass takes."""
+    copies: Int8Copies | None
+    """What validation runs in place of a backbone that rounds; None if it runs the backbone itself."""
     images: _Images
     freezing: Freezing
     """What trains at the end, which all that trains before is a part of."""
@@ -149,6 +153,11 @@ class Setup:
     def example(self, images: int) -> torch.Tensor:
         """Return made-up images for the backbone."""
         return _example(self.backbone, self.device, self.layout, images)
+
+    def become_int8(self) -> None:
+        """Put the last int8 copy in the place of a backbone that rounds. Nothing can be trained then."""
+        if self.copies:
+            self.model.backbone = self.copies.newest
 
     def merge_adapter(self) -> None:
         """Leave the network as one of its library, if the regime has an adapter. Nothing can be trained then."""
@@ -186,7 +195,7 @@ def _prepare(
     model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     total_params = sum(p.numel() for p in model.parameters())
     images = way.images(splits, backbone, device, layout, regime)
-    quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
+    quantization_seconds = _quantize(model, config, images.train, regime) if regime.extractor == "int8" else None
     if adapter := ADAPTERS.get(regime.adapter):
         model.eval()
         adapter.insert(model.backbone, config, _example(backbone, device, layout, 1))
@@ -207,6 +216,7 @@ def _prepare(
         layout=layout,
         total_params=total_params,
         quantization_seconds=quantization_seconds,
+        copies=Int8Copies(model.backbone) if regime.rounds else None,
         images=images,
         freezing=freezing,
         unfreezing=unfreezing,
@@ -272,6 +282,8 @@ def _backbone(
     )
 
 
+_TRIED_IMAGES = 4
+"""Images on which a backbone that trains for int8 is tried before."""
 Images = Batches | PlainBatches
 Inputs = Images | Ahead | Features
 
@@ -331,7 +343,7 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         if setup.optimizer
         else None,
         fit=HeadFit(setup, train) if setup.regime.trains and not setup.regime.by_steps else None,
-        evaluation=setup.way.evaluation(graphs, model, body, config.precision, device),
+        evaluation=setup.way.evaluation(graphs, model, setup.copies or body, config.precision, device),
         graphs=graphs,
         extraction=extraction,
         head_start_seconds=head_start_seconds,
@@ -462,16 +474,25 @@ def _compiled(backbone: nn.Module) -> Body:
     return compiled
 
 
-def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBatches) -> float:
-    """Replace the model's backbone by an int8 copy. Return the seconds it took. Raises `NotApplicable`."""
+def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBatches, regime: Regime) -> float:
+    """Replace the model's backbone by an int8 copy, or by one that rounds as in int8 while it trains.
+
+    Returns the seconds it took. Raises `NotApplicable`.
+    """
     assert isinstance(images, Batches)  # see `check_execution`
     if config.precision != "fp32" or config.compile:
         raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
+    if config.checkpointing:
+        raise NotApplicable("checkpointing runs a network's blocks again, and one that trains for int8 has none")
     load_compiler()
     started = time.perf_counter()
-    calibration = images.sample(images_at_once(images.device), CALIBRATION_IMAGES)
     model.eval()
-    model.backbone = quantized(model.backbone, calibration, images.device)
+    if regime.rounds:
+        (some,) = images.sample(_TRIED_IMAGES, _TRIED_IMAGES)
+        model.backbone = rounding_copy(model.backbone, some, images.device)
+    else:
+        calibration = images.sample(images_at_once(images.device), CALIBRATION_IMAGES)
+        model.backbone = quantized(model.backbone, calibration, images.device)
     return time.perf_counter() - started
 
 
