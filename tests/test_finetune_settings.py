@@ -7,7 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
 import tl
@@ -15,12 +18,18 @@ from bench.report.settings_text import settings
 from bench.store.records import Cell
 from tests.runs import record, write_run
 from tests.test_reference import DoubleClassifier, every
+from tests.weights import TRAINING
+from tl import train as train_module
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches
+from tl.config import one_training
 from tl.freezing import Freezing
+from tl.heads import trainable_at_once
 from tl.images import open_store
+from tl.optimizers import with_layer_decay
 from tl.prepare import WAYS
-from tl.regimes import REGIMES
+from tl.protocols import run_protocol
+from tl.regimes import EVERYTHING, REGIMES
 from tl.results import TrainResult
 
 BACKBONE = "timm:test_resnet"
@@ -42,10 +51,16 @@ def config(**given: Any) -> tl.TrainConfig:
 
 
 @pytest.fixture
-def few(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> tl.Splits:
-    """Six and four images, for networks in double precision."""
-    monkeypatch.setattr("tl.prepare.Classifier", Stirred)
+def six(mini: tl.Splits) -> tl.Splits:
+    """Six and four images."""
     return replace(mini, train=every(4, mini.train), val=every(4, mini.val))
+
+
+@pytest.fixture
+def few(six: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> tl.Splits:
+    """The same, for networks in double precision."""
+    monkeypatch.setattr("tl.prepare.Classifier", Stirred)
+    return six
 
 
 def fresh(given: tl.TrainConfig) -> Classifier:
@@ -58,7 +73,11 @@ def train(given: tl.TrainConfig, splits: tl.Splits, **more: Any) -> TrainResult:
 
 
 def by_hand(
-    given: tl.TrainConfig, splits: tl.Splits, optimizer: Callable[[Classifier], torch.optim.Optimizer]
+    given: tl.TrainConfig,
+    splits: tl.Splits,
+    optimizer: Callable[[Classifier], torch.optim.Optimizer],
+    after_step: Callable[[Classifier], None] = lambda model: None,
+    after_epoch: Callable[[Classifier], None] = lambda model: None,
 ) -> dict[str, torch.Tensor]:
     """The state after a plain loop with this optimiser. With `freeze_bn` it keeps all BatchNorm layers in eval mode."""
     model = fresh(given)
@@ -78,7 +97,9 @@ def by_hand(
             images = images.contiguous(memory_format=torch.channels_last)
             nn.functional.cross_entropy(model(images).float(), labels).backward()
             updates.step()
+            after_step(model)
         schedule.step()
+        after_epoch(model)
     return model.state_dict()
 
 
@@ -146,15 +167,219 @@ def test_frozen_batch_norm_without_a_meaning_is_skipped(few: tl.Splits, given: d
         train(config(freeze_bn=True, **given), few)
 
 
+def decayed(model: nn.Module, decay: float, parts: list[list[str]]) -> torch.optim.Optimizer:
+    groups = []
+    for depth, names in enumerate(parts):
+        own = [parameter for name in names for parameter in model.get_submodule(name).parameters()]
+        groups.append({"params": own, "lr": 0.01 * decay**depth})
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+
+
+PARTS = [["head"], *([f"backbone.layer{number}"] for number in (4, 3, 2, 1)), ["backbone.conv1", "backbone.bn1"]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"execution": "plain", "epochs": 3, "step_size": 1}], ids=str)
+def test_layer_decay(few: tl.Splits, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    """It is a loop by hand with a group of parameters per stage, whose rates the schedule multiplies."""
+    monkeypatch.setitem(WAYS, "plain", replace(WAYS["plain"], images=WAYS["fast"].images))
+    given = config(layer_decay=0.5, **settings)
+    result = train(given, few)
+    same(result, by_hand(given, few, lambda model: decayed(model, 0.5, PARTS)))
+    assert [row.learning_rate for row in result.epochs][:2] == pytest.approx([0.01, 0.001 if settings else 0.01])
+    with pytest.raises(AssertionError, match="backbone"):
+        same(result, by_hand(given, few, lambda model: decayed(model, 0.9, PARTS)))
+
+
+@pytest.mark.parametrize(("backbone", "but"), [(BACKBONE, ()), ("timm:test_vit", ("norm.weight", "norm.bias"))])
+def test_rates_are_those_of_timm(
+    few: tl.Splits, monkeypatch: pytest.MonkeyPatch, backbone: str, but: tuple[str, ...]
+) -> None:
+    """timm's own groups of these networks are a stage each. Its last norm is with the head, ours is in a stage."""
+    made = grouped(monkeypatch)
+    given = config(backbone=backbone, layer_decay=0.7, epochs=1, schedule="constant")
+    result = train(given, few)
+    rates = {parameter: group["lr"] for group in made[0].param_groups for parameter in group["params"]}
+    assert rates.keys() == set(result.model.parameters())
+    network = timm.create_model(backbone.partition(":")[2])
+    scales = {
+        parameter: group["lr_scale"]
+        for group in param_groups_layer_decay(network, layer_decay=0.7)
+        for parameter in group["params"]
+    }
+    wanted = {name: 0.01 * scales[parameter] for name, parameter in network.named_parameters()}
+    for name, parameter in result.model.backbone.named_parameters():
+        if name not in but:
+            assert rates[parameter] == pytest.approx(wanted[name]), name
+    assert rates[result.model.head.weight] == 0.01 and min(rates.values()) < 0.003
+
+
+def grouped(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.Optimizer]:
+    """The optimisers that get groups of parameters from now on."""
+    made: list[torch.optim.Optimizer] = []
+
+    def with_groups(*arguments: Any) -> torch.optim.Optimizer:
+        made.append(with_layer_decay(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("tl.prepare.with_layer_decay", with_groups)
+    return made
+
+
+def test_layer_decay_of_parts(few: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What trains first from the output on has the rate itself, also if the head doesn't; what is frozen has none."""
+    made = grouped(monkeypatch)
+    train(config(regime="last-2", layer_decay=0.5, epochs=1, schedule="constant"), few)
+    train(config(regime="gradual", layer_decay=0.5, epochs=2, schedule="constant"), few)
+    alone = replace(REGIMES["finetune"], trainable=replace(EVERYTHING, head=False))
+    monkeypatch.setitem(REGIMES, "backbone alone", alone)
+    result = train(config(regime="backbone alone", layer_decay=0.5, epochs=1), few)
+    assert [[group["lr"] for group in each.param_groups] for each in made[:2]] == [[0.01, 0.005, 0.0025], [0.01, 0.005]]
+    assert [group["lr"] for group in made[2].param_groups] == [0.01 * 0.5**depth for depth in range(5)]
+    assert result.epochs[0].learning_rate == 0.01
+
+
+def own_groups(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Without weight decay for vectors, as is usual."""
+    return torch.optim.SGD(
+        [
+            {"params": [each for each in parameters if each.ndim > 1], "weight_decay": 0.1},
+            {"params": [each for each in parameters if each.ndim == 1]},
+        ],
+        lr=lr,
+    )
+
+
+class Rateless(torch.optim.SGD):
+    """An optimiser that keeps its rate elsewhere."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, lr=lr)
+        del self.param_groups[0]["lr"]
+
+
+def test_layer_decay_of_ones_own_optimiser(few: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its groups are divided, and keep what else they have."""
+    made = grouped(monkeypatch)
+    train(config(layer_decay=0.5, epochs=1, momentum=0.9), few, optimizer=own_groups)
+    groups = made[0].param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0] * 6
+    assert [group["lr"] for group in groups] == [0.01 * 0.5 ** (place // 2) for place in range(12)]
+    assert all(parameter.ndim == 1 for group in groups[1::2] for parameter in group["params"])
+    with pytest.raises(tl.ConfigError, match=r"^layer_decay=0\.5: optimizer='.*:Rateless' has parameters without a"):
+        train(config(layer_decay=0.5), few, optimizer=Rateless)
+
+
+def test_layer_decay_without_stages_is_skipped(few: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(network: nn.Module) -> None:
+        raise tl.NotApplicable("this backbone has no two stages that can be told apart")
+
+    monkeypatch.setattr("tl.prepare.stages", none)
+    with pytest.raises(tl.NotApplicable, match="no two stages"):
+        train(config(layer_decay=0.5), few)
+    train(config(epochs=1), few)
+
+
+def sgd(model: Classifier) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 2}, {"execution": "plain", "freeze_bn": True}], ids=str)
+def test_averaged_weights_are_those_of_timm(
+    few: tl.Splits, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """What is validated in each epoch and kept at the end is timm's average; training goes on with the weights."""
+    monkeypatch.setitem(WAYS, "plain", replace(WAYS["plain"], images=WAYS["fast"].images))
+    given = config(ema=0.6, epochs=3, **settings)
+    average = ModelEmaV3(fresh(given), decay=0.6)
+    losses = []
+
+    def validate(model: Classifier) -> None:
+        network = average.module.eval()
+        preprocessing = make_backbone(given.backbone, weights="random").preprocessing
+        batches = Batches(open_store(few), few.val, preprocessing, torch.device("cpu"))
+        with torch.no_grad():
+            (images, labels), *others = batches.evaluation(4)
+            images = images.contiguous(memory_format=torch.channels_last)
+            losses.append(nn.functional.cross_entropy(network(images).float(), labels).item())
+        assert not others
+
+    weights = by_hand(given, few, sgd, after_step=average.update, after_epoch=validate)
+    result = train(given, few)
+    averages = {name: value for name, value in average.module.state_dict().items() if value.is_floating_point()}
+    same(result, averages)
+    assert [row.val_loss for row in result.epochs] == pytest.approx(losses, rel=1e-6)
+    with pytest.raises(AssertionError):
+        same(result, weights)
+    assert result.frozen_verified is (True if given.freeze_bn else None)
+
+
+@pytest.mark.parametrize("regime", ["finetune", "gradual", "cached"])
+def test_the_best_average_comes_back(six: tl.Splits, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
+    """It is what was validated in the best epoch, and what has not joined yet is not changed by an average."""
+    validated, states = train_module.val_pass, []
+
+    def falling(evaluation: Any, *given: Any) -> Any:
+        states.append({name: value.clone() for name, value in evaluation._model.state_dict().items()})
+        accuracy = 1 / len(states)
+        return replace(validated(evaluation, *given), score=lambda: accuracy)
+
+    monkeypatch.setattr(train_module, "val_pass", falling)
+    result = train(config(regime=regime, ema=0.5, epochs=3, learning_rate=0.1), six, keep="best")
+    assert result.best.epoch == 0 and result.frozen_verified is (None if regime == "finetune" else True)
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, states[0][name]), name
+    assert not torch.equal(states[0]["head.weight"], states[1]["head.weight"])
+
+
+def test_an_average_begins_with_the_fitted_head(few: tl.Splits) -> None:
+    """With a decay of nearly 1 it stays there."""
+    given = config(regime="logistic", fold=False)
+    fitted = train(given, few).model.head
+    kept = train(config(regime="lp-ft", ema=1 - 1e-12, learning_rate=1.0), few).model.head
+    torch.testing.assert_close(kept.weight, fitted.weight.double(), rtol=1e-3, atol=1e-4)
+
+
+def own_sgd(parameters: list[nn.Parameter], lr: float, momentum: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+
+
+def test_an_average_with_ones_own_optimiser(few: tl.Splits) -> None:
+    """Its steps move the average, too."""
+    given = config(ema=0.5, epochs=1)
+    same(train(given, few, optimizer=own_sgd), dict(train(given, few).model.state_dict()))
+
+
+def test_heads_with_an_average_are_trained_one_by_one(six: tl.Splits) -> None:
+    """Trials of a regime with kept features run at once only without."""
+    given = config(regime="cached", protocol="tuned", learning_rate=1e-3, learning_rates=(1e-3, 1e-2))
+    assert trainable_at_once(one_training(given)) and not trainable_at_once(one_training(given.replace(ema=0.5)))
+    result = run_protocol(given.replace(ema=0.5), six, device="cpu")
+    assert len(result.trials) == 2 and not any("at once" in str(note) for note in result.notes)
+
+
 def test_who_reads_the_settings() -> None:
     """Where they mean nothing they have their defaults, so a grid may set them for all regimes."""
-    read = {name for name in REGIMES if config(regime=name, freeze_bn=True).freeze_bn}
-    assert read == {"finetune", "lp-ft", "gradual", "last-block", "last-2", "last-3", "norm-only", "bias-only"}
-    assert cell().id == cell(freeze_bn=False).id != cell(freeze_bn=True).id
+    parts = {"finetune", "lp-ft", "gradual", "last-block", "last-2", "last-3", "norm-only", "bias-only"}
+    for name, value, readers in (("freeze_bn", True, parts), ("layer_decay", 0.5, parts), ("ema", 0.9, set(TRAINING))):
+        assert {
+            regime for regime in REGIMES if getattr(config(regime=regime, **{name: value}), name) == value
+        } == readers
+        default = tl.TrainConfig.model_fields[name].default
+        assert cell().id == cell(**{name: default}).id != cell(**{name: value}).id
+    for name, wrong in (("layer_decay", 0.0), ("layer_decay", 1.1), ("layer_decay", float("nan")), ("ema", 1.0)):
+        with pytest.raises(tl.ConfigError, match=name):
+            config(**{name: wrong})
 
 
-def test_the_report_has_the_settings(tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"freeze_bn": True}, "BatchNorm layers stay frozen where a pretrained backbone trains"),
+        ({"ema": 0.98}, "what is validated and kept are moving averages of the weights, with a decay of 0.98"),
+        ({"layer_decay": 0.75}, "each stage of a pretrained backbone has 0.75 times the rate of the one after it"),
+    ],
+)
+def test_the_report_has_the_settings(tmp_path: Any, setting: dict[str, Any], text: str) -> None:
     manifest = write_run(tmp_path / "r", [record("timm:a", "finetune")]).manifest()
-    usual = settings(manifest)
-    told = settings(manifest.replace(protocol={**manifest.protocol, "freeze_bn": True}))
-    assert told == f"{usual}; BatchNorm layers stay frozen where a pretrained backbone trains"
+    told = settings(manifest.replace(protocol={**manifest.protocol, **setting}))
+    assert told == f"{settings(manifest)}; {text}"

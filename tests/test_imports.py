@@ -12,8 +12,11 @@ import pytest
 
 import tl
 from tests.runs import record, write_run
+from tl.sources import SOURCES
 
 ROOT = Path(__file__).parent.parent
+OPTIONAL = ("transformers", "keras", "tensorflow")
+"""Packages that only some sources need."""
 TORCH_SIDE = {"bench.execution.worker", "bench.execution.preloaded"}
 """Modules of `bench` that run in a cell's process, or in the server that it is forked from."""
 
@@ -34,9 +37,16 @@ def loaded(*names: str) -> set[str]:
 
 
 def test_reading_commands_do_not_import_torch() -> None:
-    """All of `bench` but the work itself, and `import tl`, leave torch and timm alone."""
-    found = loaded("tl", *(name for name in modules("bench") if name not in TORCH_SIDE))
-    assert "bench.cli.report" in found and not {"torch", "timm", "sklearn"} & found
+    """All of `bench` but the work itself, and `import tl`, leave torch and timm alone. So do the names of sources."""
+    names = [source.names.partition(":")[0] for source in SOURCES.values() if source.names]
+    found = loaded("tl", *names, *(name for name in modules("bench") if name not in TORCH_SIDE))
+    assert "bench.cli.report" in found and not {"torch", "timm", "sklearn", *OPTIONAL} & found
+
+
+def test_the_work_does_not_import_packages_of_single_sources() -> None:
+    """A cell's process loads them if its backbone is of that source: the fork server would hold them for all others."""
+    makers = [source.library.partition(":")[0] for source in SOURCES.values()]
+    assert not {*OPTIONAL} & loaded("bench.execution.worker", *makers)
 
 
 def test_no_module_needs_the_tests() -> None:

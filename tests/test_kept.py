@@ -129,7 +129,7 @@ def test_only_what_may_be_needed_is_written(
 ) -> None:
     """The best epoch so far is written if another one follows, and read if that was worse."""
     original, given, done = train_module.val_pass, iter(accuracies), list[str]()
-    monkeypatch.setattr(train_module, "val_pass", lambda *args: replace(original(*args), accuracy=next(given)))
+    monkeypatch.setattr(train_module, "val_pass", lambda *args: replace(original(*args), score=lambda: next(given)))
     for name in ("keep", "restore"):
         method = getattr(KeptState, name)
         monkeypatch.setattr(KeptState, name, lambda self, name=name, method=method: (done.append(name), method(self)))

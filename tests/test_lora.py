@@ -156,7 +156,7 @@ def test_the_best_epochs_updates_come_back(mini: tl.Splits, monkeypatch: pytest.
     """If accuracy only falls, the merged network is that after one epoch."""
     original, accuracies = train_module.val_pass, iter([0.9, 0.6, 0.9])
     monkeypatch.setattr(
-        train_module, "val_pass", lambda *arguments: replace(original(*arguments), accuracy=next(accuracies))
+        train_module, "val_pass", lambda *arguments: replace(original(*arguments), score=lambda: next(accuracies))
     )
     longer, short = (train(mini, config(epochs=epochs, schedule="constant")) for epochs in (2, 1))
     assert longer.best.epoch == 0

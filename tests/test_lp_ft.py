@@ -161,7 +161,7 @@ def test_epochs_to_the_best(monkeypatch: pytest.MonkeyPatch, mini: tl.Splits) ->
     """They count from 1, also where a protocol keeps the last epoch; the first of equally good epochs counts."""
     original, accuracies = train_module.val_pass, iter([0.5, 0.9, 0.9])
     monkeypatch.setattr(
-        train_module, "val_pass", lambda *arguments: replace(original(*arguments), accuracy=next(accuracies))
+        train_module, "val_pass", lambda *arguments: replace(original(*arguments), score=lambda: next(accuracies))
     )
     result = train(mini, config(epochs=3, regime="frozen"), keep="last")
     made = record("timm:a", "frozen", epochs=3).replace(result=result)

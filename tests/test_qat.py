@@ -230,6 +230,7 @@ def test_conversions_leave_nothing_behind() -> None:
         ({"precision": "bf16"}, "an int8 backbone needs fp32 without torch.compile"),
         ({"compile": True}, "an int8 backbone needs fp32 without torch.compile"),
         ({"checkpointing": True}, "checkpointing runs a network's blocks again, and one that trains for int8 has none"),
+        ({"ema": 0.9}, "ema=0.9: an average of weights has no ranges for int8; leave it out"),
         ({"execution": "plain"}, "execution 'plain' only runs the network on images in steps"),
         ({"backbone": "timm:test_vit"}, "can't be quantised: "),
     ],
@@ -340,7 +341,7 @@ def test_it_learns_what_fine_tuning_learns(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_batch_norm_may_be_frozen(mini: tl.Splits) -> None:
-    """Its layers are inside those that round, and are found there."""
-    result = tl.train_model(CONFIG.replace(freeze_bn=True, epochs=1), mini, device="cpu")
+def test_settings_of_fine_tuning_work(mini: tl.Splits) -> None:
+    """BatchNorm layers are inside those that round, and are found there; stages are those of the network as loaded."""
+    result = tl.train_model(CONFIG.replace(freeze_bn=True, layer_decay=0.5, epochs=1), mini, device="cpu")
     assert result.frozen_verified is True and result.trainable_params < result.total_params

@@ -170,7 +170,7 @@ def test_best_weights_are_a_copy(mini: tl.Splits, monkeypatch: pytest.MonkeyPatc
     original, accuracies = train_module.val_pass, iter([0.9, 0.6, 0.9, 0.8, 0.7])
 
     def falling(*arguments: object) -> object:
-        return replace(original(*arguments), accuracy=next(accuracies))
+        return replace(original(*arguments), score=lambda: next(accuracies))
 
     monkeypatch.setattr(train_module, "val_pass", falling)
     config = tl.TrainConfig(backbone=TINY[1], regime=regime, weights="random", schedule="constant")

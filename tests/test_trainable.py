@@ -214,7 +214,7 @@ def test_the_best_epochs_weights_come_back(mini: tl.Splits, monkeypatch: pytest.
     state = Freezing.state
 
     def falling(*arguments: object) -> object:
-        return replace(original(*arguments), accuracy=next(accuracies))
+        return replace(original(*arguments), score=lambda: next(accuracies))
 
     def copied(self: Freezing) -> dict[str, torch.Tensor]:
         kept.append(state(self))

@@ -37,17 +37,29 @@ def known_names() -> dict[str, list[str]]:
 def find_weights(spec: str, policy: str, *, weights_dir: Path | None = None, download: bool = True) -> Weights:
     """Find the weights of a backbone whose name has its source. See `tl.weights.find`.
 
-    Backbones of sources that can't list them bring their weights, so `weights_dir` isn't searched for them.
+    Backbones that code makes bring their weights, so `weights_dir` isn't searched for them.
     """
     parts = Spec.parse(spec)
-    if not SOURCES[parts.source].lists:
-        return NO_WEIGHTS if policy == "random" else maker(parts.source).weights(parts.name, policy, download)
+    if not has_checkpoint(spec):
+        weights = maker(parts.source).weights
+        assert weights is not None  # see `Maker`
+        return NO_WEIGHTS if policy == "random" else weights(parts.name, policy, download)
     return find(spec, checkpoint_of(spec), policy, weights_dir=weights_dir, download=download)
 
 
+def has_checkpoint(spec: str) -> bool:
+    """True if the weights of a backbone whose name has its source are a file; False if code brings them."""
+    source = Spec.parse(spec).source
+    return SOURCES[source].lists or maker(source).checkpoint is not None
+
+
 def checkpoint_of(spec: str) -> Checkpoint:
-    """Return the weights that are published for a backbone of a library whose name has its source."""
+    """Return the weights that are published as a file for a backbone whose name has its source."""
     parts = Spec.parse(spec)
+    if not SOURCES[parts.source].lists:
+        published = maker(parts.source).checkpoint
+        assert published is not None  # see `has_checkpoint`
+        return published(parts.name)
     checkpoint = library(parts.source).checkpoint(parts.name)
     bare = parts.architecture
     if any(bare in library(other).names() for other, entry in SOURCES.items() if entry.lists and other != parts.source):

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +88,9 @@ def normalised(pixels: torch.Tensor, scale: tuple[torch.Tensor, torch.Tensor]) -
 class Batches:
     """Batches of one split on one device.
 
-    Images are `(B, 3, S, S) float32`, normalised, in `memory_format`; labels `(B,) int64`. If `resident` holds
-    the decoded pixels of all images, crops are made on the device.
+    Images are `(B, 3, S, S) float32`, normalised, in `memory_format`; labels are rows of `targets`, by default the
+    classes of the images, `(B,) int64`. If `resident` holds the decoded pixels of all images, crops are made on the
+    device.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Batches:
         *,
         memory_format: torch.memory_format = torch.channels_last,
         resident: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
     ) -> None:
         self.store = store
         self.images = images
@@ -114,7 +116,7 @@ class Batches:
         """Batches of the pass that began last which threads load, or have loaded."""
         self.start_seconds = 0.0
         """Seconds for starting and ending worker processes: there are none."""
-        self._labels = torch.tensor(images.labels)
+        self.targets = torch.tensor(images.labels) if targets is None else targets
         self.sizes = store.sizes(images)
         """Height and width of each image, `(N, 2) int64`."""
         self._mode = InterpolationMode(preprocessing.interpolation)
@@ -146,10 +148,14 @@ class Batches:
 
     def part(self, indices: list[int]) -> Batches:
         """Return batches of the images at `indices`."""
-        files, labels = self.images.files, self.images.labels
-        some = replace(self.images, files=tuple(files[i] for i in indices), labels=tuple(labels[i] for i in indices))
         return Batches(
-            self.store, some, self.preprocessing, self.device, memory_format=self._format, resident=self._resident
+            self.store,
+            self.images.subset(indices),
+            self.preprocessing,
+            self.device,
+            memory_format=self._format,
+            resident=self._resident,
+            targets=self.targets[indices],
         )
 
     def keep_centred(self) -> int:
@@ -178,7 +184,7 @@ class Batches:
         """
         boxes = crops(self.sizes, seed_for("crops", seed, epoch))
         shuffled = order(len(self), seed_for("order", seed, epoch))
-        labels = self._moved(self._labels[shuffled])
+        labels = self._moved(self.targets[shuffled])
         bounds = batch_bounds(len(self), batch_size)
         stacks = self._loaded(lambda chosen: self._cropped(chosen, boxes), (shuffled[a:b] for a, b in bounds))
         for (start, stop), pixels in zip(bounds, stacks, strict=True):
@@ -191,7 +197,7 @@ class Batches:
 
     def evaluation(self, batch_size: int) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield all images in order, resized and centre-cropped."""
-        labels = self._moved(self._labels)
+        labels = self._moved(self.targets)
         bounds = batch_bounds(len(self), batch_size)
         kept = self._centred_views
         stacks = (

@@ -18,6 +18,7 @@ from tl.regimes import REGIMES, Regime
 from tl.sources import names_of
 from tl.specs import Spec
 from tl.strict import Count, Positive, Strict
+from tl.tasks import TASKS
 
 PROTOCOLS = {
     "fixed": "one training at `learning_rate`, evaluated on the validation images",
@@ -34,9 +35,9 @@ READ_BY_STEPS = (
 """
 
 
-def _trains_own_parts(regime: Regime) -> bool:
-    """Return whether a regime trains what the backbone itself has, not only what an adapter adds."""
-    return regime.trainable.backbone is not None and regime.adapter == "none"
+def _trains_pretrained_parts(regime: Regime) -> bool:
+    """Return whether a regime trains what a pretrained backbone has, not only what an adapter adds to it."""
+    return regime.start == "pretrained" and regime.trainable.backbone is not None and regime.adapter == "none"
 
 
 READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
@@ -47,7 +48,9 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
     "class_weights": lambda regime, execution: regime.by_steps,
     "lora_rank": lambda regime, execution: regime.adapter == "lora",
     "rate_after_head": lambda regime, execution: regime.head_start != "random",
-    "freeze_bn": lambda regime, execution: regime.start == "pretrained" and _trains_own_parts(regime),
+    "freeze_bn": lambda regime, execution: _trains_pretrained_parts(regime),
+    "layer_decay": lambda regime, execution: _trains_pretrained_parts(regime),
+    "ema": lambda regime, execution: regime.by_steps,
     "unfreeze_every": lambda regime, execution: regime.trainable.in_turn is not None,
 }
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
@@ -101,6 +104,7 @@ class TrainConfig(Strict):
         "another source, such as `module:MODULE:NAME`"
     )
     regime: str = Field("frozen", description="a key of `tl.regimes.REGIMES`")
+    task: str = Field("classification", description="a key of `tl.tasks.TASKS`: what the network is to say of an image")
     weights: str = Field("auto", description="`pretrained`, `random`, or `auto`: pretrained if available")
     precision: str = Field("fp32", description="a key of `PRECISIONS`")
     execution: str = Field("fast", description="a key of `EXECUTIONS`: how the same training is carried out")
@@ -159,6 +163,21 @@ class TrainConfig(Strict):
         description="keep the backbone's BatchNorm layers in eval mode, with statistics and parameters as they are. "
         "Always false with regimes that train nothing of a pretrained backbone itself, which don't read it",
     )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor of the learning rate from each stage of the backbone to the one before it, and from the "
+        "head to the last stage. Always 1 with regimes that don't read `freeze_bn`, which don't read it either",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay, per step, of an exponential moving average of the weights (`tl.averaging`), which is "
+        "validated and kept in their place; 0 for none. Always 0 with regimes that don't train by steps, which don't "
+        "read it",
+    )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(
         False,
@@ -179,7 +198,8 @@ class TrainConfig(Strict):
     code: tuple[tuple[str, str], ...] = Field(
         (),
         description="setting (`backbone`, `head`, `loss` or `optimizer`) → digest of the code of one's own that it "
-        "names, as pairs. It is filled in by `with_code` when a training is planned, and when it starts",
+        "names, or of the settings by which a library makes a backbone, as pairs. It is filled in by `with_code` when "
+        "a training is planned, and when it starts",
     )
 
     @property
@@ -292,6 +312,7 @@ class TrainConfig(Strict):
     @field_validator(
         "protocol",
         "regime",
+        "task",
         "weights",
         "precision",
         "execution",
@@ -306,6 +327,7 @@ class TrainConfig(Strict):
         tables: dict[str, Collection[str]] = {
             "protocol": PROTOCOLS,
             "regime": REGIMES,
+            "task": TASKS,
             "weights": WEIGHTS_POLICIES,
             "precision": PRECISIONS,
             "execution": EXECUTIONS,

@@ -59,6 +59,11 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.files)
 
+    def subset(self, indices: Iterable[int]) -> ImageList:
+        """Return the images at these places, in this order."""
+        chosen = list(indices)
+        return ImageList(files=tuple(self.files[i] for i in chosen), labels=tuple(self.labels[i] for i in chosen))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
@@ -75,6 +80,8 @@ class Splits:
     A line `decoding N` follows if an image has more than 8 bits or transparency (see `tl.decoding.conversions`), and if
     `assigned` a line for each image with its split and class. The test images have no part in it."""
     classes: tuple[str, ...]
+    task: str = "classification"
+    """What a network is to say of the images, a key of `tl.tasks.TASKS`."""
     train: ImageList
     val: ImageList
     test: ImageList | None = None

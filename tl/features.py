@@ -43,11 +43,11 @@ def images_at_once(device: torch.device) -> int:
 
 
 class Features:
-    """Batches of one split's features, `(B, width) float32`, with labels `(B,) int64`; used like `tl.batches.Batches`.
+    """Batches of one split's features, `(B, width) float32`, with their labels; used like `tl.batches.Batches`.
 
     Args:
         views: features of V views of N images, `(V, N, width)`; epoch e trains on view e modulo V.
-        labels: classes of the images, `(N,)`.
+        labels: targets of the images, `(N, …)`.
     """
 
     def __init__(self, views: torch.Tensor, labels: torch.Tensor) -> None:
@@ -124,8 +124,7 @@ class Extraction:
         """Return the features of one split: of the centre view if `views` is 1, else of that many crops per image."""
         numbers = [CENTRE] if views == 1 else list(range(views))
         stacked = np.stack([self._view(batches, number) for number in numbers])
-        labels = torch.tensor(batches.images.labels, device=batches.device)
-        return Features(torch.from_numpy(stacked).to(batches.device), labels)
+        return Features(torch.from_numpy(stacked).to(batches.device), batches.targets.to(batches.device))
 
     def _view(self, batches: Batches, number: int) -> npt.NDArray[np.float32]:
         """Return the features of one view, `(N, width)`, in the order of the images."""

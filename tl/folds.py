@@ -6,7 +6,7 @@ the same images. This module doesn't import torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -89,7 +89,7 @@ def tuning_splits(splits: Splits) -> Splits:
     else:
         held_out = set(hold_out(splits.train.labels, seed).tolist())
     rest = [index for index in range(len(splits.train)) if index not in held_out]
-    return replace(splits, train=_subset(splits.train, rest), val=_subset(splits.train, sorted(held_out)))
+    return replace(splits, train=splits.train.subset(rest), val=splits.train.subset(sorted(held_out)))
 
 
 def fold_splits(splits: Splits, folds: int, seed: int) -> list[tuple[Splits, npt.NDArray[np.int64]]]:
@@ -107,7 +107,7 @@ def fold_splits(splits: Splits, folds: int, seed: int) -> list[tuple[Splits, npt
     made = []
     for fold in range(folds):
         inside, outside = np.flatnonzero(assigned == fold), np.flatnonzero(assigned != fold)
-        made.append((replace(splits, train=_subset(images, outside), val=_subset(images, inside)), inside))
+        made.append((replace(splits, train=images.subset(outside), val=images.subset(inside)), inside))
     return made
 
 
@@ -166,14 +166,10 @@ def on_all_images(splits: Splits) -> Splits:
     """
     images = every_image(splits)
     firsts = [images.labels.index(label) for label in sorted(set(images.labels))]
-    return replace(splits, train=images, val=_subset(images, firsts))
+    return replace(splits, train=images, val=images.subset(firsts))
 
 
 def _rarest(images: ImageList, splits: Splits) -> tuple[str, int]:
     """Return the class with the fewest images, and their number."""
     counts = np.bincount(images.labels, minlength=len(splits.classes))
     return splits.classes[int(counts.argmin())], int(counts.min())
-
-
-def _subset(images: ImageList, indices: Collection[int] | npt.NDArray[np.int64]) -> ImageList:
-    return ImageList(files=tuple(images.files[i] for i in indices), labels=tuple(images.labels[i] for i in indices))

@@ -46,7 +46,7 @@ def trainable_at_once(config: TrainConfig, choice: Choice | None = None) -> bool
     For `precision = "auto"` that depends on what was chosen.
     """
     regime, precision = REGIMES[config.regime], choice.precision if choice else config.precision
-    if config.own_parts:  # they may do anything
+    if config.own_parts or config.ema:  # own parts may do anything, and an average is one of a single head
         return False
     if regime.features != "once" or regime.head != "new" or not regime.by_steps or precision not in EXACT:
         return False
@@ -122,7 +122,9 @@ class _Together:
         self._setup, self._loop, self._features, self._config = setup, loop, loop.train, configs[0]
         models = [Classifier(setup.backbone, len(setup.splits.classes), config).eval() for config in configs]
         self.heads = [TrainedHead(config=c, head=m.head.to(setup.device)) for c, m in zip(configs, models, strict=True)]
-        self._evaluations = [Evaluation(m, nn.Identity(), setup.config.precision, setup.device) for m in models]
+        self._evaluations = [
+            Evaluation(m, nn.Identity(), setup.config.precision, setup.device, setup.learning) for m in models
+        ]
         self._layers, self._parameters = _batched([one.head for one in self.heads])
         self._optimizer, self._groups = _optimizer(self.heads)
         self._schedule = SCHEDULE_BUILDERS[self._config.schedule](self._config, self._optimizer)
@@ -210,7 +212,7 @@ class _Together:
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
             "val_loss": validated.loss,
-            "val_accuracy": validated.accuracy,
+            "val_accuracy": validated.score(),
         }
 
 

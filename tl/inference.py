@@ -280,6 +280,12 @@ class _PackedConvolution(nn.Module):
         name, constants = ("none", []) if activation is None else _ACTIVATIONS[type(activation)]
         self._after = (name, constants, "")
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The packed weights: networks of transformers ask a convolution for the type of its weights."""
+        packed: torch.Tensor = self._weight
+        return packed
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W)` → `(B, C', H', W')` in the precision of the weights."""
         result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(

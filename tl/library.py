@@ -65,9 +65,11 @@ class Backbone:
 class Maker:
     """A source that can't list its networks, and makes backbones by name. It uses its own names of them."""
 
-    weights: Callable[[str, str, bool], Weights]
+    weights: Callable[[str, str, bool], Weights] | None = None
     """Returns the weights of a backbone by a policy, `auto` or `pretrained`; the last argument says whether anything
-    may be downloaded. Raises as `tl.weights.find`."""
+    may be downloaded. Raises as `tl.weights.find`. None if there is a checkpoint."""
+    checkpoint: Callable[[str], Checkpoint] | None = None
+    """Returns the weights that are published for a backbone as a file; None if code brings them."""
     make: Callable[[str, Weights], Backbone]
     """Makes a backbone with these weights, or with random ones. Raises `NotApplicable` where there are none."""
     load: Callable[[str], object]

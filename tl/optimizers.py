@@ -6,7 +6,7 @@ To add one, add its name to the table in `tl.config` and its builder here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LRScheduler
 
 from tl.config import TrainConfig
+from tl.errors import ConfigError
 from tl.own_code import is_import_path
 from tl.own_parts import own_loss, own_optimizer
 from tl.step import Loss
@@ -58,6 +59,28 @@ def joined(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer
             first.add_param_group(group)
         first.state.update(other.state)
     return first
+
+
+def with_layer_decay(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, parts: Sequence[Collection[nn.Parameter]]
+) -> torch.optim.Optimizer:
+    """Give the parameters of each part `layer_decay` times the rate of the part before it.
+
+    `parts` has all of the optimiser's parameters, from the output of the network on. The first one keeps the rate, and
+    its group of parameters is the first. Schedules multiply the rates of all groups. Raises `ConfigError` for an
+    optimiser of one's own whose groups have no rate.
+    """
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise ConfigError(
+            f"layer_decay={config.layer_decay:g}: optimizer={config.optimizer!r} has parameters without a rate `lr`"
+        )
+    optimizer.param_groups = [
+        {**group, "params": found, "lr": group["lr"] * config.layer_decay**depth}
+        for depth, part in enumerate(parts)
+        for group in optimizer.param_groups
+        if (found := [parameter for parameter in group["params"] if parameter in part])
+    ]
+    return optimizer
 
 
 def class_weights(config: TrainConfig, labels: Sequence[int], classes: int) -> torch.Tensor | None:

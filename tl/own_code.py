@@ -70,6 +70,21 @@ class ImportPath:
         return f"{self.setting}={_shown(self.setting, self.text)!r}"
 
 
+@dataclass(frozen=True)
+class Elsewhere(ImportPath):
+    """A backbone that is no code of one's own: `module` is what its source knows it by, such as a file's place."""
+
+    source: str = ""
+
+    @property
+    def text(self) -> str:
+        """The name as configs have it, without its source."""
+        return ":".join(filter(None, [self.module, self.name]))
+
+    def __str__(self) -> str:
+        return f"backbone={f'{self.source}:{self.text}'!r}"
+
+
 def _shown(setting: str, text: str) -> str:
     """An import path as a config has it: a backbone's stands behind its source."""
     return f"module:{text}" if setting == "backbone" else text

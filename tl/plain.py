@@ -101,35 +101,47 @@ def _to_tensor(preprocessing: Preprocessing, *crop: Any) -> Transform:
     return made
 
 
-class PlainImages(Dataset[tuple[torch.Tensor, int]]):
-    """The images of one split below `root`, each decoded and transformed whenever it is asked for."""
+class PlainImages(Dataset[tuple[torch.Tensor, Any]]):
+    """The images of one split below `root`, each decoded and transformed whenever it is asked for.
 
-    def __init__(self, root: Path, images: ImageList, transform: Transform) -> None:
+    `rows` has the target of each, by default its class.
+    """
+
+    def __init__(self, root: Path, images: ImageList, transform: Transform, rows: Sequence[Any] | None = None) -> None:
         self._root, self._images, self._transform = root, images, transform
+        self._rows = images.labels if rows is None else rows
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Return an image, `(3, S, S) float32`, and its label. Raises `DataError` naming a file that is damaged."""
-        return self._transform(open_rgb(self._root / self._images.files[index])), self._images.labels[index]
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
+        """Return an image, `(3, S, S) float32`, and its target. Raises `DataError` naming a file that is damaged."""
+        return self._transform(open_rgb(self._root / self._images.files[index])), self._rows[index]
 
 
 class PlainBatches:
     """Batches of one split on one device, used like `tl.batches.Batches`.
 
-    Images are `(B, 3, S, S) float32`, normalised and contiguous; labels `(B,) int64`.
+    Images are `(B, 3, S, S) float32`, normalised and contiguous; labels are rows of `rows`, by default the classes of
+    the images, `(B,) int64`.
     """
 
-    def __init__(self, root: Path, images: ImageList, preprocessing: Preprocessing, device: torch.device) -> None:
+    def __init__(
+        self,
+        root: Path,
+        images: ImageList,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        rows: Sequence[Any] | None = None,
+    ) -> None:
         self.images = images
         self.device = device
         self.start_seconds = 0.0
         """Seconds that starting and ending workers has taken so far, over all passes."""
         self._workers: tuple[int, ...] = ()
         """Ids of the processes of the pass that began last; none after its end."""
-        self._train = PlainImages(root, images, training_transform(preprocessing))
-        self._val = PlainImages(root, images, validation_transform(preprocessing))
+        self._train = PlainImages(root, images, training_transform(preprocessing), rows)
+        self._val = PlainImages(root, images, validation_transform(preprocessing), rows)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -306,9 +318,9 @@ class PlainStep(TrainStep):
         """Begin an epoch: set the sums to 0."""
         self._running_loss, self._running_correct = 0.0, 0
 
-    def sums(self) -> tuple[float, int]:
+    def sums(self) -> tuple[float, int | None]:
         """See `TrainStep.sums`."""
-        return self._running_loss, self._running_correct
+        return self._running_loss, self._running_correct if self._learning.counts_hits else None
 
     def _forward(self, body: Body) -> None:
         with autocast(self._config.precision, self._device):
@@ -317,7 +329,8 @@ class PlainStep(TrainStep):
 
     def _tally(self) -> None:
         self._running_loss += self._loss.item() * len(self._labels)
-        self._running_correct += int((self._logits.argmax(1) == self._labels).sum().item())
+        if self._learning.counts_hits:
+            self._running_correct += int(self._learning.hits(self._logits, self._labels).item())
 
 
 class PlainEvaluation(Evaluation):
@@ -330,24 +343,17 @@ class PlainEvaluation(Evaluation):
             return logits.float()
 
     def over(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss_function: Loss) -> Evaluated:
-        """Evaluate all batches of inputs and labels, and read the loss after every batch."""
-        running_loss, running_correct = 0.0, 0
-        outputs, predicted = [], []
+        """Evaluate all batches of inputs and labels, and read the loss and the right ones after every batch."""
+        running_loss = 0.0
+        outputs, truths = [], []
         with torch.no_grad():
             for inputs, labels in batches:
                 logits = self.run(inputs)
-                found = logits.argmax(1)
                 running_loss += loss_function(logits, labels).item() * len(labels)
-                running_correct += int((found == labels).sum().item())
+                if self._learning.counts_hits:
+                    self._learning.hits(logits, labels).item()  # the tutorial's loop reads it in every step
                 outputs.append(logits)
-                predicted.append(found)
+                truths.append(labels)
             logits = torch.cat(outputs)
-            unknown = (~logits.isfinite().all(1)).sum()
-            confidences = logits.softmax(1).max(1).values
-        return Evaluated(
-            loss_sum=running_loss,
-            correct=running_correct,
-            predicted=torch.cat(predicted).tolist(),
-            confidences=confidences.tolist(),
-            unknown=int(unknown),
-        )
+            judged = self._learning.judged(logits, torch.cat(truths))
+        return Evaluated(loss_sum=running_loss, images=len(logits), judged=judged)

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tl import devices, plugins
 from tl.adapters import ADAPTERS
+from tl.averaging import AveragedWeights
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches, resident_pixels
 from tl.checkpointing import checkpointed
@@ -35,10 +36,11 @@ from tl.folds import groups_in
 from tl.freezing import Freezing, freeze, with_batch_norm_frozen
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
+from tl.learning import LEARNING, Learning
 from tl.library import Backbone
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
-from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer
+from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer, with_layer_decay
 from tl.own_code import once
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
@@ -48,6 +50,7 @@ from tl.regimes import REGIMES, Regime
 from tl.seeding import seed_for
 from tl.sources import SOURCES, package_version
 from tl.specs import Spec
+from tl.stages import parameters_of, stages
 from tl.step import (
     Body,
     Evaluation,
@@ -146,9 +149,14 @@ class Setup:
         return REGIMES[self.config.regime]
 
     @property
+    def learning(self) -> Learning:
+        """What the config's task makes of images and outputs."""
+        return LEARNING[self.config.task]
+
+    @property
     def way(self) -> Way:
         """How the config is executed."""
-        return WAYS[self.config.execution]
+        return way_of(self.config)
 
     def example(self, images: int) -> torch.Tensor:
         """Return made-up images for the backbone."""
@@ -190,7 +198,7 @@ def _prepare(
     """
     regime = REGIMES[config.regime]
     backbone = _backbone(config, regime, splits, weights, weights_dir)
-    way = WAYS[config.execution]
+    way = way_of(config)
     model, layout = Classifier(backbone, len(splits.classes), config), layout or way.layout(device, config.precision)
     model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     total_params = sum(p.numel() for p in model.parameters())
@@ -207,6 +215,8 @@ def _prepare(
     freezing = unfreezing.whole
     steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
     optimizer = make_optimizer(steps, freezing.parameters) if regime.by_steps else None
+    if optimizer and config.layer_decay != 1:
+        optimizer = with_layer_decay(optimizer, config, _from_output_on(model.head, backbone.module, freezing))
     return Setup(
         config=config,
         splits=splits,
@@ -244,12 +254,31 @@ def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfre
     return Unfreezing(periods, config.unfreeze_every, parts=len(rules) - 1)
 
 
+def _from_output_on(head: nn.Module, backbone: nn.Module, freezing: Freezing) -> list[set[nn.Parameter]]:
+    """What trains of the head, and of each stage of the backbone, from the last to the first that has some.
+
+    The backbone is the one that was loaded: one that is traced for int8 has the same parameters, but not its modules.
+    """
+    parts = [head.parameters(), *map(parameters_of, reversed(stages(backbone)))]
+    trained = [set(freezing.parameters).intersection(part) for part in parts]
+    first = next(place for place, part in enumerate(trained) if part)
+    return trained[first:]
+
+
 def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
     """Open the images that are decoded once; keep them on a GPU if they fit."""
     store = open_store(splits)
     resident = resident_pixels(store, device)
     train, val = (
-        Batches(store, images, backbone.preprocessing, device, memory_format=LAYOUTS[layout], resident=resident)
+        Batches(
+            store,
+            images,
+            backbone.preprocessing,
+            device,
+            memory_format=LAYOUTS[layout],
+            resident=resident,
+            targets=LEARNING[splits.task].targets(images, len(splits.classes)),
+        )
         for images in (splits.train, splits.val)
     )
     resident_bytes = None if resident is None else resident.nbytes
@@ -260,8 +289,10 @@ def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, lay
 
 def _loaded_images(splits: Splits, backbone: Backbone, device: torch.device, layout: str, regime: Regime) -> _Images:
     """Images that workers load from their files in every pass."""
+    learning, classes = LEARNING[splits.task], len(splits.classes)
     train, val = (
-        PlainBatches(splits.root, images, backbone.preprocessing, device) for images in (splits.train, splits.val)
+        PlainBatches(splits.root, images, backbone.preprocessing, device, learning.rows(images, classes))
+        for images in (splits.train, splits.val)
     )
     return _Images(train=train, val=val)
 
@@ -304,6 +335,8 @@ class Loop:
     extraction: Extraction | None
     head_start_seconds: float | None
     """What fitting the head took that training begins with, without the extraction; None without."""
+    averaged: AveragedWeights | None
+    """What is validated in place of the weights; None without."""
     inference: InferenceNetwork | None
     """None if the backbone runs as it is."""
     work: StepWork
@@ -339,14 +372,22 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         train=train,
         val=val,
         loss_function=loss_function,
-        step=setup.way.step(graphs, model, body, counted, loss_function, setup.optimizer, config, device)
+        step=setup.way.step(
+            graphs, model, body, counted, loss_function, setup.optimizer, config, device, setup.learning
+        )
         if setup.optimizer
         else None,
         fit=HeadFit(setup, train) if setup.regime.trains and not setup.regime.by_steps else None,
-        evaluation=setup.way.evaluation(graphs, model, setup.copies or body, config.precision, device),
+        evaluation=setup.way.evaluation(
+            graphs, model, setup.copies or body, config.precision, device, setup.learning
+        ),
         graphs=graphs,
         extraction=extraction,
         head_start_seconds=head_start_seconds,
+        # After the head is fitted, since the average begins with what training begins with.
+        averaged=AveragedWeights(setup.freezing, setup.optimizer, config.ema)
+        if setup.optimizer and config.ema
+        else None,
         inference=inference,
         work=StepWork(),
     )
@@ -484,6 +525,8 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
         raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
     if config.checkpointing:
         raise NotApplicable("checkpointing runs a network's blocks again, and one that trains for int8 has none")
+    if config.ema and regime.rounds:
+        raise NotApplicable(f"ema={config.ema:g}: an average of weights has no ranges for int8; leave it out")
     load_compiler()
     started = time.perf_counter()
     model.eval()
@@ -580,3 +623,8 @@ WAYS: dict[str, Way] = {
     ),
 }
 """The way of each execution of `tl.config.EXECUTIONS`."""
+
+
+def way_of(config: TrainConfig) -> Way:
+    """Return how a config is executed."""
+    return WAYS[config.execution]

@@ -107,10 +107,10 @@ class EpochResult(Strict):
     val_seconds: PassSeconds
     train_loss: float | None = Field(description="mean over images, while training")
     train_accuracy: Share | None = Field(
-        description="share in [0, 1] on augmented images, counted while weights change"
+        description="share in [0, 1] on augmented images, counted while weights change; None if the task counts none"
     )
     val_loss: float
-    val_accuracy: Share
+    val_accuracy: Share = Field(description="the score of the config's task, which is accuracy for classification")
     phases: Phases | None = Field(None, description="None without steps, and in records of format version 1")
 
     @property

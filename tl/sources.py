@@ -19,7 +19,10 @@ class Source:
     """Where networks come from. Its code is loaded when a network is built, since that loads torch."""
 
     packages: tuple[str, ...]
-    """Distributions whose versions decide which networks exist, and what they compute."""
+    """Distributions whose versions decide which networks exist, and what they compute. All records have them.
+
+    A source with a package of its own has the package's version in its digests instead, which other cells don't have.
+    """
     library: str
     """The place of its `tl.library.Library`, or of its `tl.library.Maker` if it can't list its networks: `module:NAME`.
     """
@@ -47,9 +50,12 @@ class Names:
     canonical: Callable[[str], str]
     """Returns a name as configs and records have it. Raises `ConfigError` for what can't be a name."""
     digest: Callable[[str], str]
-    """Returns the digest of the code behind a name, in hex. Raises `UserError` if there is none."""
+    """Returns the digest of the code behind a name, or of the settings by which a library makes it, in hex. Raises
+    `UserError` if there is none."""
     allow: Callable[[str], None] = lambda name: None
     """Lets a process use a name that the process which started it has checked."""
+    listed: Callable[[], list[str]] = list
+    """Returns names that can be told without loading anything, to list them; there may be others."""
 
 
 def names_of(source: str) -> Names | None:
@@ -81,4 +87,7 @@ SOURCES: dict[str, Source] = {
     "module": Source(packages=(), library="tl.own_models:MAKER", names="tl.own_names:NAMES"),
     "hub": Source(packages=(), library="tl.hub_models:MAKER", names="tl.hub:NAMES"),
     "hub-local": Source(packages=(), library="tl.hub_models:LOCAL_MAKER", names="tl.hub:LOCAL_NAMES"),
+    "hf": Source(packages=(), library="tl.hf_models:MAKER", names="tl.hf:NAMES"),
+    "keras": Source(packages=(), library="tl.keras_models:MAKER", names="tl.keras_names:NAMES"),
+    "hf-local": Source(packages=(), library="tl.hf_models:LOCAL_MAKER", names="tl.hf:LOCAL_NAMES"),
 }

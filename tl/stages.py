@@ -47,7 +47,7 @@ def stages(network: nn.Module) -> list[list[Part]]:
 
     The network is left as it was. Raises `NotApplicable` if it has no two stages that can be told apart.
     """
-    chosen = blocks(network) or [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    chosen = blocks(network) or _convolutions(network)
     items = list({item.part: item for item in _items(network, set(chosen))}.values())  # a module may have two names
     _run(network, items)
     items.sort(key=lambda item: item.order)
@@ -81,6 +81,14 @@ def parameters_of(parts: Iterable[Part]) -> list[nn.Parameter]:
     """Return the parameters of some parts, each once."""
     all_of = (part.parameters() if isinstance(part, nn.Module) else [part] for part in parts)
     return list(dict.fromkeys(parameter for some in all_of for parameter in some))
+
+
+def _convolutions(network: nn.Module) -> list[nn.Module]:
+    """Torch's convolutions; or else the layers that have a kernel, of four dimensions."""
+    found: list[nn.Module] = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    return found or [
+        layer for layer in network.modules() if any(each.ndim == 4 for each in layer.parameters(recurse=False))
+    ]
 
 
 def _weights(part: Part) -> int:

@@ -17,12 +17,14 @@ import torch
 
 from tl.backbones import Classifier
 from tl.config import TrainConfig
+from tl.learning import Classification, Judged, Learning
 from tl.precision import autocast, gradient_scaler
 from tl.work import StepWork
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Body = Callable[[torch.Tensor], torch.Tensor]
 Mark = Callable[[str | None], None]
+_CLASSIFICATION = Classification()
 WARM_UP = 3
 """Eager steps of a shape before its capture, in which libraries choose and load their kernels."""
 
@@ -37,6 +39,7 @@ class TrainStep:
         body: maps inputs to features; without gradients if none of the backbone's parameters has them.
         counted: the same as plain operations of torch, for the step whose work is counted. A compiled network doesn't
             dispatch single operations, and one for inference has others.
+        learning: how the training's task counts right outputs.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         device: torch.device,
+        learning: Learning = _CLASSIFICATION,
     ) -> None:
         self._model, self._body, self._counted = model, body, counted
+        self._learning = learning
         self._loss_function = loss_function
         self._optimizer = optimizer
         self._config, self._device = config, device
@@ -69,9 +74,12 @@ class TrainStep:
         self.loss_sum.zero_()
         self.correct.zero_()
 
-    def sums(self) -> tuple[float, int]:
-        """Return the sum of losses over images and the number of correct predictions; waits for the device."""
-        return self.loss_sum.item(), int(self.correct)
+    def sums(self) -> tuple[float, int | None]:
+        """Return the sum of losses over images and the number of right ones; waits for the device.
+
+        The number is None if the task counts none in training.
+        """
+        return self.loss_sum.item(), int(self.correct) if self._learning.counts_hits else None
 
     def run(self, inputs: torch.Tensor, labels: torch.Tensor, mark: Mark, work: StepWork | None = None) -> None:
         """Train on one batch. Calls `mark` at the end of each phase; with `work`, also counts the step's work."""
@@ -105,7 +113,8 @@ class TrainStep:
 
     def _tally(self) -> None:
         self.loss_sum += self._loss.detach() * len(self._labels)
-        self.correct += (self._logits.argmax(1) == self._labels).sum()
+        if self._learning.counts_hits:
+            self.correct += self._learning.hits(self._logits, self._labels)
 
     def _free_gradients(self) -> None:
         """Free the gradients now, not before the next backward pass: a validation pass may come first."""
@@ -227,20 +236,25 @@ class Evaluated:
 
     loss_sum: float
     """Sum of the images' losses."""
-    correct: int
-    predicted: list[int]
-    confidences: list[float]
-    """Softmax probability of the predicted class."""
-    unknown: int
-    """Number of images with an output that is not finite."""
+    images: int
+    """Number of images that were evaluated."""
+    judged: Judged
 
 
 class Evaluation:
     """Evaluates without gradients."""
 
-    def __init__(self, model: Classifier, body: Body, precision: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        body: Body,
+        precision: str,
+        device: torch.device,
+        learning: Learning = _CLASSIFICATION,
+    ) -> None:
         self._model, self._body = model, body
         self._precision, self._device = precision, device
+        self._learning = learning
 
     def run(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits of one batch, `(B, classes) float32`."""
@@ -259,16 +273,8 @@ class Evaluation:
                 outputs.append(logits)
                 truths.append(labels)
             logits = torch.cat(outputs)
-            unknown = (~logits.isfinite().all(1)).sum()
-            confidences, predicted = logits.softmax(1).max(1)
-            correct = (predicted == torch.cat(truths)).sum()
-        return Evaluated(
-            loss_sum=loss_sum.item(),
-            correct=int(correct),
-            predicted=predicted.tolist(),
-            confidences=confidences.tolist(),
-            unknown=int(unknown),
-        )
+            judged = self._learning.judged(logits, torch.cat(truths))
+        return Evaluated(loss_sum=loss_sum.item(), images=len(logits), judged=judged)
 
 
 class Replayed:

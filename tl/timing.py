@@ -1,7 +1,8 @@
 """Times a training in turns of a few steps, so that several trainings can be compared on a machine that drifts.
 
 A turn is a number of training steps followed by a number of validation batches, timed apart. It contains what those
-steps take in an epoch of `train_model`, with the same network, images, batches and execution.
+steps take in an epoch of `train_model`, with the same network, images, batches and execution. Averaged weights are
+computed in its steps, and not put in the weights' place before its batches, which happens once per epoch.
 
 Where batches are loaded in advance, a pass over the images is not the same everywhere: workers start, and the last
 batches are taken while nothing is loaded. So a turn is either a whole pass, with its start and its end, or a piece from
@@ -186,7 +187,7 @@ class TimedTraining:
         """Evaluate the next batches. Returns their number of images."""
         self._setup.freezing.eval_mode()
         found = self._loop.evaluation.over(islice(self._val, count), self._loop.loss_function)
-        return len(found.predicted)
+        return found.images
 
     def _begin_steady(self, batches: _Endless, wanted: int, run: Callable[[int], int]) -> None:
         """Make sure that the next batches are from the middle of a pass, unless they are all of it."""

@@ -68,12 +68,12 @@ def _checkpoint(name: str) -> Checkpoint:
     )
 
 
-def _preprocessing(name: str) -> Preprocessing:
-    config = _config(name)
+def preprocessing_of(config: Any, name: str) -> Preprocessing:
+    """Return the preprocessing that a config of pretrained weights asks for. Raises `ConfigError`, which has `name`."""
     height, width = config.input_size[1:]
     if height != width or config.crop_mode not in ("center", "squash"):
         raise ConfigError(
-            f"backbone='timm:{name}': its input is {height}x{width} with crop mode {config.crop_mode!r}; "
+            f"backbone={name!r}: its input is {height}x{width} with crop mode {config.crop_mode!r}; "
             "only square inputs with crop mode 'center' or 'squash' are supported"
         )
     return Preprocessing(
@@ -109,7 +109,8 @@ def _load(name: str, weights: Weights) -> nn.Module:
     return module
 
 
-def _cut(module: Any) -> tuple[object, int]:
+def cut(module: Any) -> tuple[object, int]:
+    """Remove the classifier of a network in place; return it and the width of the features."""
     layer = module.get_classifier()
     module.reset_classifier(0)
     return layer, getattr(module, "head_hidden_size", None) or module.num_features
@@ -118,8 +119,8 @@ def _cut(module: Any) -> tuple[object, int]:
 LIBRARY = Library(
     names=_names,
     checkpoint=_checkpoint,
-    preprocessing=_preprocessing,
+    preprocessing=lambda name: preprocessing_of(_config(name), f"timm:{name}"),
     classes=lambda name: int(_config(name).num_classes),
     load=_load,
-    cut=_cut,
+    cut=cut,
 )

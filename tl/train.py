@@ -34,7 +34,7 @@ from tl.logme import logme
 from tl.lookahead import Ahead
 from tl.memory import MemoryMarks
 from tl.own_code import ImportPath, given, path_given
-from tl.prepare import WAYS, HeadFit, Inputs, Loop, Setup, ready
+from tl.prepare import HeadFit, Inputs, Loop, Setup, ready, way_of
 from tl.quantize import quantized_weights
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Note, Period, Phases, Predictions, Probe, TrainResult, Work
@@ -143,7 +143,7 @@ def _train(
     regime = REGIMES[config.regime]
     for fit in (FITS[name] for name in (regime.fit, regime.head_start) if name in FITS):
         fit.load()
-    memory = MemoryMarks(target, without=WAYS[config.execution].others)
+    memory = MemoryMarks(target, without=way_of(config).others)
     with ready(config, splits, target, weights, weights_dir, cuda_graphs=cuda_graphs, choice=choice) as (
         setup,
         loop,
@@ -242,6 +242,9 @@ def _epoch(
             memory.begin("val")
             clock.mark(None)
         if step:
+            if loop.averaged:
+                loop.averaged.hide()
+                clock.mark(None)
             setup.unfreezing.now.train_mode()
             trained = _train_pass(step, loop.train, setup.config, epoch, clock, work)
             if trained.fault:
@@ -249,6 +252,8 @@ def _epoch(
             train_seconds = clock.elapsed()
             memory.begin("val")
             clock.mark(None)
+            if loop.averaged:
+                loop.averaged.show()
         setup.unfreezing.now.eval_mode()
         if setup.copies:
             if fault := setup.copies.fault():
@@ -270,11 +275,11 @@ def _epoch(
         val_seconds=whole - train_seconds - converting,
         phases=Phases(**parts, other=whole - sum(parts.values()) - converting) if trained else None,
         train_loss=trained.loss if trained else None,
-        train_accuracy=trained.accuracy if trained else None,
+        train_accuracy=trained.score() if trained else None,
         val_loss=validated.loss,
-        val_accuracy=validated.accuracy,
+        val_accuracy=validated.score(),
     )
-    return row, Predictions(epoch=epoch, labels=validated.predicted, confidences=validated.confidences)
+    return row, Predictions(epoch=epoch, **validated.said)
 
 
 def diverged(what: str, config: TrainConfig, rate: float | None, history: Sequence[EpochResult]) -> DivergedError:
@@ -334,9 +339,10 @@ class Pass:
     """What a pass over a split found."""
 
     loss: float
-    accuracy: float
-    predicted: list[int]
-    confidences: list[float]
+    score: Callable[[], Any]
+    """Returns the score of the task, outside of all times; None after training if the task knows it only afterwards."""
+    said: dict[str, Any]
+    """Fields of `Predictions`, but for the epoch; empty after training."""
     fault: str
     """What is not finite, such as `loss was NaN`; empty if all is, and only then the other figures mean something."""
 
@@ -379,28 +385,17 @@ def _train_pass(
             work = None
     loss_sum, correct = step.sums()
     loss = loss_sum / len(batches)
-    return Pass(
-        loss=loss,
-        accuracy=correct / len(batches),
-        predicted=[],
-        confidences=[],
-        fault=fault_of(loss),
-    )
+    share = None if correct is None else correct / len(batches)
+    return Pass(loss=loss, score=lambda: share, said={}, fault=fault_of(loss))
 
 
 def val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, config: TrainConfig) -> Pass:
     """Evaluate all validation inputs."""
     with closing(batches.evaluation(config.batch_size)) as pass_batches:
         found, count = evaluation.over(pass_batches, loss_function), len(batches)
-    loss = found.loss_sum / count
-    outputs_fault = f"outputs of {found.unknown} of {count} images were not finite" if found.unknown else ""
-    return Pass(
-        loss=loss,
-        accuracy=found.correct / count,
-        predicted=found.predicted,
-        confidences=[round(value, 6) for value in found.confidences],
-        fault=fault_of(loss) or outputs_fault,
-    )
+    loss, judged = found.loss_sum / count, found.judged
+    outputs_fault = f"outputs of {judged.unknown} of {count} images were not finite" if judged.unknown else ""
+    return Pass(loss=loss, score=judged.score, said=judged.said, fault=fault_of(loss) or outputs_fault)
 
 
 def fault_of(loss: float) -> str:

@@ -134,7 +134,7 @@ def _prepared(
                 begun = time.perf_counter()
                 with closing(val.evaluation(size)) as batches:
                     found = loop.evaluation.over(islice(batches, steps), loop.loss_function)
-                seconds += (time.perf_counter() - begun) / len(found.predicted) * len(val)
-                return Turn(seconds=seconds, loss=loss if loop.step else found.loss_sum / len(found.predicted))
+                seconds += (time.perf_counter() - begun) / found.images * len(val)
+                return Turn(seconds=seconds, loss=loss if loop.step else found.loss_sum / found.images)
 
         yield Prepared(run=run, group=train.count if isinstance(train, Ahead) else 1)

@@ -31,8 +31,8 @@ class Weights(Strict):
 
     kind: Literal["pretrained", "random"]
     source: str = Field(
-        description="`weights-dir`, `package NAME`, `torch hub cache`, `Hugging Face cache`, `own code`, `download` or "
-        "`random`"
+        description="`weights-dir`, `folder` (of the backbone), `package NAME`, `torch hub cache`, `Hugging Face "
+        "cache`, `Keras's cache`, `own code`, `download` or `random`"
     )
     label: str = Field("", description="name of the weights, such as `ResNet18_Weights.IMAGENET1K_V1`")
     digest: str = Field(
@@ -68,6 +68,8 @@ class Checkpoint:
     """Name of the weights."""
     file_names: tuple[str, ...]
     """Names that the file may have in `--weights-dir`, with or without suffix."""
+    suffixes: tuple[str, ...] = SUFFIXES
+    """Suffixes that it may have there."""
     bundled_as: str
     """Key in `BUNDLED`; empty for tags other than that of the package's weights, unless `tags` can tell them apart."""
     cached: Callable[[], tuple[Path, str] | None]
@@ -171,8 +173,8 @@ def file_in(folder: Path, checkpoint: Checkpoint) -> Path | None:
     Raises `WeightsError` for one that has the name, but is no file.
     """
     for name in checkpoint.file_names:
-        for candidate in (folder / name, *(folder / f"{name}{suffix}" for suffix in SUFFIXES)):
-            if candidate.suffix in SUFFIXES and os.path.lexists(candidate):
+        for candidate in (folder / name, *(folder / f"{name}{suffix}" for suffix in checkpoint.suffixes)):
+            if candidate.suffix in checkpoint.suffixes and os.path.lexists(candidate):
                 if not candidate.is_file():
                     leads = "leads to nothing" if not candidate.exists() else "is not a regular file"
                     raise WeightsError(f"{candidate} {leads}")

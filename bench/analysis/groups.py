@@ -15,6 +15,7 @@ from bench.store.records import AIMS, USUAL, Cell, Record
 from tl.config import READ_BY_REGIME, READ_BY_STEPS, TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
+from tl.tasks import TASKS, Task
 
 _ROUNDING = 1e-9
 """A mean over seeds of one and the same accuracy may differ from it in the last digit."""
@@ -161,12 +162,18 @@ class Group:
         value = self.median(_training_seconds)
         return float("inf") if value is None else value
 
-    def right(self, predictions: Callable[[TrainResult], Predictions] = lambda r: r.last) -> dict[int, list[bool]]:
-        """Seed → for each validation image, True if its predicted class is right. By default after the last epoch."""
+    @property
+    def task(self) -> Task:
+        """What its networks are to say of an image."""
+        return TASKS[self.config.task]
+
+    def by_image(self, predictions: Callable[[TrainResult], Predictions] = lambda r: r.last) -> dict[int, list[float]]:
+        """Seed → the score of each validation image, by the task: of a class, whether it is right.
+
+        By default after the last epoch.
+        """
         return {
-            record.cell.config.seed: [
-                a == b for a, b in zip(predictions(record.result).labels, self.truth, strict=True)
-            ]
+            record.cell.config.seed: self.task.image_scores(predictions(record.result), self.truth)
             for record in self.records
             if record.result
         }

@@ -179,7 +179,7 @@ def recommend(groups: Sequence[Group], rivals: Sequence[Rival] = ()) -> list[Cho
             continue
         others = [group for group in rated if group is not best]
         tests = compare_accuracy([(best, other) for other in others])
-        loses = [accuracy_difference(best.right(), other.right()) for other in others]
+        loses = [accuracy_difference(best.by_image(), other.by_image()) for other in others]
         pick = min([best, *_no_worse(others, loses)], key=lambda group: group.seconds)
         alike = [
             Cheaper(group=other, loses=lost)

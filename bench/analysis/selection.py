@@ -147,7 +147,7 @@ def _selection(score: str, scores: dict[str, float], trained: dict[str, Group]) 
         best=both[accuracies.index(max(accuracies))].config.backbone,
         chance=max(accuracies) - fmean(accuracies),
         agreement=weighted_kendall(list(values.values()), accuracies) if enough else None,
-        regret=regret([group.right() for group in both], 0, WITHIN) if enough else None,
+        regret=regret([group.by_image() for group in both], 0, WITHIN) if enough else None,
     )
 
 

@@ -83,7 +83,7 @@ def _compare(finding: Finding, test: Adjusted | None) -> SpeedUp:
         counted=counted_shares(slow, fast),
         memory_saved_bytes=saved,
         memory_before_bytes=memory[0],
-        accuracy=accuracy_difference(fast.right(), slow.right()) if counts else None,
+        accuracy=accuracy_difference(fast.by_image(), slow.by_image()) if counts else None,
         accuracy_test=test,
     )
 
@@ -99,7 +99,7 @@ def compare_accuracy(pairs: Sequence[tuple[Group, Group]]) -> list[Adjusted | No
     for number, (first, second) in enumerate(pairs):
         if first.accuracy is None or second.accuracy is None:
             continue
-        one, other = first.right(), second.right()
+        one, other = first.by_image(), second.by_image()
         both = [seed for seed in one if seed in other]
         estimate = accuracy_difference(one, other)
         if estimate and len(both) >= MIN_SAMPLES:

@@ -291,8 +291,11 @@ def _over_seeds(compared: Compared, values: list[float]) -> Estimate:
     return Estimate(compared=compared, centre=statistics.fmean(values), error=error, freedom=max(1, n - 1), n=n)
 
 
-def accuracy_difference(first: Mapping[int, Sequence[bool]], second: Mapping[int, Sequence[bool]]) -> Estimate | None:
+def accuracy_difference(first: Mapping[int, Sequence[float]], second: Mapping[int, Sequence[float]]) -> Estimate | None:
     """Accuracy of `first` minus accuracy of `second`. Both map a seed to right or wrong for each of the same images.
+
+    A task may score images by shares in place of right (1) or wrong (0): then it is the difference of the means of
+    these scores.
 
     The error has three sources: the choice of seeds, the choice of images, and their interaction. All seeds classify
     the same images, so the variance of the mean is that of a two-way layout with random rows and columns. Degrees of
@@ -343,15 +346,16 @@ class Test:
     smallest: float
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Test:
+def mcnemar(first: Sequence[float], second: Sequence[float]) -> Test:
     """Exact two-sided test that two classifiers are right equally often on the same images (McNemar 1947).
 
-    Only images that exactly one of them gets right count. With fewer than six of those, no p-value is below 0.05.
+    Only images that exactly one of them gets right count. With fewer than six of those, no p-value is below 0.05. Where
+    images have shares as scores, it is the exact sign test, on the images whose scores differ.
     """
     from scipy.stats import binomtest
 
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    only_first = sum(a > b for a, b in zip(first, second, strict=True))
+    only_second = sum(b > a for a, b in zip(first, second, strict=True))
     disagree = only_first + only_second
     p = float(binomtest(only_first, disagree).pvalue) if disagree else 1.0
     return Test(p=p, smallest=min(1.0, 2 * 0.5**disagree))
@@ -388,7 +392,7 @@ class Regret:
     """Number of seeds that all candidates have."""
 
 
-def regret(candidates: Sequence[Mapping[int, Sequence[bool]]], picked: int, bound: float) -> Regret | None:
+def regret(candidates: Sequence[Mapping[int, Sequence[float]]], picked: int, bound: float) -> Regret | None:
     """Regret of taking the candidate at place `picked`, by its differences to each other one (`accuracy_difference`).
 
     Each candidate maps a seed to right or wrong for each of the same images. The most accurate one is not known for

@@ -298,7 +298,7 @@ def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
         return ratio_in_order(theirs, ours)
     if not ours or not theirs or metric.predictions is None:
         return difference(ours, theirs)  # None if accuracies say nothing
-    return accuracy_difference(group.right(metric.predictions), against.right(metric.predictions))
+    return accuracy_difference(group.by_image(metric.predictions), against.by_image(metric.predictions))
 
 
 def _likeliest(claim: Claim, estimate: Estimate) -> tuple[ClaimVerdict, float]:

@@ -42,7 +42,7 @@ def compare(picked: RunFolder, whole: RunFolder) -> str:
     place = next((i for i, one in enumerate(groups) if (one.config.backbone, one.config.regime) == chosen), None)
     if place is None:
         raise UserError(f"{whole.folder}: has no result of {found.pick}")
-    seeds = {seed for group in groups for seed in group.right()}
+    seeds = {seed for group in groups for seed in group.by_image()}
     answers = [_for_all(group, seeds) for group in groups]
     said = regret(answers, place, NO_WORSE)
     if said is None:
@@ -63,9 +63,9 @@ def compare(picked: RunFolder, whole: RunFolder) -> str:
     return "\n".join(lines)
 
 
-def _for_all(group: Group, seeds: set[int]) -> dict[int, list[bool]]:
-    """Seed → right or wrong for each image. A head that is fitted at once is the same with every seed."""
-    right = group.right()
+def _for_all(group: Group, seeds: set[int]) -> dict[int, list[float]]:
+    """Seed → the score of each image. A head that is fitted at once is the same with every seed."""
+    right = group.by_image()
     if REGIMES[group.config.regime].by_steps:
         return right
     (only,) = right.values()

@@ -20,7 +20,7 @@ from bench.execution.turns import END, Prepared, Taken, Warm
 from bench.store.environment import MachineState
 from bench.store.records import Cell
 from tl import devices, gpu
-from tl.backbones import checkpoint_of, find_weights, known_names
+from tl.backbones import checkpoint_of, find_weights, has_checkpoint, known_names
 from tl.choice import Choice
 from tl.config import one_training
 from tl.datasets import Splits
@@ -38,12 +38,10 @@ from tl.protocols import run_protocol
 from tl.results import TrainResult
 from tl.saved import write_card
 from tl.sealed import cache_warnings_to
-from tl.sources import SOURCES
-from tl.specs import Spec
 from tl.timing import timed_training
 from tl.train import train_model
 from tl.tryout import chosen
-from tl.weights import ToDownload, Weights, file_in
+from tl.weights import SUFFIXES, ToDownload, Weights, file_in
 
 known_names()  # in the server that cells are forked from, not in the time and memory of a cell
 
@@ -94,14 +92,16 @@ def files_for(specs: list[str], folder: Path, emit: Emit) -> dict[str, tuple[tup
     load_as_parent()
     found: dict[str, tuple[tuple[str, ...], str]] = {}
     for spec in specs:
-        if not SOURCES[Spec.parse(spec).source].lists:
+        if not has_checkpoint(spec) or not (checkpoint := checkpoint_of(spec)).file_names:
             continue
-        checkpoint = checkpoint_of(spec)
         try:
             taken = file_in(folder, checkpoint)
         except WeightsError:  # said where the weights are looked up
             taken = None
-        found[spec] = checkpoint.file_names, taken.name if taken else ""
+        names = checkpoint.file_names
+        if SUFFIXES[0] not in checkpoint.suffixes:
+            names = tuple(f"{name}{checkpoint.suffixes[0]}" for name in names)
+        found[spec] = names, taken.name if taken else ""
     return found
 
 

@@ -76,6 +76,12 @@ def settings(manifest: Manifest) -> str:
         more += "times per epoch are means"
     if shared["freeze_bn"]:
         more += "; BatchNorm layers stay frozen where a pretrained backbone trains"
+    if shared["layer_decay"] != 1:
+        more += (
+            f"; each stage of a pretrained backbone has {shared['layer_decay']:g} times the rate of the one after it"
+        )
+    if shared["ema"]:
+        more += f"; what is validated and kept are moving averages of the weights, with a decay of {shared['ema']:g}"
     if shared["checkpointing"]:
         more += "; activation checkpointing where the backbone trains"
     return (

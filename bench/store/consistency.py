@@ -7,7 +7,6 @@ reading, so a mistake in one of them never loses the result of a cell that has j
 from __future__ import annotations
 
 import math
-import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from bench.store.records import SETTLED, Cell, Manifest, Record
 from tl.config import TrainConfig
 from tl.regimes import REGIMES, Regime
 from tl.results import EpochResult, Predictions, TrainResult
+from tl.tasks import TASKS
 from tl.text import shortened
 
 _TRAINING: dict[str, Callable[[Regime], bool]] = {
@@ -257,7 +257,8 @@ def _of_predictions(name: str, said: Predictions, result: TrainResult, truth: Se
     if len(said.labels) != len(truth):
         yield f"result.{name} has {len(said.labels)} predictions, and the run has {len(truth)} images to validate"
         return
-    right = sum(map(operator.eq, said.labels, truth)) / len(truth)
-    stated = result.epochs[said.epoch].val_accuracy
-    if not math.isclose(right, stated, abs_tol=_ROUNDING):
-        yield f"result.epochs.{said.epoch}.val_accuracy={stated}: of its predictions, {right} are right"
+    task = TASKS[result.config.task]
+    score, stated = task.overall(said, truth), result.epochs[said.epoch].val_accuracy
+    if not math.isclose(score, stated, abs_tol=_ROUNDING):
+        what = f"of its predictions, {score} are right" if task.right_or_wrong else f"its predictions have {score}"
+        yield f"result.epochs.{said.epoch}.val_accuracy={stated}: {what}"

@@ -24,9 +24,9 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     and `baseline_pss_bytes`
 11  a config has `class_weights` (older files: see `AS_BEFORE`); a result has `probe` and `inference`; a manifest's
     data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
-12  a config has `code`, `lora_rank`, `rate_after_head`, `unfreeze_every` and `freeze_bn` (older files: see
-    `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's own; a result has `head_start_seconds` and
-    `periods`
+12  a config has `code`, `lora_rank`, `rate_after_head`, `unfreeze_every`, `freeze_bn`, `layer_decay`, `ema` and
+    `task` (older files: see `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's own; a result has
+    `head_start_seconds` and `periods`
 """
 
 from __future__ import annotations
@@ -66,10 +66,13 @@ AS_BEFORE: dict[str, Any] = {
     "lookahead": 1,
     "class_weights": "none",
     "code": [],
+    "task": "classification",
     "lora_rank": 8,
     "rate_after_head": 0.1,
     "unfreeze_every": 1,
     "freeze_bn": False,
+    "layer_decay": 1.0,
+    "ema": 0.0,
 }
 """Field of a config that is younger than version 1 of the format → the value that means the earlier behaviour.
 

@@ -65,6 +65,8 @@ def _backbones(text: str | None) -> dict[str, str]:
         names = names_of(source)
         if names and (not text or source.startswith(text)):
             rows[f"{source}:{names.form}"] = names.summary
+        if names and text:
+            rows |= {f"{source}:{name}": "" for name in names.listed() if text in f"{source}:{name}"}
     if not text:
         rows["…"] = f"{len(everything)} names in all: `python -m bench list backbones TEXT` finds more"
     return rows

@@ -107,11 +107,9 @@ def _say_what_is_not_taken(
     others = f" and {len(seen) - MOST_NAMED} more" if len(seen) > MOST_NAMED else ""
     say(console, f"        --weights-dir has files that are not taken: {', '.join(seen[:MOST_NAMED])}{others}")
     for spec, names in list(without.items())[:MOST_NAMED]:
-        looked = ", ".join(name if Path(name).suffix in SUFFIXES else f"{name}.pth" for name in names)
-        say(
-            console,
-            f"        for {spec} these would be: {looked} (with {SUFFIXES[0]}, .pt or .bin in place of .pth, too)",
-        )
+        looked = ", ".join(name if Path(name).suffix in (*SUFFIXES, ".h5") else f"{name}.pth" for name in names)
+        others = f" (with {SUFFIXES[0]}, .pt or .bin in place of .pth, too)" if ".pth" in looked else ""
+        say(console, f"        for {spec} these would be: {looked}{others}")
     if len(without) > MOST_NAMED:
         say(console, f"        it has none for {len(without) - MOST_NAMED} more backbones")
 
