@@ -21,6 +21,7 @@ from tests.test_model import trained
 from tl import latency, train
 from tl.datasets import Splits
 from tl.latency import BATCH_SIZE, LEAST, MOST, SINGLES, inference_cost
+from tl.quantize import quantized_weights
 from tl.results import InferenceCost, TrainResult
 from tl.saved import TENSORS
 
@@ -99,11 +100,15 @@ def test_the_size_is_that_of_the_file(spec: str, mini: Splits, tmp_path: Path, m
     assert measure(result.model).model_bytes == (path / TENSORS).stat().st_size
 
 
-def test_an_int8_network_has_no_file(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its size is unknown, not 0; its passes are measured."""
+def test_the_size_of_an_int8_network(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no file, but numbers: a byte for each of its weights, and a little for their steps; a float head."""
     monkeypatch.setattr(latency, "SECONDS", 0.0)
-    found = measure(trained(mini, regime="quantized").model)
-    assert found.model_bytes is None and len(found.latency_seconds) == SINGLES * LEAST
+    model = trained(mini, regime="quantized").model
+    found = measure(model)
+    weights = sum(weight.numel() for _, weight in quantized_weights(model))
+    head = sum(4 * parameter.numel() for parameter in model.head.parameters())
+    assert weights + head < found.model_bytes < 1.2 * (weights + head)
+    assert len(found.latency_seconds) == SINGLES * LEAST
 
 
 def without_times(result: TrainResult) -> list[Any]:

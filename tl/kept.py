@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 import torch
 
 from tl.freezing import Freezing
+from tl.tensors import in_memory_order
 from tl.work import tensor_bytes
 
 SMALL = 1 << 20
@@ -47,7 +48,7 @@ class KeptState:
             try:
                 self._file.seek(0)
                 for tensor in self._changing():
-                    _write(self._file, _bytes(_packed(tensor).cpu()))
+                    _write(self._file, _bytes(in_memory_order(tensor).cpu()))
                 return
             except OSError:
                 self._drop_file()
@@ -60,7 +61,7 @@ class KeptState:
             return
         self._file.seek(0)
         for tensor in self._changing():
-            place = _packed(tensor)
+            place = in_memory_order(tensor)
             found = torch.empty(place.shape, dtype=place.dtype)
             _read(self._file, _bytes(found))
             place.copy_(found)
@@ -74,11 +75,6 @@ class KeptState:
             with suppress(OSError):
                 self._file.close()
             self._file = None
-
-
-def _packed(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a view of a tensor with its axes in the order of memory, as far as it has such an order."""
-    return tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -44,6 +44,7 @@ from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_opti
 from tl.own_code import once
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
+from tl.qat import Int8Copies, rounding_copy
 from tl.quantize import CALIBRATION_IMAGES, quantized
 from tl.regimes import REGIMES, Regime
 from tl.seeding import seed_for
@@ -142,6 +143,9 @@ class Setup:
     total_params: int
     """Counted before quantisation, which packs parameters away, and without what an adapter adds for a while."""
     quantization_seconds: float | None
+    """Preparing the int8 backbone; `copies` counts what converting it for each validation pass takes."""
+    copies: Int8Copies | None
+    """What validation runs in place of a backbone that rounds; None if it runs the backbone itself."""
     images: _Images
     freezing: Freezing
     """What trains at the end, which all that trains before is a part of."""
@@ -169,6 +173,11 @@ class Setup:
     def example(self, images: int) -> torch.Tensor:
         """Return made-up images for the backbone."""
         return _example(self.backbone, self.device, self.layout, images)
+
+    def become_int8(self) -> None:
+        """Put the last int8 copy in the place of a backbone that rounds. Nothing can be trained then."""
+        if self.copies:
+            self.model.backbone = self.copies.newest
 
     def merge_adapter(self) -> None:
         """Leave the network as one of its library, if the regime has an adapter. Nothing can be trained then."""
@@ -207,7 +216,7 @@ def _prepare(
     model.to(device=device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     total_params = sum(p.numel() for p in model.parameters()) + backbone.parameters_elsewhere
     images = way.images(splits, backbone, device, layout, regime)
-    quantization_seconds = _quantize(model, config, images.train) if regime.extractor == "int8" else None
+    quantization_seconds = _quantize(model, config, images.train, regime) if regime.extractor == "int8" else None
     if adapter := ADAPTERS.get(regime.adapter):
         model.eval()
         adapter.insert(model.backbone, config, _example(backbone, device, layout, 1))
@@ -220,7 +229,7 @@ def _prepare(
     steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
     optimizer = make_optimizer(steps, freezing.parameters) if regime.by_steps else None
     if optimizer and config.layer_decay != 1:
-        optimizer = with_layer_decay(optimizer, config, _from_output_on(model, freezing))
+        optimizer = with_layer_decay(optimizer, config, _from_output_on(model.head, backbone.module, freezing))
     return Setup(
         config=config,
         splits=splits,
@@ -230,6 +239,7 @@ def _prepare(
         layout=layout,
         total_params=total_params,
         quantization_seconds=quantization_seconds,
+        copies=Int8Copies(model.backbone) if regime.rounds else None,
         images=images,
         freezing=freezing,
         unfreezing=unfreezing,
@@ -257,9 +267,12 @@ def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfre
     return Unfreezing(periods, config.unfreeze_every, parts=len(rules) - 1)
 
 
-def _from_output_on(model: Classifier, freezing: Freezing) -> list[set[nn.Parameter]]:
-    """What trains of the head, and of each stage of the backbone, from the last to the first that has some."""
-    parts = [model.head.parameters(), *map(parameters_of, reversed(stages(model.backbone)))]
+def _from_output_on(head: nn.Module, backbone: nn.Module, freezing: Freezing) -> list[set[nn.Parameter]]:
+    """What trains of the head, and of each stage of the backbone, from the last to the first that has some.
+
+    The backbone is the one that was loaded: one that is traced for int8 has the same parameters, but not its modules.
+    """
+    parts = [head.parameters(), *map(parameters_of, reversed(stages(backbone)))]
     trained = [set(freezing.parameters).intersection(part) for part in parts]
     first = next(place for place, part in enumerate(trained) if part)
     return trained[first:]
@@ -316,6 +329,8 @@ def _backbone(
     )
 
 
+_TRIED_IMAGES = 4
+"""Images on which a backbone that trains for int8 is tried before."""
 Images = Batches | PlainBatches
 Inputs = Images | Ahead | Features
 
@@ -379,7 +394,9 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         if setup.optimizer
         else None,
         fit=HeadFit(setup, train) if setup.regime.trains and not setup.regime.by_steps else None,
-        evaluation=setup.way.evaluation(graphs, model, body, config.precision, device, setup.learning),
+        evaluation=setup.way.evaluation(
+            graphs, model, setup.copies or body, config.precision, device, setup.learning
+        ),
         graphs=graphs,
         extraction=extraction,
         head_start_seconds=head_start_seconds,
@@ -514,16 +531,27 @@ def _compiled(backbone: nn.Module) -> Body:
     return compiled
 
 
-def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBatches) -> float:
-    """Replace the model's backbone by an int8 copy. Return the seconds it took. Raises `NotApplicable`."""
+def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBatches, regime: Regime) -> float:
+    """Replace the model's backbone by an int8 copy, or by one that rounds as in int8 while it trains.
+
+    Returns the seconds it took. Raises `NotApplicable`.
+    """
     assert isinstance(images, Batches)  # see `check_execution`
     if config.precision != "fp32" or config.compile:
         raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
+    if config.checkpointing:
+        raise NotApplicable("checkpointing runs a network's blocks again, and one that trains for int8 has none")
+    if config.ema and regime.rounds:
+        raise NotApplicable(f"ema={config.ema:g}: an average of weights has no ranges for int8; leave it out")
     load_compiler()
     started = time.perf_counter()
-    calibration = images.sample(images_at_once(images.device), CALIBRATION_IMAGES)
     model.eval()
-    model.backbone = quantized(model.backbone, calibration, images.device)
+    if regime.rounds:
+        (some,) = images.sample(_TRIED_IMAGES, _TRIED_IMAGES)
+        model.backbone = rounding_copy(model.backbone, some, images.device)
+    else:
+        calibration = images.sample(images_at_once(images.device), CALIBRATION_IMAGES)
+        model.backbone = quantized(model.backbone, calibration, images.device)
     return time.perf_counter() - started
 
 

@@ -2,15 +2,18 @@
 
 This is post-training static quantisation with torch's FX graph mode. Ranges of activations come from calibration
 images, and weights have one scale per output channel. Operations without an int8 kernel run in single precision.
-The newer API, torchao's PT2E, is fast only with a compiler; this one needs none.
+The newer API, torchao's PT2E, is fast only with a compiler; this one needs none. `tl.qat` trains networks that become
+int8 in the same way.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import platform
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm.layers
@@ -23,6 +26,7 @@ from tl.errors import NotApplicable
 try:
     from torch.ao.nn.intrinsic import ConvReLU2d
     from torch.ao.quantization import (
+        FusedMovingAvgObsFakeQuantize,
         HistogramObserver,
         MovingAverageMinMaxObserver,
         QConfig,
@@ -31,6 +35,7 @@ try:
         get_default_qconfig_mapping,
     )
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+    from torch.ao.quantization.fx.utils import assert_and_get_unique_device
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 except ImportError:  # torch will remove this module; all else here works without it
     prepare_fx = None  # type: ignore[assignment]
@@ -39,6 +44,9 @@ ENGINES = ("onednn", "qnnpack")
 """Libraries of int8 kernels, best first: one for processors of Intel and AMD, one for those of ARM."""
 CALIBRATION_IMAGES = 64
 """Number of images from which ranges of activations are measured."""
+LEAST_STEP = torch.finfo(torch.float32).tiny
+"""Smallest step of integers. Torch's own default is 1e-7, but networks with random weights can have smaller features.
+"""
 
 
 def quantized(backbone: nn.Module, calibration: Iterable[torch.Tensor], device: torch.device) -> nn.Module:
@@ -55,6 +63,30 @@ def quantized(backbone: nn.Module, calibration: Iterable[torch.Tensor], device: 
     Raises `NotApplicable` if there are no int8 kernels, or if the network can't be traced, since values or shapes
     decide what it computes.
     """
+    engine = select_engine(device)
+    images = list(calibration)
+    with torch.no_grad(), refusals():
+        layers = layers_of(backbone)
+        converted, warned = _converted(backbone, images, _settings(engine, layers if has_wide_sums(backbone) else None))
+        if has_joined_integers(warned):
+            converted, _ = _converted(backbone, images, _settings(engine, layers))
+    check_is_int8(converted)
+    forget_networks()
+    return converted
+
+
+def forget_networks() -> None:
+    """Free the memory of networks that torch has converted and nobody needs any more.
+
+    Torch keeps each of them, and their float weights, in a cache of the devices that they are on. Their graphs are
+    cycles, which wait for the garbage collector.
+    """
+    assert_and_get_unique_device.cache_clear()
+    gc.collect()
+
+
+def select_engine(device: torch.device) -> str:
+    """Select torch's best engine of int8 kernels, and return its name. Raises `NotApplicable` if there is none."""
     if device.type != "cpu":
         raise NotApplicable(f"int8 kernels exist only on a CPU; torch has none for device {device}")
     if prepare_fx is None:
@@ -63,35 +95,45 @@ def quantized(backbone: nn.Module, calibration: Iterable[torch.Tensor], device: 
     if engine is None:
         raise NotApplicable("this build of torch has no int8 kernels for this processor")
     torch.backends.quantized.engine = engine
-    images = list(calibration)
-    with torch.no_grad():
-        try:
-            # In transformers and similar networks, sums between large layers have too wide a range for eight bits.
-            layers_only = any(isinstance(part, nn.LayerNorm) for part in backbone.modules())
-            converted, warned = _converted(backbone, images, _settings(engine, layers_only=layers_only))
-            if any("cat operator" in text for text in warned):
-                # Torch concatenates integers as if they had one range, so concatenate floats instead.
-                converted, _ = _converted(backbone, images, _settings(engine, layers_only=True))
-        except (TraceError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
-            if "allocate memory" in str(error) or "not enough memory" in str(error):
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            raise NotApplicable(f"can't be quantised: {reason or type(error).__name__}") from error
-    if not any(True for _ in quantized_weights(converted)):
+    return engine
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Raise `NotApplicable` for what torch raises inside if it can't convert a network, but not for lack of memory."""
+    try:
+        yield
+    except (TraceError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError) as error:
+        if "allocate memory" in str(error) or "not enough memory" in str(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise NotApplicable(f"can't be quantised: {reason or type(error).__name__}") from error
+
+
+def has_wide_sums(backbone: nn.Module) -> bool:
+    """In transformers and similar networks, sums between large layers have too wide a range for eight bits."""
+    return any(isinstance(part, nn.LayerNorm) for part in backbone.modules())
+
+
+def has_joined_integers(warned: Iterable[str]) -> bool:
+    """Whether torch warned that it concatenates integers as if they had one range: floats must be instead."""
+    return any("cat operator" in text for text in warned)
+
+
+def check_is_int8(network: nn.Module) -> None:
+    """Raise `NotApplicable` if a converted network has no int8 weights."""
+    if not any(True for _ in quantized_weights(network)):
         raise NotApplicable("can't be quantised: no layer of this network has int8 kernels")
-    return converted
 
 
-def _converted(
-    backbone: nn.Module, images: list[torch.Tensor], settings: QConfigMapping
-) -> tuple[nn.Module, list[str]]:
+def _converted(backbone: nn.Module, images: list[torch.Tensor], mapping: QConfigMapping) -> tuple[nn.Module, list[str]]:
     """Return the int8 network, and the warnings of torch while it was made and run on the first images.
 
     One warning always announces torchao, which is as fast only with a compiler.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        prepared: Any = _prepared(backbone, images[0], settings)
+        prepared: Any = _prepared(backbone, images[0], mapping)
         for some in images:
             prepared(some)
         made: nn.Module = convert_fx(prepared)
@@ -100,7 +142,7 @@ def _converted(
     return made, [str(warning.message) for warning in caught]
 
 
-def _prepared(backbone: nn.Module, images: torch.Tensor, settings: QConfigMapping) -> nn.Module:
+def _prepared(backbone: nn.Module, images: torch.Tensor, mapping: QConfigMapping) -> nn.Module:
     """Return the float network with observers of ranges, and with ReLU6 folded into convolutions where possible.
 
     Only ReLU folds into a convolution's kernel. If the range is measured after ReLU6, its integers saturate at 0 and 6,
@@ -110,7 +152,7 @@ def _prepared(backbone: nn.Module, images: torch.Tensor, settings: QConfigMappin
     separate: set[str] = set()
     while True:
         network = copy.deepcopy(backbone).eval()
-        _split_norms(network)
+        split_norms(network)
         _fix_padding(network, images)
         folded = {
             name: nn.ReLU().eval()
@@ -119,7 +161,7 @@ def _prepared(backbone: nn.Module, images: torch.Tensor, settings: QConfigMappin
         }
         for name, relu in folded.items():
             network.set_submodule(name, relu)
-        prepared: nn.Module = prepare_fx(network, settings, (images,), _untraced())
+        prepared: nn.Module = prepare_fx(network, mapping, (images,), untraced())
         for part in list(prepared.modules()):
             if isinstance(part, ConvReLU2d) and any(part[1] is relu for relu in folded.values()):
                 part[1] = nn.ReLU6()
@@ -139,59 +181,92 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, part
 
 
-def _settings(engine: str, *, layers_only: bool) -> QConfigMapping:
-    """Return the settings that quantise all that the engine can, or only convolutions and linear layers.
+def settings(
+    ranges: QConfig, default: Callable[[str], QConfigMapping], engine: str, layers: Iterable[str] | None
+) -> QConfigMapping:
+    """Return the settings that quantise all that the engine can, or only some layers.
 
-    Ranges are averaged over batches. That is faster than torch's default, histograms, and as accurate here.
+    Args:
+        ranges: how ranges are found of what torch's `default` measures. Functions of known range, such as sigmoid, keep
+            theirs.
+        default: torch's own settings of an engine.
+        engine: its name.
+        layers: names of the only modules to be quantised, see `layers_of`; None for all.
     """
-    ranges = QConfig(
-        # By default steps are at least 1e-7, but networks with random weights can have smaller features.
-        activation=MovingAverageMinMaxObserver.with_args(reduce_range=False, eps=torch.finfo(torch.float32).tiny),
-        weight=_weight_observer(engine),
-    )
-    if layers_only:
-        mapping = QConfigMapping()
-        for layer in (nn.Conv2d, nn.Linear, nn.functional.linear):
-            mapping.set_object_type(layer, ranges)
+    if layers is not None:
+        mapping = QConfigMapping().set_object_type(nn.functional.linear, ranges)
+        for name in layers:  # by its type, torch would refuse a layer that folds with an activation
+            mapping.set_module_name(name, ranges)
         return mapping
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of processors without VNNI, for which `_weight_observer` provides
-        mapping = get_default_qconfig_mapping(engine)
+        warnings.simplefilter("ignore")  # of processors without VNNI, for which `weight_range` provides
+        mapping = default(engine)
 
-    def averaged(given: QConfig | None) -> QConfig | None:
-        by_histogram = given is not None and isinstance(given.activation(), HistogramObserver)
-        return ranges if by_histogram else given  # functions of known range, such as sigmoid, keep their observers
+    def replaced(given: QConfig | None) -> QConfig | None:
+        measured = given is not None and isinstance(
+            given.activation(), HistogramObserver | FusedMovingAvgObsFakeQuantize
+        )
+        return ranges if measured else given
 
-    mapping.global_qconfig = averaged(mapping.global_qconfig)
+    mapping.global_qconfig = replaced(mapping.global_qconfig)
     for kind, given in mapping.object_type_qconfigs.items():
-        mapping.object_type_qconfigs[kind] = averaged(given)
+        mapping.object_type_qconfigs[kind] = replaced(given)
     return mapping
 
 
-def _weight_observer(engine: str) -> Any:
-    """Weights have a scale per output channel, and 8 bits; 7 on x86 processors without VNNI instructions.
+def layers_of(backbone: nn.Module) -> list[str]:
+    """Return the names of the convolutions and linear layers of a network."""
+    return [name for name, part in backbone.named_modules() if type(part) in (nn.Conv2d, nn.Linear)]
+
+
+def _settings(engine: str, layers: Iterable[str] | None) -> QConfigMapping:
+    """Ranges are averaged over batches. That is faster than torch's default, histograms, and as accurate here."""
+    ranges = QConfig(
+        activation=MovingAverageMinMaxObserver.with_args(reduce_range=False, eps=LEAST_STEP),
+        weight=default_per_channel_weight_observer.with_args(**weight_range(engine)),
+    )
+    return settings(ranges, get_default_qconfig_mapping, engine, layers)
+
+
+def weight_range(engine: str) -> dict[str, int]:
+    """Return the integers of weights: 8 bits, torch's default, but 7 on x86 processors without VNNI instructions.
 
     Those add two products of an 8-bit activation and a weight in 16 bits: 2 * 255 * 127 overflows, 2 * 255 * 64 fits.
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     if engine == "onednn" and x86 and not torch.cpu._is_vnni_supported():
-        return default_per_channel_weight_observer.with_args(quant_min=-64, quant_max=63)
-    return default_per_channel_weight_observer
+        return {"quant_min": -64, "quant_max": 63}
+    return {"quant_min": -128, "quant_max": 127}
 
 
-def _split_norms(network: nn.Module) -> None:
+def split_norms(network: nn.Module) -> None:
     """Split timm's layers of BatchNorm and activation into two layers of torch, which fold into convolutions."""
     joint = {name: part for name, part in network.named_modules() if isinstance(part, timm.layers.BatchNormAct2d)}
     for name, part in joint.items():
-        norm = nn.BatchNorm2d(part.num_features, part.eps, affine=part.affine)
-        norm.load_state_dict({key: value for key, value in part.state_dict().items() if key in norm.state_dict()})
+        norm = nn.BatchNorm2d(part.num_features, part.eps, part.momentum, affine=part.affine)
+        norm.weight, norm.bias = part.weight, part.bias
+        for key, value in part.named_buffers(recurse=False):
+            setattr(norm, key, value)
         # An identity between them would prevent folding.
         rest = [layer for layer in (part.drop, part.act) if not isinstance(layer, nn.Identity)]
-        network.set_submodule(name, nn.Sequential(norm, *rest).eval())
+        network.set_submodule(name, nn.Sequential(norm, *rest).train(part.training))
 
 
 def _fix_padding(network: nn.Module, images: torch.Tensor) -> None:
     """Replace convolutions that pad by the size of their input, as in TensorFlow, by ones with fixed padding."""
+    for name, (total, part) in padding_by_size(network, images).items():
+        weight, padding = symmetric(part.weight, total)
+        plain = plain_convolution(part, (weight.shape[2], weight.shape[3]), padding)
+        plain.load_state_dict({**part.state_dict(), "weight": weight})
+        network.set_submodule(name, plain.eval())
+
+
+def padding_by_size(network: nn.Module, images: torch.Tensor) -> dict[str, tuple[list[int], nn.Conv2d]]:
+    """Find the convolutions of a network in eval mode that pad by the size of their input.
+
+    Returns their name → rows and columns that they add to these images, and the convolution. Raises `ValueError` if one
+    can't be padded otherwise.
+    """
     sizes: dict[str, tuple[int, int]] = {}
 
     def remember(name: str) -> Any:
@@ -202,9 +277,11 @@ def _fix_padding(network: nn.Module, images: torch.Tensor) -> None:
 
     same = {name: part for name, part in network.named_modules() if isinstance(part, timm.layers.Conv2dSame)}
     handles = [part.register_forward_pre_hook(remember(name)) for name, part in same.items()]
-    network(images[:1])
+    if same:
+        network(images[:1])
     for handle in handles:
         handle.remove()
+    found: dict[str, tuple[list[int], nn.Conv2d]] = {}
     for name, part in same.items():
         total = [
             timm.layers.get_same_padding(size, kernel, stride, dilation)
@@ -212,30 +289,41 @@ def _fix_padding(network: nn.Module, images: torch.Tensor) -> None:
                 sizes[name], part.kernel_size, part.stride, part.dilation, strict=True
             )
         ]
-        # Such a convolution pads more after the image than before. Zeros in front of its kernel make the padding
-        # symmetric, as int8 kernels need it; a padded copy of the input would be made in single precision.
-        after, uneven = [whole - whole // 2 for whole in total], [whole % 2 for whole in total]
-        if any(odd and step > 1 for odd, step in zip(uneven, part.dilation, strict=True)):
+        if any(whole % 2 and step > 1 for whole, step in zip(total, part.dilation, strict=True)):
             raise ValueError(f"{name} pads unevenly, with dilation")
-        weight = nn.functional.pad(part.weight, (uneven[1], 0, uneven[0], 0))
-        plain = nn.Conv2d(
-            part.in_channels,
-            part.out_channels,
-            (weight.shape[2], weight.shape[3]),
-            _pair(part.stride),
-            padding=(after[0], after[1]),
-            dilation=_pair(part.dilation),
-            groups=part.groups,
-            bias=part.bias is not None,
-        )
-        plain.load_state_dict({**part.state_dict(), "weight": weight})
-        network.set_submodule(name, plain.eval())
+        found[name] = (total, part)
+    return found
+
+
+def symmetric(weight: torch.Tensor, total: list[int]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Return the kernel and the padding on each side that do what uneven padding does, of `total` rows and columns.
+
+    Such a convolution pads more after the image than before. Zeros in front of its kernel make the padding symmetric,
+    as int8 kernels need it; a padded copy of the input would be made in single precision.
+    """
+    rows, columns = total
+    padded = nn.functional.pad(weight, (columns % 2, 0, rows % 2, 0))
+    return padded, (rows - rows // 2, columns - columns // 2)
+
+
+def plain_convolution(part: nn.Conv2d, kernel: tuple[int, int], padding: tuple[int, int]) -> nn.Conv2d:
+    """Return a convolution of torch like `part`, of another kernel size and padding. Its numbers are random."""
+    return nn.Conv2d(
+        part.in_channels,
+        part.out_channels,
+        kernel,
+        _pair(part.stride),
+        padding=padding,
+        dilation=_pair(part.dilation),
+        groups=part.groups,
+        bias=part.bias is not None,
+    )
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
     return values[0], values[1]
 
 
-def _untraced() -> PrepareCustomConfig:
-    """Return a config that leaves layers without a static graph, which timm lists, as they are."""
-    return PrepareCustomConfig().set_non_traceable_module_classes(list(timm.layers.get_notrace_modules()))  # type: ignore[no-untyped-call]
+def untraced(*more: type[nn.Module]) -> PrepareCustomConfig:
+    """Return a config that leaves layers without a static graph, which timm lists, as they are, and `more` of them."""
+    return PrepareCustomConfig().set_non_traceable_module_classes([*timm.layers.get_notrace_modules(), *more])  # type: ignore[no-untyped-call]

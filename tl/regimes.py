@@ -138,7 +138,9 @@ class Regime:
     fit: Literal["steps", "knn", "ridge", "logistic"] = "steps"
     """How training finds the weights: by `steps` of an optimiser, or the head at once from all features (`tl.fits`)."""
     extractor: Literal["float", "int8"] = "float"
-    """`int8`: the backbone is quantised after loading, calibrated on training images."""
+    """`int8`: what is judged is an int8 backbone, calibrated on training images. A frozen one is quantised after
+    loading (`tl.quantize`). One that trains rounds as in int8 while it stays float, and is converted for each
+    validation pass (`tl.qat`)."""
     adapter: Literal["none", "lora"] = "none"
     """What is added to the backbone after loading, and merged into its weights after training (`tl.adapters`). With
     `lora`, `trainable` finds the added modules by their name, `LOW_RANK`."""
@@ -146,14 +148,22 @@ class Regime:
     """True for a mere yardstick: no report recommends the regime or compares its time with that of fine-tuning."""
 
     def __post_init__(self) -> None:
-        for name, value, plain in (("features", self.features, "each step"), ("extractor", self.extractor, "float")):
-            if value != plain and not self.fixed_features:
-                raise ConfigError(f"{name}={value!r}: needs a backbone that is frozen in eval mode, or use {plain!r}")
+        if self.features != "each step" and not self.fixed_features:
+            raise ConfigError(
+                f"features={self.features!r}: needs a backbone that is frozen in eval mode, or use 'each step'"
+            )
+        if self.extractor != "float" and not self.fixed_features and self.trainable != EVERYTHING:
+            raise ConfigError(
+                f"extractor={self.extractor!r}: needs a backbone that is frozen in eval mode or trains as a whole "
+                "(trainable=EVERYTHING), or use 'float'"
+            )
         whole = self.trainable.head and self.trainable.backbone is not None
         if self.head_start != "random" and not (whole and self.by_steps and self.head == "new"):
             raise ConfigError(
                 f"head_start={self.head_start!r}: needs a new head, and a backbone that trains with it by steps"
             )
+        if self.head_start != "random" and self.rounds:
+            raise ConfigError(f"head_start={self.head_start!r}: needs a float backbone; use extractor='float'")
         if self.trainable.in_turn and (self.frozen_mode != "eval" or self.adapter != "none"):
             raise ConfigError("in_turn: needs frozen_mode='eval', in which parts stay as they are, and no adapter")
         if self.adapter != "none" and self.trainable.backbone is None:
@@ -180,6 +190,11 @@ class Regime:
     def foldable(self) -> bool:
         """True if the backbone can run as a network for inference: nothing in it changes, and it isn't int8."""
         return self.fixed_features and self.extractor == "float"
+
+    @property
+    def rounds(self) -> bool:
+        """True if the backbone trains and becomes int8: its steps round as in int8, and its int8 copy is judged."""
+        return self.extractor == "int8" and not self.fixed_features
 
     @property
     def looks_ahead(self) -> bool:
@@ -301,5 +316,12 @@ REGIMES: dict[str, Regime] = {
         "those to come run in eval mode, and nothing in them changes",
         start="pretrained",
         trainable=STAGE_BY_STAGE,
+    ),
+    "quantized-finetune": Regime(
+        summary="all parameters are trained while the backbone rounds as in int8; its int8 copy is judged, on a CPU; "
+        "the head stays in single precision",
+        start="pretrained",
+        trainable=EVERYTHING,
+        extractor="int8",
     ),
 }

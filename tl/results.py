@@ -76,8 +76,8 @@ class InferenceCost(Strict):
         min_length=1, description="forward passes of `batch_size` images, which took turns with those of one image"
     )
     model_bytes: Count | None = Field(
-        description="size of `model.safetensors` with all parameters and buffers; None for an int8 network, which has "
-        "no such file"
+        description="size of `model.safetensors` with all parameters and buffers; of an int8 network, which has no "
+        "such file, that of its numbers with 8-bit weights. None for one in records from before it was defined"
     )
     seconds: Seconds = Field(description="all that measuring took, with its warm-up")
 
@@ -252,7 +252,9 @@ class TrainResult(Strict):
         None, description="fitting the head before the first epoch; None for regimes that don't"
     )
     quantization_seconds: Seconds | None = Field(
-        None, description="calibrating and converting an int8 backbone; None with other backbones"
+        None,
+        description="preparing and converting an int8 backbone; if it trains, with its conversions for all validation "
+        "passes. None with other backbones",
     )
     features_reused: bool | None = Field(
         None, description="True if all features were cached, so that an earlier training spent `extraction_seconds`"
@@ -379,7 +381,8 @@ class TrainResult(Strict):
 
     @property
     def once_seconds(self) -> float:
-        """Quantisation, extraction and fitting the head, which run before all epochs; 0 for regimes without them."""
+        """Quantisation, extraction and fitting the head, which run before all epochs, or between them in the case of a
+        backbone that trains for int8; 0 for regimes without them."""
         parts = (self.extraction_seconds, self.quantization_seconds, self.head_start_seconds)
         return sum(part or 0.0 for part in parts)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,12 +32,40 @@ def tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def file_bytes(network: nn.Module) -> int | None:
-    """Return the size that the network's file has; None if it can't have one."""
+def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view of a tensor with its axes in the order of memory, as far as it has such an order."""
+    return tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+
+
+def file_bytes(network: nn.Module) -> int:
+    """Return the size of a network's file.
+
+    An int8 network has none that could be loaded. Its size is that of a file of safetensors with the same numbers:
+    weights as 8-bit integers, the steps and zeros of their channels, and all else in single precision.
+    """
     try:
         return len(save(tensors_of(network)))
     except ModelError:
-        return None
+        named = enumerate(part for value in network.state_dict().values() for part in _numbers(value))
+        return len(save({str(place): value.contiguous() for place, value in named}))
+
+
+def _numbers(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the plain tensors of an entry of a state dict."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, torch.Tensor) and value.is_quantized:
+        yield value.int_repr()
+        if value.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
+            yield value.q_per_channel_scales().float()
+            yield value.q_per_channel_zero_points().int()
+        else:
+            yield torch.tensor([value.q_scale(), value.q_zero_point()])
+    elif isinstance(value, torch.Tensor):
+        yield value.detach().cpu().clone()
+    elif isinstance(value, float | int):
+        yield torch.tensor(value)
 
 
 def write_tensors(network: nn.Module, path: Path) -> None:

@@ -148,6 +148,7 @@ def _train(
         trained = _epochs(setup, loop, memory, keep, on_epoch)
     result = _result(setup, loop, trained, memory, setup_seconds)
     setup.merge_adapter()
+    setup.become_int8()
     result = result.replace(probe=_probe(loop.fit)) if loop.fit else result
     if inference:  # after the result has read the marks of memory
         size = setup.backbone.preprocessing.size
@@ -205,6 +206,8 @@ def _epochs(
         assert best is not None and last is not None  # there is at least one pass
         if best is not last:
             kept.restore()
+            if setup.copies:
+                setup.copies.renew()
     setup.model.eval()
     return _Trained(history=tuple(history), best=best, last=last, periods=tuple(periods))
 
@@ -219,12 +222,13 @@ def _epoch(
 ) -> tuple[EpochResult, Predictions]:
     """Run a training pass or a fit, unless nothing trains, and a validation pass. `history` has the epochs before.
 
-    With `work`, the work of the first step is counted, which is warm-up. Raises `DivergedError` if a figure that each
-    pass reads at its end is not finite.
+    With `work`, the work of the first step is counted, which is warm-up. Converting a network between the two passes,
+    so that validation runs its int8 copy, is no part of the epoch's seconds. Raises `DivergedError` if a figure that
+    each pass reads at its end is not finite.
     """
     epoch, optimizer, step = len(history), setup.optimizer, loop.step
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
-    trained, train_seconds = None, 0.0
+    trained, train_seconds, converting = None, 0.0, 0.0
     with setup.way.timed():
         memory.begin("train" if setup.regime.trains else "val")
         clock.start()
@@ -249,6 +253,11 @@ def _epoch(
             if loop.averaged:
                 loop.averaged.show()
         setup.unfreezing.now.eval_mode()
+        if setup.copies:
+            if fault := setup.copies.fault():
+                raise diverged(fault, setup.config, rate, history)
+            converting = setup.copies.renew()
+            clock.mark(None)
         validated = val_pass(loop.evaluation, loop.val, loop.loss_function, setup.config)
         if validated.fault:
             raise diverged(f"validation {validated.fault}", setup.config, rate, history)
@@ -261,8 +270,8 @@ def _epoch(
         epoch=epoch,
         learning_rate=rate,
         train_seconds=train_seconds if setup.regime.trains else None,
-        val_seconds=whole - train_seconds,
-        phases=Phases(**parts, other=whole - sum(parts.values())) if trained else None,
+        val_seconds=whole - train_seconds - converting,
+        phases=Phases(**parts, other=whole - sum(parts.values()) - converting) if trained else None,
         train_loss=trained.loss if trained else None,
         train_accuracy=trained.score() if trained else None,
         val_loss=validated.loss,
@@ -310,7 +319,9 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
         extraction_seconds=extraction.seconds if extraction else None,
         extracting_seconds=extraction.spent if extraction else None,
         head_start_seconds=loop.head_start_seconds,
-        quantization_seconds=setup.quantization_seconds,
+        quantization_seconds=None
+        if setup.quantization_seconds is None
+        else setup.quantization_seconds + (setup.copies.seconds if setup.copies else 0.0),
         features_reused=extraction.spent == 0 if extraction else None,
         training_seconds=sum((row.train_seconds or 0.0) + row.val_seconds for row in trained.history),
         **memory.figures(),

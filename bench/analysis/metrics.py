@@ -371,7 +371,8 @@ METRICS: dict[str, Metric] = {
     "quantization_seconds": _seconds(
         "quantisation",
         lambda result: result.quantization_seconds,
-        "time to calibrate and convert an int8 backbone; empty for other regimes",
+        "time to prepare and convert an int8 backbone, with `quantized-finetune` for each validation pass; empty for "
+        "other regimes",
         once="quantisation",
     ),
     "head_start_seconds": _seconds(
@@ -546,7 +547,8 @@ METRICS: dict[str, Metric] = {
     "model_bytes": _bytes(
         "model file",
         lambda result: result.inference.model_bytes if result.inference else None,
-        "size of the trained network's file, all parameters and buffers; only with `run --inference`",
+        "size of the trained network's file, all parameters and buffers, or of an int8 network's numbers; only with "
+        "`run --inference`",
         compared="exact",
         on_request=True,
     ),

@@ -18,6 +18,7 @@ from tl.adapters import ADAPTERS
 from tl.backbones import Classifier, make_backbone
 from tl.freezing import freeze
 from tl.optimizers import OPTIMIZER_BUILDERS
+from tl.qat import rounding_copy
 from tl.quantize import quantized
 from tl.regimes import REGIMES
 from tl.step import TrainStep
@@ -50,7 +51,8 @@ def make_step(backbone: str, regime: str) -> Step:
     images = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator).contiguous(memory_format=torch.channels_last)
     if kind.extractor == "int8":
         model.eval()
-        model.backbone = quantized(model.backbone, iter([images]), device)
+        given = model.backbone
+        model.backbone = rounding_copy(given, images, device) if kind.rounds else quantized(given, [images], device)
     if adapter := ADAPTERS.get(kind.adapter):
         adapter.insert(model.eval().backbone, config, images)
     freezing = freeze(model, kind)
