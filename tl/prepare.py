@@ -394,9 +394,7 @@ def _make_loop(setup: Setup, body: Body, inference: InferenceNetwork | None, ahe
         if setup.optimizer
         else None,
         fit=HeadFit(setup, train) if setup.regime.trains and not setup.regime.by_steps else None,
-        evaluation=setup.way.evaluation(
-            graphs, model, setup.copies or body, config.precision, device, setup.learning
-        ),
+        evaluation=setup.way.evaluation(graphs, model, setup.copies or body, config.precision, device, setup.learning),
         graphs=graphs,
         extraction=extraction,
         head_start_seconds=head_start_seconds,
