@@ -33,6 +33,7 @@ import numpy as np
 
 from tl import hymenoptera, synthetic
 from tl.alike import groups_of, looks_of, members
+from tl.boxes import Box, fault_of
 from tl.cache import is_folder
 from tl.calls import Place, checked
 from tl.decoding import conversions
@@ -54,6 +55,12 @@ IMAGE_SUFFIXES = (
 """Endings of the formats that are decoded, in lower case; names may have them in either case."""
 
 
+_TRUTHS = {"classification": "labels", "multilabel": "targets", "detection": "objects"}
+"""Task → the field of `ImageList` that has what is true of each image."""
+_NOTHING = {"multilabel": "a label", "detection": "an object"}
+"""Task in which images may have nothing → what not all images of a split may lack."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageList:
     """The images of one split, in a fixed order: by class, then by subfolder, then by name."""
@@ -64,14 +71,16 @@ class ImageList:
     """Class of each file, as an index into `Splits.classes`; empty for tasks other than classification."""
     targets: tuple[tuple[int, ...], ...] = ()
     """For task `multilabel`: the classes of each file, ascending, of which there may be none."""
+    objects: tuple[tuple[Box, ...], ...] = ()
+    """For task `detection`: the objects of each file, of which there may be none."""
 
     def __len__(self) -> int:
         return len(self.files)
 
     @property
     def truth(self) -> tuple[Any, ...]:
-        """What is true of each image, as scores of the task take it: its class or its classes."""
-        return self.targets or self.labels
+        """What is true of each image, as scores of the task take it: its class, its classes or its objects."""
+        return self.objects or self.targets or self.labels
 
     def subset(self, indices: Iterable[int]) -> ImageList:
         """Return the images at these places, in this order."""
@@ -80,6 +89,7 @@ class ImageList:
             files=tuple(self.files[i] for i in chosen),
             labels=tuple(self.labels[i] for i in chosen) if self.labels else (),
             targets=tuple(self.targets[i] for i in chosen) if self.targets else (),
+            objects=tuple(self.objects[i] for i in chosen) if self.objects else (),
         )
 
 
@@ -123,20 +133,23 @@ class Splits:
     """Images that are the same file. Parts of a data set, such as folds, keep what was found in the whole."""
 
     def __post_init__(self) -> None:
-        """Raise `DataError` if a split has no images, or another number of labels, or a label without a class."""
+        """Raise `DataError` if a split has no images, another number of labels, an unknown label or a faulty box."""
         parts = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test is not None else {})
         if self.task not in TASKS:
             raise DataError(f"{self.name}: {not_one_of('task', self.task, TASKS)}")
         for split, images in parts.items():
-            given = images.labels if self.task == "classification" else images.targets
+            given = getattr(images, _TRUTHS.get(self.task, "targets"))
             if not len(images) or len(images) != len(given):
                 raise DataError(
                     f"{self.name}: {split} has {len(images)} images and {len(given)} labels; "
                     "one image at least is needed, and a label for each"
                 )
-            if self.task == "multilabel" and not any(images.targets):
-                raise DataError(f"{self.name}: no image of {split} has a label; there is nothing to learn or to score")
-            used = set(images.labels).union(*images.targets)
+            if what := _NOTHING.get(self.task) if not any(given) else None:
+                raise DataError(f"{self.name}: no image of {split} has {what}; there is nothing to learn or to score")
+            for file, boxes in zip(images.files, images.objects, strict=False):
+                if why := next(filter(None, map(fault_of, boxes)), ""):
+                    raise DataError(f"{self.name}: an object of {file!r} has a faulty box: {why}")
+            used = set(images.labels).union(*images.targets, (box.label for some in images.objects for box in some))
             if unknown := used.difference(range(len(self.classes))):
                 raise DataError(
                     f"{self.name}: {split} has the label {min(unknown)}; labels of {len(self.classes)} classes are "
@@ -186,9 +199,11 @@ def _digest(
     return set_digest(digests or file_digests(root, files), more)
 
 
-def _named(truth: int | tuple[int, ...], classes: Sequence[str]) -> str:
-    """The class of an image, or its classes in a form that no other classes have."""
-    return classes[truth] if isinstance(truth, int) else json.dumps([classes[label] for label in truth])
+def _named(truth: int | tuple[int, ...] | tuple[Box, ...], classes: Sequence[str]) -> str:
+    """The class of an image, or its classes or objects in a form that no others have."""
+    if isinstance(truth, int):
+        return classes[truth]
+    return json.dumps([[classes[each[0]], *each[1:]] if isinstance(each, Box) else classes[each] for each in truth])
 
 
 @dataclass(frozen=True, kw_only=True)
