@@ -6,6 +6,7 @@ and another one for each object. The set has no split. This module doesn't impor
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,10 @@ def read(place: Path, endings: tuple[str, ...]) -> Boxed:
             raise DataError(f"{root}: has no folder {folder}/ beside {MASKS if folder == IMAGES else IMAGES}/")
         above = (str(root), str((root / folder).resolve()))
         found[folder] = list_images(str(root / folder), folder, above, tally, endings)
+    for folder, files in found.items():
+        twice = [file for file, count in Counter(_stem(file, folder) for file in files).items() if count > 1]
+        if twice:
+            raise DataError(f"{root}: {folder}/ has {len(twice)} names with several endings, the first is {twice[0]!r}")
     images = {_stem(file, IMAGES): file for file in found[IMAGES]}
     masks = {_stem(file, MASKS).removesuffix("_mask"): file for file in found[MASKS]}
     if not images:
@@ -62,8 +67,8 @@ def read(place: Path, endings: tuple[str, ...]) -> Boxed:
             continue
         height, width = numbers.shape
         size = size_of(root / images[name])
-        if size not in (None, (width, height)):
-            faults.append(f"{mask!r} has {width} × {height} pixels, and its image {size[0]} × {size[1]}")  # type: ignore[index]
+        if size is not None and size != (width, height):
+            faults.append(f"{mask!r} has {width} × {height} pixels, and its image {size[0]} × {size[1]}")
         boxes.append(_boxes(numbers))
     if faults:
         raise DataError(f"{root}: {len(faults)} of {len(order)} masks can't be used; the first: {faults[0]}")

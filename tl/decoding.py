@@ -125,12 +125,8 @@ def in_threads(root: Path, names: Iterable[str], work: Callable[[Path], _Done]) 
 
 def pixels_in(path: Path) -> int:
     """Return the number of pixels that an image's header states; 0 if it can't be read or is above the limit."""
-    try:
-        with _silent(), path.open("rb") as file, Image.open(file, formats=_formats()) as image:
-            count = image.width * image.height
-            return count if count <= LIMIT_PIXELS else 0
-    except Exception:  # `decode` says why
-        return 0
+    width, height = size_of(path) or (0, 0)
+    return width * height if width * height <= LIMIT_PIXELS else 0
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
