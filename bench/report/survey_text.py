@@ -23,13 +23,13 @@ def print_survey(found: Survey, format: str) -> None:
 
 
 def lines(found: Survey) -> Iterator[str]:
-    """the lines of the text: a table of the classes, one of their objects, a line for each kind of finding, and the sentences."""
+    """The lines of the text: tables of classes and of objects, a line for each kind of finding, and the sentences."""
     several = len(found.classes)
     yield f"{found.name}: {found.images} images, {several} class{'es' if several > 1 else ''}"
     if found.origin:
         yield f"split: {found.origin}"
     yield ""
-    yield from _table(found.classes, found.splits, "all")
+    yield from _table("class", found.classes, found.splits)
     yield ""
     if found.boxes:
         yield from _boxes(found.boxes, found.splits)
@@ -61,19 +61,19 @@ def lines(found: Survey) -> Iterator[str]:
 def _boxes(found: ObjectCounts, splits: Mapping[str, int]) -> Iterator[str]:
     """Objects by class and split, and the sizes of their boxes."""
     whole = {split: sum(counts[split] for counts in found.objects.values()) for split in splits}
-    yield from _table(found.objects, whole, "all objects")
+    yield from _table("objects of", found.objects, whole)
     yield ""
     without = ", ".join(f"{split} {count}" for split, count in found.without.items() if count)
     yield f"images without objects: {without or 'none'}; the most in an image: {found.most}"
     yield f"boxes, width × height: {_shares(found.width)} × {_shares(found.height)} of the image"
 
 
-def _table(classes: Mapping[str, Mapping[str, int]], splits: Mapping[str, int], whole: str) -> Iterator[str]:
-    """A row for each class, a column for each split, and a last row called `whole`."""
+def _table(title: str, classes: Mapping[str, Mapping[str, int]], splits: Mapping[str, int]) -> Iterator[str]:
+    """A row for each class, a column for each split, and a last row for all; `splits` has its numbers."""
     names = list(classes)[:MOST_CLASSES]
-    rows = [["class", *splits]]
+    rows = [[title, *splits]]
     rows += [[visible(name), *map(str, classes[name].values())] for name in names]
-    rows += [[whole, *map(str, splits.values())]]
+    rows += [["all", *map(str, splits.values())]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
