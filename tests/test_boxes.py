@@ -141,7 +141,7 @@ def test_images_that_look_the_same_stay_on_one_side(tmp_path: Path) -> None:
 
 
 def test_a_class_that_would_only_be_validated_is_refused() -> None:
-    """A class whose images all have rarer ones can end on the wrong side, and one with a single image can't be split."""
+    """A class whose images all have rarer ones may end on the wrong side; one with a single image can't be split."""
     names = [f"{number}" for number in range(10)]
     box = Box(0, 0, 0, 1, 1)
     usual, rare = box, box._replace(label=1)
@@ -310,7 +310,7 @@ def test_what_is_no_coco_file_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_faults_between_splits(tmp_path: Path) -> None:
-    """An image in two splits, a class that is only validated, several files for a split."""
+    """An image in two splits, a class that is only validated, several files for one."""
     root = write_coco(tmp_path / "set", "flat")
     content = json.loads((root / "val.json").read_text())
     for change, message in (
