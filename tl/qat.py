@@ -125,6 +125,10 @@ class Int8Copies:
         self.seconds += seconds
         return seconds
 
+    def forget(self) -> None:
+        """Free the last copy, which is of no use while the network trains on."""
+        self._made = None
+
     def fault(self) -> str:
         """Say what of the network is not finite, so that it can't be converted; empty if all is."""
         if not all(bool(value.isfinite().all()) for value in self._network.parameters()):

@@ -191,6 +191,8 @@ def _epochs(
             work = None
             if setup.unfreezing.begin(epoch) and loop.step:
                 loop.step.adapt()
+                if loop.averaged:
+                    loop.averaged.follow(setup.unfreezing.now)
                 work = StepWork()
             row, last = _epoch(setup, loop, memory, clock, history, work)
             if work and (counted := work_of(work, setup)):
@@ -243,6 +245,8 @@ def _epoch(
             if loop.averaged:
                 loop.averaged.hide()
                 clock.mark(None)
+            if setup.copies:
+                setup.copies.forget()
             setup.unfreezing.now.train_mode()
             trained = _train_pass(step, loop.train, setup.config, epoch, clock, work)
             if trained.fault:
