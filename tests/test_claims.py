@@ -234,7 +234,7 @@ def test_pairs_decide_a_claim_about_predictions_too() -> None:
     ("seconds", "trained", "expected"),
     [
         ([15.0, 15.2, 14.9], 100, ("supported", "supported")),
-        ([9.0, 9.1, 8.9], 100, ("supported", "half the time, or less")),
+        ([9.0, 9.1, 8.9], 100, ("supported", "about half the time, or less")),
         ([15.0, 15.2, 14.9], 5_000, ("below the claim", "supported")),
     ],
 )

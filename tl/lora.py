@@ -103,7 +103,8 @@ def _plain_layers(backbone: nn.Module, images: torch.Tensor) -> list[Any]:
     """Return the linear layers and 1×1 convolutions whose calls compute the plain product of their own weight.
 
     Left out are layers that other code reads the weight of without a call (as in torch's attention), that transform
-    their weight first (also by a parametrisation), that share it, or that are called by keyword: adding a product to such a weight would mean something else.
+    their weight first, also by a parametrisation, or that share it: adding a product to such a weight would mean
+    something else. So are layers that are called by keyword, since a hook sees no such inputs.
     """
     users: dict[int, int] = {}
     for module in backbone.modules():
