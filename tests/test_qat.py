@@ -358,7 +358,9 @@ def test_what_is_rounded_for_training_is_what_torch_rounds() -> None:
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.weight_fake_quant.scale, theirs.weight_fake_quant.scale)
     for one, other in ((ours.weight, theirs.weight), (ours.bn.bias, theirs.bn.bias)):
-        assert (one.grad - other.grad).norm() < 0.03 * other.grad.norm()
+        passed = other.grad != 0  # torch's stops at the largest weight of a channel, which is half a step outside
+        assert passed.float().mean() > 0.9
+        assert ((one.grad - other.grad) * passed).norm() < 0.03 * other.grad.norm()
     for name, value in theirs.bn.named_buffers():
         torch.testing.assert_close(ours.bn.get_buffer(name), value, rtol=1e-4, atol=1e-5)
 
