@@ -272,12 +272,14 @@ def test_claims_about_regimes_that_a_run_lacks_are_not_mentioned(tmp_path: Path)
 def test_a_claim_about_inference_says_how_it_is_measured(tmp_path: Path) -> None:
     """Without `--inference` nothing is known, and the verdict alone wouldn't say why."""
     name = "quantized-finetune-faster"
-    cost = InferenceCost(
-        latency_seconds=(0.01,), batch_size=32, batch_seconds=(0.1,), model_bytes=4, seconds=1.0
-    )
+    cost = InferenceCost(latency_seconds=(0.01,), batch_size=32, batch_seconds=(0.1,), model_bytes=4, seconds=1.0)
     pair = [record("timm:a", regime) for regime in ("finetune", "quantized-finetune")]
     said = {}
-    for place, sides in (("without", pair), ("half", [_with(pair[0], cost), pair[1]]), ("with", [_with(one, cost) for one in pair])):
+    for place, sides in (
+        ("without", pair),
+        ("half", [_with(pair[0], cost), pair[1]]),
+        ("with", [_with(one, cost) for one in pair]),
+    ):
         summary = summarise([write_run(tmp_path / place, sides)], place)
         said[place] = next(text for claim, text in overalls(summary) if claim.name == name)
     told = "; unknown is what ran without `run --inference`"

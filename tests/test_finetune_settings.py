@@ -353,7 +353,7 @@ def test_an_average_leaves_alone_what_waits(few: tl.Splits, monkeypatch: pytest.
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             with torch.no_grad():
-                self.backbone.conv1.weight[0] = -0.0
+                self.backbone.conv1[0].weight[0] = -0.0
 
     monkeypatch.setattr("tl.prepare.Classifier", Negative)
     given = config(regime="gradual", ema=0.9, epochs=2)
@@ -516,12 +516,13 @@ def test_who_reads_the_settings() -> None:
     for setting in ({"layer_decay": 0.5}, {"freeze_bn": True}, {"checkpointing": True}):
         ours, plain = cell(**setting), cell()
         for other in ("lp-ft", "last-block", "gradual"):  # they read it too, so it must be the same
-            assert all_else(cell(regime=other, **setting), "finetune") == all_else(ours, other) != all_else(plain, other)
+            assert (
+                all_else(cell(regime=other, **setting), "finetune") == all_else(ours, other) != all_else(plain, other)
+            )
         assert all_else(ours, "frozen") == all_else(plain, "frozen")
     for name, wrong in (("layer_decay", 0.0), ("layer_decay", 1.1), ("layer_decay", float("nan")), ("ema", 1.0)):
         with pytest.raises(tl.ConfigError, match=name):
             config(**{name: wrong})
-
 
 
 def test_claims_and_pairs_compare_the_same_cells() -> None:

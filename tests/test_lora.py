@@ -306,7 +306,8 @@ def test_blocks_are_those_of_the_network_itself(backbone: str) -> None:
 
 def test_updates_that_are_most_of_a_network_are_told(mini: tl.Splits) -> None:
     """A note says so; with a lower rank there is none."""
-    notes = {rank: [str(note) for note in train(mini, config(epochs=1, lora_rank=rank)).notes] for rank in (1, 32)}
+    given = {"backbone": "timm:test_vit", "weights": "random", "epochs": 1}
+    notes = {rank: [str(note) for note in train(mini, config(**given, lora_rank=rank)).notes] for rank in (1, 32)}
     (said,) = [note for note in notes[32] if "low-rank" in note]
     assert said.startswith("low-rank updates of rank 32 and the head have ") and "a lower `lora_rank` has fewer" in said
     assert not any("low-rank" in note for note in notes[1])

@@ -28,7 +28,7 @@ from tl.devices import LAYOUTS
 from tl.errors import NotApplicable
 from tl.images import open_store
 from tl.qat import Int8Copies, Rounding, int8_copy, rounding_copy
-from tl.quantize import LEAST_STEP, quantized_weights
+from tl.quantize import quantized_weights
 from tl.regimes import EVERYTHING, HEAD, Regime, last
 
 CPU = torch.device("cpu")
@@ -337,7 +337,7 @@ def test_no_int8_copy_is_alive_while_the_network_trains(mini: tl.Splits, monkeyp
 
 
 def test_what_is_rounded_for_training_is_what_torch_rounds() -> None:
-    """A convolution and its BatchNorm give what torch's own module gives, and so do their gradients."""
+    """A convolution and its BatchNorm give what torch's own module gives by dividing its output, gradients too."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3, bias=True), nn.BatchNorm2d(8), nn.ReLU()).eval()
     with torch.no_grad():
@@ -348,9 +348,6 @@ def test_what_is_rounded_for_training_is_what_torch_rounds() -> None:
     (ours,) = (part for part in made.modules() if isinstance(part, ConvBn2d))
     theirs = copy.deepcopy(ours)
     del theirs._forward  # of the instance
-    theirs.weight_fake_quant = torch.ao.quantization.default_per_channel_weight_fake_quant(
-        quant_min=ours.weight_fake_quant.quant_min, quant_max=ours.weight_fake_quant.quant_max, eps=LEAST_STEP
-    )
     for part in (ours, theirs):
         part.train().zero_grad()
         found = part(images)
@@ -358,9 +355,7 @@ def test_what_is_rounded_for_training_is_what_torch_rounds() -> None:
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.weight_fake_quant.scale, theirs.weight_fake_quant.scale)
     for one, other in ((ours.weight, theirs.weight), (ours.bn.bias, theirs.bn.bias)):
-        passed = other.grad != 0  # torch's stops at the largest weight of a channel, which is half a step outside
-        assert passed.float().mean() > 0.9
-        assert ((one.grad - other.grad) * passed).norm() < 0.03 * other.grad.norm()
+        assert (one.grad - other.grad).norm() < 0.03 * other.grad.norm()
     for name, value in theirs.bn.named_buffers():
         torch.testing.assert_close(ours.bn.get_buffer(name), value, rtol=1e-4, atol=1e-5)
 

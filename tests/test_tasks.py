@@ -122,7 +122,9 @@ def test_lists_of_labels(splits: tl.Splits, tmp_path: Path, form: str) -> None:
     with pytest.raises(tl.DataError, match=r"rows have a list with ';' in one of its texts for 'labels'"):
         tl.load_splits(table, task="multilabel")
     write([[[each] for each in some] for some in given])
-    with pytest.raises(tl.DataError, match=r"rows have a list or an object for 'labels', not a text or a list of texts"):
+    with pytest.raises(
+        tl.DataError, match=r"rows have a list or an object for 'labels', not a text or a list of texts"
+    ):
         tl.load_splits(table, task="multilabel")
 
 
@@ -164,7 +166,10 @@ BAD = {
     "no labels": (_edited("labels", "caption"), "the column 'caption' has 'red' in row 1, and the column of a label"),
     "gone": (_edited("1.png", "7.png"), "1 of 3 images are not there, the first is '7.png'"),
     "twice": (_edited("1.png", "0.png"), "1 image has more than one row"),
-    "commas": (_edited("0.png,train,red", '0.png,train,"red,blue"'), "has 'red,blue' in row 1, and labels are separated by"),
+    "commas": (
+        _edited("0.png,train,red", '0.png,train,"red,blue"'),
+        "has 'red,blue' in row 1, and labels are separated by",
+    ),
     "two tables": (lambda root: write_table(root / "more.csv", ROWS), r"has 2 tables \(labels.csv, more.csv\)"),
     "no table": (lambda root: (root / "labels.csv").unlink(), "has no table; task 'multilabel' needs one"),
 }

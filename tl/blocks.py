@@ -13,8 +13,8 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     """Return the blocks of a network that can run again one by one: the links of its chains, such as residual blocks.
 
     A chain is a `Sequential` or a `ModuleList`, or a module with nothing in it but blocks of one class. A link that has
-    a chain of blocks in it is a stage, and its blocks are returned instead. Single layers are no blocks, with or without
-    a low-rank update.
+    a chain of blocks in it is a stage, and its blocks are returned instead. Single layers are no blocks, with or
+    without a low-rank update.
     """
     found: list[nn.Module] = []
     for child in _children(network):

@@ -336,10 +336,10 @@ def _prepared(backbone: nn.Module, images: torch.Tensor, engine: str, layers: li
 def _convolved(part: Any, images: torch.Tensor) -> torch.Tensor:
     """Return what a convolution and its BatchNorm make of images, with the folded weight rounded.
 
-    Torch divides the output by what the weight was multiplied by for the rounding. The weight itself is smaller, and the
-    output needs no copy for that. Where BatchNorm's own weight is 0 there is nothing to divide by, and torch runs the
-    convolution twice; here the weight is rounded as it is. Gradients pass the rounding unchanged, so the factor has
-    none: multiplying and dividing by it changes nothing else.
+    For the rounding the weight is multiplied by what BatchNorm does to a channel. Torch divides the output by that
+    again; dividing the weight needs no copy of the output. Where BatchNorm's own weight is 0 there is nothing to divide
+    by, and torch runs the convolution twice; here the weight is rounded as it is. Gradients pass the rounding
+    unchanged, so the factor has none: multiplying and dividing by it changes nothing else.
     """
     with torch.no_grad():
         factor = part.bn.weight / (part.bn.running_var + part.bn.eps).sqrt()

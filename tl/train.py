@@ -408,7 +408,7 @@ def fault_of(loss: float) -> str:
     return "loss was NaN" if math.isnan(loss) else "loss was infinite"
 
 
-MANY = 0.5
+MANY = 1 / 3
 """Share of a network's parameters above which low-rank updates are no longer few."""
 
 
@@ -447,8 +447,8 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     share = sum(parameter.numel() for parameter in setup.unfreezing.now.parameters) / setup.total_params
     if setup.regime.adapter == "lora" and share > MANY:
         notes.append(
-            f"low-rank updates of rank {setup.config.lora_rank} and the head have {share:.0%} as many parameters as the "
-            "network, so they save little; a lower `lora_rank` has fewer"
+            f"low-rank updates of rank {setup.config.lora_rank} and the head have {share:.0%} as many parameters as "
+            "the network, so they save little; a lower `lora_rank` has fewer"
         )
     if setup.regime.by_steps and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")
