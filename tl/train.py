@@ -191,6 +191,8 @@ def _epochs(
             work = None
             if setup.unfreezing.begin(epoch) and loop.step:
                 loop.step.adapt()
+                if loop.averaged:
+                    loop.averaged.follow(setup.unfreezing.now)
                 work = StepWork()
             row, last = _epoch(setup, loop, memory, clock, history, work)
             if work and (counted := work_of(work, setup)):
@@ -229,6 +231,8 @@ def _epoch(
     epoch, optimizer, step = len(history), setup.optimizer, loop.step
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
     trained, train_seconds, converting = None, 0.0, 0.0
+    if setup.copies:
+        setup.copies.forget()
     with setup.way.timed():
         memory.begin("train" if setup.regime.trains else "val")
         clock.start()
@@ -404,6 +408,10 @@ def fault_of(loss: float) -> str:
     return "loss was NaN" if math.isnan(loss) else "loss was infinite"
 
 
+MANY = 1 / 3
+"""Share of a network's parameters above which low-rank updates are no longer few."""
+
+
 def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     """Return what a reader of the figures must know."""
     splits, weights, size = setup.splits, setup.backbone.weights, setup.config.batch_size
@@ -435,6 +443,12 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     if (joined := setup.unfreezing.joined) < (parts := setup.unfreezing.parts):
         notes.append(
             f"epochs were too few for all stages: {joined} of {parts} joined the head, the others stayed frozen"
+        )
+    share = sum(parameter.numel() for parameter in setup.unfreezing.now.parameters) / setup.total_params
+    if setup.regime.adapter == "lora" and share > MANY:
+        notes.append(
+            f"low-rank updates of rank {setup.config.lora_rank} and the head have {share:.0%} as many parameters as "
+            "the network, so they save little; a lower `lora_rank` has fewer"
         )
     if setup.regime.by_steps and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")

@@ -209,12 +209,19 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
         lost = _lost(claim, summary)
+        if METRICS[claim.metric].on_request and any(_unmeasured(finding) for finding in about):
+            lost = f"{lost}; " * bool(lost) + "unknown is what ran without `run --inference`"
         in_words = claim.replace(statement=summary.words(claim.statement, by_image=True))
         nothing = f"not tested: no result of {claim.subject} and {claim.against} for the same backbone and device"
         verdicts.append(
             (in_words, (f"{overall(about)}. {tally(about)}" if about else nothing) + (f"; {lost}" if lost else ""))
         )
     return verdicts
+
+
+def _unmeasured(finding: Finding) -> bool:
+    """True if a side of a comparison lacks the metric that it is about."""
+    return not all(group.values(finding.claim.metric) for group in (finding.group, finding.against))
 
 
 def selection_overall(summary: Summary) -> str:
