@@ -236,6 +236,38 @@ def test_preprocessing_of_each_mode(family: str, mean: Any, std: Any, flipped: b
     assert vars(made.module)["_reversed"] is flipped
 
 
+@pytest.mark.parametrize("name", ["EfficientNetB0", "MobileNetV3Small"])
+def test_a_family_with_published_weights_is_that_of_keras(
+    name: str, keras: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its features are those of the network that Keras itself makes of the file, which differs from a random one."""
+    from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+    from keras.src.utils import file_utils
+
+    h5py = pytest.importorskip("h5py")
+    make = getattr(keras.applications, name)
+    keras.utils.set_random_seed(3)
+    network = make(weights=None, include_top=False, pooling="avg")
+    for variable in network.variables:
+        if variable.name in ("mean", "variance", "moving_mean", "moving_variance", "gamma"):
+            variable.assign(torch.rand(tuple(variable.shape)) * 0.2 + 0.4)
+    (tmp_path / "weights").mkdir()
+    path = tmp_path / "weights" / f"keras-{name}.h5"
+    with h5py.File(path, "w") as group:
+        save_weights_to_hdf5_group(group, network)
+    made = tl.make_backbone(f"keras:{name}", weights="pretrained", weights_dir=path.parent)
+    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(path))
+    theirs = make(weights="imagenet", include_top=False, pooling="avg")
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    scale = made.preprocessing
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (scale.mean, scale.std))
+    with torch.no_grad():
+        ours = made.module.eval()((pixels / 255 - mean) / std)
+        wanted = theirs(pixels.permute(0, 2, 3, 1).float(), training=False)  # both have their preprocessing inside
+    assert torch.allclose(ours, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    assert keras.config.image_data_format() == "channels_last"
+
+
 def test_weights_are_downloaded_once(file: Path, monkeypatch: pytest.MonkeyPatch, keras: Any) -> None:
     """From the address that Keras names, checked by its digest, into Keras's cache; not where nothing may be."""
     content = file.read_bytes()
