@@ -16,7 +16,7 @@ from typing import Any
 
 from tl.cache import user_path
 from tl.digest import file_digest
-from tl.errors import ConfigError, nearest
+from tl.errors import ConfigError, near_matches
 from tl.extras import require
 from tl.network import unreachable
 from tl.own_code import Elsewhere
@@ -200,10 +200,9 @@ def _near(repository: Repository) -> str:
     owner = repository.module.partition("/")[0]
     try:
         found = HfApi(endpoint=constants.ENDPOINT).list_models(author=owner, limit=_MOST_NAMES)
-        close = nearest(repository.module, [one.id for one in found], n=3)
+        return near_matches(repository.module, [one.id for one in found])
     except Exception:  # a hint is not worth a second error
         return ""
-    return f"; near matches: {', '.join(close)}" if close else ""
 
 
 def _canonical(name: str) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from tl.batches import Preprocessing, centre_view, normalised
 from tl.batches import channel_scale as scale_on
 from tl.devices import seeded
-from tl.errors import WeightsError, nearest
+from tl.errors import WeightsError, near_matches
 from tl.filling import filled
 from tl.hf import WEIGHTS, Described, NoSuchFile, Repository, described, fetched, in_cache, repository_of
 from tl.imagenet import output
@@ -84,8 +84,7 @@ def _check_known(repository: Repository, found: Described) -> None:
     if found.by_timm:
         architecture = found.config["architecture"]
         if not timm.is_model(architecture):
-            close = nearest(architecture, timm.list_models(), n=3)
-            hint = f"; near matches: {', '.join(close)}" if close else ""
+            hint = near_matches(architecture, timm.list_models())
             raise repository.wrong(f"timm {timm.__version__} has no network {architecture!r}{hint}")
         return
     _class_of(repository, found)
@@ -107,8 +106,7 @@ def _class_of(repository: Repository, found: Described) -> Any:
     if kind not in library.CONFIG_MAPPING:
         if found.config.get("auto_map"):
             raise repository.wrong("needs code of its repository, and that is never run")
-        close = nearest(kind, library.CONFIG_MAPPING.keys(), n=3)
-        hint = f"; near matches: {', '.join(close)}" if close else ""
+        hint = near_matches(kind, library.CONFIG_MAPPING.keys())
         raise repository.wrong(f"transformers {library.__version__} has no model_type {kind!r}{hint}")
     for name in found.config.get("architectures") or []:
         if (saved := getattr(library, str(name), None)) is not None:
