@@ -48,7 +48,8 @@ def folder_of(path: Elsewhere) -> Path:
 def digest_of_folder(name: str) -> str:
     """Return the SHA-256 of all files of a SavedModel, those behind links too: its graph and its weights."""
     folder = folder_of(saved_model(name))
-    lines = sorted(f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files_below(folder, hidden=True))
+    files = files_below(folder, hidden=True)
+    lines = sorted(f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -67,7 +68,8 @@ def _version_of(path: Elsewhere) -> str:
 
 @cache
 def _version_in(python: str) -> str:
-    asked = subprocess.run([python, "-c", _VERSION], capture_output=True, text=True, check=False)
+    command = [python, "-c", _VERSION]
+    asked = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     return asked.stdout.strip()
 
 
