@@ -346,10 +346,9 @@ def test_settings_follow_from_the_repository_alone(
     both: bool, hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not from which of its files another program has put into the cache. Of two files transformers chooses one."""
-    resized = {"image_processor": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}}
-    resized["image_processor"]["image_mean"] = [0.25, 0.25, 0.25]  # type: ignore[assignment]
+    inner = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "image_mean": [0.25] * 3}
     if both:
-        hub |= {f"/me/vit/resolve/{COMMIT}/processor_config.json": json.dumps(resized).encode()}
+        hub[f"/me/vit/resolve/{COMMIT}/processor_config.json"] = json.dumps({"image_processor": inner}).encode()
     repository = hf.repository_of("hf", f"me/vit@{COMMIT}")
     digest = hf.digest_of_settings(repository)
     assert (hf.in_cache(repository, "processor_config.json") is not None) is both

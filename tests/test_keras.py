@@ -315,6 +315,10 @@ def test_what_is_refused(tiny: Any, mini: Splits, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(NotApplicable, match="checkpointing needs 2 or more blocks"):
         tl.train_model(config, mini, device="cpu")
     assert "keras:ResNet50" in choices("backbones", "keras:Res") and "keras:NAME" in choices("backbones", "keras")
+    with monkeypatch.context() as patch:
+        patch.setattr("keras.backend.backend", lambda: "jax")
+        with pytest.raises(ConfigError, match="backbone='keras:VGG16': RuntimeError: this process has loaded Keras on jax"):
+            keras_models.MAKER.load("VGG16")
     monkeypatch.setattr("tl.extras.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs keras, which isn't installed: pip install 'tl-bench\[keras\]'"):
         tl.make_backbone("keras:VGG16")
