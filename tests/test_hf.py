@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import tl
 from tests.commands import here
 from tests.servers import serve
-from tests.weights import proof_of
+from tests.weights import epochs_for, proof_of
 from tl import hf
 from tl.backbones import find_weights
 from tl.batches import centre_view, channel_scale, normalised
@@ -107,7 +107,7 @@ REFUSED = {
 
 def check_regime(regime: str, name: str, backbone: str, splits: Splits) -> tl.TrainResult | None:
     """Train, and prove that what is frozen stayed as it was. Returns None if the regime has no meaning here."""
-    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=1, batch_size=8)
+    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=epochs_for(regime), batch_size=8)
     config = config.replace(lora_rank=1) if REGIMES[regime].adapter == "lora" else config
     said = "no classifier that is known" if REGIMES[regime].head == "own" else REFUSED.get((regime, name))
     if said:

@@ -22,7 +22,7 @@ import tl
 from bench.sweep.choices import choices
 from tests.commands import command, here
 from tests.servers import serve
-from tests.weights import proof_of
+from tests.weights import epochs_for, proof_of
 from tl import hub, hub_models, own_code
 from tl.datasets import Splits
 from tl.errors import ConfigError, NotApplicable
@@ -148,7 +148,7 @@ def github(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
 
 def check_regime(regime: str, backbone: str, splits: Splits) -> None:
     """Train, and prove that what is frozen stayed as it was."""
-    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=1, batch_size=8)
+    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=epochs_for(regime), batch_size=8)
     config = config.replace(lora_rank=2) if REGIMES[regime].adapter == "lora" else config
     if REGIMES[regime].head == "own":
         with pytest.raises(NotApplicable, match="no classifier that is known"):

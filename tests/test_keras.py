@@ -15,6 +15,7 @@ import torch
 import tl
 from bench.sweep.choices import choices
 from tests.servers import serve
+from tests.weights import epochs_for, proof_of
 from tl import keras_models, keras_names
 from tl.backbones import find_weights
 from tl.datasets import Splits
@@ -95,7 +96,9 @@ def folder(file: Path, tmp_path: Path) -> Path:
 
 
 def train(splits: Splits, folder: Path, regime: str, **settings: Any) -> Any:
-    config = tl.TrainConfig(backbone="keras:VGG16", regime=regime, epochs=1, batch_size=8, **settings)
+    config = tl.TrainConfig(
+        backbone="keras:VGG16", regime=regime, epochs=epochs_for(regime), batch_size=8, **settings
+    )
     return tl.train_model(config, splits, device="cpu", weights_dir=folder)
 
 
@@ -115,8 +118,7 @@ def test_every_regime_trains_a_network_of_keras(regime: str, folder: Path, mini:
             train(mini, folder, regime)
         return
     result = train(mini, folder, regime)
-    promises = REGIMES[regime].trainable is not EVERYTHING and REGIMES[regime].frozen_mode == "eval"
-    assert result.frozen_verified is (True if promises else None)
+    assert result.frozen_verified is proof_of(regime)
     assert result.weights.kind == ("random" if REGIMES[regime].start == "random" else "pretrained")
     before = tl.make_backbone("keras:VGG16", weights=result.weights.kind, weights_dir=folder).module.state_dict()
     after = result.model.backbone.state_dict()
@@ -133,7 +135,7 @@ def test_every_regime_trains_a_network_of_keras(regime: str, folder: Path, mini:
         assert moved == {name for name in before if name.endswith("bias")}
     elif regime == "last-2":
         assert moved == {name for name in before if "_1." in name or "conv2d_2" in name or "conv2d_1" in name}
-    elif promises and REGIMES[regime].trainable.backbone is None:
+    elif proof_of(regime) and REGIMES[regime].trainable.backbone is None:
         assert not moved
     if REGIMES[regime].by_steps:
         assert result.total_params == PARAMETERS + 24 * 2 + 2

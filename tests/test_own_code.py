@@ -18,7 +18,7 @@ from torch import nn
 import tl
 from bench.store.records import Cell
 from tests.commands import command
-from tests.weights import proof_of
+from tests.weights import epochs_for, proof_of
 from tl import own_code
 from tl.datasets import Splits
 from tl.errors import ConfigError, ModelError, NotApplicable
@@ -290,7 +290,7 @@ def test_every_regime_trains_a_network_of_ones_own(regime: str, modules: Path, m
         with pytest.raises(NotApplicable, match="fits a linear head first"):
             train(mini, regime, **own)
         own["head"] = "linear"
-    result = train(mini, regime, **own)
+    result = train(mini, regime, epochs=epochs_for(regime), **own)
     steps = REGIMES[regime].by_steps
     parts = {name for name, value in own.items() if ":" in str(value)}
     assert dict(result.config.code).keys() == ({"backbone", *parts} if steps else {"backbone"})

@@ -70,3 +70,8 @@ def proof_of(regime: str) -> bool | None:
     """Return what `frozen_verified` must be: True where anything is frozen that a regime promises to leave."""
     entry = REGIMES[regime]
     return True if entry.trainable is not EVERYTHING and entry.frozen_mode == "eval" else None
+
+
+def epochs_for(regime: str) -> int:
+    """Return as many epochs as it takes until a stage joins, in a regime where they do; else one."""
+    return 2 if REGIMES[regime].trainable.in_turn else 1
