@@ -99,8 +99,7 @@ def hub(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
 
 
 REFUSED = {
-    ("quantized", "vit"): "can't be quantised",
-    ("quantized", "resnet"): "can't be quantised",
+    (regime, name): "can't be quantised" for regime in ("quantized", "quantized-finetune") for name in ("vit", "resnet")
 }
 """What a regime can't do with a network, and the reason that is given."""
 

@@ -106,6 +106,7 @@ REFUSED = {
     "zeroshot": "no classifier that is known",
     "lora": "low-rank updates need linear layers or 1x1 convolutions",
     "quantized": "can't be quantised",
+    "quantized-finetune": "can't be quantised",
     "last-3": "this backbone has 3 stages",
 }
 
