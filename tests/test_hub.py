@@ -441,7 +441,7 @@ def test_what_github_lacks_is_named_with_near_matches(github: Files) -> None:
 def test_an_entry_behind_a_star_has_near_matches(folder: Path) -> None:
     """Which only the loaded file shows."""
     (folder / "hubconf.py").write_text("from parts.blocks import *\n")
-    with pytest.raises(ConfigError, match="hubconf.py has no function of that name; near matches: network"):
+    with pytest.raises(ConfigError, match=r"hubconf\.py has no function of that name; near matches: network"):
         tl.make_backbone("hub-local:mine:netwrok")
 
 

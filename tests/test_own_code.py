@@ -389,7 +389,7 @@ def test_a_package_that_is_installed_editable(modules: Path, monkeypatch: pytest
     (place / "inner.py").write_text("def make():\n    pass\n")
 
     class Finder:
-        
+        @classmethod
         def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
             if name != "own_package":
                 return None

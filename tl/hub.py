@@ -223,6 +223,7 @@ def _get(entry: Entry, address: str, accept: str, what: str) -> bytes:
         with urllib.request.urlopen(urllib.request.Request(address, headers={"Accept": accept}), timeout=60) as answer:
             content: bytes = answer.read(_MOST_BYTES + 1)
     except urllib.error.HTTPError as error:
+        error.close()
         wrong = entry.wrong(f"{what}: {address} answered {error.code}{_about_limit(error)}")
         raise (_NotThereError(str(wrong)) if error.code in _NOT_THERE else wrong) from error
     except OSError as error:
