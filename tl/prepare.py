@@ -42,6 +42,7 @@ from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
 from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer, with_layer_decay
 from tl.own_code import once
+from tl.own_models import check_in_train_mode
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
 from tl.qat import Int8Copies, rounding_copy
@@ -224,6 +225,8 @@ def _prepare(
         _check_fitted(model.head, config)
     unfreezing = _unfreezing(config, regime, model)
     freezing = unfreezing.whole
+    if _maker_of(config) and regime.by_steps and not (regime.fixed_features or regime.rounds):
+        check_in_train_mode(config.spec, backbone, freezing, _example(backbone, device, layout, 2))
     steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
     optimizer = make_optimizer(steps, freezing.parameters) if regime.by_steps else None
     if optimizer and config.layer_decay != 1:

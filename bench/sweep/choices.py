@@ -65,7 +65,7 @@ def _backbones(text: str | None) -> dict[str, str]:
         rows[spec] = "; ".join(notes)
     for source in SOURCES:
         names = names_of(source)
-        if names and (not text or source.startswith(text)):
+        if names and (not text or f"{source}:".startswith(text)):
             rows[f"{source}:{names.form}"] = names.summary
         if names and text:
             rows |= {f"{source}:{name}": "" for name in names.listed() if text in f"{source}:{name}"}
