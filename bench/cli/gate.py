@@ -59,12 +59,11 @@ def gate(
     comparison = compare_sides(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)
     decision = decide(comparison)
     from bench.compare.notes import notes, warnings
-    from bench.compare.render import show
     from tl.text import visible
 
     title = f"{found[1].name} against {found[0].name}"
     outcome: Any = {"headline": decision.headline, "findings": decision.reasons, "status": decision.status}
-    put(output, format, lambda suffix: show(comparison, suffix, title=title, **outcome))
+    put(comparison, output, format, title=title, **outcome)
     if output:
         print(visible(decision.headline))
         for line in (*decision.reasons, *warnings(comparison), *notes(comparison)):
