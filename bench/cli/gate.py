@@ -35,7 +35,9 @@ def gate(
     config: Annotated[
         Path | None,
         typer.Option(
-            callback=expanded, help="A TOML file with tables tool.bench.gate.rule.", show_default="pyproject.toml"
+            callback=expanded,
+            help=r"A TOML file with rules, each a table [\[tool.bench.gate.rule]] as in README.md.",
+            show_default="pyproject.toml",
         ),
     ] = None,
     metric: MetricOption = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+import typer.core
 
 from bench.cli.app import FAILED, app, without_output
 from bench.cli.arguments import (
@@ -51,11 +52,36 @@ INFERENCE = (
 )
 
 
-@app.command()
+GROUPS = {
+    "What to run": ("grid", "backbone", "regime", "device", "execution", "precision", "seeds"),
+    "How to train": ("epochs", "batch_size", "set", "task", "protocol"),
+    "Images and weights": ("data", "weights", "weights_dir", "plugin", "trust"),
+    "Comparing speeds in turns": ("pairs", "paired", "until_decided", "within", "max_pairs", "max_seeds", "budget"),
+    "Running cells": (
+        *("timeout", "memory_limit", "skip_larger_after_oom", "executor", "ray_address", "inference", "wait"),
+        *("dry_run", "fresh"),
+    ),
+    "Results and the report": ("name", "results", "reports", "out", "report", "live", "images"),
+}
+"""Heading in the help → the options below it."""
+
+
+class _Grouped(typer.core.TyperCommand):
+    """A command whose help has its options in groups."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        heading = {option: name for name, options in GROUPS.items() for option in options}
+        for param in self.params:
+            if isinstance(param, typer.core.TyperOption) and param.name in heading:
+                param.rich_help_panel = heading[param.name]
+
+
+@app.command(cls=_Grouped)
 def run(
     grid: Annotated[str, typer.Option(help="A shipped grid's name, or the path of a TOML file.")] = "default",
     backbone: Annotated[list[str] | None, typer.Option(help=f"Only this backbone {SEVERAL}.")] = None,
-    regime: Annotated[list[str] | None, typer.Option(help=f"Only this regime {SEVERAL}.")] = None,
+    regime: Annotated[list[str] | None, typer.Option(help=f"Only this regime, or all of them: all {SEVERAL}.")] = None,
     device: Annotated[
         list[str] | None, typer.Option(help=f"cpu, cuda[:i], mps, auto (the best) or all {SEVERAL}.")
     ] = None,

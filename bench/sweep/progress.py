@@ -305,6 +305,8 @@ def _shares(record: PairRecord) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{round(seconds, 1):g} s"
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
