@@ -34,6 +34,7 @@ from tl.own_parts import allow, load_parts
 from tl.plugins import load_as_parent
 from tl.precision import single_precision
 from tl.prepare import needs_compiler
+from tl.progress import progress_to
 from tl.protocols import run_protocol
 from tl.results import TrainResult
 from tl.saved import write_card
@@ -133,13 +134,13 @@ def run_cell(
     `checked` are files of pixels that the caller has found intact; this process doesn't check them again. With
     `inference` it also measures what the trained network costs in use.
 
-    Emits each `EpochResult`; for protocols of several trainings, a few words before each training; before and after
+    Emits each `EpochResult`, and a `PassProgress` every few seconds of a pass; for protocols of several trainings, a few words before each training; before and after
     training a `MachineState` with what only this process knows; and each `CacheWarning`. Raises `DivergedError`, among
     others.
     """
     device, uuid = _begin(cell, threads, checked, emit)
     try:
-        with cache_warnings_to(lambda text: emit(CacheWarning(text))):
+        with cache_warnings_to(lambda text: emit(CacheWarning(text))), progress_to(emit):
             result = run_protocol(
                 cell.config,
                 splits,
