@@ -146,7 +146,7 @@ def test_raw_export_has_a_row_an_epoch(in_smoke: Path) -> None:
     """There is a row for every epoch, including the first, and the phases of an epoch add up to its time."""
     assert command("export", "smoke", "--raw", "--output", "raw.csv").returncode == 0
     table = pd.read_csv("raw.csv")
-    assert len(table) == 4 * 3 and set(table["epoch"]) == {0, 1, 2}
+    assert len(table) == 4 * 3 and set(table["epoch"]) == {1, 2, 3}
     parts = ["data", "transfer", "forward", "backward", "optimizer", "validation", "other"]
     whole = table["train_seconds"] + table["val_seconds"]
     assert table[[f"{part}_seconds" for part in parts]].sum(axis=1).tolist() == pytest.approx(whole.tolist(), rel=0.02)
@@ -200,7 +200,7 @@ def test_a_cell_that_makes_no_sense_is_skipped_and_no_failure(tmp_path: Path) ->
         assert pd.isna(cell[name]), name
     assert command("export", "x", "--raw", "--output", "raw.csv").returncode == 0
     raw = pd.read_csv("raw.csv").query("regime == 'zeroshot'")
-    assert raw["epoch"].tolist() == [0] and raw["val_seconds"].notna().all()
+    assert raw["epoch"].tolist() == [1] and raw["val_seconds"].notna().all()
     assert raw[["learning_rate", "train_seconds", "train_loss", "train_accuracy", "data_seconds"]].isna().all(axis=None)
     again = command("run", "--grid", "smoke", "--device", "cpu", "--epochs", "1", *options, "--no-report")
     assert again.returncode == 0 and "[1/1]" in again.stdout and "5 of them done before" in again.stdout
@@ -490,7 +490,7 @@ def test_a_run_by_another_protocol(tmp_path: Path, protocol: str) -> None:
     trained = sum(trial.seconds for trial in result.trials) + sum(row.seconds or 0.0 for row in result.epochs)
     assert record.overhead_seconds == pytest.approx(record.wall_seconds - trained), "no trial or fold is overhead"
     again = command(*arguments, "--no-report")
-    assert again.returncode == 0 and "1 cells, 1 of them done before" in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and "1 cell, 1 of them done before" in again.stdout, again.stdout + again.stderr
     mixed = command(*ONE, "--regime", "frozen", "--epochs", "1", "--name", run.folder.name)
     assert mixed.returncode == 2 and f"holds a run with protocol='{protocol}'" in mixed.stderr
 
@@ -525,7 +525,9 @@ def test_list_without_a_word_lists_the_lists() -> None:
         assert command("list", what).returncode == 0
 
 
-def test_list_backbones_says_how_large_they_are_and_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_backbones_says_how_large_they_are_and_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers are those of the networks without classifiers, counted once; files are looked for each time."""
     import torch
 

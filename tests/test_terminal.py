@@ -16,11 +16,12 @@ from rich.console import Console
 from bench.report.fitted import Fitted, cut, fit
 from bench.report.summary import summarise
 from bench.report.terminal import print_summary
+from bench.store.records import Record
 from bench.store.runs import RunFolder
 from tests.commands import here as command
 from tests.runs import record, write_run
 
-LONG = "timm:a_network_with_quite_a_long_name_{}.and_a_tag_of_its_weights"
+LONG = "timm:a_network_{}_with_quite_a_long_name.and_a_tag_of_its_weights"
 
 
 def lines(columns: list[Fitted], width: int) -> tuple[list[str], list[str]]:
@@ -35,7 +36,9 @@ def lines(columns: list[Fitted], width: int) -> tuple[list[str], list[str]]:
 def columns_of(*names: str) -> list[Fitted]:
     return [
         Fitted(heading="name", texts=names, brief=tuple(n.partition(":")[2] for n in names), is_name=True),
-        Fitted(heading="accuracy", texts=("97.4% (93.5–99.0)",) * len(names), brief=("97.4%",) * len(names), right=True),
+        Fitted(
+            heading="accuracy", texts=("97.4% (93.5–99.0)",) * len(names), brief=("97.4%",) * len(names), right=True
+        ),
         Fitted(heading="seconds per epoch", texts=("1.23",) * len(names), rank=1, right=True),
         Fitted(heading="note", texts=("12345678901234567890",) * len(names), rank=2),
     ]
@@ -47,7 +50,7 @@ def test_a_table_fits_any_width(width: int) -> None:
     names = [LONG.format(number) for number in (1, 2)]
     shown, left_out = lines(columns_of(*names), width)
     assert all(cell_len(line) <= width for line in shown)
-    assert len(shown) in (3, 4) and shown[-1] != shown[-2], "one line a row, below a heading; rows still differ"
+    assert len(shown) in (3, 4, 5) and shown[-1] != shown[-2], "one line a row, below a heading; rows still differ"
     assert left_out in ([], ["note"], ["seconds per epoch", "note"])
     text = "\n".join(shown)
     if left_out:
@@ -74,18 +77,20 @@ def test_a_cut_text_has_its_ends(text: str) -> None:
     assert cut("abcdefgh", 5) == "ab…gh"
 
 
+def trained(slower: float = 1.0) -> list[Record]:
+    """Records of two backbones with long names, fine-tuned and frozen, with three seeds."""
+    return [
+        record(LONG.format(number), regime, seed=seed, seconds=slower * seconds + seed / 100)
+        for number in (1, 2)
+        for regime, seconds in (("finetune", 20.0), ("frozen", 9.0 + number / 2))
+        for seed in range(3)
+    ]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """A run of two backbones with long names, fine-tuned and frozen, with three seeds."""
-    return write_run(
-        tmp_path / "results" / "r",
-        [
-            record(LONG.format(number), regime, seed=seed, seconds=seconds + seed / 100)
-            for number in (1, 2)
-            for regime, seconds in (("finetune", 20.0), ("frozen", 9.0 + number / 2))
-            for seed in range(3)
-        ],
-    )
+    """A run of `trained`."""
+    return write_run(tmp_path / "results" / "r", trained())
 
 
 TABLES = (["show", "r"], ["claims", "r"], ["compare", "r", "s"], ["gate", "r", "s"], ["compare", "r", "--by", "regime"])
@@ -97,12 +102,12 @@ def test_tables_fit_and_are_markdown_elsewhere(
     words: list[str], columns: int, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No line of a table is wider than the terminal; what a pipe gets is Markdown, and so is `--format md`."""
-    write_run(run.folder.parent / "s", [one.replace(wall_seconds=3.0) for one in run.records().values()])
+    write_run(run.folder.parent / "s", trained(2.0))
     monkeypatch.setenv("COLUMNS", str(columns))
     text = command(*words, "--format", "text").stdout
     assert "| " not in text and "---" not in text
-    rows = [line for line in text.splitlines() if "…" in line and len(re.findall(r"\S {2,}\S", line)) > 1]
-    assert rows and all(cell_len(line) <= columns for line in rows)
+    rows = [line for line in text.splitlines() if len(re.findall(r"\S {2,}\S", line)) > 1]
+    assert len(rows) > 4 and ("…" in text or columns == 120) and all(cell_len(line) <= columns for line in rows)
     piped = command(*words).stdout
     assert re.search(r"^\|[:|-]+\|$", piped, re.MULTILINE) and "…" not in piped
     assert piped == command(*words, "--format", "md").stdout
@@ -113,20 +118,14 @@ def test_tables_fit_and_are_markdown_elsewhere(
     [
         (["show", "r"], r"Use timm:a_network"),
         (["claims", "r"], r"(supported|refuted|open|mixed) +half-the-time-fast: "),
-        (["compare", "r", "--by", "regime"], r"frozen against finetune: 6 comparisons: .*\(error rate 5%, all"),
+        (["compare", "r", "--by", "regime"], r"frozen against finetune: \d+ comparisons: .*\(error rate 5%, all"),
         (["gate", "r", "s"], r"Gate failed: regressed\. s against r: .*\(error rate 1%, all"),
     ],
     ids=lambda given: given[0] if isinstance(given, list) else "",
 )
 def test_the_answer_comes_first(words: list[str], first: str, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before any table."""
-    slower = [
-        record(LONG.format(number), regime, seed=seed, seconds=2 * seconds + seed / 100)
-        for number in (1, 2)
-        for regime, seconds in (("finetune", 20.0), ("frozen", 9.0 + number / 2))
-        for seed in range(3)
-    ]
-    write_run(run.folder.parent / "s", slower)
+    write_run(run.folder.parent / "s", trained(2.0))
     monkeypatch.setenv("COLUMNS", "80")
     said = command(*words, "--format", "text").stdout
     assert re.match(first, " ".join(said.split()[:40])), said

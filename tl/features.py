@@ -150,7 +150,11 @@ class Extraction:
             else batches.views(size, _boxes(batches, number))
         )
         with torch.inference_mode():
-            return torch.cat([self._forward(images).float() for images in counted(views, len(batches), EXTRACTING)]).cpu().numpy()
+            return (
+                torch.cat([self._forward(images).float() for images in counted(views, len(batches), EXTRACTING)])
+                .cpu()
+                .numpy()
+            )
 
 
 def _boxes(batches: Batches, number: int) -> npt.NDArray[np.int64]:

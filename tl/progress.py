@@ -59,9 +59,7 @@ def counted(batches: Iterable[Batch], images: int, what: str) -> Iterable[Batch]
     return batches if _tell is None else _counted(batches, images, what, _tell)
 
 
-def _counted(
-    batches: Iterable[Any], images: int, what: str, tell: Callable[[PassProgress], None]
-) -> Iterator[Any]:
+def _counted(batches: Iterable[Any], images: int, what: str, tell: Callable[[PassProgress], None]) -> Iterator[Any]:
     done, last = 0, time.perf_counter()
     for batch in batches:
         yield batch

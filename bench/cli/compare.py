@@ -56,7 +56,13 @@ def compare(
 
 
 def put(
-    comparison: Comparison, output: Path | None, format: str | None, *, title: str, status: int | None = None, **more: Any
+    comparison: Comparison,
+    output: Path | None,
+    format: str | None,
+    *,
+    title: str,
+    status: int | None = None,
+    **more: Any,
 ) -> None:
     """Write a comparison in the wanted format to a file or to standard output. Raises `ConfigError` for another format.
 

@@ -254,6 +254,8 @@ def run(
 
 def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
     """Print how many cells are done, and how to continue."""
+    from bench.analysis.words import counted
+
     exists = sweep.run.exists()
     ended = sweep.run.survey()[0] if exists else {}
     cells = sweep.run.manifest().cells if exists else sweep.cells
@@ -262,7 +264,8 @@ def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
     planned = sweep.run.manifest().pairs if exists else sweep.pairs
     pairs = f" and {timed} of {len(planned)} process pairs" if planned else ""
     again = f"`--name {sweep.run.folder.name}` without --fresh continues" if fresh else "the same command continues"
-    say(console, f"interrupted: {done} of {len(cells)} cells{pairs} are done; {again} from there")
+    are = "is" if len(cells) == 1 and not planned else "are"
+    say(console, f"interrupted: {done} of {counted(len(cells), 'cell')}{pairs} {are} done; {again} from there")
 
 
 def _say_without_result(records: Any, console: Console) -> bool:
@@ -272,7 +275,10 @@ def _say_without_result(records: Any, console: Console) -> bool:
             say(console, f"skipped: {record.cell}: {record.reason}", style="yellow")
     failed = [record for record in records.values() if record.status not in ("done", "skipped")]
     if failed:
-        say(console, f"{len(failed)} of {len(records)} cells have no result:", style="red")
+        from bench.analysis.words import counted
+
+        have = "has" if len(records) == 1 else "have"
+        say(console, f"{len(failed)} of {counted(len(records), 'cell')} {have} no result:", style="red")
         for record in failed:
             say(console, f"  {record.status}: {record.cell}: {record.reason}")
     return bool(failed)

@@ -9,7 +9,16 @@ from rich.text import Text
 
 from bench.compare.changes import Comparison
 from bench.compare.notes import notes, warnings
-from bench.compare.render import MANY, changed_and_same, change_frame, machines, note_of, tally, unknown_lines
+from bench.compare.render import (
+    MANY,
+    change_frame,
+    change_text,
+    changed_and_same,
+    machines,
+    note_of,
+    tally,
+    unknown_lines,
+)
 from bench.console import say
 from bench.report.fitted import fit_frame
 from tl.text import visible
@@ -34,13 +43,15 @@ def print_comparison(
     level = f"{100 * comparison.level:.2g}%"
     counted = f"{title}: {tally(comparison)} (error rate {level}, all together)"
     console.print(Text(visible(f"{headline} {counted}".strip()), style="bold"))
-    for line in findings[:MOST_FINDINGS]:
+    changed, same, exact = changed_and_same(comparison)
+    in_table = tuple(f"{change.cell}: {change.quantity.label} {change_text(change)}: " for change in changed)
+    reasons = [line for line in findings if not line.startswith(in_table)]
+    for line in reasons[:MOST_FINDINGS]:
         say(console, f"  {line}")
-    if len(findings) > MOST_FINDINGS:
-        say(console, f"  … and {len(findings) - MOST_FINDINGS} more; `--format md` has all")
+    if len(reasons) > MOST_FINDINGS:
+        say(console, f"  … and {len(reasons) - MOST_FINDINGS} more; `--format md` has all")
     for line in warnings(comparison):
         say(console, line, style="yellow")
-    changed, same, exact = changed_and_same(comparison)
     shown = [*changed, *(same if len(same) <= MANY else ())]
     left_out: list[str] = []
     if shown:
@@ -63,7 +74,11 @@ def print_comparison(
     if len(same) > MANY:
         say(console, f"{len(same)} are the same on both sides; `--format md` lists them", style="dim")
     if exact:
-        say(console, f"{len(exact)} exact counter{'s are' if len(exact) != 1 else ' is'} equal on both sides", style="dim")
+        say(
+            console,
+            f"{len(exact)} exact counter{'s are' if len(exact) != 1 else ' is'} equal on both sides",
+            style="dim",
+        )
     for line in unknown_lines(comparison, comparison.having("unknown")):
         say(console, f"not compared: {line}", style="dim")
     for mismatch in dict.fromkeys(str(each) for change in comparison.changes for each in change.mismatches):

@@ -98,7 +98,7 @@ class Events(Protocol):
         """A cell starts."""
 
     def progressed(self, cell: Cell, event: EpochResult | PassProgress | str) -> None:
-        """An epoch of the cell has ended, or a pass goes on; or the cell has entered a stage, which a few words name."""
+        """An epoch of the cell has ended, a pass goes on, or a stage has begun, which a few words name."""
 
     def warned(self, text: str) -> None:
         """Something disturbs a cell, such as another process or a damaged cache."""

@@ -57,9 +57,7 @@ def list_names(emit: Emit) -> dict[str, list[str]]:
     return known_names()
 
 
-def describe_backbones(
-    specs: list[str], known: dict[str, int | None], emit: Emit
-) -> dict[str, tuple[int | None, str]]:
+def describe_backbones(specs: list[str], known: dict[str, int | None], emit: Emit) -> dict[str, tuple[int | None, str]]:
     """Backbone → number of its parameters, and where its published weights are; see `bench.execution.discovery`.
 
     `known` has numbers of parameters that need not be counted.
@@ -134,9 +132,9 @@ def run_cell(
     `checked` are files of pixels that the caller has found intact; this process doesn't check them again. With
     `inference` it also measures what the trained network costs in use.
 
-    Emits each `EpochResult`, and a `PassProgress` every few seconds of a pass; for protocols of several trainings, a few words before each training; before and after
-    training a `MachineState` with what only this process knows; and each `CacheWarning`. Raises `DivergedError`, among
-    others.
+    Emits each `EpochResult`, and a `PassProgress` every few seconds of a pass; for protocols of several trainings, a
+    few words before each training; before and after training a `MachineState` with what only this process
+    knows; and each `CacheWarning`. Raises `DivergedError`, among others.
     """
     device, uuid = _begin(cell, threads, checked, emit)
     try:

@@ -58,7 +58,10 @@ def _markdown(summary: Summary) -> str:
         environment_for("md")
         .get_template("claims.md.j2")
         .render(
-            answers=[*(f"{claim.name}: {claim.statement}? {said}" for claim, said in overalls(summary)), _probe(summary)],
+            answers=[
+                *(f"{claim.name}: {claim.statement}? {said}" for claim, said in overalls(summary)),
+                f"{selection.NAME}: {selection.STATEMENT}? {selection_overall(summary)}",
+            ],
             unlike=_unlike(summary),
             findings=markdown_table(claims_table(summary)) if summary.findings else "",
             legend=_legend(summary),
@@ -96,7 +99,7 @@ def _print_text(summary: Summary, console: Console) -> None:
     table = claims_table(summary)
     for places in about.values():
         found = [summary.findings[place] for place in places]
-        left_out |= dict.fromkeys(_print_findings(found, table.iloc[places], summary, console))|= dict.fromkeys(_print_findings(summary, places, console))
+        left_out |= dict.fromkeys(_print_findings(found, table.iloc[places], summary, console))
     if summary.selections:
         console.print()
         left_out |= dict.fromkeys(_print_selections(summary, console))
@@ -152,10 +155,6 @@ def _print_selections(summary: Summary, console: Console) -> list[str]:
 
 def _legend(summary: Summary) -> str:
     return summary.words(" ".join([LEGEND, *intervals(summary)]), by_image=True)
-
-
-def _probe(summary: Summary) -> str:
-    return f"{selection.NAME}: {selection.STATEMENT}? {selection_overall(summary)}"
 
 
 def _unlike(summary: Summary) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pandas as pd
 from rich.cells import cell_len
@@ -14,6 +15,8 @@ from tl.text import visible
 
 SHORTEST = 12
 """Columns of the terminal that a shortened name has at least."""
+HEADS = (0.5, 0.1, 0.9)
+"""Shares of a cut name that may be its beginning, the best one first."""
 GAP = 2
 """Columns of the terminal between two columns of a table."""
 
@@ -43,7 +46,7 @@ class Fitted:
         """Width that no text needs more of; the heading may take several lines."""
         return max(_longest_word(self.heading), *map(cell_len, self.texts), 1)
 
-    @property
+    @cached_property
     def least(self) -> int:
         """Smallest width. Names that differ still differ at it, and no word of a sentence is broken."""
         least = _longest_word(self.heading)
@@ -51,11 +54,14 @@ class Fitted:
             return max(least, *map(_longest_word, self.texts))
         if not self.is_name:
             return self.whole
+        widths = range(min(SHORTEST, self.whole), self.whole)
+        return max(least, next((width for width in widths if self.head_at(width)), self.whole))
+
+    def head_at(self, width: int) -> float | None:
+        """The share of a cut name that is its beginning, so that names that differ still do; None if they can't."""
         different = set(self.texts)
-        for width in range(min(SHORTEST, self.whole), self.whole):
-            if len({cut(text, width) for text in different}) == len(different):
-                return max(least, width)
-        return self.whole
+        heads = (head for head in HEADS if len({cut(text, width, head) for text in different}) == len(different))
+        return next(heads, None)
 
 
 def fit(columns: Sequence[Fitted], width: int) -> tuple[Table, list[str]]:
@@ -116,18 +122,23 @@ def fit_frame(
     )
 
 
-def cut(text: str, width: int) -> str:
-    """The text without its middle, if it is wider than `width` columns of the terminal."""
+def cut(text: str, width: int, head: float = HEADS[0]) -> str:
+    """The text without its middle, if it is wider than `width` columns of the terminal.
+
+    `head` is the share of what is left that is the text's beginning.
+    """
     if cell_len(text) <= width:
         return text
-    half = (len(text) + 1) // 2
-    head, tail = text[:half], text[half:]
-    while cell_len(head) + cell_len(tail) + 1 > width and (head or tail):
-        if cell_len(head) > cell_len(tail):
-            head = head[:-1]
-        else:
-            tail = tail[1:]
-    return f"{head}…{tail}"
+    start = _start(text, round((width - 1) * head))
+    end = _start(text[::-1], width - 1 - cell_len(start))[::-1]
+    return f"{start}…{end}"
+
+
+def _start(text: str, width: int) -> str:
+    """As much of the beginning of a text as fits."""
+    while cell_len(text) > width:
+        text = text[:-1]
+    return text
 
 
 def _visible(column: Fitted) -> Fitted:
@@ -154,12 +165,19 @@ def _total(columns: Sequence[Fitted]) -> int:
 def _widths(columns: Sequence[Fitted], width: int) -> list[int]:
     """Width of each column: its least one, and of the room that is left most for those that lack most.
 
-    Headings have on one line what texts leave.
+    Sentences come first, then names; headings get what texts leave.
     """
     widths = [column.least for column in columns]
     room = width - sum(widths) - GAP * (len(columns) - 1)
+    while room < 0:
+        cuttable = [place for place, column in enumerate(columns) if _can_lose(column, widths[place])]
+        if not cuttable:
+            break
+        widths[max(cuttable, key=lambda place: widths[place])] -= 1
+        room += 1
     headings = [max(column.whole, cell_len(column.heading)) for column in columns]
-    for wanted in ([column.whole for column in columns], headings):
+    sentences = [column.whole if column.wraps else 0 for column in columns]
+    for wanted in (sentences, [column.whole for column in columns], headings):
         lacking = [most - now for most, now in zip(wanted, widths, strict=True)]
         while room > 0 and max(lacking, default=0) > 0:
             place = lacking.index(max(lacking))
@@ -167,6 +185,11 @@ def _widths(columns: Sequence[Fitted], width: int) -> list[int]:
             lacking[place] -= 1
             room -= 1
     return widths
+
+
+def _can_lose(column: Fitted, width: int) -> bool:
+    """True for names that are still long where there is no room at all: they are cut even if they look alike then."""
+    return column.is_name and width > max(SHORTEST, _longest_word(column.heading))
 
 
 def _table(columns: Sequence[Fitted], widths: Sequence[int]) -> Table:
@@ -181,6 +204,7 @@ def _table(columns: Sequence[Fitted], widths: Sequence[int]) -> Table:
 
 
 def _cells(column: Fitted, width: int) -> list[Text]:
-    texts = [cut(text, width) for text in column.texts] if column.is_name else column.texts
+    head = (column.head_at(width) or HEADS[0]) if column.is_name and width < column.whole else HEADS[0]
+    texts = [cut(text, width, head) for text in column.texts] if column.is_name else column.texts
     style = column.styles or (lambda text: "")
     return [Text(text, style=style(whole)) for text, whole in zip(texts, column.texts, strict=True)]

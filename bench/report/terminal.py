@@ -14,7 +14,7 @@ from bench.report.fitted import Fitted, fit
 from bench.report.pages import environment_for, markdown_table
 from bench.report.settings_text import largest_class_note
 from bench.report.summary import Summary
-from bench.report.tables import BESIDE_ACCURACY, Column, cells_table, columns, speed_up_table
+from bench.report.tables import BESIDE_ACCURACY, DOUBT, Column, cells_table, columns, speed_up_table, tells_apart
 from tl.text import visible
 
 COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
@@ -111,9 +111,7 @@ def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
     """The table, and the headings that don't fit. Names of rows come first, then headline metrics, then the others."""
     available = columns(summary)
     first = [*headline(), *BESIDE_ACCURACY]
-    names = [column for column in available if not column.metric and column.heading not in ("weights", "frozen")]
-    # A column with the same text in all rows identifies none of them.
-    names = [column for column in names if column.heading in ("backbone", "regime") or len(set(column.texts)) > 1]
+    names = [column for column in available if not column.metric and tells_apart(column)]
     ranked = sorted(
         (column for column in available if column.metric),
         key=lambda column: first.index(column.metric) if column.metric in first else len(first),
@@ -146,4 +144,12 @@ def _name(column: Column, summary: Summary) -> Fitted:
     bare = tuple(group.config.spec.name for group in summary.groups)
     distinct = column.heading == "backbone" and len({spec.name for spec in specs}) == len(specs)
     is_name = column.heading in ("backbone", "run", "device")
-    return Fitted(heading=column.heading, texts=column.texts, brief=bare if distinct else (), is_name=is_name)
+    in_doubt = column.heading == DOUBT
+    return Fitted(
+        heading=column.heading,
+        texts=column.texts,
+        brief=bare if distinct else (),
+        is_name=is_name,
+        wraps=in_doubt,
+        styles=(lambda text: "yellow") if in_doubt else None,
+    )

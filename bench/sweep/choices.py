@@ -16,7 +16,6 @@ from tl.specs import Spec
 from tl.tasks import TASKS
 from tl.weights import BUNDLED
 
-
 LISTS = {
     "grids": "the grids that come with the suite",
     "backbones": "networks of the libraries that are installed; a text after the word finds them",

@@ -19,9 +19,9 @@ from bench.store.records import Cell
 
 KNOWN_SHARE = 0.5
 """Share of the epochs that wait for which something must be known, before a time is given."""
-ROUNDS = 8
+ROUNDS = 20
 """Rounds in which the factors are fitted, one kind after the other."""
-SHRINKING = 0.2
+SHRINKING = 0.02
 """Cells that a factor of 1 counts for, so that one odd cell doesn't decide it alone."""
 FREE_SECONDS = 0.001
 """A longer estimate is made less often, so that estimates take at most a twentieth of this process's time."""
