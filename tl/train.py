@@ -34,6 +34,7 @@ from tl.lookahead import Ahead
 from tl.memory import MemoryMarks
 from tl.own_code import ImportPath, given, path_given
 from tl.prepare import HeadFit, Inputs, Loop, Setup, ready, way_of
+from tl.progress import counted
 from tl.quantize import quantized_weights
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Note, Period, Phases, Predictions, Probe, TrainResult, Work
@@ -383,7 +384,7 @@ def _train_pass(
     step.start()
     # Closed, so that nothing loads further batches after an error.
     with closing(batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark)) as epoch_batches:
-        for inputs, labels in epoch_batches:
+        for inputs, labels in counted(epoch_batches, len(batches), "training"):
             step.run(inputs, labels, clock.mark, work)
             work = None
     loss_sum, correct = step.sums()
@@ -395,7 +396,8 @@ def _train_pass(
 def val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, config: TrainConfig) -> Pass:
     """Evaluate all validation inputs."""
     with closing(batches.evaluation(config.batch_size)) as pass_batches:
-        found, count = evaluation.over(pass_batches, loss_function), len(batches)
+        count = len(batches)
+        found = evaluation.over(counted(pass_batches, count, "validation"), loss_function)
     loss, judged = found.loss_sum / count, found.judged
     outputs_fault = f"outputs of {judged.unknown} of {count} images were not finite" if judged.unknown else ""
     return Pass(loss=loss, score=judged.score, said=judged.said, fault=fault_of(loss) or outputs_fault)

@@ -17,6 +17,8 @@ from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
 from tl.tasks import TASKS, Task
 
+APART = 2.0
+"""Ratio of the times per epoch of two seeds from which on neither can be trusted alone."""
 _ROUNDING = 1e-9
 """A mean over seeds of one and the same accuracy may differ from it in the last digit."""
 _IDENTIFYING_FIELDS = ("backbone", "regime", *USUAL, "seed", "weights")
@@ -162,8 +164,31 @@ class Group:
         return OverSeeds(value=value, low=low, high=high, bars="extremes", n=n)
 
     @property
+    def doubt(self) -> str:
+        """What speaks against its times, in a few words; empty if nothing is known to."""
+        disturbed = sum(bool(record.machine and record.machine.warnings) for record in self.records)
+        said = []
+        if disturbed:
+            said.append("disturbed" if len(self.records) == 1 else f"{disturbed} of {len(self.records)} disturbed")
+        times = self.values("epoch_seconds").values()
+        if times and max(times) > APART * min(times) > 0:
+            ratio = max(times) / min(times)
+            said.append(f"seeds {ratio:.0f}× apart" if ratio >= 10 else f"seeds {ratio:.1f}× apart")
+        return ", ".join(said)
+
+    @property
+    def only_epoch_seconds(self) -> float | None:
+        """Median seconds of the only epoch of trainings by steps, which is a cold one; None if some had more."""
+        if not REGIMES[self.config.regime].by_steps or any(len(result.epochs) > 1 for result in self.results):
+            return None
+        return self.typical("first_epoch_seconds")
+
+    @property
     def seconds(self) -> float:
-        """Median seconds of a training, at the pace of its warm epochs; infinite if unknown."""
+        """Median seconds of a training, at the pace of its warm epochs; infinite if unknown.
+
+        A single epoch is as long as it was, cold.
+        """
         value = self.median(_training_seconds)
         return float("inf") if value is None else value
 
@@ -189,7 +214,8 @@ def _middle(metric: str, values: Collection[float]) -> float:
 
 
 def _training_seconds(result: TrainResult) -> float | None:
-    """All epochs as long as a warm one, with the work that is done once. A fitted head has one pass, which is cold.
+    """All epochs as long as a warm one, with the work that is done once. A fitted head has one pass, which is cold, and
+    so is the only epoch of a training.
 
     With periods the first epoch is as long as it was, since those after it train more.
     """
@@ -197,7 +223,7 @@ def _training_seconds(result: TrainResult) -> float | None:
         return result.cold_seconds
     warm, first = result.epoch_seconds, result.epochs[0].seconds
     if warm is None:
-        return None
+        return result.cold_seconds
     cold = first if result.periods and first is not None else warm
     return cold + warm * (len(result.epochs) - 1) + result.once_seconds
 

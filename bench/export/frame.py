@@ -280,7 +280,7 @@ def epoch_rows(runs: Iterable[RunFolder]) -> pd.DataFrame:
             cell = {name: _FACTS[name](run.name, record) for name in _CELL_COLUMNS}
             for epoch in record.result.epochs if record.result else record.epochs:
                 phases = epoch.phases.model_dump() if epoch.phases else dict.fromkeys(PHASES)
-                values = epoch.model_dump(exclude={"phases"})
+                values = epoch.model_dump(exclude={"phases"}) | {"epoch": epoch.epoch + 1}
                 rows.append(cell | values | {f"{name}_seconds": seconds for name, seconds in phases.items()})
     known = [name for name in EpochResult.model_fields if name != "phases"]
     return pd.DataFrame(rows, columns=[*_CELL_COLUMNS, *known, *(f"{name}_seconds" for name in PHASES)])

@@ -53,7 +53,18 @@ def _answers(summary: Summary) -> list[str]:
     for claim in HALF_THE_TIME:
         if timed := [row for row in summary.speed_ups if row.finding.claim == claim and row.fast.run not in picked]:
             paragraphs.append(_half(claim, timed, summary))
+    paragraphs += _doubtful(summary)
     return paragraphs
+
+
+def _doubtful(summary: Summary) -> list[str]:
+    """A sentence on rows of the table whose times are in doubt; none if there are no such rows."""
+    found = [group for group in summary.groups if group.doubt]
+    if not found:
+        return []
+    rows = "the only row" if len(summary.groups) == 1 else f"{len(found)} of {len(summary.groups)} rows of the table"
+    named = _listed([f"{_named(group)} ({group.doubt})" for group in found])
+    return [f"Times are in doubt in {rows}: {named}."]
 
 
 START: dict[ClaimVerdict, str] = {
@@ -377,7 +388,9 @@ def _constant(group: Group) -> str:
 
 def _pace(group: Group) -> str:
     """The time of an epoch, or that of a fit with its validation, and of what runs once before, in words."""
-    if REGIMES[group.config.regime].by_steps:
+    if (only := group.only_epoch_seconds) is not None:
+        text = f"{METRICS['epoch_seconds'].say(only)} for its only epoch, a cold one"
+    elif REGIMES[group.config.regime].by_steps:
         text = f"{show(group, 'epoch_seconds')} s per epoch"
     else:
         first = METRICS["first_epoch_seconds"]
