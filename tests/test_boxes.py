@@ -141,7 +141,7 @@ def test_images_that_look_the_same_stay_on_one_side(tmp_path: Path) -> None:
 
 
 def test_a_class_that_would_only_be_validated_is_refused() -> None:
-    """A class whose images all have rarer ones can end on the wrong side, and one with a single image can't be split."""
+    """A class whose images all have rarer ones can end on the wrong side; one with a single image can't be split."""
     names = [f"{number}" for number in range(10)]
     box = Box(0, 0, 0, 1, 1)
     usual, rare = box, box._replace(label=1)
