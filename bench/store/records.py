@@ -89,6 +89,10 @@ AIMS = ("class_weights", "ema", "early_stopping")
 """Settings that only some regimes read, and that change what a training aims at, or what comes out of any training by
 steps: regimes that read them compare only where they are equal."""
 
+OF_PARTS = ("freeze_bn", "layer_decay", "checkpointing")
+"""Settings of a backbone that trains: two regimes that read them compare only where they are equal, and each compares
+with one that doesn't read them, such as `frozen`, whatever they are."""
+
 USUAL = {"precision": "fp32", "execution": "fast"}
 """Axis of a cell that its name shows only where it has another value → the usual value."""
 
