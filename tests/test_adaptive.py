@@ -102,7 +102,7 @@ class Fake:
         assert grid.paired
         cells = {key: one.cell for key, one in self.records.items()}
         planned = plan_pairs(pairings(cells.values(), claims_timed([])), grid.paired.pairs, grid.paired.seconds, "r")
-        manifest = SimpleNamespace(dataset=SimpleNamespace(val_labels=TRUTH), pairs={})
+        manifest = SimpleNamespace(dataset=SimpleNamespace(truth=TRUTH), pairs={})
         run: Any = SimpleNamespace(name="r", folder=Path("r"), manifest=lambda: manifest, pairs=lambda: dict(self.disk))
         return Sweep(
             run=run,

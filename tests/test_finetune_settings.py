@@ -466,7 +466,8 @@ def test_the_final_training_is_as_long(tmp_path: Path) -> None:
 
 def test_who_reads_the_settings() -> None:
     """Where they mean nothing they have their defaults, so a grid may set them for all regimes."""
-    parts = {"finetune", "lp-ft", "gradual", "last-block", "last-2", "last-3", "norm-only", "bias-only"}
+    parts = {"finetune", "lp-ft", "gradual", "quantized-finetune", "last-block", "last-2", "last-3"}
+    parts |= {"norm-only", "bias-only"}
     for name, value, readers in (
         ("freeze_bn", True, parts),
         ("layer_decay", 0.5, parts),

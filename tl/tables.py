@@ -154,12 +154,12 @@ def splits_of(path: Path, name: str, texts: Sequence[str]) -> list[Split | None]
 
 def places_of(path: Path, folder: Path, texts: Sequence[str]) -> list[Path]:
     """The files that the paths in a table mean, relative to its folder. Raises `DataError` if one isn't there."""
-    elsewhere = [number for number, text in enumerate(texts) if _is_address(text)]
+    elsewhere = [number for number, text in enumerate(texts) if is_address(text)]
     if elsewhere:
         such = shortened(repr(texts[elsewhere[0]]))
         what = f"have an address, such as {such}: addresses aren't downloaded, images must be files"
         refuse(path, elsewhere, what, len(texts))
-    places = [_place(folder, text) for text in texts]
+    places = [place_of(folder, text) for text in texts]
     gone = [number for number, place in enumerate(places) if not os.path.isfile(place)]  # noqa: PTH113 (raises nothing)
     if gone:
         first = shortened(repr(texts[gone[0]]))
@@ -172,12 +172,12 @@ def places_of(path: Path, folder: Path, texts: Sequence[str]) -> list[Path]:
     return places
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
     """True for `https://…` and the like, but not for `file://…`; one letter before the colon is a drive."""
     return re.match(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+://", text, re.IGNORECASE) is not None
 
 
-def _place(folder: Path, text: str) -> Path:
+def place_of(folder: Path, text: str) -> Path:
     """The file that a table in `folder` means. Backslashes are those of Windows where no file has them in its name."""
     if text.lower().startswith("file://"):
         text = unquote(text[len("file://") :].removeprefix("localhost"))
