@@ -245,7 +245,7 @@ DATASETS: dict[str, Dataset] = {
         find=lambda download: synthetic.find(synthetic.MINI),
     ),
     "synthetic-boxes": Dataset(
-        summary="160 + 80 synthetic pictures of several ants and bees each, with boxes around them",
+        summary="120 + 60 synthetic pictures of several ants and bees each, with boxes around them",
         find=lambda download: synthetic.find(synthetic_boxes.FULL),
         task="detection",
     ),
@@ -446,16 +446,19 @@ def _of_boxes(found: Boxed, name: str) -> Splits:
     """The data set of what a reader found; without `name` it is named after its folder or file."""
     images = sorted(found.images, key=lambda image: image.file)
     digests = file_digests(found.root, [image.file for image in images if image.split != "test"])
-    learnt = {box.label for image in images if image.split in ("train", None) for box in image.objects}
-    for split in ("val", "test"):
-        others = {box.label for image in images if image.split == split for box in image.objects}
-        if lost := sorted(others - learnt):
+    used = {
+        split: {box.label for image in images if image.split in some for box in image.objects}
+        for split, some in (("train", ("train", None)), ("val", ("val",)), ("test", ("test",)))
+    }
+    learnt = used["train"]
+    check_names(found.root, {split: [found.classes[label] for label in sorted(used[split])] for split in used})
+    for split, labels in used.items():
+        if lost := sorted(labels - learnt):
             only = found.classes[lost[0]]
             raise DataError(f"{found.place}: the class {only!r} is only in {split}, so no training image has it")
     if not learnt:
         raise DataError(f"{found.place}: no training image has an object; there is nothing to learn")
     classes = tuple(each for number, each in enumerate(found.classes) if number in learnt)
-    check_names(found.root, {".": classes})
     number = {label: index for index, label in enumerate(sorted(learnt))}
 
     def listed(some: Iterable[BoxedImage]) -> ImageList:
@@ -466,13 +469,14 @@ def _of_boxes(found: Boxed, name: str) -> Splits:
         )
 
     train, val, test = (listed(image for image in images if image.split == split) for split in ("train", "val", "test"))
-    said, together = [found.origin, _kept(test)], ()
+    said = [found.origin, _kept(test)]
+    together: tuple[tuple[str, ...], ...] = ()
     if not val.files:
         whole = listed(image for image in images if image.split != "test")
         train, val, together = _split_boxed(found, whole, digests, classes)
         kept = f", and images that look the same stay on one side ({len(together)} groups)" if together else ""
         what = "there are no validation images" if len(whole) < len(images) or images[0].split else "there is no split"
-        said.append(f"{what}: {len(val)} of {len(whole)} images, a fifth, are split off by a fixed seed{kept}")
+        said.append(f"{what}: {len(val)} of {len(whole)} images, about a fifth, are split off by a fixed seed{kept}")
     contents = dict(zip((*train.files, *val.files), (*train.contents, *val.contents), strict=True))
     own = synthetic.set_name(found.root)
     return Splits(

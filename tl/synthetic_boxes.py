@@ -24,6 +24,8 @@ from tl.synthetic import SCALE, VERSION, Point, clutter, ground, insect, light
 CLASSES = ("ants", "bees")
 MOST = 4
 """Largest number of insects in a picture. There may be none."""
+_TRIES = 10
+"""Places that are tried for an insect, until it covers no other."""
 Edges = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
 
@@ -65,7 +67,7 @@ class Boxes:
         return [("train", self.train), ("val", self.val)]
 
 
-FULL = Boxes(name="synthetic-boxes", train=160, val=80, longest=(320, 480))
+FULL = Boxes(name="synthetic-boxes", train=120, val=60, longest=(320, 480))
 MINI = Boxes(name="synthetic-boxes-mini", train=24, val=16, longest=(120, 180))
 
 
@@ -80,12 +82,15 @@ def draw(rng: np.random.Generator, *, longest: int) -> tuple[Image.Image, list[t
     clutter(ImageDraw.Draw(canvas, "RGBA"), rng, canvas.size, count=int(rng.integers(4, 14)))
     insects: list[tuple[str, Edges]] = []
     placed: list[tuple[Point, float]] = []
-    for _ in range(int(rng.integers(0, MOST + 1))):
-        unit = rng.uniform(0.06, 0.13) * min(canvas.size)
-        centre = (rng.uniform(0.15, 0.85) * canvas.width, rng.uniform(0.15, 0.85) * canvas.height)
-        turn, kind = rng.uniform(0, 2 * math.pi), CLASSES[rng.integers(len(CLASSES))]
-        if any(math.dist(centre, other) < 1.6 * (unit + of_other) for other, of_other in placed):
-            continue  # it would cover the other one
+    for _ in range(int(rng.integers(1, MOST + 1)) if rng.random() < 0.9 else 0):
+        kind, turn = CLASSES[rng.integers(len(CLASSES))], rng.uniform(0, 2 * math.pi)
+        unit = rng.uniform(0.08, 0.16) * min(canvas.size)
+        for _ in range(_TRIES):
+            centre = (rng.uniform(0.15, 0.85) * canvas.width, rng.uniform(0.15, 0.85) * canvas.height)
+            if all(math.dist(centre, other) > 1.6 * (unit + of_other) for other, of_other in placed):
+                break
+        else:
+            continue  # it would cover another one
         placed.append((centre, unit))
         pen = _Measuring(canvas, "RGBA")
         insect(pen, kind, rng, unit=unit, turn=turn, centre=centre)

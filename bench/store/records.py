@@ -319,7 +319,7 @@ class DatasetIdentity(Strict):
     )
     val_objects: tuple[tuple[tuple[Count, Share, Share, Share, Share], ...], ...] | None = Field(
         None,
-        description="for task `detection` the objects of each file: class, left, top, right and bottom in shares of the "
+        description="for task `detection` each file's objects: class, left, top, right and bottom in shares of the "
         "image (`tl.boxes.Box`); None for others",
     )
     fallback: str = Field("", description="why the images are synthetic; empty for real images")

@@ -43,7 +43,8 @@ def choices(what: str, text: str | None = None) -> dict[str, str]:
 def _datasets() -> dict[str, str]:
     auto = {"auto": "hymenoptera if available, else synthetic; the default"}
     folder = {
-        "PATH": "a folder of CLASS/*.jpg or of train/ and val/ with these, or a CSV or Parquet file of path and label"
+        "PATH": "a folder of CLASS/*.jpg or of train/ and val/ with these, a CSV or Parquet file of path and label, or "
+        "for task detection COCO files or masks"
     }
     return auto | {name: dataset.summary for name, dataset in DATASETS.items()} | folder
 
