@@ -50,9 +50,7 @@ def mean_average_precision(found: Sequence[Sequence[Found]], truth: Sequence[Seq
     first = [sorted(some, key=_score, reverse=True)[:MOST] for some in found]
     values = []
     for label in sorted({int(box[0]) for boxes in truth for box in boxes}):
-        of_class = [
-            _of_class(label, some, boxes) for some, boxes in zip(first, truth, strict=True)
-        ]
+        of_class = [_of_class(label, some, boxes) for some, boxes in zip(first, truth, strict=True)]
         count = sum(len(boxes) for _, boxes in of_class)
         overlaps = [[[overlap(one[2:], box[1:]) for box in boxes] for one in some] for some, boxes in of_class]
         for least in OVERLAPS:
@@ -88,9 +86,7 @@ def _score(found: Found) -> float:
     return found[1]
 
 
-def _of_class(
-    label: int, found: Sequence[Found], truth: Sequence[True_]
-) -> tuple[list[Found], list[True_]]:
+def _of_class(label: int, found: Sequence[Found], truth: Sequence[True_]) -> tuple[list[Found], list[True_]]:
     """The boxes of one class in one image."""
     return [one for one in found if one[0] == label], [array("f", box) for box in truth if box[0] == label]
 

@@ -73,9 +73,7 @@ def make(name: str, weights: Weights) -> Backbone | None:
         width = extractor.extra[0][0][0].in_channels
     else:
         body, width = detector.backbone.body, detector.backbone.fpn.inner_blocks[-1][0].in_channels
-    return Backbone(
-        module=body, width=width, preprocessing=preprocessing(name), detector_head=partial(_head, detector)
-    )
+    return Backbone(module=body, width=width, preprocessing=preprocessing(name), detector_head=partial(_head, detector))
 
 
 def _built(network: str, of_backbone: bool, weights: Weights) -> FasterRCNN | SSD:
