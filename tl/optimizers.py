@@ -138,6 +138,6 @@ LOSS_BUILDERS: dict[str, Callable[[TrainConfig, torch.Tensor | None], Loss]] = {
     "detector": lambda c, weight: _sum_of_losses,
 }
 """A config and its `class_weights` → the loss. Each is the mean, over the images of a batch, of a figure of the image
-alone: `tl.heads` relies on that. `detector` is the sum of losses that the head has computed. With class weights it is the weighted mean, as torch's `CrossEntropyLoss` has it: the
-sum over the images divided by the sum of the weights of their classes.
+alone: `tl.heads` relies on that. With class weights it is the weighted mean, as torch's `CrossEntropyLoss` has it: the
+sum over the images divided by the sum of the weights of their classes. `detector` adds up what the head has computed.
 """

@@ -176,9 +176,9 @@ TASKS: dict[str, Task] = {
         right_or_wrong=False,
         overall=lambda said, truth: box_precision.mean_average_precision(_detections(said), truth),
         image_scores=lambda said, truth: box_precision.of_images(_detections(said), truth),
-        scored="(mean average precision of boxes, as COCO has it) is the mean over classes, and over overlaps from 0.50 "
-        "to 0.95 that count as found, of the average precision with which a class's boxes are found; classes that no "
-        "image has are left out",
+        scored="(mean average precision of boxes, as COCO has it) is the mean over classes, and over overlaps from "
+        "0.50 to 0.95 that count as found, of the average precision with which a class's boxes are found; classes that "
+        "no image has are left out",
         same_answer=lambda truth: 0.0,
         answering="finding nothing in any image",
         image_score="image AP50",
