@@ -26,7 +26,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
 12  a config has `code`, `lora_rank`, `rate_after_head`, `unfreeze_every`, `freeze_bn`, `layer_decay`, `ema`,
     `early_stopping` and `task` (older files: see `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's
-    own; a result has `head_start_seconds`, `periods` and `score`, and its predictions `probabilities`; a manifest's
+    own; a result has `head_start_seconds`, `periods` and `score`, and its predictions `probabilities` and
+    `detections`; the `val_loss` of an epoch may be None, with task `detection`; a manifest's
     data set has `task` (`classification` in older files), `val_targets` and `val_objects`
 """
 
@@ -88,6 +89,10 @@ The value is not the field's default: a default may change, this value may not.
 AIMS = ("class_weights", "ema", "early_stopping")
 """Settings that only some regimes read, and that change what a training aims at, or what comes out of any training by
 steps: regimes that read them compare only where they are equal."""
+
+OF_PARTS = ("freeze_bn", "layer_decay", "checkpointing")
+"""Settings of a backbone that trains: two regimes that read them compare only where they are equal, and each compares
+with one that doesn't read them, such as `frozen`, whatever they are."""
 
 USUAL = {"precision": "fp32", "execution": "fast"}
 """Axis of a cell that its name shows only where it has another value → the usual value."""
