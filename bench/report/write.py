@@ -17,13 +17,16 @@ from markupsafe import Markup
 from bench.analysis import selection
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.report import figures, settings_text
-from bench.report.answers import answers, headlines, overalls, selection_overall
+from bench.report.answers import answers, half_answers, overalls, recommendations, selection_overall
+from bench.report.cards import decks
 from bench.report.data import group_id, page_data
+from bench.report.headline import half_the_time, sentences
 from bench.report.heatmap import make_heatmap
 from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pick_text import reasons
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
+from bench.report.strip import strip_of
 from bench.report.summary import Summary, summarise
 from bench.report.tables import (
     candidates_table,
@@ -145,7 +148,12 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "script": script() if summary.task.right_or_wrong else script().replace(_ONE_SEED, ""),
         "data": Markup(data),
         "sections": [(anchor, label) for anchor, label in sections.items() if label],
-        "headlines": headlines(summary),
+        "strip": strip_of(summary),
+        "sentences": sentences(summary),
+        "half_lines": half_the_time(summary),
+        "recommendations": recommendations(summary),
+        "half_answers": half_answers(summary),
+        "decks": decks(summary),
         "heatmap": heatmap,
         "metrics": {name: replace(each, label=summary.words(each.label)) for name, each in METRICS.items()},
         "columns": columns(summary),
