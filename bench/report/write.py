@@ -26,6 +26,7 @@ from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pick_text import reasons
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
+from bench.report.scorecard import scorecard
 from bench.report.strip import strip_of
 from bench.report.summary import Summary, summarise
 from bench.report.tables import (
@@ -154,6 +155,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "recommendations": recommendations(summary),
         "half_answers": half_answers(summary),
         "decks": decks(summary),
+        "scorecard": scorecard(summary),
         "heatmap": heatmap,
         "metrics": {name: replace(each, label=summary.words(each.label)) for name, each in METRICS.items()},
         "columns": columns(summary),
