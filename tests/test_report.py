@@ -237,7 +237,7 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
     assert all(address.startswith("#") for address in tags.addresses)
     assert "url(http" not in page and "@import" not in page
     pictures = re.findall(r"\]\((\S+?\.png)\)", markdown)
-    assert len(pictures) == 8 and page.count("<svg") == 7, "the page's matrix is a table"
+    assert len(pictures) == 11 and page.count("<svg") == 10, "the page's matrix is a table"
     assert all((tmp_path / "reports" / name).with_suffix(".svg").is_file() for name in pictures)
     assert all((tmp_path / "reports" / name).is_file() for name in pictures)
 

@@ -70,7 +70,9 @@ def _card(priorities: Sequence[str], one: Chosen, best: Chosen | None, *, rated:
         "memory": None if one.peak_memory_bytes is None else memory_of(one),
         "an image": None if one.latency_seconds is None else latency_of(one),
     }
-    tied = f"{len(one.tied)} more {'is' if len(one.tied) == 1 else 'are'} statistically tied with it" if one.tied else ""
+    tied = (
+        f"{len(one.tied)} more {'is' if len(one.tied) == 1 else 'are'} statistically tied with it" if one.tied else ""
+    )
     return Card(
         best_for=listed([PRIORITIES[name].words for name in priorities]),
         name=str(one),

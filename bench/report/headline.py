@@ -41,7 +41,7 @@ def sentences(summary: Summary) -> list[str]:
 
 def action(cell: Cell, run: str, summary: Summary) -> str:
     """What to do with a backbone, in words."""
-    name, regime = summary.short_name(cell, run, "device"), REGIMES[cell.config.regime]
+    name, regime = summary.short_name(cell, run, "device", "execution"), REGIMES[cell.config.regime]
     if cell.config.regime == "finetune":
         return f"Fine-tune {name}"
     if regime.fit != "steps":

@@ -53,9 +53,7 @@ def print_ranking(ranking: Sequence[Ranked], seconds: float, console: Console) -
     for place, one in enumerate(ranking, 1):
         tie = ", tied with the best" if one.tied and place > 1 else ""
         say(console, f"  {place}. {one.backbone}: {share(one.probe, one.low, one.high)}{tie}")
-    say(
-        console, f"  ({duration(seconds)}; share of training images that their neighbours classify right)", style="dim"
-    )
+    say(console, f"  ({duration(seconds)}; share of training images that their neighbours classify right)", style="dim")
 
 
 def sentence(found: PickRecord) -> str:

@@ -1,4 +1,4 @@
-"""Makes the scorecard of claims: a verdict each, and for each comparison a dot with its intervals on the claim's band."""
+"""Makes the scorecard of claims: a verdict each, and for each comparison a dot with its intervals on a scale."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _apart(marks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 def _axis(claim: Claim, findings: Sequence[Finding]) -> Axis | None:
-    """A scale with all values, 95% intervals and bounds. Adjusted intervals may be cut off: of few seeds they are huge."""
+    """A scale with all values, 95% intervals and bounds. Adjusted ones may be cut off: few seeds make them wide."""
     estimates = [finding.estimate for finding in findings if finding.estimate is not None]
     values = [end for one in estimates for end in (one.value, one.low, one.high) if end is not None]
     values += [*claim.bounds, 1.0 if claim.is_ratio else 0.0]

@@ -22,6 +22,7 @@ from bench.report.cards import decks
 from bench.report.data import group_id, page_data
 from bench.report.headline import half_the_time, sentences
 from bench.report.heatmap import make_heatmap
+from bench.report.hero import SLOPES
 from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pick_text import reasons
@@ -76,7 +77,7 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
             write_atomic(folder / name / file, content)
         write_atomic(paths[0], _page("md", summary, more))
         write_atomic(paths[1], _page("html", summary, more | _for_html(summary, drawn)))
-        for stem in (*figures.FIGURES, *GALLERIES):  # files of an earlier report may be out of date
+        for stem in (*figures.FIGURES, *figures.EARLIER, *GALLERIES):  # files of an earlier report may be out of date
             for file in {f"{stem}.{suffix}" for suffix in ("png", "svg", "jpg")} - pictures.keys():
                 (folder / name / file).unlink(missing_ok=True)
     except OSError as error:
@@ -116,7 +117,7 @@ def _page(suffix: str, summary: Summary, more: dict[str, Any]) -> str:
     return environment_for(suffix).get_template(f"report.{suffix}.j2").render(**content)
 
 
-IN_PLACE = ("speed-up", "matrix", "accuracy-time", "confusion")
+IN_PLACE = (*figures.MESSAGES, "speed-up", "matrix", "confusion")
 """Figures that the page shows in another section, or replaces by an interactive element."""
 
 
@@ -155,6 +156,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "recommendations": recommendations(summary),
         "half_answers": half_answers(summary),
         "decks": decks(summary),
+        "slopes": [name for name in SLOPES if f"slope-{name}" in drawn],
         "scorecard": scorecard(summary),
         "heatmap": heatmap,
         "metrics": {name: replace(each, label=summary.words(each.label)) for name, each in METRICS.items()},

@@ -216,6 +216,38 @@
     button.addEventListener("click", () => copy(document.getElementById(button.dataset.copy).textContent, button));
   }
 
+  // Each large figure as a picture and as its numbers.
+  function save(name, content, type) {
+    const link = make("a", { href: URL.createObjectURL(new Blob([content], { type })), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  }
+  function savePicture(figure) {
+    const drawing = figure.querySelector("svg").cloneNode(true);
+    const [, , width, height] = drawing.getAttribute("viewBox").split(" ").map(Number);
+    const look = getComputedStyle(figure);
+    drawing.setAttribute("width", width);
+    drawing.setAttribute("height", height);
+    drawing.style.color = look.color;
+    const image = new Image();
+    image.onload = () => {
+      const canvas = make("canvas", { width: Math.ceil(3 * width), height: Math.ceil(3 * height) });
+      const pen = canvas.getContext("2d");
+      pen.fillStyle = look.backgroundColor;
+      pen.fillRect(0, 0, canvas.width, canvas.height);
+      pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+      canvas.toBlob((blob) => save(`${figure.dataset.name}.png`, blob, "image/png"));
+    };
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(drawing))}`;
+  }
+  for (const figure of document.querySelectorAll("figure[data-csv]")) {
+    const picture = make("button", { type: "button" }, "PNG");
+    const numbers = make("button", { type: "button" }, "CSV");
+    picture.addEventListener("click", () => savePicture(figure));
+    numbers.addEventListener("click", () => save(`${figure.dataset.name}.csv`, figure.dataset.csv, "text/csv"));
+    figure.append(make("p", { class: "tools" }, picture, numbers));
+  }
+
   // The explorer: any metric against any other.
   const place = document.getElementById("explore");
   if (place && data.metrics.length > 1) {

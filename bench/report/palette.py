@@ -1,0 +1,29 @@
+"""Colours and shapes of regimes, and colours of the parts of a bar. Loads no library of figures."""
+
+from __future__ import annotations
+
+from tl.regimes import REGIMES
+
+COLOURS = ("#1860fc", "#b48400", "#009c6c", "#906084", "#f00048", "#fc00cc")
+"""Six colours that differ for everybody: at least ΔE 20 (CIE 1976) between any two, for readers with deuteranopia and
+protanopia too, and 3:1 against the cards of a page in light and dark (`tests/test_palette.py`). Of more colours no set
+does all that, so shapes tell apart the regimes that share one."""
+MARKERS = ("o", "s", "^", "D", "v")
+"""Shapes, in matplotlib's names. Five and six have no common divisor, so the first 30 regimes differ in one or the
+other."""
+INK = "#22262b"
+"""Text colour in files. In a page it is replaced by the page's own colour, so that figures follow light and dark."""
+GREY = "#7f8790"
+"""Colour of what only gives context."""
+PARTS = ("#2a6f97", "#61a5c2", "#8d99ae", "#bc6c25", "#dda15e", "#6a994e", "#a44a3f", "#5e548e")
+"""Colours of the parts that a bar is stacked from: phases and kinds of memory, which are no regimes."""
+
+
+def colours() -> dict[str, str]:
+    """Regime → colour, such as `#1860fc`."""
+    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(REGIMES)}
+
+
+def markers() -> dict[str, str]:
+    """Regime → shape, in matplotlib's names."""
+    return {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(REGIMES)}
