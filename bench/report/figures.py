@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +53,16 @@ class RenderedFigure:
         text = self.svg.replace(INK, "currentColor").replace(_WHITE, "", 1)
         return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
 
+    @property
+    def least(self) -> int:
+        """Width in CSS pixels from which its smallest letters have `LETTERS` pixels."""
+        sizes = [float(size) for size in re.findall(r"font: ([\d.]+)px", self.svg)]
+        found = re.search(r'viewBox="0 0 ([\d.]+)', self.svg)
+        return math.ceil(float(found[1]) * LETTERS / min(sizes)) if found and sizes else 0
 
+
+LETTERS = 11
+"""Pixels that the letters of a figure have at least, also on a phone, where a wide figure is scrolled."""
 _WHITE = ' style="background: white"'
 
 
@@ -154,7 +164,7 @@ def _speed_up(summary: Summary) -> Figure | None:
 
 
 def _legend_beside(axes: Axes) -> None:
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0)
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0)
 
 
 def _bars(metric: str, label: str) -> Callable[[Summary], Figure | None]:
@@ -185,7 +195,12 @@ def _curves(quantity: str, label: str, *, accuracy: bool) -> Callable[[Summary],
     def function(summary: Summary) -> Figure | None:
         shown = summary.words(label)
         rows = [
-            {"regime": g.config.regime, "backbone": summary.short(g), "epoch": row.epoch, shown: getattr(row, quantity)}
+            {
+                "regime": g.config.regime,
+                "backbone": summary.short(g),
+                "epoch": row.epoch + 1,
+                shown: getattr(row, quantity),
+            }
             for g in summary.groups
             for result in g.results
             if result.accuracy_counts or not accuracy
@@ -240,7 +255,7 @@ def _stacked(
             widths = [parts.get(name, 0.0) for _, parts in rows]
             axes.barh(range(len(rows)), widths, left=start, color=PART_COLOURS[number], label=name, height=0.7)
             start = [left + width for left, width in zip(start, widths, strict=True)]
-        axes.set_yticks(range(len(rows)), [f"{summary.short(g)} · {g.config.regime}" for g, _ in rows], fontsize=8)
+        axes.set_yticks(range(len(rows)), [f"{summary.short(g)} · {g.config.regime}" for g, _ in rows], fontsize=9)
         axes.invert_yaxis()
         axes.set_xlabel(label)
         _legend_beside(axes)
@@ -285,7 +300,7 @@ def _heat(summary: Summary) -> Figure | None:
             table,
             annot=table.map(metric.show),
             fmt="",
-            annot_kws={"fontsize": 8},
+            annot_kws={"fontsize": 9},
             cmap="crest" if metric.better == "higher" else "crest_r",
             norm=None if metric.compared == "difference" else LogNorm(),
             cbar=False,
@@ -294,29 +309,40 @@ def _heat(summary: Summary) -> Figure | None:
             ax=axes,
         )
         axes.set_title(summary.words(metric.heading), fontsize=10)
-        axes.tick_params(axis="x", rotation=40, labelsize=8)
-        axes.tick_params(axis="y", rotation=0, labelsize=8)
+        axes.tick_params(axis="x", rotation=40, labelsize=9)
+        axes.tick_params(axis="y", rotation=0, labelsize=9)
     return figure
 
 
 def _confusion(summary: Summary) -> Figure | None:
-    """The confusion matrix of the most accurate group, summed over its seeds."""
-    best = most_accurate(summary.groups)
+    """The confusion matrix of the recommended group, summed over its seeds, in percent of each true class."""
+    best = summary.choices[0].pick if summary.choices else most_accurate(summary.groups)
     if best is None or best.config.task != "classification":
         return None
     classes = tuple(map(visible, best.results[0].classes))
     if len(classes) > MOST_CLASSES:
         return None
-    table = np.zeros((len(classes), len(classes)), dtype=int)
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
     for result in best.results:
-        np.add.at(table, (np.array(best.truth), np.array(result.last.labels)), 1)
-    figure, axes = _blank(len(classes))
+        np.add.at(counts, (np.array(best.truth), np.array(result.last.labels)), 1)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    texts = np.vectorize(lambda share, count: f"{share:.0%}\n{count}")(shares, counts)
+    figure, axes = _blank(1.4 * len(classes))
     sns.heatmap(
-        pd.DataFrame(table, index=classes, columns=classes), annot=True, fmt="d", cmap="crest", cbar=False, ax=axes
+        pd.DataFrame(shares, index=classes, columns=classes),
+        annot=texts,
+        fmt="",
+        cmap="crest",
+        vmin=0,
+        vmax=1,
+        cbar=False,
+        linewidths=1,
+        ax=axes,
     )
     axes.set_title(f"{summary.short(best)} · {best.config.regime}", fontsize=10)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.tick_params(axis="y", rotation=0)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     return figure
 
 
@@ -365,7 +391,8 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
         _stacked(_memory_parts, (*PARTS.values(), "rest"), "MiB"),
     ),
     "confusion": (
-        "Predictions of the most accurate combination by class, after the last epoch, all its seeds together.",
+        "Predictions of the recommended combination, or else of the most accurate one, after the last epoch: percent "
+        "of each true class, and below it the number of images, all seeds together.",
         _confusion,
     ),
     "accuracy-curve": (

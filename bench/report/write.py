@@ -23,6 +23,7 @@ from bench.report.data import group_id, page_data
 from bench.report.headline import half_the_time, sentences
 from bench.report.heatmap import make_heatmap
 from bench.report.hero import SLOPES
+from bench.report.leaderboard import FIRST, leaderboard
 from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pick_text import reasons
@@ -34,7 +35,6 @@ from bench.report.tables import (
     candidates_table,
     cells_table,
     claims_table,
-    columns,
     paired_findings,
     paired_remarks,
     paired_table,
@@ -133,8 +133,8 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "candidates": "Candidates" if summary.picks else "",
         "claim": "Half the time?" if summary.speed_ups else "",
         "paired": "In pairs" if paired_findings(summary) else "",
+        "results": "Leaderboard" if summary.groups else "",
         "matrix": "Matrix" if heatmap.metrics else "",
-        "results": "Table" if summary.groups else "",
         "explorer": "Explorer" if len(summary.groups) > 1 else "",
         "figures": "Curves, phases, memory" if rest else "",
         "claims": "Claims" if summary.findings else "",
@@ -160,7 +160,8 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "scorecard": scorecard(summary),
         "heatmap": heatmap,
         "metrics": {name: replace(each, label=summary.words(each.label)) for name, each in METRICS.items()},
-        "columns": columns(summary),
+        "board": leaderboard(summary),
+        "board_first": FIRST,
         "row_id": group_id,
         "rest_of_figures": rest,
     }
