@@ -350,7 +350,7 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     "front": (
         "Up and left is better; the axis of time is logarithmic. It is the time of the whole training, with extraction "
         "and quantisation. Blue: no other is more accurate in less time. Ring: recommended. Small dots: single seeds. "
-        "Each shape is a regime.",
+        "Each shape is a regime; hollow: controls.",
         hero.front,
     ),
     **{

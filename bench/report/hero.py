@@ -88,13 +88,20 @@ def front(summary: Summary) -> Figure | None:
         colour = COLOURS[0] if one.number in best else GREY
         shape: dict[str, Any] = {"marker": markers()[one.group.config.regime], "ls": "", "color": colour}
         _seeds(axes, one, shape)
-        (point,) = axes.plot([one.seconds], [one.accuracy], ms=8, mew=0, zorder=3, **shape)
+        filled = {"mfc": "none", "mew": 1.4} if REGIMES[one.group.config.regime].control else {"mew": 0}
+        (point,) = axes.plot([one.seconds], [one.accuracy], ms=8, zorder=3, **shape, **filled)
         point.set_gid(f"point-{one.number}")
         if id(one.group) in picks:
             axes.plot([one.seconds], [one.accuracy], marker="o", ms=17, mfc="none", mec=INK, mew=1.6, zorder=2)
     for some in fronts:
         axes.step([one.seconds for one in some], [one.accuracy for one in some], where="post", color=COLOURS[0], lw=1.2)
     axes.set_xscale("log")
+    low, high = (math.log(end([one.seconds for one in several])) for end in (min, max))
+    span = max(high - low, math.log(2))
+    axes.set_xlim(math.exp(low - 0.9 * span), math.exp(high + 0.1 * span))  # names stand at the left of their points
+    axes.margins(y=0.14)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", color=GREY, alpha=0.25, lw=0.8)
     _axis_of_times(axes)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if _wide(axes) else 1))
     axes.set_xlabel("time to train")
@@ -380,7 +387,7 @@ def slope_table(name: str) -> Callable[[Summary], pd.DataFrame]:
 
 def _blank(rows: int = 0, width: float = WIDTH) -> tuple[Figure, Axes]:
     with matplotlib.rc_context({"font.size": LETTERS}):
-        figure = Figure(figsize=(width, max(3.4, 0.8 + 0.24 * rows)))
+        figure = Figure(figsize=(width, max(3.4, 1.0 + 0.28 * rows)))
         axes = figure.subplots()
     axes.tick_params(labelsize=LETTERS)
     axes.xaxis.label.set_fontsize(LETTERS)

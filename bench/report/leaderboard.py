@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, headline
+from bench.analysis.picking import seconds_to_train
 from bench.report.summary import Summary
-from bench.report.tables import columns
+from bench.report.tables import BESIDE_ACCURACY, columns
 from tl.regimes import REGIMES
 
 FIRST = 15
 """Rows that a page shows before it is asked for all."""
+RANDOM = "random weights"
+"""Verdict on a group whose accuracy says nothing."""
 DIGITS = 2
 """Significant digits of the smallest value in a column; all others have as many decimals."""
 _SPREAD = {"interval": "{low}–{high}", "deviation": "± {deviation}", "extremes": ""}
@@ -59,23 +62,47 @@ def leaderboard(summary: Summary) -> Board:
     """All groups, the most accurate first and the faster one of equals; those without an accuracy come last."""
     groups = summary.groups
     order = sorted(range(len(groups)), key=lambda number: (-_rank(groups[number]), groups[number].seconds))
-    every = [_column(one.heading, one.texts, one.metric, one.meaning, groups) for one in columns(summary)]
+    first = {*headline(), *BESIDE_ACCURACY}
+    wanted = [one for one in columns(summary) if not _on_request(one.metric) or one.metric in first]
+    every = [_column(one.heading, one.texts, one.metric, one.meaning, groups) for one in wanted]
     place = next((at + 1 for at, one in enumerate(every) if one.metric == RATED_BY), len(every))
-    every[place:place] = _spread(groups)
-    every.insert(1, BoardColumn(heading="verdict", entries=tuple(map(_plain, verdicts(summary)))))
+    every[place:place] = [*_spread(groups), *_to_train(groups)]
+    said = verdicts(summary)
+    every = [one for one in every if one.heading != "weights" or not _says_weights(said, one)]
+    every.insert(1, BoardColumn(heading="verdict", entries=tuple(map(_plain, said))))
     several = len(groups) > 1
     kept, alike = [], []
     for number, one in enumerate(every):
         texts = {entry.text for entry in one.entries}
-        if number == 0 or not several or len(texts) > 1 or one.metric in headline():
+        if number == 0 or not several or len(texts) > 1 or one.metric in headline() or one.heading == "verdict":
             kept.append(one)
         elif texts != {""}:
-            alike.append((one.heading, *texts))
+            alike.append((one.heading, texts.pop()))
     return Board(columns=tuple(kept), order=tuple(order), tied=frozenset(_tied(summary)), alike=tuple(alike))
 
 
 def _plain(text: str) -> Entry:
     return Entry(text=text)
+
+
+def _says_weights(said: Sequence[str], weights: BoardColumn) -> bool:
+    """True if the verdicts tell random weights from others, so that no column has to."""
+    return all((text == RANDOM) is (entry.text == "random") for text, entry in zip(said, weights.entries, strict=True))
+
+
+def _on_request(metric: str) -> bool:
+    """True for a metric that a page shows when it is asked for more columns, so that the first ones fit a screen."""
+    return bool(metric) and METRICS[metric].column
+
+
+def _to_train(groups: Sequence[Group]) -> list[BoardColumn]:
+    """The time of a whole training, with what is done once before it."""
+    seconds = [seconds_to_train(group) for group in groups]
+    texts = [text.replace(",", "") for text in aligned(seconds, "epoch_seconds")]
+    shares = _shares(seconds, "epoch_seconds")
+    entries = tuple(Entry(text=text, share=share) for text, share in zip(texts, shares, strict=True))
+    meaning = "all epochs, and what runs once before them"
+    return [BoardColumn(heading="to train, s", entries=entries, meaning=meaning, numbers=True)]
 
 
 def _rank(group: Group) -> float:
@@ -100,7 +127,7 @@ def verdicts(summary: Summary) -> list[str]:
         elif REGIMES[group.config.regime].control:
             said.append("control")
         elif group.accuracy is None:
-            said.append("random weights")
+            said.append(RANDOM)
         elif not group.beats_same_answer:
             said.append("no better than one answer")
         elif id(group) in best:
