@@ -146,7 +146,7 @@ def test_raw_export_has_a_row_an_epoch(in_smoke: Path) -> None:
     """There is a row for every epoch, including the first, and the phases of an epoch add up to its time."""
     assert command("export", "smoke", "--raw", "--output", "raw.csv").returncode == 0
     table = pd.read_csv("raw.csv")
-    assert len(table) == 4 * 3 and set(table["epoch"]) == {0, 1, 2}
+    assert len(table) == 4 * 3 and set(table["epoch"]) == {1, 2, 3}
     parts = ["data", "transfer", "forward", "backward", "optimizer", "validation", "other"]
     whole = table["train_seconds"] + table["val_seconds"]
     assert table[[f"{part}_seconds" for part in parts]].sum(axis=1).tolist() == pytest.approx(whole.tolist(), rel=0.02)
@@ -200,7 +200,7 @@ def test_a_cell_that_makes_no_sense_is_skipped_and_no_failure(tmp_path: Path) ->
         assert pd.isna(cell[name]), name
     assert command("export", "x", "--raw", "--output", "raw.csv").returncode == 0
     raw = pd.read_csv("raw.csv").query("regime == 'zeroshot'")
-    assert raw["epoch"].tolist() == [0] and raw["val_seconds"].notna().all()
+    assert raw["epoch"].tolist() == [1] and raw["val_seconds"].notna().all()
     assert raw[["learning_rate", "train_seconds", "train_loss", "train_accuracy", "data_seconds"]].isna().all(axis=None)
     again = command("run", "--grid", "smoke", "--device", "cpu", "--epochs", "1", *options, "--no-report")
     assert again.returncode == 0 and "[1/1]" in again.stdout and "5 of them done before" in again.stdout
@@ -490,7 +490,7 @@ def test_a_run_by_another_protocol(tmp_path: Path, protocol: str) -> None:
     trained = sum(trial.seconds for trial in result.trials) + sum(row.seconds or 0.0 for row in result.epochs)
     assert record.overhead_seconds == pytest.approx(record.wall_seconds - trained), "no trial or fold is overhead"
     again = command(*arguments, "--no-report")
-    assert again.returncode == 0 and "1 cells, 1 of them done before" in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and "1 cell, 1 of them done before" in again.stdout, again.stdout + again.stderr
     mixed = command(*ONE, "--regime", "frozen", "--epochs", "1", "--name", run.folder.name)
     assert mixed.returncode == 2 and f"holds a run with protocol='{protocol}'" in mixed.stderr
 
@@ -513,3 +513,78 @@ def test_a_run_of_version_2_goes_on(in_smoke: Path) -> None:
 def _without(data: dict[str, object], names: tuple[str, ...]) -> dict[str, object]:
     """Drop settings by name, but keep a manifest's `protocol`, which is a table."""
     return {key: value for key, value in data.items() if key not in names or isinstance(value, dict)}
+
+
+def test_list_without_a_word_lists_the_lists() -> None:
+    """Each of them can be listed."""
+    from bench.sweep.choices import LISTS
+
+    done = command("list")
+    assert done.returncode == 0 and [line.split()[0] for line in done.stdout.splitlines()] == list(LISTS)
+    for what in LISTS:
+        assert command("list", what).returncode == 0
+
+
+def test_list_backbones_says_how_large_they_are_and_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are those of the networks without classifiers, counted once; files are looked for each time."""
+    import torch
+
+    from tl import make_backbone
+
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+    def said(spec: str) -> str:
+        output = own_process("list", "backbones", spec).stdout
+        return next(line for line in output.splitlines() if line.split()[0] == spec)
+
+    for spec in ("torchvision:resnet18", "timm:test_resnet", "timm:test_vit"):
+        module = make_backbone(spec, weights="random").module
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        assert f" {parameters / 1e6:.1f} M parameters; weights not here" in said(spec)
+    (kept,) = (tmp_path / "cache").glob("parameters-*.json")
+    before = kept.read_bytes()
+    (tmp_path / "hub" / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save({}, tmp_path / "hub" / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    assert "11.2 M parameters; weights here (torch hub cache)" in said("torchvision:resnet18")
+    assert kept.read_bytes() == before
+
+
+def test_all_regimes_in_a_word(tmp_path: Path) -> None:
+    """`--regime all` means each of them once; several names may be joined by commas, as for the other axes."""
+    from bench.sweep.grid import load_grid
+    from bench.sweep.plan import choose_grid
+    from tl.regimes import REGIMES
+
+    assert choose_grid("smoke", {"regimes": ["frozen", "all"]}, {}).matrix.regimes == [
+        "frozen",
+        *(name for name in REGIMES if name != "frozen"),
+    ]
+    (tmp_path / "g.toml").write_text('[matrix]\nbackbones = ["timm:test_resnet"]\nregimes = ["all"]\n')
+    assert load_grid(str(tmp_path / "g.toml")).matrix.regimes == list(REGIMES)
+    done = command(*ONE, "--regime", "all", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert all(f"timm:test_resnet {name} cpu" in done.stdout for name in REGIMES)
+
+
+def test_the_help_of_run_is_in_groups() -> None:
+    """Every option has one, and each group has what belongs together."""
+    import typer.main
+
+    from bench.cli import app
+    from bench.cli.run import GROUPS
+
+    options = {param.name for param in typer.main.get_command(app).commands["run"].params}  # type: ignore[attr-defined]
+    assert options - {name for names in GROUPS.values() for name in names} <= {"help"}
+    done = command("run", "--help")
+    places = [done.stdout.index(f"─ {name} ─") for name in GROUPS]
+    assert places == sorted(places)
+    between = done.stdout[places[0] : places[1]]
+    assert "--backbone" in between and "--epochs" not in between
+
+
+def test_the_help_of_gate_names_its_table() -> None:
+    """Brackets are no markup there."""
+    assert "[[tool.bench.gate.rule]]" in " ".join(command("gate", "--help").stdout.replace("│", "").split())

@@ -407,17 +407,17 @@ COMMANDS: dict[str, dict[str, st.SearchStrategy[str]]] = {
         **dict.fromkeys(["--fresh", "--wait", "--live", "--no-report", "--skip-larger-after-oom"], FLAG),
     },
     "export": {"--format": st.sampled_from(["csv", "json", "latex"]), "--output": FILES, "--raw": FLAG},
-    "claims": {"--format": st.sampled_from(["text", "json"])},
+    "claims": {"--format": st.sampled_from(["text", "md", "json"])},
     "compare": {
         "--by": st.sampled_from(["run", "regime", "seed"]),
         "--base": st.sampled_from(["frozen", "0"]),
         "--metric": METRICS,
-        "--format": st.sampled_from(["md", "html", "json"]),
+        "--format": st.sampled_from(["text", "md", "html", "json"]),
         "--output": FILES,
     },
     "gate": {"--rule": OPTION, "--metric": METRICS, "--format": st.just("json"), "--output": FILES},
     "list": {"grids": FLAG, "regimes": FLAG, "datasets": FLAG},
-    "show": {"--help": FLAG},
+    "show": {"--help": FLAG, "--format": st.sampled_from(["text", "md"])},
 }
 SIDES = {"compare": 2, "gate": 2, "export": 1, "claims": 1, "show": 1}
 

@@ -261,7 +261,7 @@ def test_the_progress_survives_any_moment(error: Exception, terminal: bool, caps
     for at in range(12):
         output = LastingOutput(Failing(at, error))
         console = Console(file=cast("IO[str]", output), width=80, force_terminal=terminal)
-        with make_reporter(console, 2, 12) as reporter:
+        with make_reporter(console, [one.cell, record("timm:b", "finetune").cell]) as reporter:
             assert isinstance(reporter, LiveReporter if terminal else PlainReporter)
             reporter.started(one.cell)
             reporter.stage(one.cell, "fold 1/2")

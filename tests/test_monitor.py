@@ -288,7 +288,7 @@ def test_reports_say_what_was_disturbed(tmp_path: Path) -> None:
 def test_a_warning_is_a_line_on_the_terminal(terminal: bool) -> None:
     """Both kinds of progress print it as one unbroken line."""
     text = io.StringIO()
-    with make_reporter(Console(file=text, width=60, force_terminal=terminal, no_color=True), 1, 1) as reporter:
+    with make_reporter(Console(file=text, width=60, force_terminal=terminal, no_color=True), ()) as reporter:
         reporter.warned("other processes took 0.5 of 2 cores while the cell ran: its times are too long")
     assert "other processes took 0.5 of 2 cores while the cell ran: its times are too long\n" in text.getvalue()
 

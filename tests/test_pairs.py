@@ -689,7 +689,7 @@ def test_progress_says_what_a_pair_lost(terminal: bool) -> None:
     lame = pair_record(three, (10.0, 5.0, 5.0), status="oom")
     apart = pair_record(three[:2], (10.0, 5.0), apart="together they need 9 GiB, and 8 GiB are free", number=1)
     text = io.StringIO()
-    with make_reporter(Console(file=text, width=200, force_terminal=terminal), 0, 0, 2) as reporter:
+    with make_reporter(Console(file=text, width=200, force_terminal=terminal), (), 2) as reporter:
         for one in (lame, apart):
             reporter.pair_started(one.pair)
             reporter.pair_ended(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from bench.analysis.metrics import METRICS
 from bench.report.answers import answers
+from bench.report.figures import colours
 from bench.report.pages import with_code
 from bench.report.summary import summarise
 from bench.report.write import write_report
@@ -23,6 +25,13 @@ from tl.regimes import REGIMES
 def test_commands_in_the_answer_are_code() -> None:
     """Backticks become code, and names from data are escaped."""
     assert str(with_code("use `--seeds 3` on <b>")) == "use <code>--seeds 3</code> on &lt;b&gt;"
+
+
+def test_no_two_regimes_have_the_same_colour() -> None:
+    """Nor similar ones, in red, green and blue from 0 to 1."""
+    found = list(colours().values())
+    apart = [math.dist(one, other) for place, one in enumerate(found) for other in found[:place]]
+    assert len(found) == len(REGIMES) > 10 and min(apart) > 0.09
 
 
 def pages(run: RunFolder, tmp_path: Path) -> tuple[str, str]:

@@ -69,6 +69,23 @@ def checkpoint_of(spec: str) -> Checkpoint:
     return checkpoint
 
 
+def count_parameters(spec: str) -> int | None:
+    """Return the number of parameters of a library's network without its classifier; None if that is unknown.
+
+    The network is built without memory for its values, which some can't be.
+    """
+    parts = Spec.parse(spec)
+    entry = library(parts.source)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = entry.load(parts.name, NO_WEIGHTS)
+            entry.cut(module)
+    except Exception:  # libraries raise many kinds of errors, and a list goes on without the number
+        return None
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 @checked
 def make_backbone(
     spec: str,

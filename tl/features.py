@@ -25,6 +25,7 @@ import torch
 from tl.batches import Batches
 from tl.cache import cache_dir
 from tl.images import batch_bounds, crops, order
+from tl.progress import EXTRACTING, counted
 from tl.sealed import read_or_warn, write_sealed
 from tl.seeding import seed_for
 
@@ -149,7 +150,11 @@ class Extraction:
             else batches.views(size, _boxes(batches, number))
         )
         with torch.inference_mode():
-            return torch.cat([self._forward(images).float() for images in views]).cpu().numpy()
+            return (
+                torch.cat([self._forward(images).float() for images in counted(views, len(batches), EXTRACTING)])
+                .cpu()
+                .numpy()
+            )
 
 
 def _boxes(batches: Batches, number: int) -> npt.NDArray[np.int64]:

@@ -33,7 +33,7 @@ from tl.errors import ConfigError, NotApplicable
 from tl.features import Extraction, Features, images_at_once
 from tl.fits import FITS, Fitted
 from tl.folds import groups_in
-from tl.freezing import Freezing, freeze, with_batch_norm_frozen
+from tl.freezing import Freezing, batch_norms, freeze, with_batch_norm_frozen
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
 from tl.learning import LEARNING, Learning
@@ -42,6 +42,7 @@ from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
 from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer, with_layer_decay
 from tl.own_code import once
+from tl.own_models import check_in_train_mode
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
 from tl.qat import Int8Copies, rounding_copy
@@ -220,12 +221,12 @@ def _prepare(
     if adapter := ADAPTERS.get(regime.adapter):
         model.eval()
         adapter.insert(model.backbone, config, _example(backbone, device, layout, 1))
-    if regime.head_start != "random" and type(model.head) is not nn.Linear:
-        raise NotApplicable(
-            f"head {config.head!r}: regime {config.regime!r} fits a linear head first; use head 'linear'"
-        )
+    if regime.head_start != "random":
+        _check_fitted(model.head, config)
     unfreezing = _unfreezing(config, regime, model)
     freezing = unfreezing.whole
+    if _maker_of(config) and regime.by_steps and not (regime.fixed_features or regime.rounds):
+        check_in_train_mode(config.spec, backbone, freezing, _example(backbone, device, layout, 2))
     steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
     optimizer = make_optimizer(steps, freezing.parameters) if regime.by_steps else None
     if optimizer and config.layer_decay != 1:
@@ -248,6 +249,15 @@ def _prepare(
     )
 
 
+def _check_fitted(head: nn.Module, config: TrainConfig) -> None:
+    """Raise `NotApplicable` for a head that no fit gives."""
+    if type(head) is not nn.Linear or head.bias is None:
+        but = "" if type(head) is not nn.Linear else ", with a bias"
+        raise NotApplicable(
+            f"head {config.head!r}: regime {config.regime!r} fits a linear head first{but}; use head 'linear'"
+        )
+
+
 def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfreezing:
     """Freeze what the regime doesn't train in the last epoch, and find what it trains in those before."""
     rules = regime.trainable.in_order(model.backbone)
@@ -262,7 +272,7 @@ def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfre
         if periods[-1].changing != whole:
             if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
                 raise NotApplicable(f"freeze_bn=true: regime {config.regime!r} trains nothing else of this backbone")
-        elif len(some) == len(rules):
+        elif len(some) == len(rules) or not batch_norms(model.backbone):
             raise NotApplicable("freeze_bn=true: no BatchNorm layer of this backbone would train; leave it out")
     return Unfreezing(periods, config.unfreeze_every, parts=len(rules) - 1)
 

@@ -34,6 +34,7 @@ from tl.lookahead import Ahead
 from tl.memory import MemoryMarks
 from tl.own_code import ImportPath, given, path_given
 from tl.prepare import HeadFit, Inputs, Loop, Setup, ready, way_of
+from tl.progress import counted
 from tl.quantize import quantized_weights
 from tl.regimes import REGIMES
 from tl.results import EpochResult, Note, Period, Phases, Predictions, Probe, TrainResult, Work
@@ -191,6 +192,8 @@ def _epochs(
             work = None
             if setup.unfreezing.begin(epoch) and loop.step:
                 loop.step.adapt()
+                if loop.averaged:
+                    loop.averaged.follow(setup.unfreezing.now)
                 work = StepWork()
             row, last = _epoch(setup, loop, memory, clock, history, work)
             if work and (counted := work_of(work, setup)):
@@ -229,6 +232,8 @@ def _epoch(
     epoch, optimizer, step = len(history), setup.optimizer, loop.step
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
     trained, train_seconds, converting = None, 0.0, 0.0
+    if setup.copies:
+        setup.copies.forget()
     with setup.way.timed():
         memory.begin("train" if setup.regime.trains else "val")
         clock.start()
@@ -379,7 +384,7 @@ def _train_pass(
     step.start()
     # Closed, so that nothing loads further batches after an error.
     with closing(batches.training(config.batch_size, seed=config.seed, epoch=epoch, mark=clock.mark)) as epoch_batches:
-        for inputs, labels in epoch_batches:
+        for inputs, labels in counted(epoch_batches, len(batches), "training"):
             step.run(inputs, labels, clock.mark, work)
             work = None
     loss_sum, correct = step.sums()
@@ -391,7 +396,8 @@ def _train_pass(
 def val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, config: TrainConfig) -> Pass:
     """Evaluate all validation inputs."""
     with closing(batches.evaluation(config.batch_size)) as pass_batches:
-        found, count = evaluation.over(pass_batches, loss_function), len(batches)
+        count = len(batches)
+        found = evaluation.over(counted(pass_batches, count, "validation"), loss_function)
     loss, judged = found.loss_sum / count, found.judged
     outputs_fault = f"outputs of {judged.unknown} of {count} images were not finite" if judged.unknown else ""
     return Pass(loss=loss, score=judged.score, said=judged.said, fault=fault_of(loss) or outputs_fault)
@@ -402,6 +408,10 @@ def fault_of(loss: float) -> str:
     if math.isfinite(loss):
         return ""
     return "loss was NaN" if math.isnan(loss) else "loss was infinite"
+
+
+MANY = 1 / 3
+"""Share of a network's parameters above which low-rank updates are no longer few."""
 
 
 def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
@@ -435,6 +445,12 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     if (joined := setup.unfreezing.joined) < (parts := setup.unfreezing.parts):
         notes.append(
             f"epochs were too few for all stages: {joined} of {parts} joined the head, the others stayed frozen"
+        )
+    share = sum(parameter.numel() for parameter in setup.unfreezing.now.parameters) / setup.total_params
+    if setup.regime.adapter == "lora" and share > MANY:
+        notes.append(
+            f"low-rank updates of rank {setup.config.lora_rank} and the head have {share:.0%} as many parameters as "
+            "the network, so they save little; a lower `lora_rank` has fewer"
         )
     if setup.regime.by_steps and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")

@@ -208,6 +208,15 @@ def _pretrained(checkpoint: Checkpoint, weights_dir: Path | None, download: bool
         raise WeightsError(f"download from {checkpoint.url} failed: {error}") from error
 
 
+def where_published(checkpoint: Checkpoint) -> str:
+    """Where a backbone's published weights are on this machine, in words; empty if they aren't here. Reads no file."""
+    bundled = _bundled(checkpoint)
+    if bundled and _bundled_file(bundled):
+        return f"package {bundled.distribution}"
+    cached = checkpoint.cached()
+    return cached[1] if cached else ""
+
+
 def _bundled(checkpoint: Checkpoint) -> Bundled | None:
     """The package that has a backbone's weights, installed or not; None if its weights are of a tag that won't do."""
     bundled = BUNDLED.get(checkpoint.bundled_as)

@@ -11,12 +11,14 @@ from typing import Any, Literal
 from bench.analysis.metrics import METRICS, RATED_BY, Finished, finished
 from bench.analysis.scores import largest_class
 from bench.analysis.stats import wilson
-from bench.store.records import AIMS, USUAL, Cell, Record
+from bench.store.records import AIMS, OF_PARTS, USUAL, Cell, Record
 from tl.config import READ_BY_REGIME, READ_BY_STEPS, TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
 from tl.tasks import TASKS, Task
 
+APART = 2.0
+"""Ratio of the times per epoch of two seeds from which on neither can be trusted alone."""
 _ROUNDING = 1e-9
 """A mean over seeds of one and the same accuracy may differ from it in the last digit."""
 _IDENTIFYING_FIELDS = ("backbone", "regime", *USUAL, "seed", "weights")
@@ -162,8 +164,31 @@ class Group:
         return OverSeeds(value=value, low=low, high=high, bars="extremes", n=n)
 
     @property
+    def doubt(self) -> str:
+        """What speaks against its times, in a few words; empty if nothing is known to."""
+        disturbed = sum(bool(record.machine and record.machine.warnings) for record in self.records)
+        said = []
+        if disturbed:
+            said.append("disturbed" if len(self.records) == 1 else f"{disturbed} of {len(self.records)} disturbed")
+        times = self.values("epoch_seconds").values()
+        if times and max(times) > APART * min(times) > 0:
+            ratio = max(times) / min(times)
+            said.append(f"seeds {ratio:.0f}× apart" if ratio >= 10 else f"seeds {ratio:.1f}× apart")
+        return ", ".join(said)
+
+    @property
+    def only_epoch_seconds(self) -> float | None:
+        """Median seconds of the only epoch of trainings by steps, which is a cold one; None if some had more."""
+        if not REGIMES[self.config.regime].by_steps or any(len(result.epochs) > 1 for result in self.results):
+            return None
+        return self.typical("first_epoch_seconds")
+
+    @property
     def seconds(self) -> float:
-        """Median seconds of a training, at the pace of its warm epochs; infinite if unknown."""
+        """Median seconds of a training, at the pace of its warm epochs; infinite if unknown.
+
+        A single epoch is as long as it was, cold.
+        """
         value = self.median(_training_seconds)
         return float("inf") if value is None else value
 
@@ -189,7 +214,8 @@ def _middle(metric: str, values: Collection[float]) -> float:
 
 
 def _training_seconds(result: TrainResult) -> float | None:
-    """All epochs as long as a warm one, with the work that is done once. A fitted head has one pass, which is cold.
+    """All epochs as long as a warm one, with the work that is done once. A fitted head has one pass, which is cold, and
+    so is the only epoch of a training.
 
     With periods the first epoch is as long as it was, since those after it train more.
     """
@@ -197,7 +223,7 @@ def _training_seconds(result: TrainResult) -> float | None:
         return result.cold_seconds
     warm, first = result.epoch_seconds, result.epochs[0].seconds
     if warm is None:
-        return None
+        return result.cold_seconds
     cold = first if result.periods and first is not None else warm
     return cold + warm * (len(result.epochs) - 1) + result.once_seconds
 
@@ -231,11 +257,11 @@ class Counterparts:
         self._groups: dict[tuple[str, str], list[Group]] = {}
         for group in groups:
             self._groups.setdefault((group.run, group.config.regime), []).append(group)
-        self._found: dict[tuple[str, str, bool, bool, bool], dict[str, Group]] = {}
+        self._found: dict[tuple[str, str, str], dict[str, Group]] = {}
 
     def of(self, group: Group, regime: str) -> Group | None:
-        """The counterpart of `group` with `regime`; None if the run has none."""
-        place = (group.run, regime, *_shared(regime, group.config.regime), REGIMES[group.config.regime].by_steps)
+        """The counterpart of `group` with `regime`, the first that was planned; None if the run has none."""
+        place = (group.run, regime, group.config.regime)
         if place not in self._found:
             here = self._groups.get((group.run, regime), [])
             self._found[place] = {all_else(other.cell, group.config.regime): other for other in reversed(here)}
@@ -247,13 +273,18 @@ def all_else(cell: Cell, other_regime: str) -> str:
 
     It leaves out the seed, since seeds are repetitions. It includes the weights, unless the two regimes start from
     different weights by design (`scratch`), and the settings of training by steps, unless one of them has no steps.
+    Settings that only some regimes read are in it if both do and they matter to both (`AIMS`, `OF_PARTS`).
     """
     same_start, both_by_steps = _shared(other_regime, cell.config.regime)
     alike = cell.bare if same_start else cell.without_start
     names = [name for name in AIMS if not READ_BY_REGIME[name](REGIMES[other_regime], cell.config.execution)]
     names += [] if both_by_steps else READ_BY_STEPS
-    unread = {name: TrainConfig.model_fields[name].default for name in names}
-    return alike.but(**unread).id if unread else alike.id
+    changes = {name: TrainConfig.model_fields[name].default for name in names}
+    for name in OF_PARTS:  # `bare` is without them
+        value, read = getattr(cell.config, name), READ_BY_REGIME[name](REGIMES[other_regime], cell.config.execution)
+        if read and value != TrainConfig.model_fields[name].default:
+            changes[name] = value
+    return alike.but(**changes).id if changes else alike.id
 
 
 def _shared(one: str, other: str) -> tuple[bool, bool]:

@@ -284,11 +284,11 @@ METRICS: dict[str, Metric] = {
     "best_epoch": Metric(
         label="best epoch",
         unit="index",
-        value=_counts(lambda cell: cell.result.best.epoch),
+        value=_counts(lambda cell: cell.result.best.epoch + 1),
         style=".0f",
         shown_unit="",
         whole=True,
-        meaning="first epoch, counted from 0, with the best accuracy; with protocols other than `fixed`, the last",
+        meaning="first epoch, counted from 1, with the best accuracy; with protocols other than `fixed`, the last",
     ),
     "epochs_to_best": Metric(
         label="epochs to the best",

@@ -37,3 +37,8 @@ def in_words(text: str, task: Task, *, by_image: bool = False) -> str:
         text = re.sub(pattern, words, text)
     text = re.sub(rf"{_NOT_IN_A_NAME}[Aa]ccuracies\b", f"{score} values", text)
     return re.sub(rf"{_NOT_IN_A_NAME}[Aa]ccuracy(?![\w-])", score, text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as `1 cell` and `2 cells`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

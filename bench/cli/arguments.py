@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,9 +26,14 @@ ImagesOption = Annotated[
     bool,
     typer.Option("--images/--no-images", help="Embed images; --no-images makes the report safe to share."),
 ]
+TEXT_OR_MD = "text on a terminal, else md"
+"""The default of `--format` of commands that print tables, for their help."""
+TextOption = Annotated[
+    Literal["text", "md"] | None, typer.Option("--format", help="text or md.", show_default=TEXT_OR_MD)
+]
 FormatOption = Annotated[
-    Literal["md", "html", "json"] | None,
-    typer.Option(help="md, html or json.", show_default="by --output's ending, else md"),
+    Literal["text", "md", "html", "json"] | None,
+    typer.Option(help="text, md, html or json.", show_default=f"by --output's ending, else {TEXT_OR_MD}"),
 ]
 OutputOption = Annotated[
     Path | None,
@@ -109,6 +115,13 @@ SEVERAL = "(repeatable, or joined by commas)"
 """How several values of an option are given, for its help."""
 RESULTS, REPORTS = Path("results"), Path("reports")
 """Defaults of `--results` and `--reports`."""
+
+
+def text_or_markdown(format: str | None) -> str:
+    """The format that was asked for, else `text` for people at a terminal, and `md` for pipes and files."""
+    if format is not None:
+        return format
+    return "text" if sys.stdout.isatty() else "md"
 
 
 def renamed(option: str, value: Path, default: Path, out: Path | None) -> Path:

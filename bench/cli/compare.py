@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,8 +16,12 @@ from bench.cli.arguments import (
     PluginOption,
     ResultsOption,
     SidesArgument,
+    text_or_markdown,
 )
 from tl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bench.compare.changes import Comparison
 
 
 @app.command()
@@ -48,23 +51,40 @@ def compare(
     found = read_sides(sides, by=by, base=base, results=results)
     check_target(output, [*inputs_of(sides, by=by, results=results), *(plugin or ())])
     comparison = compare_sides(found, metrics=metric or ())
-    from bench.compare.render import show
-
     first, *others = (side.name for side in found)
-    title = f"{', '.join(others)} against {first}"
-    put(output, format, lambda suffix: show(comparison, suffix, title=title))
+    put(comparison, output, format, title=f"{', '.join(others)} against {first}")
 
 
-def put(output: Path | None, format: str | None, make: Callable[[Literal["md", "html", "json"]], str]) -> None:
-    """Write text in the wanted format to a file or to standard output. Raises `ConfigError` for an unknown format."""
+def put(
+    comparison: Comparison,
+    output: Path | None,
+    format: str | None,
+    *,
+    title: str,
+    status: int | None = None,
+    **more: Any,
+) -> None:
+    """Write a comparison in the wanted format to a file or to standard output. Raises `ConfigError` for another format.
+
+    `more` is what comes first: `headline` and `findings`. `status` is a gate's exit status.
+    """
+    from bench.compare.render import show
     from tl.cache import write_output
     from tl.text import visible_json
 
-    ending = output.suffix[1:] if output else "md"
-    suffix = format or ending
-    if suffix not in ("md", "html", "json"):
+    suffix = output.suffix[1:] if output and not format else text_or_markdown(format)
+    if output is not None and suffix not in ("md", "html", "json"):
+        if format:
+            raise ConfigError(f"--format {format} is for the terminal: --output {output} needs md, html or json")
         raise ConfigError(f"--output {output} must end in .md, .html or .json; or give --format")
-    text = make(suffix)  # type: ignore[arg-type]  # checked above
+    if suffix == "text":
+        from rich.console import Console
+
+        from bench.compare.terminal import print_comparison
+
+        print_comparison(comparison, Console(), title=title, **more)
+        return
+    text = show(comparison, suffix, title=title, status=status, **more)  # type: ignore[arg-type]  # checked above
     text = visible_json(text) if suffix == "json" else text
     if output is None:
         print(text, end="")

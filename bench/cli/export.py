@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli.app import app
-from bench.cli.arguments import REPORTS, RESULTS, OutputOption, PluginOption, ReportsOption, ResultsOption, RunsArgument
+from bench.cli.arguments import (
+    REPORTS,
+    RESULTS,
+    SEVERAL,
+    OutputOption,
+    PluginOption,
+    ReportsOption,
+    ResultsOption,
+    RunsArgument,
+    each,
+)
 from tl.errors import ConfigError
 
 
@@ -22,6 +32,14 @@ def export(
     raw: Annotated[
         bool, typer.Option("--raw", help="One row per epoch, and per turn of paired timing, with raw figures.")
     ] = False,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Only these columns {SEVERAL}; for latex they are called as its headings.",
+            show_default="all; for latex what fits a page",
+        ),
+    ] = None,
     to: Annotated[
         Literal["tensorboard", "mlflow"] | None,
         typer.Option(help="Write all cells as files of an experiment tracker instead, to --output or below --reports."),
@@ -39,10 +57,11 @@ def export(
         from bench.export.trackers import export_to
         from tl.text import visible
 
-        if format or raw:
-            raise ConfigError(f"--to {to} has a format of its own; leave out --{'format' if format else 'raw'}")
+        if format or raw or columns:
+            option = "format" if format else "raw" if raw else "columns"
+            raise ConfigError(f"--to {to} has a format of its own; leave out --{option}")
         print(visible(export_to(to, found, output, reports)))
         return
     from bench.export.formats import export_runs
 
-    export_runs(found, format or "csv", output, raw=raw)
+    export_runs(found, format or "csv", output, raw=raw, columns=each(columns) or ())

@@ -35,7 +35,9 @@ def gate(
     config: Annotated[
         Path | None,
         typer.Option(
-            callback=expanded, help="A TOML file with tables tool.bench.gate.rule.", show_default="pyproject.toml"
+            callback=expanded,
+            help=r"A TOML file with rules, each a table [\[tool.bench.gate.rule]] as in README.md.",
+            show_default="pyproject.toml",
         ),
     ] = None,
     metric: MetricOption = None,
@@ -59,12 +61,11 @@ def gate(
     comparison = compare_sides(found, metrics=metric or (), rules=rules, level=GATE_LEVEL)
     decision = decide(comparison)
     from bench.compare.notes import notes, warnings
-    from bench.compare.render import show
     from tl.text import visible
 
     title = f"{found[1].name} against {found[0].name}"
     outcome: Any = {"headline": decision.headline, "findings": decision.reasons, "status": decision.status}
-    put(output, format, lambda suffix: show(comparison, suffix, title=title, **outcome))
+    put(comparison, output, format, title=title, **outcome)
     if output:
         print(visible(decision.headline))
         for line in (*decision.reasons, *warnings(comparison), *notes(comparison)):

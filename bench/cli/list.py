@@ -13,21 +13,21 @@ from bench.cli.arguments import PluginOption
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["grids", "backbones", "regimes", "tasks", "executions", "precisions", "datasets", "devices"],
-        typer.Argument(help="What to list."),
-    ],
+        Literal["grids", "backbones", "regimes", "tasks", "executions", "precisions", "datasets", "devices"] | None,
+        typer.Argument(help="What to list.", show_default="the lists"),
+    ] = None,
     text: Annotated[str | None, typer.Argument(help="Only names that contain this text.")] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """List the grids, backbones, regimes, tasks, executions, precisions, data sets or devices to choose from."""
+    """List what to choose from. `list backbones TEXT` also says how large they are, and whether weights are here."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from bench.sweep.choices import choices
+    from bench.sweep.choices import LISTS, choices
     from tl.text import visible
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, meaning in choices(what, text).items():
+    for name, meaning in (LISTS if what is None else choices(what, text)).items():
         table.add_row(Text(visible(name)), Text(visible(meaning)))
     Console().print(table)

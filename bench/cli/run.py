@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+import typer.core
 
 from bench.cli.app import FAILED, app, without_output
 from bench.cli.arguments import (
@@ -51,11 +52,36 @@ INFERENCE = (
 )
 
 
-@app.command()
+GROUPS = {
+    "What to run": ("grid", "backbone", "regime", "device", "execution", "precision", "seeds"),
+    "How to train": ("epochs", "batch_size", "set", "task", "protocol"),
+    "Images and weights": ("data", "weights", "weights_dir", "plugin", "trust"),
+    "Comparing speeds in turns": ("pairs", "paired", "until_decided", "within", "max_pairs", "max_seeds", "budget"),
+    "Running cells": (
+        *("timeout", "memory_limit", "skip_larger_after_oom", "executor", "ray_address", "inference", "wait"),
+        *("dry_run", "fresh"),
+    ),
+    "Results and the report": ("name", "results", "reports", "out", "report", "live", "images"),
+}
+"""Heading in the help → the options below it."""
+
+
+class _Grouped(typer.core.TyperCommand):
+    """A command whose help has its options in groups."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        heading = {option: name for name, options in GROUPS.items() for option in options}
+        for param in self.params:
+            if isinstance(param, typer.core.TyperOption) and param.name in heading:
+                param.rich_help_panel = heading[param.name]
+
+
+@app.command(cls=_Grouped)
 def run(
     grid: Annotated[str, typer.Option(help="A shipped grid's name, or the path of a TOML file.")] = "default",
     backbone: Annotated[list[str] | None, typer.Option(help=f"Only this backbone {SEVERAL}.")] = None,
-    regime: Annotated[list[str] | None, typer.Option(help=f"Only this regime {SEVERAL}.")] = None,
+    regime: Annotated[list[str] | None, typer.Option(help=f"Only this regime, or all of them: all {SEVERAL}.")] = None,
     device: Annotated[
         list[str] | None, typer.Option(help=f"cpu, cuda[:i], mps, auto (the best) or all {SEVERAL}.")
     ] = None,
@@ -228,6 +254,8 @@ def run(
 
 def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
     """Print how many cells are done, and how to continue."""
+    from bench.analysis.words import counted
+
     exists = sweep.run.exists()
     ended = sweep.run.survey()[0] if exists else {}
     cells = sweep.run.manifest().cells if exists else sweep.cells
@@ -236,7 +264,8 @@ def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
     planned = sweep.run.manifest().pairs if exists else sweep.pairs
     pairs = f" and {timed} of {len(planned)} process pairs" if planned else ""
     again = f"`--name {sweep.run.folder.name}` without --fresh continues" if fresh else "the same command continues"
-    say(console, f"interrupted: {done} of {len(cells)} cells{pairs} are done; {again} from there")
+    are = "is" if len(cells) == 1 and not planned else "are"
+    say(console, f"interrupted: {done} of {counted(len(cells), 'cell')}{pairs} {are} done; {again} from there")
 
 
 def _say_without_result(records: Any, console: Console) -> bool:
@@ -246,7 +275,10 @@ def _say_without_result(records: Any, console: Console) -> bool:
             say(console, f"skipped: {record.cell}: {record.reason}", style="yellow")
     failed = [record for record in records.values() if record.status not in ("done", "skipped")]
     if failed:
-        say(console, f"{len(failed)} of {len(records)} cells have no result:", style="red")
+        from bench.analysis.words import counted
+
+        have = "has" if len(records) == 1 else "have"
+        say(console, f"{len(failed)} of {counted(len(records), 'cell')} {have} no result:", style="red")
         for record in failed:
             say(console, f"  {record.status}: {record.cell}: {record.reason}")
     return bool(failed)

@@ -54,12 +54,7 @@ def show(
         content = _as_json(comparison) | {"status": status, "headline": headline, "findings": list(findings)}
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     table = markdown_table if suffix == "md" else html_table
-    changed = [change for change in comparison.changes if change.verdict not in ("same", "unknown")]
-    same = [change for change in comparison.changes if change.verdict == "same" and change.quantity.compared != "exact"]
-    exact = [
-        change for change in comparison.changes if change.verdict == "same" and change.quantity.compared == "exact"
-    ]
-    changed.sort(key=lambda change: ORDER.index(change.verdict))
+    changed, same, exact = changed_and_same(comparison)
     content = {
         "title": title,
         "headline": headline,
@@ -68,23 +63,37 @@ def show(
         "warnings": warnings(comparison),
         "notes": notes(comparison),
         "comparison": comparison,
-        "changed": table(_frame(changed, comparison)) if changed else "",
-        "same": table(_frame(same, comparison)) if same else "",
+        "changed": table(change_frame(changed, comparison)) if changed else "",
+        "same": table(change_frame(same, comparison)) if same else "",
         "fold": len(same) > MANY,
         "exact": len(exact),
         "unknown": unknown_lines(comparison, comparison.having("unknown")),
         "mismatches": list(dict.fromkeys(str(each) for change in comparison.changes for each in change.mismatches)),
-        "machines": _machines(comparison),
-        "note": NOTE.format(
-            base=comparison.base.name,
-            fewest=MIN_SAMPLES,
-            fewest_signs=MIN_SIGNS,
-            percent=f"{100 * comparison.level:.2g}",
-            looks=f" shared among {comparison.looks} looks" if comparison.looks > 1 else "",
-        ),
+        "machines": machines(comparison),
+        "note": note_of(comparison),
         "style": style(),
     }
     return environment_for(suffix).get_template(f"compare.{suffix}.j2").render(**content)
+
+
+def changed_and_same(comparison: Comparison) -> tuple[list[Change], list[Change], list[Change]]:
+    """The changes with a verdict that is to be looked at, worst first, those that are the same, and equal counters."""
+    changed = [change for change in comparison.changes if change.verdict not in ("same", "unknown")]
+    changed.sort(key=lambda change: ORDER.index(change.verdict))
+    same = comparison.having("same")
+    exact = [change for change in same if change.quantity.compared == "exact"]
+    return changed, [change for change in same if change.quantity.compared != "exact"], exact
+
+
+def note_of(comparison: Comparison) -> str:
+    """How to read a comparison: what its figures are, and when a change counts."""
+    return NOTE.format(
+        base=comparison.base.name,
+        fewest=MIN_SAMPLES,
+        fewest_signs=MIN_SIGNS,
+        percent=f"{100 * comparison.level:.2g}",
+        looks=f" shared among {comparison.looks} looks" if comparison.looks > 1 else "",
+    )
 
 
 def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str]:
@@ -112,7 +121,7 @@ def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str
     ]
 
 
-def _machines(comparison: Comparison) -> list[tuple[str, str]]:
+def machines(comparison: Comparison) -> list[tuple[str, str]]:
     """Pairs of sides and the machine and libraries that they were measured on."""
     found: dict[str, list[str]] = {}
     for side in (comparison.base, *comparison.others):
@@ -128,7 +137,8 @@ def tally(comparison: Comparison) -> str:
     return f"{len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
 
 
-def _frame(changes: list[Change], comparison: Comparison) -> pd.DataFrame:
+def change_frame(changes: Sequence[Change], comparison: Comparison) -> pd.DataFrame:
+    """A table of texts with one row per change."""
     several, tails = len(comparison.others) > 1, any(change.tails for change in changes)
     rows = []
     for change in changes:

@@ -14,6 +14,7 @@ from bench.store.environment import Environment, MachineState, environment
 from tl.errors import CacheWarning
 from tl.images import checked_files
 from tl.machine import usable_cores
+from tl.progress import PassProgress
 from tl.results import EpochResult
 
 RUN_CELL = "bench.execution.worker:run_cell"
@@ -33,14 +34,14 @@ def run_one_by_one(executor: Executor, jobs: Iterable[Job], events: Events, stop
 def run_job(
     executor: Executor,
     job: Job,
-    progressed: Callable[[EpochResult | str], None],
+    progressed: Callable[[EpochResult | PassProgress | str], None],
     warned: Callable[[str], None],
     get_environment: Callable[[], Environment] = environment,
 ) -> Attempt:
     """Run a job now, on this machine."""
     machine_environment, started, monitor = get_environment(), datetime.now(UTC), Monitor(warned)
 
-    def on_event(event: EpochResult | MachineState | CacheWarning | str) -> None:
+    def on_event(event: EpochResult | PassProgress | MachineState | CacheWarning | str) -> None:
         if isinstance(event, MachineState):
             monitor.receive(event)
         elif isinstance(event, CacheWarning):

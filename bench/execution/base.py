@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a command starts its server before it loads these
     from bench.store.pairs import SideStatus, TimedSide
     from bench.store.records import Cell, PlannedPair
     from tl.datasets import Splits
+    from tl.progress import PassProgress
     from tl.results import EpochResult
     from tl.weights import Weights
 
@@ -96,8 +97,8 @@ class Events(Protocol):
     def started(self, cell: Cell) -> None:
         """A cell starts."""
 
-    def progressed(self, cell: Cell, event: EpochResult | str) -> None:
-        """An epoch of the cell has ended; or the cell has entered a stage, which a few words name."""
+    def progressed(self, cell: Cell, event: EpochResult | PassProgress | str) -> None:
+        """An epoch of the cell has ended, a pass goes on, or a stage has begun, which a few words name."""
 
     def warned(self, text: str) -> None:
         """Something disturbs a cell, such as another process or a damaged cache."""

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,7 @@ def backbone_names(executor: Executor) -> dict[str, list[str]]:
     be a folder.
     """
     check_cache()
-    versions = {name: source.versions for name, source in SOURCES.items()}
-    deciding = json.dumps([KIND, versions, plugins.fingerprint()])
-    path = cache_dir() / f"backbones-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
+    path = _cached("backbones")
     if (text := read_or_warn(path)) is not None:
         cached: dict[str, list[str]] = json.loads(text)
         return cached
@@ -38,6 +38,39 @@ def backbone_names(executor: Executor) -> dict[str, list[str]]:
     with contextlib.suppress(OSError):  # without a cache, the next command needs a few seconds more
         write_sealed(path, json.dumps(names).encode())
     return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a list says of a backbone."""
+
+    parameters: int | None
+    """Number of its parameters, without the classifier; None if that is unknown."""
+    weights: str
+    """Where its published weights are on this machine, in words; empty if they aren't here."""
+
+
+def backbone_details(executor: Executor, specs: Sequence[str]) -> dict[str, Described]:
+    """Backbone, with the source that lists it → its size, and whether its weights are here.
+
+    Sizes are cached as names are. Raises `UserError` if the cache can't be a folder.
+    """
+    check_cache()
+    path = _cached("parameters")
+    text = read_or_warn(path)
+    known: dict[str, int | None] = {} if text is None else json.loads(text)
+    found: dict[str, tuple[int | None, str]] = _ask(executor, "describe_backbones", list(specs), known)
+    if not found.keys() <= known.keys():
+        with contextlib.suppress(OSError):
+            write_sealed(path, json.dumps(known | {spec: size for spec, (size, _) in found.items()}).encode())
+    return {spec: Described(parameters=size, weights=weights) for spec, (size, weights) in found.items()}
+
+
+def _cached(what: str) -> Path:
+    """The cache's file for what a library, package or script that adds some may change."""
+    versions = {name: source.versions for name, source in SOURCES.items()}
+    deciding = json.dumps([KIND, versions, plugins.fingerprint()])
+    return cache_dir() / f"{what}-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
 
 
 def local_devices(executor: Executor) -> dict[str, str]:
@@ -51,8 +84,8 @@ def local_devices(executor: Executor) -> dict[str, str]:
     return found
 
 
-def _ask(executor: Executor, function: str) -> Any:
-    outcome = executor.call(f"bench.execution.worker:{function}")
+def _ask(executor: Executor, function: str, *arguments: Any) -> Any:
+    outcome = executor.call(f"bench.execution.worker:{function}", *arguments)
     if outcome.status != "done":
         raise UserError(f"the libraries of networks can't be loaded: {outcome.reason}")
     return outcome.value

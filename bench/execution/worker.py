@@ -20,7 +20,7 @@ from bench.execution.turns import END, Prepared, Taken, Warm
 from bench.store.environment import MachineState
 from bench.store.records import Cell
 from tl import devices, gpu
-from tl.backbones import checkpoint_of, find_weights, has_checkpoint, known_names
+from tl.backbones import checkpoint_of, count_parameters, find_weights, has_checkpoint, known_names
 from tl.choice import Choice
 from tl.config import one_training
 from tl.datasets import Splits
@@ -34,6 +34,7 @@ from tl.own_parts import allow, load_parts
 from tl.plugins import load_as_parent
 from tl.precision import single_precision
 from tl.prepare import needs_compiler
+from tl.progress import progress_to
 from tl.protocols import run_protocol
 from tl.results import TrainResult
 from tl.saved import write_card
@@ -41,7 +42,7 @@ from tl.sealed import cache_warnings_to
 from tl.timing import timed_training
 from tl.train import train_model
 from tl.tryout import chosen
-from tl.weights import SUFFIXES, ToDownload, Weights, file_in
+from tl.weights import SUFFIXES, ToDownload, Weights, file_in, where_published
 
 known_names()  # in the server that cells are forked from, not in the time and memory of a cell
 
@@ -54,6 +55,18 @@ def list_names(emit: Emit) -> dict[str, list[str]]:
     """Source → names of its backbones."""
     load_as_parent()
     return known_names()
+
+
+def describe_backbones(specs: list[str], known: dict[str, int | None], emit: Emit) -> dict[str, tuple[int | None, str]]:
+    """Backbone → number of its parameters, and where its published weights are; see `bench.execution.discovery`.
+
+    `known` has numbers of parameters that need not be counted.
+    """
+    load_as_parent()
+    return {
+        spec: (known[spec] if spec in known else count_parameters(spec), where_published(checkpoint_of(spec)))
+        for spec in specs
+    }
 
 
 def list_devices(emit: Emit) -> dict[str, str]:
@@ -119,13 +132,13 @@ def run_cell(
     `checked` are files of pixels that the caller has found intact; this process doesn't check them again. With
     `inference` it also measures what the trained network costs in use.
 
-    Emits each `EpochResult`; for protocols of several trainings, a few words before each training; before and after
-    training a `MachineState` with what only this process knows; and each `CacheWarning`. Raises `DivergedError`, among
-    others.
+    Emits each `EpochResult`, and a `PassProgress` every few seconds of a pass; for protocols of several trainings, a
+    few words before each training; before and after training a `MachineState` with what only this process
+    knows; and each `CacheWarning`. Raises `DivergedError`, among others.
     """
     device, uuid = _begin(cell, threads, checked, emit)
     try:
-        with cache_warnings_to(lambda text: emit(CacheWarning(text))):
+        with cache_warnings_to(lambda text: emit(CacheWarning(text))), progress_to(emit):
             result = run_protocol(
                 cell.config,
                 splits,

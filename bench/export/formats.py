@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,18 +16,29 @@ import pandas as pd
 from bench.export.frame import load_runs, raw_rows
 from bench.store.runs import RunFolder
 from tl.cache import write_output
-from tl.errors import UserError
+from tl.errors import UserError, not_one_of
 from tl.text import csv_text, visible, visible_json
 
 
-def export_runs(runs: list[RunFolder], format: str, output: Path | None, *, raw: bool) -> None:
-    """Write one row per cell, or with `raw` per epoch and turn, to `output` or standard output. Raises `UserError`."""
+def export_runs(
+    runs: list[RunFolder], format: str, output: Path | None, *, raw: bool, columns: Sequence[str] = ()
+) -> None:
+    """Write one row per cell, or with `raw` per epoch and turn, to `output` or standard output. Raises `UserError`.
+
+    `columns` are names of columns, in the order in which they are wanted; empty for all, and for what fits a page in
+    the case of `latex`, whose columns are called as its headings or by their metric.
+    """
     if format == "latex":
         if raw:
             raise UserError("--format latex is the report's table, one row per group of seeds; leave out --raw")
-        _put_latex(runs, output)
+        _put_latex(runs, output, columns)
         return
     table = raw_rows(runs) if raw else load_runs(runs)
+    if columns:
+        for name in columns:
+            if name not in table:
+                raise UserError(not_one_of("--columns", name, table))
+        table = table[list(dict.fromkeys(columns))]
     if format == "parquet":
         if output is None and sys.stdout.isatty():
             raise UserError("--format parquet is not text: name a file with --output, or pipe it")
@@ -63,15 +75,29 @@ def _put(content: str | bytes, output: Path | None) -> None:
         raise UserError(f"{output or 'standard output'}: can't be written: {error.strerror or error}") from error
 
 
-def _put_latex(runs: list[RunFolder], output: Path | None) -> None:
-    """Write the report's main table as a `tabular` for `booktabs`. Raises `UserError`."""
+def _put_latex(runs: list[RunFolder], output: Path | None, wanted: Sequence[str]) -> None:
+    """Write the report's main table as a `tabular` for `booktabs`, with figures on the right. Raises `UserError`."""
     from bench.report.summary import summarise
-    from bench.report.tables import cells_table
+    from bench.report.tables import columns, headline_columns
 
-    table = cells_table(summarise(runs, "table")).map(visible).rename(columns=visible)
-    if table.empty:
+    summary = summarise(runs, "table")
+    if not summary.groups:
         raise UserError("--format latex: no cell has a result")
+    chosen = headline_columns(summary)
+    if wanted:
+        known = {name: column for column in columns(summary) for name in (column.heading, column.metric) if name}
+        known = {name.partition(",")[0]: column for name, column in known.items()} | known  # also without the unit
+        chosen = list(known.values()) if wanted == ["all"] else []
+        for name in () if wanted == ["all"] else wanted:
+            if name not in known:
+                raise UserError(not_one_of("--columns", name, ["all", *known]))
+            chosen.append(known[name])
+        chosen = list({column.heading: column for column in chosen}.values())
+    table = pd.DataFrame({column.heading: column.texts for column in chosen}).map(visible).rename(columns=visible)
     text = (
-        table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(hrules=True)
+        table.style.hide(axis="index")
+        .format(escape="latex")
+        .format_index(escape="latex", axis=1)
+        .to_latex(hrules=True, column_format="".join("r" if column.metric else "l" for column in chosen))
     )
     _put(text, output)

@@ -81,7 +81,7 @@ def _metrics(cell: Finished) -> dict[str, float]:
 def _epochs(cell: Finished) -> Iterator[tuple[int, dict[str, float]]]:
     for row in cell.result.epochs:
         figures = {name: getattr(row, name) for name in EPOCH_VALUES}
-        yield row.epoch, {name: float(value) for name, value in figures.items() if value is not None}
+        yield row.epoch + 1, {name: float(value) for name, value in figures.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,18 @@ def _halves(summary: Summary) -> list[str]:
     for claim in HALF_THE_TIME:
         if timed := [row for row in summary.speed_ups if row.finding.claim == claim and row.fast.run not in picked]:
             paragraphs.append(_half(claim, timed, summary))
+    paragraphs += _doubtful(summary)
     return paragraphs
+
+
+def _doubtful(summary: Summary) -> list[str]:
+    """A sentence on rows of the table whose times are in doubt; none if there are no such rows."""
+    found = [group for group in summary.groups if group.doubt]
+    if not found:
+        return []
+    rows = "the only row" if len(summary.groups) == 1 else f"{len(found)} of {len(summary.groups)} rows of the table"
+    named = _listed([f"{_named(group)} ({group.doubt})" for group in found])
+    return [f"Times are in doubt in {rows}: {named}."]
 
 
 START: dict[ClaimVerdict, str] = {
@@ -225,12 +236,19 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
         lost = _lost(claim, summary)
+        if METRICS[claim.metric].on_request and any(_unmeasured(finding) for finding in about):
+            lost = f"{lost}; " * bool(lost) + "unknown is what ran without `run --inference`"
         in_words = claim.replace(statement=summary.words(claim.statement, by_image=True))
         nothing = f"not tested: no result of {claim.subject} and {claim.against} for the same backbone and device"
         verdicts.append(
             (in_words, (f"{overall(about)}. {tally(about)}" if about else nothing) + (f"; {lost}" if lost else ""))
         )
     return verdicts
+
+
+def _unmeasured(finding: Finding) -> bool:
+    """True if a side of a comparison lacks the metric that it is about."""
+    return not all(group.values(finding.claim.metric) for group in (finding.group, finding.against))
 
 
 def selection_overall(summary: Summary) -> str:
@@ -387,7 +405,9 @@ def _constant(group: Group) -> str:
 
 def _pace(group: Group) -> str:
     """The time of an epoch, or that of a fit with its validation, and of what runs once before, in words."""
-    if REGIMES[group.config.regime].by_steps:
+    if (only := group.only_epoch_seconds) is not None:
+        text = f"{METRICS['epoch_seconds'].say(only)} for its only epoch, a cold one"
+    elif REGIMES[group.config.regime].by_steps:
         text = f"{show(group, 'epoch_seconds')} s per epoch"
     else:
         first = METRICS["first_epoch_seconds"]

@@ -1,11 +1,15 @@
-"""Prints the verdicts on each claim, for `bench claims`."""
+"""Prints the verdicts on each claim, for `bench claims`: the answers first, then what was measured."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from tabulate import tabulate
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from bench.analysis import selection
 from bench.analysis.claims import Claim
@@ -13,10 +17,15 @@ from bench.analysis.metrics import RATED_BY
 from bench.analysis.selection import Selection
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import Finding, overall
+from bench.console import say
 from bench.report.answers import overalls, selection_overall
+from bench.report.fitted import fit_frame
 from bench.report.notes import SELECTION, intervals
+from bench.report.pages import environment_for, markdown_table
 from bench.report.summary import Summary
 from bench.report.tables import claims_table, selection_table
+from bench.report.terminal import COLOURS
+from bench.store.records import USUAL
 from tl.text import visible, visible_json
 
 LEGEND = (
@@ -25,24 +34,134 @@ LEGEND = (
 )
 
 
+_LEFT_OUT_FIRST = {"predicted": 1, "device": 2, "precision": 3, "execution": 3, "weights": 3}
+"""Column of the terminal's tables → its rank; see `bench.report.fitted`."""
+_OVERALL = {"supported": "green", "refuted": "yellow", "mixed": "yellow"}
+"""The verdict on a claim over all backbones → its style."""
+
+
 def print_claims(summary: Summary, format: str) -> None:
-    """Print every claim with its verdicts, as text or as JSON. See `rows` for the rows of JSON."""
+    """Print every claim with its verdicts, as text for a terminal, Markdown (`md`) or JSON.
+
+    See `rows` for the rows of JSON.
+    """
     if format == "json":
         print(visible_json(json.dumps(rows(summary), indent=1, ensure_ascii=False)))
-        return
-    if summary.findings:
-        print(tabulate(claims_table(summary).map(visible).to_dict("records"), headers="keys", disable_numparse=True))
-        print(summary.words(f"\n{' '.join([LEGEND, *intervals(summary)])}\n", by_image=True))
-    if summary.selections:
-        rows_of_scores = selection_table(summary).map(visible).to_dict("records")
-        print(f"{tabulate(rows_of_scores, headers='keys', disable_numparse=True)}\n\n{SELECTION}\n")
-    for claim, said in overalls(summary):
-        print(visible(f"{claim.name}: {claim.statement}? {said}"))
-    print(visible(f"{selection.NAME}: {selection.STATEMENT}? {selection_overall(summary)}"))
-    if summary.unlike_machines > 1:
-        print(
-            f"The runs used {summary.unlike_machines} machines or sets of libraries, so their times can't be compared."
+    elif format == "md":
+        print(_markdown(summary), end="")
+    else:
+        _print_text(summary, Console())
+
+
+def _markdown(summary: Summary) -> str:
+    return (
+        environment_for("md")
+        .get_template("claims.md.j2")
+        .render(
+            answers=[
+                *(f"{claim.name}: {claim.statement}? {said}" for claim, said in overalls(summary)),
+                f"{selection.NAME}: {selection.STATEMENT}? {selection_overall(summary)}",
+            ],
+            unlike=_unlike(summary),
+            findings=markdown_table(claims_table(summary)) if summary.findings else "",
+            legend=_legend(summary),
+            selections=markdown_table(selection_table(summary)) if summary.selections else "",
+            selection=SELECTION,
         )
+    )
+
+
+def _print_text(summary: Summary, console: Console) -> None:
+    answers = Table.grid(padding=(0, 2, 0, 0))
+    about: dict[Claim, list[int]] = {}
+    for place, finding in enumerate(summary.findings):
+        about.setdefault(finding.claim, []).append(place)
+    untested = []
+    for claim, said in overalls(summary):
+        if said.startswith("not tested"):
+            untested.append(claim.name)
+            continue
+        word, _, counts = said.partition(". ")
+        text = Text.assemble((visible(claim.name), "bold"), visible(f": {claim.statement}? {counts}"))
+        answers.add_row(Text(word, style=_OVERALL.get(word, "dim")), text)
+    if summary.selections:
+        word, _, counts = selection_overall(summary).partition(". ")
+        text = Text.assemble((selection.NAME, "bold"), visible(f": {selection.STATEMENT}? {counts}"))
+        answers.add_row(Text(word, style=_OVERALL.get(word, "dim")), text)
+    else:
+        untested.append(selection.NAME)
+    console.print(answers)
+    if untested:
+        say(console, f"not tested here: {', '.join(untested)}", style="dim")
+    if unlike := _unlike(summary):
+        say(console, unlike, style="yellow")
+    left_out: dict[str, None] = {}
+    table = claims_table(summary)
+    for places in about.values():
+        found = [summary.findings[place] for place in places]
+        left_out |= dict.fromkeys(_print_findings(found, table.iloc[places], summary, console))
+    if summary.selections:
+        console.print()
+        left_out |= dict.fromkeys(_print_selections(summary, console))
+    if left_out:
+        console.print()
+        say(console, f"no room for: {', '.join(left_out)}; `--format md` has all", style="dim")
+    for legend in ([_legend(summary)] if summary.findings else []) + ([SELECTION] if summary.selections else []):
+        console.print()
+        say(console, legend, style="dim")
+
+
+def _print_findings(found: Sequence[Finding], table: pd.DataFrame, summary: Summary, console: Console) -> list[str]:
+    """Print the findings on one claim; `table` is the part of `claims_table` on them. Returns what has no room."""
+    table = table.drop(columns=["claim", "holds if"])
+    constant = [name for name in table if name not in _ALWAYS and table[name].nunique() == 1]
+    constant += ["predicted"] if set(table["predicted"]) == {"n/a"} else []
+    claim, compared = found[0].claim, f" ({table['regime'].iloc[0]})" if "regime" in constant else ""
+    console.print()
+    say(console, f"{claim.name}{compared}, holds if {summary.words(claim.region)}", style="bold")
+    specs = [finding.group.config.spec for finding in found]
+    distinct = len({spec.name for spec in specs}) == len(set(specs))
+    styles = {finding.words: COLOURS.get(finding.verdict, "") for finding in found}
+    shown, left_out = fit_frame(
+        table.drop(columns=constant),
+        console.width,
+        names={"backbone": [spec.name for spec in specs] if distinct else [], "run": []},
+        ranks=_LEFT_OUT_FIRST,
+        wraps=("regime", "measured", "verdict"),
+        styles={"verdict": lambda text: styles.get(text, "")},
+    )
+    console.print(shown)
+    return left_out
+
+
+_ALWAYS = ("backbone", "measured", "predicted", "verdict")
+"""Columns that stay although all their texts are the same."""
+
+
+def _print_selections(summary: Summary, console: Console) -> list[str]:
+    """Print how well cheap scores pick. Returns what has no room."""
+    table = selection_table(summary)
+    constant = [name for name in ("device", *USUAL) if name in table and table[name].nunique() == 1]
+    shown, left_out = fit_frame(
+        table.drop(columns=constant),
+        console.width,
+        names={"picks": [], "most accurate": [], "run": []},
+        ranks={"backbones": 2, "agreement": 3, "of a random pick": 4, "trained with": 1},
+        wraps=("score", "regret", "verdict"),
+    )
+    console.print(shown)
+    return left_out
+
+
+def _legend(summary: Summary) -> str:
+    return summary.words(" ".join([LEGEND, *intervals(summary)]), by_image=True)
+
+
+def _unlike(summary: Summary) -> str:
+    """A warning of times from several machines; empty if all are from one."""
+    if summary.unlike_machines < 2:
+        return ""
+    return f"The runs used {summary.unlike_machines} machines or sets of libraries, so their times can't be compared."
 
 
 def rows(summary: Summary) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from bench.analysis.scores import largest_class
 from bench.analysis.selection import Selection, selections
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
-from bench.analysis.words import in_words
+from bench.analysis.words import counted, in_words
 from bench.store.environment import Environment, MachineState
 from bench.store.pairs import PairRecord
 from bench.store.picks import PickRecord
@@ -98,7 +98,8 @@ class Summary:
         picked = {run for run, _ in self.picks}  # what a pick had no time for is among its candidates' reasons
         planned = sum(len(manifest.cells) for run, manifest in self.runs if run not in picked)
         missing_cells = sum(run not in picked for run, _ in self.missing)
-        said = [f"{planned - missing_cells} of {planned} cells have ended"] if missing_cells else []
+        have = "has" if planned == 1 else "have"
+        said = [f"{planned - missing_cells} of {counted(planned, 'cell')} {have} ended"] if missing_cells else []
         if missing := self.missing_pairs:
             count = len(self.planned_pairs)
             said.append(f"{count - len(missing)} of {count} process pairs are timed")
@@ -271,7 +272,7 @@ class Summary:
         """Notes on cells and process pairs that other work on the machine disturbed, each with an example."""
         cells = [(str(record.cell), record.machine) for _, record in self.records]
         pairs = [(str(pair), pair.machine) for _, pair in self.pairs]
-        return [*_disturbed("cells", cells), *_disturbed("process pairs", pairs)]
+        return [*_disturbed("cell", cells), *_disturbed("process pair", pairs)]
 
     @property
     def mixed(self) -> list[str]:
@@ -363,7 +364,9 @@ def _disturbed(what: str, machines: Sequence[tuple[str, MachineState | None]]) -
     if not found:
         return []
     name, warning = found[0]
-    return [f"{len(found)} of {len(machines)} {what} were disturbed, such as {name}: {warning}"]
+    if len(machines) == 1:
+        return [f"the only {what} was disturbed, {name}: {warning}"]
+    return [f"{len(found)} of {len(machines)} {what}s were disturbed, such as {name}: {warning}"]
 
 
 def _ways(group: Group) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bench.analysis import selection
-from bench.analysis.groups import Group
-from bench.analysis.metrics import METRICS, RATED_BY, costs, costs_on_request, points, signed
+from bench.analysis.groups import APART, Group
+from bench.analysis.metrics import METRICS, RATED_BY, costs, costs_on_request, headline, points, signed
 from bench.analysis.paired import PairedComparison
 from bench.analysis.selection import Selection
 from bench.analysis.speedups import SpeedUp
@@ -27,6 +27,13 @@ MOST_TIED = 4
 
 BESIDE_ACCURACY = ("balanced_accuracy_last", "macro_f1_last")
 """Metrics with a column where classes are unequal: each class weighs the same in them."""
+
+DOUBT = "times in doubt"
+"""Heading of the column that marks disturbed times; it is there if some row has any."""
+_DOUBT = (
+    "seeds whose cells other work on the machine disturbed, and by how much the times per epoch of seeds differ if the "
+    f"longest is more than {APART:g} times the shortest"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +61,14 @@ def columns(summary: Summary) -> list[Column]:
     known = [name for name, metric in METRICS.items() if metric.once or metric.on_request or metric.where_known]
     some = [name for name in known if any(group.values(name) for group in groups)]
     shown = [name for name, metric in METRICS.items() if metric.column]
+    doubts = tuple(group.doubt for group in groups)
     if summary.unequal_classes:
         after = shown.index(RATED_BY) + 1
         shown[after:after] = BESIDE_ACCURACY
     return [
         *(Column(heading=name, texts=tuple(fact[name] for fact in facts)) for name in (facts[0] if facts else ())),
         *(_column(name, groups, summary) for name in (*shown, *some)),
+        *([Column(heading=DOUBT, texts=doubts, meaning=_DOUBT)] if any(doubts) else []),
         Column(heading="frozen", texts=tuple(_frozen(group) for group in groups)),
     ]
 
@@ -70,6 +79,19 @@ def _column(name: str, groups: Sequence[Group], summary: Summary) -> Column:
     texts = tuple(accuracy(group) for group in groups) if name == RATED_BY else brief
     heading, meaning = summary.words(metric.heading), summary.words(metric.meaning)
     return Column(heading=heading, texts=texts, metric=name, meaning=meaning, brief=brief)
+
+
+def headline_columns(summary: Summary) -> list[Column]:
+    """The columns of the main table that a narrow place has: what tells rows apart, and headline metrics."""
+    first = headline()
+    return [column for column in columns(summary) if (column.metric in first if column.metric else tells_apart(column))]
+
+
+def tells_apart(column: Column) -> bool:
+    """True for columns that identify rows or mark some. The same text in all rows identifies none of them."""
+    if column.heading in ("weights", "frozen"):
+        return False
+    return column.heading in ("backbone", "regime", DOUBT) or len(set(column.texts)) > 1
 
 
 def cells_table(summary: Summary) -> pd.DataFrame:
@@ -276,7 +298,9 @@ def accuracy(group: Group) -> str:
 
 
 def show(group: Group, name: str) -> str:
-    """Format a metric of a group: the mean or median over seeds."""
+    """Format a metric of a group: the mean or median over seeds. The time of an only epoch is marked as cold."""
+    if name == "epoch_seconds" and (only := group.only_epoch_seconds) is not None:
+        return f"{METRICS[name].show(only)} cold"
     return METRICS[name].show(group.typical(name))
 
 

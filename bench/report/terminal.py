@@ -1,9 +1,6 @@
-"""Prints the answer, the claim and the table to a terminal of any width, for `bench show`."""
+"""Prints the answer, the claim and the table for `bench show`: to a terminal of any width, or as Markdown."""
 
 from __future__ import annotations
-
-from dataclasses import replace
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -13,21 +10,38 @@ from bench.analysis.metrics import headline
 from bench.analysis.verdicts import show_share
 from bench.console import say
 from bench.report.answers import answers
+from bench.report.fitted import Fitted, fit
+from bench.report.pages import environment_for, markdown_table
 from bench.report.settings_text import largest_class_note
 from bench.report.summary import Summary
-from bench.report.tables import BESIDE_ACCURACY, Column, columns
+from bench.report.tables import BESIDE_ACCURACY, DOUBT, Column, cells_table, columns, speed_up_table, tells_apart
 from tl.text import visible
 
 COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
-NARROWEST = 2
-"""Number of headline metrics that even the narrowest terminal shows."""
+"""Verdict → its style."""
+
+
+def summary_markdown(summary: Summary) -> str:
+    """The main results of a report as Markdown, which ends with a newline."""
+    return (
+        environment_for("md")
+        .get_template("show.md.j2")
+        .render(
+            warnings=warnings(summary),
+            answers=answers(summary),
+            progress=summary.progress,
+            speed_ups=markdown_table(speed_up_table(summary)) if summary.speed_ups else "",
+            cells=markdown_table(cells_table(summary)) if summary.groups else "",
+            largest_class=largest_class_note(summary) if summary.groups else "",
+            lost=[text for text, _ in without_result(summary)],
+            notes=summary.notes,
+        )
+    )
 
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print the main results of a report. Columns that don't fit are left out, and a line names them."""
-    for reason in summary.fallbacks:
-        say(console, f"WARNING: the images are {reason}", style="bold yellow")
-    for warning in summary.image_warnings:
+    for warning in warnings(summary):
         say(console, f"WARNING: {warning}", style="bold yellow")
     for answer in answers(summary):
         console.print(Text(visible(answer), style="bold"))
@@ -35,7 +49,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         say(console, said, style="yellow")
     if summary.speed_ups:
         console.print()
-        console.print(_claim(summary))
+        console.print(_claim(summary, console.width))
     if summary.groups:
         console.print()
         table, left_out = _cells(summary, console.width)
@@ -44,69 +58,98 @@ def print_summary(summary: Summary, console: Console) -> None:
             say(console, largest, style="dim")
         if left_out:
             say(console, f"no room for: {', '.join(left_out)}", style="dim")
-    for record in summary.unfinished:
-        style = "yellow" if record.status == "skipped" else "red"
-        say(console, f"{record.status}: {record.cell}: {record.reason}", style=style)
-    for pair in summary.lost_pairs:
-        for status, reason in pair.lost:
-            say(console, f"{status}: {pair}: {reason}", style="red")
+    for text, style in without_result(summary):
+        say(console, text, style=style)
     for note in summary.notes:
         say(console, f"note: {note}", style="dim")
 
 
-def _claim(summary: Summary) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("only the head", "share", "speed-up", "predicted", "“about half the time”"):
-        table.add_column(name, overflow="fold")
-    several = len({row.fast.config.regime for row in summary.speed_ups}) > 1
-    for row in summary.speed_ups:
-        claim = row.finding.claim
-        name = summary.short(row.fast) + (f", {row.fast.config.regime}" if several else "")
-        table.add_row(
-            Text(visible(name)),
-            show_share(row.speed_up, row.finding.claim),
-            row.finding.shown,
-            claim.show(row.finding.predicted),
-            Text(row.finding.words, style=COLOURS.get(row.finding.verdict, "")),
-        )
+def warnings(summary: Summary) -> list[str]:
+    """What is seriously wrong with the images of a report."""
+    return [*(f"the images are {reason}" for reason in summary.fallbacks), *summary.image_warnings]
+
+
+def without_result(summary: Summary) -> list[tuple[str, str]]:
+    """A line for each cell and process pair without a result, with its style."""
+    return [
+        *(
+            (f"{record.status}: {record.cell}: {record.reason}", "yellow" if record.status == "skipped" else "red")
+            for record in summary.unfinished
+        ),
+        *((f"{status}: {pair}: {reason}", "red") for pair in summary.lost_pairs for status, reason in pair.lost),
+    ]
+
+
+def _claim(summary: Summary, width: int) -> Table:
+    rows = summary.speed_ups
+    several = len({row.fast.config.regime for row in rows}) > 1
+    named = [summary.short(row.fast) + (f", {row.fast.config.regime}" if several else "") for row in rows]
+    verdicts = {row.finding.words: COLOURS.get(row.finding.verdict, "") for row in rows}
+    table, _ = fit(
+        [
+            Fitted(heading="only the head", texts=tuple(named), is_name=True),
+            Fitted(heading="share", texts=tuple(show_share(row.speed_up, row.finding.claim) for row in rows)),
+            Fitted(heading="speed-up", texts=tuple(row.finding.shown for row in rows), rank=1),
+            Fitted(
+                heading="predicted",
+                texts=tuple(row.finding.claim.show(row.finding.predicted) for row in rows),
+                rank=2,
+            ),
+            Fitted(
+                heading="“about half the time”",
+                texts=tuple(row.finding.words for row in rows),
+                wraps=True,
+                styles=lambda text: verdicts.get(text, ""),
+            ),
+        ],
+        width,
+    )
     return table
 
 
 def _cells(summary: Summary, width: int) -> tuple[Table, list[str]]:
     """The table, and the headings that don't fit. Names of rows come first, then headline metrics, then the others."""
-    available, first = columns(summary), headline()
-    least = first[:NARROWEST]
-    first = [*first, *BESIDE_ACCURACY]
-    names = [column for column in available if not column.metric and column.heading not in ("weights", "frozen")]
-    # A column with the same text in all rows identifies none of them.
-    names = [column for column in names if column.heading in ("backbone", "regime") or len(set(column.texts)) > 1]
-    if sum(map(_width, names)) + sum(_width(column) for column in available if column.metric in least) > width:
-        available = [_briefly(column, summary) for column in available]
-        names = [_briefly(column, summary) for column in names]
+    available = columns(summary)
+    first = [*headline(), *BESIDE_ACCURACY]
+    names = [column for column in available if not column.metric and tells_apart(column)]
     ranked = sorted(
         (column for column in available if column.metric),
         key=lambda column: first.index(column.metric) if column.metric in first else len(first),
     )
-    chosen, used = list(names), sum(_width(column) for column in names)
-    for column in ranked:
-        if column.metric in least or used + _width(column) <= width:
-            chosen.append(column)
-            used += _width(column)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in chosen:
-        right: Literal["left", "right"] = "right" if column.metric else "left"
-        table.add_column(column.heading, overflow="fold", justify=right, min_width=max(map(len, column.texts)))
-    for row in range(len(summary.groups)):
-        table.add_row(*(Text(visible(column.texts[row])) for column in chosen))
-    return table, [column.heading for column in ranked if column not in chosen]
+    return fit(
+        [
+            *(_name(column, summary) for column in names),
+            *(
+                Fitted(
+                    heading=column.heading,
+                    texts=column.texts,
+                    brief=column.brief,
+                    rank=max(0, place - NARROWEST + 1),
+                    right=True,
+                )
+                for place, column in enumerate(ranked)
+            ),
+        ],
+        width,
+    )
 
 
-def _briefly(column: Column, summary: Summary) -> Column:
-    """The column in its shortest form: backbones without their library, accuracies without their interval."""
-    if column.heading == "backbone":
-        return replace(column, texts=tuple(group.config.spec.name for group in summary.groups))
-    return replace(column, texts=column.brief or column.texts)
+NARROWEST = 2
+"""Number of headline metrics that even the narrowest terminal shows."""
 
 
-def _width(column: Column) -> int:
-    return max(map(len, (column.heading, *column.texts))) + 2
+def _name(column: Column, summary: Summary) -> Fitted:
+    """A column that identifies rows, with names of backbones without their library as its shorter form."""
+    specs = {group.config.spec for group in summary.groups}
+    bare = tuple(group.config.spec.name for group in summary.groups)
+    distinct = column.heading == "backbone" and len({spec.name for spec in specs}) == len(specs)
+    is_name = column.heading in ("backbone", "run", "device")
+    in_doubt = column.heading == DOUBT
+    return Fitted(
+        heading=column.heading,
+        texts=column.texts,
+        brief=bare if distinct else (),
+        is_name=is_name,
+        wraps=in_doubt,
+        styles=(lambda text: "yellow") if in_doubt else None,
+    )

@@ -16,6 +16,20 @@ from tl.specs import Spec
 from tl.tasks import TASKS
 from tl.weights import BUNDLED
 
+LISTS = {
+    "grids": "the grids that come with the suite",
+    "backbones": "networks of the libraries that are installed; a text after the word finds them",
+    "regimes": "which parts of a network train",
+    "tasks": "what a network is to say of an image",
+    "executions": "how a training is carried out",
+    "precisions": "the arithmetic of a training",
+    "datasets": "images to train on",
+    "devices": "the devices of this machine",
+}
+"""Name of a list → what it lists."""
+MOST_DESCRIBED = 400
+"""Largest number of backbones whose parameters and weights a list has: a network takes some hundredths of a second."""
+
 
 def choices(what: str, text: str | None = None) -> dict[str, str]:
     """Names of one kind → what they mean. With `text`, only names that contain it.
@@ -53,22 +67,33 @@ def _backbones(text: str | None) -> dict[str, str]:
     for grid in shipped():
         for spec in load_grid(grid).matrix.backbones:
             used.setdefault(spec, []).append(grid)
-    listed = discovery.backbone_names(make_executor("process"))
+    executor = make_executor("process")
+    listed = discovery.backbone_names(executor)
     everything = [str(Spec(source, name)) for source, some in listed.items() for name in some]
     chosen = (
         [spec for spec in everything if text in spec] if text else [s for s in everything if s in used or s in BUNDLED]
     )
+    details = discovery.backbone_details(executor, chosen) if text and len(chosen) <= MOST_DESCRIBED else {}
     rows = {}
     for spec in chosen:
-        notes = [f"in grid {', '.join(used[spec])}"] if spec in used else []
+        notes = _described(details[spec]) if spec in details else []
+        notes += [f"in grid {', '.join(used[spec])}"] if spec in used else []
         notes += [f"weights from package {BUNDLED[spec].distribution}"] if spec in BUNDLED else []
         rows[spec] = "; ".join(notes)
+    if text and len(chosen) > MOST_DESCRIBED:
+        rows["…"] = f"{len(chosen)} names: a longer text also says how large they are, and whether weights are here"
     for source in SOURCES:
         names = names_of(source)
-        if names and (not text or source.startswith(text)):
+        if names and (not text or f"{source}:".startswith(text)):
             rows[f"{source}:{names.form}"] = names.summary
         if names and text:
             rows |= {f"{source}:{name}": "" for name in names.listed() if text in f"{source}:{name}"}
     if not text:
         rows["…"] = f"{len(everything)} names in all: `python -m bench list backbones TEXT` finds more"
     return rows
+
+
+def _described(found: discovery.Described) -> list[str]:
+    """The size of a network and where its weights are, in words."""
+    size = [] if found.parameters is None else [f"{found.parameters / 1e6:.1f} M parameters"]
+    return [*size, f"weights here ({found.weights})" if found.weights else "weights not here"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from bench.analysis.scores import largest_class
-from bench.analysis.words import in_words
+from bench.analysis.words import counted, in_words
 from bench.console import say
 from bench.sweep.plan import Sweep
 from bench.sweep.weights import KEPT
@@ -47,17 +47,32 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
         kept = KEPT if sweep.keeps_images else ""
         say(console, f"WARNING: the images are {splits.fallback}{kept}", style="bold yellow")
     _describe_weights(sweep, console)
-    say(console, f"run: {sweep.run.folder}: {len(sweep.cells)} cells{_compared_with_before(sweep)}")
+    say(console, f"run: {sweep.run.folder}: {counted(len(sweep.cells), 'cell')}{_compared_with_before(sweep)}")
+    if only := _one_epoch(sweep):
+        say(console, f"WARNING: {only}", style="yellow")
     say(console, f"speed: {_paired(sweep)}")
     if inference:
         say(console, f"inference: {_measured(sweep)}")
+
+
+def _one_epoch(sweep: Sweep) -> str:
+    """Say what times mean where trainings have a single epoch; empty if they have more, or all are done."""
+    cells = [cell for cell_id, cell in sweep.cells.items() if cell_id not in sweep.done]
+    if not any(cell.config.epochs == 1 and REGIMES[cell.config.regime].by_steps for cell in cells):
+        return ""
+    turns = "speeds are compared by process pairs" if sweep.pairs else "more `--epochs` give warm ones"
+    return f"a single epoch is a cold one, so its time includes all warm-up; {turns}"
 
 
 def _measured(sweep: Sweep) -> str:
     """Say what is measured of trained networks, and how many cells will be without it."""
     results = [record.result for record in sweep.done.values() if record.result]
     without = sum(result.inference is None for result in results)
-    kept = f"; {without} cells done before have none, and don't run again (--fresh starts over)" if without else ""
+    kept = (
+        f"; {counted(without, 'cell')} done before have none, and don't run again (--fresh starts over)"
+        if without
+        else ""
+    )
     return f"latency, throughput and file size of each trained network, on prepared images{kept}"
 
 

@@ -81,10 +81,9 @@ def execute(
         known = [(cell, weights) for cell, weights in found if not isinstance(weights, str)]
         limits = Limits(seconds=options.timeout, memory_bytes=options.memory_bytes)
         choose_ways(known, sweep.splits, executor, console, limits)
-        passes = sum(cell.config.passes * cell.config.trainings for cell in missing.values())
         with (
             sweep.run.reserved(len(sweep.splits.train) + len(sweep.splits.val)),
-            make_reporter(console, len(missing), passes, len(pairs)) as reporter,
+            make_reporter(console, list(missing.values()), len(pairs)) as reporter,
             stop_between_cells(lambda: say(console, STOPPING, style="yellow")) as stop_requested,
         ):
             recorder = Recorder(sweep, options, reporter, records, located, machine, first_order)
@@ -222,6 +221,7 @@ def _write_manifest(
             task=splits.task,
             val_labels=evaluated.labels,
             val_targets=evaluated.targets or None,
+            val_objects=evaluated.objects or None,
             fallback=splits.fallback,
             left_out=splits.left_out,
             duplicates=(*splits.duplicates, *sweep.survey.near_duplicates),

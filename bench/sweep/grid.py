@@ -49,7 +49,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bench.analysis.claims import CLAIMS, Claim
 from bench.analysis.stats import MIN_SAMPLES
@@ -91,6 +91,16 @@ class Matrix(Strict):
     precision: list[str] = Field(["fp32"], min_length=1)
     execution: list[str] = Field(["fast"], min_length=1)
     seeds: int | list[int] = Field(1, description="the number of seeds, counted from 0, or a list of seeds")
+
+    @field_validator("regimes")
+    @classmethod
+    def _all_regimes(cls, names: list[str]) -> list[str]:
+        return _named_regimes(names)
+
+
+def _named_regimes(names: Sequence[str]) -> list[str]:
+    """The names of regimes, each once, with those of all regimes in the place of `all`."""
+    return list(dict.fromkeys(name for given in names for name in (REGIMES if given == "all" else [given])))
 
 
 class Paired(Strict):
@@ -146,6 +156,8 @@ class Grid(Strict):
 
         `axes` has the keys of `[matrix]`. An entry with another value of a replaced axis is dropped.
         """
+        if "regimes" in axes:
+            axes = {**axes, "regimes": _named_regimes(axes["regimes"])}
         kept = []
         for given in self.include:
             entry = dict(given)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from bench.analysis.metrics import METRICS, RATED_BY, costs, finished, headline
@@ -16,6 +20,8 @@ from bench.analysis.words import in_words
 from bench.console import say
 from bench.store.pairs import PairRecord
 from bench.store.records import Cell, PlannedPair, Record
+from bench.sweep.pace import Pace
+from tl.progress import EXTRACTING, PassProgress
 from tl.regimes import REGIMES
 from tl.results import EpochResult, accuracy_counts
 from tl.tasks import TASKS
@@ -39,6 +45,9 @@ class Reporter(Protocol):
     def epoch(self, cell: Cell, row: EpochResult) -> None:
         """An epoch of a cell has ended."""
 
+    def moved(self, cell: Cell, progress: PassProgress) -> None:
+        """A pass of a cell over images goes on."""
+
     def warned(self, text: str) -> None:
         """Something disturbs a cell, such as another process."""
 
@@ -52,50 +61,58 @@ class Reporter(Protocol):
         """A process pair has ended, with or without turns."""
 
 
-def make_reporter(console: Console, cells: int, epochs: int, pairs: int = 0) -> Reporter:
-    """A live display if `console` is a terminal, otherwise plain lines. `epochs` is the total over all trainings."""
+def make_reporter(console: Console, cells: Sequence[Cell], pairs: int = 0) -> Reporter:
+    """A live display if `console` is a terminal, otherwise plain lines. `cells` are those that the command runs."""
     make = LiveReporter if console.is_terminal else PlainReporter
-    return make(console, cells, epochs, pairs)
+    return make(console, cells, pairs)
 
 
 FIRST_GUESS_SECONDS = 10.0
 """What a process pair is assumed to take until one has ended."""
+SILENT_SECONDS = 30.0
+"""Longest time without a line, where there is no live display and a pass goes on."""
+WIDE = 100
+"""Columns of a terminal that has room for a bar."""
 
 
 class _Count:
     """Counts cells, epochs and process pairs, and estimates the time left."""
 
-    def __init__(self, cells: int, epochs: int, pairs: int) -> None:
-        self.cells, self.epochs, self.pairs = cells, epochs, pairs
+    def __init__(self, cells: Sequence[Cell], pairs: int) -> None:
+        self.cells, self.pairs = len(cells), pairs
+        self.epochs = sum(cell.config.passes * cell.config.trainings for cell in cells)
         self.cells_done = self.epochs_done = self.pairs_done = 0
         self.pair_seconds = 0.0
         """Wall time of the pairs that have ended."""
         self.running: dict[str, int] = {}
         """Id of a running cell → its epochs so far; several cells run at a time on a cluster."""
-        self.started = time.monotonic()
+        self._pace = Pace(cells)
 
     def left(self) -> str:
-        """A rough estimate of the time left. It assumes that what remains takes as long as what has ended."""
-        if not self.epochs_done and not self.pairs_done:
+        """A rough estimate of the time left; empty while it can't be known. See `bench.sweep.pace`."""
+        seconds = self._pace.left()
+        if seconds is None or (self.cells_done == self.cells and not self.pairs_done):
             return ""
-        trained = time.monotonic() - self.started - self.pair_seconds
-        seconds = trained / self.epochs_done * (self.epochs - self.epochs_done) if self.epochs_done else 0.0
         each = self.pair_seconds / self.pairs_done if self.pairs_done else FIRST_GUESS_SECONDS
         return f"about {_duration(seconds + each * (self.pairs - self.pairs_done))} left"
 
     def start(self, cell: Cell) -> int:
         """Count a cell that starts, and return its number, from 1."""
         self.running[cell.id] = 0
+        self._pace.start(cell)
         return self.cells_done + len(self.running)
 
     def epoch(self, cell: Cell) -> None:
         self.epochs_done += 1
         self.running[cell.id] = self.running.get(cell.id, 0) + 1
+        self._pace.epoch(cell)
 
-    def end(self, cell: Cell) -> None:
+    def end(self, record: Record) -> None:
+        cell = record.cell
         self.cells_done += 1
         # A cell that failed had fewer epochs than planned; one that was restarted on a cluster may have had more.
         self.epochs -= cell.config.passes * cell.config.trainings - self.running.pop(cell.id, 0)
+        self._pace.end(cell, record.wall_seconds if record.status == "done" else None)
 
     def end_pair(self, record: PairRecord) -> None:
         self.pairs_done += 1
@@ -105,18 +122,47 @@ class _Count:
         """The cell's name as a prefix for a line; empty if only one cell runs."""
         return f"{_short(cell)}: " if len(self.running) > 1 else ""
 
+    def moved(self, cell: Cell, progress: PassProgress) -> str:
+        """How far the present epoch of a cell is, in words."""
+        number = self.running.get(cell.id, 0) % cell.config.passes + 1
+        in_epoch = REGIMES[cell.config.regime].by_steps and progress.what != EXTRACTING
+        return f"epoch {number}/{cell.config.epochs}: {progress}" if in_epoch else f"{progress}"
+
+
+class _Warnings:
+    """Lets each warning through once. Figures in it don't make it another one; those in paths do."""
+
+    def __init__(self) -> None:
+        self._times: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def is_new(self, text: str) -> bool:
+        """Count the warning; True if there was none like it."""
+        key = text if "/" in text else re.sub(r"\d+(\.\d+)?", "#", text)
+        self._first.setdefault(key, text)
+        self._times[key] += 1
+        return self._times[key] == 1
+
+    def repeated(self) -> list[str]:
+        """A line for each warning that came several times."""
+        more = {key: count - 1 for key, count in self._times.items() if count > 1}
+        return [f"{count} more time{'s' if count > 1 else ''}: {self._first[key]}" for key, count in more.items()]
+
 
 class PlainReporter:
     """Prints one line for each start, epoch and end of a cell or pair."""
 
-    def __init__(self, console: Console, cells: int, epochs: int, pairs: int) -> None:
-        self._console, self._count = console, _Count(cells, epochs, pairs)
+    def __init__(self, console: Console, cells: Sequence[Cell], pairs: int) -> None:
+        self._console, self._count, self._warnings = console, _Count(cells, pairs), _Warnings()
+        self._said = time.monotonic()
+        """When the latest line was printed."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        for text in self._warnings.repeated():
+            self._say(f"WARNING, {text}")
 
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
         self._say(f"[{self._count.start(cell)}/{self._count.cells}] {cell}")
@@ -124,17 +170,22 @@ class PlainReporter:
     def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
         self._say(f"    {self._count.prefix(cell)}{text}")
 
+    def moved(self, cell: Cell, progress: PassProgress) -> None:  # noqa: D102
+        if time.monotonic() - self._said >= SILENT_SECONDS:
+            self._say(f"    {self._count.prefix(cell)}{self._count.moved(cell, progress)}")
+
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch(cell)
         left = self._count.left()
         self._say(f"    {self._count.prefix(cell)}{_epoch_text(cell, row)}{', ' + left if left else ''}")
 
     def warned(self, text: str) -> None:  # noqa: D102
-        self._say(f"    WARNING: {text}")
+        if self._warnings.is_new(text):
+            self._say(f"    WARNING: {text}")
 
     def ended(self, record: Record) -> None:  # noqa: D102
         prefix = self._count.prefix(record.cell)
-        self._count.end(record.cell)
+        self._count.end(record)
         self._say(f"    {prefix}{_end_text(record)}")
 
     def pair_started(self, pair: PlannedPair) -> None:  # noqa: D102
@@ -142,30 +193,35 @@ class PlainReporter:
 
     def pair_ended(self, record: PairRecord) -> None:  # noqa: D102
         self._count.end_pair(record)
-        left = f", {self._count.left()}" if self._count.pairs_done < self._count.pairs else ""
-        self._say(f"    {_pair_text(record)}{left}")
+        left = self._count.left() if self._count.pairs_done < self._count.pairs else ""
+        self._say(f"    {_pair_text(record)}{', ' + left if left else ''}")
 
     def _say(self, text: str) -> None:
         say(self._console, text)
+        self._said = time.monotonic()
 
 
 class LiveReporter:
     """Updates one line at the bottom of the terminal, and prints a line above it for each cell that has ended."""
 
-    def __init__(self, console: Console, cells: int, epochs: int, pairs: int) -> None:
-        self._console, self._count = console, _Count(cells, epochs, pairs)
+    def __init__(self, console: Console, cells: Sequence[Cell], pairs: int) -> None:
+        self._console, self._count, self._warnings = console, _Count(cells, pairs), _Warnings()
+        bar = [BarColumn(bar_width=10)] if console.width >= WIDE else []
         # Redrawing more often than once per second would disturb the measurement.
         self._bar = Progress(
-            TextColumn("{task.fields[cells]}"),
-            BarColumn(bar_width=10),
-            _CellColumn(),
+            _CellColumn(table_column=Column(ratio=1, no_wrap=True)),
+            *bar,
+            TextColumn("{task.fields[cells]}", table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
             console=console,
+            expand=True,
             refresh_per_second=1,
             transient=True,
         )
         self._stages: dict[str, str] = {}
         """Id of a cell → the text of its current stage."""
-        self._task = self._bar.add_task("", total=epochs + pairs, cells="", cell="", left="")
+        self._task = self._bar.add_task("", total=self._count.epochs + pairs, cells="", cell="", left="")
         self._update(cell="")
 
     def __enter__(self) -> Self:
@@ -173,6 +229,8 @@ class LiveReporter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for text in self._warnings.repeated():
+            self._bar.console.print(Text(visible(f"! {text}"), style="yellow"), soft_wrap=True)
         self._bar.stop()
 
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
@@ -184,6 +242,10 @@ class LiveReporter:
         self._stages[cell.id] = f"{text}, "
         self._update(cell=f"{text} · {_short(cell)}")
 
+    def moved(self, cell: Cell, progress: PassProgress) -> None:  # noqa: D102
+        changing = f"{self._stages.get(cell.id, '')}{self._count.moved(cell, progress)}"
+        self._update(cell=f"{changing} · {_short(cell)}")
+
     def epoch(self, cell: Cell, row: EpochResult) -> None:  # noqa: D102
         self._count.epoch(cell)
         # What changes comes first, since a narrow terminal cuts off the end.
@@ -191,10 +253,11 @@ class LiveReporter:
         self._update(cell=f"{changing} · {_short(cell)}")
 
     def warned(self, text: str) -> None:  # noqa: D102
-        self._bar.console.print(Text(visible(f"! {text}"), style="yellow"), soft_wrap=True)
+        if self._warnings.is_new(text):
+            self._bar.console.print(Text(visible(f"! {text}"), style="yellow"), soft_wrap=True)
 
     def ended(self, record: Record) -> None:  # noqa: D102
-        self._count.end(record.cell)
+        self._count.end(record)
         mark, colour = {"done": ("✓", "green"), "skipped": ("–", "yellow")}.get(record.status, ("✗", "red"))
         line = Text.assemble(
             (f"{mark} ", colour),
@@ -238,11 +301,10 @@ class LiveReporter:
 
 
 class _CellColumn(ProgressColumn):
-    """The time left and the running cell, cut to the available width."""
+    """What runs, cut to the available width."""
 
     def render(self, task: Task) -> Text:
-        parts = [part for part in (task.fields["left"], task.fields["cell"]) if part]
-        return Text(visible(" · ".join(parts)), overflow="ellipsis", no_wrap=True)
+        return Text(visible(task.fields["cell"]), overflow="ellipsis", no_wrap=True)
 
 
 def _short(cell: Cell) -> str:
@@ -305,6 +367,8 @@ def _shares(record: PairRecord) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{round(seconds, 1):g} s"
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

@@ -16,6 +16,7 @@ from bench.sweep.plan import Sweep
 from bench.sweep.progress import Reporter
 from bench.sweep.weights import Answer
 from tl.folds import images_per_epoch
+from tl.progress import PassProgress
 from tl.results import EpochResult
 from tl.weights import Weights
 
@@ -55,10 +56,12 @@ class Recorder:
         with signals_delivered():  # writing to a terminal can block
             self.reporter.started(cell)
 
-    def progressed(self, cell: Cell, event: EpochResult | str) -> None:  # noqa: D102 - see Events
+    def progressed(self, cell: Cell, event: EpochResult | PassProgress | str) -> None:  # noqa: D102 - see Events
         with signals_delivered():
             if isinstance(event, str):
                 self.reporter.stage(cell, event)
+            elif isinstance(event, PassProgress):
+                self.reporter.moved(cell, event)
             else:
                 self.reporter.epoch(cell, event)
 

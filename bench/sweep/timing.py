@@ -194,7 +194,7 @@ def time_in_turns(
         if executor.runs_here and (busy := busy_warning()):
             say(console, f"WARNING: {busy}", style="yellow")
         choose_ways([(cell, RANDOM) for cells in timing.rotations for cell in cells], timing.splits, executor, console)
-        with make_reporter(console, 0, 0, len(pairs)) as reporter:
+        with make_reporter(console, (), len(pairs)) as reporter:
             collector = Collector(timing.splits, reporter, on_end)
             executor.run_pairs(_jobs(pairs, timing.splits, Path(logs), collector), collector, lambda: False)
     return collector.records

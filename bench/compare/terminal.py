@@ -1,0 +1,97 @@
+"""Prints a comparison on a terminal of any width: the answer first, then what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.compare.changes import Comparison
+from bench.compare.notes import notes, warnings
+from bench.compare.render import (
+    MANY,
+    change_frame,
+    change_text,
+    changed_and_same,
+    machines,
+    note_of,
+    tally,
+    unknown_lines,
+)
+from bench.console import say
+from bench.report.fitted import fit_frame
+from tl.text import visible
+
+MOST_FINDINGS = 10
+"""Reasons of a gate that are printed; the others are counted."""
+STYLES = {"worse": "red", "better": "green", "not comparable": "yellow", "inconclusive": "dim", "same": "dim"}
+"""Verdict → its style."""
+_RANKS = {"new": 1, "base": 1, "counts from": 2, "slower tails": 3}
+"""Column → its rank; see `bench.report.fitted`."""
+
+
+def print_comparison(
+    comparison: Comparison,
+    console: Console,
+    *,
+    title: str,
+    headline: str = "",
+    findings: Sequence[str] = (),
+) -> None:
+    """Print the comparison. `headline` and `findings`, such as a gate's decision and reasons, come first."""
+    level = f"{100 * comparison.level:.2g}%"
+    counted = f"{title}: {tally(comparison)} (error rate {level}, all together)"
+    console.print(Text(visible(f"{headline} {counted}".strip()), style="bold"))
+    changed, same, exact = changed_and_same(comparison)
+    in_table = tuple(f"{change.cell}: {change.quantity.label} {change_text(change)}: " for change in changed)
+    reasons = [line for line in findings if not line.startswith(in_table)]
+    for line in reasons[:MOST_FINDINGS]:
+        say(console, f"  {line}")
+    if len(reasons) > MOST_FINDINGS:
+        say(console, f"  … and {len(reasons) - MOST_FINDINGS} more; `--format md` has all")
+    for line in warnings(comparison):
+        say(console, line, style="yellow")
+    shown = [*changed, *(same if len(same) <= MANY else ())]
+    left_out: list[str] = []
+    if shown:
+        frame = change_frame(shown, comparison)
+        base, new = f"base: {comparison.base.name}", f"new: {comparison.others[0].name}"
+        frame = frame.rename(columns={base: "base", new: "new", "change (95%)": "change"})
+        table, left_out = fit_frame(
+            frame,
+            console.width,
+            names={"cell": [], "side": []},
+            ranks=_RANKS,
+            wraps=("verdict", "metric", "slower tails"),
+            styles={"verdict": lambda text: STYLES.get(text, "")},
+        )
+        console.print()
+        console.print(table)
+        console.print()
+    if left_out:
+        say(console, f"no room for: {', '.join(left_out)}; `--format md` has all", style="dim")
+    if len(same) > MANY:
+        say(console, f"{len(same)} are the same on both sides; `--format md` lists them", style="dim")
+    if exact:
+        say(
+            console,
+            f"{len(exact)} exact counter{'s are' if len(exact) != 1 else ' is'} equal on both sides",
+            style="dim",
+        )
+    for line in unknown_lines(comparison, comparison.having("unknown")):
+        say(console, f"not compared: {line}", style="dim")
+    for mismatch in dict.fromkeys(str(each) for change in comparison.changes for each in change.mismatches):
+        say(console, f"times and memory don't compare: {mismatch}", style="yellow")
+    for cell, words in comparison.newly_failing:
+        say(console, f"newly failing: {cell}: {words}", style="red")
+    for cell, words in comparison.incomplete:
+        say(console, f"without a comparison: {cell}: {words}", style="dim")
+    for cell, name in comparison.only_new:
+        say(console, f"without a comparison: {cell}: only in {name}", style="dim")
+    for line in notes(comparison):
+        say(console, line, style="dim")
+    for sides, machine in machines(comparison):
+        say(console, f"{sides}: {machine}", style="dim")
+    console.print()
+    say(console, note_of(comparison), style="dim")
