@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from bench.report.pages import style
-from bench.report.palette import COLOURS, GREY, PARTS, colours, markers
+from bench.report.palette import COLOURS, GREY, MORE, PARTS, colours, markers
 from tl.regimes import REGIMES
 
 Numbers = npt.NDArray[np.float64]
@@ -50,7 +50,7 @@ def contrast(one: str, other: str) -> float:
 CARDS = re.findall(r"--card: (#\w{6})", style())
 
 
-@pytest.mark.parametrize("colour", [*COLOURS, GREY])
+@pytest.mark.parametrize("colour", [*COLOURS, *MORE, GREY])
 def test_marks_stand_out_from_the_card(colour: str) -> None:
     """At least 3:1 in light and dark (WCAG 1.4.11)."""
     assert len(CARDS) == 2 and min(contrast(colour, card) for card in CARDS) >= 3
@@ -63,12 +63,16 @@ def test_no_two_colours_look_alike(seen: str) -> None:
     assert min(apart.values()) >= 20, min(apart.items(), key=lambda item: item[1])
 
 
-def test_regimes_of_one_colour_have_different_shapes() -> None:
-    """The first six have a colour each."""
+def test_regimes_that_look_alike_have_different_shapes() -> None:
+    """Regimes beyond the first six may resemble one of them: the nearest one has another shape."""
     looks = [(colours()[name], markers()[name]) for name in REGIMES]
-    assert len(set(looks)) == len(looks) and len(set(list(colours().values())[:6])) == 6
+    assert len({colour for colour, _ in looks}) == len(looks) and [colour for colour, _ in looks[:6]] == [*COLOURS]
+    for seen in SEEN:
+        for (one, shape), (other, its_shape) in combinations(looks, 2):
+            apart = float(np.linalg.norm(lab(one, seen) - lab(other, seen)))
+            assert apart >= 3 or shape != its_shape, (seen, one, other, apart)
 
 
 def test_parts_of_a_bar_have_colours_of_their_own() -> None:
     """A phase is never taken for a regime."""
-    assert not {*PARTS} & {*COLOURS} and len(set(PARTS)) == len(PARTS)
+    assert not {*PARTS} & {*COLOURS, *MORE} and len(set(PARTS)) == len(PARTS)

@@ -12,8 +12,8 @@ import pytest
 
 from bench.analysis.metrics import METRICS
 from bench.report.answers import answers
-from bench.report.figures import colours
 from bench.report.pages import with_code
+from bench.report.palette import colours
 from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.store.runs import RunFolder, find_runs
@@ -29,7 +29,7 @@ def test_commands_in_the_answer_are_code() -> None:
 
 def test_no_two_regimes_have_the_same_colour() -> None:
     """Nor similar ones, in red, green and blue from 0 to 1."""
-    found = list(colours().values())
+    found = [[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in colours().values()]
     apart = [math.dist(one, other) for place, one in enumerate(found) for other in found[:place]]
     assert len(found) == len(REGIMES) > 10 and min(apart) > 0.09
 

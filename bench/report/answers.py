@@ -34,7 +34,7 @@ MOST_NAMES = 4
 
 def answers(summary: Summary) -> list[str]:
     """Paragraphs of the answer: what to use on each device, and whether training the head takes half the time."""
-    return [*recommendations(summary), *half_answers(summary)]
+    return [*recommendations(summary), *half_answers(summary), *doubts(summary)]
 
 
 def recommendations(summary: Summary) -> list[str]:
@@ -45,6 +45,11 @@ def recommendations(summary: Summary) -> list[str]:
 def half_answers(summary: Summary) -> list[str]:
     """A paragraph for each loop on whether training the head takes half the time."""
     return [summary.words(text) for text in _halves(summary)]
+
+
+def doubts(summary: Summary) -> list[str]:
+    """A sentence on rows of the table whose times are in doubt; none if there are no such rows."""
+    return [summary.words(text) for text in _doubtful(summary)]
 
 
 def _recommended(summary: Summary) -> list[str]:
@@ -69,7 +74,6 @@ def _halves(summary: Summary) -> list[str]:
     for claim in HALF_THE_TIME:
         if timed := [row for row in summary.speed_ups if row.finding.claim == claim and row.fast.run not in picked]:
             paragraphs.append(_half(claim, timed, summary))
-    paragraphs += _doubtful(summary)
     return paragraphs
 
 

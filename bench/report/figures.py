@@ -80,29 +80,6 @@ def _style() -> dict[Any, Any]:
     } | dict.fromkeys(coloured, INK)
 
 
-<<<<<<< HEAD
-=======
-PALETTE_ORDER = (0, 1, 2, 3, 4, 9, 8, 7, 5, 6)
-"""Order of seaborn's palette `colorblind`. Browns and light pinks, which resemble other colours, come last."""
-
-
-DARKER = 0.55
-"""Share of its light that a colour keeps where it is used for another ten regimes."""
-
-
-def colours() -> dict[str, tuple[float, float, float]]:
-    """Regime → colour, from a palette for colour-blind readers; no two have the same. After ten it is used darker."""
-    palette = sns.color_palette("colorblind", 10)
-
-    def colour(number: int) -> tuple[float, float, float]:
-        red, green, blue = palette[PALETTE_ORDER[number % 10]]
-        light = DARKER ** (number // 10)
-        return red * light, green * light, blue * light
-
-    return {name: colour(number) for number, name in enumerate(REGIMES)}
-
-
->>>>>>> main
 def draw(summary: Summary) -> dict[str, RenderedFigure]:
     """Draw all figures that the records allow, by name. See `part` for runs with many backbones."""
     rendered, some = {}, part(summary)

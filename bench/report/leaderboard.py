@@ -143,7 +143,12 @@ def _column(heading: str, texts: Sequence[str], metric: str, meaning: str, group
         return BoardColumn(heading=heading, entries=tuple(map(_plain, texts)), numbers=numbers)
     values = [group.typical(metric) for group in groups]
     shares = _shares(values, metric) if metric in headline() else [None] * len(values)
-    entries = tuple(Entry(text=text, share=each) for text, each in zip(aligned(values, metric), shares, strict=True))
+    # What has no value may still have a text, such as the time of a cold epoch.
+    shown = [
+        own if value is not None else text
+        for own, value, text in zip(aligned(values, metric), values, texts, strict=True)
+    ]
+    entries = tuple(Entry(text=text, share=each) for text, each in zip(shown, shares, strict=True))
     return BoardColumn(heading=heading, entries=entries, metric=metric, meaning=meaning, numbers=True)
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from bench.analysis import selection
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.report import figures, settings_text
-from bench.report.answers import answers, half_answers, overalls, recommendations, selection_overall
+from bench.report.answers import answers, doubts, half_answers, overalls, recommendations, selection_overall
 from bench.report.cards import decks
 from bench.report.data import group_id, page_data
 from bench.report.headline import half_the_time, sentences
@@ -153,7 +153,7 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "strip": strip_of(summary),
         "sentences": sentences(summary),
         "half_lines": half_the_time(summary),
-        "recommendations": recommendations(summary),
+        "recommendations": [*recommendations(summary), *doubts(summary)],
         "half_answers": half_answers(summary),
         "decks": decks(summary),
         "slopes": [name for name in SLOPES if f"slope-{name}" in drawn],
