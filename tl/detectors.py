@@ -271,9 +271,10 @@ def _in_pixels(targets: torch.Tensor) -> Boxes:
 
 def _table(boxes: Boxes, device: torch.device) -> torch.Tensor:
     """Return the boxes of all images as one table, `(B, 100, 6) float32`; see `tl.learning.Objects`."""
-    table = torch.zeros(len(boxes), MOST, 6, device=device)
-    table[:, :, 0] = -1
-    for rows, found in zip(table, boxes, strict=True):
+    nothing = torch.tensor([-1.0, *[0.0] * 5], device=device)
+    tables = []
+    for found in boxes:
         labels, scores = found["labels"][:, None] - 1, found["scores"][:, None]
-        rows[: len(scores)] = torch.cat([labels, scores, found["boxes"] / SIZE], 1)
-    return table
+        rows = torch.cat([labels, scores, found["boxes"] / SIZE], 1)
+        tables.append(torch.cat([rows, nothing.expand(MOST - len(rows), 6)]))
+    return torch.stack(tables)
