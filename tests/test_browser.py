@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -123,10 +124,10 @@ def test_sorting_filtering_hiding_and_the_link(browser: Any, page: Path) -> None
     assert len(texts(browser, "#cells tbody tr")) == 2 and texts(browser, "#table-tools output") == ["2 of 5 rows"]
     browser.find_element(By.CSS_SELECTOR, "#table-tools summary").click()
     boxes = {label.text.strip(): label for label in browser.find_elements(By.CSS_SELECTOR, ".columns label")}
-    boxes["weights"].click()
+    boxes["verdict"].click()
     boxes["best epoch"].click()
-    heads = texts(browser, "#cells th")
-    assert "weights" not in heads and "best epoch" in heads
+    heads = texts(browser, "#cells thead th")
+    assert "verdict" not in heads and "best epoch" in heads
     shown = texts(browser, "#cells tr")
     link = browser.execute_script("return location.hash")
     opened(browser, page, link)
@@ -149,7 +150,7 @@ def test_the_page_of_an_unfinished_run(
     path = write.write_live(run, tmp_path)
     opened(browser, path, "#q=frozen")
     assert serious(browser) == []
-    write_atomic(path, path.read_text().replace("<h1>run</h1>", "<h1>later</h1>"))
+    write_atomic(path, re.sub("<h1>.*?</h1>", "<h1>later</h1>", path.read_text()))
     assert wait_until(lambda: _heading(browser) == "later", 10)
     assert browser.execute_script("return location.hash") == "#q=frozen"
     assert wait_until(lambda: _in_page(browser, "document.querySelector('#live input').click(); return true"), 10)
@@ -188,7 +189,7 @@ def test_copies(browser: Any, page: Path) -> None:
     for button in browser.find_elements(By.CSS_SELECTOR, "#table-tools > button"):
         button.click()
     comma, markdown, latex = browser.execute_script("return window.copied")
-    assert len(comma.splitlines()) == 3 and comma.startswith("backbone,regime,device")
+    assert len(comma.splitlines()) == 3 and comma.startswith("backbone,verdict,regime")
     assert markdown.splitlines()[1].startswith("| --- |") and len(markdown.splitlines()) == 4
     assert latex.startswith("\\begin{tabular}") and "\\%" not in latex.splitlines()[2] and "$\\pm$" in latex
 

@@ -18,7 +18,7 @@ from tl.weights import BUNDLED
 
 LISTS = {
     "grids": "the grids that come with the suite",
-    "backbones": "networks of the libraries that are installed; a text after the word finds them",
+    "backbones": "networks of the installed libraries; `backbones TEXT` finds more",
     "regimes": "which parts of a network train",
     "tasks": "what a network is to say of an image",
     "executions": "how a training is carried out",
