@@ -19,12 +19,12 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
-from torchvision.models import MobileNet_V3_Large_Weights
-from torchvision.models.detection import FasterRCNN, faster_rcnn, ssdlite
+from torchvision.models.detection import faster_rcnn, ssdlite
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteClassificationHead
+from torchvision.models.mobilenetv3 import MobileNet_V3_Large_Weights
 from torchvision.ops import box_iou
 
 from tl.batches import Preprocessing
@@ -46,6 +46,8 @@ _SCALES = {
 """Detector → mean and standard deviation of the channels that it expects."""
 Maps = dict[str, torch.Tensor]
 """Maps of features by name, each `(B, C, H, W)`, the largest first."""
+Detector = Any
+"""A `FasterRCNN` or an `SSD` of torchvision, whose parts have no types."""
 Boxes = list[dict[str, torch.Tensor]]
 """For each image `boxes`, `(N, 4)` in pixels, `labels`, `(N,)` with 0 for the background, and perhaps `scores`."""
 
@@ -68,15 +70,14 @@ def make(name: str, weights: Weights) -> Backbone | None:
     with fitting(name, weights):
         detector = _built(network, tag in {each.name for each in BACKBONE_WEIGHTS}, weights)
     if isinstance(detector, SSD):
-        extractor: Any = detector.backbone
-        body: nn.Module = _Body(extractor.features)
-        width = extractor.extra[0][0][0].in_channels
+        body: nn.Module = _Body(detector.backbone.features)
+        width: int = detector.backbone.extra[0][0][0].in_channels
     else:
         body, width = detector.backbone.body, detector.backbone.fpn.inner_blocks[-1][0].in_channels
     return Backbone(module=body, width=width, preprocessing=preprocessing(name), detector_head=partial(_head, detector))
 
 
-def _built(network: str, of_backbone: bool, weights: Weights) -> FasterRCNN | SSD:
+def _built(network: str, of_backbone: bool, weights: Weights) -> Detector:
     """Build a detector as torchvision does for these weights, and load them.
 
     Which layers it has depends on them: its Faster R-CNN doesn't change the statistics of BatchNorm of a trained
@@ -86,7 +87,7 @@ def _built(network: str, of_backbone: bool, weights: Weights) -> FasterRCNN | SS
     trained = bool(given) and (of_backbone or _MODULES[network] is faster_rcnn)
     settings = {"detections_per_img" if _MODULES[network] is ssdlite else "box_detections_per_img": MOST}
     with _backbone_filled(_MODULES[network], given if of_backbone else {}):
-        detector: FasterRCNN | SSD = torchvision.models.get_model(
+        detector: Detector = torchvision.models.get_model(
             network, weights=None, weights_backbone=BACKBONE_WEIGHTS[0] if trained else None, **settings
         )
     if given and not of_backbone:
@@ -130,7 +131,7 @@ class _Body(nn.Module):
         return maps
 
 
-def _head(detector: FasterRCNN | SSD, classes: int) -> DetectorHead:
+def _head(detector: Detector, classes: int) -> DetectorHead:
     """Make all of a detector that follows its body, with new layers for the scores of these classes."""
     return OneStageHead(detector, classes) if isinstance(detector, SSD) else TwoStageHead(detector, classes)
 
@@ -186,13 +187,14 @@ class DetectorHead(nn.Module):
 class TwoStageHead(DetectorHead):
     """All of a Faster R-CNN that follows its body."""
 
-    def __init__(self, detector: FasterRCNN, classes: int) -> None:
+    def __init__(self, detector: Detector, classes: int) -> None:
         super().__init__()
-        self.fpn = detector.backbone.fpn
-        self.rpn = detector.rpn
-        self.roi_heads = detector.roi_heads
-        width = self.roi_heads.box_predictor.cls_score.in_features
-        self.roi_heads.box_predictor = FastRCNNPredictor(width, classes + 1)
+        detector.roi_heads.box_predictor = FastRCNNPredictor(
+            detector.roi_heads.box_predictor.cls_score.in_features, classes + 1
+        )
+        self.fpn: Any = detector.backbone.fpn
+        self.rpn: Any = detector.rpn
+        self.roi_heads: Any = detector.roi_heads
         self.watch(self.fpn, self.rpn.head, self.roi_heads.box_predictor)
 
     def losses(self, maps: Maps, images: ImageList, targets: Boxes) -> dict[str, torch.Tensor]:
@@ -213,17 +215,16 @@ class TwoStageHead(DetectorHead):
 class OneStageHead(DetectorHead):
     """All of an SSDlite that follows its body."""
 
-    def __init__(self, detector: SSD, classes: int) -> None:
+    def __init__(self, detector: Detector, classes: int) -> None:
         super().__init__()
-        extractor: Any = detector.backbone
-        self.extra = extractor.extra
-        self.head = detector.head
+        self.extra = detector.backbone.extra
+        self.head: Any = detector.head
         widths = [each[0][0].in_channels for each in self.head.regression_head.module_list]
         anchors = detector.anchor_generator.num_anchors_per_location()
         norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)  # torchvision's own for this network
         self.head.classification_head = SSDLiteClassificationHead(widths, anchors, classes + 1, norm)
         detector.backbone = detector.head = nn.Identity()
-        self.ssd = detector
+        self.ssd: Detector = detector
         self.watch(self.head)
 
     def _outputs(self, maps: Maps) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
@@ -271,9 +272,10 @@ def _in_pixels(targets: torch.Tensor) -> Boxes:
 
 def _table(boxes: Boxes, device: torch.device) -> torch.Tensor:
     """Return the boxes of all images as one table, `(B, 100, 6) float32`; see `tl.learning.Objects`."""
-    table = torch.zeros(len(boxes), MOST, 6, device=device)
-    table[:, :, 0] = -1
-    for rows, found in zip(table, boxes, strict=True):
+    nothing = torch.tensor([-1.0, *[0.0] * 5], device=device)
+    tables = []
+    for found in boxes:
         labels, scores = found["labels"][:, None] - 1, found["scores"][:, None]
-        rows[: len(scores)] = torch.cat([labels, scores, found["boxes"] / SIZE], 1)
-    return table
+        rows = torch.cat([labels, scores, found["boxes"] / SIZE], 1)
+        tables.append(torch.cat([rows, nothing.expand(MOST - len(rows), 6)]))
+    return torch.stack(tables)

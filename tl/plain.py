@@ -125,7 +125,7 @@ class PlainImages(Dataset[tuple[torch.Tensor, Any]]):
         mirrored: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self._root, self._images, self._transform = root, images, transform
-        self._rows = images.labels if rows is None else rows
+        self._rows: Sequence[Any] = images.labels if rows is None else rows
         self._mirrored = mirrored
 
     def __len__(self) -> int:

@@ -41,7 +41,8 @@ def _published(name: str) -> list[Any]:
 
 def _default(name: str) -> Any:
     """The weights that a name without a tag stands for."""
-    return torchvision.models.get_model_weights(name.partition(".")[0]).DEFAULT
+    published: Any = torchvision.models.get_model_weights(name.partition(".")[0])
+    return published.DEFAULT
 
 
 def _weights(name: str) -> Any:

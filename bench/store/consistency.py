@@ -204,8 +204,8 @@ def _of_epochs(where: str, epochs: Sequence[EpochResult], config: TrainConfig) -
                 what = "trains nothing" if not regime.trains else "trains" if regime.by_steps else "fits its head"
                 yield f"{where}.{number}.{name}={getattr(row, name)}: regime {config.regime!r} {what}"
         if (row.val_loss is not None) is not TASKS[config.task].val_loss:
-            has = "has one" if TASKS[config.task].val_loss else "has none"
-            yield f"{where}.{number}.val_loss={row.val_loss}: task {config.task!r} {has}"
+            right = "has one" if TASKS[config.task].val_loss else "has none"
+            yield f"{where}.{number}.val_loss={row.val_loss}: task {config.task!r} {right}"
         for name in ("train_loss", "val_loss", "learning_rate"):
             if (getattr(row, name) or 0.0) < 0:
                 yield f"{where}.{number}.{name}={getattr(row, name)}: is never below 0"
