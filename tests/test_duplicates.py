@@ -135,8 +135,10 @@ def test_they_are_told_everywhere(tmp_path: Path) -> None:
     assert f"- Note: {copies}" in markdown
     assert page.count("<strong>Check the images:</strong>") == 2 and "<dt>Note</dt><dd>1 image is in the same" in page
     assert "<b>*x*" not in page and "&lt;b&gt;*x*" in page
-    shown = here("show", "r").stdout.replace("\n", " ")
+    shown = here("show", "r", "--format", "text").stdout.replace("\n", " ")
     assert f"WARNING: {lost}" in shown and f"WARNING: {leak}" in shown and f"note: {copies}" in shown
+    piped = here("show", "r").stdout
+    assert f"WARNING: {lost}" in piped and "<b>" not in piped and "&lt;b&gt;" in piped, "which is Markdown"
     assert "Check the images: left out 1 broken link" in write_index([run], tmp_path / "reports").read_text()
 
 

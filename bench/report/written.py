@@ -16,7 +16,7 @@ from tl.cache import REGULAR, kind_of
 from tl.errors import UserError
 
 _SIGNS = {
-    ".md": re.compile(rb"^- \*\*.+\*\*: \d+ cells on .+ digest `[^`\n]+`\)$", re.MULTILINE),
+    ".md": re.compile(rb"^- \*\*.+\*\*: \d+ cells? on .+ digest `[^`\n]+`\)$", re.MULTILINE),
     ".html": re.compile(rb"<title>(?:All runs|[^<]* which backbone, which regime, at what cost)</title>\n<style>"),
     # Matplotlib notes a date and a program, and we leave both out; a PNG of ours has 120 dots per inch.
     ".svg": re.compile(rb'\A<svg (?!.*<dc:(?:date|creator)).*<g id="figure_1">', re.DOTALL),
