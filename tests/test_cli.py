@@ -537,7 +537,7 @@ def test_list_backbones_says_how_large_they_are_and_what_is_here(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
 
     def said(spec: str) -> str:
-        output = own_process("list", "backbones", spec).stdout
+        output = own_process("list", "backbones", spec, COLUMNS="200").stdout
         return next(line for line in output.splitlines() if line.split()[0] == spec)
 
     for spec in ("torchvision:resnet18", "timm:test_resnet", "timm:test_vit"):

@@ -353,10 +353,10 @@ def test_an_average_leaves_alone_what_waits(few: tl.Splits, monkeypatch: pytest.
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             with torch.no_grad():
-                self.backbone.conv1[0].weight[0] = -0.0
+                next(self.backbone.layer3.parameters())[0] = -0.0
 
     monkeypatch.setattr("tl.prepare.Classifier", Negative)
-    given = config(regime="gradual", ema=0.9, epochs=2)
+    given = config(regime="gradual", ema=0.9, epochs=3)  # layer3 joins in the last one
     assert train(given, few).frozen_verified is True
     follow, first = AveragedWeights.follow, []
 

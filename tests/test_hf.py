@@ -54,18 +54,19 @@ def save(folder: Path, network: Any, processor: Any = None) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of folders with tiny networks: two of transformers, with attention and with maps, and one of timm."""
+    """A folder of folders with tiny networks: two of transformers and two of timm, with attention and with maps."""
     root = tmp_path_factory.mktemp("hf")
     save(root / "vit", transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES, num_labels=5)))
     crop = transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, resample=2)
     save(root / "resnet", transformers.ResNetForImageClassification(transformers.ResNetConfig(**MAPS)), crop)
-    torch.manual_seed(4)
-    network = timm.create_model("test_vit2", num_classes=7)
-    config = {k: v for k, v in network.pretrained_cfg.items() if isinstance(v, int | float | str | list | tuple)}
-    settings = {"architecture": "test_vit2", "num_classes": 7, "pretrained_cfg": {**config, "crop_pct": 0.8}}
-    (root / "timm").mkdir()
-    (root / "timm" / "config.json").write_text(json.dumps(settings))
-    save_file(network.state_dict(), root / "timm" / "model.safetensors")
+    for name, architecture in (("timm", "test_vit2"), ("timm-maps", "test_resnet")):
+        torch.manual_seed(4)
+        network = timm.create_model(architecture, num_classes=7)
+        config = {k: v for k, v in network.pretrained_cfg.items() if isinstance(v, int | float | str | list | tuple)}
+        settings = {"architecture": architecture, "num_classes": 7, "pretrained_cfg": {**config, "crop_pct": 0.8}}
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps(settings))
+        save_file(network.state_dict(), root / name / "model.safetensors")
     return root
 
 
@@ -119,7 +120,7 @@ def check_regime(regime: str, name: str, backbone: str, splits: Splits) -> tl.Tr
     return result
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet", "timm"])
+@pytest.mark.parametrize("name", ["vit", "resnet", "timm-maps"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_every_regime_trains_a_network_of_a_folder(regime: str, name: str, at: None, mini: Splits) -> None:
     """Of transformers, with attention and with maps, and of timm."""

@@ -237,6 +237,7 @@ def test_preprocessing_of_each_mode(family: str, mean: Any, std: Any, flipped: b
     assert vars(made.module)["_reversed"] is flipped
 
 
+@pytest.mark.filterwarnings("ignore:`input_shape` is undefined:UserWarning")  # of Keras's MobileNet
 @pytest.mark.parametrize("name", ["EfficientNetB0", "MobileNetV3Small"])
 def test_a_family_with_published_weights_is_that_of_keras(
     name: str, keras: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -247,25 +248,35 @@ def test_a_family_with_published_weights_is_that_of_keras(
 
     h5py = pytest.importorskip("h5py")
     make = getattr(keras.applications, name)
-    keras.utils.set_random_seed(3)
-    network = make(weights=None, include_top=False, pooling="avg")
-    for variable in network.variables:
-        if variable.name in ("mean", "variance", "moving_mean", "moving_variance", "gamma"):
-            variable.assign(torch.rand(tuple(variable.shape)) * 0.2 + 0.4)
     (tmp_path / "weights").mkdir()
     path = tmp_path / "weights" / f"keras-{name}.h5"
+    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(path))
+    keras.utils.set_random_seed(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "load_weights", lambda *_: None)
+        network = make(weights="imagenet", include_top=False, pooling="avg")
+    for layer in network.layers:
+        if type(layer).__name__ == "Normalization":
+            layer.adapt_mean.assign(torch.tensor([0.4, 0.5, 0.6]))
+            layer.adapt_variance.assign(torch.tensor([0.04, 0.05, 0.06]))
+            layer.finalize_state()
+        if type(layer).__name__ == "BatchNormalization":
+            layer.momentum = 0.0
+        if type(layer).__name__ == "Dropout":
+            layer.rate = 0.0
+    pixels = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():  # so that statistics are those of images, and features differ from image to image
+        network(pixels.permute(0, 2, 3, 1).float(), training=True)
     with h5py.File(path, "w") as group:
         save_weights_to_hdf5_group(group, network)
     made = tl.make_backbone(f"keras:{name}", weights="pretrained", weights_dir=path.parent)
-    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(path))
     theirs = make(weights="imagenet", include_top=False, pooling="avg")
-    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     scale = made.preprocessing
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (scale.mean, scale.std))
     with torch.no_grad():
         ours = made.module.eval()((pixels / 255 - mean) / std)
         wanted = theirs(pixels.permute(0, 2, 3, 1).float(), training=False)  # both have their preprocessing inside
-    assert torch.allclose(ours, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    assert torch.allclose(ours, wanted, atol=1e-3 * float(wanted.std(0).mean()))
     assert keras.config.image_data_format() == "channels_last"
 
 

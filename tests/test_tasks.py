@@ -57,6 +57,7 @@ def test_every_task_has_both_entries() -> None:
     assert {loss for task in TASKS.values() for loss in task.losses} == LOSSES.keys()
     for name, task in TASKS.items():
         assert LEARNING[name].counts_hits is task.right_or_wrong
+        assert LEARNING[name].val_loss is task.val_loss
         assert task.right_or_wrong or (task.compared and task.image_score != task.score)
 
 
@@ -292,11 +293,17 @@ def test_nothing_is_saved_or_shown_by_class(splits: tl.Splits, tmp_path: Path) -
 
 def test_the_default_task_changes_no_id() -> None:
     """A cell of classification has the id that it had before tasks existed, and one of another task another."""
-    cell, other = (
-        Cell(config=tl.TrainConfig(backbone="timm:x", task=task), weights_digest="", dataset_digest="d", device="cpu")
+    backbones = {"detection": "torchvision:ssdlite320_mobilenet_v3_large"}
+    cell, *others = (
+        Cell(
+            config=tl.TrainConfig(backbone=backbones.get(task, "timm:x"), task=task),
+            weights_digest="",
+            dataset_digest="d",
+            device="cpu",
+        )
         for task in TASKS
     )
-    assert cell.id == "72c807b070af" and other.id != cell.id
+    assert cell.id == "72c807b070af" and len({cell.id, *(other.id for other in others)}) == len(TASKS)
 
 
 def test_mcnemar_is_the_sign_test_of_right_or_wrong() -> None:

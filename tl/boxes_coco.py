@@ -44,7 +44,7 @@ def annotation_files(folder: Path) -> dict[Split | None, Path]:
     Raises `DataError` if a split has several.
     """
     inner = [(folder / entry.name, split_called(entry.name)) for entry in entries(folder) if leads_to_folder(entry)]
-    places = [
+    places: list[list[tuple[Path, Split | None]]] = [
         [(folder / ANNOTATIONS, None)],
         [(place, split) for place, split in inner if split],
         [(folder, None)],
@@ -209,9 +209,10 @@ class _Part:
         sizes: dict[Hashable, tuple[int, int]] = {}
         other, unknown = [], []
         for each in self._images:
-            key, stated = each["id"], (each.get("width"), each.get("height"))
+            key = each["id"]
+            stated: tuple[Any, Any] = (each.get("width"), each.get("height"))
             name, real = shortened(repr(each["file_name"])), size_of(places[key])
-            given = all(_is_number(value) and value > 0 for value in stated)
+            given = all(_is_number(value) and value >= 1 for value in stated)
             if real and given and real != stated:
                 turned = real == stated[::-1]
                 why = ", perhaps by an EXIF orientation, which isn't applied: turn its pixels" if turned else ""

@@ -245,7 +245,7 @@ DATASETS: dict[str, Dataset] = {
         find=lambda download: synthetic.find(synthetic.MINI),
     ),
     "synthetic-boxes": Dataset(
-        summary="160 + 80 synthetic pictures of several ants and bees each, with boxes around them",
+        summary="120 + 60 synthetic pictures of several ants and bees each, with boxes around them",
         find=lambda download: synthetic.find(synthetic_boxes.FULL),
         task="detection",
     ),
@@ -469,7 +469,8 @@ def _of_boxes(found: Boxed, name: str) -> Splits:
         )
 
     train, val, test = (listed(image for image in images if image.split == split) for split in ("train", "val", "test"))
-    said, together = [found.origin, _kept(test)], ()
+    said = [found.origin, _kept(test)]
+    together: tuple[tuple[str, ...], ...] = ()
     if not val.files:
         whole = listed(image for image in images if image.split != "test")
         train, val, together = _split_boxed(found, whole, digests, classes)

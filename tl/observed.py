@@ -38,7 +38,8 @@ def scale_of(process: Callable[[torch.Tensor], torch.Tensor]) -> Scale | None:
         image = torch.zeros(3, _SIDE, _SIDE, dtype=torch.uint8)
         image[list(channels)] = 255
         made = process(image).double()
-        return made[(slice(None), *(side // 2 for side in made.shape[1:]))]  # the middle
+        middle: tuple[slice | int, ...] = (slice(None), *(side // 2 for side in made.shape[1:]))
+        return made[middle]
 
     black = colour()
     changes = torch.stack([colour(channel) - black for channel in range(3)])  # (input channel, output channel)

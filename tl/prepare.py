@@ -36,7 +36,7 @@ from tl.folds import groups_in
 from tl.freezing import Freezing, batch_norms, freeze, with_batch_norm_frozen
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
-from tl.learning import LEARNING, Learning
+from tl.learning import LEARNING, Learning, Loss
 from tl.library import Backbone, Maker, maker
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
@@ -58,7 +58,6 @@ from tl.step import (
     GraphedEvaluation,
     GraphedStep,
     Graphs,
-    Loss,
     Replayed,
     TrainStep,
     own_stream,
@@ -106,19 +105,21 @@ def ready(
         body, inference = _body(setup, ahead)
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
         # Code of one's own may read values on the host, which a graph would keep as they were at its capture.
-        plain = config.checkpointing or bool(config.own_parts)
+        plain = config.checkpointing or bool(config.own_parts) or not setup.learning.same_shapes
         with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not plain
         graphs = Graphs() if with_graphs else None
         yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
 
 
 def check_task(config: TrainConfig, splits: Splits) -> None:
-    """Raise `ConfigError` for images of another task, and `NotApplicable` for a regime that has no meaning with it."""
+    """Raise `ConfigError` for images of another task and for a package that the task needs and isn't installed, and
+    `NotApplicable` for a regime that has no meaning with the task."""
     if config.task != splits.task:
         raise ConfigError(
             f"task={config.task!r}: the images of {splits.name} are for {splits.task!r}; load them with "
             f"tl.load_splits(…, task={config.task!r})"
         )
+    TASKS[config.task].check_packages()
     if why := TASKS[config.task].no_regime(REGIMES[config.regime]):
         raise NotApplicable(f"regime {config.regime!r} has no meaning with task {config.task!r}: {why}")
 
@@ -301,6 +302,7 @@ def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, lay
             memory_format=LAYOUTS[layout],
             resident=resident,
             targets=LEARNING[splits.task].targets(images, len(splits.classes)),
+            learning=LEARNING[splits.task],
         )
         for images in (splits.train, splits.val)
     )
@@ -314,7 +316,7 @@ def _loaded_images(splits: Splits, backbone: Backbone, device: torch.device, lay
     """Images that workers load from their files in every pass."""
     learning, classes = LEARNING[splits.task], len(splits.classes)
     train, val = (
-        PlainBatches(splits.root, images, backbone.preprocessing, device, learning.rows(images, classes))
+        PlainBatches(splits.root, images, backbone.preprocessing, device, learning.rows(images, classes), learning)
         for images in (splits.train, splits.val)
     )
     return _Images(train=train, val=val)

@@ -43,7 +43,7 @@ from tl.quantize import (
 from tl.tensors import in_memory_order
 
 try:
-    from torch.ao.nn.intrinsic.qat import ConvBn2d
+    from torch.ao.nn.intrinsic.qat import ConvBn2d, ConvBnReLU2d
     from torch.ao.quantization import (
         FakeQuantize,
         MovingAverageMinMaxObserver,
@@ -168,13 +168,14 @@ class Rounding(FakeQuantize):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observe the range, if that is switched on, and round, if that is."""
+        self._inside = self.is_per_channel
         if self.observer_enabled[0]:
             observe = self._observe_channels if self.is_per_channel else self._observe
             if not observe(values.detach()):
                 return values  # the loss, or `Int8Copies.fault`, will say so
         if not self.fake_quant_enabled[0]:
             return values
-        rounded: torch.Tensor = _Rounded.apply(values, self.scale, self.zero_point, self.is_per_channel)
+        rounded: torch.Tensor = _Rounded.apply(values, self.scale, self.zero_point, self.is_per_channel, self._inside)
         return rounded
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,7 +186,7 @@ class Rounding(FakeQuantize):
         """Move the range towards that of a batch; the first one is taken whole. Returns False if it is not finite."""
         range_of = self.activation_post_process
         # A range is found eight times as fast in the order of memory.
-        ends = [float(end) for end in torch.aminmax(in_memory_order(values))]
+        batch = ends = [float(end) for end in torch.aminmax(in_memory_order(values))]
         before = [float(range_of.min_val), float(range_of.max_val)]
         if before != [math.inf, -math.inf]:
             ends = [old + range_of.averaging_constant * (new - old) for old, new in zip(before, ends, strict=True)]
@@ -195,8 +196,10 @@ class Rounding(FakeQuantize):
             return False
         low, high = min(ends[0], 0.0), max(ends[1], 0.0)  # zero has an integer, for padding
         self.scale.fill_(max((high - low) / (self.quant_max - self.quant_min), LEAST_STEP))
-        zero = self.quant_min - round(low / self.scale.item())
-        self.zero_point.fill_(min(max(zero, self.quant_min), self.quant_max))
+        step = self.scale.item()
+        zero = min(max(self.quant_min - round(low / step), self.quant_min), self.quant_max)
+        self.zero_point.fill_(zero)
+        self._inside = _ends(step, zero)[0] < batch[0] and batch[1] < _ends(step, zero)[1]
         return True
 
     def _observe_channels(self, weight: torch.Tensor) -> bool:
@@ -214,27 +217,36 @@ def _has_range(observer: Any) -> bool:
     return bool(((high - low).isfinite() | (low > high)).all())
 
 
+def _ends(step: float, zero: int) -> tuple[float, float]:
+    """The range of values that integers from 0 to 255 stand for."""
+    return (-0.5 - zero) * step, (255.5 - zero) * step
+
+
 class _Rounded(torch.autograd.Function):
-    """Values of int8, as floats. The gradient passes; that of an activation outside its range is 0."""
+    """Values of int8, as floats. The gradient passes; that of an activation outside its range is 0.
+
+    If all values are `inside`, nothing is kept for the backward pass, and nothing is done in it.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, per_channel: bool
+        ctx: Any, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, per_channel: bool, inside: bool
     ) -> torch.Tensor:
-        if per_channel:  # a weight, whose range is known, so none is outside of it
-            ctx.ends = None
+        ctx.ends = None
+        if per_channel:
             return torch.quantize_per_channel(values, scale, zero, 0, torch.qint8).dequantize()
         step, start = scale.item(), int(zero.item())
-        ctx.ends = (-0.5 - start) * step, (255.5 - start) * step
-        ctx.save_for_backward(values)
+        if not inside:
+            ctx.ends = _ends(step, start)
+            ctx.save_for_backward(values)
         return torch.quantize_per_tensor(values, step, start, torch.quint8).dequantize()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         if ctx.ends is None:
-            return gradient, None, None, None
+            return gradient, None, None, None, None
         (values,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, values, *ctx.ends), None, None, None
+        return torch.ops.aten.hardtanh_backward(gradient, values, *ctx.ends), None, None, None, None
 
 
 def _rounding(engine: str) -> QConfig:
@@ -323,7 +335,9 @@ def _prepared(backbone: nn.Module, images: torch.Tensor, engine: str, layers: li
         separate |= unfolded
     capped = {weight for name in folded for weight in convolutions[name]}
     for part in prepared.modules():
-        if isinstance(part, nn.Conv2d) and id(part.weight) in capped:
+        if isinstance(part, ConvBnReLU2d) and id(part.weight) in capped:
+            part.forward = MethodType(_at_most_six_of, part)
+        elif isinstance(part, nn.Conv2d) and id(part.weight) in capped:
             part.register_forward_hook(_at_most_six)
         if isinstance(part, nn.Conv2d) and id(part.weight) in padded:
             setattr(part, _PADDING, padded[id(part.weight)])
@@ -398,6 +412,11 @@ def _convolutions_before(network: nn.Module, images: torch.Tensor) -> dict[str, 
 
 def _at_most_six(_part: nn.Module, _given: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     return nn.functional.relu6(output)
+
+
+def _at_most_six_of(part: Any, images: torch.Tensor) -> torch.Tensor:
+    """The same without the ReLU of the module, which the cut at 0 and 6 has in it."""
+    return nn.functional.relu6(_convolved(part, images))
 
 
 def _pad(part: nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

@@ -67,7 +67,7 @@ class Boxes:
         return [("train", self.train), ("val", self.val)]
 
 
-FULL = Boxes(name="synthetic-boxes", train=160, val=80, longest=(320, 480))
+FULL = Boxes(name="synthetic-boxes", train=120, val=60, longest=(320, 480))
 MINI = Boxes(name="synthetic-boxes-mini", train=24, val=16, longest=(120, 180))
 
 

@@ -56,12 +56,12 @@ GROUPS = {
     "What to run": ("grid", "backbone", "regime", "device", "execution", "precision", "seeds"),
     "How to train": ("epochs", "batch_size", "set", "task", "protocol"),
     "Images and weights": ("data", "weights", "weights_dir", "plugin", "trust"),
+    "Results and the report": ("name", "results", "reports", "out", "report", "live", "images"),
     "Comparing speeds in turns": ("pairs", "paired", "until_decided", "within", "max_pairs", "max_seeds", "budget"),
     "Running cells": (
         *("timeout", "memory_limit", "skip_larger_after_oom", "executor", "ray_address", "inference", "wait"),
         *("dry_run", "fresh"),
     ),
-    "Results and the report": ("name", "results", "reports", "out", "report", "live", "images"),
 }
 """Heading in the help → the options below it."""
 

@@ -37,7 +37,7 @@ def export_runs(
     if columns:
         for name in columns:
             if name not in table:
-                raise UserError(not_one_of("--columns", name, table))
+                raise UserError(not_one_of("--columns", name, map(str, table)))
         table = table[list(dict.fromkeys(columns))]
     if format == "parquet":
         if output is None and sys.stdout.isatty():

@@ -108,7 +108,7 @@ def fit_frame(
     return fit(
         [
             Fitted(
-                heading=str(heading),
+                heading=heading,
                 texts=tuple(frame[heading]),
                 brief=tuple(names.get(heading, ())),
                 rank=ranks.get(heading, 0),
@@ -116,7 +116,7 @@ def fit_frame(
                 wraps=heading in wraps,
                 styles=(styles or {}).get(heading),
             )
-            for heading in frame
+            for heading in map(str, frame)
         ],
         width,
     )

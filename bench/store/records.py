@@ -26,7 +26,8 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
 12  a config has `code`, `lora_rank`, `rate_after_head`, `unfreeze_every`, `freeze_bn`, `layer_decay`, `ema`,
     `early_stopping` and `task` (older files: see `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's
-    own; a result has `head_start_seconds`, `periods` and `score`, and its predictions `probabilities`; a manifest's
+    own; a result has `head_start_seconds`, `periods` and `score`, and its predictions `probabilities` and
+    `detections`; the `val_loss` of an epoch may be None, with task `detection`; a manifest's
     data set has `task` (`classification` in older files), `val_targets` and `val_objects`
 """
 

@@ -18,7 +18,7 @@ from tl.weights import BUNDLED
 
 LISTS = {
     "grids": "the grids that come with the suite",
-    "backbones": "networks of the libraries that are installed; a text after the word finds them",
+    "backbones": "networks of the installed libraries; `backbones TEXT` finds more",
     "regimes": "which parts of a network train",
     "tasks": "what a network is to say of an image",
     "executions": "how a training is carried out",
@@ -57,7 +57,8 @@ def choices(what: str, text: str | None = None) -> dict[str, str]:
 def _datasets() -> dict[str, str]:
     auto = {"auto": "hymenoptera if available, else synthetic; the default"}
     folder = {
-        "PATH": "a folder of CLASS/*.jpg or of train/ and val/ with these, or a CSV or Parquet file of path and label"
+        "PATH": "a folder of CLASS/*.jpg or of train/ and val/ with these, a CSV or Parquet file of path and label, or "
+        "for task detection COCO files or masks"
     }
     return auto | {name: dataset.summary for name, dataset in DATASETS.items()} | folder
 

@@ -39,7 +39,7 @@ def pairings(cells: Collection[Cell], claims: Iterable[Claim]) -> list[tuple[Cel
     """
     bare = list(dict.fromkeys(cell.but(seed=0) for cell in cells if not without_turns(cell)))
     found: dict[tuple[str, str], dict[str, Cell]] = {}
-    """Two regimes → key that a cell of the first has for the second (`all_else`) → that cell. The first that was
+    """Two regimes → key that a cell of the first has for the second (`all_else`) → that cell; the first that was
     planned counts, as for claims."""
 
     def counterpart(cell: Cell, regime: str) -> Cell | None:
