@@ -56,7 +56,7 @@ class RenderedFigure:
     @property
     def least(self) -> int:
         """Width in CSS pixels from which its smallest letters have `LETTERS` pixels."""
-        sizes = [float(size) for size in re.findall(r"font: ([\d.]+)px", self.svg)]
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?: ([\d.]+)px", self.svg)]
         found = re.search(r'viewBox="0 0 ([\d.]+)', self.svg)
         return math.ceil(float(found[1]) * LETTERS / min(sizes)) if found and sizes else 0
 

@@ -132,8 +132,8 @@ def _labelled(several: Sequence[Place], picks: set[int]) -> list[Place]:
         return list(several)
     ranked = sorted(several, key=lambda one: -one.accuracy)
     first = [one for one in ranked if id(one.group) in picks]
-    ordered = dict.fromkeys((*first, ranked[0], ranked[-1], *ranked))
-    return list(ordered)[:MOST_LABELS]
+    ordered = {one.number: one for one in (*first, ranked[0], ranked[-1], *ranked)}
+    return list(ordered.values())[:MOST_LABELS]
 
 
 def _label(group: Group, others: Sequence[Group], summary: Summary) -> str:

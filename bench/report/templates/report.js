@@ -212,7 +212,7 @@
       return button;
     });
     const tools = document.getElementById("table-tools");
-    tools.append(search, counter, whole, ...copies, make("details", {}, make("summary", {}, "Columns"), list));
+    tools.append(search, counter, make("span", {}, whole), ...copies, make("details", {}, make("summary", {}, "Columns"), list));
     tools.hidden = false;
     search.value = state.get("q") || "";
     filter(search.value);
@@ -269,7 +269,7 @@
     const numbers = make("button", { type: "button" }, "CSV");
     picture.addEventListener("click", () => savePicture(figure));
     numbers.addEventListener("click", () => save(`${figure.dataset.name}.csv`, figure.dataset.csv, "text/csv"));
-    figure.append(make("p", { class: "tools" }, picture, numbers));
+    figure.querySelector(".message").after(make("p", { class: "tools" }, picture, numbers));
   }
 
   // The explorer: any metric against any other.
