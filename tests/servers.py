@@ -19,6 +19,7 @@ def serve(files: dict[str, bytes]) -> Iterator[str]:
             if content is None:
                 self.send_response(404)
                 self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("X-Repo-Commit", "0" * 40)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return

@@ -20,6 +20,7 @@ from tests.conftest import TINY
 from tests.servers import serve
 from tests.weights import network
 from tl.backbones import find_weights, known_names, make_backbone
+from tl.detector_names import DETECTORS
 from tl.errors import ConfigError, WeightsError
 from tl.library import checkpoint_at, library
 from tl.specs import canonical
@@ -112,9 +113,10 @@ def test_a_wrong_name_is_rejected(spec: str, message: str) -> None:
 
 
 def test_both_sources_list_their_names() -> None:
-    """torchvision's names are only classification networks; timm's names include tags."""
+    """torchvision's names are classification networks and the detectors that can train; timm's include tags."""
     names = known_names()
     assert "resnet18" in names["torchvision"] and "fasterrcnn_resnet50_fpn" not in names["torchvision"]
+    assert {*DETECTORS, f"{DETECTORS[0]}.COCO_V1", f"{DETECTORS[1]}.IMAGENET1K_V2"} <= set(names["torchvision"])
     assert {"resnet18", "resnet18.a1_in1k"} <= set(names["timm"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -123,10 +125,10 @@ def test_sorting_filtering_hiding_and_the_link(browser: Any, page: Path) -> None
     assert len(texts(browser, "#cells tbody tr")) == 2 and texts(browser, "#table-tools output") == ["2 of 5 rows"]
     browser.find_element(By.CSS_SELECTOR, "#table-tools summary").click()
     boxes = {label.text.strip(): label for label in browser.find_elements(By.CSS_SELECTOR, ".columns label")}
-    boxes["weights"].click()
+    boxes["verdict"].click()
     boxes["best epoch"].click()
-    heads = texts(browser, "#cells th")
-    assert "weights" not in heads and "best epoch" in heads
+    heads = texts(browser, "#cells thead th")
+    assert "verdict" not in heads and "best epoch" in heads
     shown = texts(browser, "#cells tr")
     link = browser.execute_script("return location.hash")
     opened(browser, page, link)
@@ -149,7 +151,7 @@ def test_the_page_of_an_unfinished_run(
     path = write.write_live(run, tmp_path)
     opened(browser, path, "#q=frozen")
     assert serious(browser) == []
-    write_atomic(path, path.read_text().replace("<h1>run</h1>", "<h1>later</h1>"))
+    write_atomic(path, re.sub("<h1>.*?</h1>", "<h1>later</h1>", path.read_text()))
     assert wait_until(lambda: _heading(browser) == "later", 10)
     assert browser.execute_script("return location.hash") == "#q=frozen"
     assert wait_until(lambda: _in_page(browser, "document.querySelector('#live input').click(); return true"), 10)
@@ -188,7 +190,7 @@ def test_copies(browser: Any, page: Path) -> None:
     for button in browser.find_elements(By.CSS_SELECTOR, "#table-tools > button"):
         button.click()
     comma, markdown, latex = browser.execute_script("return window.copied")
-    assert len(comma.splitlines()) == 3 and comma.startswith("backbone,regime,device")
+    assert len(comma.splitlines()) == 3 and comma.startswith("backbone,verdict,regime")
     assert markdown.splitlines()[1].startswith("| --- |") and len(markdown.splitlines()) == 4
     assert latex.startswith("\\begin{tabular}") and "\\%" not in latex.splitlines()[2] and "$\\pm$" in latex
 
@@ -251,6 +253,70 @@ while (walker.nextNode()) {
 }
 return found.sort((one, other) => one[0] - other[0]);
 """
+
+
+CUT = """
+const cut = [];
+for (const drawing of document.querySelectorAll("figure .drawing")) {
+  const box = drawing.querySelector("svg").getBoundingClientRect();
+  for (const text of drawing.querySelectorAll("text")) {
+    const { left, right, top, bottom, width } = text.getBoundingClientRect();
+    if (width && (left < box.left - 1 || right > box.right + 1 || top < box.top - 1 || bottom > box.bottom + 1))
+      cut.push(text.textContent);
+  }
+}
+return cut;
+"""
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_letter_of_a_figure_is_cut_off_or_tiny(size: tuple[int, int], browser: Any, page: Path) -> None:
+    """On a phone letters have 11 pixels at least."""
+    opened(browser, page, size=size)
+    assert browser.execute_script(CUT) == []
+    heights = browser.execute_script(
+        "return [...document.querySelectorAll('figure .drawing svg')].filter((one) => one.checkVisibility()).map("
+        "(one) => one.getBoundingClientRect().width / one.viewBox.baseVal.width * Math.min(...[...one.querySelectorAll("
+        "'text')].map((text) => parseFloat(getComputedStyle(text).fontSize))))"
+    )
+    assert len(heights) > 3 and min(heights) >= 10.9
+
+
+@pytest.mark.parametrize("width", [1280, 1440])
+def test_no_column_of_the_leaderboard_is_hidden(width: int, browser: Any, page: Path) -> None:
+    opened(browser, page, size=(width, 900))
+    board = "document.querySelector('.board')"
+    assert browser.execute_script(f"return {board}.scrollWidth <= {board}.clientWidth")
+
+
+def test_a_filter_drives_all_views(browser: Any, page: Path) -> None:
+    """Rows, the matrix and the points of the first figure."""
+    opened(browser, page, "#q=timm:a frozen")
+    assert len(texts(browser, "#cells tbody tr")) == 1
+    assert [text.split()[0] for text in texts(browser, "#matrix-table tbody tr")] == ["a"]
+    points = browser.find_elements(By.CSS_SELECTOR, ".hero [id^=point-]")
+    assert len(points) == 4 and sum("faded" in (one.get_attribute("class") or "") for one in points) == 3
+
+
+def test_figures_can_be_copied(browser: Any, page: Path) -> None:
+    """Each of the first figures has a button for its picture and one for its numbers."""
+    opened(browser, page)
+    browser.execute_script(
+        "window.saved = []; URL.createObjectURL = (blob) => { window.saved.push(blob.type); return '#'; };"
+    )
+    for button in browser.find_elements(By.CSS_SELECTOR, "#figure-front .tools button"):
+        button.click()
+    assert wait_until(lambda: sorted(browser.execute_script("return window.saved")) == ["image/png", "text/csv"], 10)
+
+
+def test_one_page_of_paper_has_the_answer(browser: Any, page: Path) -> None:
+    """Of a printed page of this run, and no page is empty."""
+    opened(browser, page)
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    sheets = re.findall(rb"/Type\s*/Page\b", pdf)
+    assert 3 <= len(sheets) <= 14
+    (box,) = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", pdf))
+    assert float(box[0]) > float(box[1]), "landscape"
 
 
 def test_contrast_of_text(browser: Any, page: Path) -> None:

@@ -15,7 +15,7 @@ from bench.analysis.paired import compare
 from bench.analysis.stats import LEVEL, ratio
 from bench.analysis.timed import look_at
 from bench.analysis.verdicts import _likeliest, decide_claims, overall
-from bench.report.answers import answers
+from bench.report.answers import answers, overalls
 from bench.report.summary import summarise
 from bench.store.records import Record
 from bench.sweep.grid import load_grid
@@ -24,7 +24,7 @@ from tests.commands import here as command
 from tests.runs import RANDOM, TRUTH, pair_record, record, write_run
 from tl.errors import ConfigError
 from tl.regimes import REGIMES
-from tl.results import Work
+from tl.results import InferenceCost, Work
 
 HALF = CLAIMS["half-the-time-fast"]
 OWN = """
@@ -234,7 +234,7 @@ def test_pairs_decide_a_claim_about_predictions_too() -> None:
     ("seconds", "trained", "expected"),
     [
         ([15.0, 15.2, 14.9], 100, ("supported", "supported")),
-        ([9.0, 9.1, 8.9], 100, ("supported", "half the time, or less")),
+        ([9.0, 9.1, 8.9], 100, ("supported", "about half the time, or less")),
         ([15.0, 15.2, 14.9], 5_000, ("below the claim", "supported")),
     ],
 )
@@ -267,6 +267,29 @@ def test_claims_about_regimes_that_a_run_lacks_are_not_mentioned(tmp_path: Path)
     run = write_run(tmp_path / "norms", half, missing=[record("timm:a", "norm-only").cell])
     summary = summarise([run], "x")
     assert few in summary.claims and summary.without_result["few-parameters"] == 1
+
+
+def test_a_claim_about_inference_says_how_it_is_measured(tmp_path: Path) -> None:
+    """Without `--inference` nothing is known, and the verdict alone wouldn't say why."""
+    name = "quantized-finetune-faster"
+    cost = InferenceCost(latency_seconds=(0.01,), batch_size=32, batch_seconds=(0.1,), model_bytes=4, seconds=1.0)
+    pair = [record("timm:a", regime) for regime in ("finetune", "quantized-finetune")]
+    said = {}
+    for place, sides in (
+        ("without", pair),
+        ("half", [_with(pair[0], cost), pair[1]]),
+        ("with", [_with(one, cost) for one in pair]),
+    ):
+        summary = summarise([write_run(tmp_path / place, sides)], place)
+        said[place] = next(text for claim, text in overalls(summary) if claim.name == name)
+    told = "; unknown is what ran without `run --inference`"
+    assert said["without"] == said["half"] == f"open. 1 comparison: 1 unknown{told}"
+    assert told not in said["with"]
+
+
+def _with(one: Record, cost: InferenceCost) -> Record:
+    assert one.result is not None
+    return one.replace(result=one.result.replace(inference=cost))
 
 
 def test_a_claim_of_a_grid_can_be_about_a_kind_of_regimes(tmp_path: Path) -> None:

@@ -28,9 +28,12 @@ from tl.errors import DataError
 UNREACHABLE = "http://127.0.0.1:9/hymenoptera_data.zip"
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", [name for name, each in DATASETS.items() if each.task == "classification"])
 def test_contract(name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Every named data set is found, has two splits with the same classes, and says if it is synthetic."""
+    """Every named data set is found, has two splits with the same classes, and says if it is synthetic.
+
+    Those with boxes have a test of their own in `tests/test_boxes.py`.
+    """
     if name == "hymenoptera":
         monkeypatch.setenv("TL_DATA", str(request.getfixturevalue("real_images")))
     splits = tl.load_splits(name)

@@ -16,7 +16,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import tl
+from bench.analysis.claims import Claim
 from bench.analysis.groups import all_else, make_groups
+from bench.analysis.verdicts import decide_claims
 from bench.report.settings_text import settings
 from bench.store.consistency import contradiction
 from bench.store.records import Cell, Record
@@ -25,11 +27,13 @@ from bench.sweep.describe import list_cells
 from bench.sweep.final import plan_final
 from bench.sweep.grid import load_grid
 from bench.sweep.options import Options
+from bench.sweep.pairs import pairings
 from tests.commands import ONE_CELL
 from tests.runs import TRUTH, record, write_run
 from tests.test_reference import DoubleClassifier, every
 from tests.weights import TRAINING
 from tl import train as train_module
+from tl.averaging import AveragedWeights
 from tl.backbones import Classifier, make_backbone
 from tl.batches import Batches
 from tl.config import one_training
@@ -167,10 +171,11 @@ def test_batch_norm_that_moves_is_reported(few: tl.Splits, monkeypatch: pytest.M
     ("given", "message"),
     [
         ({"backbone": "timm:test_vit"}, r"^freeze_bn=true: no BatchNorm layer of this backbone would train"),
+        ({"backbone": "timm:test_vit", "regime": "gradual"}, r"^freeze_bn=true: no BatchNorm layer of this backbone"),
         ({"regime": "bias-only"}, r"^freeze_bn=true: regime 'bias-only' trains nothing else of this backbone"),
         ({"regime": "norm-only"}, r"^freeze_bn=true: regime 'norm-only' trains nothing else of this backbone"),
     ],
-    ids=["no BatchNorm", "bias-only", "norm-only"],
+    ids=["no BatchNorm", "not even later", "bias-only", "norm-only"],
 )
 def test_frozen_batch_norm_without_a_meaning_is_skipped(few: tl.Splits, given: dict[str, Any], message: str) -> None:
     with pytest.raises(tl.NotApplicable, match=message):
@@ -341,6 +346,28 @@ def test_the_best_average_comes_back(six: tl.Splits, monkeypatch: pytest.MonkeyP
     assert not torch.equal(states[0]["head.weight"], states[1]["head.weight"])
 
 
+def test_an_average_leaves_alone_what_waits(few: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an average with itself a weight of -0.0 would become 0.0, and its stage would count as changed too early."""
+
+    class Negative(Stirred):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            with torch.no_grad():
+                next(self.backbone.layer3.parameters())[0] = -0.0
+
+    monkeypatch.setattr("tl.prepare.Classifier", Negative)
+    given = config(regime="gradual", ema=0.9, epochs=3)  # layer3 joins in the last one
+    assert train(given, few).frozen_verified is True
+    follow, first = AveragedWeights.follow, []
+
+    def all_at_once(self: AveragedWeights, freezing: Freezing) -> None:
+        first.append(freezing)
+        follow(self, first[0])
+
+    monkeypatch.setattr(AveragedWeights, "follow", all_at_once)
+    assert train(given, few).frozen_verified is False
+
+
 def test_an_average_begins_with_the_fitted_head(few: tl.Splits) -> None:
     """With a decay of nearly 1 it stays there."""
     given = config(regime="logistic", fold=False)
@@ -486,9 +513,36 @@ def test_who_reads_the_settings() -> None:
         assert all_else(ours, "knn") == all_else(cell(regime="knn"), "finetune")
     for setting in ({"layer_decay": 0.5}, {"freeze_bn": True}):
         assert all_else(cell(**setting), "frozen") == all_else(cell(regime="frozen"), "finetune")
+    for setting in ({"layer_decay": 0.5}, {"freeze_bn": True}, {"checkpointing": True}):
+        ours, plain = cell(**setting), cell()
+        for other in ("lp-ft", "last-block", "gradual"):  # they read it too, so it must be the same
+            assert (
+                all_else(cell(regime=other, **setting), "finetune") == all_else(ours, other) != all_else(plain, other)
+            )
+        assert all_else(ours, "frozen") == all_else(plain, "frozen")
     for name, wrong in (("layer_decay", 0.0), ("layer_decay", 1.1), ("layer_decay", float("nan")), ("ema", 1.0)):
         with pytest.raises(tl.ConfigError, match=name):
             config(**{name: wrong})
+
+
+def test_claims_and_pairs_compare_the_same_cells() -> None:
+    """Where some cells have settings of their own: what both regimes read is equal, and the first such cell counts."""
+    claim = Claim(name="x", statement="x", metric="epoch_seconds", regime="*", low=1.0)
+    given: list[tuple[str, dict[str, Any]]] = [
+        ("finetune", {}),
+        ("frozen", {}),
+        ("last-block", {}),
+        ("finetune", {"layer_decay": 0.5}),
+        ("last-block", {"layer_decay": 0.5}),
+        ("last-2", {"layer_decay": 0.3}),
+    ]
+    records = [record("timm:a", regime, seed=seed, **settings) for seed in range(3) for regime, settings in given]
+    findings = decide_claims({"r": [claim]}, make_groups([("r", one) for one in records], {"r": TRUTH}))
+    compared = {(one.group.cell, one.against.cell) for one in findings}
+    paired = {(cell, first) for first, *others in pairings([one.cell for one in records], [claim]) for cell in others}
+    assert compared == paired
+    decays = {(one.config.regime, one.config.layer_decay): other.config.layer_decay for one, other in compared}
+    assert decays == {("frozen", 1.0): 1.0, ("last-block", 1.0): 1.0, ("last-block", 0.5): 0.5}
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 import tl
 from tests.commands import here
 from tests.servers import serve
+from tests.weights import epochs_for, proof_of
 from tl import hf
 from tl.backbones import find_weights
 from tl.batches import centre_view, channel_scale, normalised
 from tl.datasets import Splits
 from tl.errors import ConfigError, NotApplicable, WeightsError
 from tl.network import unreachable
-from tl.regimes import EVERYTHING, REGIMES
+from tl.regimes import REGIMES
 from tl.specs import canonical
 
 transformers = pytest.importorskip("transformers")
@@ -53,18 +54,19 @@ def save(folder: Path, network: Any, processor: Any = None) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of folders with tiny networks: two of transformers, with attention and with maps, and one of timm."""
+    """A folder of folders with tiny networks: two of transformers and two of timm, with attention and with maps."""
     root = tmp_path_factory.mktemp("hf")
     save(root / "vit", transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES, num_labels=5)))
     crop = transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, resample=2)
     save(root / "resnet", transformers.ResNetForImageClassification(transformers.ResNetConfig(**MAPS)), crop)
-    torch.manual_seed(4)
-    network = timm.create_model("test_vit2", num_classes=7)
-    config = {k: v for k, v in network.pretrained_cfg.items() if isinstance(v, int | float | str | list | tuple)}
-    settings = {"architecture": "test_vit2", "num_classes": 7, "pretrained_cfg": {**config, "crop_pct": 0.8}}
-    (root / "timm").mkdir()
-    (root / "timm" / "config.json").write_text(json.dumps(settings))
-    save_file(network.state_dict(), root / "timm" / "model.safetensors")
+    for name, architecture in (("timm", "test_vit2"), ("timm-maps", "test_resnet")):
+        torch.manual_seed(4)
+        network = timm.create_model(architecture, num_classes=7)
+        config = {k: v for k, v in network.pretrained_cfg.items() if isinstance(v, int | float | str | list | tuple)}
+        settings = {"architecture": architecture, "num_classes": 7, "pretrained_cfg": {**config, "crop_pct": 0.8}}
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps(settings))
+        save_file(network.state_dict(), root / name / "model.safetensors")
     return root
 
 
@@ -98,28 +100,39 @@ def hub(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
 
 
 REFUSED = {
-    ("quantized", "vit"): "can't be quantised",
-    ("quantized", "resnet"): "can't be quantised",
+    (regime, name): "can't be quantised" for regime in ("quantized", "quantized-finetune") for name in ("vit", "resnet")
 }
 """What a regime can't do with a network, and the reason that is given."""
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet"])
-@pytest.mark.parametrize("regime", REGIMES)
-def test_every_regime_trains_a_network_of_transformers(regime: str, name: str, at: None, mini: Splits) -> None:
-    """And what it doesn't train stays as it was."""
-    config = tl.TrainConfig(backbone=f"hf-local:{name}", regime=regime, epochs=1, batch_size=8)
+def check_regime(regime: str, name: str, backbone: str, splits: Splits) -> tl.TrainResult | None:
+    """Train, and prove that what is frozen stayed as it was. Returns None if the regime has no meaning here."""
+    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=epochs_for(regime), batch_size=8)
     config = config.replace(lora_rank=1) if REGIMES[regime].adapter == "lora" else config
     said = "no classifier that is known" if REGIMES[regime].head == "own" else REFUSED.get((regime, name))
     if said:
         with pytest.raises(NotApplicable, match=said):
-            tl.train_model(config, mini, device="cpu")
-        return
-    result = tl.train_model(config, mini, device="cpu")
-    promises = REGIMES[regime].trainable is not EVERYTHING and REGIMES[regime].frozen_mode == "eval"
-    assert result.frozen_verified is (True if promises else None)
+            tl.train_model(config, splits, device="cpu")
+        return None
+    result = tl.train_model(config, splits, device="cpu")
+    assert result.frozen_verified is proof_of(regime) and dict(result.config.code).keys() == {"backbone"}
     assert result.weights.kind == ("random" if REGIMES[regime].start == "random" else "pretrained")
-    assert dict(result.config.code).keys() == {"backbone"} and result.weights.source in ("folder", "random")
+    return result
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet", "timm-maps"])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_regime_trains_a_network_of_a_folder(regime: str, name: str, at: None, mini: Splits) -> None:
+    """Of transformers, with attention and with maps, and of timm."""
+    result = check_regime(regime, name, f"hf-local:{name}", mini)
+    assert result is None or result.weights.source in ("folder", "random")
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_regime_trains_a_network_of_the_hub(regime: str, hub: dict[str, bytes], mini: Splits) -> None:
+    """By its branch."""
+    result = check_regime(regime, "vit", "hf:me/vit@v1", mini)
+    assert result is None or result.weights.source in ("download", "Hugging Face cache", "random")
 
 
 def test_features_are_those_of_transformers(at: None) -> None:
@@ -266,7 +279,8 @@ def test_what_the_hub_lacks_is_one_line(hub: dict[str, bytes]) -> None:
         tl.make_backbone("hf:me/vit", weights="pretrained")
     with pytest.raises(ConfigError, match=r"backbone='hf:me/vitt': it has no config\.json"):
         canonical("hf:me/vitt", {})
-    for name in ("vit", "me/vit@", "me/vit@a b", "me/vit/x"):
+    wrong = ("me/vit--a", "me/vit.git", "-me/vit", "me/vit@a..b", f"me/vit--a@{COMMIT}")
+    for name in ("vit", "me/vit@", "me/vit@a b", "me/vit/x", *wrong):
         with pytest.raises(ConfigError, match=r"must be hf:OWNER/NAME\[@REVISION\]"):
             canonical(f"hf:{name}", {})
 
@@ -301,3 +315,52 @@ def test_a_command_runs_a_folder(saved: Path, tmp_path: Path) -> None:
     again = here(*words)
     assert again.returncode == 2 and "source" in again.stderr, again.stdout + again.stderr
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_code_of_a_preprocessing_never_runs(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does transformers ask on the terminal whether it may."""
+    copy = variant(saved, "vit")
+    settings = json.loads((copy / "preprocessor_config.json").read_text())
+    settings |= {"image_processor_type": "Mine", "auto_map": {"AutoImageProcessor": "mine.Mine"}}
+    (copy / "preprocessor_config.json").write_text(json.dumps(settings))
+    (copy / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine:\n    pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ConfigError, match="its preprocessing needs code of its repository, and that is never run"):
+        tl.make_backbone("hf-local:copy", weights="random")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_statistics_that_a_file_lacks_are_noticed(saved: Path, tmp_path: Path) -> None:
+    """As weights are."""
+    copy = variant(saved, "resnet")
+    tensors = load_file(copy / "model.safetensors")
+    lost = next(name for name in tensors if name.endswith("running_mean"))
+    del tensors[lost]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=f"it lacks 1 tensors, such as {lost}"):
+        tl.make_backbone("hf-local:copy", weights="pretrained")
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_settings_follow_from_the_repository_alone(
+    both: bool, hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from which of its files another program has put into the cache. Of two files transformers chooses one."""
+    inner = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "image_mean": [0.25] * 3}
+    if both:
+        hub[f"/me/vit/resolve/{COMMIT}/processor_config.json"] = json.dumps({"image_processor": inner}).encode()
+    repository = hf.repository_of("hf", f"me/vit@{COMMIT}")
+    digest = hf.digest_of_settings(repository)
+    assert (hf.in_cache(repository, "processor_config.json") is not None) is both
+    made = tl.make_backbone(f"hf:me/vit@{COMMIT}", weights="random")
+    assert made.preprocessing.mean == ((0.25,) * 3 if both else (0.5,) * 3)
+    hub.clear()
+    assert hf.digest_of_settings(repository) == digest, "that there is no such file is remembered"
+    monkeypatch.setenv("TL_OFFLINE", "1")
+    unreachable.cache_clear()
+    assert hf.digest_of_settings(repository) == digest
+
+
+def test_a_folder_has_one_name() -> None:
+    """However it is written."""
+    assert {canonical(f"hf-local:{name}", {}) for name in ("mine", "./mine", "mine/")} == {"hf-local:mine"}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import sys
+import urllib.error
 import zipfile
 from collections.abc import Callable, Iterator
+from email.message import Message
 from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ import torch
 
 import bench
 import tl
+from bench.sweep.choices import choices
 from tests.commands import command, here
 from tests.servers import serve
+from tests.weights import epochs_for, proof_of
 from tl import hub, hub_models, own_code
 from tl.datasets import Splits
 from tl.errors import ConfigError, NotApplicable
@@ -73,6 +78,7 @@ def network(pretrained):
     return nn.Sequential(
         nn.Conv2d(3, 6, 7, stride=8, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
         *(nn.Conv2d(6, 6, 3, stride=2, padding=1) for _ in range(3)),  # with the first one four stages
+        nn.Conv2d(6, 6, 1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1000),
     )
 
@@ -140,21 +146,30 @@ def github(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     unreachable.cache_clear()
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-def test_every_regime_trains_a_network_of_a_folder(regime: str, folder: Path, mini: Splits) -> None:
-    """With the classifier cut off, and the frozen part as it was."""
-    config = tl.TrainConfig(backbone="hub-local:mine:tiny", regime=regime, epochs=1, batch_size=8)
+def check_regime(regime: str, backbone: str, splits: Splits) -> None:
+    """Train, and prove that what is frozen stayed as it was."""
+    config = tl.TrainConfig(backbone=backbone, regime=regime, epochs=epochs_for(regime), batch_size=8)
+    config = config.replace(lora_rank=2) if REGIMES[regime].adapter == "lora" else config
     if REGIMES[regime].head == "own":
         with pytest.raises(NotApplicable, match="no classifier that is known"):
-            tl.train_model(config, mini, device="cpu")
+            tl.train_model(config, splits, device="cpu")
         return
-    if REGIMES[regime].adapter == "lora":
-        with pytest.raises(NotApplicable, match="low-rank updates need linear layers or 1x1 convolutions"):
-            tl.train_model(config, mini, device="cpu")
-        return
-    result = tl.train_model(config, mini, device="cpu")
-    assert result.frozen_verified is not False and dict(result.config.code).keys() == {"backbone"}
+    result = tl.train_model(config, splits, device="cpu")
+    assert result.frozen_verified is proof_of(regime) and dict(result.config.code).keys() == {"backbone"}
     assert result.weights.kind == ("random" if REGIMES[regime].start == "random" else "pretrained")
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_regime_trains_a_network_of_a_folder(regime: str, folder: Path, mini: Splits) -> None:
+    """With the classifier cut off."""
+    check_regime(regime, "hub-local:mine:tiny", mini)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_regime_trains_a_network_of_a_repository(regime: str, github: Files, mini: Splits) -> None:
+    """That is trusted, by its branch."""
+    hub.trust(["me/mine"])
+    check_regime(regime, "hub:me/mine:v1:tiny", mini)
 
 
 def test_the_classifier_is_cut_off(folder: Path) -> None:
@@ -241,7 +256,7 @@ def test_modules_of_ones_own_have_the_same_names(
     own_code.load(path) if first == "mine" else tl.make_backbone("hub-local:mine:tiny")
     config = tl.TrainConfig(backbone="hub-local:mine:tiny", regime="frozen", epochs=1, batch_size=8, loss=path.text)
     result = tl.train_model(config, mini, device="cpu")
-    assert result.epochs[0].train_loss > 1000 and len(result.model.backbone) == 9
+    assert result.epochs[0].train_loss > 1000 and len(result.model.backbone) == 10
 
 
 def test_what_belongs_to_the_source_of_an_entry(folder: Path) -> None:
@@ -379,7 +394,7 @@ def test_a_command_runs_a_trusted_repository(github: Files, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("path", "answer", "said"),
     [
-        ("/repos/me/mine/commits/HEAD", None, "HEAD can't be pinned to a commit: .* answered 404"),
+        ("/repos/me/mine/commits/HEAD", None, "GitHub has no such repository, or it is private$"),
         ("/repos/me/mine/commits/HEAD", b"<html>", "answered something else"),
         (f"/me/mine/zip/{COMMIT}", None, "its code can't be downloaded: .* answered 404"),
         (f"/me/mine/zip/{COMMIT}", b"PK", "its code can't be unpacked"),
@@ -404,3 +419,70 @@ def test_without_a_network_a_commit_is_asked_for(folder: Path) -> None:
     hub.trust(["me/mine"])
     with pytest.raises(ConfigError, match="HEAD can't be pinned to a commit: TL_OFFLINE is set"):
         tl.make_backbone("hub:me/mine:tiny")
+
+
+def test_what_github_lacks_is_named_with_near_matches(github: Files) -> None:
+    """A repository, and a branch or tag; without a list of them there is no hint."""
+    hub.trust(["me/mine", "me/mien"])
+    github["/repos/me/mine"] = b"{}"
+    github["/repos/me/mine/branches?per_page=100"] = json.dumps([{"name": "main"}]).encode()
+    github["/repos/me/mine/tags?per_page=100"] = json.dumps([{"name": "release-1"}]).encode()
+    github["/users/me/repos?per_page=100"] = json.dumps([{"name": "mine"}, {"name": "other"}]).encode()
+    for name, said in (
+        ("me/mien:tiny", "GitHub has no such repository, or it is private; near matches: me/mine"),
+        ("me/mine:relase-1:tiny", "the repository has no branch, tag or commit 'relase-1'; near matches: release-1"),
+        ("me/mine:zz:tiny", "the repository has no branch, tag or commit 'zz'"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            canonical(f"hub:{name}", {})
+        assert str(raised.value) == f"backbone='hub:{name}': {said}"
+
+
+def test_an_entry_behind_a_star_has_near_matches(folder: Path) -> None:
+    """Which only the loaded file shows."""
+    (folder / "hubconf.py").write_text("from parts.blocks import *\n")
+    with pytest.raises(ConfigError, match=r"hubconf\.py has no function of that name; near matches: network"):
+        tl.make_backbone("hub-local:mine:netwrok")
+
+
+def test_githubs_limit_is_named(github: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is a number that says little."""
+
+    def refuse(request: Any, timeout: float) -> None:
+        headers = Message()
+        headers["x-ratelimit-remaining"] = "0"
+        raise urllib.error.HTTPError(request.full_url, 403, "rate limit exceeded", headers, None)
+
+    hub.trust(["me/mine"])
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(ConfigError, match="answered 403: its limit on requests from here is used up"):
+        canonical("hub:me/mine:tiny", {})
+
+
+def test_trust_by_the_environment(github: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are joined by commas, with blanks or without."""
+    monkeypatch.setenv(hub.VARIABLE, "you/yours, me/mine")
+    assert canonical("hub:me/mine:tiny", {}) == f"hub:me/mine:{COMMIT}:tiny"
+
+
+def test_extensions_belong_to_the_source_of_an_entry(folder: Path) -> None:
+    """Which are imported, but no Python."""
+    file = folder / "parts" / f"fast{EXTENSION_SUFFIXES[0]}"
+    (folder / "parts" / "blocks.py").write_text(f"import parts.fast\n{BLOCKS}")
+    digests = set()
+    for content in (b"1", b"2"):
+        file.write_bytes(content)
+        digests.add(digest_of_entry(entry_of("hub-local", "mine:tiny")))
+    assert len(digests) == 2
+
+
+def test_listing_asks_nothing_of_the_network(github: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither GitHub nor another host."""
+
+    def connect(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    for text in (None, "hub", "hub:", "hf"):
+        assert any(name.startswith(text or "hub:") for name in choices("backbones", text))
+    assert github.asked == []

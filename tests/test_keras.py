@@ -15,6 +15,7 @@ import torch
 import tl
 from bench.sweep.choices import choices
 from tests.servers import serve
+from tests.weights import epochs_for, proof_of
 from tl import keras_models, keras_names
 from tl.backbones import find_weights
 from tl.datasets import Splits
@@ -95,7 +96,7 @@ def folder(file: Path, tmp_path: Path) -> Path:
 
 
 def train(splits: Splits, folder: Path, regime: str, **settings: Any) -> Any:
-    config = tl.TrainConfig(backbone="keras:VGG16", regime=regime, epochs=1, batch_size=8, **settings)
+    config = tl.TrainConfig(backbone="keras:VGG16", regime=regime, epochs=epochs_for(regime), batch_size=8, **settings)
     return tl.train_model(config, splits, device="cpu", weights_dir=folder)
 
 
@@ -103,6 +104,7 @@ REFUSED = {
     "zeroshot": "no classifier that is known",
     "lora": "low-rank updates need linear layers or 1x1 convolutions",
     "quantized": "can't be quantised",
+    "quantized-finetune": "can't be quantised",
     "last-3": "this backbone has 3 stages",
 }
 
@@ -115,8 +117,7 @@ def test_every_regime_trains_a_network_of_keras(regime: str, folder: Path, mini:
             train(mini, folder, regime)
         return
     result = train(mini, folder, regime)
-    promises = REGIMES[regime].trainable is not EVERYTHING and REGIMES[regime].frozen_mode == "eval"
-    assert result.frozen_verified is (True if promises else None)
+    assert result.frozen_verified is proof_of(regime)
     assert result.weights.kind == ("random" if REGIMES[regime].start == "random" else "pretrained")
     before = tl.make_backbone("keras:VGG16", weights=result.weights.kind, weights_dir=folder).module.state_dict()
     after = result.model.backbone.state_dict()
@@ -133,7 +134,7 @@ def test_every_regime_trains_a_network_of_keras(regime: str, folder: Path, mini:
         assert moved == {name for name in before if name.endswith("bias")}
     elif regime == "last-2":
         assert moved == {name for name in before if "_1." in name or "conv2d_2" in name or "conv2d_1" in name}
-    elif promises and REGIMES[regime].trainable.backbone is None:
+    elif proof_of(regime) and REGIMES[regime].trainable.backbone is None:
         assert not moved
     if REGIMES[regime].by_steps:
         assert result.total_params == PARAMETERS + 24 * 2 + 2
@@ -236,6 +237,49 @@ def test_preprocessing_of_each_mode(family: str, mean: Any, std: Any, flipped: b
     assert vars(made.module)["_reversed"] is flipped
 
 
+@pytest.mark.filterwarnings("ignore:`input_shape` is undefined:UserWarning")  # of Keras's MobileNet
+@pytest.mark.parametrize("name", ["EfficientNetB0", "MobileNetV3Small"])
+def test_a_family_with_published_weights_is_that_of_keras(
+    name: str, keras: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its features are those of the network that Keras itself makes of the file, which differs from a random one."""
+    from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+    from keras.src.utils import file_utils
+
+    h5py = pytest.importorskip("h5py")
+    make = getattr(keras.applications, name)
+    (tmp_path / "weights").mkdir()
+    path = tmp_path / "weights" / f"keras-{name}.h5"
+    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(path))
+    keras.utils.set_random_seed(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "load_weights", lambda *_: None)
+        network = make(weights="imagenet", include_top=False, pooling="avg")
+    for layer in network.layers:
+        if type(layer).__name__ == "Normalization":
+            layer.adapt_mean.assign(torch.tensor([0.4, 0.5, 0.6]))
+            layer.adapt_variance.assign(torch.tensor([0.04, 0.05, 0.06]))
+            layer.finalize_state()
+        if type(layer).__name__ == "BatchNormalization":
+            layer.momentum = 0.0
+        if type(layer).__name__ == "Dropout":
+            layer.rate = 0.0
+    pixels = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():  # so that statistics are those of images, and features differ from image to image
+        network(pixels.permute(0, 2, 3, 1).float(), training=True)
+    with h5py.File(path, "w") as group:
+        save_weights_to_hdf5_group(group, network)
+    made = tl.make_backbone(f"keras:{name}", weights="pretrained", weights_dir=path.parent)
+    theirs = make(weights="imagenet", include_top=False, pooling="avg")
+    scale = made.preprocessing
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (scale.mean, scale.std))
+    with torch.no_grad():
+        ours = made.module.eval()((pixels / 255 - mean) / std)
+        wanted = theirs(pixels.permute(0, 2, 3, 1).float(), training=False)  # both have their preprocessing inside
+    assert torch.allclose(ours, wanted, atol=1e-3 * float(wanted.std(0).mean()))
+    assert keras.config.image_data_format() == "channels_last"
+
+
 def test_weights_are_downloaded_once(file: Path, monkeypatch: pytest.MonkeyPatch, keras: Any) -> None:
     """From the address that Keras names, checked by its digest, into Keras's cache; not where nothing may be."""
     content = file.read_bytes()
@@ -283,6 +327,11 @@ def test_what_is_refused(tiny: Any, mini: Splits, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(NotApplicable, match="checkpointing needs 2 or more blocks"):
         tl.train_model(config, mini, device="cpu")
     assert "keras:ResNet50" in choices("backbones", "keras:Res") and "keras:NAME" in choices("backbones", "keras")
+    with monkeypatch.context() as patch:
+        patch.setattr("keras.backend.backend", lambda: "jax")
+        with pytest.raises(ConfigError, match="RuntimeError: this process has loaded Keras on jax already") as raised:
+            keras_models.MAKER.load("VGG16")
+    assert str(raised.value).startswith("backbone='keras:VGG16': ")
     monkeypatch.setattr("tl.extras.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs keras, which isn't installed: pip install 'tl-bench\[keras\]'"):
         tl.make_backbone("keras:VGG16")

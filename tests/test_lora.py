@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import tl
 from bench.analysis.claims import CLAIMS
@@ -24,6 +25,7 @@ from tl import lora
 from tl import train as train_module
 from tl.adapters import ADAPTERS
 from tl.backbones import make_backbone
+from tl.blocks import blocks
 from tl.freezing import Freezing, freeze
 from tl.lora import ALPHA, LowRank
 from tl.regimes import HEAD, Regime
@@ -229,6 +231,17 @@ class Shared(nn.Module):
         return self.other(self.one(inputs))
 
 
+class ByKeyword(nn.Module):
+    """Calls a layer by keyword, so a hook sees no inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(input=inputs)
+
+
 class Attention(nn.Module):
     """torch's attention, which reads the weight of its output layer without a call."""
 
@@ -249,8 +262,14 @@ class Attention(nn.Module):
         (lambda: nn.Sequential(nn.Conv2d(6, 8, 3), nn.Conv2d(8, 8, 1, groups=4)), torch.randn(1, 6, 9, 9), []),
         (lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.randn(1, 8), ["0", "1"]),
         (lambda: nn.Sequential(nn.Linear(8, 1), nn.Linear(1, 1)), torch.randn(1, 8), []),
+        (lambda: nn.Sequential(spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 8)), torch.randn(1, 8), ["1"]),
+        (lambda: nn.Sequential(weight_norm(nn.Conv2d(6, 8, 1)), nn.Conv2d(8, 8, 1)), torch.randn(1, 6, 4, 4), ["1"]),
+        (lambda: nn.Sequential(ByKeyword(), nn.Linear(8, 8)), torch.randn(1, 8), ["1"]),
     ],
-    ids=["standardised", "shared", "attention", "no 1x1", "linear", "too small"],
+    ids=[
+        *("standardised", "shared", "attention", "no 1x1", "linear", "too small"),
+        *("spectral norm", "weight norm", "by keyword"),
+    ],
 )
 def test_which_layers_fit(network: Any, inputs: torch.Tensor, fitting: list[str]) -> None:
     """Layers whose update couldn't be merged, or wouldn't be smaller, get none; without any the cell is skipped."""
@@ -273,6 +292,25 @@ def test_a_backbone_without_such_layers_is_skipped(mini: tl.Splits) -> None:
         train(mini, config(lora_rank=4096))
     with pytest.raises(tl.ConfigError, match="lora_rank"):
         config(lora_rank=0)
+
+
+@pytest.mark.parametrize("backbone", ["torchvision:vit_b_32", "torchvision:convnext_tiny", *TINY, "timm:test_vit"])
+def test_blocks_are_those_of_the_network_itself(backbone: str) -> None:
+    """A linear layer with an update in it is still a single layer, and runs again only with its block."""
+    network = make_backbone(backbone, weights="random").module.eval()
+    names = {module: name for name, module in network.named_modules()}
+    before = [names[block] for block in blocks(network)]
+    lora.insert(network, config(backbone), torch.randn(1, 3, 224, 224))
+    assert updates(network) and before == [names[block] for block in blocks(network)]
+
+
+def test_updates_that_are_most_of_a_network_are_told(mini: tl.Splits) -> None:
+    """A note says so; with a lower rank there is none."""
+    given = {"backbone": "timm:test_vit", "weights": "random", "epochs": 1}
+    notes = {rank: [str(note) for note in train(mini, config(**given, lora_rank=rank)).notes] for rank in (1, 32)}
+    (said,) = [note for note in notes[32] if "low-rank" in note]
+    assert said.startswith("low-rank updates of rank 32 and the head have ") and "a lower `lora_rank` has fewer" in said
+    assert not any("low-rank" in note for note in notes[1])
 
 
 def test_the_rank_is_read_by_this_regime_alone() -> None:

@@ -168,12 +168,18 @@ def cell(**settings: Any) -> Cell:
     return Cell(config=config(**settings), weights_digest="d" * 64, dataset_digest="0" * 64, device="cpu")
 
 
+def without_bias(width: int, classes: int) -> torch.nn.Module:
+    return torch.nn.Linear(width, classes, bias=False)
+
+
 def test_a_head_that_no_fit_gives_is_skipped(mini: tl.Splits) -> None:
     """Logistic regression is linear, so a cell with another head has no meaning; so have such regimes."""
     with pytest.raises(
         tl.NotApplicable, match=r"^head 'mlp': regime 'lp-ft' fits a linear head first; use head 'linear'"
     ):
         train(mini, config(head="mlp"))
+    with pytest.raises(tl.NotApplicable, match=r"fits a linear head first, with a bias; use head 'linear'"):
+        train(mini, config(), head=without_bias)
     for trainable in (HEAD, replace(EVERYTHING, head=False)):
         with pytest.raises(tl.ConfigError, match="head_start='ridge': needs a new head, and a backbone that trains"):
             Regime(summary="x", start="pretrained", trainable=trainable, head_start="ridge")

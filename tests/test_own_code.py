@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 import tl
 from bench.store.records import Cell
 from tests.commands import command
+from tests.weights import epochs_for, proof_of
 from tl import own_code
 from tl.datasets import Splits
 from tl.errors import ConfigError, ModelError, NotApplicable
@@ -41,13 +44,13 @@ def make_backbone(pretrained):
     layers = []
     for inputs in (3, 8, 8, 8):  # four stages
         layers += [nn.Conv2d(inputs, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-    return tl.Backbone(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8, preprocessing())
+    layers += [nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return tl.Backbone(nn.Sequential(*layers), 8, preprocessing())
 
 
-def preprocessing():
-    return tl.Preprocessing(
-        size=SIZE, resize=36, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
-    )
+def preprocessing(**changes):
+    usual = {"size": SIZE, "resize": 36, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
+    return tl.Preprocessing(**usual | changes)
 
 
 def fixed():
@@ -77,6 +80,61 @@ def locked():
     made = make_backbone(True)
     made.module.lock = threading.Lock()
     return made
+
+
+class Remembers(nn.Module):
+    kept = None
+
+    def forward(self, features):
+        if self.kept is None:
+            self.kept = torch.full((8,), 2.0)
+        return features * self.kept
+
+
+def remembers():
+    made = make_backbone(True)
+    made.module.append(Remembers())
+    return made
+
+
+class Auxiliary(nn.Module):
+    def forward(self, features):
+        return (features, features) if self.training else features
+
+
+def auxiliary():
+    made = make_backbone(True)
+    made.module.append(Auxiliary())
+    return made
+
+
+def headed():
+    made = make_backbone(True)
+    return tl.Backbone(made.module, 8, preprocessing(), head=nn.Linear(8, 5))
+
+
+def unprepared():
+    return tl.Backbone(make_backbone(True).module, 8, None)
+
+
+def bordered():
+    return tl.Backbone(make_backbone(True).module, 8, preprocessing(resize=20))
+
+
+def fractional():
+    return tl.Backbone(make_backbone(True).module, 8, preprocessing(size=32.0))
+
+
+def grey():
+    return tl.Backbone(make_backbone(True).module, 8, preprocessing(mean=(0.5,)))
+
+
+def unscaled():
+    return tl.Backbone(make_backbone(True).module, 8, preprocessing(std=(0.5, 0, 0.5)))
+
+
+def nearest():
+    return tl.Backbone(make_backbone(True).module, 8, preprocessing(interpolation="nearest"))
 
 
 def unpooled():
@@ -110,6 +168,10 @@ def make_loss(class_weights):
 
 def make_optimizer(parameters, lr, weight_decay):
     return torch.optim.RMSprop(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def lazy_head(width, classes):
+    return nn.LazyLinear(classes)
 
 
 HEAD = nn.Linear(8, 2)
@@ -216,28 +278,25 @@ def train(splits: Splits, regime: str = "frozen", **settings: Any) -> Any:
 @pytest.mark.parametrize("regime", REGIMES)
 def test_every_regime_trains_a_network_of_ones_own(regime: str, modules: Path, mini: Splits) -> None:
     """And with parts of one's own where it trains by steps. What it doesn't train stays as it was."""
-    own = {"head": "own_parts_here:make_head", "loss": "own_parts_here:make_loss"}
+    own: dict[str, Any] = {"head": "own_parts_here:make_head", "loss": "own_parts_here:make_loss"}
     own |= {"optimizer": "own_parts_here:make_optimizer", "learning_rate": 0.01}
     if REGIMES[regime].head == "own":
         with pytest.raises(NotApplicable, match="no classifier that is known"):
             train(mini, regime)
         return
     if REGIMES[regime].adapter == "lora":
-        with pytest.raises(NotApplicable, match="low-rank updates need linear layers or 1x1 convolutions"):
-            train(mini, regime, **own)
-        return
+        own["lora_rank"] = 2
     if REGIMES[regime].head_start != "random":
         with pytest.raises(NotApplicable, match="fits a linear head first"):
             train(mini, regime, **own)
         own["head"] = "linear"
-    result = train(mini, regime, **own)
+    result = train(mini, regime, epochs=epochs_for(regime), **own)
     steps = REGIMES[regime].by_steps
-    parts = {name for name, value in own.items() if name != "learning_rate" and ":" in str(value)}
+    parts = {name for name, value in own.items() if ":" in str(value)}
     assert dict(result.config.code).keys() == ({"backbone", *parts} if steps else {"backbone"})
     assert result.weights.kind == ("random" if REGIMES[regime].start == "random" else "pretrained")
     assert result.weights.source == ("own code" if result.weights.kind == "pretrained" else "random")
-    assert result.frozen_verified is (None if REGIMES[regime].frozen_mode == "train" else result.frozen_verified)
-    assert result.frozen_verified is not False and len(result.last.labels) == len(mini.val)
+    assert result.frozen_verified is proof_of(regime) and len(result.last.labels) == len(mini.val)
     if "head" in parts and steps:
         assert isinstance(result.model.head, nn.Sequential) and isinstance(result.model.head[1], nn.Tanh)
 
@@ -303,6 +362,47 @@ def test_what_code_keeps_is_not_trained(settings: dict[str, str], modules: Path,
     assert first == second and results[0].weights.digest == results[1].weights.digest
 
 
+def test_what_a_network_keeps_of_its_first_pass_can_be_trained_with(modules: Path, mini: Splits) -> None:
+    """The pass that shows what its output is, too; and a head may learn the width from it."""
+    result = train(mini, "finetune", backbone="module:own_backbone:remembers", head="own_parts_here:lazy_head")
+    assert result.model.head.in_features == 8
+
+
+def test_a_network_that_gives_more_in_training(modules: Path, mini: Splits) -> None:
+    """Such as classifiers of intermediate features: it is no backbone where it trains, and one where it doesn't."""
+    said = r"auxiliary': its output in train mode is of type tuple, not a tensor of features"
+    with pytest.raises(NotApplicable, match=said):
+        train(mini, "finetune", backbone="module:own_backbone:auxiliary")
+    assert train(mini, "frozen", backbone="module:own_backbone:auxiliary").frozen_verified
+
+
+def test_trying_the_mode_of_training_moves_no_statistics(modules: Path, mini: Splits) -> None:
+    """They are those of the training's own steps."""
+    assert train(mini, "finetune").model.backbone[1].num_batches_tracked == len(mini.train) / 8
+
+
+def test_a_package_that_is_installed_editable(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python finds it by a finder of its own, not on its path."""
+    place = modules / "elsewhere" / "src"
+    place.mkdir(parents=True)
+    (place / "__init__.py").write_text("")
+    (place / "inner.py").write_text("def make():\n    pass\n")
+
+    class Finder:
+        @classmethod
+        def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+            if name != "own_package":
+                return None
+            return spec_from_file_location(name, place / "__init__.py", submodule_search_locations=[str(place)])
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    path = ImportPath.parse("loss", "own_package.inner:make")
+    before = digest_of(path)
+    assert own_code.load(path)() is None
+    (place / "inner.py").write_text("def make():\n    return 1\n")
+    assert digest_of(path) != before
+
+
 def test_what_a_notebook_keeps_is_not_trained(mini: Splits) -> None:
     """Neither what its functions return."""
     size = tl.Preprocessing(size=16, resize=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
@@ -321,6 +421,13 @@ WRONG_BACKBONES = {
     "own_backbone:locked": "what it returned can't be copied, and a copy is what trains: TypeError: cannot pickle",
     "own_backbone:unpooled": "its output for 2 images of 32 pixels is (2, 8, 30, 30) float32, not (images, width) = "
     "(2, 8) float32",
+    "own_backbone:headed": "it has a head, which is for networks whose classes are known; name a head by the setting",
+    "own_backbone:unprepared": "its preprocessing is of type NoneType, not a tl.Preprocessing",
+    "own_backbone:bordered": "its preprocessing has size=32 and resize=20: they must be whole numbers, size at most",
+    "own_backbone:fractional": "its preprocessing has size=32.0 and resize=36: they must be whole numbers",
+    "own_backbone:grey": "its preprocessing has mean=(0.5,): it must be three numbers, of red, green and blue",
+    "own_backbone:unscaled": "its preprocessing has std=(0.5, 0, 0.5): each must be above 0",
+    "own_backbone:nearest": "its preprocessing has interpolation='nearest': it must be bilinear or bicubic",
     "own_backbone:bare": "returned a value of type Flatten, not a tl.Backbone(module, width, preprocessing)",
     "own_backbone:broken": "LookupError: no file here",
     "own_backbone:number": "is of type int, which can't be called",

@@ -708,6 +708,7 @@ def test_the_shipped_grids_compare_speeds_where_times_mean_something() -> None:
     """`smoke` has tiny networks, and `pick` chooses. The default grid has as many seconds as ten minutes allow."""
     assert {name: load_grid(name).paired for name in shipped()} == {
         "default": Paired(pairs=8, seconds=4.0),
+        "detection-smoke": None,
         "full": Paired(),
         "pick": None,
         "regimes": Paired(pairs=5, seconds=4.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import timm.layers
 import torch
 from torch import nn
+from torch.ao.nn.intrinsic.qat import ConvBn2d
 from torch.ao.quantization import disable_fake_quant, disable_observer
 
 import tl
@@ -311,6 +313,51 @@ def test_conversion_is_no_part_of_an_epoch(mini: tl.Splits, monkeypatch: pytest.
     assert all(0 < row.train_seconds < 1 and 0 < row.val_seconds < 1 for row in result.epochs)
     assert all(abs(row.phases.other) < 1 for row in result.epochs)
     assert 300 < result.quantization_seconds < 301 and result.setup_seconds < 1
+
+
+def test_no_int8_copy_is_alive_while_the_network_trains(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory would count as that of a training step."""
+    renew, train_pass = Int8Copies.renew, tl.train._train_pass
+    made: list[weakref.ref[nn.Module]] = []
+    alive: list[int] = []
+
+    def renewed(self: Int8Copies) -> float:
+        seconds = renew(self)
+        made.append(weakref.ref(self.newest))
+        return seconds
+
+    def counted(*arguments: Any) -> Any:
+        alive.append(sum(one() is not None for one in made))
+        return train_pass(*arguments)
+
+    monkeypatch.setattr(Int8Copies, "renew", renewed)
+    monkeypatch.setattr("tl.train._train_pass", counted)
+    result = tl.train_model(CONFIG.replace(epochs=3), mini, device="cpu", keep="last")
+    assert alive == [0, 0, 0] and len(made) == 3 and made[-1]() is result.model.backbone
+
+
+def test_what_is_rounded_for_training_is_what_torch_rounds() -> None:
+    """A convolution and its BatchNorm give what torch's own module gives by dividing its output, gradients too."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, bias=True), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    with torch.no_grad():
+        module[1].weight.uniform_(-1, 2)
+        module.train()(3 * torch.randn(16, 3, 16, 16) + 1)
+    images = torch.randn(8, 3, 16, 16)
+    made = rounding_copy(module.eval(), images, CPU)
+    (ours,) = (part for part in made.modules() if isinstance(part, ConvBn2d))
+    theirs = copy.deepcopy(ours)
+    del theirs._forward  # of the instance
+    for part in (ours, theirs):
+        part.train().zero_grad()
+        found = part(images)
+        (found * torch.linspace(-1, 1, found.numel()).view_as(found)).sum().backward()
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.weight_fake_quant.scale, theirs.weight_fake_quant.scale)
+    for one, other in ((ours.weight, theirs.weight), (ours.bn.bias, theirs.bn.bias)):
+        assert (one.grad - other.grad).norm() < 0.03 * other.grad.norm()
+    for name, value in theirs.bn.named_buffers():
+        torch.testing.assert_close(ours.bn.get_buffer(name), value, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_that_are_not_finite_end_the_training(mini: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:

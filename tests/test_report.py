@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from bench.analysis.metrics import METRICS
 from bench.report.answers import answers
 from bench.report.pages import with_code
+from bench.report.palette import colours
 from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.store.runs import RunFolder, find_runs
@@ -23,6 +25,13 @@ from tl.regimes import REGIMES
 def test_commands_in_the_answer_are_code() -> None:
     """Backticks become code, and names from data are escaped."""
     assert str(with_code("use `--seeds 3` on <b>")) == "use <code>--seeds 3</code> on &lt;b&gt;"
+
+
+def test_no_two_regimes_have_the_same_colour() -> None:
+    """Nor similar ones, in red, green and blue from 0 to 1."""
+    found = [[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in colours().values()]
+    apart = [math.dist(one, other) for place, one in enumerate(found) for other in found[:place]]
+    assert len(found) == len(REGIMES) > 10 and min(apart) > 0.09
 
 
 def pages(run: RunFolder, tmp_path: Path) -> tuple[str, str]:
@@ -237,7 +246,7 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
     assert all(address.startswith("#") for address in tags.addresses)
     assert "url(http" not in page and "@import" not in page
     pictures = re.findall(r"\]\((\S+?\.png)\)", markdown)
-    assert len(pictures) == 8 and page.count("<svg") == 7, "the page's matrix is a table"
+    assert len(pictures) == 11 and page.count("<svg") == 10, "the page's matrix is a table"
     assert all((tmp_path / "reports" / name).with_suffix(".svg").is_file() for name in pictures)
     assert all((tmp_path / "reports" / name).is_file() for name in pictures)
 

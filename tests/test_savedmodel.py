@@ -18,6 +18,7 @@ import torch
 
 import tl
 from tests.commands import here
+from tl import savedmodel
 from tl import savedmodel_process as process
 from tl.datasets import Splits
 from tl.errors import ConfigError, NotApplicable
@@ -146,9 +147,15 @@ def test_what_is_missing_is_said(models: Path, monkeypatch: pytest.MonkeyPatch) 
         tl.make_backbone("savedmodel:nowhere")
     with pytest.raises(NotApplicable, match="has weights of its own, and no random ones"):
         tl.make_backbone("savedmodel:tiny", weights="random")
+    monkeypatch.setenv("PYTHONPATH", "")
+    if find_spec("tensorflow") is None:
+        with pytest.raises(ConfigError, match=r"needs tensorflow, which .+: .+ -m pip install tensorflow-cpu"):
+            tl.make_backbone("savedmodel:tiny")
     monkeypatch.setenv(PYTHON, "no-such-python")
     with pytest.raises(ConfigError, match="no-such-python can't be started: No such file"):
         tl.make_backbone("savedmodel:tiny")
+    with pytest.raises(ConfigError, match="no-such-python can't be started: No such file"):
+        tl.TrainConfig(backbone="savedmodel:tiny").with_code()
     monkeypatch.setenv(PYTHON, "")
     monkeypatch.setattr("tl.extras.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs tensorflow, which isn't installed: pip install 'tl-bench\[tensorf"):
@@ -161,6 +168,27 @@ def test_a_change_of_a_file_is_another_model(models: Path) -> None:
     before = config.with_code()
     (models / "tiny" / "variables" / "variables.index").write_text("y")
     assert config.with_code().code != before.code
+    (models / "behind").mkdir()
+    (models / "behind" / "more").write_text("x")
+    (models / "tiny" / "linked").symlink_to(models / "behind")
+    linked = config.with_code()
+    (models / "behind" / "more").write_text("y")
+    assert config.with_code().code != linked.code, "files behind a link are its own too"
+
+
+def test_another_version_of_tensorflow_is_another_model(models: Path) -> None:
+    """That of the Python that runs it, which may be another than this one."""
+    config, codes = tl.TrainConfig(backbone="savedmodel:./tiny/", regime="cached"), set()
+    for version in ("9.8", "9.9"):
+        about = models / "path" / "tensorflow_cpu-9.dist-info"
+        about.mkdir(exist_ok=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorflow-cpu\nVersion: {version}\n")
+        savedmodel._version_in.cache_clear()
+        filled = config.with_code()
+        assert filled.backbone == "savedmodel:tiny"
+        codes.add(filled.code)
+    savedmodel._version_in.cache_clear()
+    assert len(codes) == 2
 
 
 def test_a_command_uses_a_model(models: Path) -> None:

@@ -57,6 +57,7 @@ def test_every_task_has_both_entries() -> None:
     assert {loss for task in TASKS.values() for loss in task.losses} == LOSSES.keys()
     for name, task in TASKS.items():
         assert LEARNING[name].counts_hits is task.right_or_wrong
+        assert LEARNING[name].val_loss is task.val_loss
         assert task.right_or_wrong or (task.compared and task.image_score != task.score)
 
 
@@ -99,6 +100,43 @@ def test_forms_of_a_table_are_one_data_set(splits: tl.Splits, folder: Path, tmp_
     assert splits.classes == NAMES and () in splits.train.targets and splits.train.labels == ()
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_lists_of_labels(splits: tl.Splits, tmp_path: Path, form: str) -> None:
+    """They are the labels, whatever separates them elsewhere; in a list of lists, or with the mark in one, none is."""
+    import pandas as pd
+
+    place = drawn(tmp_path / "set")
+    rows = pd.read_csv(place / "labels.csv", keep_default_na=False)
+    (place / "labels.csv").unlink()
+    table = place / f"labels.{form}"
+
+    def write(labels: list[Any]) -> None:
+        made = rows.assign(labels=labels)
+        made.to_json(table, orient="records", lines=True) if form == "jsonl" else made.to_parquet(table)
+
+    given = [[each for each in text.split(";") if each] for text in rows["labels"]]
+    write(given)
+    assert tl.load_splits(table, task="multilabel").digest == splits.digest
+    write([[each.replace("red", "red, dark|light") for each in some] for some in given])
+    assert "red, dark|light" in tl.load_splits(table, task="multilabel").classes
+    write([[each.replace("red", "red;dark") for each in some] for some in given])
+    with pytest.raises(tl.DataError, match=r"rows have a list with ';' in one of its texts for 'labels'"):
+        tl.load_splits(table, task="multilabel")
+    write([[[each] for each in some] for some in given])
+    with pytest.raises(
+        tl.DataError, match=r"rows have a list or an object for 'labels', not a text or a list of texts"
+    ):
+        tl.load_splits(table, task="multilabel")
+
+
+def test_a_label_may_have_a_comma(tmp_path: Path) -> None:
+    """If it ends with the mark that separates labels."""
+    for place, _, labels in ROWS:
+        draw(tmp_path / place, labels, seed=int(place[0]))
+    write_table(tmp_path / "labels.csv", [(place, split, ["red, dark", *labels, ""]) for place, split, labels in ROWS])
+    assert tl.load_splits(tmp_path, task="multilabel").classes == ("blue", "red", "red, dark")
+
+
 def test_the_labels_are_part_of_the_digest(splits: tl.Splits, tmp_path: Path) -> None:
     """One label more makes another data set, and so another cell."""
     place = drawn(tmp_path)
@@ -129,6 +167,10 @@ BAD = {
     "no labels": (_edited("labels", "caption"), "the column 'caption' has 'red' in row 1, and the column of a label"),
     "gone": (_edited("1.png", "7.png"), "1 of 3 images are not there, the first is '7.png'"),
     "twice": (_edited("1.png", "0.png"), "1 image has more than one row"),
+    "commas": (
+        _edited("0.png,train,red", '0.png,train,"red,blue"'),
+        "has 'red,blue' in row 1, and labels are separated by",
+    ),
     "two tables": (lambda root: write_table(root / "more.csv", ROWS), r"has 2 tables \(labels.csv, more.csv\)"),
     "no table": (lambda root: (root / "labels.csv").unlink(), "has no table; task 'multilabel' needs one"),
 }
@@ -221,7 +263,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"class_weights": "balanced"}, "^class_weights='balanced': not read by task 'multilabel'"),
     "smoothing": ({"label_smoothing": 0.1}, "^label_smoothing=0.1: not read by task 'multilabel'"),
     "bce": ({"task": "classification", "loss": "bce"}, "^loss='bce': task 'classification' needs cross_entropy or"),
-    "unknown": ({"task": "multi-label"}, "^task='multi-label': not one of classification, multilabel; did you mean"),
+    "unknown": ({"task": "multi-label"}, "^task='multi-label': not one of classification, multilabel, detection; did you mean"),
 }
 
 
@@ -251,11 +293,17 @@ def test_nothing_is_saved_or_shown_by_class(splits: tl.Splits, tmp_path: Path) -
 
 def test_the_default_task_changes_no_id() -> None:
     """A cell of classification has the id that it had before tasks existed, and one of another task another."""
-    cell, other = (
-        Cell(config=tl.TrainConfig(backbone="timm:x", task=task), weights_digest="", dataset_digest="d", device="cpu")
+    backbones = {"detection": "torchvision:ssdlite320_mobilenet_v3_large"}
+    cell, *others = (
+        Cell(
+            config=tl.TrainConfig(backbone=backbones.get(task, "timm:x"), task=task),
+            weights_digest="",
+            dataset_digest="d",
+            device="cpu",
+        )
         for task in TASKS
     )
-    assert cell.id == "72c807b070af" and other.id != cell.id
+    assert cell.id == "72c807b070af" and len({cell.id, *(other.id for other in others)}) == len(TASKS)
 
 
 def test_mcnemar_is_the_sign_test_of_right_or_wrong() -> None:

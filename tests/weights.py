@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from tests.conftest import TINY
-from tl.regimes import REGIMES
+from tl.regimes import EVERYTHING, REGIMES
 
 TRAINING = [name for name, regime in REGIMES.items() if regime.by_steps]
 FITTED = [name for name, regime in REGIMES.items() if regime.trains and not regime.by_steps]
@@ -64,3 +64,14 @@ def policy(regime: str) -> str:
     """Return `random` if the regime makes sense with random weights, else `pretrained`."""
     entry = REGIMES[regime]
     return "pretrained" if entry.head == "own" or entry.head_start != "random" else "random"
+
+
+def proof_of(regime: str) -> bool | None:
+    """Return what `frozen_verified` must be: True where anything is frozen that a regime promises to leave."""
+    entry = REGIMES[regime]
+    return True if entry.trainable is not EVERYTHING and entry.frozen_mode == "eval" else None
+
+
+def epochs_for(regime: str) -> int:
+    """Return as many epochs as it takes until a stage joins, in a regime where they do; else one."""
+    return 2 if REGIMES[regime].trainable.in_turn else 1

@@ -16,12 +16,23 @@ class AveragedWeights:
     """
 
     def __init__(self, freezing: Freezing, optimizer: torch.optim.Optimizer, decay: float) -> None:
-        tensors = (value for name, value in freezing.tensors().items() if name in freezing.changing)
-        self._weights = [value for value in tensors if value.is_floating_point()]
-        self._average = [value.clone() for value in self._weights]
+        self._averages = {
+            name: (value, value.clone())
+            for name, value in freezing.tensors().items()
+            if name in freezing.changing and value.is_floating_point()
+        }
         self._decay = decay
         self._shown = False
+        self.follow(freezing)
         optimizer.register_step_post_hook(lambda *_: self._update())
+
+    def follow(self, freezing: Freezing) -> None:
+        """Average only what this lets train, which is a part of what the first one did.
+
+        What waits for its turn has its average already. Moving it would turn a weight of -0.0 to 0.0.
+        """
+        pairs = [pair for name, pair in self._averages.items() if name in freezing.changing]
+        self._weights, self._average = [weight for weight, _ in pairs], [average for _, average in pairs]
 
     def show(self) -> None:
         """Put the average in the network's place of the weights, which are kept."""

@@ -125,6 +125,13 @@ def make_backbone(
     entry, head = library(found.source), None
     if weights.tag:  # the file has other published weights than those that the name stands for
         name = f"{found.architecture}.{weights.tag}"
+    if entry.detector:
+        with seeded(seed_for("init", spec, seed)):
+            detector = entry.detector(name, weights)
+        if detector:
+            if own_head_for is not None:
+                raise NotApplicable(f"{spec} is a detector, and has no classifier of ImageNet's")
+            return replace(detector, spec=spec, weights=weights)
     preprocessing = entry.preprocessing(name)
     with seeded(seed_for("init", spec, seed)):
         if own_head_for is None:
@@ -154,6 +161,7 @@ class Classifier(nn.Module):
     """A backbone and a head: `(B, 3, S, S)` → logits `(B, classes)`.
 
     The head is the backbone's own if it has one, else a new one, whose initial weights depend only on seed and shape.
+    That of a detector has all that follows the maps of features, and gives boxes `(B, 100, 6)`; see `tl.detectors`.
     """
 
     spec: str
@@ -167,7 +175,10 @@ class Classifier(nn.Module):
         self.spec, self.preprocessing = backbone.spec, backbone.preprocessing
         expect_size(backbone.module, backbone.preprocessing.size)
         with seeded(seed_for("head", config.seed)):
-            self.head = backbone.head or make_head(config.head, backbone.width, classes)
+            if backbone.detector_head:
+                self.head = backbone.detector_head(classes)
+            else:
+                self.head = backbone.head or make_head(config.head, backbone.width, classes)
 
     @classmethod
     def of(cls, backbone: Backbone, head: nn.Module) -> Classifier:

@@ -15,7 +15,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from tl.datasets import ImageList
-from tl.images import Store, batch_bounds, crops, order
+from tl.images import Store, batch_bounds, crops, mirrors, order
+from tl.learning import Classification, Learning
 from tl.machine import usable_cores
 from tl.seeding import seed_for
 
@@ -43,6 +44,7 @@ _RESIDENT_SHARE = 4
 """Pixels are kept on a GPU if they take at most 1/_RESIDENT_SHARE of its free memory."""
 _CHUNK_BYTES = 16 << 20
 _MOST_WORKERS = 8
+_CLASSIFICATION = Classification()
 _VIEWS_AT_A_TIME = 4
 """Views made at a time when all centre views are kept on the device."""
 
@@ -90,7 +92,7 @@ class Batches:
 
     Images are `(B, 3, S, S) float32`, normalised, in `memory_format`; labels are rows of `targets`, by default the
     classes of the images, `(B,) int64`. If `resident` holds the decoded pixels of all images, crops are made on the
-    device.
+    device. `learning` says whether images may be cropped, and what becomes of targets when images are mirrored.
     """
 
     def __init__(
@@ -103,8 +105,10 @@ class Batches:
         memory_format: torch.memory_format = torch.channels_last,
         resident: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
+        learning: Learning = _CLASSIFICATION,
     ) -> None:
         self.store = store
+        self._learning = learning
         self.images = images
         self.preprocessing = preprocessing
         self.device = device
@@ -156,6 +160,7 @@ class Batches:
             memory_format=self._format,
             resident=self._resident,
             targets=self.targets[indices],
+            learning=self._learning,
         )
 
     def keep_centred(self) -> int:
@@ -177,14 +182,19 @@ class Batches:
     def training(
         self, batch_size: int, *, seed: int, epoch: int, mark: Callable[[str], None] | None = None
     ) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield one epoch in random order, each image cropped and flipped at random.
+        """Yield one epoch in random order, each image cropped and flipped at random, or only flipped.
 
         Order and crops depend only on seed, epoch and image. `mark` is called when a batch's pixels are ready
         (`data`) and when they are on the device and normalised (`transfer`). With resident pixels all is `data`.
         """
-        boxes = crops(self.sizes, seed_for("crops", seed, epoch))
+        whole, targets = self._learning.whole_images, self.targets
+        boxes = (mirrors if whole else crops)(self.sizes, seed_for("crops", seed, epoch))
         shuffled = order(len(self), seed_for("order", seed, epoch))
-        labels = self._moved(self.targets[shuffled])
+        if whole:
+            flipped = torch.from_numpy(boxes[:, 4] == 1)
+            targets = targets.clone()
+            targets[flipped] = self._learning.mirrored(targets[flipped])
+        labels = self._moved(targets[shuffled])
         bounds = batch_bounds(len(self), batch_size)
         stacks = self._loaded(lambda chosen: self._cropped(chosen, boxes), (shuffled[a:b] for a, b in bounds))
         for (start, stop), pixels in zip(bounds, stacks, strict=True):

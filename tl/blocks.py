@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from tl.regimes import LOW_RANK
+
 _CHAINS = (nn.Sequential, nn.ModuleList)
 
 
@@ -11,10 +13,11 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     """Return the blocks of a network that can run again one by one: the links of its chains, such as residual blocks.
 
     A chain is a `Sequential` or a `ModuleList`, or a module with nothing in it but blocks of one class. A link that has
-    a chain of blocks in it is a stage, and its blocks are returned instead. Single layers are no blocks.
+    a chain of blocks in it is a stage, and its blocks are returned instead. Single layers are no blocks, with or
+    without a low-rank update.
     """
     found: list[nn.Module] = []
-    for child in network.children():
+    for child in _children(network):
         if not _is_chain(network) or _is_chain(child) or _is_stage(child):
             found += blocks(child)
         elif _children(child) and products(child):
@@ -44,9 +47,10 @@ def _is_stage(module: nn.Module) -> bool:
 
 
 def _children(module: nn.Module) -> list[nn.Module]:
-    return list(module.children())
+    return [child for name, child in module.named_children() if name != LOW_RANK]
 
 
 def products(module: nn.Module) -> int:
     """Number of weights in a module by which something is multiplied, such as those of convolutions."""
-    return sum(parameter.ndim > 1 for parameter in module.parameters())
+    own = (parameter for name, parameter in module.named_parameters() if LOW_RANK not in name.split("."))
+    return sum(parameter.ndim > 1 for parameter in own)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tl.detector_names import DETECTORS, is_detector
 from tl.errors import ConfigError, not_one_of
 from tl.own_code import PARTS, ImportPath, digest_of, is_import_path
 from tl.regimes import REGIMES, Regime
@@ -62,6 +63,8 @@ READ_BY_REGIME: dict[str, Callable[[Regime, str], bool]] = {
 """Setting → whether a regime and an execution read it. Where they don't, it has its default, so that it makes no other
 cell."""
 WEIGHTS_POLICIES = ("auto", "pretrained", "random")
+ANY_BACKBONE = "any"
+"""Stands for a backbone where only the other settings are checked."""
 AUTO = "auto"
 """The precision that stands for a choice, see `tl.choice`."""
 PRECISIONS = {
@@ -88,6 +91,7 @@ LOSSES = {
     "cross_entropy": "cross-entropy, with `label_smoothing`",
     "focal": "cross-entropy weighted by (1 - p)^2 (Lin et al. 2017, gamma = 2)",
     "bce": "binary cross-entropy of each class, for task `multilabel` alone",
+    "detector": "the sum of the detector's own losses, for task `detection` alone",
 }
 CLASS_WEIGHTS = {
     "none": "each image counts the same in the loss",
@@ -132,7 +136,7 @@ class TrainConfig(Strict):
         "cross_entropy",
         validate_default=True,
         description="a key of `LOSSES`, or one's own: `MODULE:NAME`. `cross_entropy` stands for the task's own loss: "
-        "`bce` with task `multilabel`",
+        "`bce` with task `multilabel`, `detector` with task `detection`",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: str = Field(
@@ -348,11 +352,17 @@ class TrainConfig(Strict):
                 f"protocol={self.protocol!r}: task {self.task!r} has only {' and '.join(task.protocols)}, since others "
                 "divide images by their class"
             )
-        if REGIMES[self.regime].by_steps and self.loss in LOSSES and self.loss not in task.losses:
+        known = self.loss in LOSSES or task.detects
+        if REGIMES[self.regime].by_steps and known and self.loss not in task.losses:
             raise ConfigError(f"loss={self.loss!r}: task {self.task!r} needs {' or '.join(task.losses)}")
-        for name in ("label_smoothing", "class_weights"):
-            if name not in task.settings and getattr(self, name) != type(self).model_fields[name].default:
+        for name in task.unread:
+            if getattr(self, name) != type(self).model_fields[name].default:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: not read by task {self.task!r}; leave it out")
+        if is_detector(self.spec) is not task.detects and self.backbone != ANY_BACKBONE:
+            able = f"needs one of {', '.join(f'torchvision:{name}' for name in DETECTORS)}"
+            what = "is no detector, and" if task.detects else "is a detector, which is for task 'detection';"
+            wants = able if task.detects else "needs a network that has one row of features for an image"
+            raise ConfigError(f"backbone={self.backbone!r}: {what} task {self.task!r} {wants}")
         return self
 
     @field_validator("backbone", *PARTS, mode="before")

@@ -11,7 +11,8 @@
 A table with labels in a Hugging Face folder decides, whatever folders the images are in; without labels the folders do.
 
 For task `multilabel` the set is a table with several labels for each image, or the folder that it is in
-(`tl.label_sets`), and its split is as it is.
+(`tl.label_sets`), and its split is as it is. For task `detection` it has boxes, as COCO files (`tl.boxes_coco`) or
+around masks (`tl.boxes_masks`); without validation images a fifth of all becomes such.
 
 What is split here is split by content, with a fixed seed; images that look the same stay on one side (`tl.dividing`).
 
@@ -24,15 +25,17 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from tl import hymenoptera, synthetic
+from tl import boxes_coco, boxes_masks, hymenoptera, synthetic, synthetic_boxes
 from tl.alike import groups_of, looks_of, members
+from tl.boxed import Boxed, BoxedImage, divide_boxed
+from tl.boxes import Box, fault_of
 from tl.cache import is_folder
 from tl.calls import Place, checked
 from tl.decoding import conversions
@@ -52,6 +55,16 @@ IMAGE_SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".avif", ".jp2", ".j2k"),
 )
 """Endings of the formats that are decoded, in lower case; names may have them in either case."""
+_BOXES = (
+    "needed are COCO files (annotations/instances_train*.json and …val*.json, or train/_annotations.coco.json), or "
+    "masks (PNGImages/ and PedMasks/)"
+)
+
+
+_TRUTHS = {"classification": "labels", "multilabel": "targets", "detection": "objects"}
+"""Task → the field of `ImageList` that has what is true of each image."""
+_NOTHING = {"multilabel": "a label", "detection": "an object"}
+"""Task in which images may have nothing → what not all images of a split may lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +77,24 @@ class ImageList:
     """Class of each file, as an index into `Splits.classes`; empty for tasks other than classification."""
     targets: tuple[tuple[int, ...], ...] = ()
     """For task `multilabel`: the classes of each file, ascending, of which there may be none."""
+    objects: tuple[tuple[Box, ...], ...] = ()
+    """For task `detection`: the objects of each file, of which there may be none."""
 
     def __len__(self) -> int:
         return len(self.files)
 
     @property
     def truth(self) -> tuple[Any, ...]:
-        """What is true of each image, as scores of the task take it: its class or its classes."""
-        return self.targets or self.labels
+        """What is true of each image, as scores of the task take it: its class, its classes or its objects."""
+        return self.objects or self.targets or self.labels
+
+    @property
+    def contents(self) -> tuple[Hashable, ...]:
+        """What copies of an image must have in common: its class, its classes, or those of its objects.
+
+        Boxes are no part of it: those around copies of another size differ by fractions of a pixel.
+        """
+        return tuple(tuple(sorted(box.label for box in some)) for some in self.objects) or self.truth
 
     def subset(self, indices: Iterable[int]) -> ImageList:
         """Return the images at these places, in this order."""
@@ -80,6 +103,7 @@ class ImageList:
             files=tuple(self.files[i] for i in chosen),
             labels=tuple(self.labels[i] for i in chosen) if self.labels else (),
             targets=tuple(self.targets[i] for i in chosen) if self.targets else (),
+            objects=tuple(self.objects[i] for i in chosen) if self.objects else (),
         )
 
 
@@ -123,20 +147,23 @@ class Splits:
     """Images that are the same file. Parts of a data set, such as folds, keep what was found in the whole."""
 
     def __post_init__(self) -> None:
-        """Raise `DataError` if a split has no images, or another number of labels, or a label without a class."""
+        """Raise `DataError` if a split has no images, another number of labels, an unknown label or a faulty box."""
         parts = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test is not None else {})
         if self.task not in TASKS:
             raise DataError(f"{self.name}: {not_one_of('task', self.task, TASKS)}")
         for split, images in parts.items():
-            given = images.labels if self.task == "classification" else images.targets
+            given = getattr(images, _TRUTHS.get(self.task, "targets"))
             if not len(images) or len(images) != len(given):
                 raise DataError(
                     f"{self.name}: {split} has {len(images)} images and {len(given)} labels; "
                     "one image at least is needed, and a label for each"
                 )
-            if self.task == "multilabel" and not any(images.targets):
-                raise DataError(f"{self.name}: no image of {split} has a label; there is nothing to learn or to score")
-            used = set(images.labels).union(*images.targets)
+            if what := _NOTHING.get(self.task) if not any(given) else None:
+                raise DataError(f"{self.name}: no image of {split} has {what}; there is nothing to learn or to score")
+            for file, boxes in zip(images.files, images.objects, strict=False):
+                if why := next(filter(None, map(fault_of, boxes)), ""):
+                    raise DataError(f"{self.name}: an object of {file!r} has a faulty box: {why}")
+            used = set(images.labels).union(*images.targets, (box.label for some in images.objects for box in some))
             if unknown := used.difference(range(len(self.classes))):
                 raise DataError(
                     f"{self.name}: {split} has the label {min(unknown)}; labels of {len(self.classes)} classes are "
@@ -186,9 +213,11 @@ def _digest(
     return set_digest(digests or file_digests(root, files), more)
 
 
-def _named(truth: int | tuple[int, ...], classes: Sequence[str]) -> str:
-    """The class of an image, or its classes in a form that no other classes have."""
-    return classes[truth] if isinstance(truth, int) else json.dumps([classes[label] for label in truth])
+def _named(truth: int | tuple[int, ...] | tuple[Box, ...], classes: Sequence[str]) -> str:
+    """The class of an image, or its classes or objects in a form that no others have."""
+    if isinstance(truth, int):
+        return classes[truth]
+    return json.dumps([[classes[each[0]], *each[1:]] if isinstance(each, Box) else classes[each] for each in truth])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +227,8 @@ class Dataset:
     summary: str
     find: Callable[[bool], Path]
     """Returns the folder, generating the images if needed. It downloads only if its argument is true."""
+    task: str = "classification"
+    """What its labels are for, a key of `tl.tasks.TASKS`."""
 
 
 DATASETS: dict[str, Dataset] = {
@@ -212,6 +243,16 @@ DATASETS: dict[str, Dataset] = {
     "synthetic-mini": Dataset(
         summary="24 + 16 small synthetic pictures of ants and bees, for a quick look and for tests",
         find=lambda download: synthetic.find(synthetic.MINI),
+    ),
+    "synthetic-boxes": Dataset(
+        summary="120 + 60 synthetic pictures of several ants and bees each, with boxes around them",
+        find=lambda download: synthetic.find(synthetic_boxes.FULL),
+        task="detection",
+    ),
+    "synthetic-boxes-mini": Dataset(
+        summary="24 + 16 small synthetic pictures with boxes, for a quick look and for tests",
+        find=lambda download: synthetic.find(synthetic_boxes.MINI),
+        task="detection",
     ),
 }
 
@@ -229,7 +270,10 @@ def load_splits(data: Place = "auto", *, task: str = "classification", download:
     """
     if task not in TASKS:
         raise ConfigError(not_one_of("task", task, TASKS))
-    splits = _found(str(data), download=download) if task == "classification" else scan_label_sets(data, task)
+    if task == "detection":
+        splits = scan_boxes(data, download=download)
+    else:
+        splits = _found(str(data), download=download) if task == "classification" else scan_label_sets(data, task)
     if splits.fallback and str(data) == "auto":
         warnings.warn(f"the images are {splits.fallback}", FallbackWarning, stacklevel=2)
     for said in (*(finding for finding in splits.findings if finding.serious), *alike(splits.classes)):
@@ -245,6 +289,8 @@ def _found(name: str, *, download: bool) -> Splits:
             generated = scan(DATASETS["synthetic"].find(download), name="synthetic")
             return replace(generated, fallback=f"{generated.fallback} ({reason})")
     if name in DATASETS:
+        if DATASETS[name].task != "classification":
+            raise DataError(f"data={name!r}: has boxes around objects; it is for task {DATASETS[name].task!r}")
         return scan(DATASETS[name].find(download), name=name)
     place = Path(name)
     if is_folder(place):
@@ -324,7 +370,9 @@ def scan_label_sets(data: Place, task: str = "multilabel") -> Splits:
     """
     place = Path(data)
     if str(data) in DATASETS or str(data) == "auto" or not (is_folder(place) or os.path.isfile(place)):  # noqa: PTH113
-        what = "has one class for each image" if str(data) in (*DATASETS, "auto") else "is no folder and no table"
+        named = DATASETS.get(str(data), DATASETS["hymenoptera"])
+        held = "boxes around objects" if named.task == "detection" else "one class for each image"
+        what = f"has {held}" if str(data) in (*DATASETS, "auto") else "is no folder and no table"
         raise DataError(f"data={str(data)!r}: {what}; task {task!r} needs a table of images with several labels each")
     given = read_label_sets(place)
     used = {
@@ -366,6 +414,101 @@ def scan_label_sets(data: Place, task: str = "multilabel") -> Splits:
         assigned=True,
         duplicates=find_duplicates(digests, truths, train.files),
     )
+
+
+def scan_boxes(data: Place, *, download: bool = True) -> Splits:
+    """Read a set of images with boxes around objects, in one of the layouts of `tl.boxes_coco` or `tl.boxes_masks`.
+
+    The classes are those that training images have an object of, in the order of the set. A set without validation
+    images is split here. Raises `DataError` for what a reader refuses, another kind of data, names of classes that look
+    alike, a split without objects, a class that no training image has, and a set that can't be split.
+    """
+    named, place = DATASETS.get(str(data)), Path(data)
+    boxed_sets = ", ".join(name for name, each in DATASETS.items() if each.task == "detection")
+    if str(data) == "auto" or (named and named.task != "detection"):
+        raise DataError(f"data={str(data)!r}: has one class for each image; sets with boxes are {boxed_sets}")
+    if named:
+        place = named.find(download)
+    elif not is_folder(place) and not os.path.isfile(place):  # noqa: PTH113 (raises nothing)
+        raise DataError(f"no such folder or COCO file, and {not_one_of('data', str(data), boxed_sets.split(', '))}")
+    if is_folder(place) and boxes_masks.has_masks(place):
+        found = boxes_masks.read(place, IMAGE_SUFFIXES)
+    elif not is_folder(place) and place.suffix.lower() != ".json":
+        raise DataError(f"{place}: is neither a folder nor a COCO file (.json); task 'detection' needs boxes")
+    elif is_folder(place) and not boxes_coco.annotation_files(place):
+        raise DataError(f"{place}: has no boxes; {_BOXES}")
+    else:
+        found = boxes_coco.read(place)
+    return _of_boxes(found, str(data) if named else "")
+
+
+def _of_boxes(found: Boxed, name: str) -> Splits:
+    """The data set of what a reader found; without `name` it is named after its folder or file."""
+    images = sorted(found.images, key=lambda image: image.file)
+    digests = file_digests(found.root, [image.file for image in images if image.split != "test"])
+    used = {
+        split: {box.label for image in images if image.split in some for box in image.objects}
+        for split, some in (("train", ("train", None)), ("val", ("val",)), ("test", ("test",)))
+    }
+    learnt = used["train"]
+    check_names(found.root, {split: [found.classes[label] for label in sorted(used[split])] for split in used})
+    for split, labels in used.items():
+        if lost := sorted(labels - learnt):
+            only = found.classes[lost[0]]
+            raise DataError(f"{found.place}: the class {only!r} is only in {split}, so no training image has it")
+    if not learnt:
+        raise DataError(f"{found.place}: no training image has an object; there is nothing to learn")
+    classes = tuple(each for number, each in enumerate(found.classes) if number in learnt)
+    number = {label: index for index, label in enumerate(sorted(learnt))}
+
+    def listed(some: Iterable[BoxedImage]) -> ImageList:
+        chosen = list(some)
+        return ImageList(
+            files=tuple(image.file for image in chosen),
+            objects=tuple(tuple(box._replace(label=number[box.label]) for box in image.objects) for image in chosen),
+        )
+
+    train, val, test = (listed(image for image in images if image.split == split) for split in ("train", "val", "test"))
+    said = [found.origin, _kept(test)]
+    together: tuple[tuple[str, ...], ...] = ()
+    if not val.files:
+        whole = listed(image for image in images if image.split != "test")
+        train, val, together = _split_boxed(found, whole, digests, classes)
+        kept = f", and images that look the same stay on one side ({len(together)} groups)" if together else ""
+        what = "there are no validation images" if len(whole) < len(images) or images[0].split else "there is no split"
+        said.append(f"{what}: {len(val)} of {len(whole)} images, about a fifth, are split off by a fixed seed{kept}")
+    contents = dict(zip((*train.files, *val.files), (*train.contents, *val.contents), strict=True))
+    own = synthetic.set_name(found.root)
+    return Splits(
+        name=name or (_name(found.place.resolve(), "") if is_folder(found.place) else found.place.stem),
+        root=found.root,
+        digest=_digest(found.root, classes, train, val, assigned=True, digests=digests),
+        classes=classes,
+        task="detection",
+        train=train,
+        val=val,
+        test=test if test.files else None,
+        origin="; ".join(filter(None, said)),
+        assigned=True,
+        together=together,
+        fallback=synthetic.SYNTHETIC_NOTE if own else "",
+        left_out=found.left_out,
+        duplicates=find_duplicates(digests, contents, train.files),
+    )
+
+
+def _split_boxed(
+    found: Boxed, images: ImageList, digests: Mapping[str, str], classes: tuple[str, ...]
+) -> tuple[ImageList, ImageList, tuple[tuple[str, ...], ...]]:
+    """As `_split_off`, for images with boxes."""
+    content = [digests[file] for file in images.files]
+    groups = groups_of(looks_of(found.root, {file: digests[file] for file in images.files}), content)
+    try:
+        chosen = divide_boxed(images.objects, groups, content, classes, images.files)
+    except DataError as error:
+        raise DataError(f"{found.place}: {error}") from error
+    parts = [images.subset(np.flatnonzero(side).tolist()) for side in (~chosen, chosen)]
+    return parts[0], parts[1], tuple(tuple(images.files[index] for index in some) for some in members(groups))
 
 
 def _of_listing(listing: Listing, name: str, place: Path, tally: Tally | None = None) -> Splits:

@@ -125,12 +125,34 @@ def in_threads(root: Path, names: Iterable[str], work: Callable[[Path], _Done]) 
 
 def pixels_in(path: Path) -> int:
     """Return the number of pixels that an image's header states; 0 if it can't be read or is above the limit."""
+    width, height = size_of(path) or (0, 0)
+    return width * height if width * height <= LIMIT_PIXELS else 0
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Return width and height of an image as it is decoded, as its header states them; None if it can't be read."""
     try:
         with _silent(), path.open("rb") as file, Image.open(file, formats=_formats()) as image:
-            count = image.width * image.height
-            return count if count <= LIMIT_PIXELS else 0
+            return image.size
     except Exception:  # `decode` says why
-        return 0
+        return None
+
+
+def numbers_or_say_why(path: Path) -> npt.NDArray[np.int64] | str:
+    """Read an image as the numbers of its pixels, `(H, W) int64`: levels of grey, or indices of a palette.
+
+    Return the reason in one line if it is damaged or has several channels.
+    """
+    try:
+        return _decoded(path, _numbers)
+    except Exception as error:
+        return _reason(error)
+
+
+def _numbers(image: Image.Image) -> npt.NDArray[np.int64]:
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;"):
+        raise ValueError(f"it has the channels {image.mode}, and a mask has one, with a number for each object")
+    return np.asarray(image).astype(np.int64)
 
 
 def conversions(root: Path, files: Iterable[str]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,6 +41,17 @@ def file_digests(root: Path, files: Iterable[str]) -> dict[str, str]:
         more = f" (the first of {len(failed)} of {len(names)} files)" if len(failed) > 1 else ""
         raise DataError(f"{root / name}: can't be read: {error.strerror}{more}") from error
     return found
+
+
+def files_below(folder: Path, *, hidden: bool) -> Iterator[Path]:
+    """All files of a folder, those behind links too, each folder once. With `hidden`, those in hidden folders too."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        known = os.path.realpath(place) in seen  # through a link, such as one to a folder around it
+        seen.add(os.path.realpath(place))
+        folders[:] = [] if known else sorted(name for name in folders if hidden or not name.startswith("."))
+        if not known:
+            yield from (path for name in files if (path := Path(place, name)).is_file())
 
 
 def set_digest(digests: dict[str, str], more: Iterable[str] = ()) -> str:

@@ -16,6 +16,8 @@ from tl.errors import DataError
 
 SHARE = 5
 """One image in SHARE of each class is a validation image."""
+GIVE = "give the split yourself (folders train/ and val/, or a table with a column split)"
+"""Advice in messages of sets that can't be split here."""
 
 
 def divide(
@@ -25,6 +27,8 @@ def divide(
     classes: Sequence[str],
     seed: int,
     names: Sequence[str],
+    *,
+    give: str = GIVE,
 ) -> npt.NDArray[np.bool_]:
     """Return which images are validation images, `(N,) bool`: about a fifth of each class, and never all of one.
 
@@ -35,6 +39,7 @@ def divide(
         classes: names, for messages.
         seed: of the random order in which groups become validation images.
         names: of the images, for messages.
+        give: advice in messages: how a user gives the split.
 
     Groups are tried in random order, and taken where no class gets more than a rounded fifth of its images. A class
     that has none then gets its smallest group. Raises `DataError` for a class whose images can't be on both sides.
@@ -72,7 +77,7 @@ def divide(
         if not taken[label]:
             ours = sorted((part for part in parts if label in part.counts), key=lambda part: (part.size, part.order))
             if not any(take(part, most) for part in ours):
-                raise DataError(f"class {classes[label]!r} can't be split: {_why(label, ours, classes, names)}")
+                raise DataError(f"class {classes[label]!r} can't be split: {_why(label, ours, classes, names, give)}")
     validation = np.zeros(len(labels), dtype=np.bool_)
     for part in chosen:
         validation[part.images] = True
@@ -91,14 +96,14 @@ class _Part:
         """Random, and the same for the same images."""
 
 
-def _why(label: int, parts: Sequence[_Part], classes: Sequence[str], names: Sequence[str]) -> str:
+def _why(label: int, parts: Sequence[_Part], classes: Sequence[str], names: Sequence[str], give: str) -> str:
     """Why a class with these parts can't be on both sides, with an example, and what to do."""
     ties = []
     for part in parts:
         ours = [names[index] for index, own in zip(part.images, part.labels, strict=True) if own == label]
         others = [names[index] for index, own in zip(part.images, part.labels, strict=True) if own != label]
         ties += [(min(ours), min(others))] if others else []
-    give = "or give the split yourself (folders train/ and val/, or a table with a column split)"
+    give = f"or {give}"
     if len(parts) == 1 and not ties:
         first, second = sorted(names[index] for index in parts[0].images)[:2]
         return (

@@ -84,6 +84,12 @@ def nearest(value: str, choices: Iterable[str], *, n: int = 1) -> list[str]:
     return difflib.get_close_matches(value, list(choices), n=n, cutoff=0.6)
 
 
+def near_matches(value: str, choices: Iterable[str]) -> str:
+    """Return the end of a message that names up to three choices which look like `value`; empty if none does."""
+    close = nearest(value, choices, n=3)
+    return f"; near matches: {', '.join(close)}" if close else ""
+
+
 def not_one_of(field: str, value: object, choices: Iterable[str]) -> str:
     """Return a message about a value outside a closed set: `regime='frozn': not one of …; did you mean 'frozen'?`"""
     known = list(choices)

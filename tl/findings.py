@@ -21,6 +21,7 @@ Reason = Literal[
     "folder with images beside the splits",
     "image of a test folder that can't be used",
     "image that the table of labels lacks",
+    "annotation of a crowd",
     "image in a format that is not read",
     "entry that is not a regular file",
     "file without an image's ending",
@@ -31,7 +32,7 @@ Reason = Literal[
     "system leftover",
     "placeholder for a missing photograph",
 ]
-"""Why an entry of a folder is no image of the data set."""
+"""Why an entry of a folder is no image of the data set, or an annotation no object of its image."""
 
 _PLURALS: dict[Reason, str] = {
     "broken link": "broken links",
@@ -40,6 +41,7 @@ _PLURALS: dict[Reason, str] = {
     "folder with images beside the splits": "folders with images beside the splits",
     "image of a test folder that can't be used": "images of a test folder that can't be used",
     "image that the table of labels lacks": "images that the table of labels lacks",
+    "annotation of a crowd": "annotations of crowds",
     "image in a format that is not read": "images in a format that is not read",
     "entry that is not a regular file": "entries that are not regular files",
     "file without an image's ending": "files without an image's ending",

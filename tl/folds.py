@@ -55,7 +55,10 @@ def every_image(splits: Splits) -> ImageList:
     """Return the training images followed by the validation images."""
     train, val = splits.train, splits.val
     return ImageList(
-        files=train.files + val.files, labels=train.labels + val.labels, targets=train.targets + val.targets
+        files=train.files + val.files,
+        labels=train.labels + val.labels,
+        targets=train.targets + val.targets,
+        objects=train.objects + val.objects,
     )
 
 

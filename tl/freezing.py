@@ -109,7 +109,7 @@ def with_batch_norm_frozen(freezing: Freezing) -> Freezing:
 
     Switches their gradients off.
     """
-    norms = tuple(module for module in freezing.model.backbone.modules() if _is_batch_norm(module))
+    norms = tuple(batch_norms(freezing.model.backbone))
     fixed = {tensor for norm in norms for tensor in (*norm.parameters(), *norm.buffers())}
     names = {name for name, value in _tensors(freezing.model) if value in fixed}
     found = replace(
@@ -123,8 +123,12 @@ def with_batch_norm_frozen(freezing: Freezing) -> Freezing:
     return found
 
 
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """Return the BatchNorm layers of a network: torch's, and those of others that have such statistics and train."""
+    return [module for module in network.modules() if _is_batch_norm(module)]
+
+
 def _is_batch_norm(module: nn.Module) -> bool:
-    """True for torch's layers, and for those of others that have such statistics and something to train."""
     has_statistics = module._buffers.get("running_mean") is not None
     return isinstance(module, _BatchNorm) or (has_statistics and any(True for _ in module.parameters(recurse=False)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from tl.cache import user_path
 from tl.digest import file_digest
-from tl.errors import ConfigError, nearest
+from tl.errors import ConfigError, near_matches
 from tl.extras import require
 from tl.network import unreachable
 from tl.own_code import Elsewhere
@@ -25,8 +26,10 @@ WEIGHTS = "model.safetensors"
 """The one file of weights that is read: those of other kinds can run code, or are parts of a larger one."""
 CONFIG = "config.json"
 PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
-"""Files that say what images must go through, for networks of transformers; the first one that there is counts."""
-_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+"""Files that may say what images must go through, for networks of transformers, which decides between them."""
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+_NAME = re.compile(rf"(?!.*\.\.)(?![^@]*--)(?![^@]*\.git(?:@|$))({_PART}/{_PART})(?:@([\w./-]+))?")
+"""Names that the hub's client takes: others would be an error of its own."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MOST_NAMES = 300
 """Repositories of an owner among which near matches are looked for."""
@@ -56,7 +59,7 @@ def repository_of(source: str, name: str) -> Repository:
     if source == "hf-local":
         if not name:
             raise ConfigError("backbone='hf-local:': must be hf-local:FOLDER")
-        return Repository("backbone", name, "", source)
+        return Repository("backbone", os.fspath(Path(name)), "", source)  # `./a/` is `a`
     found = _NAME.fullmatch(name)
     if not found:
         raise ConfigError(f"backbone={f'{source}:{name}'!r}: must be hf:OWNER/NAME[@REVISION]")
@@ -102,22 +105,44 @@ def described(repository: Repository) -> Described:
 
 
 def _settle_preprocessing(repository: Repository, folder: Path) -> None:
-    """Have the file of the preprocessing in the folder. Raises `ConfigError` if there is none."""
+    """Have all files of the preprocessing in the folder that there are, so that it follows from the repository alone.
+
+    Raises `ConfigError` if there is none.
+    """
+    there = False
     for name in PREPROCESSING:
-        if (folder / name).is_file() or (repository.source == "hf" and _fetch_if_there(repository, name)):
-            return
-    raise repository.wrong(
-        f"it has no {PREPROCESSING[0]}, so nobody knows what images its weights expect; a function of yours can make a "
-        "tl.Backbone of it (module:MODULE:NAME)"
-    )
+        if (folder / name).is_file():
+            there = True
+        elif repository.source == "hf" and not (there and _can_not_be_asked()):
+            there |= _fetch_if_there(repository, name)
+    if not there:
+        raise repository.wrong(
+            f"it has no {PREPROCESSING[0]}, so nobody knows what images its weights expect; a function of yours can "
+            "make a tl.Backbone of it (module:MODULE:NAME)"
+        )
+
+
+def _can_not_be_asked() -> bool:
+    from huggingface_hub import constants
+
+    return bool(unreachable(constants.ENDPOINT))
 
 
 def _fetch_if_there(repository: Repository, name: str) -> bool:
+    if _is_known_to_lack(repository, name):
+        return False
     try:
         fetched(repository, name)
     except NoSuchFile:
         return False
     return True
+
+
+def _is_known_to_lack(repository: Repository, name: str) -> bool:
+    """True if the hub was asked for a file of this commit before, and had it not."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(repository.module, name, revision=repository.name or None) is _CACHED_NO_EXIST
 
 
 def in_cache(repository: Repository, name: str) -> Path | None:
@@ -175,10 +200,9 @@ def _near(repository: Repository) -> str:
     owner = repository.module.partition("/")[0]
     try:
         found = HfApi(endpoint=constants.ENDPOINT).list_models(author=owner, limit=_MOST_NAMES)
-        close = nearest(repository.module, [one.id for one in found], n=3)
+        return near_matches(repository.module, [one.id for one in found])
     except Exception:  # a hint is not worth a second error
         return ""
-    return f"; near matches: {', '.join(close)}" if close else ""
 
 
 def _canonical(name: str) -> str:

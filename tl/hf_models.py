@@ -17,7 +17,7 @@ from torch import nn
 from tl.batches import Preprocessing, centre_view, normalised
 from tl.batches import channel_scale as scale_on
 from tl.devices import seeded
-from tl.errors import WeightsError, nearest
+from tl.errors import WeightsError, near_matches
 from tl.filling import filled
 from tl.hf import WEIGHTS, Described, NoSuchFile, Repository, described, fetched, in_cache, repository_of
 from tl.imagenet import output
@@ -84,8 +84,7 @@ def _check_known(repository: Repository, found: Described) -> None:
     if found.by_timm:
         architecture = found.config["architecture"]
         if not timm.is_model(architecture):
-            close = nearest(architecture, timm.list_models(), n=3)
-            hint = f"; near matches: {', '.join(close)}" if close else ""
+            hint = near_matches(architecture, timm.list_models())
             raise repository.wrong(f"timm {timm.__version__} has no network {architecture!r}{hint}")
         return
     _class_of(repository, found)
@@ -107,8 +106,7 @@ def _class_of(repository: Repository, found: Described) -> Any:
     if kind not in library.CONFIG_MAPPING:
         if found.config.get("auto_map"):
             raise repository.wrong("needs code of its repository, and that is never run")
-        close = nearest(kind, library.CONFIG_MAPPING.keys(), n=3)
-        hint = f"; near matches: {', '.join(close)}" if close else ""
+        hint = near_matches(kind, library.CONFIG_MAPPING.keys())
         raise repository.wrong(f"transformers {library.__version__} has no model_type {kind!r}{hint}")
     for name in found.config.get("architectures") or []:
         if (saved := getattr(library, str(name), None)) is not None:
@@ -156,9 +154,10 @@ def _by_transformers(repository: Repository, found: Described, weights: Weights)
     whole, missing = _whole(repository, found, weights)
     base = whole.base_model
     base = getattr(base, "vision_model", base)  # of a network for images and texts
-    names = {id(parameter): name for name, parameter in whole.named_parameters()}
-    own = {names[id(parameter)] for parameter in base.parameters() if id(parameter) in names}
-    if lost := sorted(own & missing):
+    names = {id(value): name for name, value in (*whole.named_parameters(), *whole.named_buffers())}
+    own = {names[id(value)] for value in (*base.parameters(), *base.buffers()) if id(value) in names}
+    lost = sorted(name for name in own & missing if not name.endswith("num_batches_tracked"))  # older files have none
+    if lost:
         raise WeightsError(f"{weights.label} does not fit the network: it lacks {len(lost)} tensors, such as {lost[0]}")
     if getattr(base, "main_input_name", "") != "pixel_values":
         raise repository.wrong(f"{type(base).__name__} is no network for images")
@@ -233,7 +232,7 @@ class _Pooling(nn.Module):
 
 def _preprocessing(repository: Repository, found: Described) -> tuple[Preprocessing, Scale]:
     """Find what does to images what transformers does. Raises `ConfigError` if ours can't."""
-    processor = _transformers().AutoImageProcessor.from_pretrained(found.folder, local_files_only=True)
+    processor = _processor(repository, found)
 
     def process(image: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
@@ -255,6 +254,17 @@ def _preprocessing(repository: Repository, found: Described) -> tuple[Preprocess
         f"its preprocessing ({type(processor).__name__}) is not a resize, a centre crop to a square and a scale of "
         "each channel; a function of yours can make a tl.Backbone of it (module:MODULE:NAME)"
     )
+
+
+def _processor(repository: Repository, found: Described) -> Any:
+    # If nothing is said of trust, transformers asks on the terminal whether to run code of the repository.
+    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        return _transformers().AutoImageProcessor.from_pretrained(found.folder, **settings)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise repository.wrong("its preprocessing needs code of its repository, and that is never run") from error
+        raise
 
 
 def _difference(tried: Preprocessing, wanted: torch.Tensor) -> float:

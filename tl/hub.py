@@ -22,8 +22,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tl.cache import cache_dir, user_path
-from tl.digest import file_digest
-from tl.errors import ConfigError
+from tl.digest import file_digest, files_below
+from tl.errors import ConfigError, near_matches
 from tl.network import unreachable
 from tl.own_code import ImportPath, check_name, files_from
 from tl.sources import Names
@@ -94,7 +94,7 @@ def trust_ends() -> Iterator[None]:
 
 
 def _trusted() -> list[str]:
-    return [one for one in os.environ.get(VARIABLE, "").split(",") if one]
+    return [name for one in os.environ.get(VARIABLE, "").split(",") if (name := one.strip())]
 
 
 def folder_of(entry: Entry) -> Path:
@@ -124,7 +124,38 @@ def _canonical(name: str) -> str:
     _check_trust(entry)
     if _COMMIT.fullmatch(entry.ref):
         return entry.text
-    return Entry("backbone", entry.module, entry.name, "hub", _commit_of(entry, entry.ref or "HEAD")).text
+    try:
+        commit = _commit_of(entry, entry.ref or "HEAD")
+    except _NotThereError as error:
+        raise entry.wrong(_what_is_not_there(entry)) from error
+    return Entry("backbone", entry.module, entry.name, "hub", commit).text
+
+
+def _what_is_not_there(entry: Entry) -> str:
+    """Say whether GitHub lacks a repository or only its branch, tag or commit, with near matches as far as it says."""
+    repository, owner = f"{API}/repos/{entry.module}", entry.module.partition("/")[0]
+    if entry.ref and _is_there(entry, repository):
+        known = [name for kind in ("branches", "tags") for name in _named_at(entry, f"{repository}/{kind}")]
+        return f"the repository has no branch, tag or commit {entry.ref!r}{near_matches(entry.ref, known)}"
+    known = [f"{owner}/{name}" for name in _named_at(entry, f"{API}/users/{owner}/repos")]
+    return f"GitHub has no such repository, or it is private{near_matches(entry.module, known)}"
+
+
+def _is_there(entry: Entry, repository: str) -> bool:
+    try:
+        _get(entry, repository, "application/vnd.github+json", f"{entry.ref} can't be pinned to a commit")
+    except _NotThereError:
+        return False
+    return True
+
+
+def _named_at(entry: Entry, address: str) -> list[str]:
+    """Names in the first answer of a list of GitHub's; none without an answer: a hint is not worth a second error."""
+    try:
+        found = _asked(entry, f"{address}?per_page={_PAGE}", "")
+    except ConfigError:
+        return []
+    return [str(one.get("name")) for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _check_trust(entry: Entry) -> None:
@@ -192,13 +223,20 @@ def _get(entry: Entry, address: str, accept: str, what: str) -> bytes:
         with urllib.request.urlopen(urllib.request.Request(address, headers={"Accept": accept}), timeout=60) as answer:
             content: bytes = answer.read(_MOST_BYTES + 1)
     except urllib.error.HTTPError as error:
-        wrong = entry.wrong(f"{what}: {address} answered {error.code}")
+        error.close()
+        wrong = entry.wrong(f"{what}: {address} answered {error.code}{_about_limit(error)}")
         raise (_NotThereError(str(wrong)) if error.code in _NOT_THERE else wrong) from error
     except OSError as error:
         raise entry.wrong(f"{what}: {error}") from error
     if len(content) > _MOST_BYTES:
         raise entry.wrong(f"{what}: it has more than {_MOST_BYTES >> 20} MiB")
     return content
+
+
+def _about_limit(error: urllib.error.HTTPError) -> str:
+    """Say whether GitHub refuses because of its limit on requests without an account."""
+    used_up = error.code in (403, 429) and error.headers.get("x-ratelimit-remaining") == "0"
+    return ": its limit on requests from here is used up for up to an hour" if used_up else ""
 
 
 def _download(entry: Entry, folder: Path) -> None:
@@ -221,29 +259,19 @@ def _download(entry: Entry, folder: Path) -> None:
 
 
 def digest_of_entry(entry: Entry) -> str:
-    """Return the SHA-256 of all Python files of an entry's repository, and of modules elsewhere that it imports.
+    """Return the SHA-256 of all Python files of an entry's repository, and of all else that it imports.
 
     Links are followed. Raises `ConfigError` without such an entry.
     """
     folder = folder_of(entry).absolute()
     check_name(entry, folder / "hubconf.py", "hubconf.py")
-    files = {file.relative_to(folder).as_posix(): file for file in _python_files(folder)}
+    below = (file for file in files_below(folder, hidden=False) if file.suffix == ".py")
+    files = {file.relative_to(folder).as_posix(): file for file in below}
     imported = files_from(entry, "hubconf", folder / "hubconf.py", [os.fspath(folder)])
-    files |= {name: file for name, file in imported.items() if not file.is_relative_to(folder)}
+    # Its own modules that aren't Python are extensions.
+    files |= {name: file for name, file in imported.items() if not file.is_relative_to(folder) or file.suffix != ".py"}
     lines = [f"{name} {file_digest(file)}" for name, file in sorted(files.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _python_files(folder: Path) -> Iterator[Path]:
-    """All Python files of a folder, those in linked folders too, but none in hidden ones."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        known = os.path.realpath(place) in seen  # through a link, such as one to a folder around it
-        seen.add(os.path.realpath(place))
-        folders[:] = [] if known else sorted(name for name in folders if not name.startswith("."))
-        if known:
-            continue
-        yield from (path for name in files if name.endswith(".py") and (path := Path(place, name)).is_file())
 
 
 NAMES = Names(

@@ -11,7 +11,7 @@ from torch import nn
 
 from tl.batches import Preprocessing
 from tl.devices import seeded
-from tl.errors import NotApplicable
+from tl.errors import NotApplicable, near_matches
 from tl.hub import API, Entry, digest_of_entry, entry_of, folder_of
 from tl.imagenet import output
 from tl.library import Backbone, Maker
@@ -52,7 +52,8 @@ def _code(entry: Entry) -> Any:
         raise entry.wrong(f"needs packages that are not installed: {', '.join(missing)}")
     code = getattr(hubconf, entry.name, None)
     if not callable(code):
-        raise entry.wrong("hubconf.py has no function of that name")
+        names = sorted(name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_"))
+        raise entry.wrong(f"hubconf.py has no function of that name{near_matches(entry.name, names)}")
     return code
 
 

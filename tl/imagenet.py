@@ -30,9 +30,12 @@ def probe_image(size: int) -> torch.Tensor:
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def output(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Return the output of a network in eval mode, and restore its mode."""
+    """Return the output of a network in eval mode, and restore its mode.
+
+    Not in inference mode: what a network keeps of a pass, such as positions, may be needed for gradients later.
+    """
     was_training = network.training
     made: torch.Tensor = network.eval()(image)
     network.train(was_training)

@@ -258,6 +258,15 @@ def crops(sizes: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     return np.stack([top, left, height, width, flip.astype(np.int64)], axis=1)
 
 
+def mirrors(sizes: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """Return whole images as `crops` returns parts of them, half of them flipped at random.
+
+    The flips are those of `crops` with this seed.
+    """
+    flipped = crops(sizes, seed)[:, 4:]
+    return np.concatenate([np.zeros_like(sizes), sizes, flipped], axis=1)
+
+
 def _largest_centred(image_h: int, image_w: int) -> tuple[int, int, int, int]:
     height, width = image_h, image_w
     if image_w / image_h < RATIO[0]:

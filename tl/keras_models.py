@@ -32,6 +32,7 @@ from tl.own_code import named
 from tl.own_models import as_backbone
 from tl.weights import Checkpoint, Weights
 
+_FIRST, _LAST = "channels_first", "channels_last"
 _SIZE = 224
 """Side of the images of networks that don't say it."""
 _LARGER = 256 / 224
@@ -81,48 +82,74 @@ class _Built:
     channels_last: bool
 
 
-def _build(name: str, *, pretrained: bool) -> _Built:
-    """Build a network without its classifier, with pooled features. With `pretrained`, raises `_Asked` for the file."""
+def _build(name: str, *, pretrained: bool, ask: bool = False) -> _Built:
+    """Build a network without its classifier, with pooled features.
+
+    With `pretrained` it is built as for published weights, without loading any: some families have other layers then
+    than with random ones (EfficientNet scales its input once more). With `ask`, raises `_Asked` for their file.
+    """
     keras = _keras()
-    for layout in ("channels_first", "channels_last"):
-        before = keras.config.image_data_format()
-        keras.config.set_image_data_format(layout)
+    for layout in (_FIRST, _LAST):
         try:
-            with _seen() as sizes, _repeatable(), keras.device("cpu"), warnings.catch_warnings():
+            with (
+                _data_format(layout),
+                _seen(ask=ask) as sizes,
+                _repeatable(),
+                keras.device("cpu"),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")
                 make: Any = getattr(keras.applications, name)
                 network = make(weights="imagenet" if pretrained else None, include_top=False, pooling="avg")
-            return _Built(network, sizes[0] if sizes else _SIZE, layout == "channels_last")
+            return _Built(network, sizes[0] if sizes else _SIZE, layout == _LAST)
         except ValueError as error:  # a few families can't be built with channels first
-            if layout not in str(error) or layout == "channels_last":
+            if layout not in str(error) or layout == _LAST:
                 raise
-        finally:
-            keras.config.set_image_data_format(before)
     raise AssertionError("the loop returns or raises")
 
 
 @contextmanager
-def _seen() -> Iterator[list[int]]:
-    """Yield the size of the images that a network expects, once it is built, and let it download nothing."""
+def _data_format(layout: str) -> Iterator[None]:
+    """Let Keras have this layout of images: layers ask for it when they are made, and some when they are called."""
+    config: Any = _keras().config
+    before = config.image_data_format()
+    config.set_image_data_format(layout)
+    try:
+        yield
+    finally:
+        config.set_image_data_format(before)
+
+
+@contextmanager
+def _seen(*, ask: bool) -> Iterator[list[int]]:
+    """Yield the size of the images that a network expects, once it is built, and let it load and download nothing.
+
+    With `ask`, raises `_Asked` for the file of its weights.
+    """
     from keras.src.applications import imagenet_utils
     from keras.src.utils import file_utils
 
     sizes: list[int] = []
     shape_of: Any = imagenet_utils.obtain_input_shape
     get_file: Any = file_utils.get_file
+    load_weights: Any = _keras().Model.load_weights
 
     def obtain_input_shape(input_shape: Any, default_size: int, *given: Any, **settings: Any) -> Any:
         sizes.append(int(default_size))
         return shape_of(input_shape, default_size, *given, **settings)
 
-    def ask(fname: str = "", origin: str = "", *_: Any, **settings: Any) -> str:
-        raise _Asked(_File(fname, origin, settings.get("file_hash") or settings.get("md5_hash") or ""))
+    def file(fname: str = "", origin: str = "", *_: Any, **settings: Any) -> str:
+        if ask:
+            raise _Asked(_File(fname, origin, settings.get("file_hash") or settings.get("md5_hash") or ""))
+        return ""
 
-    imagenet_utils.obtain_input_shape, file_utils.get_file = obtain_input_shape, ask
+    imagenet_utils.obtain_input_shape, file_utils.get_file = obtain_input_shape, file
+    _keras().Model.load_weights = lambda *_, **__: None
     try:
         yield sizes
     finally:
         imagenet_utils.obtain_input_shape, file_utils.get_file = shape_of, get_file
+        _keras().Model.load_weights = load_weights
 
 
 @contextmanager
@@ -147,7 +174,7 @@ def _checkpoint(name: str) -> Checkpoint:
     path = application(name)
     with named(path):
         try:
-            _build(name, pretrained=True)
+            _build(name, pretrained=True, ask=True)
         except _Asked as asked:
             file = asked.file
         else:
@@ -192,8 +219,9 @@ def _check(path: Path, file: _File) -> None:
 def _make(name: str, weights: Weights) -> Backbone:
     path = application(name)
     with named(path):
-        built = _build(name, pretrained=False)
-        if weights.kind == "pretrained":
+        pretrained = weights.kind == "pretrained"
+        built = _build(name, pretrained=pretrained)
+        if pretrained:
             _fill(built.network, name, weights)
         family = sys.modules[getattr(_keras().applications, name).__module__]
         scale = scale_of(partial(_preprocessed, family.preprocess_input))
@@ -281,7 +309,8 @@ class KerasNetwork(_Graph):
         """Return the features of normalised images."""
         images = inputs.flip(1) if self._reversed else inputs
         images = images.permute(0, 2, 3, 1) if self._channels_last else images
-        with _keras().device(str(images.device)):  # else Keras moves tensors to a GPU if there is one
+        layout = _data_format(_LAST if self._channels_last else _FIRST)
+        with layout, _keras().device(str(images.device)):  # else Keras moves tensors to a GPU if there is one
             return super().forward(images)
 
 
@@ -331,4 +360,9 @@ class _Norm(_Layer):
     """A layer that normalises; regimes know it by this name."""
 
 
-MAKER = Maker(checkpoint=_checkpoint, make=_make, load=lambda name: _keras())
+def _load(name: str) -> object:
+    with named(application(name)):
+        return _keras()
+
+
+MAKER = Maker(checkpoint=_checkpoint, make=_make, load=_load)

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from tl.errors import nearest
+from tl.errors import near_matches
 from tl.extras import require
 from tl.own_code import Elsewhere
 from tl.sources import Names, package_version
@@ -37,8 +37,7 @@ def _canonical(name: str) -> str:
     path = application(name)
     require("keras", "keras", path)
     if name not in (known := _listed()):
-        close = nearest(name, known, n=3)
-        hint = f"; near matches: {', '.join(close)}" if close else f"; it has {', '.join(known)}"
+        hint = near_matches(name, known) or f"; it has {', '.join(known)}"
         raise path.wrong(f"keras.applications {package_version('keras')} has no such network{hint}")
     return name
 

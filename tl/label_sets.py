@@ -1,7 +1,8 @@
 """Reads tables of images with several labels each, for task `multilabel`: CSV, Parquet or JSON Lines files.
 
-A row has a path, a split, and its labels: in a column `labels`, separated by `;` or `|`, or in a column of 0 and 1 for
-each label. An image may have no label. Paths are relative to the table's folder. This module doesn't import torch.
+A row has a path, a split, and its labels: in a column `labels`, separated by `;` or `|` or, in Parquet and JSON Lines,
+as a list; or in a column of 0 and 1 for each label. An image may have no label. Paths are relative to the table's
+folder. This module doesn't import torch.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ def read_label_sets(place: Path) -> LabelSets:
     """Read a table, or the one in a folder, and check that its images exist.
 
     Raises `DataError` if it can't be read, has no rows, lacks a column, has a column of labels with something else than
-    0 and 1 in it, or if a row has an unknown split, or an image that isn't there or that an earlier row has.
+    0 and 1 in it or labels that only commas separate, or if a row has an unknown split, or an image that isn't there or
+    that an earlier row has.
     """
     path = table_in(place)
-    header, lines = columns_of(path, _wanted)
+    header, lines = columns_of(path, _wanted, SEPARATORS[0])
     file, split = (called(COLUMNS[what], header) for what in ("path", "split"))
     if lines is None or file is None or split is None:
         shown = shortened(", ".join(map(repr, header)))
@@ -108,8 +110,16 @@ def _labels(path: Path, lines: dict[str, list[str]], but: Sequence[str]) -> list
     """The labels of each row."""
     names = [name for name in lines if name not in but]
     if together := called(LABELS, names):
-        separator = next((each for each in SEPARATORS if any(each in text for text in lines[together])), SEPARATORS[0])
-        return [frozenset(filter(None, map(str.strip, text.split(separator)))) for text in lines[together]]
+        texts = lines[together]
+        separator = next((each for each in SEPARATORS if any(each in text for text in texts)), "")
+        if not separator and (commas := [number for number, text in enumerate(texts) if "," in text]):
+            first = shortened(repr(texts[commas[0]]))
+            raise DataError(
+                f"{path}: the column {together!r} has {first} in row {commas[0] + 1}, and labels are separated by ';' "
+                "or '|'; end a label with ';' if it has a comma in it"
+            )
+        parts = (text.split(separator or SEPARATORS[0]) for text in texts)
+        return [frozenset(filter(None, map(str.strip, some))) for some in parts]
     rows = len(lines[names[0]])
     for name in names:
         for number, text in enumerate(lines[name]):

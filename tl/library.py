@@ -35,6 +35,8 @@ class Library:
     """Builds the whole network, with the weights in it."""
     cut: Callable[[nn.Module], tuple[object, int]]
     """Removes a whole network's classifier in place; returns it and the width of the features."""
+    detector: Callable[[str, Weights], Backbone | None] | None = None
+    """Makes a detector; None for a network that is none. Without it the library has no detectors."""
 
 
 NO_WEIGHTS = Weights(kind="random", source="random")
@@ -59,6 +61,9 @@ class Backbone:
     weights: Weights = NO_WEIGHTS
     head: nn.Linear | None = None
     """`(B, width)` → logits of some classes, from the classifier that the weights came with; None unless requested."""
+    detector_head: Callable[[int], nn.Module] | None = None
+    """Of a detector, whose module maps images to maps of features and whose `width` is that of the last map: makes all
+    that follows the module, for a number of classes (`tl.detectors`). None for other networks."""
     parameters_elsewhere: int = 0
     """Number of parameters that the module doesn't have, since another process holds them."""
 

@@ -103,7 +103,8 @@ def _plain_layers(backbone: nn.Module, images: torch.Tensor) -> list[Any]:
     """Return the linear layers and 1×1 convolutions whose calls compute the plain product of their own weight.
 
     Left out are layers that other code reads the weight of without a call (as in torch's attention), that transform
-    their weight first, or that share it: adding a product to such a weight would mean something else.
+    their weight first, also by a parametrisation, or that share it: adding a product to such a weight would mean
+    something else. So are layers that are called by keyword, since a hook sees no such inputs.
     """
     users: dict[int, int] = {}
     for module in backbone.modules():
@@ -112,6 +113,9 @@ def _plain_layers(backbone: nn.Module, images: torch.Tensor) -> list[Any]:
     plain: dict[nn.Module, bool] = {}
 
     def compare(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if not inputs:  # it is called by keyword, which the update would not see
+            plain[layer] = False
+            return
         if isinstance(layer, nn.Conv2d):
             expected = nn.functional.conv2d(inputs[0], layer.weight, layer.bias, stride=layer.stride)
         else:
@@ -122,7 +126,7 @@ def _plain_layers(backbone: nn.Module, images: torch.Tensor) -> list[Any]:
     handles = [
         module.register_forward_hook(compare)
         for module in backbone.modules()
-        if _may_fit(module) and users[id(module.weight)] == 1
+        if _may_fit(module) and users.get(id(module.weight)) == 1
     ]
     try:
         backbone(images)

@@ -37,8 +37,9 @@ def scale_of(process: Callable[[torch.Tensor], torch.Tensor]) -> Scale | None:
     def colour(*channels: int) -> torch.Tensor:
         image = torch.zeros(3, _SIDE, _SIDE, dtype=torch.uint8)
         image[list(channels)] = 255
-        made = process(image).double().flatten(1)
-        return made[:, made.shape[1] // 2]
+        made = process(image).double()
+        middle: tuple[slice | int, ...] = (slice(None), *(side // 2 for side in made.shape[1:]))
+        return made[middle]
 
     black = colour()
     changes = torch.stack([colour(channel) - black for channel in range(3)])  # (input channel, output channel)
@@ -52,7 +53,7 @@ def scale_of(process: Callable[[torch.Tensor], torch.Tensor]) -> Scale | None:
     slopes = changes[depends]  # by input channel
     offsets = black.flip(0) if flipped else black
     mean, std = (-offsets / slopes).tolist(), (1 / slopes).tolist()
-    # Seven digits are what single precision can tell, so settings such as 0.485 come out as they were.
+    # Six digits of a quotient are right in single precision, so settings such as 0.485 come out as they were.
     return Scale(_rounded(mean), _rounded(std), flipped)
 
 

@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tl.config import TrainConfig
 from tl.errors import ConfigError
+from tl.learning import Loss
 from tl.own_code import is_import_path
 from tl.own_parts import own_loss, own_optimizer
-from tl.step import Loss
 
 
 def _sgd(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.SGD:
@@ -104,6 +104,11 @@ def _focal(
     return loss.mean() if weight is None else loss.sum() / weight[labels].sum()
 
 
+def _sum_of_losses(losses: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Of a detector's own losses of a batch, `(L,) float32`; they have read the targets already."""
+    return losses.sum()
+
+
 def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """Make the optimiser that a config names. Raises `ConfigError` for one of one's own that has a mistake."""
     if is_import_path(config.optimizer):
@@ -130,8 +135,9 @@ LOSS_BUILDERS: dict[str, Callable[[TrainConfig, torch.Tensor | None], Loss]] = {
     "cross_entropy": lambda c, weight: partial(cross_entropy, weight=weight, label_smoothing=c.label_smoothing),
     "focal": lambda c, weight: partial(_focal, weight=weight, smoothing=c.label_smoothing),
     "bce": lambda c, weight: binary_cross_entropy_with_logits,
+    "detector": lambda c, weight: _sum_of_losses,
 }
 """A config and its `class_weights` → the loss. Each is the mean, over the images of a batch, of a figure of the image
 alone: `tl.heads` relies on that. With class weights it is the weighted mean, as torch's `CrossEntropyLoss` has it: the
-sum over the images divided by the sum of the weights of their classes.
+sum over the images divided by the sum of the weights of their classes. `detector` adds up what the head has computed.
 """

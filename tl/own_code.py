@@ -20,12 +20,12 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tl.digest import file_digest
-from tl.errors import ConfigError, DivergedError, NotApplicable, UserError, nearest
+from tl.errors import ConfigError, DivergedError, NotApplicable, UserError, near_matches
 from tl.own_modules import is_file_of, is_installed, is_ours, make_way, place_of
 from tl.text import shortened
 
@@ -268,7 +268,7 @@ def _located(path: ImportPath) -> Path:
         places = list(inside.submodule_search_locations or []) if inside else _search_path()
         names = [module.name for module in pkgutil.iter_modules(places)]
         lacks = f"{where} has no module {missing!r}" if where else f"no module {missing!r}"
-        hint = _near(missing, names)
+        hint = near_matches(missing, names)
         raise path.wrong(f"{lacks} in the working folder or on Python's path{hint}" if not where else f"{lacks}{hint}")
     if not spec.origin or not Path(spec.origin).is_file():
         raise path.wrong(f"{path.module} has no file: name a module, not a folder")
@@ -286,10 +286,24 @@ def _find(module: str, first: Sequence[str] = ()) -> tuple[ModuleSpec | None, st
         around, name = name, f"{name}.{part}" if name else part
         # By its own name alone: a folder without __init__.py would look for the package around it among the imported.
         found = None if places is None else PathFinder.find_spec(part, places)
+        if found is None and not around:
+            found = _by_other_finders(part)
         if found is None:
             return None, around
         places = list(found.submodule_search_locations) if found.submodule_search_locations is not None else None
     return found, ""
+
+
+def _by_other_finders(package: str) -> ModuleSpec | None:
+    """The spec of a package that Python finds elsewhere than on its path, as one that is installed editable."""
+    ours = (PathFinder, BuiltinImporter, FrozenImporter)
+    for finder in sys.meta_path:
+        if finder in ours or not (find := getattr(finder, "find_spec", None)):
+            continue
+        found: ModuleSpec | None = find(package, None)
+        if found and (found.origin or found.submodule_search_locations):
+            return found
+    return None
 
 
 def _search_path() -> list[str]:
@@ -297,13 +311,8 @@ def _search_path() -> list[str]:
     return [*(place for place in sys.path if place not in ("", here)), here]
 
 
-def _near(name: str, names: Any) -> str:
-    close = nearest(name, names, n=3)
-    return f"; near matches: {', '.join(close)}" if close else ""
-
-
 def _no_name(where: str, name: str, names: Any) -> str:
-    return f"{where} has no {name!r}{_near(name, names)}"
+    return f"{where} has no {name!r}{near_matches(name, names)}"
 
 
 def _tree(path: ImportPath, file: Path) -> ast.Module | None:

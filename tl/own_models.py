@@ -6,21 +6,27 @@ pretrained weights or random ones; without it, the weights are its own, and coun
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
+
 import torch
 from torch import nn
 
+from tl.batches import Preprocessing
 from tl.devices import seeded
 from tl.errors import NotApplicable
-from tl.freezing import digest
+from tl.freezing import Freezing, digest
 from tl.imagenet import output
 from tl.library import Backbone, Maker
-from tl.own_code import ImportPath, call, load, named, takes
+from tl.own_code import Elsewhere, ImportPath, call, load, named, takes
 from tl.own_copies import copy_of
 from tl.seeding import seed_for
+from tl.specs import Spec
 from tl.weights import Weights
 
 _IMAGES = 2
 """Images on which a network shows the shape of its features."""
+_INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def _weights(name: str, policy: str, download: bool) -> Weights:
@@ -79,19 +85,68 @@ def _fault_of(made: Backbone) -> str:
     """Say what is wrong with a backbone; empty if its network in eval mode maps images to features of its width."""
     if not isinstance(made.module, nn.Module):
         return f"its module is of type {type(made.module).__name__}, not a torch.nn.Module"
+    if made.head is not None:
+        return "it has a head, which is for networks whose classes are known; name a head by the setting `head`"
+    if fault := _fault_of_preprocessing(made.preprocessing):
+        return f"its preprocessing {fault}"
     size = made.preprocessing.size
     images = torch.randn(_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
-    features: object = output(made.module, images)
+    if fault := _fault_of_features(output(made.module, images), images, made):
+        return f"its output for {_IMAGES} images of {size} pixels is {fault}"
+    return ""
+
+
+def _fault_of_features(features: object, images: torch.Tensor, made: Backbone) -> str:
+    """Say what an output for some images is, if that isn't features; empty if it is."""
     if not isinstance(features, torch.Tensor):
-        return f"its output for {_IMAGES} images is of type {type(features).__name__}, not a tensor of features"
-    wanted = (_IMAGES, made.width)
+        return f"of type {type(features).__name__}, not a tensor of features"
+    wanted = (len(images), made.width)
     if tuple(features.shape) != wanted or features.dtype != torch.float32:
         kind = str(features.dtype).removeprefix("torch.")
-        return (
-            f"its output for {_IMAGES} images of {size} pixels is {tuple(features.shape)} {kind}, "
-            f"not (images, width) = {wanted} float32"
-        )
+        return f"{tuple(features.shape)} {kind}, not (images, width) = {wanted} float32"
     return ""
+
+
+def _fault_of_preprocessing(given: object) -> str:
+    """Say what is wrong with a preprocessing; empty if it makes images of its size."""
+    if not isinstance(given, Preprocessing):
+        return f"is of type {type(given).__name__}, not a tl.Preprocessing"
+    sizes = (given.size, given.resize)
+    if not all(isinstance(one, Integral) and one > 0 for one in sizes) or given.resize < given.size:
+        return f"has size={given.size!r} and resize={given.resize!r}: they must be whole numbers, size at most resize"
+    for name, values in (("mean", given.mean), ("std", given.std)):
+        if not isinstance(values, tuple | list) or len(values) != 3 or not all(map(_is_finite, values)):
+            return f"has {name}={values!r}: it must be three numbers, of red, green and blue"
+    if not all(value > 0 for value in given.std):
+        return f"has std={given.std!r}: each must be above 0"
+    if given.interpolation not in _INTERPOLATIONS:
+        return f"has interpolation={given.interpolation!r}: it must be {' or '.join(_INTERPOLATIONS)}"
+    return ""
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def check_in_train_mode(spec: Spec, made: Backbone, freezing: Freezing, images: torch.Tensor) -> None:
+    """Raise `NotApplicable` for a network that gives something else than features in the mode of a training pass.
+
+    Such are networks with classifiers of intermediate features, as torchvision's Inception v3 has one for training.
+    `images` are examples of its input, two or more. Buffers, such as statistics, stay as they were.
+    """
+    path = Elsewhere("backbone", spec.name, "", spec.source)
+    before = {name: buffer.clone() for name, buffer in made.module.named_buffers()}
+    freezing.train_mode()
+    try:
+        with named(path, "in train mode: "), seeded(0), torch.no_grad():
+            fault = _fault_of_features(made.module(images), images, made)
+    finally:
+        freezing.eval_mode()
+        with torch.no_grad():
+            for name, buffer in made.module.named_buffers():
+                buffer.copy_(before[name])
+    if fault:
+        raise NotApplicable(f"{path}: its output in train mode is {fault}")
 
 
 MAKER = Maker(weights=_weights, make=_make, load=lambda name: load(ImportPath.parse("backbone", name)))

@@ -56,7 +56,7 @@ def own_head(text: str, width: int, classes: int) -> nn.Module:
     if not isinstance(head, nn.Module):
         raise path.wrong(f"returned a value of type {type(head).__name__}, not a torch.nn.Module")
     head = copy_of(path, head)
-    with named(path), torch.inference_mode():
+    with named(path), torch.no_grad():  # as `tl.imagenet.output`
         logits: object = head.eval()(torch.zeros(2, width))
     head.train()
     found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

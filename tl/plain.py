@@ -36,11 +36,12 @@ from tl.datasets import ImageList
 from tl.decoding import open_rgb
 from tl.errors import NotApplicable
 from tl.images import batch_bounds, order
+from tl.learning import Classification, Learning, Loss
 from tl.machine import resume_processes, stop_processes
 from tl.precision import autocast
 from tl.regimes import REGIMES
 from tl.seeding import seed_for
-from tl.step import Body, Evaluated, Evaluation, Loss, Mark, TrainStep
+from tl.step import Body, Evaluated, Evaluation, Mark, TrainStep
 from tl.work import StepWork
 
 WORKERS = 4
@@ -52,6 +53,7 @@ _CONTEXT = "fork" if sys.platform == "linux" else None
 Newer versions of Python would fork them from a server that belongs to another program."""
 _PR_SET_PDEATHSIG = 1
 """See prctl(2)."""
+_CLASSIFICATION = Classification()
 _FROM_WORKER = "Caught "
 """Torch's message for an exception of a worker begins with this, and has the worker's traceback in it."""
 
@@ -83,6 +85,12 @@ def training_transform(preprocessing: Preprocessing) -> Transform:
     )
 
 
+def whole_transform(preprocessing: Preprocessing) -> Transform:
+    """Return the resizing of a whole image to a square, without a crop: an image → `(3, S, S) float32`, normalised."""
+    mode = InterpolationMode(preprocessing.interpolation)
+    return _to_tensor(preprocessing, transforms.Resize([preprocessing.size] * 2, interpolation=mode))
+
+
 def validation_transform(preprocessing: Preprocessing) -> Transform:
     """Return the tutorial's resizing and centre crop: an image → `(3, S, S) float32`, normalised."""
     side = preprocessing.resize
@@ -104,26 +112,38 @@ def _to_tensor(preprocessing: Preprocessing, *crop: Any) -> Transform:
 class PlainImages(Dataset[tuple[torch.Tensor, Any]]):
     """The images of one split below `root`, each decoded and transformed whenever it is asked for.
 
-    `rows` has the target of each, by default its class.
+    `rows` has the target of each, by default its class. `mirrored` maps a target to that of the mirrored image, and
+    half of the images are mirrored then.
     """
 
-    def __init__(self, root: Path, images: ImageList, transform: Transform, rows: Sequence[Any] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        images: ImageList,
+        transform: Transform,
+        rows: Sequence[Any] | None = None,
+        mirrored: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self._root, self._images, self._transform = root, images, transform
-        self._rows = images.labels if rows is None else rows
+        self._rows: Sequence[Any] = images.labels if rows is None else rows
+        self._mirrored = mirrored
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
         """Return an image, `(3, S, S) float32`, and its target. Raises `DataError` naming a file that is damaged."""
-        return self._transform(open_rgb(self._root / self._images.files[index])), self._rows[index]
+        image, row = self._transform(open_rgb(self._root / self._images.files[index])), self._rows[index]
+        if self._mirrored and torch.rand(1) < 0.5:
+            return image.flip(-1), self._mirrored(row)
+        return image, row
 
 
 class PlainBatches:
     """Batches of one split on one device, used like `tl.batches.Batches`.
 
     Images are `(B, 3, S, S) float32`, normalised and contiguous; labels are rows of `rows`, by default the classes of
-    the images, `(B,) int64`.
+    the images, `(B,) int64`. `learning` says whether images may be cropped.
     """
 
     def __init__(
@@ -133,6 +153,7 @@ class PlainBatches:
         preprocessing: Preprocessing,
         device: torch.device,
         rows: Sequence[Any] | None = None,
+        learning: Learning = _CLASSIFICATION,
     ) -> None:
         self.images = images
         self.device = device
@@ -140,7 +161,11 @@ class PlainBatches:
         """Seconds that starting and ending workers has taken so far, over all passes."""
         self._workers: tuple[int, ...] = ()
         """Ids of the processes of the pass that began last; none after its end."""
-        self._train = PlainImages(root, images, training_transform(preprocessing), rows)
+        self._train = (
+            PlainImages(root, images, whole_transform(preprocessing), rows, learning.mirrored)
+            if learning.whole_images
+            else PlainImages(root, images, training_transform(preprocessing), rows)
+        )
         self._val = PlainImages(root, images, validation_transform(preprocessing), rows)
 
     def __len__(self) -> int:
@@ -324,8 +349,9 @@ class PlainStep(TrainStep):
 
     def _forward(self, body: Body) -> None:
         with autocast(self._config.precision, self._device):
-            self._logits = self._model.head(body(self._inputs))
-            self._loss = self._loss_function(self._logits.float(), self._labels)
+            self._logits, self._loss = self._learning.loss(
+                self._model.head, body(self._inputs), self._labels, self._loss_function
+            )
 
     def _tally(self) -> None:
         self._running_loss += self._loss.item() * len(self._labels)
@@ -349,11 +375,13 @@ class PlainEvaluation(Evaluation):
         with torch.no_grad():
             for inputs, labels in batches:
                 logits = self.run(inputs)
-                running_loss += loss_function(logits, labels).item() * len(labels)
+                if self._learning.val_loss:
+                    running_loss += loss_function(logits, labels).item() * len(labels)
                 if self._learning.counts_hits:
                     self._learning.hits(logits, labels).item()  # the tutorial's loop reads it in every step
                 outputs.append(logits)
                 truths.append(labels)
             logits = torch.cat(outputs)
             judged = self._learning.judged(logits, torch.cat(truths))
-        return Evaluated(loss_sum=running_loss, images=len(logits), judged=judged)
+        known = self._learning.val_loss
+        return Evaluated(loss_sum=running_loss if known else None, images=len(logits), judged=judged)

@@ -33,15 +33,16 @@ from tl.errors import ConfigError, NotApplicable
 from tl.features import Extraction, Features, images_at_once
 from tl.fits import FITS, Fitted
 from tl.folds import groups_in
-from tl.freezing import Freezing, freeze, with_batch_norm_frozen
+from tl.freezing import Freezing, batch_norms, freeze, with_batch_norm_frozen
 from tl.images import open_store
 from tl.inference import InferenceNetwork, OnDemand, inference_network
-from tl.learning import LEARNING, Learning
+from tl.learning import LEARNING, Learning, Loss
 from tl.library import Backbone, Maker, maker
 from tl.lookahead import Ahead, batches_ahead
 from tl.machine import without_garbage_collection
 from tl.optimizers import SCHEDULE_BUILDERS, class_weights, make_loss, make_optimizer, with_layer_decay
 from tl.own_code import once
+from tl.own_models import check_in_train_mode
 from tl.plain import WORKERS, PlainBatches, PlainEvaluation, PlainStep, check_execution
 from tl.precision import autocast, check_precision, single_precision
 from tl.qat import Int8Copies, rounding_copy
@@ -57,7 +58,6 @@ from tl.step import (
     GraphedEvaluation,
     GraphedStep,
     Graphs,
-    Loss,
     Replayed,
     TrainStep,
     own_stream,
@@ -105,19 +105,21 @@ def ready(
         body, inference = _body(setup, ahead)
         setup_seconds = time.perf_counter() - started - (setup.quantization_seconds or 0.0)
         # Code of one's own may read values on the host, which a graph would keep as they were at its capture.
-        plain = config.checkpointing or bool(config.own_parts)
+        plain = config.checkpointing or bool(config.own_parts) or not setup.learning.same_shapes
         with_graphs = device.type == "cuda" and cuda_graphs and setup.way.graphs and not plain
         graphs = Graphs() if with_graphs else None
         yield setup, _make_loop(setup, body, inference, ahead, graphs), setup_seconds
 
 
 def check_task(config: TrainConfig, splits: Splits) -> None:
-    """Raise `ConfigError` for images of another task, and `NotApplicable` for a regime that has no meaning with it."""
+    """Raise `ConfigError` for images of another task and for a package that the task needs and isn't installed, and
+    `NotApplicable` for a regime that has no meaning with the task."""
     if config.task != splits.task:
         raise ConfigError(
             f"task={config.task!r}: the images of {splits.name} are for {splits.task!r}; load them with "
             f"tl.load_splits(…, task={config.task!r})"
         )
+    TASKS[config.task].check_packages()
     if why := TASKS[config.task].no_regime(REGIMES[config.regime]):
         raise NotApplicable(f"regime {config.regime!r} has no meaning with task {config.task!r}: {why}")
 
@@ -220,12 +222,12 @@ def _prepare(
     if adapter := ADAPTERS.get(regime.adapter):
         model.eval()
         adapter.insert(model.backbone, config, _example(backbone, device, layout, 1))
-    if regime.head_start != "random" and type(model.head) is not nn.Linear:
-        raise NotApplicable(
-            f"head {config.head!r}: regime {config.regime!r} fits a linear head first; use head 'linear'"
-        )
+    if regime.head_start != "random":
+        _check_fitted(model.head, config)
     unfreezing = _unfreezing(config, regime, model)
     freezing = unfreezing.whole
+    if _maker_of(config) and regime.by_steps and not (regime.fixed_features or regime.rounds):
+        check_in_train_mode(config.spec, backbone, freezing, _example(backbone, device, layout, 2))
     steps = config.replace(learning_rate=config.first_rate(config.learning_rate))
     optimizer = make_optimizer(steps, freezing.parameters) if regime.by_steps else None
     if optimizer and config.layer_decay != 1:
@@ -248,6 +250,15 @@ def _prepare(
     )
 
 
+def _check_fitted(head: nn.Module, config: TrainConfig) -> None:
+    """Raise `NotApplicable` for a head that no fit gives."""
+    if type(head) is not nn.Linear or head.bias is None:
+        but = "" if type(head) is not nn.Linear else ", with a bias"
+        raise NotApplicable(
+            f"head {config.head!r}: regime {config.regime!r} fits a linear head first{but}; use head 'linear'"
+        )
+
+
 def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfreezing:
     """Freeze what the regime doesn't train in the last epoch, and find what it trains in those before."""
     rules = regime.trainable.in_order(model.backbone)
@@ -262,7 +273,7 @@ def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfre
         if periods[-1].changing != whole:
             if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
                 raise NotApplicable(f"freeze_bn=true: regime {config.regime!r} trains nothing else of this backbone")
-        elif len(some) == len(rules):
+        elif len(some) == len(rules) or not batch_norms(model.backbone):
             raise NotApplicable("freeze_bn=true: no BatchNorm layer of this backbone would train; leave it out")
     return Unfreezing(periods, config.unfreeze_every, parts=len(rules) - 1)
 
@@ -291,6 +302,7 @@ def _stored_images(splits: Splits, backbone: Backbone, device: torch.device, lay
             memory_format=LAYOUTS[layout],
             resident=resident,
             targets=LEARNING[splits.task].targets(images, len(splits.classes)),
+            learning=LEARNING[splits.task],
         )
         for images in (splits.train, splits.val)
     )
@@ -304,7 +316,7 @@ def _loaded_images(splits: Splits, backbone: Backbone, device: torch.device, lay
     """Images that workers load from their files in every pass."""
     learning, classes = LEARNING[splits.task], len(splits.classes)
     train, val = (
-        PlainBatches(splits.root, images, backbone.preprocessing, device, learning.rows(images, classes))
+        PlainBatches(splits.root, images, backbone.preprocessing, device, learning.rows(images, classes), learning)
         for images in (splits.train, splits.val)
     )
     return _Images(train=train, val=val)

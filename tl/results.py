@@ -109,7 +109,9 @@ class EpochResult(Strict):
     train_accuracy: Share | None = Field(
         description="share in [0, 1] on augmented images, counted while weights change; None if the task counts none"
     )
-    val_loss: float
+    val_loss: float | None = Field(
+        description="None for task `detection`, whose networks give either losses or boxes for an image"
+    )
     val_accuracy: Share = Field(description="the score of the config's task, which is accuracy for classification")
     phases: Phases | None = Field(None, description="None without steps, and in records of format version 1")
 
@@ -161,6 +163,11 @@ class Probe(Strict):
         return statistics.fmean(self.right)
 
 
+Detection = tuple[Count, Share, Share, Share, Share, Share]
+"""A box that was found: its class, its score, and its left, top, right and bottom edges as shares of width and height.
+"""
+
+
 class Predictions(Strict):
     """The model's predictions for the validation images, in the order of the data set.
 
@@ -173,11 +180,14 @@ class Predictions(Strict):
     probabilities: list[list[Share]] | None = Field(
         None, description="of each class, for task `multilabel`; None for others, and before version 12"
     )
+    detections: list[list[Detection]] | None = Field(
+        None, description="boxes of each image, for task `detection`; None for others, and before version 12"
+    )
 
     @property
     def images(self) -> int:
         """Number of images."""
-        return len(self.labels if self.probabilities is None else self.probabilities)
+        return len(self.probabilities or self.detections or self.labels)
 
 
 class Note(Strict):
@@ -315,6 +325,15 @@ class TrainResult(Strict):
             found = getattr(self, name)
             if found.epoch >= len(self.epochs):
                 raise ValueError(f"{name} is of epoch {found.epoch}, and there are {len(self.epochs)}")
+            if (found.detections is not None) is not (self.config.task == "detection"):
+                raise ValueError(f"{name} must have boxes if the task is 'detection', and only then")
+            if found.detections is not None:
+                if found.labels or found.confidences or found.probabilities is not None or not found.detections:
+                    raise ValueError(f"{name} must have boxes for each image, and nothing else")
+                most = max((box[0] for boxes in found.detections for box in boxes), default=0)
+                if most >= len(self.classes):
+                    raise ValueError(f"{name} has class {most}, and there are {len(self.classes)}")
+                continue
             if self.config.task == "multilabel":
                 if found.labels or found.confidences or not found.probabilities:
                     raise ValueError(f"{name} must have probabilities of classes, and nothing else")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +21,7 @@ from tl.errors import NotApplicable
 from tl.library import Backbone, Maker
 from tl.own_code import Elsewhere, named
 from tl.own_models import as_backbone
-from tl.savedmodel import PYTHON, digest_of_folder, folder_of, saved_model
+from tl.savedmodel import digest_of_folder, folder_of, python_of, saved_model
 from tl.weights import Weights
 
 _LARGER = 256 / 224
@@ -42,7 +41,7 @@ class SavedModel(nn.Module):
         self._path = path
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
-        python = os.environ.get(PYTHON) or sys.executable
+        python = python_of()
         command = [python, "-c", _START, process.__file__, os.fspath(folder), str(theirs_in), str(theirs_out)]
         # As many threads as training has, and no GPU, whose memory TensorFlow would take as a whole.
         threads = {"TF_NUM_INTRAOP_THREADS": str(torch.get_num_threads()), "TF_NUM_INTEROP_THREADS": "1"}

@@ -58,7 +58,13 @@ class Refused(Exception):
 def open_model(folder: str) -> tuple[Any, dict[str, Any]]:
     """Load a SavedModel. Returns a function from images to features, and what is known of the network."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        install = f"{sys.executable} -m pip install tensorflow-cpu"
+        raise Refused(f"needs tensorflow, which {sys.executable} doesn't have: {install}") from error
 
     loaded = tf.saved_model.load(folder)
     signatures = dict(loaded.signatures)

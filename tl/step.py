@@ -17,11 +17,10 @@ import torch
 
 from tl.backbones import Classifier
 from tl.config import TrainConfig
-from tl.learning import Classification, Judged, Learning
+from tl.learning import Classification, Judged, Learning, Loss
 from tl.precision import autocast, gradient_scaler
 from tl.work import StepWork
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Body = Callable[[torch.Tensor], torch.Tensor]
 Mark = Callable[[str | None], None]
 _CLASSIFICATION = Classification()
@@ -39,7 +38,7 @@ class TrainStep:
         body: maps inputs to features; without gradients if none of the backbone's parameters has them.
         counted: the same as plain operations of torch, for the step whose work is counted. A compiled network doesn't
             dispatch single operations, and one for inference has others.
-        learning: how the training's task counts right outputs.
+        learning: what the training's task makes of features and targets: the loss, and which outputs are right.
     """
 
     def __init__(
@@ -101,8 +100,9 @@ class TrainStep:
         with autocast(self._config.precision, self._device):
             with torch.set_grad_enabled(self._trains_body):
                 features = body(self._inputs)
-            self._logits = self._model.head(features)
-            self._loss = self._loss_function(self._logits.float(), self._labels)
+            self._logits, self._loss = self._learning.loss(
+                self._model.head, features, self._labels, self._loss_function
+            )
 
     def _backward(self) -> None:
         self._scaler.scale(self._loss).backward()
@@ -234,8 +234,8 @@ class GraphedStep(TrainStep):
 class Evaluated:
     """What a validation pass found, with the images in the order of the batches."""
 
-    loss_sum: float
-    """Sum of the images' losses."""
+    loss_sum: float | None
+    """Sum of the images' losses; None if the task has no loss in validation."""
     images: int
     """Number of images that were evaluated."""
     judged: Judged
@@ -257,7 +257,7 @@ class Evaluation:
         self._learning = learning
 
     def run(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the logits of one batch, `(B, classes) float32`."""
+        """Return the outputs for one batch, `(B, …) float32`, such as logits `(B, classes)`."""
         with torch.inference_mode(), autocast(self._precision, self._device):
             logits: torch.Tensor = self._model.head(self._body(inputs))
             return logits.float()
@@ -269,12 +269,14 @@ class Evaluation:
         with torch.inference_mode():
             for inputs, labels in batches:
                 logits = self.run(inputs)
-                loss_sum += loss_function(logits, labels) * len(labels)
+                if self._learning.val_loss:
+                    loss_sum += loss_function(logits, labels) * len(labels)
                 outputs.append(logits)
                 truths.append(labels)
             logits = torch.cat(outputs)
             judged = self._learning.judged(logits, torch.cat(truths))
-        return Evaluated(loss_sum=loss_sum.item(), images=len(logits), judged=judged)
+        known = self._learning.val_loss
+        return Evaluated(loss_sum=loss_sum.item() if known else None, images=len(logits), judged=judged)
 
 
 class Replayed:

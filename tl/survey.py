@@ -7,8 +7,9 @@ import torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,24 @@ class Sizes(Strict):
 
     width: Range
     height: Range
+
+
+class ShareRange(Strict):
+    """The smallest, the middle and the largest value of some boxes, as shares of the image."""
+
+    min: Share
+    median: Share
+    max: Share
+
+
+class ObjectCounts(Strict):
+    """The boxes of a data set."""
+
+    objects: dict[str, dict[str, Count]] = Field(description="class → split → number of objects")
+    without: dict[str, Count] = Field(description="split → images without objects")
+    most: Positive = Field(description="largest number of objects in an image")
+    width: ShareRange = Field(description="widths of boxes, as shares of the image's")
+    height: ShareRange
 
 
 class Baseline(Strict):
@@ -95,6 +114,7 @@ class Survey(Strict):
     splits: dict[str, Count] = Field(description="split → number of images")
     sizes: Sizes | None = Field(description="None if no image could be decoded")
     baseline: Baseline | None = Field(description="None for other tasks than classification")
+    boxes: ObjectCounts | None = Field(description="None for other tasks than detection")
     imbalance: float = Field(ge=1, description="training images of the largest class ÷ those of the smallest")
     duplicates_within_splits: Repeats = Field(description="images beyond the first of their kind in a split")
     duplicates_across_splits: Repeats = Field(
@@ -118,7 +138,7 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
     if test and splits.test is not None:
         parts["test"] = splits.test
     files = [file for images in parts.values() for file in images.files]
-    labels = _numbered([label for images in parts.values() for label in images.truth])
+    labels = _numbered([content for images in parts.values() for content in images.contents])
     part = np.repeat(np.arange(len(parts)), [len(images) for images in parts.values()])
     digests = file_digests(splits.root, files)
     looks = looks_of(splits.root, digests)
@@ -157,6 +177,7 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
         splits={split: len(images) for split, images in parts.items()},
         sizes=_sizes(looks.sizes),
         baseline=_baseline(splits),
+        boxes=_boxes(parts, splits.classes) if splits.task == "detection" else None,
         imbalance=max(counts) / min(counts),
         duplicates_within_splits=within,
         duplicates_across_splits=across,
@@ -173,8 +194,9 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
 
 
 def class_counts(images: ImageList, classes: Sequence[str]) -> tuple[int, ...]:
-    """The number of images of each class. An image with several counts for each of them."""
-    counts = Counter([*images.labels, *chain.from_iterable(images.targets)])
+    """The number of images of each class. An image with several counts once for each of them."""
+    of_objects = ({box.label for box in some} for some in images.objects)
+    counts = Counter(chain(images.labels, chain.from_iterable(images.targets), chain.from_iterable(of_objects)))
     return tuple(counts[label] for label in range(len(classes)))
 
 
@@ -266,6 +288,23 @@ def _sizes(sizes: npt.NDArray[np.int64]) -> Sizes | None:
         Range(min=int(values.min()), median=float(np.median(values)), max=int(values.max())) for values in known.T
     )
     return Sizes(width=width, height=height)
+
+
+def _boxes(parts: Mapping[str, ImageList], classes: Sequence[str]) -> ObjectCounts:
+    """Count the objects of each class and split, and measure their boxes."""
+    labels = {split: Counter(box.label for some in images.objects for box in some) for split, images in parts.items()}
+    boxes = [box for images in parts.values() for some in images.objects for box in some]
+    width, height = (
+        ShareRange(min=min(values), median=median(values), max=max(values))
+        for values in ([box.width for box in boxes], [box.height for box in boxes])
+    )
+    return ObjectCounts(
+        objects={name: {split: each[number] for split, each in labels.items()} for number, name in enumerate(classes)},
+        without={split: sum(not some for some in images.objects) for split, images in parts.items()},
+        most=max(len(some) for images in parts.values() for some in images.objects),
+        width=width,
+        height=height,
+    )
 
 
 def _baseline(splits: Splits) -> Baseline | None:

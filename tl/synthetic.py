@@ -13,6 +13,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -28,7 +29,8 @@ VERSION = 2
 SYNTHETIC_NOTE = "synthetic: times and memory are valid, accuracy says nothing about real images"
 _MARKER = "DRAWN"
 """Name of a file at the root of a synthetic set. It identifies the set in whatever folder it is."""
-_SCALE = 2  # pictures are drawn at twice their size and reduced, which smooths edges
+SCALE = 2
+"""Pictures are drawn at so many times their size and reduced, which smooths edges."""
 _SKIN = [(38, 28, 22), (66, 36, 20), (96, 54, 26), (128, 74, 30), (24, 22, 26), (150, 98, 42)]
 _BAND = [(214, 158, 46), (190, 128, 52), (226, 188, 98), (168, 112, 60), (140, 100, 70)]
 _GROUND = [
@@ -45,6 +47,20 @@ Point = tuple[float, float]
 Colour = tuple[int, int, int]
 
 
+class Set(Protocol):
+    """A synthetic set: which files it has, and how they are made."""
+
+    @property
+    def name(self) -> str:
+        """A key of `tl.datasets.DATASETS`."""
+
+    def paths(self) -> list[str]:
+        """Return the paths of all its files relative to its root, but for the marker."""
+
+    def write(self, root: Path) -> None:
+        """Write these files below a folder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """The number of pictures of a synthetic set, and their size."""
@@ -57,21 +73,47 @@ class Size:
     longest: tuple[int, int]
     """Range of the longer side, in pixels."""
 
+    def paths(self) -> list[str]:
+        """See `Set.paths`."""
+        return [path for path, *_ in self._pictures()]
+
+    def write(self, root: Path) -> None:
+        """See `Set.write`. The pictures are `train/CLASS/NNN.jpg` and `val/CLASS/NNN.jpg`."""
+
+        def one(job: tuple[str, str, str, int]) -> None:
+            path, split, kind, index = job
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            rng = np.random.default_rng(seed_for("synthetic", VERSION, self.name, split, kind, index))
+            picture = draw(kind, rng, longest=int(rng.integers(*self.longest, endpoint=True)))
+            picture.save(root / path, quality=int(rng.integers(80, 95)))
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(one, self._pictures()))
+
+    def _pictures(self) -> list[tuple[str, str, str, int]]:
+        """Return path, split, class and number of each picture."""
+        return [
+            (f"{split}/{kind}/{index:03d}.jpg", split, kind, index)
+            for split, counts in (("train", self.train), ("val", self.val))
+            for kind, count in counts.items()
+            for index in range(count)
+        ]
+
 
 FULL = Size(name="synthetic", train={"ants": 123, "bees": 121}, val={"ants": 70, "bees": 83}, longest=(360, 500))
 MINI = Size(name="synthetic-mini", train={"ants": 12, "bees": 12}, val={"ants": 8, "bees": 8}, longest=(120, 180))
 
 
-def find(size: Size) -> Path:
+def find(kind: Set) -> Path:
     """Return the folder of a synthetic set in the user's cache; generate the set if it is missing.
 
     Every call checks that it holds the files that were generated and no others. If not, the set is generated again,
     with a `CacheWarning`. Raises `DataError` if the cache can't be written.
     """
-    folder = cache_dir() / f"{size.name}-v{VERSION}"
+    folder = cache_dir() / f"{kind.name}-v{VERSION}"
     try:
         if os.path.lexists(folder):
-            _check(folder, size)
+            _check(folder, kind)
             return folder
     except CacheDamage as damage:
         warn_rebuilt(damage)
@@ -79,15 +121,15 @@ def find(size: Size) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".drawing-", ignore_cleanup_errors=True) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
-            write_set(size, new)
-            if not _intact(folder, size):
+            write_set(kind, new)
+            if not _intact(folder, kind):
                 if os.path.lexists(folder):
                     folder.rename(old)
                 try:
                     new.rename(folder)
                 except OSError:
                     # Another process was faster, with the same bytes.
-                    if not _intact(folder, size):
+                    if not _intact(folder, kind):
                         raise
     except OSError as error:
         raise DataError(f"{folder}: can't be written ({error.strerror}); set TL_CACHE to a folder that can") from error
@@ -102,12 +144,12 @@ def set_name(folder: Path) -> str:
         return ""
 
 
-def _check(folder: Path, size: Size) -> None:
+def _check(folder: Path, kind: Set) -> None:
     """Raise `CacheDamage` unless a folder holds the pictures that its marker names, and nothing else.
 
     Hidden files are allowed: they are no part of a data set.
     """
-    pictures = [Path(path) for path, *_ in _pictures(size)]
+    pictures = [Path(path) for path in kind.paths()]
     folders = {parent for path in pictures for parent in path.parents if parent.name}
     wanted = {Path(_MARKER), *pictures, *folders}
     try:
@@ -118,68 +160,53 @@ def _check(folder: Path, size: Size) -> None:
         for path in pictures:
             if not (folder / path).is_file():  # reading a FIFO could wait forever
                 raise CacheDamage(folder / path, "it is not a regular file")
-        marker = _marker_text(folder, size)
+        marker = _marker_text(folder, kind)
     except (OSError, DataError) as error:
         raise CacheDamage(folder, str(error)) from error
     if read_regular(folder / _MARKER) != marker.encode():
         raise CacheDamage(folder, "its pictures are not those that were generated")
 
 
-def _intact(folder: Path, size: Size) -> bool:
+def _intact(folder: Path, kind: Set) -> bool:
     try:
-        _check(folder, size)
+        _check(folder, kind)
     except CacheDamage:
         return False
     return True
 
 
-def _marker_text(root: Path, size: Size) -> str:
+def _marker_text(root: Path, kind: Set) -> str:
     """Return the content of a synthetic set's marker file: the set's name, and the digest of its pictures."""
-    return f"{size.name} {set_digest(file_digests(root, [path for path, *_ in _pictures(size)]))}\n"
+    return f"{kind.name} {set_digest(file_digests(root, kind.paths()))}\n"
 
 
-def _pictures(size: Size) -> list[tuple[str, str, str, int]]:
-    """Return path, split, class and number of each picture of a set."""
-    return [
-        (f"{split}/{kind}/{index:03d}.jpg", split, kind, index)
-        for split, counts in (("train", size.train), ("val", size.val))
-        for kind, count in counts.items()
-        for index in range(count)
-    ]
-
-
-def write_set(size: Size, root: Path) -> None:
-    """Write all pictures of a set below `root`, as `train/CLASS/NNN.jpg` and `val/CLASS/NNN.jpg`."""
-
-    def one(job: tuple[str, str, str, int]) -> None:
-        path, split, kind, index = job
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng(seed_for("synthetic", VERSION, size.name, split, kind, index))
-        picture = draw(kind, rng, longest=int(rng.integers(*size.longest, endpoint=True)))
-        picture.save(root / path, quality=int(rng.integers(80, 95)))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, _pictures(size)))
-    (root / _MARKER).write_text(_marker_text(root, size), encoding="utf-8")
+def write_set(kind: Set, root: Path) -> None:
+    """Write all files of a set below `root`, with the marker that says which set it is."""
+    kind.write(root)
+    (root / _MARKER).write_text(_marker_text(root, kind), encoding="utf-8")
 
 
 def draw(kind: str, rng: np.random.Generator, *, longest: int) -> Image.Image:
     """Draw one RGB picture of `kind` (`ants` or `bees`), with a longer side of `longest` pixels."""
     shorter = int(longest * rng.uniform(0.62, 1.0))
     width, height = (longest, shorter) if rng.random() < 0.75 else (shorter, longest)
-    canvas = _ground(rng, width * _SCALE, height * _SCALE)
+    canvas = ground(rng, width * SCALE, height * SCALE)
     pen = ImageDraw.Draw(canvas, "RGBA")
-    _clutter(pen, rng, canvas.size, count=int(rng.integers(6, 26)))
+    clutter(pen, rng, canvas.size, count=int(rng.integers(6, 26)))
     for _ in range(1 + (rng.random() < 0.15)):
-        _insect(pen, kind, rng, canvas.size)
-    _clutter(pen, rng, canvas.size, count=int(rng.integers(4, 18)))
+        unit = rng.uniform(0.07, 0.20) * min(canvas.size)
+        turn = rng.uniform(0, 2 * math.pi)
+        centre = (rng.uniform(0.3, 0.7) * canvas.width, rng.uniform(0.3, 0.7) * canvas.height)
+        insect(pen, kind, rng, unit=unit, turn=turn, centre=centre)
+    clutter(pen, rng, canvas.size, count=int(rng.integers(4, 18)))
     small = canvas.resize((width, height), Image.Resampling.BOX)
     if rng.random() < 0.7:
         small = small.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.4, 2.2))))
-    return _light(small, rng)
+    return light(small, rng)
 
 
-def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+def ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """A canvas of this size, with patches of similar colours."""
     base = np.array(_GROUND[rng.integers(len(_GROUND))], dtype=np.float64)
     cells = int(rng.integers(3, 24))
     shade, hue = rng.uniform(10, 40), rng.uniform(2, 12)
@@ -188,7 +215,7 @@ def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     return tile.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _clutter(pen: ImageDraw.ImageDraw, rng: np.random.Generator, size: tuple[int, int], *, count: int) -> None:
+def clutter(pen: ImageDraw.ImageDraw, rng: np.random.Generator, size: tuple[int, int], *, count: int) -> None:
     """Draw pebbles, leaves and blades of grass."""
     for _ in range(count):
         x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
@@ -204,10 +231,10 @@ def _clutter(pen: ImageDraw.ImageDraw, rng: np.random.Generator, size: tuple[int
             pen.polygon(points, fill=(*colour, int(rng.integers(120, 255))))
 
 
-def _insect(pen: ImageDraw.ImageDraw, kind: str, rng: np.random.Generator, size: tuple[int, int]) -> None:
-    unit = rng.uniform(0.07, 0.20) * min(size)
-    turn = rng.uniform(0, 2 * math.pi)
-    centre = (rng.uniform(0.3, 0.7) * size[0], rng.uniform(0.3, 0.7) * size[1])
+def insect(
+    pen: ImageDraw.ImageDraw, kind: str, rng: np.random.Generator, *, unit: float, turn: float, centre: Point
+) -> None:
+    """Draw one of `kind` (`ants` or `bees`). `unit` is half the length of a body, about, in pixels of the canvas."""
     # Mixed with up to two thirds of a colour of the ground, so that many insects are hard to see.
     skin = _mixed(_SKIN[rng.integers(len(_SKIN))], _GROUND[rng.integers(len(_GROUND))], rng.uniform(0, 0.66))
     skin = _tinted(skin, rng, spread=14)
@@ -299,7 +326,7 @@ def _bands(
         pen.polygon(pose.blob(float(x), 0, 0.07, reach), fill=colour)
 
 
-def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Vary brightness, contrast and colour cast, and add a gradient of light and sensor noise."""
     pixels = np.asarray(image, dtype=np.float32)
     height, width, _ = pixels.shape

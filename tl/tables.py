@@ -154,12 +154,12 @@ def splits_of(path: Path, name: str, texts: Sequence[str]) -> list[Split | None]
 
 def places_of(path: Path, folder: Path, texts: Sequence[str]) -> list[Path]:
     """The files that the paths in a table mean, relative to its folder. Raises `DataError` if one isn't there."""
-    elsewhere = [number for number, text in enumerate(texts) if _is_address(text)]
+    elsewhere = [number for number, text in enumerate(texts) if is_address(text)]
     if elsewhere:
         such = shortened(repr(texts[elsewhere[0]]))
         what = f"have an address, such as {such}: addresses aren't downloaded, images must be files"
         refuse(path, elsewhere, what, len(texts))
-    places = [_place(folder, text) for text in texts]
+    places = [place_of(folder, text) for text in texts]
     gone = [number for number, place in enumerate(places) if not os.path.isfile(place)]  # noqa: PTH113 (raises nothing)
     if gone:
         first = shortened(repr(texts[gone[0]]))
@@ -172,12 +172,12 @@ def places_of(path: Path, folder: Path, texts: Sequence[str]) -> list[Path]:
     return places
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
     """True for `https://…` and the like, but not for `file://…`; one letter before the colon is a drive."""
     return re.match(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+://", text, re.IGNORECASE) is not None
 
 
-def _place(folder: Path, text: str) -> Path:
+def place_of(folder: Path, text: str) -> Path:
     """The file that a table in `folder` means. Backslashes are those of Windows where no file has them in its name."""
     if text.lower().startswith("file://"):
         text = unquote(text[len("file://") :].removeprefix("localhost"))
@@ -246,13 +246,15 @@ def _columns(path: Path) -> tuple[list[str], dict[str, list[str]] | None]:
     return columns_of(path, _usual)
 
 
-def columns_of(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[str]] | None]:
+def columns_of(path: Path, wanted: Wanted, mark: str = "") -> tuple[list[str], dict[str, list[str]] | None]:
     """The names of all columns of a table, and the texts of those that are wanted.
 
-    None in place of the texts if one is missing. Raises `DataError` for a table that can't be read.
+    None in place of the texts if one is missing. In a list of Parquet or JSON Lines each text ends with `mark`; without
+    a mark lists are refused. Raises `DataError` for a table that can't be read.
     """
-    kinds = {".parquet": _of_parquet, ".jsonl": _of_json_lines}
-    return kinds.get(path.suffix.lower(), _of_csv)(path, wanted)
+    if path.suffix.lower() == ".parquet":
+        return _of_parquet(path, wanted, mark)
+    return _of_json_lines(path, wanted, mark) if path.suffix.lower() == ".jsonl" else _of_csv(path, wanted)
 
 
 def _of_csv(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[str]] | None]:
@@ -287,7 +289,7 @@ def _of_csv(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[str]]
     return header, texts
 
 
-def _of_json_lines(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[str]] | None]:
+def _of_json_lines(path: Path, wanted: Wanted, mark: str) -> tuple[list[str], dict[str, list[str]] | None]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(_text_of(path).split("\n"), start=1):
         if not line.strip():
@@ -305,10 +307,10 @@ def _of_json_lines(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, lis
     chosen = wanted(header)
     if not chosen:
         return header, None
-    for name in chosen:
+    for name in () if mark else chosen:
         nested = [number for number, row in enumerate(rows) if isinstance(row.get(name), dict | list)]
         refuse(path, nested, f"have no text but a list or an object for {name!r}", len(rows))
-    return header, {name: [_text(row.get(name)) for row in rows] for name in chosen}
+    return header, {name: _texts(path, name, [row.get(name) for row in rows], mark) for name in chosen}
 
 
 def _text_of(path: Path) -> str:
@@ -318,7 +320,7 @@ def _text_of(path: Path) -> str:
         raise DataError(str(error)) from error
 
 
-def _of_parquet(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[str]] | None]:
+def _of_parquet(path: Path, wanted: Wanted, mark: str) -> tuple[list[str], dict[str, list[str]] | None]:
     import pyarrow
     from pyarrow import parquet
 
@@ -330,16 +332,32 @@ def _of_parquet(path: Path, wanted: Wanted) -> tuple[list[str], dict[str, list[s
             if not chosen:
                 return header, None
             for name in chosen:
-                if pyarrow.types.is_nested(schema.field(name).type):
+                kind = schema.field(name).type
+                is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+                if pyarrow.types.is_nested(kind) and not (mark and is_list):
                     raise DataError(
-                        f"{path}: the column {name!r} has {shortened(str(schema.field(name).type))}, not text; images "
-                        "must be files, and the table has their paths"
+                        f"{path}: the column {name!r} has {shortened(str(kind))}, not text; images must be files, and "
+                        "the table has their paths"
                     )
             table = file.read(columns=chosen)
-            return header, {name: [_text(value) for value in table[name].to_pylist()] for name in chosen}
+            return header, {name: _texts(path, name, table[name].to_pylist(), mark) for name in chosen}
     except (pyarrow.ArrowException, OSError) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"{path}: can't be read as Parquet: {shortened(why)}") from error
+
+
+def _texts(path: Path, name: str, values: Sequence[Any], mark: str) -> list[str]:
+    """The values of a column as texts; in a list each ends with `mark`. Raises `DataError` for what is no text."""
+    parts = [value if isinstance(value, list) else [value] for value in values]
+    others = [number for number, some in enumerate(parts) if any(isinstance(each, dict | list) for each in some)]
+    refuse(path, others, f"have a list or an object for {name!r}, not a text or a list of texts", len(values))
+    texts = [[_text(each) for each in some] for some in parts]
+    marked = [n for n, value in enumerate(values) if isinstance(value, list) and any(mark in each for each in texts[n])]
+    refuse(path, marked, f"have a list with {mark!r} in one of its texts for {name!r}", len(values))
+    return [
+        "".join(f"{each}{mark}" for each in some) if isinstance(value, list) else some[0]
+        for value, some in zip(values, texts, strict=True)
+    ]
 
 
 def _text(value: Any) -> str:

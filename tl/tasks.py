@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 
+from tl import box_precision
 from tl.average_precision import mean_average_precision, of_images
+from tl.errors import ConfigError
 from tl.regimes import Regime
 
 
@@ -25,6 +28,10 @@ class Said(Protocol):
     @property
     def probabilities(self) -> Sequence[Sequence[float]] | None:
         """Of each class; None for tasks other than `multilabel`."""
+
+    @property
+    def detections(self) -> Sequence[Sequence[Sequence[float]]] | None:
+        """Boxes of each image; None for tasks other than `detection`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +63,24 @@ class Task:
     """The keys of `tl.config.PROTOCOLS` that it has."""
     no_regime: Callable[[Regime], str]
     """Why a regime has no meaning with the task; empty if it has one."""
-    settings: tuple[str, ...] = ()
-    """Settings of training that it reads and not every task does."""
+    unread: tuple[str, ...] = ()
+    """Settings of training that it doesn't read; they keep their defaults."""
+    detects: bool = False
+    """True if its networks are detectors (`tl.detector_names`), whose heads and losses are their own."""
+    val_loss: bool = True
+    """False if a validation pass has no loss."""
+    extra: str = ""
+    """The extra of the suite that has the packages it needs beside those that are always installed; empty for none."""
+    packages: tuple[str, ...] = ()
+    """Those packages, as they are imported."""
+
+    def check_packages(self) -> None:
+        """Raise `ConfigError`, with the command that installs them, unless its packages are installed."""
+        if missing := [name for name in self.packages if find_spec(name) is None]:
+            names, verb = " and ".join(missing), "aren't" if len(missing) > 1 else "isn't"
+            raise ConfigError(
+                f"task={self.extra!r}: needs {names}, which {verb} installed: pip install 'tl-bench[{self.extra}]'"
+            )
 
 
 def _right(said: Said, truth: Sequence[int]) -> list[float]:
@@ -88,6 +111,24 @@ def _probabilities(said: Said) -> Sequence[Sequence[float]]:
     return said.probabilities
 
 
+def _detections(said: Said) -> Sequence[Sequence[Sequence[float]]]:
+    if said.detections is None:
+        raise ValueError("has no boxes")
+    return said.detections
+
+
+def _without_detectors(regime: Regime) -> str:
+    if regime.fit != "steps" or regime.head_start != "random":
+        return "its head is fitted to one class for each image"
+    if regime.head == "own":
+        return "its head is ImageNet's, which has one class for each image"
+    if regime.features == "once":
+        return "a detector's features are maps of several sizes, which aren't kept"
+    if regime.extractor != "float":
+        return "a detector isn't converted to int8"
+    return "low-rank updates are for networks that return one row of features" if regime.adapter != "none" else ""
+
+
 def _without_label_sets(regime: Regime) -> str:
     if regime.fit != "steps" or regime.head_start != "random":
         return "its head is fitted to one class for each image"
@@ -109,7 +150,6 @@ TASKS: dict[str, Task] = {
         losses=("cross_entropy", "focal"),
         protocols=("fixed", "tuned", "kfold"),
         no_regime=lambda regime: "",
-        settings=("label_smoothing", "class_weights"),
     ),
     "multilabel": Task(
         summary="any number of classes for each image",
@@ -128,6 +168,31 @@ TASKS: dict[str, Task] = {
         losses=("bce",),
         protocols=("fixed",),
         no_regime=_without_label_sets,
+        unread=("label_smoothing", "class_weights"),
+    ),
+    "detection": Task(
+        summary="the objects in each image, with a box around each",
+        score="mAP",
+        right_or_wrong=False,
+        overall=lambda said, truth: box_precision.mean_average_precision(_detections(said), truth),
+        image_scores=lambda said, truth: box_precision.of_images(_detections(said), truth),
+        scored="(mean average precision of boxes, as COCO has it) is the mean over classes, and over overlaps from "
+        "0.50 to 0.95 that count as found, of the average precision with which a class's boxes are found; classes that "
+        "no image has are left out",
+        same_answer=lambda truth: 0.0,
+        answering="finding nothing in any image",
+        image_score="image AP50",
+        compared="A single image has no mAP, so differences between combinations, their intervals and their tests are "
+        "of the image AP50: the mean over the classes in an image of the average precision with which their boxes are "
+        "found there, with an overlap of 0.5 or more; 1 for an image without objects.",
+        losses=("detector",),
+        protocols=("fixed",),
+        no_regime=_without_detectors,
+        unread=("label_smoothing", "class_weights", "head", "views", "fold", "lookahead", "early_stopping"),
+        detects=True,
+        val_loss=False,
+        extra="detection",
+        packages=("torchmetrics", "faster_coco_eval"),
     ),
 }
 """The tasks that a config may name."""

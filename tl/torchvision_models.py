@@ -10,7 +10,9 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from tl import detectors
 from tl.batches import Preprocessing
+from tl.detector_names import DETECTORS
 from tl.filling import filled
 from tl.imagenet import CLASSES
 from tl.library import Library, checkpoint_at, fitting
@@ -22,19 +24,31 @@ _WITH_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)
 
 @cache  # see `tl.timm_models`
 def _names() -> list[str]:
-    """Each network alone, which means its default weights, and with the tag of each of its weights."""
-    networks = torchvision.models.list_models(module=torchvision.models)
+    """Each network alone, which means its default weights, and with the tag of each of its weights.
+
+    These are the networks for classification, and the detectors that can train.
+    """
+    networks = [*torchvision.models.list_models(module=torchvision.models), *DETECTORS]
     return [*networks, *(f"{name}.{each.name}" for name in networks for each in _published(name))]
 
 
-def _published(name: str) -> Any:
-    """All weights of a network, which torchvision has as an enumeration."""
-    return torchvision.models.get_model_weights(name.partition(".")[0])
+def _published(name: str) -> list[Any]:
+    """All weights of a network; of a detector, also those of its backbone for ImageNet."""
+    network = name.partition(".")[0]
+    own = torchvision.models.get_model_weights(network)
+    return [*own, *detectors.BACKBONE_WEIGHTS] if network in DETECTORS else [*own]
+
+
+def _default(name: str) -> Any:
+    """The weights that a name without a tag stands for."""
+    published: Any = torchvision.models.get_model_weights(name.partition(".")[0])
+    return published.DEFAULT
 
 
 def _weights(name: str) -> Any:
     """The weights that a name stands for."""
-    return _published(name)[name.partition(".")[2] or "DEFAULT"]
+    tag = name.partition(".")[2]
+    return next(each for each in _published(name) if each.name == tag) if tag else _default(name)
 
 
 def _checkpoint(name: str) -> Checkpoint:
@@ -53,7 +67,7 @@ def _checkpoint(name: str) -> Checkpoint:
         for each in published
     }
     # A file without a tag in its name is taken for the default weights, unless its digest is that of others.
-    names = (f"torchvision-{network}", network) if chosen is published.DEFAULT else ()
+    names = (f"torchvision-{network}", network) if chosen is _default(name) else ()
     others = () if tag else tuple(file for one in tags.values() for file in one.file_names)
     at = checkpoint_at(str(chosen), chosen.url, (*names, *tags[chosen.name].file_names), f"torchvision:{network}")
     return replace(
@@ -66,6 +80,8 @@ def _checkpoint(name: str) -> Checkpoint:
 
 
 def _preprocessing(name: str) -> Preprocessing:
+    if name.partition(".")[0] in DETECTORS:
+        return detectors.preprocessing(name)
     given = _weights(name).transforms()
     return Preprocessing(
         size=given.crop_size[0],
@@ -130,4 +146,5 @@ LIBRARY = Library(
     classes=_classes,
     load=_load,
     cut=_cut,
+    detector=detectors.make,
 )

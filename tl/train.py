@@ -28,6 +28,7 @@ from tl.fits import load_fits
 from tl.images import batch_bounds
 from tl.kept import KeptState
 from tl.latency import inference_cost
+from tl.learning import Loss
 from tl.library import Backbone
 from tl.logme import logme
 from tl.lookahead import Ahead
@@ -41,7 +42,6 @@ from tl.results import EpochResult, Note, Period, Phases, Predictions, Probe, Tr
 from tl.step import (
     Evaluation,
     GraphedStep,
-    Loss,
     TrainStep,
 )
 from tl.stopping import has_ended
@@ -192,6 +192,8 @@ def _epochs(
             work = None
             if setup.unfreezing.begin(epoch) and loop.step:
                 loop.step.adapt()
+                if loop.averaged:
+                    loop.averaged.follow(setup.unfreezing.now)
                 work = StepWork()
             row, last = _epoch(setup, loop, memory, clock, history, work)
             if work and (counted := work_of(work, setup)):
@@ -202,7 +204,7 @@ def _epochs(
             history.append(row)
             if on_epoch:
                 on_epoch(row)
-            if has_ended([each.val_loss for each in history], setup.config.early_stopping):
+            if has_ended([each.val_loss for each in history if each.val_loss is not None], setup.config.early_stopping):
                 break
         assert best is not None and last is not None  # there is at least one pass
         if best is not last:
@@ -230,6 +232,8 @@ def _epoch(
     epoch, optimizer, step = len(history), setup.optimizer, loop.step
     rate = optimizer.param_groups[0]["lr"] if optimizer else None
     trained, train_seconds, converting = None, 0.0, 0.0
+    if setup.copies:
+        setup.copies.forget()
     with setup.way.timed():
         memory.begin("train" if setup.regime.trains else "val")
         clock.start()
@@ -338,7 +342,8 @@ def _result(setup: Setup, loop: Loop, trained: _Trained, memory: MemoryMarks, se
 class Pass:
     """What a pass over a split found."""
 
-    loss: float
+    loss: float | None
+    """None for validation if the task has no loss there."""
     score: Callable[[], Any]
     """Returns the score of the task, outside of all times; None after training if the task knows it only afterwards."""
     said: dict[str, Any]
@@ -394,16 +399,21 @@ def val_pass(evaluation: Evaluation, batches: Inputs, loss_function: Loss, confi
     with closing(batches.evaluation(config.batch_size)) as pass_batches:
         count = len(batches)
         found = evaluation.over(counted(pass_batches, count, "validation"), loss_function)
-    loss, judged = found.loss_sum / count, found.judged
+    judged = found.judged
+    loss = None if found.loss_sum is None else found.loss_sum / count
     outputs_fault = f"outputs of {judged.unknown} of {count} images were not finite" if judged.unknown else ""
     return Pass(loss=loss, score=judged.score, said=judged.said, fault=fault_of(loss) or outputs_fault)
 
 
-def fault_of(loss: float) -> str:
-    """Say how a loss is not finite; empty if it is."""
-    if math.isfinite(loss):
+def fault_of(loss: float | None) -> str:
+    """Say how a loss is not finite; empty if it is, or if there is none."""
+    if loss is None or math.isfinite(loss):
         return ""
     return "loss was NaN" if math.isnan(loss) else "loss was infinite"
+
+
+MANY = 1 / 3
+"""Share of a network's parameters above which low-rank updates are no longer few."""
 
 
 def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
@@ -421,6 +431,8 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
         notes.append(
             "without CUDA graphs: checkpointing reads and sets the state of random numbers, which a graph can't"
         )
+    if not setup.learning.same_shapes and setup.device.type == "cuda" and setup.way.graphs:
+        notes.append("without CUDA graphs: what a detector's step computes depends on its images")
     notes += _other_work(loop)
     if loop.inference and loop.inference.failure:
         notes.append(f"the backbone ran as it is, since as a network for inference {loop.inference.failure}")
@@ -437,6 +449,12 @@ def _notes(setup: Setup, loop: Loop) -> tuple[Note, ...]:
     if (joined := setup.unfreezing.joined) < (parts := setup.unfreezing.parts):
         notes.append(
             f"epochs were too few for all stages: {joined} of {parts} joined the head, the others stayed frozen"
+        )
+    share = sum(parameter.numel() for parameter in setup.unfreezing.now.parameters) / setup.total_params
+    if setup.regime.adapter == "lora" and share > MANY:
+        notes.append(
+            f"low-rank updates of rank {setup.config.lora_rank} and the head have {share:.0%} as many parameters as "
+            "the network, so they save little; a lower `lora_rank` has fewer"
         )
     if setup.regime.by_steps and max(stop - start for start, stop in batch_bounds(images, size)) > size:
         notes.append(f"{images} images leave one over at batch size {size}: it joins the batch before")

@@ -136,6 +136,8 @@ def _prepared(
                 with closing(val.evaluation(size)) as batches:
                     found = loop.evaluation.over(islice(batches, steps), loop.loss_function)
                 seconds += (time.perf_counter() - begun) / found.images * len(val)
-                return Turn(seconds=seconds, loss=loss if loop.step else found.loss_sum / found.images)
+                if not loop.step and found.loss_sum is not None:
+                    loss = found.loss_sum / found.images
+                return Turn(seconds=seconds, loss=loss)
 
         yield Prepared(run=run, group=train.count if isinstance(train, Ahead) else 1)

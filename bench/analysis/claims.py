@@ -291,14 +291,14 @@ CLAIMS: dict[str, Claim] = {
         ),
         Claim(
             name="not-half-the-time",
-            statement="Training only norms, or only biases, takes more than half the time of fine-tuning",
+            statement="Training only norms, or only biases, takes more than about half the time of fine-tuning",
             source="the backward pass still runs through the whole backbone",
             metric="epoch_seconds",
             regime="*-only",
             as_share=True,
             where_planned=True,
             high=1.6,
-            above="half the time, or less",
+            above="about half the time, or less",
         ),
     )
 }

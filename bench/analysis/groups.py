@@ -11,7 +11,7 @@ from typing import Any, Literal
 from bench.analysis.metrics import METRICS, RATED_BY, Finished, finished
 from bench.analysis.scores import largest_class
 from bench.analysis.stats import wilson
-from bench.store.records import AIMS, USUAL, Cell, Record
+from bench.store.records import AIMS, OF_PARTS, USUAL, Cell, Record
 from tl.config import READ_BY_REGIME, READ_BY_STEPS, TrainConfig
 from tl.regimes import REGIMES
 from tl.results import Predictions, TrainResult
@@ -257,11 +257,11 @@ class Counterparts:
         self._groups: dict[tuple[str, str], list[Group]] = {}
         for group in groups:
             self._groups.setdefault((group.run, group.config.regime), []).append(group)
-        self._found: dict[tuple[str, str, bool, bool, bool], dict[str, Group]] = {}
+        self._found: dict[tuple[str, str, str], dict[str, Group]] = {}
 
     def of(self, group: Group, regime: str) -> Group | None:
-        """The counterpart of `group` with `regime`; None if the run has none."""
-        place = (group.run, regime, *_shared(regime, group.config.regime), REGIMES[group.config.regime].by_steps)
+        """The counterpart of `group` with `regime`, the first that was planned; None if the run has none."""
+        place = (group.run, regime, group.config.regime)
         if place not in self._found:
             here = self._groups.get((group.run, regime), [])
             self._found[place] = {all_else(other.cell, group.config.regime): other for other in reversed(here)}
@@ -273,13 +273,18 @@ def all_else(cell: Cell, other_regime: str) -> str:
 
     It leaves out the seed, since seeds are repetitions. It includes the weights, unless the two regimes start from
     different weights by design (`scratch`), and the settings of training by steps, unless one of them has no steps.
+    Settings that only some regimes read are in it if both do and they matter to both (`AIMS`, `OF_PARTS`).
     """
     same_start, both_by_steps = _shared(other_regime, cell.config.regime)
     alike = cell.bare if same_start else cell.without_start
     names = [name for name in AIMS if not READ_BY_REGIME[name](REGIMES[other_regime], cell.config.execution)]
     names += [] if both_by_steps else READ_BY_STEPS
-    unread = {name: TrainConfig.model_fields[name].default for name in names}
-    return alike.but(**unread).id if unread else alike.id
+    changes = {name: TrainConfig.model_fields[name].default for name in names}
+    for name in OF_PARTS:  # `bare` is without them
+        value, read = getattr(cell.config, name), READ_BY_REGIME[name](REGIMES[other_regime], cell.config.execution)
+        if read and value != TrainConfig.model_fields[name].default:
+            changes[name] = value
+    return alike.but(**changes).id if changes else alike.id
 
 
 def _shared(one: str, other: str) -> tuple[bool, bool]:

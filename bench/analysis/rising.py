@@ -32,10 +32,14 @@ def epochs_to_try(group: Group) -> int:
 
 
 def _rising(result: TrainResult) -> bool:
-    """True if the last epoch has clearly the lowest validation loss, and the best accuracy came in the last third."""
+    """True if the last epoch has clearly the lowest validation loss, and the best accuracy came in the last third.
+
+    Without validation losses, as with task `detection`, nothing can be said.
+    """
     rows = result.epochs
-    if len(rows) < FEWEST_EPOCHS or any(row.train_loss is None for row in rows):
+    losses = [row.val_loss for row in rows if row.train_loss is not None and row.val_loss is not None]
+    if len(rows) < FEWEST_EPOCHS or len(losses) < len(rows):
         return False
     accuracies = [row.val_accuracy for row in rows]
     late = accuracies.index(max(accuracies)) >= len(rows) - math.ceil(len(rows) / 3)
-    return late and rows[-1].val_loss < (1 - FALL) * min(row.val_loss for row in rows[:-1])
+    return late and losses[-1] < (1 - FALL) * min(losses[:-1])

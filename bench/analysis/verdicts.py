@@ -53,11 +53,24 @@ class Finding:
     """The verdict's p-value, adjusted (Holm) over all findings of the report; None if there was nothing to test."""
     tests: int
     """How many findings of the report were tested."""
+    level: float | None = None
+    """The error rate of the interval that the verdict rests on: the share of `LEVEL` that Holm leaves this finding.
+
+    None if there was nothing to test."""
 
     @property
     def by(self) -> Literal["pairs", "seeds"]:
         """What the estimate's interval is over."""
         return "pairs" if self.paired else "seeds"
+
+    @property
+    def adjusted(self) -> tuple[float, float] | None:
+        """Both ends of the interval that the verdict rests on: it is decided where that lies on one side of each bound.
+
+        It is wider than the 95% interval, since all verdicts of a report share one error rate. None below
+        `MIN_SAMPLES`.
+        """
+        return None if self.level is None or self.estimate is None else self.estimate.interval(self.level)
 
     @property
     def shown(self) -> str:
@@ -215,11 +228,10 @@ def decide_claims(
         as_claimed(claim, PAIRED[claim.metric](found) if found else _estimate(claim, group, against), ratio)
         for (claim, group, against), found, ratio in zip(pairs, compared, expected, strict=True)
     ]
-    decided = decide_together([(claim, estimate) for (claim, _, _), estimate in zip(pairs, estimates, strict=True)])
-    tests = sum(p is not None for _, p in decided)
+    decided = _decide([(claim, estimate) for (claim, _, _), estimate in zip(pairs, estimates, strict=True)])
+    tests = sum(one.p is not None for one in decided)
     findings = []
     for place, ((claim, group, against), estimate) in enumerate(zip(pairs, estimates, strict=True)):
-        verdict, p = decided[place]
         findings.append(
             Finding(
                 claim=claim,
@@ -229,9 +241,10 @@ def decide_claims(
                 paired=compared[place],
                 all_lost=found if (found := attempted[place]) and not found.pairs else None,
                 predicted=1.0 if claim.of_prediction and expected[place] else expected[place],
-                verdict=verdict,
-                p=p,
+                verdict=decided[place].verdict,
+                p=decided[place].p,
                 tests=tests,
+                level=decided[place].level,
             )
         )
     return findings
@@ -252,18 +265,37 @@ def decide_together(tested: Sequence[tuple[Claim, Estimate | None]]) -> list[tup
 
     The p-value is None if there is no estimate, or one without an interval.
     """
+    return [(one.verdict, one.p) for one in _decide(tested)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decision:
+    verdict: ClaimVerdict
+    p: float | None
+    level: float | None
+
+
+def _decide(tested: Sequence[tuple[Claim, Estimate | None]]) -> list[_Decision]:
+    """`decide_together`, with the error rate of the interval that each verdict rests on.
+
+    Holm compares the smallest p-value of m with `LEVEL` ÷ m, the next one with `LEVEL` ÷ (m - 1), and stops at the
+    first that is too large: what is left is undecided at the level of that one.
+    """
     likeliest = {
-        place: _likeliest(claim, estimate)
+        place: likeliest_verdict(claim, estimate)
         for place, (claim, estimate) in enumerate(tested)
         if estimate is not None and estimate.error is not None
     }
     adjusted = dict(zip(likeliest, holm([p for _, p in likeliest.values()]), strict=True))
-    decided: list[tuple[ClaimVerdict, float | None]] = []
+    order = sorted(likeliest, key=lambda place: likeliest[place][1])
+    clear = sum(p < LEVEL for p in adjusted.values())
+    levels = {place: LEVEL / (len(order) - min(rank, clear)) for rank, place in enumerate(order)}
+    decided = []
     for place, (_, estimate) in enumerate(tested):
         verdict: ClaimVerdict = "unknown" if estimate is None else "too few samples"
         if place in likeliest:
             verdict = likeliest[place][0] if adjusted[place] < LEVEL else "inconclusive"
-        decided.append((verdict, adjusted.get(place)))
+        decided.append(_Decision(verdict=verdict, p=adjusted.get(place), level=levels.get(place)))
     return decided
 
 
@@ -309,8 +341,8 @@ def _estimate(claim: Claim, group: Group, against: Group) -> Estimate | None:
     return accuracy_difference(group.by_image(metric.predictions), against.by_image(metric.predictions))
 
 
-def _likeliest(claim: Claim, estimate: Estimate) -> tuple[ClaimVerdict, float]:
-    """The verdict with the smallest p-value, and that p-value, two-sided."""
+def likeliest_verdict(claim: Claim, estimate: Estimate) -> tuple[ClaimVerdict, float]:
+    """The verdict with the smallest p-value, and that p-value, two-sided and not adjusted."""
     low, high = claim.bounds
     same = 1 + NEGLIGIBLE if claim.is_ratio else 1.0
     # At a bound of 1, "less" and "more" need a difference that matters; between them nothing is decided.

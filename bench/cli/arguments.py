@@ -55,7 +55,7 @@ RayAddressOption = Annotated[
 TaskOption = Annotated[
     str | None,
     typer.Option(
-        help="What the network is to say of an image: classification, or multilabel (any number of labels).",
+        help="What the network is to say of an image: classification, multilabel (any number of labels), or detection.",
         show_default="classification",
     ),
 ]

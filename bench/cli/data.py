@@ -15,7 +15,8 @@ def data(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="PATH|NAME", help="A folder of classes or of train/ and val/, a CSV or Parquet file, or a name."
+            metavar="PATH|NAME",
+            help="A folder of classes or of train/ and val/, a CSV or Parquet file, COCO files, or a name.",
         ),
     ],
     task: TaskOption = None,

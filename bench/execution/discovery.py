@@ -19,8 +19,9 @@ from tl.machine import cpu_name
 from tl.sealed import read_or_warn, write_sealed
 from tl.sources import SOURCES
 
-KIND = 2
-"""Which names are listed. It is raised when a library gives others with the same versions; 2: torchvision's tags."""
+KIND = 3
+"""Which names are listed. It is raised when a library gives others with the same versions: 2 with torchvision's
+tags, 3 with its detectors."""
 
 
 def backbone_names(executor: Executor) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from bench.store.environment import MachineState
 from bench.store.pairs import PairRecord, TimedSide, Turns
 from bench.store.records import Cell, Record
 from bench.store.runs import RunFolder, find_runs
+from tl.config import READ_BY_REGIME
 from tl.errors import ConfigError
 from tl.gpu import GpuState
 from tl.regimes import REGIMES
@@ -40,6 +41,16 @@ def _of_others(value: Callable[[PairedComparison], Any]) -> Callable[[PairedComp
     return lambda found: value(found) if found.cell.repeats != found.against.repeats else None
 
 
+def _setting(name: str) -> Callable[[str, Record], Any]:
+    """A setting that only some regimes read; None for others."""
+
+    def value(run: str, record: Record) -> Any:
+        config = record.cell.config
+        return getattr(config, name) if READ_BY_REGIME[name](REGIMES[config.regime], config.execution) else None
+
+    return value
+
+
 _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "run": lambda run, record: run,
     "cell_id": lambda run, record: record.cell_id,
@@ -59,6 +70,7 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "execution": lambda run, record: record.cell.config.execution,
     "seed": lambda run, record: record.cell.config.seed,
     "epochs": lambda run, record: _of_steps(record, record.cell.config.epochs),
+    "trained_epochs": lambda run, record: _of_steps(record, len(record.result.epochs)) if record.result else None,
     "batch_size": lambda run, record: _of_steps(record, record.cell.config.batch_size),
     "protocol": lambda run, record: record.cell.config.protocol,
     "task": lambda run, record: record.cell.config.task,
@@ -68,6 +80,13 @@ _FACTS: dict[str, Callable[[str, Record], Any]] = {
     "memory_format": lambda run, record: record.result.memory_format if record.result else None,
     "compile": lambda run, record: record.cell.config.compile,
     "checkpointing": lambda run, record: record.cell.config.checkpointing,
+    "lora_rank": _setting("lora_rank"),
+    "rate_after_head": _setting("rate_after_head"),
+    "unfreeze_every": _setting("unfreeze_every"),
+    "freeze_bn": _setting("freeze_bn"),
+    "layer_decay": _setting("layer_decay"),
+    "ema": _setting("ema"),
+    "early_stopping": _setting("early_stopping"),
     "chosen_precision": lambda run, record: _chosen(record),
     "folded_layers": lambda run, record: record.result.folded_layers if record.result else None,
     "packed_layers": lambda run, record: record.result.packed_layers if record.result else None,
@@ -148,6 +167,7 @@ _BOOLEANS = (
     "git_dirty",
     "compile",
     "checkpointing",
+    "freeze_bn",
     "cuda_graph",
     "features_reused",
     "paired_in_turns",
@@ -159,7 +179,11 @@ _INTEGERS = {
     "lookahead",
     "seed",
     "epochs",
+    "trained_epochs",
     "batch_size",
+    "lora_rank",
+    "unfreeze_every",
+    "early_stopping",
     "threads",
     "views",
     "block",
@@ -178,6 +202,9 @@ _FLOATS = (
     "other_cpu_share",
     "steal_share",
     "learning_rate",
+    "rate_after_head",
+    "layer_decay",
+    "ema",
     "paired_seconds",
     "paired_memory_bytes",
     "speed_up",

@@ -34,10 +34,25 @@ MOST_NAMES = 4
 
 def answers(summary: Summary) -> list[str]:
     """Paragraphs of the answer: what to use on each device, and whether training the head takes half the time."""
-    return [summary.words(text) for text in _answers(summary)]
+    return [*recommendations(summary), *half_answers(summary), *doubts(summary)]
 
 
-def _answers(summary: Summary) -> list[str]:
+def recommendations(summary: Summary) -> list[str]:
+    """Paragraphs on what to use on each device, what was not considered, and why."""
+    return [summary.words(text) for text in _recommended(summary)]
+
+
+def half_answers(summary: Summary) -> list[str]:
+    """A paragraph for each loop on whether training the head takes half the time."""
+    return [summary.words(text) for text in _halves(summary)]
+
+
+def doubts(summary: Summary) -> list[str]:
+    """A sentence on rows of the table whose times are in doubt; none if there are no such rows."""
+    return [summary.words(text) for text in _doubtful(summary)]
+
+
+def _recommended(summary: Summary) -> list[str]:
     paragraphs = [sentence(pick) for _, pick in summary.picks]
     paragraphs += [_choice(choice, summary) for choice in summary.choices]
     paragraphs += [_undecided(one, summary) for one in summary.undecided]
@@ -50,10 +65,15 @@ def _answers(summary: Summary) -> list[str]:
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:
         paragraphs.append("No cell has a result yet.")
+    return paragraphs
+
+
+def _halves(summary: Summary) -> list[str]:
+    picked = {run for run, _ in summary.picks}
+    paragraphs = []
     for claim in HALF_THE_TIME:
         if timed := [row for row in summary.speed_ups if row.finding.claim == claim and row.fast.run not in picked]:
             paragraphs.append(_half(claim, timed, summary))
-    paragraphs += _doubtful(summary)
     return paragraphs
 
 
@@ -100,7 +120,7 @@ def _sentence(row: SpeedUp, summary: Summary) -> str:
         basis = f" ({estimate.n} of {MIN_SAMPLES} {by})"
     elif row.finding.paired and row.finding.paired.apart:
         basis = ", timed one after the other"
-    where = _device(row.fast.cell.device)
+    where = device_words(row.fast.cell.device)
     share = show_share(estimate, row.finding.claim)
     return f"{start}: with {name} on {where} {epoch} takes {share} of the time{basis}{_not_clear(row.finding)}."
 
@@ -145,7 +165,7 @@ def _seeds(*counts: int) -> str:
     return f"{counted} seed" if counted == "1" else f"{counted} seeds"
 
 
-def _device(device: str) -> str:
+def device_words(device: str) -> str:
     """A device in words to read out: that of the machine of the report."""
     key = DeviceKey.parse(device)
     kind = "CPU" if key.kind == "cpu" else "GPU"
@@ -199,7 +219,7 @@ def _headlines(summary: Summary) -> list[Headline]:
     elif summary.nothing_beats:
         best = summary.nothing_beats[0]
         rate = best.same_answer or 0.0
-        what = f"by {_same_answer(best)}: nothing here is more accurate"
+        what = f"by {same_answer_of(best)}: nothing here is more accurate"
         detail = f"the most accurate: {_named(best)}, {show(best, RATED_BY)}"
         found.append(Headline(value=METRICS[RATED_BY].show(rate), what=what, detail=detail))
     for claim in () if summary.picks else HALF_THE_TIME:
@@ -220,12 +240,19 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
     for claim in summary.claims:
         about = [finding for finding in summary.findings if finding.claim == claim]
         lost = _lost(claim, summary)
+        if METRICS[claim.metric].on_request and any(_unmeasured(finding) for finding in about):
+            lost = f"{lost}; " * bool(lost) + "unknown is what ran without `run --inference`"
         in_words = claim.replace(statement=summary.words(claim.statement, by_image=True))
         nothing = f"not tested: no result of {claim.subject} and {claim.against} for the same backbone and device"
         verdicts.append(
             (in_words, (f"{overall(about)}. {tally(about)}" if about else nothing) + (f"; {lost}" if lost else ""))
         )
     return verdicts
+
+
+def _unmeasured(finding: Finding) -> bool:
+    """True if a side of a comparison lacks the metric that it is about."""
+    return not all(group.values(finding.claim.metric) for group in (finding.group, finding.against))
 
 
 def selection_overall(summary: Summary) -> str:
@@ -264,10 +291,11 @@ def _more_samples(findings: list[Finding]) -> str:
 
 def _where(choice: Choice, summary: Summary) -> str:
     """Words for the device and run of a choice, each after a blank; empty if all answers have the same."""
-    return _place(choice.run, choice.device, summary)
+    return place_of(choice.run, choice.device, summary)
 
 
-def _place(run: str, device: str, summary: Summary) -> str:
+def place_of(run: str, device: str, summary: Summary) -> str:
+    """Words for a device and a run, each after a blank; empty if all answers have the same."""
     all_places = {(one.run, one.device) for one in summary.choices}
     all_places |= {(one.run, one.device) for one in summary.undecided}
     all_places |= {(group.run, group.cell.device) for group in summary.nothing_beats}
@@ -335,7 +363,7 @@ def _synthetic(run: str, summary: Summary) -> str:
 
 def _undecided(one: Undecided, summary: Summary) -> str:
     """The answer where a choice would have no alternative, and which candidates are missing."""
-    where = _place(one.run, one.device, summary).strip()
+    where = place_of(one.run, one.device, summary).strip()
     start = f"{where[0].upper()}{where[1:]}: nothing" if where else "Nothing"
     best = f"{_named(one.best)}: {accuracy_name(one.best.config)} {accuracy(one.best)}"
     waiting = [_named_cell(rival) for rival in one.rivals if not rival.status]
@@ -394,12 +422,12 @@ def _pace(group: Group) -> str:
 
 def _nothing_beats(best: Group, summary: Summary) -> str:
     """The answer where no group is more accurate than always answering the largest class."""
-    where = _place(best.run, best.cell.device, summary).strip()
+    where = place_of(best.run, best.cell.device, summary).strip()
     start = f"{where[0].upper()}{where[1:]}: nothing" if where else "Nothing"
     rate = METRICS[RATED_BY].show(best.same_answer)
     reached = f"is right for {rate} of the validation images" if best.largest_class else f"has accuracy {rate}"
     text = (
-        f"{start} is to be recommended: nothing beats {_same_answer(best)}, which {reached}. The most accurate, "
+        f"{start} is to be recommended: nothing beats {same_answer_of(best)}, which {reached}. The most accurate, "
         f"{_named(best)}, has {accuracy_name(best.config)} {accuracy(best)}"
     )
     said = {result.constant_prediction for result in best.results}
@@ -413,10 +441,10 @@ def _largest_class(group: Group) -> str:
     if not group.truth:
         return ""
     comma = "," if group.largest_class else ""
-    return f"{_same_answer(group)}{comma} has {METRICS[RATED_BY].show(group.same_answer)}"
+    return f"{same_answer_of(group)}{comma} has {METRICS[RATED_BY].show(group.same_answer)}"
 
 
-def _same_answer(group: Group) -> str:
+def same_answer_of(group: Group) -> str:
     """The best of all answers that are the same for all images, in words."""
     if group.largest_class is None:
         return group.task.answering

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from matplotlib.colors import to_hex
-
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs
-from bench.report.figures import colours
+from bench.report.palette import colours, markers
 from bench.report.summary import Summary
 
 
@@ -20,7 +18,7 @@ def page_data(summary: Summary) -> dict[str, Any]:
     axes of the explorer: a headline cost as x, the accuracy that combinations are ranked by as y.
     """
     known = [name for name in METRICS if any(group.values(name) for group in summary.groups)]
-    paint = {name: to_hex(colour) for name, colour in colours().items()}
+    paint, shapes = colours(), markers()
     return {
         "name": summary.name,
         "metrics": [
@@ -35,6 +33,7 @@ def page_data(summary: Summary) -> dict[str, Any]:
         ],
         "axes": {"x": costs()[0], "y": RATED_BY},
         "colours": {regime: paint[regime] for regime in dict.fromkeys(g.config.regime for g in summary.groups)},
+        "shapes": {regime: shapes[regime] for regime in dict.fromkeys(g.config.regime for g in summary.groups)},
         "groups": [
             {
                 "id": group_id(number),

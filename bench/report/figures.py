@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +20,14 @@ from matplotlib.figure import Figure
 from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import Group, most_accurate
 from bench.analysis.metrics import METRICS, headline, listed
+from bench.report import hero
+from bench.report.palette import INK, colours
+from bench.report.palette import PARTS as PART_COLOURS
 from bench.report.summary import Summary
 from tl.regimes import REGIMES
 from tl.results import PHASES
 from tl.text import visible
 
-INK = "#22262b"
-"""Text colour in files. In a page it is replaced by the page's own colour, so that figures follow light and dark."""
 MOST_CLASSES = 30
 """Largest number of classes for which a confusion matrix is drawn."""
 MOST_NAMES = 12
@@ -40,6 +42,10 @@ class RenderedFigure:
     svg: str
     """An `<svg>` element on white, for a file of its own."""
     png: bytes
+    message: str = ""
+    """What it shows, in a sentence that stands above it; empty for most."""
+    csv: str = ""
+    """The numbers behind it; empty for most."""
 
     @property
     def inline(self) -> str:
@@ -47,7 +53,16 @@ class RenderedFigure:
         text = self.svg.replace(INK, "currentColor").replace(_WHITE, "", 1)
         return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
 
+    @property
+    def least(self) -> int:
+        """Width in CSS pixels from which its smallest letters have `LETTERS` pixels."""
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?: ([\d.]+)px", self.svg)]
+        found = re.search(r'viewBox="0 0 ([\d.]+)', self.svg)
+        return math.ceil(float(found[1]) * LETTERS / min(sizes)) if found and sizes else 0
 
+
+LETTERS = 11
+"""Pixels that the letters of a figure have at least, also on a phone, where a wide figure is scrolled."""
 _WHITE = ' style="background: white"'
 
 
@@ -65,27 +80,26 @@ def _style() -> dict[Any, Any]:
     } | dict.fromkeys(coloured, INK)
 
 
-PALETTE_ORDER = (0, 1, 2, 3, 4, 9, 8, 7, 5, 6)
-"""Order of seaborn's palette `colorblind`. Browns and light pinks, which resemble other colours, come last."""
-
-
-def colours() -> dict[str, tuple[float, float, float]]:
-    """Regime → colour, from a palette for colour-blind readers."""
-    palette = sns.color_palette("colorblind", 10)
-    return {name: palette[PALETTE_ORDER[number % 10]] for number, name in enumerate(REGIMES)}
-
-
 def draw(summary: Summary) -> dict[str, RenderedFigure]:
     """Draw all figures that the records allow, by name. See `part` for runs with many backbones."""
-    rendered, summary = {}, part(summary)
+    rendered, some = {}, part(summary)
     with matplotlib.rc_context(_style()):
         for name, (caption, function) in FIGURES.items():
-            if figure := function(summary):
+            shown = summary if name in WHOLE else some
+            if figure := function(shown):
                 text, pixels = io.StringIO(), io.BytesIO()
-                figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-                figure.savefig(pixels, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+                # `tight`: a figure grows with its names and is never smaller than them.
+                whole: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.05}
+                figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}, **whole)
+                figure.savefig(pixels, format="png", dpi=120, facecolor="white", metadata={"Software": None}, **whole)
                 svg = text.getvalue()[text.getvalue().index("<svg") :].replace("<svg", f"<svg{_WHITE}", 1)
-                rendered[name] = RenderedFigure(caption=_caption(caption, summary), svg=svg, png=pixels.getvalue())
+                rendered[name] = RenderedFigure(
+                    caption=_caption(caption, shown),
+                    svg=svg,
+                    png=pixels.getvalue(),
+                    message=MESSAGES[name](shown) if name in MESSAGES else "",
+                    csv=TABLES[name](shown).to_csv(index=False, lineterminator="\n") if name in TABLES else "",
+                )
     return rendered
 
 
@@ -149,39 +163,8 @@ def _speed_up(summary: Summary) -> Figure | None:
     return figure
 
 
-def _accuracy_against_time(summary: Summary) -> Figure | None:
-    label = summary.words("validation accuracy after the last epoch")
-    rows = [
-        {
-            "regime": group.config.regime,
-            "backbone": summary.short(group),
-            "epoch seconds": group.median(lambda r: r.epoch_seconds),
-            label: group.accuracy,
-        }
-        for group in summary.groups
-    ]
-    table = pd.DataFrame(rows)
-    if table.empty or not (table := table.dropna()).shape[0]:
-        return None
-    figure, axes = _blank(5)
-    sns.scatterplot(
-        table,
-        x="epoch seconds",
-        y=label,
-        hue="regime",
-        style="backbone",
-        palette=colours(),
-        s=70,
-        ax=axes,
-    )
-    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-    axes.set_xlim(left=0)
-    _legend_beside(axes)
-    return figure
-
-
 def _legend_beside(axes: Axes) -> None:
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0)
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0)
 
 
 def _bars(metric: str, label: str) -> Callable[[Summary], Figure | None]:
@@ -212,7 +195,12 @@ def _curves(quantity: str, label: str, *, accuracy: bool) -> Callable[[Summary],
     def function(summary: Summary) -> Figure | None:
         shown = summary.words(label)
         rows = [
-            {"regime": g.config.regime, "backbone": summary.short(g), "epoch": row.epoch, shown: getattr(row, quantity)}
+            {
+                "regime": g.config.regime,
+                "backbone": summary.short(g),
+                "epoch": row.epoch + 1,
+                shown: getattr(row, quantity),
+            }
             for g in summary.groups
             for result in g.results
             if result.accuracy_counts or not accuracy
@@ -262,13 +250,12 @@ def _stacked(
         if not rows:
             return None
         figure, axes = _blank(len(rows) * 0.7 + 1)
-        palette, start = sns.color_palette("colorblind", 10), [0.0] * len(rows)
+        start = [0.0] * len(rows)
         for number, name in enumerate(names):
             widths = [parts.get(name, 0.0) for _, parts in rows]
-            colour = palette[PALETTE_ORDER[number]]
-            axes.barh(range(len(rows)), widths, left=start, color=colour, label=name, height=0.7)
+            axes.barh(range(len(rows)), widths, left=start, color=PART_COLOURS[number], label=name, height=0.7)
             start = [left + width for left, width in zip(start, widths, strict=True)]
-        axes.set_yticks(range(len(rows)), [f"{summary.short(g)} · {g.config.regime}" for g, _ in rows], fontsize=8)
+        axes.set_yticks(range(len(rows)), [f"{summary.short(g)} · {g.config.regime}" for g, _ in rows], fontsize=9)
         axes.invert_yaxis()
         axes.set_xlabel(label)
         _legend_beside(axes)
@@ -313,7 +300,7 @@ def _heat(summary: Summary) -> Figure | None:
             table,
             annot=table.map(metric.show),
             fmt="",
-            annot_kws={"fontsize": 8},
+            annot_kws={"fontsize": 9},
             cmap="crest" if metric.better == "higher" else "crest_r",
             norm=None if metric.compared == "difference" else LogNorm(),
             cbar=False,
@@ -322,33 +309,58 @@ def _heat(summary: Summary) -> Figure | None:
             ax=axes,
         )
         axes.set_title(summary.words(metric.heading), fontsize=10)
-        axes.tick_params(axis="x", rotation=40, labelsize=8)
-        axes.tick_params(axis="y", rotation=0, labelsize=8)
+        axes.tick_params(axis="x", rotation=40, labelsize=9)
+        axes.tick_params(axis="y", rotation=0, labelsize=9)
     return figure
 
 
 def _confusion(summary: Summary) -> Figure | None:
-    """The confusion matrix of the most accurate group, summed over its seeds."""
-    best = most_accurate(summary.groups)
+    """The confusion matrix of the recommended group, summed over its seeds, in percent of each true class."""
+    best = summary.choices[0].pick if summary.choices else most_accurate(summary.groups)
     if best is None or best.config.task != "classification":
         return None
     classes = tuple(map(visible, best.results[0].classes))
     if len(classes) > MOST_CLASSES:
         return None
-    table = np.zeros((len(classes), len(classes)), dtype=int)
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
     for result in best.results:
-        np.add.at(table, (np.array(best.truth), np.array(result.last.labels)), 1)
-    figure, axes = _blank(len(classes))
+        np.add.at(counts, (np.array(best.truth), np.array(result.last.labels)), 1)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    texts = np.vectorize(lambda share, count: f"{share:.0%}\n{count}")(shares, counts)
+    figure, axes = _blank(1.4 * len(classes))
     sns.heatmap(
-        pd.DataFrame(table, index=classes, columns=classes), annot=True, fmt="d", cmap="crest", cbar=False, ax=axes
+        pd.DataFrame(shares, index=classes, columns=classes),
+        annot=texts,
+        fmt="",
+        cmap="crest",
+        vmin=0,
+        vmax=1,
+        cbar=False,
+        linewidths=1,
+        ax=axes,
     )
     axes.set_title(f"{summary.short(best)} · {best.config.regime}", fontsize=10)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.tick_params(axis="y", rotation=0)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     return figure
 
 
 FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
+    "front": (
+        "Up and left is better; the axis of time is logarithmic. It is the time of the whole training, with extraction "
+        "and quantisation. Blue: no other is more accurate in less time. Ring: recommended. Small dots: single seeds. "
+        "Each shape is a regime; hollow: controls.",
+        hero.front,
+    ),
+    **{
+        f"slope-{name}": (
+            "Each line is a backbone, from fine-tuning on the left to training only its head on the right"
+            f"{'; the scale is logarithmic' if slope.ratio else ''}. Blue: recommended.",
+            hero.slopes(name),
+        )
+        for name, slope in hero.SLOPES.items()
+    },
     "speed-up": (
         "How many times faster an epoch is when only the head is trained. Dots: measured, with the 95% interval over "
         "process pairs, or over seeds, if there are enough of them. Diamonds: predicted from the counted work. "
@@ -358,10 +370,6 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     "matrix": (
         "{headline} by backbone and regime; darker is better. White: no result, or not known.",
         _heat,
-    ),
-    "accuracy-time": (
-        "Validation accuracy after the last epoch against seconds per epoch; up and left is better.",
-        _accuracy_against_time,
     ),
     "time": (
         "Seconds per epoch, training plus validation: the median of all epochs but the first.",
@@ -383,7 +391,8 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
         _stacked(_memory_parts, (*PARTS.values(), "rest"), "MiB"),
     ),
     "confusion": (
-        "Predictions of the most accurate combination by class, after the last epoch, all its seeds together.",
+        "Predictions of the recommended combination, or else of the most accurate one, after the last epoch: percent "
+        "of each true class, and below it the number of images, all seeds together.",
         _confusion,
     ),
     "accuracy-curve": (
@@ -395,3 +404,17 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
         _curves("train_loss", "training loss", accuracy=False),
     ),
 }
+MESSAGES: dict[str, Callable[[Summary], str]] = {
+    "front": hero.front_message,
+    **{f"slope-{name}": hero.slope_message(name) for name in hero.SLOPES},
+}
+"""Figure → what it shows, in a sentence; only of the figures that a page begins with."""
+TABLES: dict[str, Callable[[Summary], pd.DataFrame]] = {
+    "front": hero.front_table,
+    **{f"slope-{name}": hero.slope_table(name) for name in hero.SLOPES},
+}
+"""Figure → the numbers behind it, which a page offers as CSV."""
+EARLIER = ("accuracy-time",)
+"""Figures of earlier versions, whose files a new report deletes."""
+WHOLE = ("front",)
+"""Figures that show all groups of a run, however many there are."""

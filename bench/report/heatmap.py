@@ -14,6 +14,12 @@ from tl.regimes import REGIMES
 
 LEAST: dict[ComparedBy, float] = {"difference": 0.1, "ratio": math.log(2), "exact": math.log(2)}
 """Smallest range of values that the shades span, so that small differences look small: 10 points, or a factor of 2."""
+FEWEST = 3
+"""With fewer values there is no shade: darker than one other says nothing."""
+
+
+Ends = tuple[float, float]
+"""The values that the shades of a metric span."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +29,7 @@ class Shade:
     text: str
     unit: str
     share: float | None
-    """How good the value is among all squares, from 0 (worst) to 1 (best); None if unknown."""
+    """How good the value is among all squares, from 0 (worst) to 1 (best); None if unknown, or one of too few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,9 @@ def make_heatmap(summary: Summary) -> Heatmap:
     )
 
 
-def _square(found: tuple[int, Group] | None, lost: list[Lost], ranges: dict[str, tuple[float, float]]) -> Square | None:
+def _square(
+    found: tuple[int, Group] | None, lost: list[Lost], ranges: dict[str, tuple[float, float] | None]
+) -> Square | None:
     if found is None and not lost:
         return None
     number, group = found or (None, None)
@@ -104,14 +112,14 @@ def _square(found: tuple[int, Group] | None, lost: list[Lost], ranges: dict[str,
     )
 
 
-def _shade(group: Group, name: str, ends: tuple[float, float]) -> Shade:
+def _shade(group: Group, name: str, ends: Ends | None) -> Shade:
     metric, value = METRICS[name], group.typical(name)
     share = None
-    if value is not None:
+    if value is not None and ends is not None:
         low, high = ends
-        share = (_scaled(value, name) - low) / (high - low)
+        share = min(1.0, max(0.0, (_scaled(value, name) - low) / (high - low)))
         share = 1 - share if metric.better == "lower" else share
-    return Shade(text=show(group, name), unit=metric.unit_beside, share=share)
+    return Shade(text=show(group, name), unit="" if value is None else metric.unit_beside, share=share)
 
 
 def _scaled(value: float, name: str) -> float:
@@ -119,8 +127,12 @@ def _scaled(value: float, name: str) -> float:
     return value if METRICS[name].compared == "difference" else math.log(max(value, 1e-12))
 
 
-def _range(name: str, summary: Summary) -> tuple[float, float]:
-    values = [_scaled(value, name) for group in summary.groups if (value := group.typical(name)) is not None]
+def _range(name: str, summary: Summary) -> Ends | None:
+    """What the shades of a metric span; None if too few groups have it. Controls, which may be far off, don't count."""
+    groups = [group for group in summary.groups if not REGIMES[group.config.regime].control]
+    values = [_scaled(value, name) for group in groups if (value := group.typical(name)) is not None]
+    if len(values) < FEWEST:
+        return None
     low, high, least = min(values), max(values), LEAST[METRICS[name].compared]
     if METRICS[name].better == "lower":
         return low, max(high, low + least)

@@ -44,7 +44,7 @@ def print_pick(found: PickRecord, run: str, console: Console) -> None:
         say(console, f"note: {text}", style="dim")
     if found.pick:
         say(console, f"next: python -m bench train {shlex.quote(run)}")
-    took = f"{_duration(found.first_answer_seconds)} to the first ranking, {_duration(found.seconds)} in all"
+    took = f"{duration(found.first_answer_seconds)} to the first ranking, {duration(found.seconds)} in all"
     say(console, f"{took}; run: {run}", style="dim")
 
 
@@ -53,9 +53,7 @@ def print_ranking(ranking: Sequence[Ranked], seconds: float, console: Console) -
     for place, one in enumerate(ranking, 1):
         tie = ", tied with the best" if one.tied and place > 1 else ""
         say(console, f"  {place}. {one.backbone}: {share(one.probe, one.low, one.high)}{tie}")
-    say(
-        console, f"  ({_duration(seconds)}; share of training images that their neighbours classify right)", style="dim"
-    )
+    say(console, f"  ({duration(seconds)}; share of training images that their neighbours classify right)", style="dim")
 
 
 def sentence(found: PickRecord) -> str:
@@ -93,14 +91,14 @@ def _is_near_and_faster(other: Tied, pick: Chosen) -> bool:
 
 
 def _tied_costs(other: Tied) -> str:
-    seconds = [] if other.seconds_to_train is None else [_duration(other.seconds_to_train)]
+    seconds = [] if other.seconds_to_train is None else [duration(other.seconds_to_train)]
     return ", ".join([METRICS[RATED_BY].show(other.accuracy), *seconds])
 
 
 def costs_of(one: Chosen) -> str:
     """Time and memory of one training in words; empty if neither is known."""
-    costs = [] if one.seconds_to_train is None else [_duration(one.seconds_to_train)]
-    costs += [] if one.peak_memory_bytes is None else [f"{_memory(one)} of memory"]
+    costs = [] if one.seconds_to_train is None else [duration(one.seconds_to_train)]
+    costs += [] if one.peak_memory_bytes is None else [f"{memory_of(one)} of memory"]
     return " and ".join(costs)
 
 
@@ -128,9 +126,9 @@ def _panel(priorities: Sequence[str], one: Chosen) -> Panel:
         visible(one.backbone.partition(":")[2]),
         visible(one.regime),
         share(one.accuracy, one.low, one.high),
-        "" if one.seconds_to_train is None else f"{_duration(one.seconds_to_train)} to train",
-        "" if one.latency_seconds is None else f"{_latency(one)} an image",
-        "" if one.peak_memory_bytes is None else f"{_memory(one)} of memory",
+        "" if one.seconds_to_train is None else f"{duration(one.seconds_to_train)} to train",
+        "" if one.latency_seconds is None else f"{latency_of(one)} an image",
+        "" if one.peak_memory_bytes is None else f"{memory_of(one)} of memory",
     ]
     return Panel(words + Text("\n" + "\n".join(filter(None, lines))), width=_CARD)
 
@@ -178,15 +176,18 @@ def share(value: float | None, low: float | None, high: float | None) -> str:
     return f"{shown(value)} ({shown(low).rstrip('%')}–{shown(high).rstrip('%')})"
 
 
-def _latency(one: Chosen) -> str:
+def latency_of(one: Chosen) -> str:
+    """The time to predict one image, in words."""
     return METRICS["latency_seconds"].say(one.latency_seconds)
 
 
-def _memory(one: Chosen) -> str:
+def memory_of(one: Chosen) -> str:
+    """The peak memory of a training, in words."""
     return METRICS["peak_memory_bytes"].say(one.peak_memory_bytes)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words, such as `2.4 s`, `45 s` or `12 min`."""
     if seconds < 600:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min"

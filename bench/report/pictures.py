@@ -110,7 +110,8 @@ def galleries(summary: Summary, splits: Splits) -> list[Gallery]:
     crops_of = [group for group in summary.groups if _crops_each_epoch(group) and group.run == summary.runs[0][0]]
     found = [_augmented(crops_of[0].results[0].config.seed, splits, store)] if crops_of else []
     rated = [g for g in summary.groups if g.accuracy is not None and g.run == summary.runs[0][0]]
-    best = most_accurate(rated)
+    picks = [choice.pick for choice in summary.choices if choice.run == summary.runs[0][0]]
+    best = picks[0] if picks else most_accurate(rated)
     files = summary.runs[0][1].dataset.val_files
     if best is not None:
         found += _right_and_wrong(best, summary, files, splits, store)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from bench.analysis.words import in_words
-from tl.survey import Range, Repeats, Survey
+from tl.survey import ObjectCounts, Range, Repeats, ShareRange, Survey
 from tl.tasks import TASKS
 from tl.text import visible, visible_json
 
@@ -23,20 +23,24 @@ def print_survey(found: Survey, format: str) -> None:
 
 
 def lines(found: Survey) -> Iterator[str]:
-    """The lines of the text: a table of the classes, a line for each kind of finding, and the sentences."""
+    """The lines of the text: tables of classes and of objects, a line for each kind of finding, and the sentences."""
     several = len(found.classes)
-    yield f"{found.name}: {found.images} images, {several} classes"
+    yield f"{found.name}: {found.images} images, {several} class{'es' if several > 1 else ''}"
     if found.origin:
         yield f"split: {found.origin}"
     yield ""
-    yield from _table(found)
+    yield from _table("class", found.classes, found.splits)
     yield ""
+    if found.boxes:
+        yield from _boxes(found.boxes, found.splits)
+        yield ""
     if found.sizes:
         yield f"width × height: {_sizes(found.sizes.width)} × {_sizes(found.sizes.height)} pixels"
     if found.baseline:
         rate = f"{found.baseline.rate:.1%} of the validation images"
         yield f"baseline: always answering {found.baseline.name!r} is right for {rate}"
-    yield f"imbalance: the largest class has {found.imbalance:.1f} times the training images of the smallest"
+    if several > 1:
+        yield f"imbalance: the largest class has {found.imbalance:.1f} times the training images of the smallest"
     yield f"duplicates within splits: {_repeats(found.duplicates_within_splits)}"
     yield f"duplicates across splits: {_repeats(found.duplicates_across_splits)}"
     # The warning on images in two classes counts each image once, whatever its number of files.
@@ -54,21 +58,36 @@ def lines(found: Survey) -> Iterator[str]:
         yield f"WARNING: {in_words(said, TASKS[found.task])}"
 
 
-def _table(found: Survey) -> Iterator[str]:
-    names = list(found.classes)[:MOST_CLASSES]
-    rows = [["class", *found.splits]]
-    rows += [[visible(name), *map(str, found.classes[name].values())] for name in names]
-    rows += [["all", *map(str, found.splits.values())]]
+def _boxes(found: ObjectCounts, splits: Mapping[str, int]) -> Iterator[str]:
+    """Objects by class and split, and the sizes of their boxes."""
+    whole = {split: sum(counts[split] for counts in found.objects.values()) for split in splits}
+    yield from _table("objects of", found.objects, whole)
+    yield ""
+    without = ", ".join(f"{split} {count}" for split, count in found.without.items() if count)
+    yield f"images without objects: {without or 'none'}; the most in an image: {found.most}"
+    yield f"boxes, width × height: {_shares(found.width)} × {_shares(found.height)} of the image"
+
+
+def _table(title: str, classes: Mapping[str, Mapping[str, int]], splits: Mapping[str, int]) -> Iterator[str]:
+    """A row for each class, a column for each split, and a last row for all; `splits` has its numbers."""
+    names = list(classes)[:MOST_CLASSES]
+    rows = [[title, *splits]]
+    rows += [[visible(name), *map(str, classes[name].values())] for name in names]
+    rows += [["all", *map(str, splits.values())]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         yield "  ".join([row[0].ljust(widths[0]), *cells])
-        if row is rows[-2] and len(found.classes) > len(names):
-            yield f"… and {len(found.classes) - len(names)} more classes"
+        if row is rows[-2] and len(classes) > len(names):
+            yield f"… and {len(classes) - len(names)} more classes"
 
 
 def _sizes(pixels: Range) -> str:
     return f"{pixels.min} to {pixels.max} (median {pixels.median:g})"
+
+
+def _shares(found: ShareRange) -> str:
+    return f"{found.min:.0%} to {found.max:.0%} (median {found.median:.0%})"
 
 
 def _repeats(found: Repeats) -> str:

@@ -17,19 +17,24 @@ from markupsafe import Markup
 from bench.analysis import selection
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.report import figures, settings_text
-from bench.report.answers import answers, headlines, overalls, selection_overall
+from bench.report.answers import answers, doubts, half_answers, overalls, recommendations, selection_overall
+from bench.report.cards import decks
 from bench.report.data import group_id, page_data
+from bench.report.headline import half_the_time, sentences
 from bench.report.heatmap import make_heatmap
+from bench.report.hero import SLOPES
+from bench.report.leaderboard import FIRST, leaderboard
 from bench.report.notes import notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pick_text import reasons
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
+from bench.report.scorecard import scorecard
+from bench.report.strip import strip_of
 from bench.report.summary import Summary, summarise
 from bench.report.tables import (
     candidates_table,
     cells_table,
     claims_table,
-    columns,
     paired_findings,
     paired_remarks,
     paired_table,
@@ -72,7 +77,7 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
             write_atomic(folder / name / file, content)
         write_atomic(paths[0], _page("md", summary, more))
         write_atomic(paths[1], _page("html", summary, more | _for_html(summary, drawn)))
-        for stem in (*figures.FIGURES, *GALLERIES):  # files of an earlier report may be out of date
+        for stem in (*figures.FIGURES, *figures.EARLIER, *GALLERIES):  # files of an earlier report may be out of date
             for file in {f"{stem}.{suffix}" for suffix in ("png", "svg", "jpg")} - pictures.keys():
                 (folder / name / file).unlink(missing_ok=True)
     except OSError as error:
@@ -112,7 +117,7 @@ def _page(suffix: str, summary: Summary, more: dict[str, Any]) -> str:
     return environment_for(suffix).get_template(f"report.{suffix}.j2").render(**content)
 
 
-IN_PLACE = ("speed-up", "matrix", "accuracy-time", "confusion")
+IN_PLACE = (*figures.MESSAGES, "speed-up", "matrix", "confusion")
 """Figures that the page shows in another section, or replaces by an interactive element."""
 
 
@@ -128,8 +133,8 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "candidates": "Candidates" if summary.picks else "",
         "claim": "Half the time?" if summary.speed_ups else "",
         "paired": "In pairs" if paired_findings(summary) else "",
+        "results": "Leaderboard" if summary.groups else "",
         "matrix": "Matrix" if heatmap.metrics else "",
-        "results": "Table" if summary.groups else "",
         "explorer": "Explorer" if len(summary.groups) > 1 else "",
         "figures": "Curves, phases, memory" if rest else "",
         "claims": "Claims" if summary.findings else "",
@@ -145,10 +150,18 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "script": script() if summary.task.right_or_wrong else script().replace(_ONE_SEED, ""),
         "data": Markup(data),
         "sections": [(anchor, label) for anchor, label in sections.items() if label],
-        "headlines": headlines(summary),
+        "strip": strip_of(summary),
+        "sentences": sentences(summary),
+        "half_lines": half_the_time(summary),
+        "recommendations": [*recommendations(summary), *doubts(summary)],
+        "half_answers": half_answers(summary),
+        "decks": decks(summary),
+        "slopes": [name for name in SLOPES if f"slope-{name}" in drawn],
+        "scorecard": scorecard(summary),
         "heatmap": heatmap,
         "metrics": {name: replace(each, label=summary.words(each.label)) for name, each in METRICS.items()},
-        "columns": columns(summary),
+        "board": leaderboard(summary),
+        "board_first": FIRST,
         "row_id": group_id,
         "rest_of_figures": rest,
     }

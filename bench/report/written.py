@@ -51,10 +51,10 @@ def check_report(folder: Path, name: str, run: Path | None = None) -> None:
     pictures = [path for path in sorted((folder / name).glob("*.*")) if path.suffix in (".svg", ".png", ".jpg")]
     foreign = [path for path in pictures if _foreign(path)]
     if foreign:  # only now, since matplotlib takes seconds to load
-        from bench.report.figures import FIGURES
+        from bench.report.figures import EARLIER, FIGURES
         from bench.report.pictures import GALLERIES
 
-        check_replaceable(*(path for path in foreign if path.stem in {*FIGURES, *GALLERIES}))
+        check_replaceable(*(path for path in foreign if path.stem in {*FIGURES, *EARLIER, *GALLERIES}))
 
 
 def _check_outside(path: Path, run: Path | None) -> None:

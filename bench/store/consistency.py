@@ -113,7 +113,7 @@ def _of_result(result: TrainResult, cell: Cell) -> Iterator[str]:
         *((f"result.folds.{n}", e) for n, e in enumerate(result.folds)),
     ):
         yield from _of_epochs(where, epochs, config)
-        planned = epochs_until_end([row.val_loss for row in epochs], config.early_stopping, config.passes)
+        planned = epochs_until_end(_val_losses(epochs), config.early_stopping, config.passes)
         if len(epochs) != planned:
             what = "its losses end it after" if planned < config.passes else "the cell has"
             yield f"{where} has {len(epochs)} epochs, and {what} {planned}"
@@ -139,6 +139,11 @@ def _of_result(result: TrainResult, cell: Cell) -> Iterator[str]:
     rate = result.epochs[0].learning_rate
     if rate is not None and not math.isclose(rate, result.learning_rate or 0.0, rel_tol=_ROUNDING):
         yield f"result.epochs.0.learning_rate={rate}: the training begins with {result.learning_rate}"
+
+
+def _val_losses(epochs: Sequence[EpochResult]) -> list[float]:
+    """Those that are known: a task has all or none."""
+    return [row.val_loss for row in epochs if row.val_loss is not None]
 
 
 def _of_periods(result: TrainResult) -> Iterator[str]:
@@ -198,6 +203,9 @@ def _of_epochs(where: str, epochs: Sequence[EpochResult], config: TrainConfig) -
             if (getattr(row, name) is not None) is not has(regime, TASKS[config.task]):
                 what = "trains nothing" if not regime.trains else "trains" if regime.by_steps else "fits its head"
                 yield f"{where}.{number}.{name}={getattr(row, name)}: regime {config.regime!r} {what}"
+        if (row.val_loss is not None) is not TASKS[config.task].val_loss:
+            right = "has one" if TASKS[config.task].val_loss else "has none"
+            yield f"{where}.{number}.val_loss={row.val_loss}: task {config.task!r} {right}"
         for name in ("train_loss", "val_loss", "learning_rate"):
             if (getattr(row, name) or 0.0) < 0:
                 yield f"{where}.{number}.{name}={getattr(row, name)}: is never below 0"

@@ -26,8 +26,9 @@ History of the format (`SCHEMA_VERSION`). New fields are None in files of older 
     data set has `origin` and `train_counts`, and its `duplicates` also images that look the same (`near`)
 12  a config has `code`, `lora_rank`, `rate_after_head`, `unfreeze_every`, `freeze_bn`, `layer_decay`, `ema`,
     `early_stopping` and `task` (older files: see `AS_BEFORE`), and its backbone, head, loss and optimiser may be one's
-    own; a result has `head_start_seconds`, `periods` and `score`, and its predictions `probabilities`; a manifest's
-    data set has `task` (`classification` in older files) and `val_targets`
+    own; a result has `head_start_seconds`, `periods` and `score`, and its predictions `probabilities` and
+    `detections`; the `val_loss` of an epoch may be None, with task `detection`; a manifest's
+    data set has `task` (`classification` in older files), `val_targets` and `val_objects`
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from bench.store.environment import Environment, MachineState
+from tl.boxes import Box, fault_of
 from tl.config import READ_BY_REGIME, TrainConfig
 from tl.errors import not_one_of
 from tl.findings import Duplicate, LeftOut
 from tl.regimes import REGIMES
 from tl.results import EpochResult, TrainResult
-from tl.strict import Count, Positive, Seconds, Strict
+from tl.strict import Count, Positive, Seconds, Share, Strict
 from tl.tasks import TASKS
 from tl.weights import Weights
 
@@ -87,6 +89,10 @@ The value is not the field's default: a default may change, this value may not.
 AIMS = ("class_weights", "ema", "early_stopping")
 """Settings that only some regimes read, and that change what a training aims at, or what comes out of any training by
 steps: regimes that read them compare only where they are equal."""
+
+OF_PARTS = ("freeze_bn", "layer_decay", "checkpointing")
+"""Settings of a backbone that trains: two regimes that read them compare only where they are equal, and each compares
+with one that doesn't read them, such as `frozen`, whatever they are."""
 
 USUAL = {"precision": "fp32", "execution": "fast"}
 """Axis of a cell that its name shows only where it has another value → the usual value."""
@@ -296,6 +302,10 @@ class PlannedPair(Strict):
         return f"{self.name}, pair {self.number + 1}"
 
 
+_TRUTHS = {"classification": "val_labels", "multilabel": "val_targets", "detection": "val_objects"}
+"""Task → the field of `DatasetIdentity` that has what is true of each image."""
+
+
 class DatasetIdentity(Strict):
     """The images of a run. It holds no absolute paths: the same files in another folder are the same data set."""
 
@@ -311,6 +321,11 @@ class DatasetIdentity(Strict):
     val_labels: tuple[Count, ...] = Field(description="index of each file's class; empty for other tasks")
     val_targets: tuple[tuple[Count, ...], ...] | None = Field(
         None, description="indices of each file's classes for task `multilabel`; None for others"
+    )
+    val_objects: tuple[tuple[tuple[Count, Share, Share, Share, Share], ...], ...] | None = Field(
+        None,
+        description="for task `detection` each file's objects: class, left, top, right and bottom in shares of the "
+        "image (`tl.boxes.Box`); None for others",
     )
     fallback: str = Field("", description="why the images are synthetic; empty for real images")
     left_out: tuple[LeftOut, ...] | None = Field(
@@ -331,12 +346,16 @@ class DatasetIdentity(Strict):
     def _every_image_has_a_class(self) -> DatasetIdentity:
         if self.task not in TASKS:
             raise ValueError(not_one_of("task", self.task, TASKS))
-        name = "val_labels" if self.task == "classification" else "val_targets"
+        name = _TRUTHS.get(self.task, "val_targets")
         if len(self.truth) != len(self.val_files):
             raise ValueError(f"val_files has {len(self.val_files)} files and {name} {len(self.truth)} labels")
         used = {*self.val_labels}.union(*(self.val_targets or ()))
+        used |= {box[0] for some in self.val_objects or () for box in some}
         if max(used, default=0) >= len(self.classes):
             raise ValueError(f"{name} has class {max(used)}, and there are {len(self.classes)}")
+        for file, some in zip(self.val_files, self.val_objects or (), strict=False):
+            if why := next(filter(None, (fault_of(Box(*box)) for box in some)), ""):
+                raise ValueError(f"val_objects has a faulty box of {file!r}: {why}")
         counts = self.train_counts
         whole = self.task != "classification" or counts is None or sum(counts) == self.train_images
         if counts is not None and (len(counts) != len(self.classes) or not whole):
@@ -349,6 +368,8 @@ class DatasetIdentity(Strict):
     @property
     def truth(self) -> tuple[Any, ...]:
         """What is true of each file, as scores of the task take it."""
+        if self.task == "detection":
+            return tuple(tuple(Box(*box) for box in some) for some in self.val_objects or ())
         return self.val_labels if self.task == "classification" else self.val_targets or ()
 
     @property

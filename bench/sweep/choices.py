@@ -57,7 +57,8 @@ def choices(what: str, text: str | None = None) -> dict[str, str]:
 def _datasets() -> dict[str, str]:
     auto = {"auto": "hymenoptera if available, else synthetic; the default"}
     folder = {
-        "PATH": "a folder of CLASS/*.jpg or of train/ and val/ with these, or a CSV or Parquet file of path and label"
+        "PATH": "a folder of CLASS/*.jpg or of train/ and val/ with these, a CSV or Parquet file of path and label, or "
+        "for task detection COCO files or masks"
     }
     return auto | {name: dataset.summary for name, dataset in DATASETS.items()} | folder
 
@@ -84,7 +85,7 @@ def _backbones(text: str | None) -> dict[str, str]:
         rows["…"] = f"{len(chosen)} names: a longer text also says how large they are, and whether weights are here"
     for source in SOURCES:
         names = names_of(source)
-        if names and (not text or source.startswith(text)):
+        if names and (not text or f"{source}:".startswith(text)):
             rows[f"{source}:{names.form}"] = names.summary
         if names and text:
             rows |= {f"{source}:{name}": "" for name in names.listed() if text in f"{source}:{name}"}

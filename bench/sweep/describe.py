@@ -45,7 +45,7 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
         say(console, f"        will be downloaded in place of these: the real ants and bees, {sweep.images_from}")
     elif splits.fallback:
         kept = KEPT if sweep.keeps_images else ""
-        say(console, f"WARNING: the images are {splits.fallback}{kept}", style="bold yellow")
+        say(console, f"WARNING: the images are {in_words(splits.fallback, task)}{kept}", style="bold yellow")
     _describe_weights(sweep, console)
     say(console, f"run: {sweep.run.folder}: {counted(len(sweep.cells), 'cell')}{_compared_with_before(sweep)}")
     if only := _one_epoch(sweep):

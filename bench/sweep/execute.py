@@ -221,6 +221,7 @@ def _write_manifest(
             task=splits.task,
             val_labels=evaluated.labels,
             val_targets=evaluated.targets or None,
+            val_objects=evaluated.objects or None,
             fallback=splits.fallback,
             left_out=splits.left_out,
             duplicates=(*splits.duplicates, *sweep.survey.near_duplicates),

@@ -14,7 +14,7 @@ seeds = 3                           # 0, 1, 2; or a list
 [train]                             # settings of all cells: fields of tl.TrainConfig
 epochs = 5
 protocol = "fixed"                  # fixed, tuned (of learning_rates = […]), kfold (folds = 5); one per grid
-task = "classification"             # classification, multilabel; one per grid
+task = "classification"             # classification, multilabel, detection; one per grid
 
 [paired]                            # how speeds are compared, beside the trainings; `paired = false` for not at all
 pairs = 5                           # process pairs per comparison: its repetitions, at least 3

@@ -38,18 +38,24 @@ def pairings(cells: Collection[Cell], claims: Iterable[Claim]) -> list[tuple[Cel
     Cells have seed 0. Cells without turns (`without_turns`) are left out.
     """
     bare = list(dict.fromkeys(cell.but(seed=0) for cell in cells if not without_turns(cell)))
-    against: dict[tuple[str, str], Cell] = {}
-    """Regime, and key of a cell with or without its weights → cell; see `all_else`."""
-    for cell in bare:
-        for key in (cell.bare.id, cell.without_start.id):
-            against[cell.config.regime, key] = cell
+    found: dict[tuple[str, str], dict[str, Cell]] = {}
+    """Two regimes → key that a cell of the first has for the second (`all_else`) → that cell; the first that was
+    planned counts, as for claims."""
+
+    def counterpart(cell: Cell, regime: str) -> Cell | None:
+        place = (regime, cell.config.regime)
+        if place not in found:
+            others = [one for one in bare if one.config.regime == regime]
+            found[place] = {all_else(one, cell.config.regime): one for one in reversed(others)}
+        return found[place].get(all_else(cell, regime))
+
     rotations: dict[str, set[str]] = {}
     """Id of a cell → ids of those that are compared with it."""
     for claim in claims:
         for cell in bare:
             if not claim.is_about(cell.config.regime, cell.config.execution):
                 continue
-            if other := against.get((claim.against, all_else(cell, claim.against))):
+            if other := counterpart(cell, claim.against):
                 rotations.setdefault(other.id, set()).add(cell.id)
     order = {cell.id: (place, cell) for place, cell in enumerate(bare)}
     return [

@@ -36,6 +36,7 @@ from tl.network import unreachable
 from tl.specs import canonical
 from tl.survey import Survey, survey
 from tl.tables import is_table
+from tl.tasks import TASKS
 from tl.weights import Weights, check_folder
 
 
@@ -146,6 +147,7 @@ def plan(grid: Grid, options: Options, executor: Executor, console: Console) -> 
             names.update(discovery.backbone_names(executor))
         return canonical(given, names)
 
+    TASKS[grid.shared_settings["task"]].check_packages()
     planned = with_code(expand(grid, weights=options.weights, spec=spec, devices=executor.devices))
     run = RunFolder(run_folder(options))
     previous = run.manifest() if run.exists() else None

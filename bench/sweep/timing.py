@@ -36,6 +36,7 @@ from tl.datasets import Splits
 from tl.errors import ConfigError
 from tl.images import open_store
 from tl.specs import canonical
+from tl.tasks import TASKS
 from tl.weights import Weights
 
 REGIMES_TIMED = {"fast": ("finetune", "frozen"), "plain": ("finetune", "frozen-tutorial")}
@@ -106,6 +107,7 @@ def plan_timing(
     planned = with_code(expand(grid, weights="random", spec=spec, devices=executor.devices))
     if "task" in varied:
         raise ConfigError(f"task={','.join(given['task'])}: images are for one task; give one")
+    TASKS[grid.shared_settings["task"]].check_packages()
     splits = find_images(grid.dataset, task=grid.shared_settings["task"], download=True)
     open_store(splits)
     rotations: dict[tuple[str, str], list[Cell]] = {}

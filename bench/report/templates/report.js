@@ -52,6 +52,8 @@
     const rows = [...body.rows];
     const heads = [...table.tHead.rows[0].cells];
     const names = heads.map((head) => head.textContent.trim());
+    const first = Number(table.dataset.first);
+    let all = rows.length <= first;
     const own = new Set(heads.map((head) => head.dataset.metric).filter(Boolean));
     const extra = new Map();
     const hidden = new Set((state.get("hide") || "").split("~").filter(Boolean));
@@ -60,7 +62,7 @@
 
     function figure(row, index) {
       const metric = heads[index].dataset.metric;
-      const group = data.groups[rows.indexOf(row)];
+      const group = data.groups[row.dataset.group];
       return metric ? group.figures[metric]?.[0] : row.cells[index].textContent.trim();
     }
 
@@ -75,6 +77,7 @@
         return descending ? -by : by;
       });
       body.append(...order.map(([, row]) => row));
+      filter(search.value);
       heads.forEach((head, at) => {
         if (at === index) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
         else head.removeAttribute("aria-sort");
@@ -92,18 +95,39 @@
     }
     heads.forEach((head, index) => sortable(head, names[index]));
 
+    // What a filter also hides: squares and rows of the matrix, and points of the first figure.
+    const contents = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+    const points = new Map(rows.map((row) => [row, document.getElementById(`point-${row.dataset.group}`)]));
+    const lines = [...document.querySelectorAll("#matrix-table tbody tr")].map((line) => [
+      line,
+      [...new Set([...line.querySelectorAll("a.shade")].map((link) => link.hash.slice(1)))].map((id) => document.getElementById(id)),
+    ]);
+    const matching = new Set(rows);
+
     function filter(text) {
       const words = text.toLowerCase().split(/\s+/).filter((word) => word && word !== "-");
-      for (const row of rows) {
-        const content = row.textContent.toLowerCase();
-        row.hidden = !words.every((word) => (word[0] === "-" ? !content.includes(word.slice(1)) : content.includes(word)));
+      let shown = 0;
+      for (const row of body.rows) {
+        const content = contents.get(row);
+        const fits = words.every((word) => (word[0] === "-" ? !content.includes(word.slice(1)) : content.includes(word)));
+        fits ? matching.add(row) : matching.delete(row);
+        row.hidden = !fits || (!all && ++shown > first);
+        points.get(row)?.classList.toggle("faded", !fits);
       }
+      for (const [line, of] of lines) line.hidden = words.length > 0 && !of.some((row) => matching.has(row));
       count();
     }
     count = () => {
       const there = rows.filter((row) => !row.hidden).length;
       counter.textContent = there === rows.length ? `${there} rows` : `${there} of ${rows.length} rows`;
+      whole.hidden = all || matching.size <= first;
+      whole.textContent = `all ${matching.size}`;
     };
+    const whole = make("button", { type: "button" });
+    whole.addEventListener("click", () => {
+      all = true;
+      filter(search.value);
+    });
 
     function show(index, on) {
       for (const row of [table.tHead.rows[0], ...rows]) row.cells[index].hidden = !on;
@@ -111,9 +135,9 @@
 
     function addColumn(key) {
       const metric = metrics.get(key);
-      const head = make("th", { scope: "col", "data-metric": key, title: metric.meaning }, heading(metric));
+      const head = make("th", { scope: "col", class: "number", "data-metric": key, title: metric.meaning }, heading(metric));
       table.tHead.rows[0].append(head);
-      rows.forEach((row, at) => row.append(make("td", {}, shown(data.groups[at].figures[key]?.[0]))));
+      rows.forEach((row) => row.append(make("td", { class: "number" }, shown(data.groups[row.dataset.group].figures[key]?.[0]))));
       heads.push(head);
       extra.set(key, heads.length - 1);
       sortable(head, key);
@@ -188,7 +212,7 @@
       return button;
     });
     const tools = document.getElementById("table-tools");
-    tools.append(search, counter, ...copies, make("details", {}, make("summary", {}, "Columns"), list));
+    tools.append(search, counter, make("span", {}, whole), ...copies, make("details", {}, make("summary", {}, "Columns"), list));
     tools.hidden = false;
     search.value = state.get("q") || "";
     filter(search.value);
@@ -214,6 +238,38 @@
   for (const button of document.querySelectorAll("button[data-copy]")) {
     button.hidden = false;
     button.addEventListener("click", () => copy(document.getElementById(button.dataset.copy).textContent, button));
+  }
+
+  // Each large figure as a picture and as its numbers.
+  function save(name, content, type) {
+    const link = make("a", { href: URL.createObjectURL(new Blob([content], { type })), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  }
+  function savePicture(figure) {
+    const drawing = figure.querySelector("svg").cloneNode(true);
+    const [, , width, height] = drawing.getAttribute("viewBox").split(" ").map(Number);
+    const look = getComputedStyle(figure);
+    drawing.setAttribute("width", width);
+    drawing.setAttribute("height", height);
+    drawing.style.color = look.color;
+    const image = new Image();
+    image.onload = () => {
+      const canvas = make("canvas", { width: Math.ceil(3 * width), height: Math.ceil(3 * height) });
+      const pen = canvas.getContext("2d");
+      pen.fillStyle = look.backgroundColor;
+      pen.fillRect(0, 0, canvas.width, canvas.height);
+      pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+      canvas.toBlob((blob) => save(`${figure.dataset.name}.png`, blob, "image/png"));
+    };
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(drawing))}`;
+  }
+  for (const figure of document.querySelectorAll("figure[data-csv]")) {
+    const picture = make("button", { type: "button" }, "PNG");
+    const numbers = make("button", { type: "button" }, "CSV");
+    picture.addEventListener("click", () => savePicture(figure));
+    numbers.addEventListener("click", () => save(`${figure.dataset.name}.csv`, figure.dataset.csv, "text/csv"));
+    figure.querySelector(".message").after(make("p", { class: "tools" }, picture, numbers));
   }
 
   // The explorer: any metric against any other.
