@@ -19,10 +19,11 @@ from tl import train as train_module
 from tl.adapters import ADAPTERS
 from tl.backbones import HEAD_BUILDERS, find_weights, make_backbone
 from tl.batches import Batches
+from tl.blocks import LOW_RANK
 from tl.config import HEADS, LOSSES, OPTIMIZERS, SCHEDULES
 from tl.errors import NotApplicable
 from tl.images import open_store
-from tl.regimes import LOW_RANK, REGIMES, Regime
+from tl.regimes import REGIMES, Regime
 from tl.tasks import TASKS
 
 

@@ -64,11 +64,9 @@ def _these(
     return lambda network: parts
 
 
-LOW_RANK = "low_rank"
-"""Name of the low-rank update inside a layer that has one; see `tl.lora`."""
-
-
 def _low_rank_updates(network: nn.Module) -> list[nn.Module]:
+    from tl.blocks import LOW_RANK
+
     return [module for name, module in network.named_modules() if name.rpartition(".")[2] == LOW_RANK]
 
 
@@ -143,7 +141,7 @@ class Regime:
     validation pass (`tl.qat`)."""
     adapter: Literal["none", "lora"] = "none"
     """What is added to the backbone after loading, and merged into its weights after training (`tl.adapters`). With
-    `lora`, `trainable` finds the added modules by their name, `LOW_RANK`."""
+    `lora`, `trainable` finds the added modules by their name, `tl.blocks.LOW_RANK`."""
     control: bool = False
     """True for a mere yardstick: no report recommends the regime or compares its time with that of fine-tuning."""
 
