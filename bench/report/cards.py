@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.analysis.metrics import METRICS, RATED_BY, listed
 from bench.analysis.picking import PRIORITIES, cards, chosen
@@ -55,7 +55,13 @@ def decks(summary: Summary) -> list[Deck]:
         where = names.get(choice.device, choice.device)
         where += f", {choice.run}" if len({each.run for each in summary.choices}) > 1 else ""
         found.append(_deck(list(one_each.values()), where, rated=rated))
-    return [deck for deck in found if deck.cards]
+    return [_in_words(deck, summary) for deck in found if deck.cards]
+
+
+def _in_words(deck: Deck, summary: Summary) -> Deck:
+    """The cards in the words of the task's score. The points between two scores are of the score itself."""
+    said = (replace(c, best_for=summary.words(c.best_for), price=summary.words(c.price)) for c in deck.cards)
+    return replace(deck, cards=tuple(said))
 
 
 def _device(pick: PickRecord) -> str:

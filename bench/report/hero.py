@@ -211,15 +211,15 @@ def front_message(summary: Summary) -> str:
     """What the figure shows, in a sentence."""
     fronts = _fronts(summary)
     if not fronts:
-        return "Nothing here is more accurate than the same answer for all images"
+        return summary.words("Nothing here is more accurate than the same answer for all images")
     if len(fronts) > 1:
-        return f"What accuracy costs on {len(fronts)} devices"
+        return summary.words(f"What accuracy costs on {len(fronts)} devices")
     first, last = fronts[0][0], fronts[0][-1]
     if first is last:
         rated = [one.group for one in places(summary)]
         name = f"{_short(first.group, rated, summary)}, {first.group.config.regime}"
         others = len(rated) > 1
-        return f"{name} {'is the most accurate and the fastest' if others else 'is alone'}"
+        return f"{name} {summary.words('is the most accurate and the fastest') if others else 'is alone'}"
     accuracies, times = (
         (show(one.group, RATED_BY) for one in (first, last)),
         (duration(first.seconds), duration(last.seconds)),
@@ -235,7 +235,7 @@ def front_table(summary: Summary) -> pd.DataFrame:
         {
             "combination": f"{summary.short(one.group)}, {one.group.config.regime}",
             "device": one.group.cell.device,
-            "accuracy": one.accuracy,
+            summary.words("accuracy"): one.accuracy,
             "seconds to train": one.seconds,
             "on the front": one.number in best,
         }

@@ -198,6 +198,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
             (run, _wrapping(candidates_table(pick), suffix), (*reasons(pick.candidates), *pick.more, *pick.notes))
             for run, pick in summary.picks
         ],
+        "in_words": summary.words,
         "front_axes": summary.words(what_matters([RATED_BY, *costs()])),
         "half": _progress(summary),
         "figures_show": _figures_show(summary),
@@ -221,7 +222,8 @@ def _figures_show(summary: Summary) -> str:
     shown, names = figures.part(summary), {summary.short(group) for group in summary.groups}
     if shown is summary:
         return ""
-    return f"Figures show the {figures.MOST_NAMES} most accurate of {len(names)} rows of the matrix, or the fastest."
+    most = figures.MOST_NAMES
+    return summary.words(f"Figures show the {most} most accurate of {len(names)} rows of the matrix, or the fastest.")
 
 
 def _progress(summary: Summary) -> str:
