@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tl.regimes import LOW_RANK
+from tl.added import LOW_RANK
 
 _CHAINS = (nn.Sequential, nn.ModuleList)
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tl.added import LOW_RANK
 from tl.config import TrainConfig
 from tl.devices import seeded
 from tl.errors import NotApplicable
-from tl.regimes import LOW_RANK
 from tl.seeding import seed_for
 
 ALPHA = 8.0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from tl.added import LOW_RANK
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,10 +63,6 @@ def _these(
     parts: Sequence[nn.Module | nn.Parameter],
 ) -> Callable[[nn.Module], Iterable[nn.Module | nn.Parameter]]:
     return lambda network: parts
-
-
-LOW_RANK = "low_rank"
-"""Name of the low-rank update inside a layer that has one; see `tl.lora`."""
 
 
 def _low_rank_updates(network: nn.Module) -> list[nn.Module]:
