@@ -29,7 +29,7 @@ def test_the_live_line_shows_what_moves(width: int) -> None:
             reporter.epoch(one.cell, row)
         reporter.ended(one)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
-    assert re.search(r"\repoch 4/4, accuracy 95\.0%[^\r]* 0/3 cells +\d:\d\d:\d\d about \d+ s left", plain)
+    assert re.search(r"\repoch 4/4, accuracy 95\.0%[^\r]* 0/3 cells +\d:\d\d:\d\d about [\d.]+ s left", plain)
     assert "1/3 cells" in plain
     assert re.search(r"✓ timm:a_network_with_quite_a_long_name finetune cpu seed 0 +done in 41 s", plain)
 

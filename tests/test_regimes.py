@@ -17,9 +17,9 @@ from tests.weights import TRAINING, policy, weights_for
 from tl import freezing, optimizers
 from tl import train as train_module
 from tl.adapters import ADAPTERS
-from tl.added import LOW_RANK
 from tl.backbones import HEAD_BUILDERS, find_weights, make_backbone
 from tl.batches import Batches
+from tl.blocks import LOW_RANK
 from tl.config import HEADS, LOSSES, OPTIMIZERS, SCHEDULES
 from tl.errors import NotApplicable
 from tl.images import open_store

@@ -12,12 +12,13 @@ import pytest
 from bench.analysis.claims import CLAIMS
 from bench.analysis.deciding import more_images, more_samples
 from bench.analysis.verdicts import DECIDED, Finding
-from bench.report.cards import decks
+from bench.report.cards import _price, decks
 from bench.report.headline import half_the_time, sentences
 from bench.report.scorecard import scorecard
 from bench.report.strip import device_names, strip_of
 from bench.report.summary import Summary, summarise
 from bench.report.write import write_report
+from bench.store.picks import Chosen
 from tests.runs import RANDOM, record, write_run
 
 
@@ -139,6 +140,14 @@ def test_cards_have_the_best_for_each_thing_and_its_price(tmp_path: Path) -> Non
     assert first.accuracy == "97.0% (91.5–99.0)" and ("to train", "81 s") in first.facts
     assert second.name == "timm:near, frozen" and second.best_for == "fastest to train and least memory"
     assert second.price == "Against the most accurate: 1.0 points less accurate, 25% of its time, 25% of its memory"
+
+
+def test_a_price_is_a_share_or_a_factor() -> None:
+    """What takes more than the most accurate is said as a factor, and what takes as much is left out."""
+    known: dict[str, Any] = {"seeds": 3, "cell": "x", "device": "cpu", "regime": "frozen"}
+    best = Chosen(backbone="timm:a", accuracy=0.9, seconds_to_train=10, peak_memory_bytes=100, **known)
+    other = Chosen(backbone="timm:b", accuracy=0.9, seconds_to_train=64, peak_memory_bytes=100, **known)
+    assert _price(other, best) == "Against the most accurate: as accurate, 6.4× its time"
 
 
 def test_one_card_if_it_is_the_best_for_all(tmp_path: Path) -> None:

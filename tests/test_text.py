@@ -151,7 +151,7 @@ def test_nothing_acts_while_a_sweep_runs(nasty: RunFolder) -> None:
     for terminal in (True, False):
         text = io.StringIO()
         console = Console(file=text, width=400, force_terminal=terminal, color_system=None)
-        with make_reporter(console, 5, 20) as reporter:
+        with make_reporter(console, [one.cell for one in nasty.records().values()]) as reporter:
             for one in nasty.records().values():
                 reporter.started(one.cell)
                 reporter.stage(one.cell, NASTY)

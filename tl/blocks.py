@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from tl.added import LOW_RANK
-
+LOW_RANK = "low_rank"
+"""Name of the low-rank update inside a layer that has one; see `tl.lora`."""
 _CHAINS = (nn.Sequential, nn.ModuleList)
 
 

@@ -69,7 +69,7 @@ def make(name: str, weights: Weights) -> Backbone | None:
         return None
     with fitting(name, weights):
         detector = _built(network, tag in {each.name for each in BACKBONE_WEIGHTS}, weights)
-    if isinstance(detector, SSD):
+    if _MODULES[network] is ssdlite:
         body: nn.Module = _Body(detector.backbone.features)
         width: int = detector.backbone.extra[0][0][0].in_channels
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tl.added import LOW_RANK
+from tl.blocks import LOW_RANK
 from tl.config import TrainConfig
 from tl.devices import seeded
 from tl.errors import NotApplicable

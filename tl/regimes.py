@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from tl.added import LOW_RANK
 from tl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,6 +65,8 @@ def _these(
 
 
 def _low_rank_updates(network: nn.Module) -> list[nn.Module]:
+    from tl.blocks import LOW_RANK
+
     return [module for name, module in network.named_modules() if name.rpartition(".")[2] == LOW_RANK]
 
 
@@ -140,7 +141,7 @@ class Regime:
     validation pass (`tl.qat`)."""
     adapter: Literal["none", "lora"] = "none"
     """What is added to the backbone after loading, and merged into its weights after training (`tl.adapters`). With
-    `lora`, `trainable` finds the added modules by their name, `LOW_RANK`."""
+    `lora`, `trainable` finds the added modules by their name, `tl.blocks.LOW_RANK`."""
     control: bool = False
     """True for a mere yardstick: no report recommends the regime or compares its time with that of fine-tuning."""
 

@@ -13,6 +13,9 @@ from bench.report.summary import Summary
 from bench.store.picks import Chosen, PickRecord
 from tl.tasks import TASKS
 
+SAME = 0.01
+"""A cost that differs by less is not mentioned."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -88,10 +91,11 @@ def _price(one: Chosen, best: Chosen) -> str:
     points = 100 * (best.accuracy - one.accuracy)
     said = [f"{points:.1f} points less accurate" if round(points, 1) else "as accurate"]
     for words, mine, theirs in (
-        ("of its time", one.seconds_to_train, best.seconds_to_train),
-        ("of its memory", one.peak_memory_bytes, best.peak_memory_bytes),
-        ("of its time an image", one.latency_seconds, best.latency_seconds),
+        ("its time", one.seconds_to_train, best.seconds_to_train),
+        ("its memory", one.peak_memory_bytes, best.peak_memory_bytes),
+        ("its time an image", one.latency_seconds, best.latency_seconds),
     ):
-        if mine and theirs:
-            said.append(f"{100 * mine / theirs:.0f}% {words}")
+        if not mine or not theirs or abs(mine / theirs - 1) < SAME:
+            continue
+        said.append(f"{100 * mine / theirs:.0f}% of {words}" if mine < theirs else f"{mine / theirs:.2g}× {words}")
     return f"Against the most accurate: {', '.join(said)}"
