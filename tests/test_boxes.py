@@ -24,14 +24,6 @@ from tl.datasets import DATASETS, digest_at
 from tl.decoding import decode
 from tl.folds import every_image
 from tl.survey import survey
-from tl.tasks import TASKS
-
-
-@pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data are read by the name of a task, whatever a network is to say of them."""
-    if "detection" not in TASKS:
-        monkeypatch.setitem(TASKS, "detection", TASKS["multilabel"])
 
 
 def load(place: Path | str) -> tl.Splits:

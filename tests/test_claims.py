@@ -14,7 +14,7 @@ from bench.analysis.groups import make_groups
 from bench.analysis.paired import compare
 from bench.analysis.stats import LEVEL, ratio
 from bench.analysis.timed import look_at
-from bench.analysis.verdicts import _likeliest, decide_claims, overall
+from bench.analysis.verdicts import decide_claims, likeliest_verdict, overall
 from bench.report.answers import answers, overalls
 from bench.report.summary import summarise
 from bench.store.records import Record
@@ -80,7 +80,7 @@ def test_a_verdict_is_wrong_one_time_in_twenty_at_most(truth: float, count: int)
         logs = np.log(truth) + rng.normal(0, 0.02, count)
         estimate = ratio(dict(enumerate(np.exp(logs))), dict.fromkeys(range(count), 1.0))
         assert estimate is not None
-        wrong += _likeliest(HALF, estimate)[1] < LEVEL
+        wrong += likeliest_verdict(HALF, estimate)[1] < LEVEL
     assert wrong / 2_000 <= 0.06  # 5%, and two standard errors of 2,000 draws
 
 

@@ -144,8 +144,8 @@ def test_letters_are_never_cut_off(count: int, tmp_path: Path) -> None:
         figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05)
         figure.canvas.draw()
         whole = figure.get_tightbbox()
-        width, height = (float(size) for size in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)', text.getvalue()).groups())
-        assert width >= 72 * whole.width and height >= 72 * whole.height
+        ((width, height),) = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)', text.getvalue())
+        assert float(width) >= 72 * whole.width and float(height) >= 72 * whole.height
         named = [Text.get_window_extent(one) for one in figure.axes[0].texts]  # without the lines to their points
         for place, one in enumerate(named):
             assert not any(one.overlaps(other) for other in named[:place]), (name, count)

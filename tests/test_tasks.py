@@ -263,10 +263,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"class_weights": "balanced"}, "^class_weights='balanced': not read by task 'multilabel'"),
     "smoothing": ({"label_smoothing": 0.1}, "^label_smoothing=0.1: not read by task 'multilabel'"),
     "bce": ({"task": "classification", "loss": "bce"}, "^loss='bce': task 'classification' needs cross_entropy or"),
-    "unknown": (
-        {"task": "multi-label"},
-        "^task='multi-label': not one of classification, multilabel, detection; did you mean",
-    ),
+    "unknown": ({"task": "multi-label"}, "^task='multi-label': not one of classification, multilabel, detection; did"),
 }
 
 

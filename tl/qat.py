@@ -178,7 +178,7 @@ class Rounding(FakeQuantize):
         rounded: torch.Tensor = _Rounded.apply(values, self.scale, self.zero_point, self.is_per_channel, self._inside)
         return rounded
 
-    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the step and the zero that it rounds with, which are those of the int8 network."""
         return self.scale.clone(), self.zero_point.long()
 
@@ -336,14 +336,14 @@ def _prepared(backbone: nn.Module, images: torch.Tensor, engine: str, layers: li
     capped = {weight for name in folded for weight in convolutions[name]}
     for part in prepared.modules():
         if isinstance(part, ConvBnReLU2d) and id(part.weight) in capped:
-            part.forward = MethodType(_at_most_six_of, part)
+            part.forward = MethodType(_at_most_six_of, part)  # type: ignore[method-assign]
         elif isinstance(part, nn.Conv2d) and id(part.weight) in capped:
             part.register_forward_hook(_at_most_six)
         if isinstance(part, nn.Conv2d) and id(part.weight) in padded:
             setattr(part, _PADDING, padded[id(part.weight)])
             part.register_forward_pre_hook(_pad)
         if isinstance(part, ConvBn2d):
-            part._forward = MethodType(_convolved, part)
+            part._forward = MethodType(_convolved, part)  # type: ignore[method-assign]
     return prepared
 
 

@@ -23,8 +23,8 @@ ROUNDS = 20
 """Rounds in which the factors are fitted, one kind after the other."""
 SHRINKING = 0.02
 """Cells that a factor of 1 counts for, so that one odd cell doesn't decide it alone."""
-FREE_SECONDS = 0.001
-"""A longer estimate is made less often, so that estimates take at most a twentieth of this process's time."""
+FREE_SECONDS = 0.01
+"""An estimate that takes longer, in CPU time, is made less often: at most a twentieth of the time goes into them."""
 
 Kind = tuple[str, tuple[object, ...]]
 """Backbone, and all else that decides how long an epoch takes."""
@@ -92,9 +92,9 @@ class Pace:
         """Seconds until all cells have ended; None while they can't be known."""
         now = self._clock()
         if now >= self._again:
-            began = time.perf_counter()
+            began = time.thread_time()
             self._said = self._estimate(now)
-            self._again = now + 20 * max(0.0, time.perf_counter() - began - FREE_SECONDS)
+            self._again = now + 20 * max(0.0, time.thread_time() - began - FREE_SECONDS)
         return self._said
 
     def _estimate(self, now: float) -> float | None:
