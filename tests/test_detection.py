@@ -181,15 +181,10 @@ def divided(name: str) -> tuple[Any, torch.nn.Module, torch.nn.Module]:
     if name == DETECTORS[0]:
         head: Any = OneStageHead(copied, 2)
         head.head.classification_head = deepcopy(whole.head.classification_head)
-        body = copied_body = whole.backbone.features
-        maps = _Chain(copied_body)
-    else:
-        head = TwoStageHead(copied, 2)
-        head.roi_heads.box_predictor = deepcopy(whole.roi_heads.box_predictor)
-        body = whole.backbone.body
-        maps = body
-    assert body is not None
-    return whole, maps, head
+        return whole, _Chain(whole.backbone.features), head
+    head = TwoStageHead(copied, 2)
+    head.roi_heads.box_predictor = deepcopy(whole.roi_heads.box_predictor)
+    return whole, whole.backbone.body, head
 
 
 class _Chain(torch.nn.Module):
@@ -357,10 +352,8 @@ def test_weights_of_a_detector_or_of_its_backbone(name: str, which: str, tmp_pat
     assert bool(frozen) is ("fasterrcnn" in name), "as torchvision trains them"
     head = made.detector_head(2)
     if which == "detector":
-        shared = {"rpn.head.bbox_pred.weight", "ssd"} if "fasterrcnn" in name else {"extra.0.0.0.weight"}
-        for key in shared & head.state_dict().keys():
-            theirs = given[key if key in given else f"backbone.{key}"]
-            assert torch.equal(head.state_dict()[key], theirs)
+        key = "rpn.head.bbox_pred.weight" if "fasterrcnn" in name else "extra.0.0.0.weight"
+        assert torch.equal(head.state_dict()[key], given[key if key in given else f"backbone.{key}"])
     outputs = Classifier.of(made, head).eval()(torch.rand(1, 3, SIZE, SIZE))
     assert outputs.shape == (1, 100, 6)
 
