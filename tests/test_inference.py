@@ -203,11 +203,22 @@ def test_nothing_to_fold_is_no_failure() -> None:
     assert (made.network, made.folded, made.packed, made.failure) == (network, 0, 0, "")
 
 
-def test_without_onednn_networks_are_folded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "_can_pack", lambda: False)
-    network = randomise(Reused("activation"))
-    made = inference_network(network, images(2, 8), "fp32", batch_size=2)
-    assert (made.folded, made.packed) == (1, 0)
+@pytest.mark.parametrize(
+    ("precision", "lacks"), [("fp32", "torch's oneDNN"), ("bf16", "torch's oneDNN"), ("bf16", "instructions")]
+)
+def test_without_kernels_networks_are_folded_alone(precision: str, lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of bfloat16 need instructions that many processors lack."""
+    if lacks == "instructions":
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    else:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    network, batch = randomise(Reused("activation")), images(2, 8)
+    made = inference_network(network, batch, precision, batch_size=2)
+    assert (made.folded, made.packed, made.failure) == (1, 0, "")
+    with torch.no_grad(), autocast(precision, batch.device):
+        assert close(made.network(batch).float(), network(batch).float(), 0.02)
+    kept = inference_network(network, batch, "fp32", batch_size=2)
+    assert (kept.packed > 0) is (lacks == "instructions")
 
 
 def config(spec: str = TINY[1], **settings: Any) -> TrainConfig:

@@ -64,7 +64,8 @@ def inference_network(
         images: a few images `(N, 3, S, S) float32`, on the network's device and in its layout.
         precision: a key of `tl.config.PRECISIONS`. Forward passes must run in `tl.precision.autocast` of it.
         batch_size: weights are packed for batches of this size; others give the same result.
-        pack: pack the weights of convolutions too, where the device is a CPU and torch has oneDNN.
+        pack: pack the weights of convolutions too, where the device is a CPU and torch's oneDNN has kernels for the
+            precision on it.
 
     If outputs differ by more than rounding, the original is returned, with the reason.
     """
@@ -75,7 +76,7 @@ def inference_network(
             calls = _Calls(network)
             expected = calls.follow(images)
             folds = calls.folds()
-            convolutions = calls.convolutions() if pack and images.device.type == "cpu" and _can_pack() else []
+            convolutions = calls.convolutions() if pack and images.device.type == "cpu" and _can_pack(precision) else []
             if not folds and not convolutions:
                 return InferenceNetwork(network=network)
             names = {module: name for name, module in network.named_modules()}
@@ -294,11 +295,15 @@ class _PackedConvolution(nn.Module):
         return result
 
 
-def _can_pack() -> bool:
-    """True if this torch has the operators of `_PackedConvolution`, which its compiler uses and nobody promises."""
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise")
-    )
+def _can_pack(precision: str) -> bool:
+    """True if this torch has the operators of `_PackedConvolution`, which its compiler uses and nobody promises.
+
+    In bfloat16 they also need a processor with AVX-512 or what came after it.
+    """
+    names = ("_reorder_convolution_weight", "_convolution_pointwise", "_is_mkldnn_bf16_supported")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    return precision != "bf16" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _copy_with_same_tensors(network: nn.Module) -> nn.Module:
