@@ -69,7 +69,7 @@ def _measured(sweep: Sweep) -> str:
     results = [record.result for record in sweep.done.values() if record.result]
     without = sum(result.inference is None for result in results)
     kept = (
-        f"; {counted(without, 'cell')} done before have none, and don't run again (--fresh starts over)"
+        f"; not of {counted(without, 'cell')} done before, and none runs again for it (--fresh starts over)"
         if without
         else ""
     )
