@@ -166,7 +166,8 @@ def test_a_lost_activation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that didn't apply it would be off by far more than rounding, in bf16 too."""
     monkeypatch.setitem(inference._ACTIVATIONS, nn.ReLU, ("none", []))
     network = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()))
-    for precision in ("fp32", "bf16"):
+    assert inference._can_pack("fp32")
+    for precision in filter(inference._can_pack, ("fp32", "bf16")):  # where kernels are called at all
         assert inference_network(network, images(2, 8), precision, batch_size=2).failure
 
 

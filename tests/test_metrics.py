@@ -288,13 +288,15 @@ def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
     """The heat map, its figure, the table, the priorities, the notes and the line of progress show it."""
     monkeypatch.setitem(METRICS, "watt_hours", energy(matters="energy", phrase="{} per epoch", column=True))
     assert headline() == ["val_accuracy_last", "epoch_seconds", "peak_memory_bytes", "watt_hours"]
-    records = [record("timm:a", regime, seconds=seconds) for regime, seconds in (("finetune", 10), ("frozen", 4))]
+    trained = {"finetune": 10, "frozen": 4, "frozen-tutorial": 7}
+    records = [record("timm:a", regime, seconds=seconds) for regime, seconds in trained.items()]
     summary = summarise([write_run(tmp_path / "r", records)], "r")
     heatmap = make_heatmap(summary)
     ((_, squares),) = heatmap.rows
     assert heatmap.metrics[-1] == "watt_hours"
-    assert [square.shades["watt_hours"].share for square in squares if square] == [0, 1]
-    assert [square.shades["watt_hours"].text for square in squares if square] == ["5.01", "2.01"]
+    worst, best, between = (square.shades["watt_hours"].share for square in squares if square)
+    assert (worst, best) == (0, 1) and between is not None and 0 < between < 1
+    assert [square.shades["watt_hours"].text for square in squares if square] == ["5.01", "2.01", "3.51"]
     assert priorities_table(summary)["what matters most"].tolist() == ["accuracy", "time", "memory", "energy"]
     assert "energy, Wh" in {column.heading for column in columns(summary)}
     figure = draw(summary)["matrix"]

@@ -196,9 +196,9 @@ def _axis_of_times(axes: Axes) -> None:
 
 
 def _brief(seconds: float) -> str:
-    for size, unit in ((3600.0, "h"), (60.0, "min")):
+    for size, name in ((3600.0, "h"), (60.0, "min")):
         if seconds >= size:
-            return f"{seconds / size:g} {unit}"
+            return f"{seconds / size:g} {name}"
     return f"{seconds:g} s"
 
 
