@@ -17,7 +17,9 @@ from bench.execution import monitor as module
 from bench.execution.executors import make_executor
 from bench.execution.monitor import Counters, Monitor, parse_stat, read_counters, shares
 from bench.export.frame import frame, row
+from bench.report.answers import doubts
 from bench.report.summary import summarise
+from bench.report.tables import DOUBT, cells_table
 from bench.store.environment import MachineState
 from bench.store.records import Record
 from bench.store.runs import RunFolder, find_runs
@@ -291,6 +293,19 @@ def test_a_warning_is_a_line_on_the_terminal(terminal: bool) -> None:
     with make_reporter(Console(file=text, width=60, force_terminal=terminal, no_color=True), ()) as reporter:
         reporter.warned("other processes took 0.5 of 2 cores while the cell ran: its times are too long")
     assert "other processes took 0.5 of 2 cores while the cell ran: its times are too long\n" in text.getvalue()
+
+
+def test_times_in_doubt_are_named(tmp_path: Path) -> None:
+    """Cells that were disturbed, and seeds that are far apart; the table marks the same rows."""
+    busy = record("timm:a", "frozen").replace(machine=MachineState(warnings=("other processes",)))
+    calm = record("timm:a", "finetune")
+    apart = [record("timm:b", "frozen", seed=seed, seconds=seconds) for seed, seconds in enumerate((1, 20))]
+    summary = summarise([write_run(tmp_path / "r", [busy, calm, *apart])], "r")
+    assert doubts(summary) == [
+        "Times are in doubt in 2 of 3 rows of the table: timm:a, frozen (disturbed); timm:b, frozen (seeds 20× apart)."
+    ]
+    assert sorted(cells_table(summary)[DOUBT].tolist()) == ["", "disturbed", "seeds 20× apart"]
+    assert doubts(summarise([write_run(tmp_path / "calm", [calm])], "r")) == []
 
 
 def test_old_records_have_no_machine() -> None:
