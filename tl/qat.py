@@ -168,14 +168,13 @@ class Rounding(FakeQuantize):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observe the range, if that is switched on, and round, if that is."""
-        self._inside = self.is_per_channel
         if self.observer_enabled[0]:
             observe = self._observe_channels if self.is_per_channel else self._observe
             if not observe(values.detach()):
                 return values  # the loss, or `Int8Copies.fault`, will say so
         if not self.fake_quant_enabled[0]:
             return values
-        rounded: torch.Tensor = _Rounded.apply(values, self.scale, self.zero_point, self.is_per_channel, self._inside)
+        rounded: torch.Tensor = _Rounded.apply(values, self.scale, self.zero_point, self.is_per_channel)
         return rounded
 
     def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,7 +185,7 @@ class Rounding(FakeQuantize):
         """Move the range towards that of a batch; the first one is taken whole. Returns False if it is not finite."""
         range_of = self.activation_post_process
         # A range is found eight times as fast in the order of memory.
-        batch = ends = [float(end) for end in torch.aminmax(in_memory_order(values))]
+        ends = [float(end) for end in torch.aminmax(in_memory_order(values))]
         before = [float(range_of.min_val), float(range_of.max_val)]
         if before != [math.inf, -math.inf]:
             ends = [old + range_of.averaging_constant * (new - old) for old, new in zip(before, ends, strict=True)]
@@ -199,7 +198,6 @@ class Rounding(FakeQuantize):
         step = self.scale.item()
         zero = min(max(self.quant_min - round(low / step), self.quant_min), self.quant_max)
         self.zero_point.fill_(zero)
-        self._inside = _ends(step, zero)[0] < batch[0] and batch[1] < _ends(step, zero)[1]
         return True
 
     def _observe_channels(self, weight: torch.Tensor) -> bool:
@@ -225,28 +223,27 @@ def _ends(step: float, zero: int) -> tuple[float, float]:
 class _Rounded(torch.autograd.Function):
     """Values of int8, as floats. The gradient passes; that of an activation outside its range is 0.
 
-    If all values are `inside`, nothing is kept for the backward pass, and nothing is done in it.
+    Values are kept for the backward pass also where none of a batch lies outside, so that all steps do the same work.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, per_channel: bool, inside: bool
+        ctx: Any, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, per_channel: bool
     ) -> torch.Tensor:
         ctx.ends = None
-        if per_channel:
+        if per_channel:  # a weight, whose range is known, so none is outside of it
             return torch.quantize_per_channel(values, scale, zero, 0, torch.qint8).dequantize()
         step, start = scale.item(), int(zero.item())
-        if not inside:
-            ctx.ends = _ends(step, start)
-            ctx.save_for_backward(values)
+        ctx.ends = _ends(step, start)
+        ctx.save_for_backward(values)
         return torch.quantize_per_tensor(values, step, start, torch.quint8).dequantize()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         if ctx.ends is None:
-            return gradient, None, None, None, None
+            return gradient, None, None, None
         (values,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, values, *ctx.ends), None, None, None, None
+        return torch.ops.aten.hardtanh_backward(gradient, values, *ctx.ends), None, None, None
 
 
 def _rounding(engine: str) -> QConfig:
