@@ -38,27 +38,23 @@ def overlap(found: Sequence[float], true: Sequence[float]) -> float:
     return both / ((found[2] - found[0]) * (found[3] - found[1]) + (true[2] - true[0]) * (true[3] - true[1]) - both)
 
 
-def mean_average_precision(found: Sequence[Sequence[Found]], truth: Sequence[Sequence[True_]]) -> float:
-    """Mean over classes and over `OVERLAPS` of the average precision with which a class's boxes are found.
+def mean_average_precision(
+    found: Sequence[Sequence[Found]], truth: Sequence[Sequence[True_]], overlaps: Sequence[float] = OVERLAPS
+) -> float:
+    """Mean over classes and overlaps of the average precision with which a class's boxes are found.
 
     Args:
         found: the boxes that were found in each image.
         truth: the true boxes of each image, of which there may be none.
+        overlaps: those from which on a box counts as found.
 
     Classes that no image has are left out. One image at least has an object, as in the splits of a data set.
     """
-    first = [sorted(some, key=_score, reverse=True)[:MOST] for some in found]
     values = []
-    for label in sorted({int(box[0]) for boxes in truth for box in boxes}):
-        of_class = [_of_class(label, some, boxes) for some, boxes in zip(first, truth, strict=True)]
-        count = sum(len(boxes) for _, boxes in of_class)
-        overlaps = [[[overlap(one[2:], box[1:]) for box in boxes] for one in some] for some, boxes in of_class]
-        for least in OVERLAPS:
-            hits = [
-                (one[1], hit)
-                for (some, _), rows in zip(of_class, overlaps, strict=True)
-                for one, hit in zip(some, _hits(rows, least), strict=True)
-            ]
+    for images in _by_class(found, truth).values():
+        count = sum(true for _, _, true in images)
+        for least in overlaps:
+            hits = [each for scores, rows, _ in images for each in zip(scores, _hits(rows, least), strict=True)]
             values.append(_average_precision(hits, count))
     return fmean(values)
 
@@ -69,26 +65,40 @@ def of_images(found: Sequence[Sequence[Found]], truth: Sequence[Sequence[True_]]
     A box counts as found from `IMAGE_OVERLAP` on. The score is 1 for an image without objects: it tells no two networks
     apart. Classes that the image doesn't have are left out, so boxes of them change nothing.
     """
-    values = []
+    return [
+        mean_average_precision([some], [boxes], [IMAGE_OVERLAP]) if boxes else 1.0
+        for some, boxes in zip(found, truth, strict=True)
+    ]
+
+
+def _by_class(
+    found: Sequence[Sequence[Found]], truth: Sequence[Sequence[True_]]
+) -> dict[int, list[tuple[list[float], list[list[float]], int]]]:
+    """Class → each image with boxes of it, in their order; only classes that are true somewhere, in ascending order.
+
+    An image has the scores of the boxes that were found, the highest first, the overlap of each with each true box, and
+    the number of true ones.
+    """
+    classes: dict[int, list[tuple[list[float], list[list[float]], int]]] = {
+        label: [] for label in sorted({int(box[0]) for boxes in truth for box in boxes})
+    }
     for some, boxes in zip(found, truth, strict=True):
-        first = sorted(some, key=_score, reverse=True)[:MOST]
-        of_classes = []
-        for label in sorted({int(box[0]) for box in boxes}):
-            own, true = _of_class(label, first, boxes)
-            rows = [[overlap(one[2:], box[1:]) for box in true] for one in own]
-            hits = [(one[1], hit) for one, hit in zip(own, _hits(rows, IMAGE_OVERLAP), strict=True)]
-            of_classes.append(_average_precision(hits, len(true)))
-        values.append(fmean(of_classes) if of_classes else 1.0)
-    return values
+        first: dict[int, list[Found]] = {}
+        for one in sorted(some, key=_score, reverse=True)[:MOST]:
+            first.setdefault(int(one[0]), []).append(one)
+        true: dict[int, list[True_]] = {}
+        for box in boxes:
+            true.setdefault(int(box[0]), []).append(array("f", box))
+        for label in first.keys() | true.keys():
+            if label in classes:
+                own, real = first.get(label, []), true.get(label, [])
+                rows = [[overlap(one[2:], box[1:]) for box in real] for one in own]
+                classes[label].append(([one[1] for one in own], rows, len(real)))
+    return classes
 
 
 def _score(found: Found) -> float:
     return found[1]
-
-
-def _of_class(label: int, found: Sequence[Found], truth: Sequence[True_]) -> tuple[list[Found], list[True_]]:
-    """The boxes of one class in one image."""
-    return [one for one in found if one[0] == label], [array("f", box) for box in truth if box[0] == label]
 
 
 def _hits(overlaps: Sequence[Sequence[float]], least: float) -> list[bool]:
