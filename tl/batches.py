@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tl.datasets import ImageList
 from tl.images import Store, batch_bounds, crops, mirrors, order
-from tl.learning import Classification, Learning
+from tl.learning import CLASSIFICATION, Learning
 from tl.machine import usable_cores
 from tl.seeding import seed_for
 
@@ -44,7 +44,6 @@ _RESIDENT_SHARE = 4
 """Pixels are kept on a GPU if they take at most 1/_RESIDENT_SHARE of its free memory."""
 _CHUNK_BYTES = 16 << 20
 _MOST_WORKERS = 8
-_CLASSIFICATION = Classification()
 _VIEWS_AT_A_TIME = 4
 """Views made at a time when all centre views are kept on the device."""
 
@@ -105,7 +104,7 @@ class Batches:
         memory_format: torch.memory_format = torch.channels_last,
         resident: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
-        learning: Learning = _CLASSIFICATION,
+        learning: Learning = CLASSIFICATION,
     ) -> None:
         self.store = store
         self._learning = learning

@@ -197,8 +197,10 @@ def _as_dict(rows: Sequence[Sequence[float]], first: int) -> dict[str, torch.Ten
     return {"boxes": table[:, first:], "labels": table[:, 0].long(), **scores}
 
 
+CLASSIFICATION = Classification()
+"""What a training does unless its task says otherwise."""
 LEARNING: dict[str, Learning] = {
-    "classification": Classification(),
+    "classification": CLASSIFICATION,
     "multilabel": LabelSets(),
     "detection": Objects(),
 }

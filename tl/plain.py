@@ -36,7 +36,7 @@ from tl.datasets import ImageList
 from tl.decoding import open_rgb
 from tl.errors import NotApplicable
 from tl.images import batch_bounds, order
-from tl.learning import Classification, Learning, Loss
+from tl.learning import CLASSIFICATION, Learning, Loss
 from tl.machine import resume_processes, stop_processes
 from tl.precision import autocast
 from tl.regimes import REGIMES
@@ -53,7 +53,6 @@ _CONTEXT = "fork" if sys.platform == "linux" else None
 Newer versions of Python would fork them from a server that belongs to another program."""
 _PR_SET_PDEATHSIG = 1
 """See prctl(2)."""
-_CLASSIFICATION = Classification()
 _FROM_WORKER = "Caught "
 """Torch's message for an exception of a worker begins with this, and has the worker's traceback in it."""
 
@@ -153,7 +152,7 @@ class PlainBatches:
         preprocessing: Preprocessing,
         device: torch.device,
         rows: Sequence[Any] | None = None,
-        learning: Learning = _CLASSIFICATION,
+        learning: Learning = CLASSIFICATION,
     ) -> None:
         self.images = images
         self.device = device

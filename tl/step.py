@@ -17,13 +17,12 @@ import torch
 
 from tl.backbones import Classifier
 from tl.config import TrainConfig
-from tl.learning import Classification, Judged, Learning, Loss
+from tl.learning import CLASSIFICATION, Judged, Learning, Loss
 from tl.precision import autocast, gradient_scaler
 from tl.work import StepWork
 
 Body = Callable[[torch.Tensor], torch.Tensor]
 Mark = Callable[[str | None], None]
-_CLASSIFICATION = Classification()
 WARM_UP = 3
 """Eager steps of a shape before its capture, in which libraries choose and load their kernels."""
 
@@ -50,7 +49,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         device: torch.device,
-        learning: Learning = _CLASSIFICATION,
+        learning: Learning = CLASSIFICATION,
     ) -> None:
         self._model, self._body, self._counted = model, body, counted
         self._learning = learning
@@ -250,7 +249,7 @@ class Evaluation:
         body: Body,
         precision: str,
         device: torch.device,
-        learning: Learning = _CLASSIFICATION,
+        learning: Learning = CLASSIFICATION,
     ) -> None:
         self._model, self._body = model, body
         self._precision, self._device = precision, device
