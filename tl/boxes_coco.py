@@ -22,7 +22,7 @@ from typing import Any
 
 from tl.boxed import Boxed, BoxedImage
 from tl.boxes import Box
-from tl.cache import is_folder, read_text
+from tl.cache import is_file, is_folder, read_text
 from tl.decoding import size_of
 from tl.errors import DataError, UserError
 from tl.findings import Tally
@@ -190,10 +190,10 @@ class _Part:
     def _places(self, names: dict[Hashable, str]) -> dict[Hashable, Path]:
         """The file of each image. Raises `DataError` if one isn't there."""
         folders = _folders(self.path, self.split)
-        likely = (folder for folder in folders if any(_is_file(place_of(folder, name)) for name in names.values()))
+        likely = (folder for folder in folders if any(is_file(place_of(folder, name)) for name in names.values()))
         folder = next(likely, folders[-1])
         places = {key: place_of(folder, name) for key, name in names.items()}
-        gone = [names[key] for key, place in places.items() if not _is_file(place)]
+        gone = [names[key] for key, place in places.items() if not is_file(place)]
         if gone:
             raise DataError(
                 f"{self.path}: {len(gone)} of {len(names)} images are not there, the first is "
@@ -296,16 +296,12 @@ def _order(key: Hashable) -> tuple[bool, int, str]:
     return (False, key, "") if isinstance(key, int) else (True, 0, str(key))
 
 
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 (raises nothing)
-
-
 def _json_in(folder: Path) -> list[Path]:
     """The JSON files of a folder, sorted by name; none if there is no such folder."""
     if not is_folder(folder):
         return []
     names = (entry.name for entry in entries(folder) if not entry.name.startswith("."))
-    return [folder / name for name in names if name.lower().endswith(".json") and _is_file(folder / name)]
+    return [folder / name for name in names if name.lower().endswith(".json") and is_file(folder / name)]
 
 
 def _split_in(path: Path) -> Split | None:

@@ -96,6 +96,11 @@ def is_folder(path: Path) -> bool:
         raise UserError(f"{shortened(path)}: can't be read: {error.strerror or error}") from error
 
 
+def is_file(path: Path) -> bool:
+    """Return True if a path leads to a file; False also where that can't be found out."""
+    return os.path.isfile(path)  # noqa: PTH113 (raises nothing)
+
+
 def offline() -> bool:
     """Return True if `$TL_OFFLINE` forbids downloads."""
     return os.environ.get("TL_OFFLINE", "") not in ("", "0")

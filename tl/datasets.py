@@ -31,12 +31,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tl import boxes_coco, boxes_masks, hymenoptera, synthetic, synthetic_boxes
-from tl.alike import groups_of, looks_of, members
+from tl.alike import Groups, groups_of, looks_of, members
 from tl.boxed import Boxed, BoxedImage, divide_boxed
 from tl.boxes import Box, fault_of
-from tl.cache import is_folder
+from tl.cache import is_file, is_folder
 from tl.calls import Place, checked
 from tl.decoding import conversions
 from tl.digest import file_digests, set_digest
@@ -295,7 +296,7 @@ def _found(name: str, *, download: bool) -> Splits:
     place = Path(name)
     if is_folder(place):
         return scan(place)
-    if os.path.isfile(place):  # noqa: PTH113 (raises nothing)
+    if is_file(place):
         return scan_table(place)
     raise DataError(f"no such folder or table, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
 
@@ -369,7 +370,7 @@ def scan_label_sets(data: Place, task: str = "multilabel") -> Splits:
     labels or names of labels that look alike, for a label that no training image has, and for a split without any.
     """
     place = Path(data)
-    if str(data) in DATASETS or str(data) == "auto" or not (is_folder(place) or os.path.isfile(place)):  # noqa: PTH113
+    if str(data) in DATASETS or str(data) == "auto" or not (is_folder(place) or is_file(place)):
         named = DATASETS.get(str(data), DATASETS["hymenoptera"])
         held = "boxes around objects" if named.task == "detection" else "one class for each image"
         what = f"has {held}" if str(data) in (*DATASETS, "auto") else "is no folder and no table"
@@ -429,7 +430,7 @@ def scan_boxes(data: Place, *, download: bool = True) -> Splits:
         raise DataError(f"data={str(data)!r}: has one class for each image; sets with boxes are {boxed_sets}")
     if named:
         place = named.find(download)
-    elif not is_folder(place) and not os.path.isfile(place):  # noqa: PTH113 (raises nothing)
+    elif not is_folder(place) and not is_file(place):
         raise DataError(f"no such folder or COCO file, and {not_one_of('data', str(data), boxed_sets.split(', '))}")
     if is_folder(place) and boxes_masks.has_masks(place):
         found = boxes_masks.read(place, IMAGE_SUFFIXES)
@@ -473,10 +474,15 @@ def _of_boxes(found: Boxed, name: str) -> Splits:
     together: tuple[tuple[str, ...], ...] = ()
     if not val.files:
         whole = listed(image for image in images if image.split != "test")
-        train, val, together = _split_boxed(found, whole, digests, classes)
-        kept = f", and images that look the same stay on one side ({len(together)} groups)" if together else ""
+        train, val, together = _split_off(
+            found.root,
+            whole,
+            digests,
+            found.place,
+            lambda groups, content: divide_boxed(whole.objects, groups, content, classes, whole.files),
+        )
         what = "there are no validation images" if len(whole) < len(images) or images[0].split else "there is no split"
-        said.append(f"{what}: {len(val)} of {len(whole)} images, about a fifth, are split off by a fixed seed{kept}")
+        said.append(_split_off_note(what, val, whole, "about a fifth", together))
     contents = dict(zip((*train.files, *val.files), (*train.contents, *val.contents), strict=True))
     own = synthetic.set_name(found.root)
     return Splits(
@@ -495,20 +501,6 @@ def _of_boxes(found: Boxed, name: str) -> Splits:
         left_out=found.left_out,
         duplicates=find_duplicates(digests, contents, train.files),
     )
-
-
-def _split_boxed(
-    found: Boxed, images: ImageList, digests: Mapping[str, str], classes: tuple[str, ...]
-) -> tuple[ImageList, ImageList, tuple[tuple[str, ...], ...]]:
-    """As `_split_off`, for images with boxes."""
-    content = [digests[file] for file in images.files]
-    groups = groups_of(looks_of(found.root, {file: digests[file] for file in images.files}), content)
-    try:
-        chosen = divide_boxed(images.objects, groups, content, classes, images.files)
-    except DataError as error:
-        raise DataError(f"{found.place}: {error}") from error
-    parts = [images.subset(np.flatnonzero(side).tolist()) for side in (~chosen, chosen)]
-    return parts[0], parts[1], tuple(tuple(images.files[index] for index in some) for some in members(groups))
 
 
 def _of_listing(listing: Listing, name: str, place: Path, tally: Tally | None = None) -> Splits:
@@ -575,10 +567,17 @@ def _made(
     said = list(said)
     together: tuple[tuple[str, ...], ...] = ()
     if val is None:
-        whole = len(train)
-        train, val, together = _split_off(root, train, digests, classes, table or root)
-        kept = f", and images that look the same stay on one side ({len(together)} groups)" if together else ""
-        said.append(f"{what}: {len(val)} of {whole} images, a fifth of each class, are split off by a fixed seed{kept}")
+        whole = train
+        train, val, together = _split_off(
+            root,
+            whole,
+            digests,
+            table or root,
+            lambda groups, content: divide(
+                whole.labels, groups, content, classes, seed_for("validation split"), whole.files
+            ),
+        )
+        said.append(_split_off_note(what, val, whole, "a fifth of each class", together))
         assigned = True
     digest = _digest(root, classes, train, val, assigned=assigned, digests=digests)
     return Splits(
@@ -599,21 +598,31 @@ def _made(
 
 
 def _split_off(
-    root: Path, images: ImageList, digests: Mapping[str, str], classes: tuple[str, ...], place: Path
+    root: Path,
+    images: ImageList,
+    digests: Mapping[str, str],
+    place: Path,
+    chosen_by: Callable[[Groups, list[str]], npt.NDArray[np.bool_]],
 ) -> tuple[ImageList, ImageList, tuple[tuple[str, ...], ...]]:
     """Split images into training and validation images, and say which of them look the same.
 
-    `place` is the folder or the table that errors name.
+    `place` is the folder or the file that errors name. `chosen_by` returns which images are validation images, by the
+    groups of those that look the same and the digests of files.
     """
     content = [digests[file] for file in images.files]
     groups = groups_of(looks_of(root, {file: digests[file] for file in images.files}), content)
     try:
-        chosen = divide(images.labels, groups, content, classes, seed_for("validation split"), images.files)
+        chosen = chosen_by(groups, content)
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
-    pairs = list(zip(images.files, images.labels, strict=True))
-    parts = [_listed(pairs[index] for index in np.flatnonzero(side)) for side in (~chosen, chosen)]
-    return parts[0], parts[1], tuple(tuple(images.files[index] for index in some) for some in members(groups))
+    train, val = (images.subset(np.flatnonzero(side).tolist()) for side in (~chosen, chosen))
+    return train, val, tuple(tuple(images.files[index] for index in some) for some in members(groups))
+
+
+def _split_off_note(what: str, val: ImageList, whole: ImageList, share: str, together: Sequence[object]) -> str:
+    """Say that, and how, a set was split; `what` it lacked before."""
+    kept = f", and images that look the same stay on one side ({len(together)} groups)" if together else ""
+    return f"{what}: {len(val)} of {len(whole)} images, {share}, are split off by a fixed seed{kept}"
 
 
 def _test_images(root: Path, folder: str, classes: tuple[str, ...], tally: Tally) -> tuple[ImageList | None, str]:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from tl.cache import read_text
+from tl.cache import is_file, read_text
 from tl.errors import DataError, UserError
 from tl.layout import Split, split_called
 from tl.text import shortened
@@ -160,7 +160,7 @@ def places_of(path: Path, folder: Path, texts: Sequence[str]) -> list[Path]:
         what = f"have an address, such as {such}: addresses aren't downloaded, images must be files"
         refuse(path, elsewhere, what, len(texts))
     places = [place_of(folder, text) for text in texts]
-    gone = [number for number, place in enumerate(places) if not os.path.isfile(place)]  # noqa: PTH113 (raises nothing)
+    gone = [number for number, place in enumerate(places) if not is_file(place)]
     if gone:
         first = shortened(repr(texts[gone[0]]))
         if os.path.isdir(places[gone[0]]):  # noqa: PTH112 (raises nothing)
