@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bench.analysis import selection
@@ -68,13 +68,16 @@ def _recommended(summary: Summary) -> list[str]:
     return paragraphs
 
 
-def _halves(summary: Summary) -> list[str]:
+def half_comparisons(summary: Summary) -> Iterator[tuple[Claim, list[SpeedUp]]]:
+    """Yield each claim on half the time that was measured, with its comparisons. A pick asks another question."""
     picked = {run for run, _ in summary.picks}
-    paragraphs = []
     for claim in HALF_THE_TIME:
         if timed := [row for row in summary.speed_ups if row.finding.claim == claim and row.fast.run not in picked]:
-            paragraphs.append(_half(claim, timed, summary))
-    return paragraphs
+            yield claim, timed
+
+
+def _halves(summary: Summary) -> list[str]:
+    return [_half(claim, timed, summary) for claim, timed in half_comparisons(summary)]
 
 
 def _doubtful(summary: Summary) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import Counterparts, Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.analysis.picking import seconds_to_train
@@ -13,7 +12,7 @@ from bench.analysis.recommend import Choice, Undecided
 from bench.analysis.speedups import Adjusted, compare_accuracy
 from bench.analysis.stats import LEVEL
 from bench.analysis.verdicts import overall, tally
-from bench.report.answers import place_of, same_answer_of
+from bench.report.answers import half_comparisons, place_of, same_answer_of
 from bench.report.pick_text import costs_of, duration
 from bench.report.strip import device_names
 from bench.report.summary import Summary
@@ -144,10 +143,8 @@ class Line:
 
 def half_the_time(summary: Summary) -> list[Line]:
     """Whether training only the head takes about half the time, for each loop that was measured."""
-    picked = {run for run, _ in summary.picks}  # a pick asks another question
     found = []
-    for claim in HALF_THE_TIME:
-        timed = [row for row in summary.speed_ups if row.finding.claim == claim and row.fast.run not in picked]
+    for claim, timed in half_comparisons(summary):
         shares = [1 / row.speed_up.value for row in timed if row.speed_up and row.speed_up.value > 0]
         if not shares:
             continue

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC
 
+from bench.analysis.words import counted
 from bench.report.settings_text import images
 from bench.report.summary import Summary
 from tl.machine import DeviceKey
@@ -68,7 +69,7 @@ def device_names(summary: Summary) -> dict[str, str]:
     for _, record in summary.records:
         device, environment = record.cell.device, record.environment
         if DeviceKey.parse(device).kind == "cpu":
-            cores = f"{environment.cores} core{'s' * (environment.cores != 1)}"
+            cores = counted(environment.cores, "core")
             name = f"{_NOISE_IN_NAMES.sub('', environment.cpu).strip()} ({cores})"
         else:
             name = record.result.device_name if record.result else ""
@@ -94,8 +95,7 @@ def _dates(summary: Summary) -> list[str]:
 def _status(summary: Summary) -> str:
     if summary.progress:
         return f"not complete: {'; '.join(summary.progress)}"
-    count, lost = len(summary.records), len(summary.unfinished)
-    cells = f"{count} cell{'s' * (count != 1)}"
+    cells, lost = counted(len(summary.records), "cell"), len(summary.unfinished)
     return f"complete: {cells}, {lost} without a result" if lost else f"complete: {cells}"
 
 
