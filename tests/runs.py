@@ -25,6 +25,8 @@ __all__ = [
     "of_images",
     "pair_record",
     "record",
+    "says_nothing_of_accuracies",
+    "shown_on",
     "untrained",
     "write_pick",
     "write_run",
@@ -122,3 +124,15 @@ def write_run(
     for pair in pairs:
         run.write_pair(pair.replace(started=pair.started + apart))
     return run
+
+
+def shown_on(page: str) -> str:
+    """The body of a page, up to its first script."""
+    return page[page.index("<body") :].split("<script")[0]
+
+
+def says_nothing_of_accuracies(text: str) -> None:
+    """Assert that a report is in the words of another score; file names and fields of records keep theirs."""
+    words = text.replace("accuracy-time", "").replace("accuracy-curve", "").replace("val_accuracy", "")
+    for not_said in ("accuracy", "Accuracy", "accuracies", "accurate", "largest class", "predicted right"):
+        assert not_said not in words, words[max(0, words.index(not_said) - 100) :][:250]
