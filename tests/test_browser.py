@@ -6,7 +6,7 @@ import base64
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,18 @@ def schemes(browser: Any, page: Path) -> Iterator[str]:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def serious(browser: Any) -> list[tuple[str, str]]:
-    """Rule and element of each serious finding of axe on the open page."""
+APPLY = {"label", "scrollable-region-focusable", "document-title"}
+"""Rules of axe that have something to say of a report's page."""
+
+
+def serious(browser: Any, rules: Collection[str] = APPLY) -> list[tuple[str, str]]:
+    """Rule and element of each serious finding of axe on the open page, of which `rules` have something to say."""
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python isn't installed")
     browser.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     violations, passed = browser.execute_async_script(
         "const done = arguments[0]; axe.run().then((r) => done([r.violations, r.passes.map((one) => one.id)]))"
     )
-    assert {"label", "scrollable-region-focusable", "document-title"} <= {*passed, *(one["id"] for one in violations)}
+    assert {*rules} <= {*passed, *(one["id"] for one in violations)}
     return [(one["id"], one["nodes"][0]["html"]) for one in violations if one["impact"] in ("serious", "critical")]
 
 

@@ -880,6 +880,7 @@ def test_names_from_data_are_text(tmp_path: Path) -> None:
     found = compare([old, new])
     for kind in ("html", "md"):
         page = show(found, kind, title="<i>t", headline="Gate <u>.", findings=["<s>"])  # type: ignore[arg-type]
+        page = page.replace('<script>\n"use strict";', "", 1)  # the page's own
         assert not re.findall("<script|<b>|<i>|<u>|<s>", page)
         assert "&lt;script&gt;a" in page and "verdict" in page and "worse" in page
     content = json.loads(show(found, "json", title="", findings=[]))

@@ -19,9 +19,10 @@ from bench.analysis.groups import make_groups
 from bench.analysis.metrics import METRICS, RATED_BY, Finished, Metric, costs, finished, headline, share
 from bench.analysis.scores import BINS, balanced_accuracy, calibration_error, macro_f1
 from bench.analysis.verdicts import decide_claims
+from bench.compare.answer import change_text
 from bench.compare.changes import compare
 from bench.compare.gate import PASSED, REGRESSED, decide, read_rules
-from bench.compare.render import change_text, show
+from bench.compare.render import show
 from bench.compare.rules import Rule
 from bench.compare.sides import compared_by_default, read_sides
 from bench.export.trackers import export_to

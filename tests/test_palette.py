@@ -48,6 +48,8 @@ def contrast(one: str, other: str) -> float:
 
 
 CARDS = re.findall(r"--card: (#\w{6})", style())
+VERDICTS = ("bad", "accent", "soft")
+"""Colours of what is worse, better and undecided in a comparison."""
 
 
 @pytest.mark.parametrize("colour", [*COLOURS, *MORE, GREY])
@@ -61,6 +63,19 @@ def test_no_two_colours_look_alike(seen: str) -> None:
     """The closest pair is at least ΔE 20 apart (CIE 1976)."""
     apart = {pair: float(np.linalg.norm(lab(pair[0], seen) - lab(pair[1], seen))) for pair in combinations(COLOURS, 2)}
     assert min(apart.values()) >= 20, min(apart.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_verdicts_of_a_comparison_differ_for_everybody(scheme: str) -> None:
+    """Also as marks on a card, in light and dark."""
+    block = re.findall(r":root \{(.*?)\}", style(), re.DOTALL)[scheme == "dark"]
+    colour = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+    assert min(contrast(colour[name], colour["card"]) for name in VERDICTS) >= 4.5
+    for seen in SEEN:
+        for one, other in combinations(VERDICTS, 2):
+            assert np.linalg.norm(lab(colour[one], seen) - lab(colour[other], seen)) >= 20, (seen, one, other)
+    for name, classes in (("bad", "worse"), ("accent", "better"), ("soft", "open")):
+        assert re.search(rf"\.{classes}\b[^{{}}]*\{{ color: var\(--{name}\)", style())
 
 
 def test_regimes_that_look_alike_have_different_shapes() -> None:

@@ -1,4 +1,4 @@
-"""Tests the parts of a report's page: headlines, priorities, heat map, data for scripts and pictures; and exports."""
+"""Tests the parts of a report's page: priorities, heat map, data for scripts and pictures; and exports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ import bench
 import tl
 from bench.analysis.metrics import RATED_BY
 from bench.export.trackers import TAG, export_to
-from bench.report.answers import headlines
 from bench.report.data import page_data
 from bench.report.heatmap import make_heatmap
 from bench.report.index import write_index
@@ -62,16 +61,6 @@ def run(tmp_path: Path) -> RunFolder:
     latest = manifest.invocations[0].replace(cell_ids=tuple(one.cell_id for one in records))
     run.write_manifest(manifest.replace(invocations=(*manifest.invocations, latest)))
     return run
-
-
-def test_headlines(run: RunFolder) -> None:
-    """They are accuracy and time of the recommendation, and the share of time with its verdict."""
-    first, second, third = headlines(summarise([run], "run"))
-    assert first.value == "91.0%" and "accuracy after the last epoch of timm:a, frozen" in first.what
-    assert first.detail == "± 1.0 (sd, n = 3); always answering 'ants', the largest class, has 50.0%"
-    assert second.value == "4.06 s" and second.detail == "4.02–4.1 over 3 seeds"
-    assert third.value == "40%" and "of the time of fine-tuning" in third.what
-    assert third.detail == "2.49× as fast; “about half the time”? 1 comparison: 1 supported"
 
 
 def test_priorities_and_the_front(run: RunFolder) -> None:
@@ -260,16 +249,33 @@ def test_on_a_terminal(width: int, run: RunFolder, capsys: pytest.CaptureFixture
 
 
 def test_the_index(run: RunFolder, tmp_path: Path) -> None:
-    """It lists runs newest first, with headlines and links, and also unreadable runs."""
+    """It lists runs newest first, with what they found and links, and also unreadable runs."""
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "manifest.json").write_text("{")
     write_report(summarise([run], "run"), tmp_path / "reports")
     page = write_index([RunFolder(broken), run], tmp_path / "reports").read_text()
-    assert '<a href="run.html">run</a>' in page and "91.0%" in page and "can&#39;t be read as JSON" in page
+    assert '<a href="run.html">run</a>' in page and "can&#39;t be read as JSON" in page
     assert page.index("run.html") < page.index("broken")
+    cells = re.findall(r'<td data-label="([^"]+)"[^>]*>(.*?)</td>', page, re.DOTALL)
+    said = {name: " ".join(re.sub("<[^>]+>", " ", text).split()) for name, text in cells[:7]}
+    assert said["date (UTC)"] == "2026-01-01 00:00" and said["data"] == "own 244 + 100 images"
+    assert said["best accuracy"] == "91.0% ± 1.0 (sd, n = 3) a, frozen" and said["time to train"] == "16 s"
+    assert said["verdict"].startswith("Train only the head of a: 91.0% in 16 s") and "✓ supported" in said["verdict"]
+    assert said["status"] == "… not complete 9 of 12 cells" and 'class="faint"' not in page
     assert "report needs a run: name one below results/" in command("report").stderr
     assert "takes no --collect" in command("report", "--index", "--collect").stderr
+
+
+def test_synthetic_images_in_the_index(tmp_path: Path) -> None:
+    """Their run is grey and has a chip, and the page says what that means."""
+    real = write_run(tmp_path / "real", seeds("timm:a", "frozen", 4))
+    drawn = write_run(tmp_path / "drawn", seeds("timm:a", "frozen", 4), fallback="synthetic: no network")
+    page = write_index([real, drawn], tmp_path / "reports").read_text()
+    faint = re.findall(r'<tr data-row class="faint">\s*<th scope="row" class="name" data-value="(\w+)">', page)
+    assert faint == ["drawn"] and page.count(">synthetic images</span>") == 1
+    assert "Grey: on synthetic images, whose scores say nothing about real ones." in page
+    assert "Grey" not in write_index([real], tmp_path / "reports").read_text()
 
 
 @pytest.mark.parametrize(

@@ -422,7 +422,10 @@ def test_other_commands_on_such_a_run(run: Path, folder: Path, tmp_path: Path) -
     assert command("run", *one).returncode == 0
     compared = command("compare", "again", "several", *results)
     assert compared.returncode == 0 and "Traceback" not in compared.stdout + compared.stderr
-    assert "mAP" in compared.stdout
+    assert "mAP" in compared.stdout and "ccurac" not in compared.stdout
+    assert command("report", "--index", *results, "--reports", str(tmp_path)).returncode == 0
+    page = (tmp_path / "index.html").read_text()
+    assert ">best mAP</th>" in page and "ccurac" not in shown_on(page)
     refused = command("train", "several", *results, "--cell", _a_cell(run), "--out", str(tmp_path / "model"))
     assert refused.returncode == 2 and "task='multilabel': can't be saved" in refused.stderr
     picked = command("pick", str(folder / "labels.csv"), "--dry-run", *results)

@@ -217,7 +217,7 @@ def test_pages_show_names_as_text(nasty: RunFolder, tmp_path: Path) -> None:
         text = path.read_text(encoding="utf-8")
         page = Page(text)
         assert inert(text.replace("\t", "")) and not {"img", "b"} & set(page.tags)
-        assert page.tags.count("script") == (2 if path is paths[1] else 0)
+        assert page.tags.count("script") == (2 if path is paths[1] else 1)
         leads = [value for name, value in page.attributes if name in ("href", "src", "style")]
         assert not [name for name, _ in page.attributes if name.startswith("on")]
         assert not [value for value in leads if "javascript" in value]

@@ -446,6 +446,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def holm_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
+    """Error rates with which Holm's method compares p-values, in the order given.
+
+    The smallest of m has `level` ÷ m, the next one `level` ÷ (m - 1), up to the first that is too large: what is left
+    is undecided at the error rate of that one.
+    """
+    clear = sum(p < level for p in holm(p_values))
+    levels = [0.0] * len(p_values)
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        levels[place] = level / (len(p_values) - min(rank, clear))
+    return levels
+
+
 def weighted_kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Kendall's tau in which exchanges of high ranks count more (Vigna 2015); None if a side has only one value."""
     from scipy.stats import weightedtau

@@ -18,6 +18,7 @@ from bench.analysis.stats import (
     accuracy_difference,
     difference,
     holm,
+    holm_levels,
     ratio_by_signs,
     ratio_in_order,
 )
@@ -276,20 +277,15 @@ class _Decision:
 
 
 def _decide(tested: Sequence[tuple[Claim, Estimate | None]]) -> list[_Decision]:
-    """`decide_together`, with the error rate of the interval that each verdict rests on.
-
-    Holm compares the smallest p-value of m with `LEVEL` ÷ m, the next one with `LEVEL` ÷ (m - 1), and stops at the
-    first that is too large: what is left is undecided at the level of that one.
-    """
+    """`decide_together`, with the error rate of the interval that each verdict rests on; see `holm_levels`."""
     likeliest = {
         place: likeliest_verdict(claim, estimate)
         for place, (claim, estimate) in enumerate(tested)
         if estimate is not None and estimate.error is not None
     }
-    adjusted = dict(zip(likeliest, holm([p for _, p in likeliest.values()]), strict=True))
-    order = sorted(likeliest, key=lambda place: likeliest[place][1])
-    clear = sum(p < LEVEL for p in adjusted.values())
-    levels = {place: LEVEL / (len(order) - min(rank, clear)) for rank, place in enumerate(order)}
+    p_values = [p for _, p in likeliest.values()]
+    adjusted = dict(zip(likeliest, holm(p_values), strict=True))
+    levels = dict(zip(likeliest, holm_levels(p_values), strict=True))
     decided = []
     for place, (_, estimate) in enumerate(tested):
         verdict: ClaimVerdict = "unknown" if estimate is None else "too few samples"

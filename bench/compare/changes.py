@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,6 +16,7 @@ from bench.analysis.stats import (
     accuracy_difference,
     difference,
     holm,
+    holm_levels,
     ratio,
     ratio_by_signs,
     ratio_of_means,
@@ -86,6 +88,8 @@ class Change:
     verdict: ChangeVerdict
     p: float | None = None
     """p-value against "no difference", adjusted (Holm) over the whole comparison; None without a test."""
+    level: float | None = None
+    """Error rate of the interval that the verdict rests on, by that adjustment; None without a test."""
     mismatches: tuple[Mismatch, ...] = ()
     """Conditions that forbid a comparison."""
     alike: bool = False
@@ -99,6 +103,27 @@ class Change:
     """Why samples can't show anything, however many there are; empty if they can."""
     tails: tuple[Tail, ...] = ()
     """Tails that grew."""
+
+    @property
+    def adjusted(self) -> tuple[float, float] | None:
+        """Both ends of the interval that the verdict rests on: without "no difference" in it, a change is shown.
+
+        It is wider than the 95% interval, since all changes share one error rate. None without a test.
+        """
+        return None if self.level is None or self.estimate is None else self.estimate.interval(self.level)
+
+    @property
+    def size(self) -> float:
+        """The change in units of the smallest one that counts, above 0 if it is for the worse; NaN if it is unknown.
+
+        A changed counter has size 1, since any change of it counts.
+        """
+        if self.quantity.compared == "exact":
+            return {"worse": 1.0, "better": -1.0, "same": 0.0}.get(self.verdict, math.nan)
+        if self.estimate is None or self.allowed is None:
+            return math.nan
+        least = math.log(self.allowed) if self.estimate.compared == "ratio" else self.allowed
+        return self.estimate.centre / least * (1 if self.quantity.better == "lower" else -1)
 
     @property
     def no_worse(self) -> bool:
@@ -229,8 +254,14 @@ def compare(
         if change.estimate and change.estimate.error is not None and not change.mismatches and not change.obstacle
     }
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    levels = dict(zip(p_values, holm_levels(list(p_values.values()), level / looks), strict=True))
     decided = [
-        replace(change, p=adjusted.get(place), verdict=_verdict(change, adjusted.get(place), level / looks))
+        replace(
+            change,
+            p=adjusted.get(place),
+            level=levels.get(place),
+            verdict=_verdict(change, adjusted.get(place), level / looks),
+        )
         for place, change in enumerate(drafts)
     ]
     return Comparison(

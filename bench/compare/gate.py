@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.compare.answer import change_text
 from bench.compare.changes import Change, Comparison
-from bench.compare.render import change_text, unknown_lines
+from bench.compare.render import unknown_lines
 from bench.compare.rules import Rule
 from bench.compare.sides import SOURCE, Repeats
 from tl.cache import read_text

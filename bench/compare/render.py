@@ -5,36 +5,57 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
-from bench.analysis.metrics import points
 from bench.analysis.stats import MIN_SAMPLES, MIN_SIGNS
-from bench.compare.changes import Change, ChangeVerdict, Comparison
+from bench.analysis.words import in_words
+from bench.compare.answer import ICONS, SIGNS, Part, change_text, counts, equal_counters, parts, sentence
+from bench.compare.changes import Change, Comparison
 from bench.compare.notes import notes, warnings
-from bench.compare.sides import SampleName, Value, exact_text
-from bench.report.pages import environment_for, html_table, markdown_table, style
+from bench.compare.plot import panels
+from bench.compare.sides import SampleName, Value
+from bench.report.pages import environment_for, markdown_table, style, table_script
+from tl.tasks import TASKS
 
 Format = Literal["md", "html", "json"]
 MANY = 20
-"""Largest number of unchanged rows that are shown unfolded."""
-ORDER: tuple[ChangeVerdict, ...] = (
-    *("worse", "not comparable", "inconclusive", "too few samples", "unknown", "better", "same"),
-)
+"""Largest number of unchanged rows that Markdown and terminals show unfolded."""
 
 
 NOTE = (
-    "Change: the new side ÷ {base}; for shares such as accuracies, the new side − {base}; with a 95% interval from "
+    "Change: the new side ÷ {base}; for shares such as {score}, the new side − {base}; with a 95% interval from "
     "{fewest} samples on. Samples are seeds, or rounds of a benchmark, where each process is one round, and the median "
     "of its raw times counts: slower tails are named, but decide nothing. A change is "
     "worse or better if it is at least as large as the column “counts from” says and a test of no change fails, at "
     "{percent}% over this whole comparison (Holm). It is the same if it is shown to be smaller than that, at "
-    "95%{looks}, or if both sides were right on the very same images with each seed. Times and memory are compared as "
-    "independent samples (Welch, on logarithms), rounds that were measured in turn as pairs, accuracies over seeds and "
+    "95%{looks}, or if {alike}. Times and memory are compared as "
+    "independent samples (Welch, on logarithms), rounds that were measured in turn as pairs, {score} over seeds and "
     "images, other shares over seeds alone, which says nothing about other images, numbers of epochs by sign tests, "
     "which need {fewest_signs} seeds, and counters sample by sample."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """What a table says of a change in one column."""
+
+    text: str
+    value: Value | None = None
+    """The number that a page sorts by; None where it sorts by the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageTable:
+    """A part of a comparison as a table of a page."""
+
+    headings: tuple[str, ...]
+    numbers: tuple[str, ...]
+    """Headings of the columns that are aligned at the right."""
+    rows: tuple[tuple[str, str, dict[str, Field]], ...]
+    """Sign, icon and fields of each change; see `answer.ICONS`."""
 
 
 def show(
@@ -53,47 +74,50 @@ def show(
     if suffix == "json":
         content = _as_json(comparison) | {"status": status, "headline": headline, "findings": list(findings)}
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    table = markdown_table if suffix == "md" else html_table
-    changed, same, exact = changed_and_same(comparison)
     content = {
         "title": title,
         "headline": headline,
+        "sentence": sentence(comparison),
         "findings": list(findings),
-        "tally": tally(comparison),
         "warnings": warnings(comparison),
         "notes": notes(comparison),
         "comparison": comparison,
-        "changed": table(change_frame(changed, comparison)) if changed else "",
-        "same": table(change_frame(same, comparison)) if same else "",
-        "fold": len(same) > MANY,
-        "exact": len(exact),
+        "parts": parts(comparison),
+        "many": MANY,
+        "exact": equal_counters(comparison),
         "unknown": unknown_lines(comparison, comparison.having("unknown")),
-        "mismatches": list(dict.fromkeys(str(each) for change in comparison.changes for each in change.mismatches)),
+        "mismatches": mismatches(comparison),
         "machines": machines(comparison),
         "note": note_of(comparison),
-        "style": style(),
     }
+    if suffix == "md":
+        content["table"] = lambda part: markdown_table(change_frame(part.changes, comparison))
+    else:
+        more = {"panels": panels(comparison), "counts": counts(comparison), "style": style(), "script": table_script()}
+        content |= more | {"table": lambda part: _page_table(part, comparison)}
     return environment_for(suffix).get_template(f"compare.{suffix}.j2").render(**content)
-
-
-def changed_and_same(comparison: Comparison) -> tuple[list[Change], list[Change], list[Change]]:
-    """The changes with a verdict that is to be looked at, worst first, those that are the same, and equal counters."""
-    changed = [change for change in comparison.changes if change.verdict not in ("same", "unknown")]
-    changed.sort(key=lambda change: ORDER.index(change.verdict))
-    same = comparison.having("same")
-    exact = [change for change in same if change.quantity.compared == "exact"]
-    return changed, [change for change in same if change.quantity.compared != "exact"], exact
 
 
 def note_of(comparison: Comparison) -> str:
     """How to read a comparison: what its figures are, and when a change counts."""
+    task = TASKS[comparison.base.task]
     return NOTE.format(
         base=comparison.base.name,
+        score=in_words("accuracies", task),
+        alike="both sides were right on the very same images with each seed"
+        if task.right_or_wrong
+        else f"all images have the same {task.image_score} on both sides with each seed",
         fewest=MIN_SAMPLES,
         fewest_signs=MIN_SIGNS,
         percent=f"{100 * comparison.level:.2g}",
         looks=f" shared among {comparison.looks} looks" if comparison.looks > 1 else "",
     )
+
+
+def mismatches(comparison: Comparison) -> list[str]:
+    """The conditions that forbid a comparison of times and memory, each once."""
+    several = (each for change in comparison.having("not comparable") for each in change.mismatches)
+    return list(dict.fromkeys(map(str, several)))
 
 
 def unknown_lines(comparison: Comparison, changes: Sequence[Change]) -> list[str]:
@@ -130,33 +154,47 @@ def machines(comparison: Comparison) -> list[tuple[str, str]]:
     return [(", ".join(sides), machine) for machine, sides in found.items()]
 
 
-def tally(comparison: Comparison) -> str:
-    """Count the comparisons by verdict, in words."""
-    given = [change.verdict for change in comparison.changes]
-    counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in ORDER if verdict in given)
-    return f"{len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
-
-
 def change_frame(changes: Sequence[Change], comparison: Comparison) -> pd.DataFrame:
     """A table of texts with one row per change."""
+    rows = _fields(changes, comparison)
+    return pd.DataFrame([{heading: field.text for heading, field in row.items()} for row in rows])
+
+
+def _page_table(part: Part, comparison: Comparison) -> PageTable:
+    rows = _fields(part.changes, comparison)
+    signs = [SIGNS[change.verdict] for change in part.changes]
+    return PageTable(
+        headings=tuple(rows[0]),
+        numbers=tuple(heading for heading in rows[0] if any(row[heading].value is not None for row in rows)),
+        rows=tuple((sign, ICONS[sign], row) for sign, row in zip(signs, rows, strict=True)),
+    )
+
+
+def _fields(changes: Sequence[Change], comparison: Comparison) -> list[dict[str, Field]]:
+    """The table of these changes: heading → field of each row."""
     several, tails = len(comparison.others) > 1, any(change.tails for change in changes)
+    new_name = "new" if several else f"new: {comparison.others[0].name}"
     rows = []
     for change in changes:
         base, new = change.typical
-        row = {"verdict": change.verdict, "cell": change.cell} | ({"side": change.new_side} if several else {})
-        name = "new" if several else f"new: {comparison.others[0].name}"
-        rows.append(
-            row
-            | {
-                "metric": change.quantity.label,
-                f"base: {comparison.base.name}": _value(change, base, change.base),
-                name: _value(change, new, change.new),
-                "change (95%)": change_text(change),
-                "counts from": _allowed(change),
-            }
-            | ({"slower tails": ", ".join(map(str, change.tails))} if tails else {})
-        )
-    return pd.DataFrame(rows)
+        row = {"verdict": Field(text=change.verdict), "cell": Field(text=change.cell)}
+        if several:
+            row["side"] = Field(text=change.new_side)
+        row |= {
+            "metric": Field(text=change.quantity.label),
+            f"base: {comparison.base.name}": Field(text=_value(change, base, change.base), value=_known(base)),
+            new_name: Field(text=_value(change, new, change.new), value=_known(new)),
+            "change (95%)": Field(text=change_text(change), value=_known(change.size)),
+            "counts from": Field(text=_allowed(change)),
+        }
+        if tails:
+            row["slower tails"] = Field(text=", ".join(map(str, change.tails)))
+        rows.append(row)
+    return rows
+
+
+def _known(value: Value) -> Value | None:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _value(change: Change, value: Value, samples: Mapping[SampleName, Value]) -> str:
@@ -165,20 +203,6 @@ def _value(change: Change, value: Value, samples: Mapping[SampleName, Value]) ->
     if change.quantity.compared == "exact":
         return " and ".join(change.quantity.show(each) for each in sorted(set(samples.values())))
     return f"{change.quantity.show(value)} (n = {len(samples)})"
-
-
-def change_text(change: Change) -> str:
-    """Format the estimate with its interval; for exact counters, the difference."""
-    if change.quantity.compared == "exact":
-        base, new = set(change.base.values()), set(change.new.values())
-        one = len(base) == len(new) == 1
-        return exact_text(new.pop() - base.pop(), "+") if one else "several values" if base and new else "n/a"
-    if change.estimate is None:
-        return "n/a"
-    value, low, high = change.estimate.value, change.estimate.low, change.estimate.high
-    if change.estimate.compared == "ratio":
-        return f"{value:.3f}×" + ("" if low is None or high is None else f" ({low:.3f}–{high:.3f})")
-    return f"{points(value)} points" + ("" if low is None or high is None else f" ({points(low)} to {points(high)})")
 
 
 def _allowed(change: Change) -> str:

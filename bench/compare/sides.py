@@ -133,6 +133,8 @@ class Side:
     """Key that must be equal on both sides → cell."""
     quantities: dict[str, Quantity]
     by: Axis = "run"
+    task: str = "classification"
+    """The task of its runs, whose score an accuracy is."""
     machines: tuple[str, ...] = ()
     """Distinct machine and library descriptions."""
     hosts: tuple[str, ...] = ()
@@ -347,7 +349,8 @@ def _side(
                 machines[str(record.environment)] = None
             elif sample not in side_cell.done:
                 side_cell.lost[sample] = Lost.of(record)
-    known = quantities(runs[0].manifest.dataset.task) if runs else {}
+    task = runs[0].manifest.dataset.task if runs else "classification"
+    known = quantities(task) if runs else {}
     for file in files:
         _add_benchmarks(cells, known, file.path, file.content)
         machines[str(file.content)] = None
@@ -361,6 +364,7 @@ def _side(
         cells=cells,
         quantities=known,
         by=by,
+        task=task,
         machines=tuple(machines),
         hosts=() if "" in hosts else tuple(sorted(hosts)),
         written={file.path.stem: file.content.written for file in files if file.content.written is not None},

@@ -7,18 +7,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from bench.analysis.words import counted
+from bench.compare.answer import change_text, equal_counters, parts, sentence
 from bench.compare.changes import Comparison
 from bench.compare.notes import notes, warnings
-from bench.compare.render import (
-    MANY,
-    change_frame,
-    change_text,
-    changed_and_same,
-    machines,
-    note_of,
-    tally,
-    unknown_lines,
-)
+from bench.compare.render import MANY, change_frame, machines, mismatches, note_of, unknown_lines
 from bench.console import say
 from bench.report.fitted import fit_frame
 from tl.text import visible
@@ -40,16 +33,20 @@ def print_comparison(
     findings: Sequence[str] = (),
 ) -> None:
     """Print the comparison. `headline` and `findings`, such as a gate's decision and reasons, come first."""
-    level = f"{100 * comparison.level:.2g}%"
-    counted = f"{title}: {tally(comparison)} (error rate {level}, all together)"
-    console.print(Text(visible(f"{headline} {counted}".strip()), style="bold"))
-    changed, same, exact = changed_and_same(comparison)
-    in_table = tuple(f"{change.cell}: {change.quantity.label} {change_text(change)}: " for change in changed)
-    reasons = [line for line in findings if not line.startswith(in_table)]
+    answer = f"{headline} {title}: {sentence(comparison)}".strip()
+    console.print(Text(visible(answer), style="bold"))
+    found = parts(comparison)
+    changed = [change for part in found if part.sign != "same" for change in part.changes]
+    same = [change for part in found if part.sign == "same" for change in part.changes]
+    listed = [f"{change.cell}: {change.quantity.label} {change_text(change)}: " for change in changed]
+    listed += [f"{cell}: newly failing: " for cell, _ in comparison.newly_failing]
+    reasons = [line for line in findings if not line.startswith(tuple(listed))]
     for line in reasons[:MOST_FINDINGS]:
         say(console, f"  {line}")
     if len(reasons) > MOST_FINDINGS:
         say(console, f"  … and {len(reasons) - MOST_FINDINGS} more; `--format md` has all")
+    for cell, words in comparison.newly_failing:
+        say(console, f"newly failing: {cell}: {words}", style="red")
     for line in warnings(comparison):
         say(console, line, style="yellow")
     shown = [*changed, *(same if len(same) <= MANY else ())]
@@ -73,18 +70,13 @@ def print_comparison(
         say(console, f"no room for: {', '.join(left_out)}; `--format md` has all", style="dim")
     if len(same) > MANY:
         say(console, f"{len(same)} are the same on both sides; `--format md` lists them", style="dim")
-    if exact:
-        say(
-            console,
-            f"{len(exact)} exact counter{'s are' if len(exact) != 1 else ' is'} equal on both sides",
-            style="dim",
-        )
+    if exact := equal_counters(comparison):
+        are = "is" if exact == 1 else "are"
+        say(console, f"{counted(exact, 'exact counter')} {are} equal on both sides", style="dim")
     for line in unknown_lines(comparison, comparison.having("unknown")):
         say(console, f"not compared: {line}", style="dim")
-    for mismatch in dict.fromkeys(str(each) for change in comparison.changes for each in change.mismatches):
+    for mismatch in mismatches(comparison):
         say(console, f"times and memory don't compare: {mismatch}", style="yellow")
-    for cell, words in comparison.newly_failing:
-        say(console, f"newly failing: {cell}: {words}", style="red")
     for cell, words in comparison.incomplete:
         say(console, f"without a comparison: {cell}: {words}", style="dim")
     for cell, name in comparison.only_new:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from bench.analysis import selection
 from bench.analysis.claims import HALF_THE_TIME, Claim
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
-from bench.analysis.picking import PRIORITIES
 from bench.analysis.recommend import NO_WORSE, Cheaper, Choice, Rival, Undecided
 from bench.analysis.rising import epochs_to_try, still_rising
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.stats import MIN_SAMPLES
 from bench.analysis.verdicts import ClaimVerdict, Finding, overall, show_share, tally
-from bench.report.pick_text import by_choice, costs_of, sentence
+from bench.report.pick_text import sentence
 from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
-from bench.report.tables import accuracy, show, spread
+from bench.report.tables import accuracy, show
 from bench.store.records import USUAL
 from bench.sweep.pairs import without_turns
 from tl.config import TrainConfig
@@ -180,61 +178,6 @@ def device_words(device: str) -> str:
 def _range(known: Sequence[SpeedUp]) -> str:
     values = [row.speed_up.value for row in known if row.speed_up]
     return f" Speed-ups from {min(values):.1f}× to {max(values):.1f}×." if values else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Headline:
-    """A number that the page begins with."""
-
-    value: str
-    what: str
-    """Meaning of the number."""
-    detail: str
-    """Its interval or spread, or the number of findings that support it."""
-
-
-def headlines(summary: Summary) -> list[Headline]:
-    """Accuracy and time of the recommendation for the first device, and the speed-up of training only the head.
-
-    For a pick, what it chose for each priority. Without a recommendation, the accuracy of always answering the
-    largest class, if nothing beats that.
-    """
-    return [replace(each, what=summary.words(each.what)) for each in _headlines(summary)]
-
-
-def _headlines(summary: Summary) -> list[Headline]:
-    found = []
-    if summary.picks:
-        for priorities, one in by_choice(summary.picks[0][1]):
-            words = ", ".join(PRIORITIES[name].words for name in priorities)
-            value, cost = METRICS[RATED_BY].show(one.accuracy), f"to train: {costs_of(one)}" if costs_of(one) else ""
-            found.append(Headline(value=value, what=f"right with {one}: {words}", detail=cost))
-    elif summary.choices:
-        choice = summary.choices[0]
-        pick, where = choice.pick, _where(choice, summary)
-        named = f"{_named(pick)}{where}"
-        rated = f"{accuracy_name(pick.config)} of {named}"
-        detail = f"{spread(pick, RATED_BY)}; {_largest_class(pick)}".removesuffix("; ")
-        found.append(Headline(value=show(pick, RATED_BY), what=rated, detail=detail))
-        if pick.values("epoch_seconds"):
-            seconds = METRICS["epoch_seconds"].say(pick.typical("epoch_seconds"))
-            found.append(Headline(value=seconds, what=f"per epoch of {named}", detail=spread(pick, "epoch_seconds")))
-    elif summary.nothing_beats:
-        best = summary.nothing_beats[0]
-        rate = best.same_answer or 0.0
-        what = f"by {same_answer_of(best)}: nothing here is more accurate"
-        detail = f"the most accurate: {_named(best)}, {show(best, RATED_BY)}"
-        found.append(Headline(value=METRICS[RATED_BY].show(rate), what=what, detail=detail))
-    for claim in () if summary.picks else HALF_THE_TIME:
-        timed = [row for row in summary.speed_ups if row.speed_up and row.finding.claim == claim]
-        values = [1 / row.speed_up.value for row in timed if row.speed_up]
-        if values:
-            low, high = (f"{100 * end:.0f}" for end in (min(values), max(values)))
-            speed = "–".join(dict.fromkeys(claim.show(1 / end) for end in (max(values), min(values))))
-            what = f"of the time of fine-tuning, per epoch with only the head in training, {claim.execution} execution"
-            detail = f"{speed} as fast; “about half the time”? {tally([row.finding for row in timed])}"
-            found.append(Headline(value=f"{low}%" if low == high else f"{low}–{high}%", what=what, detail=detail))
-    return found
 
 
 def overalls(summary: Summary) -> list[tuple[Claim, str]]:

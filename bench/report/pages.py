@@ -38,7 +38,12 @@ def style() -> str:
 
 def script() -> str:
     """The script of a report's page."""
-    return _asset("report.js")
+    return _asset("tables.js") + _asset("report.js")
+
+
+def table_script() -> str:
+    """The script of other pages: tables that sort, and a filter."""
+    return _asset("tables.js")
 
 
 def markdown_table(table: pd.DataFrame) -> Markup:

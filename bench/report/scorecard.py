@@ -36,6 +36,11 @@ class Axis:
         start, end = (math.log(each) if self.ratio else each for each in (self.low, self.high))
         return round(100 * min(1.0, max(0.0, (at - start) / (end - start))), 2)
 
+    def bar(self, low: float, high: float) -> Bar:
+        """The part between two values."""
+        left, right = self.place(low), self.place(high)
+        return Bar(left=left, width=round(right - left, 2))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
@@ -120,7 +125,7 @@ def _score(claim: Claim, said: str, summary: Summary) -> Score:
         claim=claim,
         said=said,
         sign=overall(about) if about else "",
-        band=_bar(axis, *claim.bounds) if axis else None,
+        band=axis.bar(*claim.bounds) if axis else None,
         marks=tuple(sorted(_apart(marks))),
         rows=tuple(_row(finding, axis, summary) for finding in about),
     )
@@ -151,11 +156,6 @@ def _axis(claim: Claim, findings: Sequence[Finding]) -> Axis | None:
     return Axis(low=low - room, high=high + room, ratio=False)
 
 
-def _bar(axis: Axis, low: float, high: float) -> Bar:
-    left, right = axis.place(low), axis.place(high)
-    return Bar(left=left, width=round(right - left, 2))
-
-
 def _row(finding: Finding, axis: Axis | None, summary: Summary) -> ScoreRow:
     claim = finding.claim
     return ScoreRow(
@@ -173,11 +173,11 @@ def _dots(finding: Finding, axis: Axis) -> Dots | None:
     estimate = finding.estimate
     if estimate is None:
         return None
-    thick = None if estimate.low is None or estimate.high is None else _bar(axis, estimate.low, estimate.high)
+    thick = None if estimate.low is None or estimate.high is None else axis.bar(estimate.low, estimate.high)
     words = f"{finding.shown}; the claim: {finding.claim.region}"
     if adjusted := finding.adjusted:
         words += f"; adjusted for all verdicts: {' to '.join(_end(finding.claim, end) for end in adjusted)}"
-    thin = _bar(axis, *adjusted) if adjusted else None
+    thin = axis.bar(*adjusted) if adjusted else None
     return Dots(dot=axis.place(estimate.value), thick=thick, thin=thin, words=words)
 
 

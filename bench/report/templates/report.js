@@ -1,28 +1,7 @@
-"use strict";
 (() => {
+  const { state, remember, make, ordered, sortable, mark } = shared;
   const data = JSON.parse(document.getElementById("data").textContent);
   const metrics = new Map(data.metrics.map((metric) => [metric.key, metric]));
-  const state = new URLSearchParams(location.hash.slice(1).includes("=") ? location.hash.slice(1) : "");
-
-  function remember(changes) {
-    for (const [key, value] of Object.entries(changes)) value ? state.set(key, value) : state.delete(key);
-    const text = state.toString();
-    try {
-      history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
-    } catch {
-      // A page within another has no address of its own.
-    }
-  }
-
-  function make(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [key, value] of Object.entries(attributes)) {
-      if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-      else if (value !== false && value !== null) node.setAttribute(key, value === true ? "" : value);
-    }
-    node.append(...children);
-    return node;
-  }
 
   function shown(value, digits = 4) {
     if (value === undefined || value === null) return "n/a";
@@ -69,31 +48,18 @@
     function sort(key, descending) {
       const index = column(key);
       if (index === undefined || index < 0) return;
-      const order = rows.map((row) => [figure(row, index), row]);
-      order.sort(([a], [b]) => {
-        if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // unknown comes last
-        const numbers = Number.isFinite(Number(a)) && Number.isFinite(Number(b));
-        const by = numbers ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
-        return descending ? -by : by;
-      });
-      body.append(...order.map(([, row]) => row));
+      body.append(...ordered(rows, (row) => figure(row, index), descending));
       filter(search.value);
-      heads.forEach((head, at) => {
-        if (at === index) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
-        else head.removeAttribute("aria-sort");
-      });
+      mark(heads, heads[index], descending);
     }
 
-    function sortable(head, key) {
-      const button = make("button", { type: "button" }, head.textContent.trim());
-      button.addEventListener("click", () => {
-        const descending = head.getAttribute("aria-sort") === "ascending";
+    function sortableBy(head, key) {
+      sortable(head, (descending) => {
         sort(key, descending);
         remember({ sort: key, down: descending ? "1" : "" });
       });
-      head.replaceChildren(button);
     }
-    heads.forEach((head, index) => sortable(head, names[index]));
+    heads.forEach((head, index) => sortableBy(head, names[index]));
 
     // What a filter also hides: squares and rows of the matrix, and points of the first figure.
     const contents = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
@@ -140,7 +106,7 @@
       rows.forEach((row) => row.append(make("td", { class: "number" }, shown(data.groups[row.dataset.group].figures[key]?.[0]))));
       heads.push(head);
       extra.set(key, heads.length - 1);
-      sortable(head, key);
+      sortableBy(head, key);
     }
 
     function visible() {
