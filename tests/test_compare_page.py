@@ -228,6 +228,19 @@ def test_levels_of_holm() -> None:
     assert holm_levels([]) == []
 
 
+def test_the_interval_that_a_verdict_rests_on() -> None:
+    """It leaves out no change exactly where that is rejected: among many comparisons a 95% interval alone may do so."""
+    old, new = [1.0, 1.02, 0.98, 1.01], [1.09, 1.05, 1.12, 1.06]
+    many: dict[str, Any] = {f"cell {number}": old for number in range(50)}
+    found = compare([side("o", {"a": old, **many}), side("n", {"a": new, **many})])
+    for change in found.changes:
+        assert change.adjusted and change.p is not None
+        assert (change.adjusted[0] <= 1 <= change.adjusted[1]) is (change.p >= found.level)
+    first = found.changes[0]
+    assert first.verdict == "inconclusive" and first.adjusted and first.estimate and first.estimate.low
+    assert first.adjusted[0] < 1 < first.estimate.low
+
+
 def test_the_legend_has_the_word_of_the_task() -> None:
     """Accuracies for classification; for other tasks the name of their score."""
     found = mixed()
