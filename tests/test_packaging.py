@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -54,6 +56,12 @@ def test_the_wheel_has_every_file_of_both_packages(committed: Path, wheel: Path)
         path.relative_to(committed).as_posix() for top in ("bench", "tl") for path in (committed / top).rglob("*")
     }
     assert names == {name for name in expected if (committed / name).is_file()}
+
+
+def test_the_citation_has_the_version() -> None:
+    """It stands in `pyproject.toml`, and this file can't read it there."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
 
 
 def test_the_sdist_makes_the_same_wheel(committed: Path, wheel: Path, tmp_path: Path) -> None:
