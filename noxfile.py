@@ -1,4 +1,4 @@
-"""Sessions: `nox -s bench`, `tests`, `counters`, `gate`, `gate_power`, `peers`, `lint`, `types`.
+"""Sessions: `nox -s bench`, `tests`, `counters`, `gate`, `gate_power`, `peers`, `docs`, `lint`, `types`.
 
 torch is several GB, so all use the Python that nox itself runs in: install with `pip install -e ".[test]"`. `peers`
 installs the programs it compares with into its own environment, which has everything else from that Python.
@@ -63,6 +63,13 @@ def _exit_as(session: nox.Session, *arguments: str) -> None:
     session.log(f"python {' '.join(arguments)}")
     if status := subprocess.run([sys.executable, *arguments], check=False).returncode:
         sys.exit(status)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documents as a site, in `site/`; a link that leads nowhere is an error."""
+    quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    session.run(sys.executable, "-m", "mkdocs", "build", "--strict", *session.posargs, env=quiet)
 
 
 @nox.session

@@ -307,10 +307,9 @@ def test_scatter_drift_and_correlation_are_told(capsys: pytest.CaptureFixture[st
     assert said["trend"] is not None and row(few, "own")["correlation"] is None
 
 
-def test_the_readme_names_all_keys_of_json() -> None:
+def test_the_page_names_all_keys_of_json() -> None:
     """In the section on this command."""
-    section = Path(__file__).parents[1].joinpath("README.md").read_text().split("### The time of an epoch")[1]
-    section = section.split("\n### ")[0]
+    section = Path(__file__).parents[1].joinpath("docs/timing.md").read_text().split("## The time of an epoch")[1]
     assert [key for key in row(made_up(2.0, 2.0, 2.0), "own") if f"`{key}`" not in section] == []
 
 

@@ -21,6 +21,7 @@ from bench.cli import (  # isort: skip
     gate,
     export,
     list,  # noqa: A004
+    new_grid,
     doctor,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "gate",
     "list",
     "main",
+    "new_grid",
     "pick",
     "predict",
     "report",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bench.cli import completion
 from tl.cache import user_path
 from tl.errors import ConfigError
 
@@ -17,7 +18,10 @@ def expanded(param: typer.CallbackParam, path: Path | None) -> Path | None:
     return None if path is None else user_path(f"{param.opts[0]} ", path)
 
 
-RunsArgument = Annotated[list[str], typer.Argument(metavar="RUN…", help="Names of runs below --results, or folders.")]
+RunsArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN…", help="Names of runs below --results, or folders.", autocompletion=completion.runs),
+]
 ResultsOption = Annotated[Path, typer.Option(callback=expanded, help="The folder where runs are kept.")]
 ReportsOption = Annotated[Path, typer.Option(callback=expanded, help="The folder where reports go.")]
 HiddenOut = Annotated[Path | None, typer.Option("--out", callback=expanded, hidden=True)]
@@ -55,6 +59,7 @@ RayAddressOption = Annotated[
 TaskOption = Annotated[
     str | None,
     typer.Option(
+        autocompletion=completion.tasks,
         help="What the network is to say of an image: classification, multilabel (any number of labels), or detection.",
         show_default="classification",
     ),
@@ -64,12 +69,17 @@ WaitOption = Annotated[
 ]
 MetricOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Compare only this metric (repeatable); results/README.md lists them."),
+    typer.Option(
+        metavar="NAME",
+        autocompletion=completion.metrics,
+        help="Compare only this metric (repeatable); docs/results.md lists them.",
+    ),
 ]
 SidesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="BASE NEW…",
+        autocompletion=completion.runs,
         help="Runs, pytest-benchmark files, or folders of such files (one round each); join several with commas.",
     ),
 ]

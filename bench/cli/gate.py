@@ -36,7 +36,7 @@ def gate(
         Path | None,
         typer.Option(
             callback=expanded,
-            help=r"A TOML file with rules, each a table [\[tool.bench.gate.rule]] as in README.md.",
+            help=r"A TOML file with rules, each a table [\[tool.bench.gate.rule]] as in docs/compare.md.",
             show_default="pyproject.toml",
         ),
     ] = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from bench.cli import completion
 from bench.cli.app import app
 from bench.cli.arguments import (
     REPORTS,
@@ -23,7 +24,10 @@ from tl.errors import ConfigError
 @app.command()
 def report(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN…]", help="Names of runs below --results, or folders.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN…]", autocompletion=completion.runs, help="Names of runs below --results, or folders."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The report's name.", show_default="the runs' names")] = None,
     results: ResultsOption = RESULTS,

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 import typer
 import typer.core
 
+from bench.cli import completion
 from bench.cli.app import FAILED, app, without_output
 from bench.cli.arguments import (
     REPORTS,
@@ -79,18 +80,28 @@ class _Grouped(typer.core.TyperCommand):
 
 @app.command(cls=_Grouped)
 def run(
-    grid: Annotated[str, typer.Option(help="A shipped grid's name, or the path of a TOML file.")] = "default",
+    grid: Annotated[
+        str, typer.Option(autocompletion=completion.grids, help="A shipped grid's name, or the path of a TOML file.")
+    ] = "default",
     backbone: Annotated[list[str] | None, typer.Option(help=f"Only this backbone {SEVERAL}.")] = None,
-    regime: Annotated[list[str] | None, typer.Option(help=f"Only this regime, or all of them: all {SEVERAL}.")] = None,
+    regime: Annotated[
+        list[str] | None,
+        typer.Option(autocompletion=completion.regimes, help=f"Only this regime, or all of them: all {SEVERAL}."),
+    ] = None,
     device: Annotated[
         list[str] | None, typer.Option(help=f"cpu, cuda[:i], mps, auto (the best) or all {SEVERAL}.")
     ] = None,
     execution: Annotated[
-        list[str] | None, typer.Option(help=f"fast, or plain as the tutorial's own loop {SEVERAL}.")
+        list[str] | None,
+        typer.Option(
+            autocompletion=completion.executions, help=f"fast, or plain as the tutorial's own loop {SEVERAL}."
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help=f"fp32, tf32, bf16, fp16, or auto, the fastest here {SEVERAL}."),
+        typer.Option(
+            autocompletion=completion.precisions, help=f"fp32, tf32, bf16, fp16, or auto, the fastest here {SEVERAL}."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; they are 0, 1, 2, …")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
@@ -100,7 +111,10 @@ def run(
         typer.Option(metavar="NAME=VALUE", help="Another setting of training, such as fold=true (repeatable)."),
     ] = None,
     task: TaskOption = None,
-    protocol: Annotated[str | None, typer.Option(help="fixed, tuned or kfold, in place of the grid's.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.protocols, help="fixed, tuned or kfold, in place of the grid's."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="PATH|NAME", help="A folder of images by class, a table of them, or a data set's name."),

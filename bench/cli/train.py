@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bench.cli import completion
 from bench.cli.app import FAILED, app
 from bench.cli.arguments import RESULTS, PluginOption, ResultsOption, expanded
 from bench.console import say, tell
@@ -15,7 +16,12 @@ from bench.program import INTERRUPTED
 
 @app.command()
 def train(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name below --results, or its folder.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", autocompletion=completion.runs, help="A run's name below --results, or its folder."
+        ),
+    ],
     cell: Annotated[
         str | None,
         typer.Option(metavar="ID", help="A cell's id, or its beginning.", show_default="what the run recommends"),

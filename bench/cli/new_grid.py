@@ -1,0 +1,21 @@
+"""`bench new-grid`: write a grid file to begin with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bench.cli.app import app
+
+
+@app.command(name="new-grid")
+def new_grid(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write, such as my.toml.")],
+) -> None:
+    """Write a grid file with a comment for each key, and beside it a schema for editors."""
+    from bench.sweep.new_grid import write_grid
+
+    path, schema = write_grid(file)
+    print(f"wrote {path}, and {schema.name} beside it, by which editors complete and check it")
+    print(f"next: python -m bench run --grid {path} --dry-run")

@@ -1,0 +1,175 @@
+"""Writes a grid file to begin with: a comment for each key, and a JSON schema that editors check and complete it by."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from bench.analysis.claims import Claim
+from bench.sweep.grid import AXES, SHARED_SETTINGS, Matrix, Paired
+from tl.cache import to_json, user_path, write_atomic
+from tl.config import (
+    CLASS_WEIGHTS,
+    EXECUTIONS,
+    HEADS,
+    LOSSES,
+    OPTIMIZERS,
+    PRECISIONS,
+    PROTOCOLS,
+    SCHEDULES,
+    TrainConfig,
+)
+from tl.errors import UserError
+from tl.regimes import REGIMES
+from tl.tasks import TASKS
+
+SCHEMA = "grid.schema.json"
+"""The file beside a grid that describes it for editors."""
+_OWN = {"optimizer": OPTIMIZERS, "loss": LOSSES, "head": HEADS}
+"""Setting that may also be an import path → its other values."""
+_CHOICES = {"protocol": PROTOCOLS, "task": TASKS, "schedule": SCHEDULES, "class_weights": CLASS_WEIGHTS}
+_AXES = {"regimes": ("all", *REGIMES), "precision": PRECISIONS, "execution": EXECUTIONS}
+"""Key of `[matrix]` → the names that its list may have, where that is a table."""
+_EXAMPLES: dict[str, Any] = {"epochs": 5, "fold": True}
+"""Setting → the value that stands in the file, where it isn't the default."""
+_HEAD = """\
+#:schema ./{schema}
+# A grid: which cells `python -m bench run --grid {name}` runs. Lines that begin with # say what else is possible; what
+# stands in them after "# " is the default, or an example.
+
+description = "my grid"
+dataset = "auto"  # a folder of images, a name of `python -m bench list datasets`, or auto: the ants and bees
+
+[matrix]  # every combination of these is a cell
+backbones = ["timm:tf_efficientnet_lite0", "torchvision:resnet18"]  # `python -m bench list backbones TEXT` finds more
+regimes = ["finetune", "frozen"]  # `python -m bench list regimes` says what each trains
+seeds = 1  # the number of seeds, or a list of them; three or more give intervals of accuracies
+# devices = ["all"]  # cpu, cuda, cuda:0, mps, auto (the best), all
+# precision = ["fp32"]  # {precision}
+# execution = ["fast"]  # {execution}
+
+[paired]  # how speeds are compared, in process pairs; `paired = false` above [matrix] for not at all
+# pairs = {pairs}  # repetitions of each comparison
+# seconds = {seconds}  # for the turns of one pair
+
+[train]  # settings that all cells share
+"""
+_TAIL = """
+# [[include]]  # more cells; an axis that isn't given takes the matrix's values
+# backbone = "timm:resnet26"
+# epochs = 10  # settings of [train] are possible too, for these cells alone
+
+# [[exclude]]  # leaves out cells that have all of these; * and ? as in file names
+# regime = "scratch"
+# backbone = "*vit*"
+
+# [[claims]]  # a statement that is tested beside the suite's own; `python -m bench claims` has the verdict
+# name = "a-third-of-the-memory"
+# statement = "Training only the head needs a third of the memory"
+# metric = "peak_memory_bytes"  # a column of `python -m bench export`
+# regime = "frozen"  # compared with `against`, by default "finetune"
+# low = 2.5  # it holds if finetune ÷ frozen is at least this; `high` for at most
+"""
+
+
+def write_grid(name: str) -> tuple[Path, Path]:
+    """Write a grid file and the schema beside it. Returns both paths.
+
+    Raises `UserError` if the name doesn't end with .toml, if there is such a file, or if it can't be written.
+    """
+    path = user_path("FILE=", name)
+    if path.suffix != ".toml":
+        raise UserError(f"FILE={name!r}: the name of a grid's file must end with .toml")
+    if path.exists():
+        raise UserError(f"{path}: is there already; choose another name")
+    schema_path = path.with_name(SCHEMA)
+    try:
+        write_atomic(schema_path, to_json(schema()))
+        write_atomic(path, text(path.name))
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
+    return path, schema_path
+
+
+def text(name: str) -> str:
+    """The content of a grid file of that name."""
+    paired = {key: field.default for key, field in Paired.model_fields.items()}
+    axes = {key: ", ".join(_AXES[key]) for key in ("precision", "execution")}
+    head = _HEAD.format(schema=SCHEMA, name=name, **paired, **axes)
+    return f"{head}{''.join(map(_setting, SHARED_SETTINGS))}{_TAIL}"
+
+
+def _setting(name: str) -> str:
+    """The lines of a setting: what it is, and its value, which is a comment too unless it differs from the default."""
+    field = TrainConfig.model_fields[name]
+    shown = _EXAMPLES.get(name, field.default)
+    words = f"{name}: {_values(name) or field.description or _bounds(name)}"
+    lines = textwrap.wrap(words, 117, initial_indent="# ", subsequent_indent="#   ")
+    mark = "" if name == "epochs" else "# "
+    return "\n".join([*lines, f"{mark}{name} = {_toml(shown)}", ""])
+
+
+def _values(name: str) -> str:
+    """The values of a setting that has a table of them; empty for others."""
+    if name in _OWN:
+        return f"{', '.join(_OWN[name])}, or one's own: MODULE:NAME"
+    return ", ".join(_CHOICES.get(name, ()))
+
+
+def _bounds(name: str) -> str:
+    """The bounds of a number, in words."""
+    words = {"minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}", "exclusiveMaximum": "below {}"}
+    found = TrainConfig.model_json_schema()["properties"][name]
+    return ", ".join(each.format(found[key]) for key, each in words.items() if key in found)
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema (2020-12) of a grid file: its keys, their types, and the names that they may have."""
+    of_train = TrainConfig.model_json_schema()["properties"]
+    settings = {name: _property(name, of_train[name]) for name in SHARED_SETTINGS}
+    matrix = Matrix.model_json_schema()
+    for key, names in _AXES.items():
+        matrix["properties"][key]["items"] = {"type": "string", "enum": list(names)}
+    one_of_axis: dict[str, Any] = {axis: {"type": "integer"} if axis == "seed" else {"type": "string"} for axis in AXES}
+    own = {name: value for name, value in settings.items() if name not in {"protocol", "task"}}
+    claim = Claim.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Grid of tl-bench",
+        **_closed(
+            {
+                "description": {"type": "string", "description": "what the grid is for, in a line"},
+                "dataset": {"type": "string", "minLength": 1, "description": "a folder of images, a name, or auto"},
+                "matrix": matrix,
+                "train": _closed(settings),
+                "paired": {"anyOf": [Paired.model_json_schema(), {"const": False}]},
+                "include": {"type": "array", "items": _closed({**one_of_axis, **own})},
+                "exclude": {"type": "array", "items": _closed(one_of_axis)},
+                "claims": {"type": "array", "items": claim},
+            }
+        ),
+        "required": ["matrix"],
+    }
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _property(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a setting, with its names where it has a table of them."""
+    if name in _CHOICES:
+        return {**found, "enum": list(_CHOICES[name])}
+    if name in _OWN:
+        return {**found, "anyOf": [{"enum": list(_OWN[name])}, {"pattern": ":"}]}
+    return found

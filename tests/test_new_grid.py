@@ -1,0 +1,93 @@
+"""`bench new-grid`: the file that it writes is a grid, every line of it may be used, and its schema fits all grids."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from bench.sweep.grid import AXES, SHARED_SETTINGS, Matrix, load_grid, shipped
+from bench.sweep.new_grid import SCHEMA, schema, text, write_grid
+from tests.commands import here as command
+from tl.config import TrainConfig
+from tl.errors import UserError
+
+VALIDATOR = Draft202012Validator(schema())
+
+
+def in_use(given: str) -> str:
+    """A grid's text with the lines in use that it has as comments."""
+    return re.sub(r"(?m)^# (\[|\w+ = )", r"\1", given)
+
+
+def test_the_file_is_a_grid_and_so_is_every_line_of_it(tmp_path: Path) -> None:
+    """It has every key, with its default where it isn't an example."""
+    path, beside = write_grid(str(tmp_path / "my.toml"))
+    grid = load_grid(str(path))
+    assert grid.matrix.regimes == ["finetune", "frozen"] and grid.train == {"epochs": 5}
+    assert json.loads(beside.read_text()) == schema() and beside.name == SCHEMA
+    assert path.read_text().startswith(f"#:schema ./{SCHEMA}\n") and max(map(len, path.read_text().splitlines())) <= 120
+    everything = in_use(path.read_text())
+    path.write_text(everything)
+    whole = load_grid(str(path))
+    assert whole.train.keys() == set(SHARED_SETTINGS) and len(whole.include) == len(whole.exclude) == 1
+    assert len(whole.claims) == 1 and whole.paired == grid.paired
+    assert tomllib.loads(everything)["matrix"].keys() == Matrix.model_fields.keys() == set(AXES.values())
+    for name, value in whole.train.items():
+        default = TrainConfig.model_fields[name].default
+        assert name in {"epochs", "fold"} or value == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_the_schema_fits_all_grids() -> None:
+    """Those that come with the suite, and the new one with all of its lines."""
+    Draft202012Validator.check_schema(schema())
+    folder = resources.files("bench.sweep").joinpath("grids")
+    texts = [folder.joinpath(f"{name}.toml").read_text(encoding="utf-8") for name in shipped()]
+    for each in (*texts, text("my.toml"), in_use(text("my.toml"))):
+        assert not [*VALIDATOR.iter_errors(tomllib.loads(each))]
+
+
+MATRIX = {"backbones": ["a"]}
+WRONG: dict[str, dict[str, Any]] = {
+    "a key": {"matrix": MATRIX, "trian": {}},
+    "a setting": {"matrix": MATRIX, "train": {"epoch": 3}},
+    "a name": {"matrix": MATRIX | {"regimes": ["frozn"]}},
+    "a protocol": {"matrix": MATRIX, "train": {"protocol": "kfolds"}},
+    "an optimiser": {"matrix": MATRIX, "train": {"optimizer": "adam"}},
+    "a number": {"matrix": MATRIX, "train": {"epochs": 0}},
+    "a task of one cell": {"matrix": MATRIX, "include": [{"task": "detection"}]},
+    "pairs": {"matrix": MATRIX, "paired": True},
+    "no matrix": {"train": {}},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_schema_finds_mistakes(name: str) -> None:
+    """As an editor marks them."""
+    assert [*VALIDATOR.iter_errors(WRONG[name])]
+
+
+def test_code_of_ones_own_is_no_mistake() -> None:
+    train = {"optimizer": "my_module:make_optimizer", "lookahead": "auto", "fold": False}
+    assert not [*VALIDATOR.iter_errors({"matrix": MATRIX, "train": train})]
+
+
+def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is there stays; a name that is no grid's is refused; the command says what comes next."""
+    monkeypatch.chdir(tmp_path)
+    done = command("new-grid", "my.toml")
+    assert done.returncode == 0 and "next: python -m bench run --grid my.toml --dry-run" in done.stdout
+    before = (tmp_path / "my.toml").read_text()
+    again = command("new-grid", "my.toml")
+    assert again.returncode == 2 and again.stderr == "error: my.toml: is there already; choose another name\n"
+    assert (tmp_path / "my.toml").read_text() == before
+    for name, said in (("my", "must end with .toml"), ("my.toml/a.toml", "can't be written: Not a directory")):
+        with pytest.raises(UserError, match=said):
+            write_grid(name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SCHEMA, "my.toml"]
