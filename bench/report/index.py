@@ -68,13 +68,12 @@ def _row(run: RunFolder, folder: Path, *, linked: bool) -> IndexRow:
         )
     _, manifest = summary.runs[0]
     last = manifest.invocations[-1].started if manifest.invocations else None
-    done = sum(record.status == "done" for _, record in summary.records)
     return IndexRow(
         name=name,
         link=link,
         started=f"{last:%Y-%m-%d %H:%M}" if last else "",
         images=manifest.dataset.name,
-        cells=f"{done} of {len(manifest.cells)} cells",
+        cells=str(summary.tally),
         headlines=tuple(headlines(summary)),
         answers=tuple(answers(summary)),
         warnings=(
