@@ -30,6 +30,8 @@ def list_(
     from tl.text import visible
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold")  # a name can be copied whole
+    table.add_column()
     for name, meaning in (LISTS if what is None else choices(what, text, results)).items():
         table.add_row(Text(visible(name)), Text(visible(meaning)))
     Console().print(table)
