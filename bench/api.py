@@ -94,13 +94,16 @@ class Run:
         return answers(self._summary())
 
     @checked
-    def report(self, folder: Place = _REPORTS, *, images: bool = True, data: Place | None = None) -> tuple[Path, Path]:
+    def report(
+        self, folder: Place = _REPORTS, *, images: bool = True, data: Place | None = None, pdf: bool = False
+    ) -> tuple[Path, Path]:
         """Write `folder/NAME.md` and `folder/NAME.html`, and return both paths. An older report is replaced.
 
         Args:
             folder: the folder for the report; it is created if it doesn't exist.
             images: embed images; without them the report is safe to share.
             data: the folder of the images, if they have moved since the run.
+            pdf: write each figure as a PDF file too, for a paper.
 
         Raises `tl.UserError` if the folder can't be written, or has files with the report's names that no report wrote.
         """
@@ -109,7 +112,7 @@ class Run:
 
         summary = self._summary()
         shown = images_or_reason(summary, None if data is None else os.fspath(data)) if images else LEFT_OUT
-        return write_report(summary, Path(folder), shown)
+        return write_report(summary, Path(folder), shown, pdf=pdf)
 
     def _summary(self) -> Any:
         from bench.report.summary import summarise
@@ -117,9 +120,9 @@ class Run:
         return summarise([self._run], self.name)
 
     def __repr__(self) -> str:
-        sound, _ = self._run.survey()
-        done = sum(record.status == "done" for record in sound.values())
-        return f"Run({os.fspath(self.folder)!r}: {done} of {len(self._run.manifest().cells)} cells are done)"
+        from bench.analysis.tally import tally_of_run
+
+        return f"Run({os.fspath(self.folder)!r}: {tally_of_run(self._run)})"
 
 
 def _trusting(function: Callable[Given, Returned]) -> Callable[Given, Returned]:

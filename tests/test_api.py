@@ -47,7 +47,7 @@ def test_a_sweep_is_a_function(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run = light_run(seeds=2, epochs=3)
     said = capsys.readouterr().out
     assert "images: synthetic-mini" in said and "[4/4]" in said
-    assert run.folder == Path("results/r") and repr(run) == "Run('results/r': 4 of 4 cells are done)"
+    assert run.folder == Path("results/r") and repr(run) == "Run('results/r': 4 cells done)"
     written = {path: path.read_bytes() for path in (tmp_path / "results" / "r" / "cells").iterdir()}
     again = light_run(seeds=2, epochs=3, progress=False)
     assert capsys.readouterr().out == "" and again.records() == run.records()

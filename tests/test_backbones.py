@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -16,13 +17,15 @@ import torch
 from safetensors.torch import save_file
 
 import tl
+from bench.devtools.counters import libraries
 from tests.conftest import TINY
 from tests.servers import serve
 from tests.weights import network
-from tl.backbones import find_weights, known_names, make_backbone
+from tl.backbones import count_parameters, find_weights, known_names, make_backbone
 from tl.detector_names import DETECTORS
 from tl.errors import ConfigError, WeightsError
 from tl.library import checkpoint_at, library
+from tl.sizes import FILE, known_sizes
 from tl.specs import canonical
 from tl.weights import BUNDLED, Weights
 
@@ -294,6 +297,18 @@ def test_an_unreachable_host_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("http_proxy")
     with serve({}) as address:
         assert unreachable(address) == ""
+
+
+def test_sizes_that_are_known_beforehand() -> None:
+    """They are those of the networks; with the libraries that they were counted with, every name has one."""
+    names = [f"{source}:{name}" for source, some in known_names().items() for name in some]
+    known = known_sizes(names)
+    if json.loads(FILE.read_text())["libraries"] == libraries():
+        assert list(known) == names
+    for spec in [*FAMILIES, *names[:: len(names) // 20]]:
+        assert spec not in known or known[spec] == count_parameters(spec), spec
+    assert known_sizes(["timm:vit_base_patch16_224.a_new_tag"]) == {"timm:vit_base_patch16_224.a_new_tag": 85_798_656}
+    assert known_sizes(["timm:resnet18d.x", "timm:unheard", "module:a.b:c"]).keys() <= {"timm:resnet18d.x"}
 
 
 def test_download_into_the_torch_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

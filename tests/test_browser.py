@@ -225,6 +225,150 @@ def test_the_explorer(browser: Any, page: Path) -> None:
     assert browser.find_element(By.CSS_SELECTOR, "tr.found").get_attribute("id") == "cell-1"
 
 
+def chosen(browser: Any, axis: str) -> str:
+    return str(axis_of(browser, axis).get_property("value"))
+
+
+def axis_of(browser: Any, axis: str) -> Any:
+    return browser.find_element(By.CSS_SELECTOR, f'#explore select[aria-label="{axis}"]')
+
+
+def choose(browser: Any, axis: str, metric: str) -> None:
+    axis_of(browser, axis).find_element(By.CSS_SELECTOR, f'option[value="{metric}"]').click()
+
+
+def logarithmic(browser: Any) -> list[bool]:
+    """Whether the axes are logarithmic, the upright one first."""
+    boxes = browser.find_elements(By.CSS_SELECTOR, "#explore input[type=checkbox]")
+    return [box.is_selected() for box in boxes]
+
+
+def numbers(browser: Any) -> dict[str, list[str]]:
+    """The numbers at the marks of each axis."""
+    found = browser.execute_script(
+        "return [...document.querySelectorAll('#explore svg > text')].map((one) => "
+        "[one.getAttribute('text-anchor'), one.textContent])"
+    )
+    return {
+        name: [text for at, text in found if at == anchor and re.fullmatch(r"[-\d.,]+", text)]
+        for name, anchor in (("Up", "end"), ("Across", "middle"))
+    }
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of groups whose times are far apart, of which the slowest has no accuracy, and one with a score of 0."""
+    folder = tmp_path_factory.mktemp("unlike")
+    records = [
+        record("timm:a", "finetune", seconds=1.0, right=0),
+        record("timm:a", "frozen", seconds=2.0, right=3),
+        record("timm:b", "finetune", seconds=40.0, right=6),
+        record("timm:b", "frozen", seconds=5000.0, weights=RANDOM),
+    ]
+    return write_report(summarise([write_run(folder / "run", records)], "run"), folder / "reports")[1]
+
+
+def test_the_explorer_s_scales(browser: Any, unlike: Path) -> None:
+    """They are of the points that are drawn, logarithmic where the range wants it or the reader does, without -0."""
+    opened(browser, unlike)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#explore .point")) == 3
+    assert logarithmic(browser) == [False, True]
+    shown = numbers(browser)
+    assert shown["Up"][0] == "0" and "-" not in "".join(shown["Up"])
+    assert float(shown["Across"][-1]) < 100, "the cell of 5,000 s has no accuracy and isn't drawn"
+    browser.find_elements(By.CSS_SELECTOR, "#explore input[type=checkbox]")[1].click()
+    assert logarithmic(browser) == [False, False] and numbers(browser)["Across"][0] == "0"
+    link = browser.execute_script("return location.hash")
+    opened(browser, unlike, link)
+    assert logarithmic(browser) == [False, False], "the address keeps what the reader chose"
+    choose(browser, "Up", "total_params")
+    choose(browser, "Across", "train_epoch_seconds")
+    assert logarithmic(browser) == [False, True], "of all cells; another measure has the axis that suits it"
+    assert numbers(browser)["Across"] == ["1", "10", "100", "1,000"], "a range this wide has fewer marks"
+
+
+def test_no_axis_against_itself(browser: Any, page: Path) -> None:
+    """The measure of the other axis changes places with it; an address with the same twice gives two."""
+    opened(browser, page)
+    before = chosen(browser, "Up"), chosen(browser, "Across")
+    choose(browser, "Up", before[1])
+    assert (chosen(browser, "Up"), chosen(browser, "Across")) == before[::-1]
+    link = browser.execute_script("return location.hash")
+    opened(browser, page, link)
+    assert (chosen(browser, "Up"), chosen(browser, "Across")) == before[::-1]
+    for same in ("peak_memory_bytes", before[1]):
+        opened(browser, page, f"#x={same}&y={same}")
+        assert chosen(browser, "Up") == same != chosen(browser, "Across")
+
+
+def tip_of(browser: Any) -> str:
+    """The text beside a point; empty if there is none."""
+    return "".join(texts(browser, "#explore .tip"))
+
+
+def place_of(browser: Any, number: int) -> tuple[float, float]:
+    """The middle of a point of the explorer, in the window."""
+    found = browser.execute_script(
+        "document.querySelector('#explore svg:not(.shape)').scrollIntoView({block: 'center', behavior: 'instant'});"
+        "const box = document.querySelectorAll('#explore .point path')[arguments[0]].getBoundingClientRect();"
+        "return [(box.left + box.right) / 2, (box.top + box.bottom) / 2]",
+        number,
+    )
+    return found[0], found[1]
+
+
+def test_the_explorer_s_tooltip_by_mouse_and_keyboard(browser: Any, page: Path) -> None:
+    """It stands beside the nearest point, within the explorer, and goes away with the pointer, focus and Escape."""
+    opened(browser, page)
+    points = browser.find_elements(By.CSS_SELECTOR, "#explore .point")
+    for number in range(len(points)):
+        x, y = place_of(browser, number)
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x + 6, "y": y + 6})
+        said = points[number].get_attribute("aria-label")
+        assert tip_of(browser).splitlines()[0] == said.split(": ")[0] and "Click for its row" in tip_of(browser)
+        assert browser.execute_script(
+            "const a = document.querySelector('#explore .tip').getBoundingClientRect(),"
+            " b = document.getElementById('explore').getBoundingClientRect();"
+            "return a.left >= b.left && a.right <= b.right && a.top >= b.top && a.bottom <= b.bottom"
+        )
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": 1, "y": 1})
+    assert tip_of(browser) == ""
+    browser.execute_script("arguments[0].focus()", points[2])
+    assert tip_of(browser).startswith(points[2].get_attribute("aria-label").split(": ")[0])
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert tip_of(browser) == ""
+    browser.execute_script("arguments[0].focus()", points[3])
+    assert tip_of(browser) != ""
+    browser.execute_script("document.activeElement.blur()")
+    assert tip_of(browser) == ""
+
+
+def test_the_explorer_s_tooltip_by_touch(browser: Any, page: Path) -> None:
+    """A touch near a point shows it, the second one goes to its row, and one elsewhere hides it."""
+    opened(browser, page, size=PHONE)
+
+    def touch(x: float, y: float) -> None:
+        for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        name = browser.find_elements(By.CSS_SELECTOR, "#explore .point")[0].get_attribute("aria-label").split(": ")[0]
+        x, y = place_of(browser, 0)
+        touch(x + 8, y)
+        assert wait_until(lambda: tip_of(browser).startswith(name), 10) and "Touch again" in tip_of(browser)
+        assert browser.find_elements(By.CSS_SELECTOR, "tr.found") == []
+        touch(200, 5)
+        assert wait_until(lambda: tip_of(browser) == "", 10)
+        touch(x, y)
+        assert wait_until(lambda: tip_of(browser).startswith(name), 10)
+        touch(x, y)
+        assert wait_until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "tr.found")) == 1, 10)
+        assert browser.find_element(By.CSS_SELECTOR, "tr.found").get_attribute("id") == "cell-0"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
 def test_light_and_dark(browser: Any, page: Path) -> None:
     """The background follows the colour scheme of the system."""
     for scheme in schemes(browser, page):
@@ -294,12 +438,16 @@ def test_no_column_of_the_leaderboard_is_hidden(width: int, browser: Any, page: 
 
 
 def test_a_filter_drives_all_views(browser: Any, page: Path) -> None:
-    """Rows, the matrix and the points of the first figure."""
+    """Rows, the matrix, the points of the first figure and the explorer."""
     opened(browser, page, "#q=timm:a frozen")
     assert len(texts(browser, "#cells tbody tr")) == 1
     assert [text.split()[0] for text in texts(browser, "#matrix-table tbody tr")] == ["a"]
     points = browser.find_elements(By.CSS_SELECTOR, ".hero [id^=point-]")
     assert len(points) == 4 and sum("faded" in (one.get_attribute("class") or "") for one in points) == 3
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#explore .point")) == 1
+    search = browser.find_element(By.CSS_SELECTOR, "#table-tools input[type=search]")
+    search.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
+    assert wait_until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#explore .point")) == 4, 10)
 
 
 def test_figures_can_be_copied(browser: Any, page: Path) -> None:

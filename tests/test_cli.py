@@ -21,6 +21,8 @@ from tests.commands import ONE, ONE_CELL, light_command
 from tests.commands import command as own_process
 from tests.commands import here as command
 from tests.images import write_folder
+from tests.runs import record as made_up_record
+from tests.runs import write_run
 from tests.weights import published
 from tl.errors import UserError
 
@@ -102,7 +104,7 @@ def test_a_second_run_does_only_what_is_missing(in_smoke: Path) -> None:
     assert {path.name: path.read_bytes() for path in cells.iterdir()} == before
     (cells / min(before)).unlink()
     more = command("run", "--grid", "smoke", "--device", "cpu", "--no-report")
-    assert more.returncode == 0 and "[1/1]" in more.stdout
+    assert more.returncode == 0 and "[4/4]" in more.stdout and "\n4 cells done\n" in more.stdout
     after = {path.name: path.read_bytes() for path in cells.iterdir()}
     assert after.keys() == before.keys()
     assert [name for name in before if after[name] != before[name]] == [min(before)]
@@ -150,6 +152,61 @@ def test_raw_export_has_a_row_an_epoch(in_smoke: Path) -> None:
     parts = ["data", "transfer", "forward", "backward", "optimizer", "validation", "other"]
     whole = table["train_seconds"] + table["val_seconds"]
     assert table[[f"{part}_seconds" for part in parts]].sum(axis=1).tolist() == pytest.approx(whole.tolist(), rel=0.02)
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with a run `r` of two backbones and two regimes."""
+    cells = [made_up_record(f"timm:{name}", regime) for name in "ab" for regime in ("finetune", "frozen")]
+    write_run(tmp_path / "results" / "r", cells)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_an_export_of_some_columns(kind: str) -> None:
+    """They come in the order in which they are asked for, each once, with the values that they have among all."""
+    wanted = ("--columns", "regime,epoch_seconds", "--columns", "backbone", "--columns", "regime")
+    done = command("export", "r", "--format", kind, "--output", f"out.{kind}", *wanted)
+    assert done.returncode == 0, done.stderr
+    read = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[kind]
+    table, whole = read(f"out.{kind}"), bench.load_results("r")
+    assert list(table.columns) == ["regime", "epoch_seconds", "backbone"]
+    assert table["backbone"].tolist() == whole["backbone"].tolist()
+    assert table["epoch_seconds"].tolist() == pytest.approx(whole["epoch_seconds"].tolist())
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_table_for_a_paper_has_the_columns_that_are_asked_for() -> None:
+    """By their heading, with or without its unit, or by their metric; numbers are on the right. `all` are all."""
+    done = command("export", "r", "--format", "latex", "--columns", "epoch,regime,peak_memory_bytes,backbone")
+    assert done.returncode == 0, done.stderr
+    first, rule, heads, *rest = done.stdout.splitlines()
+    assert (first, rule) == (r"\begin{tabular}{rlrl}", r"\toprule")
+    assert heads == r"epoch, s & regime & peak memory, MiB & backbone \\"
+    rows = [line.removesuffix(r" \\").split(" & ") for line in rest if line.endswith(r"\\")]
+    assert len(rows) == 4 and {row[1] for row in rows} == {"finetune", "frozen"}
+    assert all(re.fullmatch(r"[\d.,]+", row[place]) for row in rows for place in (0, 2))
+    everything = command("export", "r", "--format", "latex", "--columns", "all").stdout.splitlines()
+    usual = command("export", "r", "--format", "latex").stdout.splitlines()
+    assert everything[2].count("&") > usual[2].count("&") > 2
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--columns", "regime,backbon"], "--columns 'backbon': no such column; near matches: backbone"),
+        (["--raw", "--columns", "epochz"], "--columns 'epochz': no such column; near matches: epoch"),
+        (["--format", "latex", "--columns", "regim"], "--columns 'regim': no such column; near matches: regime"),
+        (["--columns", "xyzzy"], "--columns 'xyzzy': no such column; there are run, cell_id, "),
+    ],
+)
+def test_an_unknown_column_is_one_line(words: list[str], said: str) -> None:
+    """With names that look like it, or else all that there are; nothing is written."""
+    done = command("export", "r", *words, "--output", "out")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+    assert done.stdout == "" and not Path("out").exists()
 
 
 def test_the_order_of_cells_is_recorded(smoke: Path) -> None:
@@ -203,7 +260,7 @@ def test_a_cell_that_makes_no_sense_is_skipped_and_no_failure(tmp_path: Path) ->
     assert raw["epoch"].tolist() == [1] and raw["val_seconds"].notna().all()
     assert raw[["learning_rate", "train_seconds", "train_loss", "train_accuracy", "data_seconds"]].isna().all(axis=None)
     again = command("run", "--grid", "smoke", "--device", "cpu", "--epochs", "1", *options, "--no-report")
-    assert again.returncode == 0 and "[1/1]" in again.stdout and "5 of them done before" in again.stdout
+    assert again.returncode == 0 and "[6/6]" in again.stdout and "5 of them done before" in again.stdout
 
 
 def test_a_timed_out_cell_is_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
@@ -515,6 +572,7 @@ def _without(data: dict[str, object], names: tuple[str, ...]) -> dict[str, objec
     return {key: value for key, value in data.items() if key not in names or isinstance(value, dict)}
 
 
+@pytest.mark.usefixtures("made_up")
 def test_list_without_a_word_lists_the_lists() -> None:
     """Each of them can be listed."""
     from bench.sweep.choices import LISTS
@@ -544,7 +602,7 @@ def test_list_backbones_says_how_large_they_are_and_what_is_here(
         module = make_backbone(spec, weights="random").module
         parameters = sum(parameter.numel() for parameter in module.parameters())
         assert f" {parameters / 1e6:.1f} M parameters; weights not here" in said(spec)
-    (kept,) = (tmp_path / "cache").glob("parameters-*.json")
+    (kept,) = (tmp_path / "cache").glob("details-*.json")
     before = kept.read_bytes()
     (tmp_path / "hub" / "hub" / "checkpoints").mkdir(parents=True)
     torch.save({}, tmp_path / "hub" / "hub" / "checkpoints" / "resnet18-f37072fd.pth")

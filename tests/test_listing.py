@@ -152,7 +152,7 @@ def test_reasons_are_counted_together_and_told_before_a_run(tmp_path: Path) -> N
     write(root / "val" / "a" / "line\nbreak.txt")
     done = here(*ONE, "--data", str(root), "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "images: set (8 + 4 images, 2 classes; 5 left out; the largest class, " in done.stdout
+    assert "images: set (8 training + 4 validation images, 2 classes; 5 left out; the largest class, " in done.stdout
     assert "\n        left out 2 files without an image's ending, such as 'val/a/line\\nbreak.txt'\n" in done.stdout
     assert "\nWARNING: left out 3 broken links, such as 'train/b/00.jpg'\n" in done.stdout
     assert done.stderr == "", "the warning of the library is told once"
@@ -169,7 +169,7 @@ def test_a_hidden_name_that_is_not_text_is_shown_safely(tmp_path: Path) -> None:
 def test_a_folder_with_nothing_to_say_has_no_more_lines(tmp_path: Path) -> None:
     """Neither notes nor warnings."""
     done = here(*ONE, "--data", str(write_folder(tmp_path / "set")), "--dry-run")
-    assert done.stdout.startswith("images: set (6 + 4 images, 2 classes; the largest class, ")
+    assert done.stdout.startswith("images: set (6 training + 4 validation images, 2 classes; the largest class, ")
     assert done.stdout.splitlines()[1].startswith("run: ")
 
 

@@ -193,7 +193,7 @@ def test_sighup_ends_a_sweep_as_sigterm_does(how: str, tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 130, err
     if how == "signal":
-        assert "interrupted: 0 of 2 cells are done; the same command continues from there" in out and err == ""
+        assert "interrupted: 0 of 2 cells done, 2 left; the same command continues from there" in out and err == ""
     run = RunFolder(Path("results/grid"))
     assert run.records() == {} and run.leftovers() == []
 

@@ -110,10 +110,10 @@ def test_pairs_of_the_present_plan_that_are_missing_are_counted(tmp_path: Path) 
     run = write_run(tmp_path / "r", seeds(), pairs=some, missing_pairs=more)
     eight = {"pairs": 8, "seconds": 4.0}
     missing = summarise([planned_by(run, eight)], "r")
-    assert missing.progress == ["5 of 8 process pairs are timed"]
-    assert "5 of 8 process pairs are timed" in terminal(missing)
-    assert "**Not complete.** 5 of 8 process pairs are timed." in markdown(missing, tmp_path / "reports")
-    assert "5 of 8 process pairs are timed" in write_report(missing, tmp_path / "reports")[1].read_text()
+    assert missing.progress == ["5 of 8 process pairs done, 3 left"]
+    assert "5 of 8 process pairs done, 3 left" in terminal(missing)
+    assert "**Not complete.** 5 of 8 process pairs done, 3 left." in markdown(missing, tmp_path / "reports")
+    assert "5 of 8 process pairs done, 3 left" in write_report(missing, tmp_path / "reports")[1].read_text()
 
 
 def test_a_lower_number_of_pairs_leaves_none_missing(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_pairs_are_timed_after_the_cells_and_described_before() -> None:
     done = run()
     assert done.returncode == 0, done.stderr
     text = done.stdout
-    assert "speed: 2 comparisons in turns, 3 process pairs each, 0.01 s of turns per pair; not compared: " in text
+    assert "speed: 2 comparisons, each by 3 pairs of processes that take turns for 0.01 s; not compared: " in text
     assert text.index("[6/6]") < text.index("[pair 1/6] timm:quick")
     assert "finetune and frozen cpu, pair 3" in text and " turns each" in text
     found = list(the_run().pairs().values())
@@ -343,7 +343,7 @@ def test_a_run_without_pairs_gets_them_later() -> None:
     """Also one of schema 8, which knew none. Its cells don't run again."""
     grid_file()
     done = run("--no-paired")
-    assert done.returncode == 0 and "speed: not timed in pairs: " in done.stdout
+    assert done.returncode == 0 and "speed: not timed in pairs of processes that take turns: " in done.stdout
     assert the_run().pairs() == {} and the_run().manifest().pairs == {}
     path, cells_before = the_run().folder / "manifest.json", files()
     data = json.loads(path.read_bytes())
@@ -453,7 +453,7 @@ def test_a_damaged_record_is_set_aside_and_its_pair_timed_again() -> None:
     with pytest.raises(UserError, match=f"{path.name}.*`bench run` sets it aside and runs its pair again"):
         the_run().pairs()
     done = run()
-    assert done.returncode == 0 and done.stdout.count("[pair 1/1]") == 1 and "its pair is timed again" in done.stdout
+    assert done.returncode == 0 and done.stdout.count("[pair 3/3]") == 1 and "its pair is timed again" in done.stdout
     assert (the_run().folder / "set-aside" / f"{path.stem}-1.json").read_bytes() == broken
     after = files()
     assert numbers() == {light.QUICK[0]: 3} and after.keys() == before.keys()
@@ -487,7 +487,10 @@ def test_an_executor_without_processes_says_that_it_times_no_pairs(monkeypatch: 
     grid_file()
     monkeypatch.setattr(light.LightExecutor, "takes_turns", False)
     done = run()
-    assert done.returncode == 0 and "speed: not timed in pairs: this executor can't keep several" in done.stdout
+    assert (
+        done.returncode == 0
+        and "speed: not timed in pairs of processes that take turns: this executor can't keep several" in done.stdout
+    )
     assert the_run().pairs() == {} and len(the_run().records()) == 2
 
 
@@ -503,7 +506,7 @@ def test_why_nothing_is_timed_is_one_line(regimes: Sequence[str], protocol: str,
     """Before anything runs."""
     grid_file(regimes=regimes)
     done = run("--dry-run", "--protocol", protocol, "--epochs", "2")
-    assert f"speed: not timed in pairs: {said}\n" in done.stdout
+    assert f"speed: not timed in pairs of processes that take turns: {said}\n" in done.stdout
 
 
 def test_cells_without_partners_are_counted_where_there_are_many() -> None:
@@ -626,7 +629,7 @@ def test_kill_9_loses_no_pair_and_leaves_nothing(victim: str, waiting: Path) -> 
     """Pairs that are done keep their bytes and are not timed again; the one in flight is."""
     before = files()
     process = begin()
-    line_with(process, "[pair 1/3]")
+    line_with(process, "[pair 4/6]")
     time.sleep(0.3)  # at any moment of the pair
     if victim == "processes":
         for one in psutil.Process(process.pid).children(recursive=True):
@@ -654,25 +657,25 @@ def test_kill_9_loses_no_pair_and_leaves_nothing(victim: str, waiting: Path) -> 
 def test_ctrl_c_once_lets_the_pair_end(waiting: Path) -> None:
     """It is written, none starts after it, and the last line says how many are done."""
     process = begin()
-    line_with(process, "[pair 1/3]")
+    line_with(process, "[pair 4/6]")
     process.send_signal(signal.SIGINT)
     assert "pair" in line_with(process, "stopping: ")
     waiting.touch()
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "[pair 2/3]" not in out and err == "", out + err
-    assert "interrupted: 4 of 4 cells and 4 of 6 process pairs are done; the same command continues" in out
+    assert process.returncode == 130 and "[pair 5/6]" not in out and err == "", out + err
+    assert "interrupted: 4 cells done; 4 of 6 process pairs done, 2 left; the same command continues" in out
     assert numbers() == {light.QUICK[0]: 3, light.WAITS: 1}
 
 
 def test_ctrl_c_twice_ends_the_pair_at_once(waiting: Path) -> None:
     """What it has measured is not kept, and none of its processes is left."""
     process = begin()
-    line_with(process, "[pair 1/3]")
+    line_with(process, "[pair 4/6]")
     process.send_signal(signal.SIGINT)
     line_with(process, "stopping: ")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "3 of 6 process pairs are done" in out and err == "", out + err
+    assert process.returncode == 130 and "3 of 6 process pairs done, 3 left" in out and err == "", out + err
     deadline = time.monotonic() + 60
     while family() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -63,7 +63,7 @@ def test_one_seed_has_no_interval_and_no_verdict(tmp_path: Path) -> None:
     """Epochs of one seed don't show the scatter between runs. The report says how to get a verdict."""
     records = [record("timm:a", "finetune", seconds=20), record("timm:a", "frozen", seconds=5)]
     markdown, _ = pages(write_run(tmp_path / "r", records), tmp_path)
-    assert "4.00× (1 of 3 seeds)" in markdown and "1 too few samples" in markdown
+    assert "4.00× (1 of 3 seeds)" in markdown and "1 with too few samples" in markdown
     assert "more `--pairs`" in markdown.splitlines()[3]
 
 
@@ -255,6 +255,25 @@ def test_a_report_is_the_same_every_time(tmp_path: Path) -> None:
     """It is equal byte for byte, so that a committed report changes only with its records."""
     run = write_run(tmp_path / "r", [record("timm:a", r, seconds=s) for r, s in (("finetune", 20), ("frozen", 10))])
     assert pages(run, tmp_path) == pages(run, tmp_path)
+
+
+def test_figures_for_a_paper(tmp_path: Path) -> None:
+    """Each is a PDF file with its fonts, the same every time; a report without them leaves none that is out of date."""
+    run = write_run(tmp_path / "r", [record("timm:a", r, seconds=s) for r, s in (("finetune", 20), ("frozen", 10))])
+    summary, folder = summarise([run], "r"), tmp_path / "reports" / "r"
+
+    def papers() -> dict[str, bytes]:
+        return {path.stem: path.read_bytes() for path in folder.glob("*.pdf")}
+
+    write_report(summary, tmp_path / "reports", pdf=True)
+    first = papers()
+    assert first.keys() == {path.stem for path in folder.glob("*.svg")} and len(first) > 5
+    for content in first.values():
+        assert content.startswith(b"%PDF-") and content.rstrip().endswith(b"%%EOF") and b"/FontFile2" in content
+    write_report(summary, tmp_path / "reports", pdf=True)
+    assert papers() == first
+    write_report(summary, tmp_path / "reports")
+    assert papers() == {} and list(folder.glob("*.svg"))
 
 
 def test_only_seeds_are_pooled(tmp_path: Path) -> None:

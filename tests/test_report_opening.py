@@ -49,7 +49,7 @@ def test_the_strip_says_what_was_run(tmp_path: Path) -> None:
     strip = strip_of(summary_of(tmp_path, [*seeds("timm:a", "finetune", 10, 95), *seeds("timm:a", "frozen", 4, 95)]))
     facts = {fact.label: fact.text for fact in strip.facts}
     assert facts["images"] == "own: 244 + 100, 2 classes" and facts["epochs"] == "4" and facts["seeds"] == "3"
-    assert facts["date"] == "2026-01-01" and facts["run"] == "r" and facts["status"] == "complete: 6 cells"
+    assert facts["date"] == "2026-01-01" and facts["run"] == "r" and facts["status"] == "complete: 6 cells done"
     assert strip.chips == ()
 
 
@@ -61,7 +61,7 @@ def test_the_strip_warns_in_chips(tmp_path: Path) -> None:
     strip = strip_of(summary_of(tmp_path, [*records, failed], fallback="synthetic", missing=[late]))
     assert [chip.text for chip in strip.chips] == ["synthetic images", "random weights: 1 of 3 backbones"]
     (status,) = (fact.text for fact in strip.facts if fact.label == "status")
-    assert status == "not complete: 4 of 5 cells have ended"
+    assert status == "not complete: 3 of 5 cells done, 1 failed, 1 left"
 
 
 @pytest.mark.parametrize(

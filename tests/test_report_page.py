@@ -241,7 +241,7 @@ def test_on_a_terminal(width: int, run: RunFolder, capsys: pytest.CaptureFixture
     """Answer, claim and table fit every width; only messages that aren't wrapped may be wider."""
     print_summary(summarise([run], "run"), Console(width=width))
     said = capsys.readouterr().out
-    assert "oom" in said and "of 12 cells have ended" in said
+    assert "oom" in said and "9 of 12 cells done, 1 skipped, 1 failed, 1 left" in said
     assert ("no room for" in said) is (width < 300)
     row = next(line for line in said.splitlines() if re.match(r"(timm:)?a +frozen ", line))
     assert re.search(r"91\.0%.* 4\.06\b", row) and len(row) <= width, "the row is on one line at any width"
@@ -262,7 +262,10 @@ def test_the_index(run: RunFolder, tmp_path: Path) -> None:
     assert said["date (UTC)"] == "2026-01-01 00:00" and said["data"] == "own 244 + 100 images"
     assert said["best accuracy"] == "91.0% ± 1.0 (sd, n = 3) a, frozen" and said["time to train"] == "16 s"
     assert said["verdict"].startswith("Train only the head of a: 91.0% in 16 s") and "✓ supported" in said["verdict"]
-    assert said["status"] == "… not complete 9 of 12 cells" and 'class="faint"' not in page
+    assert (
+        said["status"] == "… not complete 9 of 12 cells done, 1 skipped, 1 failed, 1 left"
+        and 'class="faint"' not in page
+    )
     assert "report needs a run: name one below results/" in command("report").stderr
     assert "takes no --collect" in command("report", "--index", "--collect").stderr
 
@@ -303,7 +306,9 @@ def _own_picture(path: Path) -> None:
         figure.savefig(path)
 
 
-@pytest.mark.parametrize("name", ["run.md", "run.html", "run/matrix.png", "run/matrix.svg", "run/wrong.jpg"])
+@pytest.mark.parametrize(
+    "name", ["run.md", "run.html", "run/matrix.png", "run/matrix.svg", "run/matrix.pdf", "run/wrong.jpg"]
+)
 def test_a_report_replaces_only_what_a_report_wrote(name: str, run: RunFolder, tmp_path: Path) -> None:
     """A file of the user's with the same name stays, and one line says so. Files with other names are no hindrance."""
     summary, path = summarise([run], "run"), tmp_path / "reports" / name
@@ -398,8 +403,8 @@ def test_reports_of_earlier_versions_are_replaced(real_run: RunFolder, mini: tl.
     assert len(names) > 3
     for name in names:
         check_report(committed, name)
-    write_report(summarise([real_run], "real_run"), tmp_path, mini)
-    assert {path.suffix for path in tmp_path.rglob("*.*")} == {".md", ".html", ".svg", ".png", ".jpg"}
+    write_report(summarise([real_run], "real_run"), tmp_path, mini, pdf=True)
+    assert {path.suffix for path in tmp_path.rglob("*.*")} == {".md", ".html", ".svg", ".png", ".pdf", ".jpg"}
     check_report(tmp_path, "real_run")
 
 
@@ -415,7 +420,7 @@ def test_a_page_that_follows_a_run(run: RunFolder, tmp_path: Path) -> None:
     """It says how many cells have ended, and reloads itself until the run is over."""
     write_live(run, tmp_path)
     page = (tmp_path / "run.html").read_text()
-    assert 'id="live" data-seconds="10"' in page and "11 of 12 cells have ended" in page
+    assert 'id="live" data-seconds="10"' in page and "9 of 12 cells done, 1 skipped, 1 failed, 1 left" in page
     write_live(run, tmp_path, ended=True)
     assert 'id="live"' not in (tmp_path / "run.html").read_text()
     done = command(*ONE, "--live", "--name", "live", "--epochs", "1", "--data", "synthetic-mini")
@@ -431,7 +436,7 @@ def test_collecting_an_unfinished_run(run: RunFolder, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "look").iterdir()] == ["run.html"]
     page = (tmp_path / "look" / "run.html").read_text()
-    assert "11 of 12 cells have ended" in page and 'id="live"' not in page
+    assert "9 of 12 cells done, 1 skipped, 1 failed, 1 left" in page and 'id="live"' not in page
     assert "leave out --name" in command("report", "--collect", str(run.folder), "--name", "other").stderr
 
 

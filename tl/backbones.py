@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from tl.batches import Preprocessing
 from tl.calls import Place, Texts, checked
@@ -69,18 +71,34 @@ def checkpoint_of(spec: str) -> Checkpoint:
     return checkpoint
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out what sets the values of tensors in place, which takes most of the time of building a transformer."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_" and args:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def count_parameters(spec: str) -> int | None:
     """Return the number of parameters of a library's network without its classifier; None if that is unknown.
 
-    The network is built without memory for its values, which some can't be.
+    Of a detector it is the part before its maps of features. The network is built without memory for its values,
+    which some can't be.
     """
     parts = Spec.parse(spec)
     entry = library(parts.source)
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with torch.device("meta"), _WithoutValues(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = entry.load(parts.name, NO_WEIGHTS)
-            entry.cut(module)
+            if entry.detector and (detector := entry.detector(parts.name, NO_WEIGHTS)):
+                module = detector.module
+            else:
+                module = entry.load(parts.name, NO_WEIGHTS)
+                entry.cut(module)
     except Exception:  # libraries raise many kinds of errors, and a list goes on without the number
         return None
     return sum(parameter.numel() for parameter in module.parameters())

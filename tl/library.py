@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from tl.batches import Preprocessing
 from tl.errors import ConfigError, WeightsError
 from tl.sources import SOURCES, at
-from tl.weights import Checkpoint, Weights
+from tl.weights import Checkpoint, Place, Weights, first_of, torch_hub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def fitting(name: str, weights: Weights) -> Iterator[None]:
 def checkpoint_at(label: str, url: str, names: tuple[str, ...], bundled_as: str = "") -> Checkpoint:
     """Return the weights that are published under a URL and kept in torch hub's cache."""
     file_name = url.rpartition("/")[2]
-    place = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    place, places = torch_hub() / "checkpoints" / file_name, (Place(file=file_name),)
 
     def download() -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,8 @@ def checkpoint_at(label: str, url: str, names: tuple[str, ...], bundled_as: str 
         label=label,
         file_names=(*names, file_name),
         bundled_as=bundled_as,
-        cached=lambda: (place, "torch hub cache") if place.is_file() else None,
+        cached=partial(first_of, places),
+        places=places,
         download=download,
         url=url,
     )

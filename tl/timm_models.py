@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub import constants as hf_constants
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -16,7 +16,7 @@ from tl.batches import Preprocessing
 from tl.errors import ConfigError
 from tl.filling import filled
 from tl.library import Library, checkpoint_at, fitting
-from tl.weights import Checkpoint, Weights, load_state_dict
+from tl.weights import Checkpoint, Place, Weights, first_of, load_state_dict
 
 
 @cache  # in the server that cells are forked from: a list takes longer than a look
@@ -41,12 +41,8 @@ def _checkpoint(name: str) -> Checkpoint:
     # `model.safetensors` is what timm publishes today; a few repositories hold only the older file.
     published = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
 
-    def cached() -> tuple[Path, str] | None:
-        for file_name in published if config.hf_hub_id else []:
-            found = try_to_load_from_cache(config.hf_hub_id, file_name)
-            if isinstance(found, str):
-                return Path(found), "Hugging Face cache"
-        return checkpoint_at(label, config.url, names).cached() if config.url else None
+    places = [Place(file=file_name, repository=config.hf_hub_id) for file_name in published if config.hf_hub_id]
+    places += [Place(file=config.url.rpartition("/")[2])] if config.url else []
 
     def download() -> Path:
         from huggingface_hub.errors import EntryNotFoundError
@@ -62,7 +58,8 @@ def _checkpoint(name: str) -> Checkpoint:
         label=label,
         file_names=names,
         bundled_as=bundled_as,
-        cached=cached,
+        cached=partial(first_of, places),
+        places=tuple(places),
         download=download,
         url=f"{hf_constants.ENDPOINT}/{config.hf_hub_id}" if config.hf_hub_id else "",
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +62,38 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a library keeps a file of weights after a download. Whoever knows it needs no library to look there."""
+
+    file: str
+    repository: str = ""
+    """The file's repository on the Hugging Face hub; empty for a file in torch hub's cache."""
+
+    def find(self) -> tuple[Path, str] | None:
+        """The file and the name of the cache; None if it isn't there."""
+        if self.repository:
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(self.repository, self.file)
+            return (Path(found), "Hugging Face cache") if isinstance(found, str) else None
+        path = torch_hub() / "checkpoints" / self.file
+        return (path, "torch hub cache") if path.is_file() else None
+
+
+def torch_hub() -> Path:
+    """The folder of torch hub's cache, as `torch.hub.get_dir` says it."""
+    if torch := sys.modules.get("torch"):
+        return Path(torch.hub.get_dir())
+    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    return Path(os.environ.get("TORCH_HOME", caches / "torch")).expanduser() / "hub"
+
+
+def first_of(places: Iterable[Place]) -> tuple[Path, str] | None:
+    """The first file that is there, and the name of its cache."""
+    return next((found for place in places if (found := place.find())), None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The published weights of one backbone, and how to find or download them."""
 
@@ -74,6 +107,8 @@ class Checkpoint:
     """Key in `BUNDLED`; empty for tags other than that of the package's weights, unless `tags` can tell them apart."""
     cached: Callable[[], tuple[Path, str] | None]
     """Returns the file in a library's own cache and the name of that cache, or None."""
+    places: tuple[Place, ...] | None = None
+    """Where `cached` looks; None if only the library knows."""
     download: Callable[[], Path]
     """Downloads the file and returns its path."""
     url: str
@@ -215,6 +250,19 @@ def where_published(checkpoint: Checkpoint) -> str:
         return f"package {bundled.distribution}"
     cached = checkpoint.cached()
     return cached[1] if cached else ""
+
+
+def published_in(checkpoint: Checkpoint) -> tuple[str, tuple[Place, ...] | None]:
+    """Where a backbone's published weights may be, for `look_for`: a key of `BUNDLED` or nothing, and `places`."""
+    return checkpoint.bundled_as if _bundled(checkpoint) else "", checkpoint.places
+
+
+def look_for(bundled_as: str, places: Iterable[Place]) -> str:
+    """What `where_published` says, without the library that published the weights."""
+    if bundled_as and _bundled_file(BUNDLED[bundled_as]):
+        return f"package {BUNDLED[bundled_as].distribution}"
+    found = first_of(places)
+    return found[1] if found else ""
 
 
 def _bundled(checkpoint: Checkpoint) -> Bundled | None:

@@ -420,6 +420,7 @@ METRICS: dict[str, Metric] = {
         column=True,
         by_default=True,
         matters="memory",
+        phrase="{} of memory",
     ),
     "peak_rss_bytes": _bytes(
         "peak resident memory",

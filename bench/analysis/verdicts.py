@@ -303,7 +303,8 @@ def in_words_of(claim: Claim, verdict: ClaimVerdict) -> str:
 def tally(findings: Collection[Finding]) -> str:
     """Count the comparisons by verdict, in words."""
     given = [finding.words for finding in findings]
-    counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in dict.fromkeys(given))
+    words = {"too few samples": "with too few samples"}
+    counts = ", ".join(f"{given.count(verdict)} {words.get(verdict, verdict)}" for verdict in dict.fromkeys(given))
     return f"{len(given)} comparison{'s' if len(given) != 1 else ''}: {counts}"
 
 

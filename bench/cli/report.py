@@ -34,6 +34,7 @@ def report(
     reports: ReportsOption = REPORTS,
     out: HiddenOut = None,
     images: ImagesOption = True,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Write each figure as a PDF file too, for a paper.")] = False,
     data: Annotated[
         str | None,
         typer.Option(metavar="PATH|NAME", help="The images, for the pictures.", show_default="as recorded"),
@@ -54,8 +55,9 @@ def report(
 
     reports = renamed("--reports", reports, REPORTS, out)
     if index:
-        if collect or name is not None:
-            raise ConfigError(f"--index lists runs and takes no {'--collect' if collect else '--name'}")
+        for option, given in {"--collect": collect, "--name": name is not None, "--pdf": pdf}.items():
+            if given:
+                raise ConfigError(f"--index lists runs and takes no {option}")
         from bench.report.index import write_index
 
         print(visible(f"index: {write_index(find_runs(runs, results) if runs else all_runs(results), reports)}"))
@@ -65,6 +67,8 @@ def report(
     found = find_runs(runs, results)
     if collect and (name is not None or len(found) > 1):
         raise ConfigError("--collect shows one run under its own name; leave out --name and other runs")
+    if collect and pdf:
+        raise ConfigError("--collect draws no figures; leave out --pdf")
     name = name or "-".join(run.folder.resolve().name for run in found)
     check_name("--name", name)
     check_output(reports)
@@ -79,5 +83,5 @@ def report(
     from bench.report.write import write_report
 
     summary = summarise(found, name)
-    for path in write_report(summary, reports, images_or_reason(summary, data) if images else LEFT_OUT):
+    for path in write_report(summary, reports, images_or_reason(summary, data) if images else LEFT_OUT, pdf=pdf):
         print(visible(f"report: {path}"))

@@ -252,10 +252,11 @@ def run(
                 page.end(sweep.run)
             if not isinstance(error, KeyboardInterrupt) or not sweeps:
                 raise
-            _say_interrupted(sweeps[0], console, fresh=fresh)
+            _say_interrupted(sweeps[0], console, fresh=fresh, later=goal is not None)
             raise typer.Exit(INTERRUPTED) from None
     if dry_run:
         return
+    say(console, _counted(sweeps[0], later=goal is not None))
     failed = _say_without_result(records, console)
     failed = _say_untimed(sweeps[0], console, later=goal is not None) or failed
     if report:
@@ -266,46 +267,43 @@ def run(
         raise typer.Exit(without_output(output.lost))
 
 
-def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool) -> None:
-    """Print how many cells are done, and how to continue."""
-    from bench.analysis.words import counted
+def _say_interrupted(sweep: Sweep, console: Console, *, fresh: bool, later: bool) -> None:
+    """Print how many cells and pairs are done, and how to continue."""
+    again = f"`--name {sweep.run.folder.name}` without --fresh continues" if fresh else "the same command continues"
+    say(console, f"interrupted: {_counted(sweep, later=later)}; {again} from there")
+
+
+def _counted(sweep: Sweep, *, later: bool) -> str:
+    """How many cells and pairs of a command are done, by what is on disk."""
+    from bench.analysis.tally import tally_of
 
     exists = sweep.run.exists()
-    ended = sweep.run.survey()[0] if exists else {}
-    cells = sweep.run.manifest().cells if exists else sweep.cells
-    done = sum(record.status == "done" for record in ended.values())
-    timed = sum(record.status == "done" for record in sweep.run.survey_pairs()[0].values()) if exists else 0
-    planned = sweep.run.manifest().pairs if exists else sweep.pairs
-    pairs = f" and {timed} of {len(planned)} process pairs" if planned else ""
-    again = f"`--name {sweep.run.folder.name}` without --fresh continues" if fresh else "the same command continues"
-    are = "is" if len(cells) == 1 and not planned else "are"
-    say(console, f"interrupted: {done} of {counted(len(cells), 'cell')}{pairs} {are} done; {again} from there")
+    cells = tally_of(sweep.cells, sweep.run.survey()[0] if exists else {})
+    pairs = tally_of(_pairs(sweep, later=later), sweep.run.survey_pairs()[0] if exists else {}, noun="process pair")
+    return "; ".join(str(count) for count in (cells, pairs) if count.planned)
+
+
+def _pairs(sweep: Sweep, *, later: bool) -> list[str]:
+    """Ids of the process pairs of a command; with `later`, those that were added to the grid's are among them."""
+    if not later or not sweep.run.exists():
+        return list(sweep.pairs)
+    keys = {(pair.pairing, pair.seconds) for pair in sweep.pairs.values()}
+    return [key for key, pair in sweep.run.manifest().pairs.items() if (pair.pairing, pair.seconds) in keys]
 
 
 def _say_without_result(records: Any, console: Console) -> bool:
     """List the cells that were skipped, failed or diverged; true if any failed or diverged."""
-    for record in records.values():
-        if record.status == "skipped":
-            say(console, f"skipped: {record.cell}: {record.reason}", style="yellow")
-    failed = [record for record in records.values() if record.status not in ("done", "skipped")]
-    if failed:
-        from bench.analysis.words import counted
-
-        have = "has" if len(records) == 1 else "have"
-        say(console, f"{len(failed)} of {counted(len(records), 'cell')} {have} no result:", style="red")
-        for record in failed:
-            say(console, f"  {record.status}: {record.cell}: {record.reason}")
-    return bool(failed)
+    lost = [record for record in records.values() if record.status != "done"]
+    for record in lost:
+        style = "yellow" if record.status == "skipped" else "red"
+        say(console, f"  {record.status}: {record.cell}: {record.reason}", style=style)
+    return any(record.status != "skipped" for record in lost)
 
 
 def _say_untimed(sweep: Sweep, console: Console, *, later: bool) -> bool:
-    """List the process pairs of which a side was skipped or failed; true if any failed.
-
-    With `later`, those that were added to the grid's are among them.
-    """
-    keys = {(pair.pairing, pair.seconds) for pair in sweep.pairs.values()} if later else set()
-    found = sweep.run.pairs() if sweep.pairs else {}
-    timed = [one for key, one in found.items() if key in sweep.pairs or (one.pair.pairing, one.pair.seconds) in keys]
+    """List the process pairs of which a side was skipped or failed; true if any failed. See `_pairs`."""
+    found, wanted = sweep.run.pairs() if sweep.pairs else {}, {*_pairs(sweep, later=later)}
+    timed = [one for key, one in found.items() if key in wanted]
     lost = [record for record in timed if record.lost]
     failed = [record for record in lost if any(status != "skipped" for status, _ in record.lost)]
     for record in lost:

@@ -2,7 +2,7 @@
 
 `gate` compares the times of this tree with those of another commit, `counters` is the exact gate, `power` measures how
 often both gates detect a planted change, `peers` compares the suite with other programs, and `scale` measures the cost
-of the suite with many cells.
+of the suite with many cells. `sizes` counts the parameters of all networks that lists name.
 """
 
 import sys

@@ -18,6 +18,7 @@ from tl.errors import UserError
 from tl.machine import cpu_name
 from tl.sealed import read_or_warn, write_sealed
 from tl.sources import SOURCES
+from tl.weights import Place, look_for
 
 KIND = 3
 """Which names are listed. It is raised when a library gives others with the same versions: 2 with torchvision's
@@ -51,20 +52,36 @@ class Described:
     """Where its published weights are on this machine, in words; empty if they aren't here."""
 
 
-def backbone_details(executor: Executor, specs: Sequence[str]) -> dict[str, Described]:
+COUNT_SECONDS = 20.0
+"""Time for counting parameters of networks that `tl.sizes` doesn't know, in seconds; each takes some hundredths."""
+Details = dict[str, tuple[int | None, str, list[tuple[str, str]] | None]]
+"""What `bench.execution.worker.describe_backbones` returns."""
+
+
+def backbone_details(executor: Executor, specs: Sequence[str], others: Sequence[str] = ()) -> dict[str, Described]:
     """Backbone, with the source that lists it → its size, and whether its weights are here.
 
-    Sizes are cached as names are. Raises `UserError` if the cache can't be a folder.
+    Those that there is no time for are left out; the next call goes on. Sizes, and where weights may be, are cached as
+    names are, also of `others` that need no counting: then no library has to be loaded. Raises `UserError` if the cache
+    can't be a folder.
     """
     check_cache()
-    path = _cached("parameters")
+    path = _cached("details")
     text = read_or_warn(path)
-    known: dict[str, int | None] = {} if text is None else json.loads(text)
-    found: dict[str, tuple[int | None, str]] = _ask(executor, "describe_backbones", list(specs), known)
-    if not found.keys() <= known.keys():
+    known: Details = {} if text is None else json.loads(text)
+    if missing := [spec for spec in specs if spec not in known]:
+        more = [spec for spec in others if spec not in known]
+        known |= _ask(executor, "describe_backbones", missing, more, COUNT_SECONDS)
         with contextlib.suppress(OSError):
-            write_sealed(path, json.dumps(known | {spec: size for spec, (size, _) in found.items()}).encode())
-    return {spec: Described(parameters=size, weights=weights) for spec, (size, weights) in found.items()}
+            write_sealed(path, json.dumps(known).encode())
+    found = {spec: known[spec] for spec in specs if spec in known}
+    unplaced = [spec for spec, (_, _, places) in found.items() if places is None]
+    weights: dict[str, str] = _ask(executor, "find_published", unplaced) if unplaced else {}
+    for spec, (_, bundled_as, places) in found.items():
+        if places is not None:
+            at = [Place(file=file, repository=repository) for file, repository in places]
+            weights[spec] = look_for(bundled_as, at)
+    return {spec: Described(parameters=size, weights=weights[spec]) for spec, (size, _, _) in found.items()}
 
 
 def _cached(what: str) -> Path:

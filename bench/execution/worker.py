@@ -39,10 +39,11 @@ from tl.protocols import run_protocol
 from tl.results import TrainResult
 from tl.saved import write_card
 from tl.sealed import cache_warnings_to
+from tl.sizes import known_sizes
 from tl.timing import timed_training
 from tl.train import train_model
 from tl.tryout import chosen
-from tl.weights import SUFFIXES, ToDownload, Weights, file_in, where_published
+from tl.weights import SUFFIXES, ToDownload, Weights, file_in, published_in, where_published
 
 known_names()  # in the server that cells are forked from, not in the time and memory of a cell
 
@@ -57,16 +58,31 @@ def list_names(emit: Emit) -> dict[str, list[str]]:
     return known_names()
 
 
-def describe_backbones(specs: list[str], known: dict[str, int | None], emit: Emit) -> dict[str, tuple[int | None, str]]:
-    """Backbone → number of its parameters, and where its published weights are; see `bench.execution.discovery`.
+def describe_backbones(
+    asked: list[str], more: list[str], seconds: float, emit: Emit
+) -> dict[str, tuple[int | None, str, list[tuple[str, str]] | None]]:
+    """Backbone → number of its parameters, and where its published weights may be, as `published_in` says it.
 
-    `known` has numbers of parameters that need not be counted.
+    `asked` are counted where their sizes are not known, for so many seconds; `more` are not. Those without a size are
+    left out.
     """
     load_as_parent()
-    return {
-        spec: (known[spec] if spec in known else count_parameters(spec), where_published(checkpoint_of(spec)))
-        for spec in specs
-    }
+    known, deadline = known_sizes([*asked, *more]), time.monotonic() + seconds
+    for spec in asked:
+        if spec not in known and time.monotonic() < deadline:
+            known[spec] = count_parameters(spec)
+    found = {}
+    for spec, size in known.items():
+        bundled_as, places = published_in(checkpoint_of(spec))
+        at = None if places is None else [(place.file, place.repository) for place in places]
+        found[spec] = size, bundled_as, at
+    return found
+
+
+def find_published(specs: list[str], emit: Emit) -> dict[str, str]:
+    """Backbone → where its published weights are, in words; empty if they aren't here."""
+    load_as_parent()
+    return {spec: where_published(checkpoint_of(spec)) for spec in specs}
 
 
 def list_devices(emit: Emit) -> dict[str, str]:

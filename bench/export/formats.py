@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ import pandas as pd
 from bench.export.frame import load_runs, raw_rows
 from bench.store.runs import RunFolder
 from tl.cache import write_output
-from tl.errors import UserError, not_one_of
+from tl.errors import UserError, near_matches
 from tl.text import csv_text, visible, visible_json
 
 
@@ -37,7 +37,7 @@ def export_runs(
     if columns:
         for name in columns:
             if name not in table:
-                raise UserError(not_one_of("--columns", name, map(str, table)))
+                raise UserError(_no_column(name, map(str, table)))
         table = table[list(dict.fromkeys(columns))]
     if format == "parquet":
         if output is None and sys.stdout.isatty():
@@ -49,6 +49,13 @@ def export_runs(
         _put(csv_table(table).to_csv(index=False), output)
     else:
         _put(visible_json(table.to_json(orient="records", indent=1, force_ascii=False)) + "\n", output)
+
+
+def _no_column(name: str, columns: Iterable[str]) -> str:
+    """What is said of a column that isn't there: names that look like it, or else all that there are."""
+    known = list(columns)
+    hint = near_matches(name, known) or f"; there are {', '.join(known)}"
+    return f"--columns {name!r}: no such column{hint}"
 
 
 def csv_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -90,7 +97,7 @@ def _put_latex(runs: list[RunFolder], output: Path | None, wanted: Sequence[str]
         chosen = list(known.values()) if wanted == ["all"] else []
         for name in () if wanted == ["all"] else wanted:
             if name not in known:
-                raise UserError(not_one_of("--columns", name, ["all", *known]))
+                raise UserError(_no_column(name, ["all", *known]))
             chosen.append(known[name])
         chosen = list({column.heading: column for column in chosen}.values())
     table = pd.DataFrame({column.heading: column.texts for column in chosen}).map(visible).rename(columns=visible)

@@ -58,7 +58,9 @@ def _recommended(summary: Summary) -> list[str]:
     picked = {run for run, _ in summary.picks}  # a pick has said what to use, times no pairs, and asks another question
     others = [group for group in summary.groups if group.run not in picked]
     if others and all(group.accuracy is None for group in others):
-        paragraphs.append(f"No cell had pretrained weights: accuracy says nothing here, {what_matters(costs())} hold.")
+        paragraphs.append(
+            f"No cell had pretrained weights, so accuracy says nothing here; {what_matters(costs())} are valid."
+        )
     elif others and not (summary.choices or summary.nothing_beats or summary.undecided):
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
     if not summary.groups:

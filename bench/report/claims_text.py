@@ -105,7 +105,7 @@ def _print_text(summary: Summary, console: Console) -> None:
         left_out |= dict.fromkeys(_print_selections(summary, console))
     if left_out:
         console.print()
-        say(console, f"no room for: {', '.join(left_out)}; `--format md` has all", style="dim")
+        say(console, f"no room for: {'; '.join(left_out)}. `--format md` has all", style="dim")
     for legend in ([_legend(summary)] if summary.findings else []) + ([SELECTION] if summary.selections else []):
         console.print()
         say(console, legend, style="dim")
@@ -118,7 +118,8 @@ def _print_findings(found: Sequence[Finding], table: pd.DataFrame, summary: Summ
     constant += ["predicted"] if set(table["predicted"]) == {"n/a"} else []
     claim, compared = found[0].claim, f" ({table['regime'].iloc[0]})" if "regime" in constant else ""
     console.print()
-    say(console, f"{claim.name}{compared}, holds if {summary.words(claim.region)}", style="bold")
+    what = "ratio" if claim.is_ratio else "difference"
+    say(console, f"{claim.name}{compared}: holds if the {what} is {summary.words(claim.region)}", style="bold")
     specs = [finding.group.config.spec for finding in found]
     distinct = len({spec.name for spec in specs}) == len(set(specs))
     styles = {finding.words: COLOURS.get(finding.verdict, "") for finding in found}

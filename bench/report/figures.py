@@ -42,6 +42,8 @@ class RenderedFigure:
     svg: str
     """An `<svg>` element on white, for a file of its own."""
     png: bytes
+    pdf: bytes = b""
+    """Empty unless it was asked for."""
     message: str = ""
     """What it shows, in a sentence that stands above it; empty for most."""
     csv: str = ""
@@ -64,6 +66,8 @@ class RenderedFigure:
 LETTERS = 11
 """Pixels that the letters of a figure have at least, also on a phone, where a wide figure is scrolled."""
 _WHITE = ' style="background: white"'
+_IN_PDF = {"Creator": "tl-bench", "Producer": None, "CreationDate": None}
+"""What a PDF says of itself: who made it, by which a later report knows it as its own, and nothing that changes."""
 
 
 def _style() -> dict[Any, Any]:
@@ -72,6 +76,7 @@ def _style() -> dict[Any, Any]:
         "svg.fonttype": "none",
         "text.parse_math": False,  # a `$` in a name is not mathematics
         "svg.hashsalt": "report",  # fixed, so that the same figure has the same text every time
+        "pdf.fonttype": 42,  # TrueType, which journals accept
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.spines.top": False,
@@ -80,23 +85,29 @@ def _style() -> dict[Any, Any]:
     } | dict.fromkeys(coloured, INK)
 
 
-def draw(summary: Summary) -> dict[str, RenderedFigure]:
-    """Draw all figures that the records allow, by name. See `part` for runs with many backbones."""
+def draw(summary: Summary, *, pdf: bool = False) -> dict[str, RenderedFigure]:
+    """Draw all figures that the records allow, by name. See `part` for runs with many backbones.
+
+    With `pdf` they are drawn for paper too, which takes as long as all else, since each has its fonts.
+    """
     rendered, some = {}, part(summary)
     with matplotlib.rc_context(_style()):
         for name, (caption, function) in FIGURES.items():
             shown = summary if name in WHOLE else some
             if figure := function(shown):
-                text, pixels = io.StringIO(), io.BytesIO()
+                text, pixels, paper = io.StringIO(), io.BytesIO(), io.BytesIO()
                 # `tight`: a figure grows with its names and is never smaller than them.
                 whole: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.05}
                 figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}, **whole)
                 figure.savefig(pixels, format="png", dpi=120, facecolor="white", metadata={"Software": None}, **whole)
+                if pdf:
+                    figure.savefig(paper, format="pdf", metadata=_IN_PDF, **whole)
                 svg = text.getvalue()[text.getvalue().index("<svg") :].replace("<svg", f"<svg{_WHITE}", 1)
                 rendered[name] = RenderedFigure(
                     caption=_caption(caption, shown),
                     svg=svg,
                     png=pixels.getvalue(),
+                    pdf=paper.getvalue(),
                     message=MESSAGES[name](shown) if name in MESSAGES else "",
                     csv=TABLES[name](shown).to_csv(index=False, lineterminator="\n") if name in TABLES else "",
                 )

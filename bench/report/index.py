@@ -104,7 +104,6 @@ def _row(run: RunFolder, folder: Path, *, linked: bool) -> IndexRow:
         return IndexRow(name=name, link=link, error=str(error))
     _, manifest = summary.runs[0]
     last = manifest.invocations[-1].started if manifest.invocations else None
-    done = sum(record.status == "done" for _, record in summary.records)
     return IndexRow(
         name=name,
         link=link,
@@ -118,7 +117,7 @@ def _row(run: RunFolder, folder: Path, *, linked: bool) -> IndexRow:
         answers=tuple(f"{text}." for text in sentences(summary)),
         half=tuple(half_the_time(summary)),
         complete=not summary.progress,
-        cells=f"{done} of {len(manifest.cells)} cells",
+        cells=str(summary.tally),
         chips=strip_of(summary).chips,
         warnings=(
             *(f"Check the images: {warning}." for warning in summary.image_warnings),

@@ -95,8 +95,7 @@ def _dates(summary: Summary) -> list[str]:
 def _status(summary: Summary) -> str:
     if summary.progress:
         return f"not complete: {'; '.join(summary.progress)}"
-    cells, lost = counted(len(summary.records), "cell"), len(summary.unfinished)
-    return f"complete: {cells}, {lost} without a result" if lost else f"complete: {cells}"
+    return f"complete: {summary.tally}"
 
 
 def _chips(summary: Summary) -> list[Chip]:

@@ -14,8 +14,9 @@ from bench.analysis.rising import epochs_to_try, still_rising
 from bench.analysis.scores import largest_class
 from bench.analysis.selection import Selection, selections
 from bench.analysis.speedups import SpeedUp, speed_ups
+from bench.analysis.tally import Tally, tally
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
-from bench.analysis.words import counted, in_words
+from bench.analysis.words import in_words
 from bench.store.environment import Environment, MachineState
 from bench.store.pairs import PairRecord
 from bench.store.picks import PickRecord
@@ -94,16 +95,21 @@ class Summary:
 
     @property
     def progress(self) -> list[str]:
-        """How many of the planned cells and process pairs have ended, where some haven't."""
-        picked = {run for run, _ in self.picks}  # what a pick had no time for is among its candidates' reasons
-        planned = sum(len(manifest.cells) for run, manifest in self.runs if run not in picked)
-        missing_cells = sum(run not in picked for run, _ in self.missing)
-        have = "has" if planned == 1 else "have"
-        said = [f"{planned - missing_cells} of {counted(planned, 'cell')} {have} ended"] if missing_cells else []
-        if missing := self.missing_pairs:
-            count = len(self.planned_pairs)
-            said.append(f"{count - len(missing)} of {count} process pairs are timed")
-        return said
+        """How far the planned cells and process pairs are, where some are left."""
+        return [str(each) for each in (self.tally, self._pair_tally) if each.left]
+
+    @property
+    def tally(self) -> Tally:
+        """How far the planned cells are; see `bench.analysis.tally.tally_of`."""
+        picked = {run for run, _ in self.picks}
+        return tally((record.status for _, record in self.records), sum(run not in picked for run, _ in self.missing))
+
+    @property
+    def _pair_tally(self) -> Tally:
+        """How far the planned process pairs are."""
+        planned = {(run, pair.id) for run, pair in self.planned_pairs}
+        ended = [record.status for run, record in self.pairs if (run, record.pair_id) in planned]
+        return tally(ended, len(planned) - len(ended), "process pair")
 
     @property
     def lost_pairs(self) -> list[PairRecord]:

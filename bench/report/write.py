@@ -50,17 +50,19 @@ from tl.errors import UserError
 from tl.text import visible
 
 
-def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT) -> tuple[Path, Path]:
+def write_report(
+    summary: Summary, folder: Path, images: Splits | str = LEFT_OUT, *, pdf: bool = False
+) -> tuple[Path, Path]:
     """Write `folder/NAME.md`, with pictures in `folder/NAME/`, and `folder/NAME.html`. Returns both paths.
 
-    NAME is the summary's name. `images` are those of the first run, or the reason why the report has no pictures. An
-    older report of that name is replaced. Raises `UserError` if the folder can't be written, or if that would replace a
-    file that no report wrote.
+    NAME is the summary's name. `images` are those of the first run, or the reason why the report has no pictures. With
+    `pdf` each figure is a PDF file too. An older report of that name is replaced. Raises `UserError` if the folder
+    can't be written, or if that would replace a file that no report wrote.
     """
     check_report(folder, summary.name)
     if not summary.task.right_or_wrong and not isinstance(images, str):
         images = "No pictures: they are titled by one class for each image."
-    name, drawn = summary.name, figures.draw(summary)
+    name, drawn = summary.name, figures.draw(summary, pdf=pdf)
     shown = [] if isinstance(images, str) else galleries(summary, images)
     more = {"figures": drawn, "galleries": shown, "no_pictures": images if isinstance(images, str) else ""}
     paths = folder / f"{name}.md", folder / f"{name}.html"
@@ -68,6 +70,7 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
         pictures: dict[str, str | bytes] = {}
         for stem, figure in drawn.items():
             pictures |= {f"{stem}.svg": figure.svg, f"{stem}.png": figure.png}
+            pictures |= {f"{stem}.pdf": figure.pdf} if pdf else {}
         for gallery in shown:
             buffer = io.BytesIO()
             montage(gallery).save(buffer, format="jpeg", quality=85)
@@ -78,7 +81,7 @@ def write_report(summary: Summary, folder: Path, images: Splits | str = LEFT_OUT
         write_atomic(paths[0], _page("md", summary, more))
         write_atomic(paths[1], _page("html", summary, more | _for_html(summary, drawn)))
         for stem in (*figures.FIGURES, *figures.EARLIER, *GALLERIES):  # files of an earlier report may be out of date
-            for file in {f"{stem}.{suffix}" for suffix in ("png", "svg", "jpg")} - pictures.keys():
+            for file in {f"{stem}.{suffix}" for suffix in ("png", "svg", "pdf", "jpg")} - pictures.keys():
                 (folder / name / file).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: the report can't be written: {error.strerror}") from error

@@ -21,10 +21,12 @@ _SIGNS = {
     # Matplotlib notes a date and a program, and we leave both out; a PNG of ours has 120 dots per inch.
     ".svg": re.compile(rb'\A<svg (?!.*<dc:(?:date|creator)).*<g id="figure_1">', re.DOTALL),
     ".png": re.compile(rb"\A\x89PNG(?:(?!IDAT|tEXt|zTXt|iTXt).)*pHYs\x00\x00\x12\x74\x00\x00\x12\x74\x01", re.DOTALL),
+    ".pdf": re.compile(rb"\A%PDF-.*/Creator \(tl-bench\)", re.DOTALL),
     # A gallery is four pictures wide, 592 pixels, and has no EXIF data, as a camera's file has.
     ".jpg": re.compile(rb"\A\xff\xd8\xff\xe0..JFIF(?:(?!\xff\xda|Exif).)*\xff\xc0..\x08..\x02\x50\x03", re.DOTALL),
 }
 """Ending of a file → what its beginning has if a report wrote it."""
+_PICTURES = (".svg", ".png", ".pdf", ".jpg")
 _BEGINNING = 1 << 20
 
 
@@ -48,7 +50,7 @@ def check_report(folder: Path, name: str, run: Path | None = None) -> None:
     check_replaceable(folder / f"{name}.md", folder / f"{name}.html", run=run)
     check_output(folder / name)
     _check_outside(folder / name, run)
-    pictures = [path for path in sorted((folder / name).glob("*.*")) if path.suffix in (".svg", ".png", ".jpg")]
+    pictures = [path for path in sorted((folder / name).glob("*.*")) if path.suffix in _PICTURES]
     foreign = [path for path in pictures if _foreign(path)]
     if foreign:  # only now, since matplotlib takes seconds to load
         from bench.report.figures import EARLIER, FIGURES

@@ -1,11 +1,14 @@
-"""The choices for a sweep: grids, backbones, regimes, tasks, executions, precisions, data sets, devices."""
+"""The choices for a sweep: grids, backbones, regimes, tasks, executions, precisions, data sets, devices; and runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from bench.analysis.tally import tally_of_run
 from bench.execution import discovery
 from bench.execution.executors import make_executor
+from bench.store.runs import RunFolder, all_runs
 from bench.sweep.grid import load_grid, shipped
 from tl.config import EXECUTIONS, PRECISIONS
 from tl.datasets import DATASETS
@@ -25,17 +28,15 @@ LISTS = {
     "precisions": "the arithmetic of a training",
     "datasets": "images to train on",
     "devices": "the devices of this machine",
+    "runs": "the runs below --results, and how far they are",
 }
 """Name of a list → what it lists."""
-MOST_DESCRIBED = 400
-"""Largest number of backbones whose parameters and weights a list has: a network takes some hundredths of a second."""
 
 
-def choices(what: str, text: str | None = None) -> dict[str, str]:
+def choices(what: str, text: str | None = None, results: Path = Path("results")) -> dict[str, str]:
     """Names of one kind → what they mean. With `text`, only names that contain it.
 
-    `what` is grids, backbones, regimes, tasks, executions, precisions, datasets or devices. Raises `UserError` if no
-    name contains `text`.
+    `what` is one of `LISTS`; `results` is the folder of the runs. Raises `UserError` if no name contains `text`.
     """
     lists: dict[str, Callable[[], dict[str, str]]] = {
         "grids": shipped,
@@ -46,6 +47,7 @@ def choices(what: str, text: str | None = None) -> dict[str, str]:
         "datasets": _datasets,
         "devices": lambda: make_executor("process").devices(),
         "backbones": lambda: _backbones(text),
+        "runs": lambda: {run.name: _run(run) for run in all_runs(results)},
     }
     rows = lists[what]()
     rows = {name: meaning for name, meaning in rows.items() if not text or text in name}
@@ -63,6 +65,15 @@ def _datasets() -> dict[str, str]:
     return auto | {name: dataset.summary for name, dataset in DATASETS.items()} | folder
 
 
+def _run(run: RunFolder) -> str:
+    """How far a run is, on which images, and when its latest command began; or why it can't be read."""
+    try:
+        manifest, count = run.manifest(), tally_of_run(run)
+    except UserError as error:
+        return str(error)
+    return f"{count}; {manifest.dataset.name}; {manifest.invocations[-1].started:%Y-%m-%d}"
+
+
 def _backbones(text: str | None) -> dict[str, str]:
     used: dict[str, list[str]] = {}
     for grid in shipped():
@@ -74,15 +85,15 @@ def _backbones(text: str | None) -> dict[str, str]:
     chosen = (
         [spec for spec in everything if text in spec] if text else [s for s in everything if s in used or s in BUNDLED]
     )
-    details = discovery.backbone_details(executor, chosen) if text and len(chosen) <= MOST_DESCRIBED else {}
+    details = discovery.backbone_details(executor, chosen, everything) if text else {}
     rows = {}
     for spec in chosen:
         notes = _described(details[spec]) if spec in details else []
         notes += [f"in grid {', '.join(used[spec])}"] if spec in used else []
         notes += [f"weights from package {BUNDLED[spec].distribution}"] if spec in BUNDLED else []
         rows[spec] = "; ".join(notes)
-    if text and len(chosen) > MOST_DESCRIBED:
-        rows["…"] = f"{len(chosen)} names: a longer text also says how large they are, and whether weights are here"
+    if text and (later := len(chosen) - len(details)):
+        rows["…"] = f"{later} not counted yet: the same command goes on, and keeps what it has counted"
     for source in SOURCES:
         names = names_of(source)
         if names and (not text or f"{source}:".startswith(text)):

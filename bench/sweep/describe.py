@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from bench.analysis.scores import largest_class
+from bench.analysis.tally import tally
 from bench.analysis.words import counted, in_words
 from bench.console import say
 from bench.sweep.plan import Sweep
@@ -25,7 +26,7 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
     """
     splits = sweep.splits
     config = next(iter(sweep.cells.values())).config
-    images = f"{len(splits.train)} + {len(splits.val)} images, {len(splits.classes)} classes"
+    images = f"{len(splits.train)} training + {len(splits.val)} validation images, {len(splits.classes)} classes"
     left_out = sum(each.count for each in splits.left_out)
     task = TASKS[config.task]
     rate = task.same_answer(evaluated_images(config, splits).truth)
@@ -48,11 +49,24 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
         say(console, f"WARNING: the images are {in_words(splits.fallback, task)}{kept}", style="bold yellow")
     _describe_weights(sweep, console)
     say(console, f"run: {sweep.run.folder}: {counted(len(sweep.cells), 'cell')}{_compared_with_before(sweep)}")
+    say(console, f"        each cell is a training: {_axes(sweep)}")
     if only := _one_epoch(sweep):
         say(console, f"WARNING: {only}", style="yellow")
     say(console, f"speed: {_paired(sweep)}")
     if inference:
         say(console, f"inference: {_measured(sweep)}")
+
+
+def _axes(sweep: Sweep) -> str:
+    """What the cells are made of, in words."""
+    cells = sweep.cells.values()
+    counts = {
+        "backbone": len({cell.config.backbone for cell in cells}),
+        "regime": len({cell.config.regime for cell in cells}),
+        "device": len({cell.device for cell in cells}),
+        "seed": len({cell.config.seed for cell in cells}),
+    }
+    return "of " + ", ".join(counted(count, noun) for noun, count in counts.items())
 
 
 def _one_epoch(sweep: Sweep) -> str:
@@ -102,13 +116,13 @@ def _describe_weights(sweep: Sweep, console: Console) -> None:
 def _paired(sweep: Sweep) -> str:
     """How speeds are compared, and which cells have nothing to be compared with."""
     if not sweep.pairs:
-        return f"not timed in pairs: {sweep.unpaired}"
+        return f"not timed in pairs of processes that take turns: {sweep.unpaired}"
     rotations = dict.fromkeys(pair.pairing for pair in sweep.pairs.values())
     comparisons, each = sum(len(cells) - 1 for cells in rotations), next(iter(sweep.pairs.values())).seconds
     per = len(sweep.pairs) // len(rotations)
     kept = f", {len(sweep.done_pairs)} of them done before" if sweep.done_pairs else ""
-    several = "s" if comparisons > 1 else ""
-    text = f"{comparisons} comparison{several} in turns, {per} process pairs each, {each:g} s of turns per pair{kept}"
+    times = f"each by {per} pairs of processes that take turns for {each:g} s"
+    text = f"{counted(comparisons, 'comparison')}, {times}{kept}"
     paired = {cell.repeats for pair in sweep.pairs.values() for cell in pair.cells}
     alone = list(dict.fromkeys(cell.name for cell in sweep.cells.values() if cell.repeats not in paired))
     more = f" and {len(alone) - MOST_NAMED} more" if len(alone) > MOST_NAMED else ""
@@ -121,9 +135,9 @@ def _compared_with_before(sweep: Sweep) -> str:
         return ""
     before = sweep.previous.cells
     new, gone = len(sweep.cells.keys() - before.keys()), len(before.keys() - sweep.cells.keys())
-    diverged = sum(record.status != "done" for record in sweep.done.values())
-    parts = [f"{len(sweep.done)} of them done before"] if sweep.done else []
-    parts += [f"of which {diverged} diverged, and would again"] if diverged else []
+    ended = tally(record.status for record in sweep.done.values())
+    parts = [f"{ended.done} of them done before"] if ended.done else []
+    parts += [f"{ended.failed} diverged before, and would again"] if ended.failed else []
     parts += [f"{new} new"] if new else []
     parts += [f"and {gone} of earlier commands, which are kept"] if gone else []
     return "".join(f", {part}" for part in parts)

@@ -85,7 +85,13 @@ def execute(
         choose_ways(known, sweep.splits, executor, console, limits)
         with (
             sweep.run.reserved(_prediction_bytes(sweep.splits)),
-            make_reporter(console, list(missing.values()), len(pairs)) as reporter,
+            make_reporter(
+                console,
+                list(missing.values()),
+                len(pairs),
+                before=list(records.values()),
+                pairs_before=[timed[key] for key in sweep.pairs if key in timed and key not in pairs],
+            ) as reporter,
             stop_between_cells(lambda: say(console, STOPPING, style="yellow")) as stop_requested,
         ):
             recorder = Recorder(sweep, options, reporter, records, located, machine, first_order)

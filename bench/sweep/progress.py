@@ -16,6 +16,7 @@ from rich.text import Text
 
 from bench.analysis.metrics import METRICS, RATED_BY, costs, finished, headline
 from bench.analysis.paired import compare
+from bench.analysis.tally import Tally, tally
 from bench.analysis.words import in_words
 from bench.console import say
 from bench.store.pairs import PairRecord
@@ -61,10 +62,22 @@ class Reporter(Protocol):
         """A process pair has ended, with or without turns."""
 
 
-def make_reporter(console: Console, cells: Sequence[Cell], pairs: int = 0) -> Reporter:
-    """A live display if `console` is a terminal, otherwise plain lines. `cells` are those that the command runs."""
+def make_reporter(
+    console: Console,
+    cells: Sequence[Cell],
+    pairs: int = 0,
+    *,
+    before: Sequence[Record] = (),
+    pairs_before: Sequence[PairRecord] = (),
+) -> Reporter:
+    """A live display if `console` is a terminal, otherwise plain lines.
+
+    `cells` and `pairs` are those that the command runs; `before` and `pairs_before` are those of its cells and pairs
+    that have ended before it.
+    """
     make = LiveReporter if console.is_terminal else PlainReporter
-    return make(console, cells, pairs)
+    count = _Count(cells, tally((pair.status for pair in pairs_before), pairs, "pair"), before)
+    return make(console, count)
 
 
 FIRST_GUESS_SECONDS = 10.0
@@ -78,10 +91,10 @@ WIDE = 100
 class _Count:
     """Counts cells, epochs and process pairs, and estimates the time left."""
 
-    def __init__(self, cells: Sequence[Cell], pairs: int) -> None:
-        self.cells, self.pairs = len(cells), pairs
+    def __init__(self, cells: Sequence[Cell], pairs: Tally, before: Sequence[Record]) -> None:
+        self.cells, self.pairs = tally((record.status for record in before), len(cells)), pairs
         self.epochs = sum(cell.config.passes * cell.config.trainings for cell in cells)
-        self.cells_done = self.epochs_done = self.pairs_done = 0
+        self.epochs_done = self.pairs_timed = 0
         self.pair_seconds = 0.0
         """Wall time of the pairs that have ended."""
         self.running: dict[str, int] = {}
@@ -91,16 +104,16 @@ class _Count:
     def left(self) -> str:
         """A rough estimate of the time left; empty while it can't be known. See `bench.sweep.pace`."""
         seconds = self._pace.left()
-        if seconds is None or (self.cells_done == self.cells and not self.pairs_done):
+        if seconds is None or (not self.cells.left and not self.pairs_timed):
             return ""
-        each = self.pair_seconds / self.pairs_done if self.pairs_done else FIRST_GUESS_SECONDS
-        return f"about {_duration(seconds + each * (self.pairs - self.pairs_done))} left"
+        each = self.pair_seconds / self.pairs_timed if self.pairs_timed else FIRST_GUESS_SECONDS
+        return f"about {_duration(seconds + each * self.pairs.left)} left"
 
     def start(self, cell: Cell) -> int:
         """Count a cell that starts, and return its number, from 1."""
         self.running[cell.id] = 0
         self._pace.start(cell)
-        return self.cells_done + len(self.running)
+        return self.cells.ended + len(self.running)
 
     def epoch(self, cell: Cell) -> None:
         self.epochs_done += 1
@@ -109,13 +122,14 @@ class _Count:
 
     def end(self, record: Record) -> None:
         cell = record.cell
-        self.cells_done += 1
+        self.cells = self.cells.after(record.status)
         # A cell that failed had fewer epochs than planned; one that was restarted on a cluster may have had more.
         self.epochs -= cell.config.passes * cell.config.trainings - self.running.pop(cell.id, 0)
         self._pace.end(cell, record.wall_seconds if record.status == "done" else None)
 
     def end_pair(self, record: PairRecord) -> None:
-        self.pairs_done += 1
+        self.pairs = self.pairs.after(record.status)
+        self.pairs_timed += 1
         self.pair_seconds += record.wall_seconds
 
     def prefix(self, cell: Cell) -> str:
@@ -152,8 +166,8 @@ class _Warnings:
 class PlainReporter:
     """Prints one line for each start, epoch and end of a cell or pair."""
 
-    def __init__(self, console: Console, cells: Sequence[Cell], pairs: int) -> None:
-        self._console, self._count, self._warnings = console, _Count(cells, pairs), _Warnings()
+    def __init__(self, console: Console, count: _Count) -> None:
+        self._console, self._count, self._warnings = console, count, _Warnings()
         self._said = time.monotonic()
         """When the latest line was printed."""
 
@@ -165,7 +179,7 @@ class PlainReporter:
             self._say(f"WARNING, {text}")
 
     def started(self, cell: Cell) -> None:  # noqa: D102 - see Reporter
-        self._say(f"[{self._count.start(cell)}/{self._count.cells}] {cell}")
+        self._say(f"[{self._count.start(cell)}/{self._count.cells.planned}] {cell}")
 
     def stage(self, cell: Cell, text: str) -> None:  # noqa: D102
         self._say(f"    {self._count.prefix(cell)}{text}")
@@ -189,11 +203,11 @@ class PlainReporter:
         self._say(f"    {prefix}{_end_text(record)}")
 
     def pair_started(self, pair: PlannedPair) -> None:  # noqa: D102
-        self._say(f"[pair {self._count.pairs_done + 1}/{self._count.pairs}] {pair}")
+        self._say(f"[pair {self._count.pairs.ended + 1}/{self._count.pairs.planned}] {pair}")
 
     def pair_ended(self, record: PairRecord) -> None:  # noqa: D102
         self._count.end_pair(record)
-        left = self._count.left() if self._count.pairs_done < self._count.pairs else ""
+        left = self._count.left() if self._count.pairs.left else ""
         self._say(f"    {_pair_text(record)}{', ' + left if left else ''}")
 
     def _say(self, text: str) -> None:
@@ -204,8 +218,8 @@ class PlainReporter:
 class LiveReporter:
     """Updates one line at the bottom of the terminal, and prints a line above it for each cell that has ended."""
 
-    def __init__(self, console: Console, cells: Sequence[Cell], pairs: int) -> None:
-        self._console, self._count, self._warnings = console, _Count(cells, pairs), _Warnings()
+    def __init__(self, console: Console, count: _Count) -> None:
+        self._console, self._count, self._warnings = console, count, _Warnings()
         bar = [BarColumn(bar_width=10)] if console.width >= WIDE else []
         # Redrawing more often than once per second would disturb the measurement.
         self._bar = Progress(
@@ -221,7 +235,7 @@ class LiveReporter:
         )
         self._stages: dict[str, str] = {}
         """Id of a cell → the text of its current stage."""
-        self._task = self._bar.add_task("", total=self._count.epochs + pairs, cells="", cell="", left="")
+        self._task = self._bar.add_task("", total=None, cells="", cell="", left="")
         self._update(cell="")
 
     def __enter__(self) -> Self:
@@ -282,18 +296,12 @@ class LiveReporter:
 
     def _update(self, *, cell: str) -> None:
         count = self._count
-        all_cells = count.cells_done == count.cells
-        done, total, what = (
-            (count.pairs_done, count.pairs, "pairs")
-            if all_cells and count.pairs
-            else (count.cells_done, count.cells, "cells")
-        )
-        cells = f"{done}/{total} {what}"
+        now = count.pairs if count.pairs.planned and not count.cells.left else count.cells
         self._bar.update(
             self._task,
-            completed=count.epochs_done + count.pairs_done,
-            total=count.epochs + count.pairs,
-            cells=cells,
+            completed=count.epochs_done + count.pairs_timed,
+            total=count.epochs + count.pairs_timed + count.pairs.left,
+            cells=now.short,
             cell=cell,
             left=count.left(),
             refresh=True,

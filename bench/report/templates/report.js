@@ -5,7 +5,7 @@
 
   function shown(value, digits = 4) {
     if (value === undefined || value === null) return "n/a";
-    return value.toLocaleString("en", { maximumSignificantDigits: Math.max(digits, Math.floor(Math.log10(Math.abs(value) || 1)) + 1) });
+    return (value || 0).toLocaleString("en", { maximumSignificantDigits: Math.max(digits, Math.floor(Math.log10(Math.abs(value) || 1)) + 1) });
   }
 
   const heading = (metric) => metric.label + (metric.unit ? `, ${metric.unit}` : "");
@@ -25,6 +25,8 @@
 
   // The table: sort, filter, choose columns, copy.
   let count = () => {};
+  let keeps = () => true; // whether the filter keeps a row
+  let redraw = () => {}; // draws the explorer anew
   const table = document.getElementById("cells");
   if (table) {
     const body = table.tBodies[0];
@@ -83,6 +85,7 @@
       for (const [line, of] of lines) line.hidden = words.length > 0 && !of.some((row) => matching.has(row));
       count();
     }
+    keeps = (id) => matching.has(document.getElementById(id));
     count = () => {
       const there = rows.filter((row) => !row.hidden).length;
       counter.textContent = there === rows.length ? `${there} rows` : `${there} of ${rows.length} rows`;
@@ -140,9 +143,12 @@
 
     const counter = make("output", { "aria-live": "polite" });
     const search = make("input", { type: "search", placeholder: "Filter: lite0 -cuda", "aria-label": "Filter rows" });
+    let waiting;
     search.addEventListener("input", () => {
       filter(search.value);
       remember({ q: search.value });
+      clearTimeout(waiting);
+      waiting = setTimeout(() => redraw(), 200); // of a thousand points it takes longer than a letter
     });
     const list = make("div", { class: "columns" });
     names.forEach((name, index) => {
@@ -243,16 +249,22 @@
   if (place && data.metrics.length > 1) {
     const SVG = "http://www.w3.org/2000/svg";
     const HEIGHT = 460, LEFT = 64, RIGHT = 16, TOP = 12, BOTTOM = 48;
+    const REACH = 24; // pixels within which a pointer means a point
+    const WIDE_RANGE = 10; // largest value over smallest one from which an axis is logarithmic unless the reader says
     let WIDTH = 860; // of the page, so that letters keep their size on a phone
     const devices = [...new Set(data.groups.map((group) => group.device))];
-    const shapes = [
-      (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
-      (r) => `M${-r},${-r}h${2 * r}v${2 * r}h${-2 * r}z`,
-      (r) => `M0,${-1.3 * r}L${1.2 * r},${r}H${-1.2 * r}z`,
-      (r) => `M0,${-1.4 * r}L${1.4 * r},0L0,${1.4 * r}L${-1.4 * r},0z`,
-    ];
-    const pick = (name, fallback) => (metrics.has(state.get(name)) ? state.get(name) : metrics.has(fallback) ? fallback : data.metrics[0].key);
-    const view = { x: pick("x", data.axes.x), y: pick("y", data.axes.y), log: state.get("log") === "1" };
+    const shapes = {
+      o: (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
+      s: (r) => `M${-r},${-r}h${2 * r}v${2 * r}h${-2 * r}z`,
+      "^": (r) => `M0,${-1.3 * r}L${1.2 * r},${r}H${-1.2 * r}z`,
+      D: (r) => `M0,${-1.4 * r}L${1.4 * r},0L0,${1.4 * r}L${-1.4 * r},0z`,
+      v: (r) => `M0,${1.3 * r}L${1.2 * r},${-r}H${-1.2 * r}z`,
+    };
+    const known = (...keys) => keys.find((key) => metrics.has(key));
+    const others = (key) => data.metrics.map((metric) => metric.key).filter((other) => other !== key);
+    const view = { y: known(state.get("y"), data.axes.y, data.metrics[0].key) };
+    view.x = known(...[state.get("x"), data.axes.x].filter((key) => key !== view.y), ...others(view.y));
+    const logs = { x: "log", y: "logy" }; // name of what the address says of an axis: 1, 0, or nothing for what suits
 
     function svg(tag, attributes, ...children) {
       const node = document.createElementNS(SVG, tag);
@@ -261,34 +273,51 @@
       return node;
     }
 
-    function ticks(low, high, log) {
+    // Marks of an axis, each a value and its text.
+    function ticks(low, high, log, most) {
       if (log) {
-        const found = [];
-        for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
-          for (const digit of [1, 2, 5]) {
-            const tick = digit * 10 ** power;
-            if (tick >= low && tick <= high) found.push(tick);
-          }
-        if (found.length > 1) return found;
+        for (const digits of [[1, 2, 5], [1]]) {
+          const found = [];
+          for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
+            for (const digit of digits) {
+              const tick = Number(`${digit}e${power}`);
+              if (tick >= low && tick <= high) found.push([tick, shown(tick)]);
+            }
+          if (found.length > 1 && found.length <= 2 * most) return found;
+        }
       }
-      const rough = (high - low) / (WIDTH < 500 ? 3 : 5) || 1;
-      const power = 10 ** Math.floor(Math.log10(rough));
-      const step = [1, 2, 5, 10].map((digit) => digit * power).find((each) => each >= rough);
+      const rough = (high - low) / most || 1;
+      const power = Math.floor(Math.log10(rough));
+      const step = [1, 2, 5, 10].map((digit) => digit * 10 ** power).find((each) => each >= rough);
+      const decimals = Math.min(20, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
       const found = [];
-      for (let tick = Math.ceil(low / step) * step; tick <= high + 1e-9 * step; tick += step) found.push(tick);
+      for (let count = Math.ceil(low / step - 1e-9); count * step <= high + 1e-9 * step; count++) {
+        const tick = count * step || 0; // no -0
+        found.push([tick, tick.toLocaleString("en", { maximumFractionDigits: decimals })]);
+      }
       return found;
     }
 
-    function scale(key, from, to, log) {
-      const ends = data.groups.flatMap((group) => group.figures[key]?.slice(1) ?? []);
-      let low = Math.min(...ends), high = Math.max(...ends);
-      const useLog = log && low > 0;
-      const at = useLog ? Math.log : (value) => value;
+    function worded(key, value) {
+      const { label, unit } = metrics.get(key);
+      return `${label} ${shown(value)}${unit === "%" || !unit ? unit : ` ${unit}`}`;
+    }
+
+    // Of the points that are drawn, and their bars.
+    function scale(axis, points, from, to) {
+      const ends = points.flatMap((point) => point[axis]);
+      const low = Math.min(...ends), high = Math.max(...ends);
+      const metric = metrics.get(view[axis]), said = state.get(logs[axis]);
+      const suits = metric.unit !== "%" && high / low >= WIDE_RANGE;
+      const log = low > 0 && (said ? said === "1" : suits);
+      const [at, back] = log ? [Math.log, Math.exp] : [(value) => value, (value) => value];
       const pad = (at(high) - at(low)) * 0.06 || Math.abs(at(high)) * 0.06 || 1;
-      const start = at(low) - pad, end = at(high) + pad;
+      let start = at(low) - pad, end = at(high) + pad;
+      if (!log && low >= 0) start = Math.max(start, 0); // nothing is below 0, and no share above 100%
+      if (metric.unit === "%" && high <= 100) end = Math.min(end, 100);
       const map = (value) => from + ((at(value) - start) / (end - start)) * (to - from);
-      const back = useLog ? Math.exp : (value) => value;
-      return { map, ticks: ticks(back(start), back(end), useLog) };
+      const most = axis === "x" && WIDTH < 500 ? 3 : 5;
+      return { map, log, can: low > 0, ticks: ticks(back(start), back(end), log, most) };
     }
 
     function front(points) {
@@ -307,74 +336,171 @@
     const chart = svg("svg", { role: "group", "aria-label": "Scatter plot; each point is a row of the table" });
     const caption = make("p", { class: "note", "aria-live": "polite" });
     const legend = make("p", { class: "legend" });
+    const tip = make("div", { class: "tip", "aria-hidden": "true", hidden: true }); // a point's own label says the same
+    let drawn = []; // points with their places on the chart
+
+    function mark(group, attributes = {}) {
+      const hollow = devices.indexOf(group.device) > 0;
+      const colour = data.colours[group.regime];
+      const look = hollow ? { fill: "var(--card)", stroke: colour, "stroke-width": 2 } : { fill: colour };
+      return svg("path", { d: shapes[data.shapes[group.regime]](6), ...look, ...attributes });
+    }
 
     function draw() {
+      hide();
       WIDTH = Math.max(300, chart.clientWidth || 860);
       chart.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
-      const points = data.groups
+      const kept = data.groups.filter((group) => keeps(group.id));
+      const points = kept
         .map((group) => ({ group, x: group.figures[view.x], y: group.figures[view.y] }))
         .filter(({ x, y }) => x && y);
       chart.replaceChildren();
-      const missing = data.groups.length - points.length;
-      const note = missing ? ` ${missing} of ${data.groups.length} groups lack one of the two values.` : "";
+      drawn = [];
       const best = front(points);
-      const line = best.length > 1 ? " Line: groups that no other beats in both." : "";
-      caption.textContent = `Bars: range over seeds; for percentages, ± one standard deviation; for accuracies with one seed, the 95% interval.${line}${note}`;
+      const notes = [
+        "Bars: range over seeds; for percentages, ± one standard deviation; for accuracies with one seed, the 95% interval.",
+        best.length > 1 && "Line: groups that no other beats in both.",
+        kept.length < data.groups.length && `The table's filter leaves ${kept.length} of ${data.groups.length} groups.`,
+        points.length < kept.length && `${kept.length - points.length} of ${kept.length} groups lack one of the two values.`,
+      ];
+      caption.textContent = notes.filter(Boolean).join(" ");
       if (!points.length) return;
-      const across = scale(view.x, LEFT, WIDTH - RIGHT, view.log), up = scale(view.y, HEIGHT - BOTTOM, TOP, false);
-      for (const tick of across.ticks) {
-        const x = across.map(tick);
-        chart.append(svg("line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" }), svg("text", { x, y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, shown(tick, 6)));
+      const across = scale("x", points, LEFT, WIDTH - RIGHT), up = scale("y", points, HEIGHT - BOTTOM, TOP);
+      for (const [axis, { log, can }] of Object.entries({ x: across, y: up })) {
+        boxes[axis].checked = log;
+        boxes[axis].disabled = !can;
+        boxes[axis].parentNode.title = can ? "" : "Some values are 0 or less.";
       }
-      for (const tick of up.ticks) {
+      for (const [tick, text] of across.ticks) {
+        const x = across.map(tick);
+        chart.append(svg("line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" }), svg("text", { x, y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, text));
+      }
+      for (const [tick, text] of up.ticks) {
         const y = up.map(tick);
-        chart.append(svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y, class: "grid" }), svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, shown(tick, 6)));
+        chart.append(svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y, class: "grid" }), svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, text));
       }
       if (best.length > 1) chart.append(svg("polyline", { points: best.map(({ x, y }) => `${across.map(x[0])},${up.map(y[0])}`).join(" "), class: "front" }));
       for (const { group, x, y } of points) {
         const colour = data.colours[group.regime];
         const [cx, cy] = [across.map(x[0]), up.map(y[0])];
-        const text = `${group.name} on ${group.device}: ${heading(metrics.get(view.x))} ${shown(x[0])}, ${heading(metrics.get(view.y))} ${shown(y[0])}, ${group.seeds} seed${group.seeds > 1 ? "s" : ""}`;
-        const point = svg("a", { href: `#${group.id}`, class: "point", "aria-label": text }, svg("title", {}, text));
-        point.append(
+        const said = [
+          `${group.name} on ${group.device}`,
+          worded(view.x, x[0]),
+          worded(view.y, y[0]),
+          `${group.seeds} seed${group.seeds > 1 ? "s" : ""}`,
+        ];
+        const link = svg("a", { href: `#${group.id}`, class: "point", "aria-label": `${said[0]}: ${said.slice(1).join(", ")}` });
+        link.append(
           svg("line", { x1: across.map(x[1]), x2: across.map(x[2]), y1: cy, y2: cy, stroke: colour }),
           svg("line", { x1: cx, x2: cx, y1: up.map(y[1]), y2: up.map(y[2]), stroke: colour }),
-          svg("path", { d: shapes[devices.indexOf(group.device) % shapes.length](6), transform: `translate(${cx},${cy})`, fill: colour }),
+          mark(group, { transform: `translate(${cx},${cy})` }),
         );
-        point.addEventListener("click", (event) => {
-          event.preventDefault();
-          reveal(group.id);
-        });
-        chart.append(point);
+        drawn.push({ id: group.id, link, said, cx, cy });
+        chart.append(link);
       }
+      const named = (key, log) => heading(metrics.get(key)) + (log ? " (logarithmic)" : "");
       chart.append(
-        svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, heading(metrics.get(view.x))),
-        svg("text", { x: -(TOP + HEIGHT - BOTTOM) / 2, y: 16, "text-anchor": "middle", transform: "rotate(-90)" }, heading(metrics.get(view.y))),
+        svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, named(view.x, across.log)),
+        svg("text", { x: -(TOP + HEIGHT - BOTTOM) / 2, y: 16, "text-anchor": "middle", transform: "rotate(-90)" }, named(view.y, up.log)),
       );
+    }
+
+    // What a point is: on hover, keyboard focus and touch, where a second touch goes to its row, as a click does.
+    let current = null, touched = false, pressed = null;
+
+    function hide() {
+      current?.link.classList.remove("current");
+      current = null;
+      tip.hidden = true;
+      chart.style.cursor = "";
+    }
+
+    function tell(point, how) {
+      if (point === current) return;
+      hide();
+      if (!point) return;
+      current = point;
+      point.link.classList.add("current");
+      chart.style.cursor = "pointer";
+      const [name, ...rest] = point.said;
+      tip.replaceChildren(make("strong", {}, name), ...rest.map((text) => make("div", {}, text)), make("small", {}, how));
+      tip.style.left = tip.style.top = "0"; // an element near an edge is as narrow as what is left there
+      tip.hidden = false;
+      const frame = place.getBoundingClientRect(), of = chart.getBoundingClientRect(), size = of.width / WIDTH;
+      const x = of.left - frame.left + size * point.cx, y = of.top - frame.top + size * point.cy;
+      const { width, height } = tip.getBoundingClientRect();
+      tip.style.left = `${Math.max(4, Math.min(x - width / 2, frame.width - width - 4))}px`;
+      tip.style.top = `${y - height - 12 < of.top - frame.top ? y + 14 : y - height - 12}px`;
+    }
+
+    function nearest(event) {
+      const of = chart.getBoundingClientRect(), size = of.width / WIDTH;
+      const x = (event.clientX - of.left) / size, y = (event.clientY - of.top) / size;
+      let best = null, least = REACH / size;
+      for (const point of drawn) {
+        const away = Math.hypot(point.cx - x, point.cy - y);
+        if (away <= least) [best, least] = [point, away];
+      }
+      return best;
+    }
+
+    const pointOf = (node) => drawn.find(({ link }) => link === node) ?? null;
+    const focused = () => pointOf(document.activeElement);
+    chart.addEventListener("pointerdown", (event) => {
+      touched = event.pointerType === "touch";
+      pressed = current;
+    });
+    const hovered = (event, point) => event.pointerType !== "touch" && tell(point ?? focused(), "Click for its row.");
+    chart.addEventListener("pointermove", (event) => hovered(event, nearest(event)));
+    chart.addEventListener("pointerleave", (event) => hovered(event, null));
+    chart.addEventListener("focusin", () => touched || tell(focused(), "Enter for its row."));
+    chart.addEventListener("focusout", hide);
+    chart.addEventListener("click", (event) => {
+      event.preventDefault();
+      const point = event.detail ? nearest(event) : pointOf(event.target.closest("a")); // a key has no place
+      if (touched && event.detail && point !== pressed) tell(point, "Touch again for its row.");
+      else if (point) reveal(point.id);
+    });
+    addEventListener("keydown", (event) => {
+      touched = false;
+      if (event.key === "Escape") hide();
+    });
+    addEventListener("pointerdown", (event) => chart.contains(event.target) || hide());
+
+    const choosers = {}, boxes = {};
+
+    // A measure that the other axis has changes places with it, so that none is drawn against itself.
+    function choose(axis, key) {
+      const other = axis === "x" ? "y" : "x";
+      if (key === view[other]) {
+        view[other] = view[axis];
+        choosers[other].value = view[other];
+        const swapped = [state.get(logs.x), state.get(logs.y)];
+        remember({ [other]: view[other], [logs.x]: swapped[1], [logs.y]: swapped[0] });
+      } else remember({ [logs[axis]]: "" });
+      view[axis] = key;
+      remember({ [axis]: key });
+      draw();
     }
 
     function chooser(axis, label) {
       const select = make("select", { "aria-label": label });
       for (const metric of data.metrics) select.append(make("option", { value: metric.key, selected: metric.key === view[axis] }, heading(metric)));
-      select.addEventListener("change", () => {
-        view[axis] = select.value;
-        remember({ [axis]: select.value });
+      select.addEventListener("change", () => choose(axis, select.value));
+      const box = make("input", { type: "checkbox" });
+      box.addEventListener("change", () => {
+        remember({ [logs[axis]]: box.checked ? "1" : "0" });
         draw();
       });
-      return make("label", {}, `${label} `, select);
+      choosers[axis] = select;
+      boxes[axis] = box;
+      return [make("label", {}, `${label} `, select), make("label", {}, box, " logarithmic")];
     }
-    const log = make("input", { type: "checkbox" });
-    log.checked = view.log;
-    log.addEventListener("change", () => {
-      view.log = log.checked;
-      remember({ log: log.checked ? "1" : "" });
-      draw();
-    });
-    for (const [regime, colour] of Object.entries(data.colours)) legend.append(make("span", {}, make("i", { style: `background:${colour}` }), regime));
-    if (devices.length > 1)
-      devices.forEach((device, index) =>
-        legend.append(make("span", {}, svg("svg", { viewBox: "-9 -9 18 18", class: "shape" }, svg("path", { d: shapes[index % shapes.length](6), fill: "currentColor" })), device)));
-    place.append(make("div", { class: "tools" }, chooser("y", "Up"), chooser("x", "Across"), make("label", {}, log, " logarithmic")), legend, chart, caption);
+
+    const keyed = (group, text) => make("span", {}, svg("svg", { viewBox: "-9 -9 18 18", class: "shape" }, mark(group)), text);
+    for (const regime of Object.keys(data.colours)) legend.append(keyed({ regime, device: devices[0] }, regime));
+    if (devices.length > 1) legend.append(make("span", {}, `filled: ${devices[0]}, hollow: ${devices.slice(1).join(", ")}`));
+    place.append(make("div", { class: "tools" }, ...chooser("y", "Up"), ...chooser("x", "Across")), legend, chart, tip, caption);
     place.hidden = false;
     draw();
     let width = WIDTH;
@@ -382,6 +508,7 @@
       if (chart.clientWidth !== width) draw();
       width = chart.clientWidth;
     });
+    redraw = draw;
   }
 
   function reveal(id) {
