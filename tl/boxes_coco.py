@@ -7,7 +7,8 @@
 | `train.json`, `val.json` and folders of images | as it is |
 | one JSON file, or a folder with one | none |
 
-Images lie beside the JSON file, in a folder of the split's name or of the file's, or in `images/`. This module doesn't import torch.
+Images lie beside the JSON file, in a folder of the split's name or of the file's, or in `images/`. This module doesn't
+import torch.
 """
 
 from __future__ import annotations
