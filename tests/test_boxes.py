@@ -70,6 +70,31 @@ def test_images_elsewhere(tmp_path: Path) -> None:
     assert (splits.train.files, splits.val.files) == (("pictures/1.png", "pictures/2.png"), ("more/3.png",))
 
 
+@pytest.mark.parametrize("place", ["default", "images/default", "train2017", "images/train2017"])
+def test_images_in_a_folder_with_the_name_of_their_file(tmp_path: Path, place: str) -> None:
+    """CVAT calls it `default` where images have no split. Another year's images may have the same names."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / f"annotations/instances_{Path(place).name}.json").write_text(json.dumps(coco(TRAIN)))
+    write_images(tmp_path / place, list(TRAIN))
+    write_images((tmp_path / place).with_name("train2014"), list(TRAIN))
+    found = boxes_coco.read(tmp_path)
+    assert [found.root / image.file for image in found.images] == [tmp_path / place / name for name in TRAIN]
+
+
+def test_ids_may_be_whole_numbers_with_a_fraction(tmp_path: Path) -> None:
+    """Programs that keep ids in tables of numbers write `1.0`, in all places or in some."""
+    root = write_coco(tmp_path / "set", "coco")
+    expected = load(root)
+    file = root / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    for each in content["categories"]:
+        each["id"] = float(each["id"])
+    for each in content["annotations"]:
+        each["image_id"] = float(each["image_id"])
+    file.write_text(json.dumps(content))
+    assert load(root) == expected
+
+
 def many(root: Path, count: int = 20) -> Path:
     """Write one COCO file of so many images; the first has a class of its own beside the usual one, and so has the
     second; the last has no object."""
@@ -265,7 +290,7 @@ BAD: dict[str, tuple[Edit, str]] = {
     "no name": (_image(file_name=None), "image 11 has the file_name None; the path of a file is needed"),
     "twice": (_image(file_name="0.png"), "the image '0.png' is in the file twice"),
     "same id": (_image(id=10), "two images have the id 10"),
-    "no id": (_image(id=None), "'images' has the id None at place 2; a number or a text is needed"),
+    "no id": (_image(id=None), "'images' has the id None at place 2; a whole number or a text is needed"),
     "size": (
         _image(width=81),
         "1 of 3 images have another size.*: '1.png' has 80 × 60 pixels, and the file says 81 × 60$",
@@ -428,6 +453,10 @@ BAD_MASKS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "colours": (
         _mask(np.zeros((60, 80, 3), np.uint8)),
         "the first: 'PedMasks/4_mask.png': it has the channels RGB, and",
+    ),
+    "blurred": (
+        lambda root: Image.new("L", SIZE).save(root / "PedMasks/4_mask.png", format="JPEG"),
+        "the first: 'PedMasks/4_mask.png': it is a JPEG, which blurs the numbers of objects; masks are PNG files$",
     ),
     "size": (_mask(np.ones((60, 81), np.uint8)), "'PedMasks/4_mask.png' has 81 × 60 pixels, and its image 80 × 60"),
     "damaged": (

@@ -7,7 +7,8 @@
 | `train.json`, `val.json` and folders of images | as it is |
 | one JSON file, or a folder with one | none |
 
-Images lie beside the JSON file, in a folder of the split's name, or in `images/`. This module doesn't import torch.
+Images lie beside the JSON file, in a folder of the split's name or of the file's, or in `images/`. This module doesn't
+import torch.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ LIMIT_BYTES = 1 << 30
 """A larger JSON file is refused; COCO's largest has 448 MB."""
 ANNOTATIONS = "annotations"
 IMAGES = "images"
+INSTANCES = "instances"
+"""How names of COCO's files with boxes begin."""
 _LISTS = ("images", "categories", "annotations")
 
 
@@ -51,7 +54,7 @@ def annotation_files(folder: Path) -> dict[Split | None, Path]:
     ]
     for some in places:
         found = [(path, split or _split_in(path)) for place, split in some for path in _json_in(place)]
-        found = [each for each in found if each[0].name.startswith("instances")] or found
+        found = [each for each in found if each[0].name.startswith(INSTANCES)] or found
         if any(split for _, split in found):
             found = [each for each in found if each[1]]
         by: dict[Split | None, list[Path]] = {}
@@ -292,7 +295,8 @@ def _id(path: Path, name: str, number: int, given: dict[str, Any]) -> Hashable:
     key = given.get("id")
     if not _is_id(key):
         raise DataError(
-            f"{path}: {name!r} has the id {shortened(repr(key))} at place {number + 1}; a number or a text is needed"
+            f"{path}: {name!r} has the id {shortened(repr(key))} at place {number + 1}; "
+            "a whole number or a text is needed"
         )
     found: Hashable = key
     return found
@@ -304,7 +308,9 @@ def _said(annotation: dict[str, Any], number: int) -> str:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
+    """True for a text or a whole number, also one that is written as `1.0`, as tables of numbers are; it equals 1."""
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return isinstance(value, str) or (whole and not isinstance(value, bool))
 
 
 def _is_number(value: Any) -> bool:
@@ -312,9 +318,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15  # NaN isn't
 
 
-def _order(key: Hashable) -> tuple[bool, int, str]:
+def _order(key: Any) -> tuple[bool, float, str]:
     """Numbers in their order before texts."""
-    return (False, key, "") if isinstance(key, int) else (True, 0, str(key))
+    return (True, 0, key) if isinstance(key, str) else (False, key, "")
 
 
 def _json_in(folder: Path) -> list[Path]:
@@ -331,13 +337,18 @@ def _split_in(path: Path) -> Split | None:
 
 
 def _folders(path: Path, split: Split | None) -> list[Path]:
-    """Folders that may have the images of a JSON file, the likeliest first, its own at the end."""
+    """Folders that may have the images of a JSON file, the likeliest first, its own at the end.
+
+    The likeliest has the name that follows `instances_`, as `train2017` or CVAT's `default` does.
+    """
     bases = [path.parent, *([path.parent.parent] if path.parent.name.lower() == ANNOTATIONS else [])]
     bases = [base for base in (*(base / IMAGES for base in bases), *reversed(bases)) if is_folder(base)]
+    own = path.stem.removeprefix(f"{INSTANCES}_")
     inner = [
         base / entry.name
         for base in bases
-        for entry in (entries(base) if split else ())
-        if split_called(entry.name.rstrip("0123456789")) == split and leads_to_folder(entry)
+        for entry in entries(base)
+        if entry.name == own or (split and split_called(entry.name.rstrip("0123456789")) == split)
+        if leads_to_folder(entry)
     ]
-    return [*inner, *bases]
+    return [*sorted(inner, key=lambda folder: folder.name != own), *bases]

@@ -141,7 +141,7 @@ def size_of(path: Path) -> tuple[int, int] | None:
 def numbers_or_say_why(path: Path) -> npt.NDArray[np.int64] | str:
     """Read an image as the numbers of its pixels, `(H, W) int64`: levels of grey, or indices of a palette.
 
-    Return the reason in one line if it is damaged or has several channels.
+    Return the reason in one line if it is damaged, has several channels, or is a JPEG, which changes numbers.
     """
     try:
         return _decoded(path, _numbers)
@@ -152,6 +152,8 @@ def numbers_or_say_why(path: Path) -> npt.NDArray[np.int64] | str:
 def _numbers(image: Image.Image) -> npt.NDArray[np.int64]:
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;"):
         raise ValueError(f"it has the channels {image.mode}, and a mask has one, with a number for each object")
+    if image.format == "JPEG":
+        raise ValueError("it is a JPEG, which blurs the numbers of objects; masks are PNG files")
     return np.asarray(image).astype(np.int64)
 
 
