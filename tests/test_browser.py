@@ -6,6 +6,7 @@ import base64
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -282,11 +283,44 @@ def test_no_letter_of_a_figure_is_cut_off_or_tiny(size: tuple[int, int], browser
     assert len(heights) > 3 and min(heights) >= 10.9
 
 
-@pytest.mark.parametrize("width", [1280, 1440])
-def test_no_column_of_the_leaderboard_is_hidden(width: int, browser: Any, page: Path) -> None:
+WIDER = """
+return [...document.querySelectorAll(".scroll")]
+  .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth)
+  .map((one) => [one.getAttribute("aria-label"), one.scrollWidth, one.clientWidth]);
+"""
+"""The tables that a reader has to push sideways."""
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1440])
+def test_no_column_is_hidden(width: int, browser: Any, page: Path) -> None:
+    """Of no table, however many columns it has."""
     opened(browser, page, size=(width, 900))
-    board = "document.querySelector('.board')"
-    assert browser.execute_script(f"return {board}.scrollWidth <= {board}.clientWidth")
+    browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".scroll table")) > 4
+    assert browser.execute_script(WIDER) == []
+
+
+def test_a_phone_has_a_card_for_each_backbone(browser: Any, page: Path) -> None:
+    """In place of the table and the matrix, the best first: every combination with its figures, or what it lacks."""
+    opened(browser, page, size=PHONE)
+    assert texts(browser, "#cells") == texts(browser, "#matrix-table") == []
+    assert texts(browser, ".backbones h3") == ["<script>alert(1)</script>", "a", "c"]
+    rows = [" ".join(text.split()) for text in texts(browser, ".backbones tbody tr")]
+    print(rows)
+    right = (
+        "Math.max(...[...document.querySelectorAll('.backbones td')].map((one) => one.getBoundingClientRect().right))"
+    )
+    assert browser.execute_script(f"return {right}") <= PHONE[0]
+    browser.find_element(By.CSS_SELECTOR, "#table-tools input[type=search]").send_keys("timm:a frozen")
+    assert texts(browser, ".backbones h3") == ["a"] and len(texts(browser, ".backbones tbody tr")) == 1
+
+
+def test_a_point_leads_to_its_line_on_a_phone(browser: Any, page: Path) -> None:
+    opened(browser, page, size=PHONE)
+    point = browser.find_element(By.CSS_SELECTOR, "#explore .point")
+    browser.execute_script("arguments[0].focus()", point)
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.find_element(By.CSS_SELECTOR, "tr.found").get_attribute("data-of") == "cell-0"
 
 
 def test_a_filter_drives_all_views(browser: Any, page: Path) -> None:
@@ -309,14 +343,73 @@ def test_figures_can_be_copied(browser: Any, page: Path) -> None:
     assert wait_until(lambda: sorted(browser.execute_script("return window.saved")) == ["image/png", "text/csv"], 10)
 
 
-def test_one_page_of_paper_has_the_answer(browser: Any, page: Path) -> None:
-    """Of a printed page of this run, and no page is empty."""
+SHEET = (round(277 / 25.4 * 96), round(190 / 25.4 * 96))
+"""CSS pixels of a landscape sheet within its margins."""
+
+
+def test_the_first_sheet_of_paper_has_the_answer(browser: Any, page: Path) -> None:
+    """From the strip to the verdicts, and no sheet is empty."""
     opened(browser, page)
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
-    sheets = re.findall(rb"/Type\s*/Page\b", pdf)
-    assert 3 <= len(sheets) <= 14
     (box,) = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", pdf))
     assert float(box[0]) > float(box[1]), "landscape"
+    letters = [text.count(b"Tj") + text.count(b"TJ") for text in sheets(pdf)]
+    assert 3 <= len(letters) <= 10 and min(letters) > 3
+    on_paper(browser, page)
+    first = "document.querySelector('.first')"
+    assert browser.execute_script(f"return {first}.getBoundingClientRect().bottom") <= SHEET[1]
+    assert browser.execute_script(f"return getComputedStyle({first}).breakAfter") == "page"
+    inside = browser.execute_script(
+        f"return [...{first}.children].filter((one) => one.checkVisibility()).map((one) => one.className)"
+    )
+    assert inside == ["strip", "warning", "answers", "hero", "cards", "verdicts"]
+
+
+def sheets(pdf: bytes) -> list[bytes]:
+    """The drawing instructions of each page of a PDF of Chromium's."""
+    found = []
+    for contents in re.findall(rb"/Type\s*/Page\b.*?/Contents (\d+) 0 R", pdf, re.DOTALL):
+        stream = re.search(rb"\n%s 0 obj\b.*?stream\r?\n(.*?)\r?\nendstream" % contents, pdf, re.DOTALL)
+        assert stream is not None
+        found.append(zlib.decompress(stream[1]))
+    return found
+
+
+def on_paper(browser: Any, page: Path) -> None:
+    """Open the page as it is printed, without its breaks."""
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    opened(browser, page, size=SHEET)
+
+
+@pytest.fixture
+def printed(browser: Any, page: Path) -> Iterator[Any]:
+    on_paper(browser, page)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_paper_cuts_nothing_off(printed: Any) -> None:
+    """Nothing is wider than a sheet or scrolls, and letters of tables have 8 points at least."""
+    assert printed.execute_script(WIDER) == []
+    wider = (
+        "[...document.querySelectorAll('main *')].filter((one) => one.getBoundingClientRect().right > innerWidth + 1)"
+    )
+    assert printed.execute_script(f"return {wider}.map((one) => one.outerHTML.slice(0, 80))") == []
+    sizes = "[...document.querySelectorAll('table, table *')].filter((one) => one.checkVisibility())"
+    assert (
+        printed.execute_script(f"return Math.min(...{sizes}.map((one) => parseFloat(getComputedStyle(one).fontSize)))")
+        >= 10.6
+    )
+
+
+def test_paper_keeps_the_marks_of_legends(printed: Any) -> None:
+    """Colours are printed, those of backgrounds too, and folds that nobody opened are left out."""
+    assert (
+        printed.execute_script("return getComputedStyle(document.querySelector('.dots .band')).printColorAdjust")
+        == "exact"
+    )
+    assert len(texts(printed, "#figure-accuracy-curve text")) > 4
+    assert texts(printed, "details.fold summary") == []
 
 
 def test_contrast_of_text(browser: Any, page: Path) -> None:
