@@ -206,6 +206,18 @@ def test_categories_without_objects_are_no_classes(tmp_path: Path) -> None:
     assert load(root).classes == ("dog", "cat")
 
 
+def test_a_category_without_annotations_may_repeat_a_name(tmp_path: Path) -> None:
+    """Roboflow's category of the whole set has the name of a class where the set has the name of that class."""
+    root = write_coco(tmp_path / "set", "roboflow")
+    expected = load(root)
+    for file in root.glob("*/*.json"):
+        content = json.loads(file.read_text())
+        content["categories"] = [{"id": 0, "name": "cat"}, {"id": 9, "name": "dog"}, *content["categories"]]
+        file.write_text(json.dumps(content))
+    found = load(root)
+    assert (found.classes, found.train.objects) == (expected.classes, expected.train.objects)
+
+
 Edit = Callable[[dict[str, Any]], Any]
 
 
@@ -227,6 +239,12 @@ BAD: dict[str, tuple[Edit, str]] = {
     "no box": (_annotation(bbox=None), "has the bbox None, which is not four numbers$"),
     "box of text": (_annotation(bbox=[1, 2, 3, "4"]), "which is not four numbers$"),
     "box of NaN": (_annotation(bbox=[1, 2, 3, float("nan")]), "which is not four numbers$"),
+    "huge integers": (_annotation(bbox=[1, 2, 3, 10**400]), "which is not four numbers$"),
+    "thin box": (_annotation(bbox=[40, 30, 1e-9, 30]), "which is too thin for single precision$"),
+    "crowd of text": (
+        _annotation(iscrowd="0"),
+        "1 of 3 annotations have an iscrowd .*: annotation 101 .* iscrowd '0'$",
+    ),
     "category": (
         _annotation(category_id=7),
         r"unknown category, known are 1 \(dog\), 3 \(cat\); the first: annotation 101",
@@ -270,7 +288,10 @@ BAD: dict[str, tuple[Edit, str]] = {
         lambda content: content["categories"][0].pop("name"),
         "category 3 has the name None; a text is nee",
     ),
-    "two names": (lambda content: content["categories"][0].update(name="dog"), "two categories have the name 'dog'"),
+    "two names": (
+        lambda content: content["categories"][0].update(name="dog"),
+        "two categories with annotations have the name 'dog'",
+    ),
     "two ids": (lambda content: content["categories"][0].update(id=1), "two categories have the id 1"),
     "no objects": (
         lambda content: content["annotations"].clear(),

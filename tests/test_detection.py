@@ -92,6 +92,13 @@ def test_average_precision_of_boxes_is_torchmetrics(seed: int) -> None:
         assert ours == pytest.approx(float(metric.compute()["map"]), abs=1e-6)
 
 
+@pytest.mark.parametrize("found", [[], [(1, 0.9, 0.0, 0.0, 0.5, 0.5)]], ids=["nothing", "another class"])
+def test_finding_nothing_has_no_precision(found: list[tuple[float, ...]]) -> None:
+    """By torchmetrics and by our own code; it has -1 for what it can't know, which no score may be."""
+    truth = [(Box(0, 0.0, 0.0, 0.5, 0.5),), ()]
+    assert coco_precision([found, []], truth) == mean_average_precision([found, []], truth) == 0.0
+
+
 def test_average_precision_of_boxes_by_hand() -> None:
     """One object found with an overlap of 0.64 counts up to 0.60, after a wrong box with half of the precision."""
     true, near, far = Box(0, 0.0, 0.0, 0.5, 0.5), (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9)
@@ -301,6 +308,90 @@ def test_ways_to_run_work(splits: tl.Splits, settings: dict[str, Any]) -> None:
     assert other.epochs[0].train_loss == pytest.approx(plain.epochs[0].train_loss, rel=0.2)
     if "checkpointing" in settings:
         assert other.epochs[0].train_loss == pytest.approx(plain.epochs[0].train_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"ema": 0.9}, {"layer_decay": 0.5}, {"freeze_bn": True}], ids=str)
+def test_settings_of_fine_tuning_work(splits: tl.Splits, settings: dict[str, Any]) -> None:
+    """Rates by depth move the first layer less, an average follows slowly, and BatchNorm may stay as it was."""
+    few = tl.Splits(**{**vars(splits), "train": splits.train.subset([0, 1, 2]), "val": splits.val.subset([0])})
+    usual, other = (
+        tl.train_model(tl.TrainConfig(**GIVEN | {"regime": "finetune"} | given), few, device="cpu")
+        for given in ({}, settings)
+    )
+    before = make_backbone(SSD, weights="random").module.state_dict()
+
+    def moved(result: Any, ends: str, first: bool = False) -> float:
+        after = result.model.backbone.state_dict()
+        names = [name for name in before if name.endswith(ends)]
+        return sum((after[name] - before[name]).abs().sum().item() for name in names[: 1 if first else None])
+
+    if "freeze_bn" in settings:
+        assert moved(other, "running_mean") == 0 < moved(usual, "running_mean")
+    else:
+        assert other.epochs[0].train_loss == pytest.approx(usual.epochs[0].train_loss, rel=1e-6), "one step"
+        assert 0 < moved(other, "0.0.0.weight", first=True) < 0.5 * moved(usual, "0.0.0.weight", first=True)
+
+
+def test_the_head_runs_in_single_precision(splits: tl.Splits) -> None:
+    """In bf16 the backbone computes in it, and what proposes, classifies and scores boxes doesn't."""
+    few = tl.Splits(**{**vars(splits), "train": splits.train.subset([0, 1]), "val": splits.val.subset([0])})
+    seen: dict[torch.nn.Module, set[torch.dtype]] = {}
+    usual = torch.nn.Conv2d.forward
+
+    def noted(module: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        output = usual(module, images)
+        seen.setdefault(module, set()).add(output.dtype)
+        return output
+
+    config = tl.TrainConfig(**GIVEN | {"regime": "finetune", "precision": "bf16"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Conv2d, "forward", noted)
+        model = tl.train_model(config, few, device="cpu").model
+    # The backbone runs once in single precision before the training, to find its stages.
+    body = [seen[each] for each in model.backbone.modules() if isinstance(each, torch.nn.Conv2d)]
+    head = [seen[each] for each in model.head.modules() if isinstance(each, torch.nn.Conv2d)]
+    assert all(torch.bfloat16 in dtypes for dtypes in body) and all(dtypes == {torch.float32} for dtypes in head)
+
+
+@pytest.mark.parametrize("regime", ["norm-only", "bias-only"])
+def test_few_parameters_of_a_detector_train(splits: tl.Splits, regime: str) -> None:
+    """In the backbone those that the regime names, and no other; the head trains whole."""
+    few = tl.Splits(**{**vars(splits), "train": splits.train.subset([0, 1]), "val": splits.val.subset([0])})
+    result = tl.train_model(tl.TrainConfig(**GIVEN | {"regime": regime}), few, device="cpu")
+    before = dict(make_backbone(SSD, weights="random").module.named_parameters())
+    after = dict(result.model.backbone.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    norms = {
+        f"{name}.{kind}"
+        for name, module in result.model.backbone.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+        for kind in ("weight", "bias")
+    }
+    named = norms if regime == "norm-only" else {name for name in before if name.endswith("bias")}
+    assert changed and changed <= named and result.frozen_verified is True
+
+
+@pytest.mark.parametrize("regime", ["norm-only", "freeze_bn"])
+def test_batch_norm_of_a_trained_faster_rcnn_is_fixed(splits: tl.Splits, tmp_path: Path, regime: str) -> None:
+    """So there is nothing that `norm-only` trains, or `freeze_bn` freezes, and the cell is skipped."""
+    name = RCNN.partition(":")[2]
+    torch.save(dict(states(name))[f"{name}.pth"], tmp_path / f"{name}.pth")
+    given = {"regime": regime} if regime == "norm-only" else {"regime": "finetune", "freeze_bn": True}
+    config = tl.TrainConfig(**GIVEN | {"backbone": RCNN, "weights": "pretrained"} | given)
+    why = "no part that the regime trains" if regime == "norm-only" else "freeze_bn=true: no BatchNorm layer"
+    with pytest.raises(tl.NotApplicable, match=why):
+        tl.train_model(config, splits, device="cpu", weights_dir=tmp_path)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_batch_of_one_image_is_refused(splits: tl.Splits, images: int) -> None:
+    """BatchNorm of SSDlite's last map, one pixel, can't train on it: a batch size of 1, or one image to train on."""
+    few = tl.Splits(
+        **{**vars(splits), "train": splits.train.subset(list(range(images))), "val": splits.val.subset([0])}
+    )
+    config = tl.TrainConfig(**GIVEN | {"regime": "frozen", "batch_size": 4 if images == 1 else 1})
+    with pytest.raises(tl.NotApplicable, match=f"^batch_size={config.batch_size}: a batch of one image gives a"):
+        tl.train_model(config, few, device="cpu")
 
 
 def test_the_cost_of_a_detector_in_use_is_measured(splits: tl.Splits) -> None:

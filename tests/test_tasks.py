@@ -26,6 +26,7 @@ from tests.label_sets import NAMES, draw, drawn, write_table
 from tests.runs import says_nothing_of_accuracies, shown_on
 from tests.weights import with_statistics
 from tl.average_precision import average_precision, mean_average_precision, of_images
+from tl.cache import to_json
 from tl.config import LOSSES
 from tl.learning import LEARNING
 from tl.regimes import REGIMES
@@ -60,6 +61,26 @@ def test_every_task_has_both_entries() -> None:
         assert LEARNING[name].counts_hits is task.right_or_wrong
         assert LEARNING[name].val_loss is task.val_loss
         assert task.right_or_wrong or (task.compared and task.image_score != task.score)
+
+
+LONGEST: dict[str, dict[str, Any]] = {
+    "classification": {"labels": [9999] * 50, "confidences": [0.123456] * 50},
+    "multilabel": {"labels": [], "confidences": [], "probabilities": [[0.123456] * 300] * 50},
+    "detection": {"labels": [], "confidences": [], "detections": [[(9999, *[0.12345] * 5)] * 100] * 50},
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_space_that_predictions_take(name: str) -> None:
+    """As much is reserved on the disk for a record as predictions take at most, and no more than twice of it."""
+
+    def size(images: int) -> int:
+        some = {key: value[:images] for key, value in LONGEST[name].items()}
+        return len(to_json({"result": {"last": tl.results.Predictions(epoch=0, **some).model_dump(mode="json")}}))
+
+    bound = TASKS[name].prediction_bytes(300)
+    each = (size(50) - size(10)) / 40
+    assert each <= bound <= max(2 * each, 100)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
 
 
@@ -33,8 +34,17 @@ class Box(NamedTuple):
 
 
 def fault_of(box: Box) -> str:
-    """What is wrong with the edges of a box, in words; empty if nothing is."""
-    for what, low, high in (("left and right", box.left, box.right), ("top and bottom", box.top, box.bottom)):
+    """What is wrong with the edges of a box, in words; empty if nothing is.
+
+    Edges must differ in single precision, too: a training has them so, and a box without an area has no finite loss.
+    """
+    left, top, right, bottom = array("f", box[1:])
+    for what, low, high, rounded in (
+        ("left and right", box.left, box.right, (left, right)),
+        ("top and bottom", box.top, box.bottom, (top, bottom)),
+    ):
         if not 0 <= low < high <= 1:  # NaN is neither
             return f"its {what} are {low:g} and {high:g}, and must be from 0 to 1 and ascend"
+        if rounded[0] == rounded[1]:
+            return f"its {what} are {low!r} and {high!r}, which are the same in single precision"
     return ""

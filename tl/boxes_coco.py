@@ -13,15 +13,15 @@ Images lie beside the JSON file, in a folder of the split's name, or in `images/
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tl.boxed import Boxed, BoxedImage
-from tl.boxes import Box
+from tl.boxes import Box, fault_of
 from tl.cache import is_file, is_folder, read_text
 from tl.decoding import size_of
 from tl.errors import DataError, UserError
@@ -74,9 +74,10 @@ def read(place: Path) -> Boxed:
     """Read a COCO file, or those in a folder, and check that images exist and boxes lie in them.
 
     Edges that are outside of the image are moved to its border. Annotations of crowds (`iscrowd`) are left out and
-    counted. Raises `DataError`, with the number of faults and the first of them, for a file that can't be read as JSON
-    or has no lists of images, categories and annotations; for an image that isn't there, is in two splits, or has
-    another size than the file says; for an annotation of an unknown image or category; and for an empty box.
+    counted. Of categories with the same name, only one may have annotations. Raises `DataError`, with the number of
+    faults and the first of them, for a file that can't be read as JSON or has no lists of images, categories and
+    annotations; for an image that isn't there, is in two splits, or has another size than the file says; for an
+    annotation of an unknown image or category; and for an empty box.
     """
     place = place.resolve() if is_folder(place) else place.parent.resolve() / place.name
     files = annotation_files(place) if is_folder(place) else {None: place}
@@ -140,11 +141,24 @@ class _Part:
             key, name = _id(path, "categories", number, each), each.get("name")
             if not isinstance(name, str) or not name.strip():
                 raise DataError(f"{path}: category {key!r} has the name {shortened(repr(name))}; a text is needed")
-            if key in self.categories or name in self.categories.values():
-                same = f"id {key!r}" if key in self.categories else f"name {name!r}"
-                raise DataError(f"{path}: two categories have the {same}")
+            if key in self.categories:
+                raise DataError(f"{path}: two categories have the id {key!r}")
             self.categories[key] = name
-        self.categories = dict(sorted(self.categories.items(), key=lambda item: _order(item[0])))
+        self.categories = self._with_names_once(self.categories)
+
+    def _with_names_once(self, categories: dict[Hashable, str]) -> dict[Hashable, str]:
+        """Categories in the order of their ids, without those that repeat a name and have no annotation.
+
+        Roboflow writes one for the whole set, which may have the name of a class. Raises `DataError` if two that have
+        annotations have one name.
+        """
+        used = {key for each in self._annotations if _is_id(key := each.get("category_id"))}
+        counts = Counter(name for key, name in categories.items() if key in used)
+        if twice := next((name for name, count in counts.items() if count > 1), None):
+            raise DataError(f"{self.path}: two categories with annotations have the name {twice!r}")
+        kept = [(key, name) for key, name in categories.items() if key in used or name not in counts]
+        found: dict[Hashable, str] = dict(sorted(kept, key=lambda item: _order(item[0])))
+        return found
 
     def images(self, numbers: dict[str, int]) -> Iterator[tuple[Path, tuple[Box, ...]]]:
         """Yield the path and the objects of each image. `numbers` are the labels of categories' names."""
@@ -160,14 +174,17 @@ class _Part:
         places = self._places(names)
         sizes = self._sizes(places)
         objects: dict[Hashable, list[Box]] = {key: [] for key in names}
-        unknown, strange, faulty = [], [], []
+        unknown, unclear, strange, faulty = [], [], [], []
         for number, each in enumerate(self._annotations):
             said, image, category = f"annotation {_said(each, number)}", each.get("image_id"), each.get("category_id")
             if not _is_id(image) or image not in names:
                 unknown.append(f"{said} has the image_id {shortened(repr(image))}")
                 continue
             said += f" of {shortened(repr(names[image]))}"
-            if each.get("iscrowd"):
+            crowd = each.get("iscrowd")
+            if crowd not in (None, 0, 1):
+                unclear.append(f"{said} has the iscrowd {shortened(repr(crowd))}")
+            elif crowd:
                 self.crowds.append(places[image])
             elif not _is_id(category) or category not in self.categories:
                 strange.append(f"{said} has the category_id {shortened(repr(category))}")
@@ -177,6 +194,7 @@ class _Part:
                 faulty.append(f"{said} has the bbox {shortened(repr(each.get('bbox')))}, {box}")
         total = len(self._annotations)
         self._refuse(unknown, total, "annotations are of no image in 'images'")
+        self._refuse(unclear, total, "annotations have an iscrowd that is neither 0 nor 1")
         known = shortened(", ".join(f"{key!r} ({name})" for key, name in self.categories.items()))
         self._refuse(strange, total, f"annotations have an unknown category, known are {known or 'none'}")
         self._refuse(faulty, total, "annotations have no box [left, top, width, height] in their image, in pixels")
@@ -238,7 +256,9 @@ def _box(label: int, given: Any, size: tuple[int, int]) -> Box | str:
     edges = [min(max(edge / whole, 0.0), 1.0) for edge, whole in zip((left, top), size, strict=True)]
     edges += [min(max(edge / whole, 0.0), 1.0) for edge, whole in zip((left + width, top + height), size, strict=True)]
     box = Box(label, *edges)
-    return box if box.left < box.right and box.top < box.bottom else f"outside of {size[0]} × {size[1]} pixels"
+    if not (box.left < box.right and box.top < box.bottom):
+        return f"outside of {size[0]} × {size[1]} pixels"
+    return "which is too thin for single precision" if fault_of(box) else box
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -288,7 +308,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # NaN isn't
+    """True for a finite number that pixels can have; Python's integers have no largest one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15  # NaN isn't
 
 
 def _order(key: Hashable) -> tuple[bool, int, str]:

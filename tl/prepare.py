@@ -100,6 +100,7 @@ def ready(
         seeded(seed_for("train", config.seed)),
         single_precision(config.precision),
         own_stream(device),
+        _one_value_explained(config),
     ):
         ahead = _batches_ahead(setup)
         body, inference = _body(setup, ahead)
@@ -122,6 +123,23 @@ def check_task(config: TrainConfig, splits: Splits) -> None:
     TASKS[config.task].check_packages()
     if why := TASKS[config.task].no_regime(REGIMES[config.regime]):
         raise NotApplicable(f"regime {config.regime!r} has no meaning with task {config.task!r}: {why}")
+
+
+@contextmanager
+def _one_value_explained(config: TrainConfig) -> Iterator[None]:
+    """Raise `NotApplicable` where torch says that a BatchNorm layer has one value per channel to train on.
+
+    A batch of one image gives it that where maps are one pixel, which depends on the network.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise NotApplicable(
+            f"batch_size={config.batch_size}: a batch of one image gives a BatchNorm layer of this network one value "
+            "per channel, which it can't train on; use 2 or more images, and batches of 2 or more"
+        ) from error
 
 
 def needs_compiler(config: TrainConfig) -> bool:

@@ -51,6 +51,9 @@ class Task:
     """The score of giving all images the same answer, the best there is: what is not above it has learnt nothing."""
     answering: str
     """Such an answer, in words, as the beginning of a sentence has them."""
+    prediction_bytes: Callable[[int], int]
+    """The most bytes that what is said of an image takes in a record, which is indented JSON, by the number of classes.
+    """
     image_score: str
     """What the score of an image is called."""
     scored: str
@@ -144,6 +147,7 @@ TASKS: dict[str, Task] = {
         image_scores=_right,
         same_answer=_largest_class,
         answering="always answering the largest class",
+        prediction_bytes=lambda classes: 100,
         image_score="accuracy",
         scored="is the share of images that are predicted right",
         compared="",
@@ -161,6 +165,7 @@ TASKS: dict[str, Task] = {
         "probabilities rank the images; classes that no image has are left out",
         same_answer=_mean_prevalence,
         answering="giving all images the same probabilities",
+        prediction_bytes=lambda classes: 20 + 16 * classes,
         image_score="image AP",
         compared="A single image has no mAP, so differences between combinations, their intervals and their tests are "
         "of the image AP: the average precision with which the probabilities of one image rank the classes, 1 for an "
@@ -176,11 +181,12 @@ TASKS: dict[str, Task] = {
         right_or_wrong=False,
         overall=lambda said, truth: box_precision.mean_average_precision(_detections(said), truth),
         image_scores=lambda said, truth: box_precision.of_images(_detections(said), truth),
-        scored="(mean average precision of boxes, as COCO has it) is the mean over classes, and over overlaps from "
-        "0.50 to 0.95 that count as found, of the average precision with which a class's boxes are found; classes that "
-        "no image has are left out",
+        scored="(mean average precision of boxes, COCO's but for crowds) is the mean over classes, and over overlaps "
+        "from 0.50 to 0.95 that count as found, of the average precision with which a class's boxes are found; classes "
+        "that no image has are left out",
         same_answer=lambda truth: 0.0,
         answering="finding nothing in any image",
+        prediction_bytes=lambda classes: 20 + 120 * box_precision.MOST,
         image_score="image AP50",
         compared="A single image has no mAP, so differences between combinations, their intervals and their tests are "
         "of the image AP50: the mean over the classes in an image of the average precision with which their boxes are "

@@ -244,7 +244,8 @@ def _of_images(result: TrainResult, manifest: Manifest) -> Iterator[str]:
         ours, theirs = (shortened(repr(classes)) for classes in (result.classes, dataset.classes))
         yield f"result.classes={ours}: the run's images have {theirs}"
     yield from _of_predictions("best", result.best, result, dataset.truth)
-    yield from _of_predictions("last", result.last, result, dataset.truth)
+    if result.last != result.best:  # scoring boxes takes a while
+        yield from _of_predictions("last", result.last, result, dataset.truth)
     for number, row in enumerate(result.epochs if TASKS[result.config.task].right_or_wrong else ()):
         hits = row.val_accuracy * len(dataset.val_labels)
         if abs(hits - round(hits)) > _ROUNDING * len(dataset.val_labels):

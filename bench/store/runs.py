@@ -34,15 +34,13 @@ from tl.machine import without_garbage_collection
 from tl.regimes import REGIMES
 from tl.text import shortened
 
-_RESERVE, _RESERVED_BYTES, _BYTES_PER_IMAGE = ".reserve", 1 << 20, 200
-"""The file that reserves disk space, its size without predictions, and its bytes per image. The two predictions of an
-image take about 140 bytes of a record.
-"""
+_RESERVE, _RESERVED_BYTES = ".reserve", 1 << 20
+"""The file that reserves disk space, and its size without predictions."""
 
 
 _PICK = "pick.json"
 _MOST_BYTES = 1 << 30
-"""Largest file that is read. With predictions of a million images, a record has 140 MB."""
+"""Largest file that is read. With predictions of a million images, or of the boxes in 80,000, a record fits."""
 
 
 Content = TypeVar("Content", Record, PairRecord)
@@ -198,8 +196,8 @@ class RunFolder:
             ) from error
 
     @contextlib.contextmanager
-    def reserved(self, images: int) -> Iterator[None]:
-        """Reserve disk space for one record with predictions for so many images, so that a full disk loses no cell.
+    def reserved(self, predictions: int) -> Iterator[None]:
+        """Reserve disk space for one record with so many bytes of predictions, so that a full disk loses no cell.
 
         It also deletes temporary files of killed commands, so the caller must hold the folder's lock. Raises
         `UserError` if the folder can't be written.
@@ -209,7 +207,7 @@ class RunFolder:
             for path in self.leftovers():
                 path.unlink(missing_ok=True)
             # Random bytes, since a file system may compress others.
-            write_atomic(reserve, os.urandom(_RESERVED_BYTES + images * _BYTES_PER_IMAGE))
+            write_atomic(reserve, os.urandom(_RESERVED_BYTES + predictions))
         except OSError as error:
             raise UserError(f"{self.folder}: can't be written: {error.strerror or error}; no cell started") from error
         try:

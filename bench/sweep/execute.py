@@ -30,9 +30,11 @@ from bench.sweep.recorder import Recorder
 from bench.sweep.ways import choose_ways
 from bench.sweep.weights import locate
 from tl import plugins
+from tl.datasets import Splits
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.folds import evaluated_images, origin
 from tl.survey import class_counts
+from tl.tasks import TASKS
 
 STOPPING = "stopping: the running cell or pair ends first, and no new one starts; Ctrl-C again ends it at once"
 
@@ -82,7 +84,7 @@ def execute(
         limits = Limits(seconds=options.timeout, memory_bytes=options.memory_bytes)
         choose_ways(known, sweep.splits, executor, console, limits)
         with (
-            sweep.run.reserved(len(sweep.splits.train) + len(sweep.splits.val)),
+            sweep.run.reserved(_prediction_bytes(sweep.splits)),
             make_reporter(console, list(missing.values()), len(pairs)) as reporter,
             stop_between_cells(lambda: say(console, STOPPING, style="yellow")) as stop_requested,
         ):
@@ -94,6 +96,12 @@ def execute(
     if stop_requested():
         raise KeyboardInterrupt
     return records
+
+
+def _prediction_bytes(splits: Splits) -> int:
+    """The most bytes that predictions take in a record: those of the last and of the best epoch, of every image."""
+    each = TASKS[splits.task].prediction_bytes(len(splits.classes))
+    return 2 * each * (len(splits.train) + len(splits.val))
 
 
 def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Recorder) -> Iterator[Job]:
