@@ -78,10 +78,15 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     pairs = [
         pair_record(
-            [cells[f"timm:{name}", regime] for regime in ("finetune", "frozen")], (10.0, 4.5 + at), number=number
+            [cells[f"timm:{name}", regime] for regime in ("finetune", "frozen")],
+            (10.0, 4.5 + at),
+            number=number,
+            turns=8 + at,
+            noise=0.02 * (1 + at),
+            memory=((400 + at) << 20, (100 + at) << 20),
         )
         for at, name in enumerate(names)
-        for number in range(5)
+        for number in range(5 + at)
     ]
     run = write_run(folder / "run", records, pairs=pairs)
     return write_report(summarise([run], "run"), folder / "reports")[1]
