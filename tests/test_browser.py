@@ -6,6 +6,7 @@ import base64
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from bench.report import write
 from bench.report.summary import summarise
 from bench.report.write import write_report
 from bench.store.runs import RunFolder
-from tests.runs import RANDOM, record, write_run
+from tests.runs import RANDOM, pair_record, record, write_run
 from tests.test_executors import wait_until
 from tl.cache import write_atomic
 
@@ -60,6 +61,37 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(summarise([run], "run"), folder / "reports")[1]
 
 
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of three backbones with long names, fine-tuned and frozen, with three seeds and timed in pairs, so that
+    all its tables have all their columns."""
+    folder = tmp_path_factory.mktemp("complete")
+    names = ("tf_efficientnet_lite0", "mobilenetv3_small_100", "vit_base_patch16_clip_224.openai_ft_in12k_in1k")
+    records = [
+        record(f"timm:{name}", regime, seed=seed, seconds=seconds * (1 + seed / 50), right=right + seed)
+        for name, right in zip(names, (94, 90, 88), strict=True)
+        for regime, seconds in (("finetune", 10.0), ("frozen", 4.5))
+        for seed in range(3)
+    ]
+    cells = {
+        (one.cell.config.backbone, one.cell.config.regime): one.cell for one in records if one.cell.config.seed == 0
+    }
+    pairs = [
+        pair_record(
+            [cells[f"timm:{name}", regime] for regime in ("finetune", "frozen")],
+            (10.0, 4.5 + at),
+            number=number,
+            turns=8 + at,
+            noise=0.02 * (1 + at),
+            memory=((400 + at) << 20, (100 + at) << 20),
+        )
+        for at, name in enumerate(names)
+        for number in range(5 + at)
+    ]
+    run = write_run(folder / "run", records, pairs=pairs)
+    return write_report(summarise([run], "run"), folder / "reports")[1]
+
+
 def opened(browser: Any, page: Path, hash_: str = "", size: tuple[int, int] = DESKTOP) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -79,7 +111,7 @@ def schemes(browser: Any, page: Path) -> Iterator[str]:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-APPLY = {"label", "scrollable-region-focusable", "document-title"}
+APPLY = {"label", "link-name", "document-title"}
 """Rules of axe that have something to say of a report's page."""
 
 
@@ -91,6 +123,8 @@ def serious(browser: Any, rules: Collection[str] = APPLY) -> list[tuple[str, str
         "const done = arguments[0]; axe.run().then((r) => done([r.violations, r.passes.map((one) => one.id)]))"
     )
     assert {*rules} <= {*passed, *(one["id"] for one in violations)}
+    scrolls = browser.execute_script(WIDER) != []
+    assert ("scrollable-region-focusable" in {*passed, *(one["id"] for one in violations)}) is scrolls
     return [(one["id"], one["nodes"][0]["html"]) for one in violations if one["impact"] in ("serious", "critical")]
 
 
@@ -153,8 +187,9 @@ def test_the_page_of_an_unfinished_run(
     monkeypatch.setattr(write, "REFRESH_SECONDS", 1)
     run = RunFolder(page.parents[1] / "run")
     path = write.write_live(run, tmp_path)
-    opened(browser, path, "#q=frozen")
+    opened(browser, path, "#still=1")  # axe may take longer than the time between reloads
     assert serious(browser) == []
+    opened(browser, path, "#q=frozen")
     write_atomic(path, re.sub("<h1>.*?</h1>", "<h1>later</h1>", path.read_text()))
     assert wait_until(lambda: _heading(browser) == "later", 10)
     assert browser.execute_script("return location.hash") == "#q=frozen"
@@ -430,11 +465,50 @@ def test_no_letter_of_a_figure_is_cut_off_or_tiny(size: tuple[int, int], browser
     assert len(heights) > 3 and min(heights) >= 10.9
 
 
-@pytest.mark.parametrize("width", [1280, 1440])
-def test_no_column_of_the_leaderboard_is_hidden(width: int, browser: Any, page: Path) -> None:
-    opened(browser, page, size=(width, 900))
-    board = "document.querySelector('.board')"
-    assert browser.execute_script(f"return {board}.scrollWidth <= {board}.clientWidth")
+WIDER = """
+return [...document.querySelectorAll(".scroll")]
+  .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth)
+  .map((one) => [one.getAttribute("aria-label"), one.scrollWidth, one.clientWidth]);
+"""
+"""The tables that a reader has to push sideways."""
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1440])
+def test_no_column_is_hidden(width: int, browser: Any, complete: Path) -> None:
+    """Of no table, however many columns it has."""
+    opened(browser, complete, size=(width, 900))
+    browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".scroll table")) > 6
+    assert browser.execute_script(WIDER) == []
+
+
+def test_a_phone_has_a_card_for_each_backbone(browser: Any, page: Path) -> None:
+    """In place of the table and the matrix, the best first: every combination with its figures, or what it lacks."""
+    opened(browser, page, size=PHONE)
+    assert texts(browser, "#cells") == texts(browser, "#matrix-table") == []
+    assert texts(browser, ".backbones h3") == [
+        "<script>alert(1)</script>",
+        "a",
+        "c · random weights",
+        "c · pretrained weights",
+    ]
+    rows = [" ".join(text.split()) for text in texts(browser, ".backbones tbody tr")]
+    assert rows[0] == "frozen 95.0% 8.18 s 8 MiB" and any("random weights n/a" in row for row in rows)
+    assert sum("oom" in row for row in rows) == sum("not run" in row for row in rows) == 1
+    right = (
+        "Math.max(...[...document.querySelectorAll('.backbones td')].map((one) => one.getBoundingClientRect().right))"
+    )
+    assert browser.execute_script(f"return {right}") <= PHONE[0]
+    browser.find_element(By.CSS_SELECTOR, "#table-tools input[type=search]").send_keys("timm:a frozen")
+    assert texts(browser, ".backbones h3") == ["a"] and len(texts(browser, ".backbones tbody tr")) == 1
+
+
+def test_a_point_leads_to_its_line_on_a_phone(browser: Any, page: Path) -> None:
+    opened(browser, page, size=PHONE)
+    point = browser.find_element(By.CSS_SELECTOR, "#explore .point")
+    browser.execute_script("arguments[0].focus()", point)
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.find_element(By.CSS_SELECTOR, "tr.found").get_attribute("data-of") == "cell-0"
 
 
 def test_a_filter_drives_all_views(browser: Any, page: Path) -> None:
@@ -461,14 +535,71 @@ def test_figures_can_be_copied(browser: Any, page: Path) -> None:
     assert wait_until(lambda: sorted(browser.execute_script("return window.saved")) == ["image/png", "text/csv"], 10)
 
 
-def test_one_page_of_paper_has_the_answer(browser: Any, page: Path) -> None:
-    """Of a printed page of this run, and no page is empty."""
-    opened(browser, page)
+SHEET = (round(277 / 25.4 * 96), round(190 / 25.4 * 96))
+"""CSS pixels of a landscape sheet within its margins."""
+
+
+def test_the_first_sheet_of_paper_has_the_answer(browser: Any, complete: Path) -> None:
+    """From the strip to the verdicts, and no sheet is empty."""
+    opened(browser, complete)
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
-    sheets = re.findall(rb"/Type\s*/Page\b", pdf)
-    assert 3 <= len(sheets) <= 14
     (box,) = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", pdf))
     assert float(box[0]) > float(box[1]), "landscape"
+    letters = [text.count(b"Tj") + text.count(b"TJ") for text in sheets(pdf)]
+    assert 3 <= len(letters) <= 10 and min(letters) > 3
+    on_paper(browser, complete)
+    first = "document.querySelector('.first')"
+    assert browser.execute_script(f"return {first}.getBoundingClientRect().bottom") <= SHEET[1]
+    assert browser.execute_script(f"return getComputedStyle({first}).breakAfter") == "page"
+    inside = browser.execute_script(
+        f"return [...{first}.children].filter((one) => one.checkVisibility()).map((one) => one.className)"
+    )
+    assert inside == ["strip", "answers", "hero", "cards", "verdicts"]
+
+
+def sheets(pdf: bytes) -> list[bytes]:
+    """The drawing instructions of each page of a PDF of Chromium's."""
+    found = []
+    for contents in re.findall(rb"/Type\s*/Page\b.*?/Contents (\d+) 0 R", pdf, re.DOTALL):
+        stream = re.search(rb"\n%s 0 obj\b.*?stream\r?\n(.*?)\r?\nendstream" % contents, pdf, re.DOTALL)
+        assert stream is not None
+        found.append(zlib.decompress(stream[1]))
+    return found
+
+
+def on_paper(browser: Any, page: Path) -> None:
+    """Open the page as it is printed, without its breaks."""
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    opened(browser, page, size=SHEET)
+
+
+@pytest.fixture
+def printed(browser: Any, complete: Path) -> Iterator[Any]:
+    """The page as it is printed."""
+    on_paper(browser, complete)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_paper_cuts_nothing_off(printed: Any) -> None:
+    """Nothing is wider than a sheet or scrolls, columns have their headings, and letters of tables have 8 points."""
+    assert printed.execute_script(WIDER) == []
+    right = "[...document.querySelectorAll('main *')].map((one) => one.getBoundingClientRect().right)"
+    assert printed.execute_script(f"return Math.max(...{right}) - innerWidth") <= 1
+    assert texts(printed, "#cells thead th")[:2] == ["backbone", "verdict"] and all(texts(printed, "#cells thead th"))
+    shown = "[...document.querySelectorAll('table, table *')].filter((one) => one.checkVisibility())"
+    sizes = f"{shown}.map((one) => parseFloat(getComputedStyle(one).fontSize))"
+    assert printed.execute_script(f"return Math.min(...{sizes})") >= 8 / 72 * 96 - 0.01
+
+
+def test_paper_keeps_the_marks_of_legends(printed: Any) -> None:
+    """Colours are printed, those of backgrounds too, and folds that nobody opened are left out."""
+    assert (
+        printed.execute_script("return getComputedStyle(document.querySelector('.dots .band')).printColorAdjust")
+        == "exact"
+    )
+    assert len(texts(printed, "#figure-accuracy-curve text")) > 4
+    assert texts(printed, "details.fold summary") == []
 
 
 def test_contrast_of_text(browser: Any, page: Path) -> None:
@@ -498,3 +629,5 @@ def test_no_serious_finding_of_axe(browser: Any, page: Path) -> None:
     """Deque's accessibility checks pass in light and dark."""
     for scheme in schemes(browser, page):
         assert serious(browser) == [], scheme
+    opened(browser, page, size=(700, 900))
+    assert browser.execute_script(WIDER) != [] and serious(browser) == [], "tables scroll on a tablet"

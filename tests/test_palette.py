@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from collections.abc import Iterable
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import pytest
 from bench.report.pages import style
 from bench.report.palette import COLOURS, GREY, MORE, PARTS, colours, markers
 from tl.regimes import REGIMES
+from tl.results import PHASES
 
 Numbers = npt.NDArray[np.float64]
 SEEN = {
@@ -52,7 +54,7 @@ VERDICTS = ("bad", "accent", "soft")
 """Colours of what is worse, better and undecided in a comparison."""
 
 
-@pytest.mark.parametrize("colour", [*COLOURS, *MORE, GREY])
+@pytest.mark.parametrize("colour", [*COLOURS, *MORE, GREY, *PARTS])
 def test_marks_stand_out_from_the_card(colour: str) -> None:
     """At least 3:1 in light and dark (WCAG 1.4.11)."""
     assert len(CARDS) == 2 and min(contrast(colour, card) for card in CARDS) >= 3
@@ -88,6 +90,15 @@ def test_regimes_that_look_alike_have_different_shapes() -> None:
             assert apart >= 3 or shape != its_shape, (seen, one, other, apart)
 
 
+def nearest(pairs: Iterable[tuple[str, str]]) -> float:
+    """The smallest distance of two colours of a pair, for whoever sees them closest."""
+    return min(float(np.linalg.norm(lab(one, seen) - lab(other, seen))) for one, other in pairs for seen in SEEN)
+
+
 def test_parts_of_a_bar_have_colours_of_their_own() -> None:
-    """A phase is never taken for a regime."""
-    assert not {*PARTS} & {*COLOURS, *MORE} and len(set(PARTS)) == len(PARTS)
+    """A phase is never taken for one of the usual regimes, nor for the phase beside it, also where one is missing."""
+    assert not {*PARTS} & {*COLOURS, *MORE} and nearest(product(PARTS, COLOURS)) >= 12
+    assert nearest(pairwise(PARTS)) >= 20 and nearest(combinations(PARTS, 2)) >= 12
+    names = [*PHASES]
+    beside = {"data": "forward", "backward": "validation", "forward": "validation"}  # without GPU, by SGD, frozen
+    assert nearest((PARTS[names.index(one)], PARTS[names.index(other)]) for one, other in beside.items()) >= 20

@@ -15,6 +15,7 @@ from bench.report.answers import answers
 from bench.report.pages import with_code
 from bench.report.palette import colours
 from bench.report.summary import summarise
+from bench.report.without import without_result
 from bench.report.write import write_report
 from bench.store.runs import RunFolder, find_runs
 from tests.runs import RANDOM, judged, record, untrained, write_run
@@ -190,6 +191,32 @@ def test_failed_and_missing_cells_are_shown(tmp_path: Path) -> None:
     for text in (markdown, page):
         assert "timeout" in text and "not run yet" in text and "timm:b frozen cpu seed 0" in text
     assert summarise([run], "r").speed_ups == ()
+
+
+def test_what_ended_alike_is_listed_once(tmp_path: Path) -> None:
+    """Seeds of a cell, and cells, with one status and reason, whatever the figures in it. Others stand apart."""
+    records = [
+        record("timm:a", "finetune"),
+        *(
+            record("timm:a", "frozen", seed=seed, status="oom").replace(reason=f"needs 1.{seed} GiB")
+            for seed in (1, 2, 5)
+        ),
+        record("timm:b", "frozen", status="oom").replace(reason="needs 12.25 GiB"),
+        record("timm:a", "frozen", seed=7, status="oom").replace(reason="no room"),
+        *(record("timm:c", "frozen", seed=seed, status="skipped").replace(reason="no such layer") for seed in range(4)),
+    ]
+    run = write_run(tmp_path / "r", records, missing=[record("timm:d", "frozen", seed=3).cell])
+    said = [(one.status, one.names, one.reason, one.bad) for one in without_result(summarise([run], "r"))]
+    assert sorted(said) == sorted(
+        [
+            ("oom", ("timm:a frozen cpu seeds 1, 2 and 5", "timm:b frozen cpu seed 0"), "needs 1.1 GiB", True),
+            ("oom", ("timm:a frozen cpu seed 7",), "no room", True),
+            ("skipped", ("timm:c frozen cpu seeds 0–3",), "no such layer", False),
+            ("not run yet", ("timm:d frozen cpu seed 3",), "", True),
+        ]
+    )
+    for page in pages(run, tmp_path):
+        assert page.count("timm:b frozen cpu seed 0") == page.count("seeds 0–3") == 1 and "seeds 1, 2 and 5" in page
 
 
 def test_a_backbone_that_changed_is_reported_at_the_top(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import Group, most_accurate
 from bench.analysis.metrics import METRICS, headline, listed
 from bench.report import hero
+from bench.report.bars import Bar, draw_bars
+from bench.report.curves import curves
 from bench.report.palette import INK, colours
 from bench.report.palette import PARTS as PART_COLOURS
 from bench.report.summary import Summary
@@ -78,7 +80,7 @@ def _style() -> dict[Any, Any]:
         "svg.hashsalt": "report",  # fixed, so that the same figure has the same text every time
         "pdf.fonttype": 42,  # TrueType, which journals accept
         "font.family": "sans-serif",
-        "font.size": 10,
+        "font.size": hero.LETTERS,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "legend.frameon": False,
@@ -141,13 +143,13 @@ def part(summary: Summary) -> Summary:
     )
 
 
-_USUAL_NAME = 24
-"""Letters of a row's name that leave a figure of the usual width enough room."""
+_USUAL_NAME = 50
+"""Letters of a row's name that have room in a figure of the usual width."""
 
 
 def _blank(rows: float = 0, names: Collection[str] = ()) -> tuple[Figure, Axes]:
     """An empty figure for so many rows. It is wider if the names of rows are long."""
-    width = 5.6 + 0.07 * max(0, max(map(len, names), default=0) - _USUAL_NAME)
+    width = hero.WIDTH + 0.09 * max(0, max(map(len, names), default=0) - _USUAL_NAME)
     figure = Figure(figsize=(width, max(2.4, 1.2 + 0.42 * rows)), layout="constrained")
     return figure, figure.subplots()
 
@@ -167,78 +169,31 @@ def _speed_up(summary: Summary) -> Figure | None:
         axes.errorbar([ratio.value], [place], xerr=ends, fmt="o", color=colours()[group.config.regime], capsize=3)
         if predicted:
             axes.plot([predicted], [place], marker="d", mfc="none", color=INK, ls="")
-    axes.set_yticks(range(len(rows)), names)
-    axes.invert_yaxis()
+    axes.set_yticks([place - 0.16 for place in range(len(rows))], names, ha="left", va="bottom")
+    axes.tick_params(axis="y", length=0, pad=-2)  # names stand above their dots, so that both fit a phone
+    axes.set_ylim(len(rows) - 0.6, -0.75)
+    axes.spines["left"].set_visible(False)
     axes.set_xlim(left=min(0.9, *(0.95 * (ratio.low or ratio.value) for _, ratio, _ in rows)))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
     axes.set_xlabel("times faster than fine-tuning,\nper epoch with validation")
     return figure
 
 
-def _legend_beside(axes: Axes) -> None:
-    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0)
-
-
 def _bars(metric: str, label: str) -> Callable[[Summary], Figure | None]:
-    """A bar chart with one bar per group, in the unit that is shown. `label` is the label of the axis."""
+    """A bar for each group, in the unit that is shown and the colour of its regime. `label` is that of the axis."""
 
     def function(summary: Summary) -> Figure | None:
         known = [(group, value) for group in summary.groups if (value := group.typical(metric)) is not None]
-        rows = [
-            {"regime": g.config.regime, "backbone": summary.short(g), label: value * METRICS[metric].scale}
-            for g, value in known
+        shown = [
+            Bar(
+                backbone=summary.short(group),
+                name=group.config.regime,
+                parts=((value * METRICS[metric].scale, colours()[group.config.regime]),),
+                text=METRICS[metric].show(value),
+            )
+            for group, value in known
         ]
-        table = pd.DataFrame(rows)
-        if table.empty or not (table := table.dropna()).shape[0]:
-            return None
-        figure, axes = _blank(table["backbone"].nunique() * table["regime"].nunique() // 2 + 2)
-        order = [name for name in REGIMES if name in set(table["regime"])]
-        sns.barplot(
-            table, x=label, y="backbone", hue="regime", hue_order=order, palette=colours(), saturation=1, ax=axes
-        )
-        axes.set_ylabel("")
-        _legend_beside(axes)  # "best" asks where the bars are, which takes seconds for hundreds
-        return figure
-
-    return function
-
-
-def _curves(quantity: str, label: str, *, accuracy: bool) -> Callable[[Summary], Figure | None]:
-    def function(summary: Summary) -> Figure | None:
-        shown = summary.words(label)
-        rows = [
-            {
-                "regime": g.config.regime,
-                "backbone": summary.short(g),
-                "epoch": row.epoch + 1,
-                shown: getattr(row, quantity),
-            }
-            for g in summary.groups
-            for result in g.results
-            if result.accuracy_counts or not accuracy
-            for row in result.epochs
-        ]
-        table = pd.DataFrame(rows)
-        if table.empty or not (table := table.dropna()).shape[0]:
-            return None
-        figure, axes = _blank(5)
-        several = table["backbone"].nunique() > 1
-        sns.lineplot(
-            table,
-            x="epoch",
-            y=shown,
-            hue="regime",
-            style="backbone" if several else None,
-            palette=colours(),
-            errorbar=("sd", 1),
-            marker="o",
-            markersize=4,
-            ax=axes,
-        )
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        if accuracy:
-            axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-        _legend_beside(axes)
-        return figure
+        return draw_bars(shown, label) if shown else None
 
     return function
 
@@ -254,23 +209,23 @@ PARTS = {
 def _stacked(
     parts_of: Callable[[Group], dict[str, float] | None], names: Sequence[str], label: str
 ) -> Callable[[Summary], Figure | None]:
-    """A bar chart with one bar per group, stacked from parts. Groups with unknown parts have no bar."""
+    """A bar for each group, stacked from parts. Groups with unknown parts have no bar, and unused parts no key."""
 
     def function(summary: Summary) -> Figure | None:
         rows = [(group, parts) for group in summary.groups if (parts := parts_of(group))]
         if not rows:
             return None
-        figure, axes = _blank(len(rows) * 0.7 + 1)
-        start = [0.0] * len(rows)
-        for number, name in enumerate(names):
-            widths = [parts.get(name, 0.0) for _, parts in rows]
-            axes.barh(range(len(rows)), widths, left=start, color=PART_COLOURS[number], label=name, height=0.7)
-            start = [left + width for left, width in zip(start, widths, strict=True)]
-        axes.set_yticks(range(len(rows)), [f"{summary.short(g)} · {g.config.regime}" for g, _ in rows], fontsize=9)
-        axes.invert_yaxis()
-        axes.set_xlabel(label)
-        _legend_beside(axes)
-        return figure
+        paint = dict(zip(names, PART_COLOURS, strict=False))
+        shown = [
+            Bar(
+                backbone=summary.short(group),
+                name=group.config.regime,
+                parts=tuple((parts[name], colour) for name, colour in paint.items() if parts.get(name)),
+            )
+            for group, parts in rows
+        ]
+        used = {name for _, parts in rows for name, value in parts.items() if value}
+        return draw_bars(shown, label, {name: colour for name, colour in paint.items() if name in used})
 
     return function
 
@@ -357,6 +312,11 @@ def _confusion(summary: Summary) -> Figure | None:
     return figure
 
 
+_CURVES = (
+    "A panel for each backbone, all with the same axes; with several seeds the mean, and ± one standard deviation as a "
+    "band where a panel has few curves. Trainings from random weights in place of pretrained ones are left out. "
+    "Controls may lie beyond the axis."
+)
 FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     "front": (
         "Up and left is better; the axis of time is logarithmic. It is the time of the whole training, with extraction "
@@ -407,12 +367,12 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
         _confusion,
     ),
     "accuracy-curve": (
-        "Validation accuracy by epoch; with several seeds the mean, and ± one standard deviation as a band.",
-        _curves("val_accuracy", "validation accuracy", accuracy=True),
+        f"Validation accuracy by epoch. {_CURVES}",
+        curves("val_accuracy", "validation accuracy", percent=True),
     ),
     "loss-curve": (
-        "Training loss by epoch; with several seeds the mean, and ± one standard deviation as a band.",
-        _curves("train_loss", "training loss", accuracy=False),
+        f"Training loss by epoch. {_CURVES}",
+        curves("train_loss", "training loss", percent=False),
     ),
 }
 MESSAGES: dict[str, Callable[[Summary], str]] = {

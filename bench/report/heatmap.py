@@ -18,6 +18,10 @@ FEWEST = 3
 """With fewer values there is no shade: darker than one other says nothing."""
 
 
+MOST_ACROSS = 9
+"""With more columns than this the matrix is turned if that makes it narrower, and its headings stand upright."""
+
+
 Ends = tuple[float, float]
 """The values that the shades of a metric span."""
 
@@ -56,6 +60,29 @@ class Heatmap:
     """Name of each row and its squares, one per regime; None for a combination that was not planned."""
     metrics: tuple[str, ...]
     """The headline metrics that some cell has. The page first shows the first of them."""
+
+    @property
+    def turned(self) -> bool:
+        """True if a page shows a row per regime, since the columns of regimes would not fit."""
+        return len(self.rows) < len(self.regimes) > MOST_ACROSS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Headings of the columns on a page."""
+        return tuple(name for name, _ in self.rows) if self.turned else self.regimes
+
+    @property
+    def lines(self) -> tuple[tuple[str, tuple[Square | None, ...]], ...]:
+        """Headings and squares of the rows on a page."""
+        if not self.turned:
+            return self.rows
+        by_regime = zip(*(squares for _, squares in self.rows), strict=True)
+        return tuple(zip(self.regimes, by_regime, strict=True))
+
+    @property
+    def dense(self) -> bool:
+        """True if there are so many columns that their headings stand upright."""
+        return len(self.columns) > MOST_ACROSS
 
 
 def make_heatmap(summary: Summary) -> Heatmap:

@@ -25,7 +25,7 @@ from tl.regimes import REGIMES
 
 WIDTH = 4.6
 """Inches of a figure without its labels. At the width of a phone its letters still have 11 pixels."""
-NARROW = 2.4
+NARROW = 1.8
 """Inches of a figure that has names on both sides."""
 LETTERS = 11
 MOST_LABELS = 6
@@ -137,10 +137,10 @@ def _labelled(several: Sequence[Place], picks: set[int]) -> list[Place]:
 
 
 def _label(group: Group, others: Sequence[Group], summary: Summary) -> str:
-    return f"{shortened(_short(group, others, summary))}\n{group.config.regime}"
+    return f"{shortened(short_among(group, others, summary))}\n{group.config.regime}"
 
 
-def _short(group: Group, others: Sequence[Group], summary: Summary) -> str:
+def short_among(group: Group, others: Sequence[Group], summary: Summary) -> str:
     """Its short name, without the execution and the device that all others have, too."""
     alike = {
         "device": len({one.cell.device for one in others}) == 1,
@@ -149,12 +149,12 @@ def _short(group: Group, others: Sequence[Group], summary: Summary) -> str:
     return summary.short_name(group.cell, group.run, *(name for name, same in alike.items() if same))
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, longest: int = LONGEST_NAME) -> str:
     """The name, or its beginning and end if it is too long to stand beside a point."""
-    if len(name) <= LONGEST_NAME:
+    if len(name) <= longest:
         return name
-    end = LONGEST_NAME // 3
-    return f"{name[: LONGEST_NAME - end - 1]}…{name[-end:]}"
+    end = longest // 3
+    return f"{name[: longest - end - 1]}…{name[-end:]}"
 
 
 def _name(axes: Axes, named: Sequence[tuple[float, float, str]]) -> None:
@@ -217,7 +217,7 @@ def front_message(summary: Summary) -> str:
     first, last = fronts[0][0], fronts[0][-1]
     if first is last:
         rated = [one.group for one in places(summary)]
-        name = f"{_short(first.group, rated, summary)}, {first.group.config.regime}"
+        name = f"{short_among(first.group, rated, summary)}, {first.group.config.regime}"
         others = len(rated) > 1
         return f"{name} {summary.words('is the most accurate and the fastest') if others else 'is alone'}"
     accuracies, times = (
@@ -308,7 +308,7 @@ def slopes(name: str) -> Callable[[Summary], Figure | None]:
         axes.spines["left"].set_visible(False)
         axes.margins(y=0.08)
         both = [group for row, _, _ in rows for group in (row.fast, row.slow)]
-        names = [shortened(_short(row.fast, both, summary)) for row, _, _ in rows]
+        names = [shortened(short_among(row.fast, both, summary)) for row, _, _ in rows]
         starts = [f"{name}  {slope.show(before)}" for name, (_, before, _) in zip(names, rows, strict=True)]
         ends = [f"{slope.show(after)}{_change(slope, before, after)}" for _, before, after in rows]
         _beside(axes, [(before, text) for (_, before, _), text in zip(rows, starts, strict=True)], right=False)

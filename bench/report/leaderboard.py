@@ -1,4 +1,7 @@
-"""Makes the table that a page ranks all combinations by: the best first, ties marked, and only columns that differ."""
+"""Makes the table that a page ranks all combinations by: the best first, ties marked, and only columns that differ.
+
+Phones have cards in its place, one for each backbone.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from dataclasses import dataclass
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY, headline
 from bench.analysis.picking import seconds_to_train
+from bench.report.heatmap import Heatmap, Square
 from bench.report.summary import Summary
 from bench.report.tables import BESIDE_ACCURACY, columns
 from tl.regimes import REGIMES
 
 FIRST = 15
 """Rows that a page shows before it is asked for all."""
+VERDICT = "verdict"
+"""Heading of the column that says what each row is to a reader who looks for the best one."""
 RANDOM = "random weights"
 """Verdict on a group whose accuracy says nothing."""
 DIGITS = 2
@@ -58,6 +64,43 @@ class Board:
     """Headings and texts of columns that are left out, since all rows have the same."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One regime on the card of a backbone."""
+
+    regime: str
+    square: Square
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneCard:
+    """A row of the matrix as a card, for screens that are too narrow for the table and the matrix."""
+
+    name: str
+    lines: tuple[Line, ...]
+    """Its regimes in the table's order; those without a result come last."""
+
+
+def by_backbone(board: Board, heatmap: Heatmap) -> list[BackboneCard]:
+    """A card for each row of the matrix, with all its squares, in the order of the table."""
+    places = {number: place for place, number in enumerate(board.order)}
+    said = next(column.entries for column in board.columns if column.heading == VERDICT) if board.order else ()
+
+    def place_of(line: Line) -> int:
+        return len(places) if line.square.number is None else places[line.square.number]
+
+    found = []
+    for name, squares in heatmap.rows:
+        lines = [
+            Line(regime=regime, square=one, verdict="" if one.number is None else said[one.number].text)
+            for regime, one in zip(heatmap.regimes, squares, strict=True)
+            if one is not None
+        ]
+        found.append(BackboneCard(name=name, lines=tuple(sorted(lines, key=place_of))))
+    return sorted(found, key=lambda card: place_of(card.lines[0]))
+
+
 def leaderboard(summary: Summary) -> Board:
     """All groups, the most accurate first and the faster one of equals; those without an accuracy come last."""
     groups = summary.groups
@@ -69,12 +112,12 @@ def leaderboard(summary: Summary) -> Board:
     every[place:place] = [*_spread(groups), *_to_train(groups)]
     said = verdicts(summary)
     every = [one for one in every if one.heading != "weights" or not _says_weights(said, one)]
-    every.insert(1, BoardColumn(heading="verdict", entries=tuple(map(_plain, said))))
+    every.insert(1, BoardColumn(heading=VERDICT, entries=tuple(map(_plain, said))))
     several = len(groups) > 1
     kept, alike = [], []
     for number, one in enumerate(every):
         texts = {entry.text for entry in one.entries}
-        if number == 0 or not several or len(texts) > 1 or one.metric in headline() or one.heading == "verdict":
+        if number == 0 or not several or len(texts) > 1 or one.metric in headline() or one.heading == VERDICT:
             kept.append(one)
         elif texts != {""}:
             alike.append((one.heading, texts.pop()))
@@ -92,7 +135,7 @@ def _says_weights(said: Sequence[str], weights: BoardColumn) -> bool:
 
 def _on_request(metric: str) -> bool:
     """True for a metric that a page shows when it is asked for more columns, so that the first ones fit a screen."""
-    return bool(metric) and METRICS[metric].column
+    return bool(metric) and not METRICS[metric].on_request
 
 
 def _to_train(groups: Sequence[Group]) -> list[BoardColumn]:

@@ -10,6 +10,7 @@ from bench.analysis.recommend import TIE
 from bench.analysis.stats import MIN_IN_ORDER, MIN_SAMPLES, MIN_SIGNS
 from bench.report.settings_text import INDEPENDENCE, accuracy_note, largest_class_note
 from bench.report.summary import Summary
+from bench.report.tables import paired_findings
 from bench.sweep.pairs import without_turns
 from tl.regimes import REGIMES
 
@@ -124,6 +125,23 @@ def notes_of(summary: Summary) -> Notes:
     # Without right and wrong images a training pass has no score.
     training = said.training if summary.task.right_or_wrong else ""
     return replace(said, **by_image | {"table": said.table, "training": training})
+
+
+def footnotes(summary: Summary) -> list[tuple[str, str, str]]:
+    """Anchor, heading and text of each note that applies, for a page that has them all in one place."""
+    notes = notes_of(summary)
+    results = (notes.table, notes.largest_class, notes.leakage, notes.controls, notes.training)
+    half = " ".join(filter(None, (notes.predicted, notes.apart)))
+    found = [
+        ("note-candidates", "Candidates", notes.candidates if summary.picks else ""),
+        ("note-results", "Results", " ".join(filter(None, results)) if summary.groups else ""),
+        ("note-ties", "Ties", notes.ties if summary.choices else ""),
+        ("note-half", "Only the head", half if summary.speed_ups else ""),
+        ("note-pairs", "Pairs", notes.paired if paired_findings(summary) else ""),
+        ("note-claims", "Claims", notes.claims if summary.findings else ""),
+        ("note-probes", "Probes", notes.selection if summary.selections else ""),
+    ]
+    return [(anchor, heading, text) for anchor, heading, text in found if text]
 
 
 def _notes_of(summary: Summary) -> Notes:

@@ -13,6 +13,11 @@ from markupsafe import Markup
 
 from tl.text import visible
 
+_BETWEEN_PARTS = re.compile(r"(?<=[:_/.])(?=\w)")
+"""Where a name of a backbone may be broken."""
+_IN_BRACKETS = re.compile(r"\([^()<>]{1,26}\)")
+_WHOLE = r'<span class="whole">\g<0></span>'
+
 
 def environment_for(suffix: str) -> jinja2.Environment:
     """The environment of templates for a suffix, `md` or `html`."""
@@ -28,6 +33,7 @@ def environment_for(suffix: str) -> jinja2.Environment:
     environment.filters["text"] = markdown_text if suffix == "md" else _one_line
     environment.filters["lines"] = _lines if suffix == "html" else lambda text: Markup(visible(text, keep="\n"))
     environment.filters["code"] = with_code
+    environment.filters["parts"] = in_parts
     return environment
 
 
@@ -63,10 +69,30 @@ def _one_line(text: object) -> str:
 
 
 def html_table(table: pd.DataFrame, classes: str = "wide") -> Markup:
-    """Format a table as HTML."""
-    # pandas escapes every cell; jinja must not do it again.
-    shown = table.map(visible).rename(columns=visible)
-    return Markup(shown.to_html(index=False, escape=True, border=0, classes=classes))
+    """Format a table as HTML. Each cell has the heading of its column, which a narrow screen shows beside it.
+
+    The names in the first column may be broken where their parts end, and short texts in brackets are not.
+    """
+    headings = [_escaped(name) for name in table.columns]
+    head = "".join(f'<th scope="col">{name}</th>' for name in headings)
+    rows = [
+        "".join(
+            f'<td data-label="{name}">{in_parts(text) if place == 0 else _IN_BRACKETS.sub(_WHOLE, _escaped(text))}</td>'
+            for place, (name, text) in enumerate(zip(headings, row, strict=True))
+        )
+        for row in table.itertuples(index=False, name=None)
+    ]
+    body = "\n".join(f"<tr>{cells}</tr>" for cells in rows)
+    return Markup(f'<table class="{classes}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>')
+
+
+def in_parts(text: object) -> Markup:
+    """A name for HTML that may be broken where its parts end."""
+    return Markup(_BETWEEN_PARTS.sub("<wbr>", _escaped(text)))
+
+
+def _escaped(text: object) -> str:
+    return html.escape(visible(text))
 
 
 def with_code(text: str) -> Markup:

@@ -135,7 +135,7 @@ def _apart(marks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     """Marks whose texts don't cover those of earlier ones."""
     kept: list[tuple[float, str]] = []
     for place, text in marks:
-        if all(abs(place - other) > 18 for other, _ in kept):
+        if all(abs(place - other) > 22 for other, _ in kept):
             kept.append((place, text))
     return kept
 

@@ -99,6 +99,16 @@ def cells_table(summary: Summary) -> pd.DataFrame:
     return pd.DataFrame({column.heading: column.texts for column in columns(summary)})
 
 
+def without_alike(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A table without the columns that have the same text in all of its several rows, and these texts in words.
+
+    The first column always stays.
+    """
+    alike = [name for name in table.columns[1:] if len(table) > 1 and table[name].nunique() == 1]
+    said = [f"{name} {table[name].iloc[0]}" for name in alike]
+    return table.drop(columns=alike), f"The same in all rows: {'; '.join(said)}." if said else ""
+
+
 def candidates_table(pick: PickRecord) -> pd.DataFrame:
     """The backbones that a pick tried, and how far each came."""
     return pd.DataFrame([row(one) for one in tried(pick)])

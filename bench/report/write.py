@@ -15,7 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.analysis import selection
-from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
+from bench.analysis.metrics import METRICS, RATED_BY, costs, listed, what_matters
 from bench.report import figures, settings_text
 from bench.report.answers import answers, doubts, half_answers, overalls, recommendations, selection_overall
 from bench.report.cards import decks
@@ -23,8 +23,8 @@ from bench.report.data import group_id, page_data
 from bench.report.headline import half_the_time, sentences
 from bench.report.heatmap import make_heatmap
 from bench.report.hero import SLOPES
-from bench.report.leaderboard import FIRST, leaderboard
-from bench.report.notes import notes_of
+from bench.report.leaderboard import FIRST, by_backbone, leaderboard
+from bench.report.notes import footnotes, notes_of
 from bench.report.pages import environment_for, html_table, markdown_table, script, style
 from bench.report.pick_text import reasons
 from bench.report.pictures import GALLERIES, LEFT_OUT, galleries, montage
@@ -41,7 +41,9 @@ from bench.report.tables import (
     priorities_table,
     selection_table,
     speed_up_table,
+    without_alike,
 )
+from bench.report.without import without_result
 from bench.report.written import check_replaceable, check_report
 from bench.store.runs import RunFolder
 from tl.cache import write_atomic
@@ -88,6 +90,8 @@ def write_report(
     return paths
 
 
+MOST_LEFT_OUT = 30
+"""Rows of the matrix that are named where figures leave them out; more are counted."""
 REFRESH_SECONDS = 10
 """Time between reloads of the page of an unfinished run."""
 
@@ -120,6 +124,12 @@ def _page(suffix: str, summary: Summary, more: dict[str, Any]) -> str:
     return environment_for(suffix).get_template(f"report.{suffix}.j2").render(**content)
 
 
+FOLDED = {
+    "Training loss": ("loss-curve",),
+    "Time of an epoch, and memory": ("time", "memory"),
+    "Parts of the memory": ("memory-parts",),
+}
+"""Heading of each fold of the section that says why → its figures; that section shows all others openly."""
 IN_PLACE = (*figures.MESSAGES, "speed-up", "matrix", "confusion")
 """Figures that the page shows in another section, or replaces by an interactive element."""
 
@@ -130,7 +140,9 @@ _ONE_SEED = "; for accuracies with one seed, the 95% interval"
 
 def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> dict[str, Any]:
     """Content that only the page has: an interactive heat map, table and explorer."""
-    heatmap, rest = make_heatmap(summary), [name for name in drawn if name not in IN_PLACE]
+    heatmap, board, why = make_heatmap(summary), leaderboard(summary), _why(drawn)
+    explained = [row for row in summary.speed_ups if row.explanation]
+    without = without_result(summary)
     sections = {
         "answer": "Answer",
         "candidates": "Candidates" if summary.picks else "",
@@ -139,12 +151,12 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "results": "Leaderboard" if summary.groups else "",
         "matrix": "Matrix" if heatmap.metrics else "",
         "explorer": "Explorer" if len(summary.groups) > 1 else "",
-        "figures": "Curves, phases, memory" if rest else "",
+        "why": "Why" if why or explained else "",
         "claims": "Claims" if summary.findings else "",
         "selection": "Probes" if summary.selections else "",
-        "without": "Without a result" if summary.unfinished or summary.missing or summary.lost_pairs else "",
         "pictures": "Pictures",
         "trust": "Can I trust this?",
+        "without": "Without a result" if without else "",
     }
     # `<` must not end the element that JSON stands in.
     data = json.dumps(_shown(page_data(summary)), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
@@ -163,11 +175,35 @@ def _for_html(summary: Summary, drawn: Mapping[str, figures.RenderedFigure]) -> 
         "scorecard": scorecard(summary),
         "heatmap": heatmap,
         "metrics": {name: replace(each, label=summary.words(each.label)) for name, each in METRICS.items()},
-        "board": leaderboard(summary),
+        "board": board,
         "board_first": FIRST,
+        "backbones": by_backbone(board, heatmap),
         "row_id": group_id,
-        "rest_of_figures": rest,
+        "why": why,
+        "explained": explained,
+        **_tables_for_html(summary),
+        "footnotes": footnotes(summary),
     }
+
+
+def _tables_for_html(summary: Summary) -> dict[str, Any]:
+    """Tables with many columns, without those that have the same text in all rows, which `…_alike` says."""
+    found = {"speed_ups": speed_up_table(summary), "paired": paired_table(summary)}
+    content: dict[str, Any] = {}
+    for name, table in found.items():
+        differing, alike = without_alike(table)
+        content |= {name: "" if table.empty else html_table(differing), f"{name}_alike": alike}
+    return content
+
+
+def _why(drawn: Mapping[str, figures.RenderedFigure]) -> list[tuple[str, list[str]]]:
+    """The figures of the section that says why, by fold; the first ones, under an empty heading, are in none."""
+    folded = {name: title for title, names in FOLDED.items() for name in names}
+    found: dict[str, list[str]] = {title: [] for title in ("", *FOLDED)}
+    for name in drawn:
+        if name not in IN_PLACE:
+            found[folded.get(name, "")].append(name)
+    return [(title, names) for title, names in found.items() if names]
 
 
 def _shown(data: Any) -> Any:
@@ -205,6 +241,7 @@ def _content(summary: Summary, suffix: str) -> dict[str, Any]:
         "front_axes": summary.words(what_matters([RATED_BY, *costs()])),
         "half": _progress(summary),
         "figures_show": _figures_show(summary),
+        "without": without_result(summary),
         "claims": as_table(claims_table(summary)) if summary.findings else "",
         "claims_overall": overalls(summary),
         "selections": as_table(selection_table(summary)) if summary.selections else "",
@@ -225,8 +262,12 @@ def _figures_show(summary: Summary) -> str:
     shown, names = figures.part(summary), {summary.short(group) for group in summary.groups}
     if shown is summary:
         return ""
-    most = figures.MOST_NAMES
-    return summary.words(f"Figures show the {most} most accurate of {len(names)} rows of the matrix, or the fastest.")
+    most, rest = figures.MOST_NAMES, sorted(names - {summary.short(group) for group in shown.groups})
+    more = [f"{len(rest) - MOST_LEFT_OUT} more"] if len(rest) > MOST_LEFT_OUT else []
+    return summary.words(
+        f"Figures show the {most} most accurate of {len(names)} rows of the matrix, or the fastest. Not in them: "
+        f"{listed([*rest[:MOST_LEFT_OUT], *more])}."
+    )
 
 
 def _progress(summary: Summary) -> str:

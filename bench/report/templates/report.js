@@ -70,6 +70,11 @@
       line,
       [...new Set([...line.querySelectorAll("a.shade")].map((link) => link.hash.slice(1)))].map((id) => document.getElementById(id)),
     ]);
+    // On a phone a card for each backbone takes the table's place.
+    const cards = [...document.querySelectorAll(".backbones > section")].map((card) => [
+      card,
+      [...card.querySelectorAll("[data-of]")].map((line) => [line, document.getElementById(line.dataset.of)]),
+    ]);
     const matching = new Set(rows);
 
     function filter(text) {
@@ -81,6 +86,10 @@
         fits ? matching.add(row) : matching.delete(row);
         row.hidden = !fits || (!all && ++shown > first);
         points.get(row)?.classList.toggle("faded", !fits);
+      }
+      for (const [card, of] of cards) {
+        for (const [line, row] of of) line.hidden = !matching.has(row);
+        card.hidden = of.length ? of.every(([, row]) => row.hidden) : words.length > 0;
       }
       for (const [line, of] of lines) line.hidden = words.length > 0 && !of.some((row) => matching.has(row));
       count();
@@ -179,7 +188,7 @@
       list.append(make("label", { title: metric.meaning }, box, ` ${heading(metric)}`));
     }
     const copies = Object.entries(formats).map(([name, format]) => {
-      const button = make("button", { type: "button" }, `Copy ${name}`);
+      const button = make("button", { type: "button", class: "copy" }, `Copy ${name}`);
       button.addEventListener("click", () => copy(format(visible()), button));
       return button;
     });
@@ -518,12 +527,14 @@
       row.hidden = false;
       count();
     }
-    row.tabIndex = -1;
-    row.focus({ preventScroll: true });
-    row.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
-    row.classList.remove("found");
-    void row.offsetWidth; // starts the highlight anew
-    row.classList.add("found");
+    const line = row.checkVisibility() ? row : document.querySelector(`[data-of="${id}"]`);
+    line.closest(".backbones > section")?.removeAttribute("hidden");
+    line.tabIndex = -1;
+    line.focus({ preventScroll: true });
+    line.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    line.classList.remove("found");
+    void line.offsetWidth; // starts the highlight anew
+    line.classList.add("found");
   }
   // A section's link: the address keeps what it says of the table.
   for (const link of document.querySelectorAll("nav a"))
