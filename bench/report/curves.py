@@ -103,7 +103,7 @@ def curves(quantity: str, label: str, *, percent: bool) -> Callable[[Summary], F
         for axes in grid.flat[len(found) :]:
             axes.remove()
         grid[0, 0].set_ylim(low, high)
-        _settle(grid.flat[: len(found)], columns, max(curve.epochs[-1] for curve in all_curves))
+        _settle(list(grid.flat)[: len(found)], columns, max(curve.epochs[-1] for curve in all_curves))
         if percent:
             grid[0, 0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
         figure.supylabel(summary.words(label), fontsize=LETTERS, x=0.0, y=(top + bottom) / 2, ha="left")
