@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ SCHEMA = "grid.schema.json"
 _OWN = {"optimizer": OPTIMIZERS, "loss": LOSSES, "head": HEADS}
 """Setting that may also be an import path → its other values."""
 _CHOICES = {"protocol": PROTOCOLS, "task": TASKS, "schedule": SCHEDULES, "class_weights": CLASS_WEIGHTS}
-_AXES = {"regimes": ("all", *REGIMES), "precision": PRECISIONS, "execution": EXECUTIONS}
+_AXES: dict[str, Iterable[str]] = {
+    "regimes": ("all", *REGIMES),
+    "precision": PRECISIONS,
+    "execution": EXECUTIONS,
+}
 """Key of `[matrix]` → the names that its list may have, where that is a table."""
 _EXAMPLES: dict[str, Any] = {"epochs": 5, "fold": True}
 """Setting → the value that stands in the file, where it isn't the default."""
