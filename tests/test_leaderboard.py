@@ -149,3 +149,6 @@ def test_letters_are_never_cut_off(count: int, tmp_path: Path) -> None:
         named = [Text.get_window_extent(one) for one in figure.axes[0].texts]  # without the lines to their points
         for place, one in enumerate(named):
             assert not any(one.overlaps(other) for other in named[:place]), (name, count)
+        for line in figure.axes[0].lines if name != "front" else ():
+            seen, area = line.get_window_extent(), figure.axes[0].bbox
+            assert not line.get_clip_on() or (area.x0 <= seen.x0 and seen.x1 <= area.x1), "its ends are whole dots"

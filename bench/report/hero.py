@@ -299,7 +299,16 @@ def slopes(name: str) -> Callable[[Summary], Figure | None]:
         for row, before, after in rows:
             chosen = id(row.fast) in picks or id(row.slow) in picks
             colour, width = (COLOURS[0], 2.4) if chosen else (GREY, 1.4)
-            axes.plot([0, 1], [before, after], color=colour, lw=width, marker="o", ms=6, zorder=3 if chosen else 2)
+            axes.plot(
+                [0, 1],
+                [before, after],
+                color=colour,
+                lw=width,
+                marker="o",
+                ms=6,
+                zorder=3 if chosen else 2,
+                clip_on=False,
+            )
         axes.set_xticks([0, 1], ["fine-tuning", "only the head"])
         axes.set_ylabel("")
         axes.yaxis.set_major_locator(NullLocator())
