@@ -48,7 +48,11 @@ def test_the_strip_says_what_was_run(tmp_path: Path) -> None:
     """Images and their number, device, epochs, seeds, date and state; and no chip where nothing is wrong."""
     strip = strip_of(summary_of(tmp_path, [*seeds("timm:a", "finetune", 10, 95), *seeds("timm:a", "frozen", 4, 95)]))
     facts = {fact.label: fact.text for fact in strip.facts}
-    assert facts["images"] == "own: 244 + 100, 2 classes" and facts["epochs"] == "4" and facts["seeds"] == "3"
+    assert (
+        facts["images"] == "own: 244 training + 100 validation images, 2 classes"
+        and facts["epochs"] == "4"
+        and facts["seeds"] == "3"
+    )
     assert facts["date"] == "2026-01-01" and facts["run"] == "r" and facts["status"] == "complete: 6 cells done"
     assert strip.chips == ()
 
@@ -120,7 +124,7 @@ def test_half_the_time_is_answered_below_the_sentence(tmp_path: Path) -> None:
     records = [*seeds("timm:a", "finetune", 10, 95), *seeds("timm:a", "frozen", 5, 95)]
     (line,) = half_the_time(summary_of(tmp_path, records))
     assert (line.word, line.icon) == ("supported", "✓")
-    assert line.detail == "50% of it per epoch; 1 comparison: 1 supported"
+    assert line.detail == "50% of it per epoch, where “about half” is 40–62.5%; 1 comparison: 1 supported"
     page = write_report(summary_of(tmp_path, records), tmp_path / "reports")[1].read_text()
     assert (
         page.index('class="strip"') < page.index("<h1>") < page.index('class="verdict"') < page.index('class="cards"')

@@ -150,6 +150,7 @@ def half_the_time(summary: Summary) -> list[Line]:
             continue
         ends = dict.fromkeys(f"{100 * end:.0f}" for end in (min(shares), max(shares)) if math.isfinite(end))
         about = [row.finding for row in timed]
-        detail = f"{'–'.join(ends)}% of it per epoch; {tally(about)}"
+        low, high = (f"{100 / bound:g}" for bound in reversed(claim.bounds))
+        detail = f"{'–'.join(ends)}% of it per epoch, where “about half” is {low}–{high}%; {tally(about)}"
         found.append(Line(word=overall(about), statement=claim.statement, detail=detail))
     return found

@@ -30,6 +30,8 @@ NARROW = 1.8
 LETTERS = 11
 MOST_LABELS = 6
 """Largest number of points that have their names beside them."""
+FEW_POINTS = 3
+"""Up to so many points all have names; of more, those that none beats."""
 LONGEST_NAME = 22
 """Letters of a name beside a point; the middle of a longer one is left out."""
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 18000, 36000, 86400)
@@ -106,7 +108,8 @@ def front(summary: Summary) -> Figure | None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if _wide(axes) else 1))
     axes.set_xlabel("time to train")
     axes.set_ylabel(summary.words("accuracy after the last epoch"))
-    shown = _labelled([one for some in fronts for one in some], picks)
+    few = len(several) <= FEW_POINTS
+    shown = several if few else _labelled([one for some in fronts for one in some], picks)
     all_groups = [one.group for one in several]
     _name(axes, [(one.seconds, one.accuracy, _label(one.group, all_groups, summary)) for one in shown])
     return figure

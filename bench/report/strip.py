@@ -9,6 +9,7 @@ from datetime import UTC
 from bench.analysis.words import counted
 from bench.report.settings_text import images
 from bench.report.summary import Summary
+from bench.store.records import Manifest
 from tl.machine import DeviceKey
 from tl.regimes import REGIMES
 
@@ -81,9 +82,14 @@ def device_names(summary: Summary) -> dict[str, str]:
 
 def _images(summary: Summary) -> list[str]:
     return [
-        f"{manifest.dataset.name}: {images(manifest)}, {len(manifest.dataset.classes)} classes"
+        f"{manifest.dataset.name}: {_parts(manifest)}, {len(manifest.dataset.classes)} classes"
         for _, manifest in summary.runs
     ]
+
+
+def _parts(manifest: Manifest) -> str:
+    train, plus, validation = images(manifest).partition(" + ")
+    return f"{train} training + {validation} validation images" if plus else f"{train} images"
 
 
 def _dates(summary: Summary) -> list[str]:
