@@ -17,11 +17,11 @@ DOCS = Path(__file__).parent.parent / "docs"
 FIRST = {"first-hour.md": "my_work.py", "extending.md": "my_plugin.py"}
 """Page → the file that its first block of Python is saved as. Later blocks begin with a comment that is their name."""
 SAID = {
-    "claims mine": ("last-block", "Training the last stages"),
-    "claims mine --plugin my_plugin.py": ("Training convolutions without norms",),
-    "export mine --plugin my_plugin.py": ("last_loss",),
+    "claims my-work": ("last-block", "Training the last stages"),
+    "claims my-plugin --plugin my_plugin.py": ("Training convolutions without norms",),
+    "export my-plugin --plugin my_plugin.py": ("last_loss",),
     "list backbones pooled --plugin my_source.py": ("mine:pooled",),
-    "export mine --format latex": (r"\begin{tabular}", "last-block"),
+    "export my-work --format latex": (r"\begin{tabular}", "last-block"),
 }
 """Command → what it prints."""
 

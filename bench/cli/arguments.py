@@ -72,7 +72,7 @@ MetricOption = Annotated[
     typer.Option(
         metavar="NAME",
         autocompletion=completion.metrics,
-        help="Compare only this metric (repeatable); docs/results.md lists them.",
+        help="Compare only this metric (repeatable); results/README.md lists them.",
     ),
 ]
 SidesArgument = Annotated[
