@@ -56,7 +56,8 @@ def test_nothing_to_complete_is_no_error(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_program_installs_its_completion(tmp_path: Path) -> None:
     """Into the user's own files; `python -m bench` has no name that a shell could complete."""
-    environment = {**os.environ, "HOME": str(tmp_path)}
+    # The shell is an argument then; typer would look for the one that started this process.
+    environment = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     given = {"env": environment, "capture_output": True, "text": True, "check": False}
     done = subprocess.run([PROGRAM, "--install-completion", "bash"], **given)
     assert done.returncode == 0 and "tl-bench" in (tmp_path / ".bash_completions" / "tl-bench.sh").read_text()

@@ -90,4 +90,8 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name, said in (("my", "must end with .toml"), ("my.toml/a.toml", "can't be written: Not a directory")):
         with pytest.raises(UserError, match=said):
             write_grid(name)
+    (tmp_path / SCHEMA).write_text("{}")
+    other = command("new-grid", "other.toml")
+    assert other.returncode == 2 and "isn't what this command writes" in other.stderr
+    assert (tmp_path / SCHEMA).read_text() == "{}"
     assert sorted(path.name for path in tmp_path.iterdir()) == [SCHEMA, "my.toml"]

@@ -203,14 +203,20 @@ def test_what_ended_alike_is_listed_once(tmp_path: Path) -> None:
         ),
         record("timm:b", "frozen", status="oom").replace(reason="needs 12.25 GiB"),
         record("timm:a", "frozen", seed=7, status="oom").replace(reason="no room"),
+        *(
+            record("timm:e", "frozen", seed=seed, status="failed").replace(reason=f"it ended with exit status {code}")
+            for seed, code in ((0, 1), (1, 137))
+        ),
         *(record("timm:c", "frozen", seed=seed, status="skipped").replace(reason="no such layer") for seed in range(4)),
     ]
     run = write_run(tmp_path / "r", records, missing=[record("timm:d", "frozen", seed=3).cell])
     said = [(one.status, one.names, one.reason, one.bad) for one in without_result(summarise([run], "r"))]
     assert sorted(said) == sorted(
         [
-            ("oom", ("timm:a frozen cpu seeds 1, 2 and 5", "timm:b frozen cpu seed 0"), "needs 1.1 GiB", True),
+            ("oom", ("timm:a frozen cpu seeds 1, 2 and 5", "timm:b frozen cpu seed 0"), "such as: needs 1.1 GiB", True),
             ("oom", ("timm:a frozen cpu seed 7",), "no room", True),
+            ("failed", ("timm:e frozen cpu seed 0",), "it ended with exit status 1", True),
+            ("failed", ("timm:e frozen cpu seed 1",), "it ended with exit status 137", True),
             ("skipped", ("timm:c frozen cpu seeds 0–3",), "no such layer", False),
             ("not run yet", ("timm:d frozen cpu seed 3",), "", True),
         ]

@@ -55,7 +55,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Which pretrained backbone should you use, fine-tuned or head-only, and what does it cost on this machine?",
     # A shell completes a program's name, so `python -m bench` has no completion to install.
-    add_completion=Path(sys.argv[0]).stem == "tl-bench",
+    add_completion=Path((sys.argv or [""])[0]).stem == "tl-bench",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -89,7 +89,7 @@ class Change:
     p: float | None = None
     """p-value against "no difference", adjusted (Holm) over the whole comparison; None without a test."""
     level: float | None = None
-    """Error rate of the interval that the verdict rests on, by that adjustment; None without a test."""
+    """Error rate of the interval that `worse` and `better` rest on, by that adjustment; None without a test."""
     mismatches: tuple[Mismatch, ...] = ()
     """Conditions that forbid a comparison."""
     alike: bool = False
@@ -106,7 +106,7 @@ class Change:
 
     @property
     def adjusted(self) -> tuple[float, float] | None:
-        """Both ends of the interval that the verdict rests on: without "no difference" in it, a change is shown.
+        """Both ends of the interval that `worse` and `better` rest on: a change is shown without "no difference" in it.
 
         It is wider than the 95% interval, since all changes share one error rate. None without a test.
         """

@@ -100,7 +100,9 @@ def front(summary: Summary) -> Figure | None:
     axes.set_xscale("log")
     low, high = (math.log(end([one.seconds for one in several])) for end in (min, max))
     span = max(high - low, math.log(2))
-    axes.set_xlim(math.exp(low - 0.9 * span), math.exp(high + 0.1 * span))  # names stand at the left of their points
+    few = len(several) <= FEW_POINTS
+    right = 0.9 if few and len(several) > len(best) else 0.1  # those that are beaten have their names there
+    axes.set_xlim(math.exp(low - 0.9 * span), math.exp(high + right * span))  # names stand at the left of their points
     axes.margins(y=0.14)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", color=GREY, alpha=0.25, lw=0.8)
@@ -108,10 +110,14 @@ def front(summary: Summary) -> Figure | None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if _wide(axes) else 1))
     axes.set_xlabel("time to train")
     axes.set_ylabel(summary.words("accuracy after the last epoch"))
-    few = len(several) <= FEW_POINTS
     shown = several if few else _labelled([one for some in fronts for one in some], picks)
     all_groups = [one.group for one in several]
-    _name(axes, [(one.seconds, one.accuracy, _label(one.group, all_groups, summary)) for one in shown])
+    label = {one.number: (one.seconds, one.accuracy, _label(one.group, all_groups, summary)) for one in shown}
+    _name(axes, [label[number] for number in label if number in best])
+    for number in label.keys() - best:  # what beats a point lies to its upper left
+        x, y, text = label[number]
+        offset = {"xytext": (9, 0), "textcoords": "offset points", "ha": "left", "va": "center"}
+        axes.annotate(text, (x, y), fontsize=LETTERS, linespacing=1.05, **offset)
     return figure
 
 

@@ -20,7 +20,7 @@ class Without:
 
     status: str
     reason: str
-    """That of the first; the others' may have other figures in it."""
+    """That of all, or that of the first after "such as", where the others' have other figures in it."""
     names: tuple[str, ...]
     """Each cell with its seeds, or each set of cells with the numbers of its pairs."""
     traceback: str
@@ -36,18 +36,20 @@ class Without:
 class _Found:
     """What is collected of one status and reason."""
 
-    reason: str
+    reasons: dict[str, None]
+    """Those that differ in figures alone, in their order."""
     traceback: str
     numbers: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     """Name and noun (`seed` or `pair`) → numbers."""
 
 
 def without_result(summary: Summary) -> list[Without]:
-    """Everything that was planned and has no result, with what ended in the same way under one entry."""
+    """All cells without a result, and pairs that failed or lost one, with what ended in the same way in one entry."""
     found: dict[tuple[str, str], _Found] = {}
 
     def add(status: str, reason: str, name: str, noun: str, number: int, traceback: str = "") -> None:
-        one = found.setdefault((status, _without_figures(reason)), _Found(reason, traceback))
+        one = found.setdefault((status, _without_figures(reason)), _Found({}, traceback))
+        one.reasons[reason] = None
         one.numbers.setdefault((name, noun), []).append(number)
 
     several = len(summary.runs) > 1
@@ -61,9 +63,18 @@ def without_result(summary: Summary) -> list[Without]:
         for status, reason in pair.lost:
             add(status, reason, _of_run(pair.pair.name, run, several), "pair", pair.pair.number + 1)
     return [
-        Without(status=status, reason=one.reason, names=tuple(_names(one.numbers.items())), traceback=one.traceback)
+        Without(
+            status=status,
+            reason=_reason(list(one.reasons)),
+            names=tuple(_names(one.numbers.items())),
+            traceback=one.traceback,
+        )
         for (status, _), one in found.items()
     ]
+
+
+def _reason(several: Sequence[str]) -> str:
+    return several[0] if len(several) == 1 else f"such as: {several[0]}"
 
 
 def _of_run(name: str, run: str, several: bool) -> str:
@@ -71,8 +82,8 @@ def _of_run(name: str, run: str, several: bool) -> str:
 
 
 def _without_figures(reason: str) -> str:
-    """A reason without its numbers, which may differ from seed to seed, as bytes and seconds do."""
-    return re.sub(r"\d+(?:[.,]\d+)*", "#", reason)
+    """A reason without bytes, seconds and the like, which differ from seed to seed; an exit status stays."""
+    return re.sub(r"\d+(?:[.,]\d+)*(?= ?(?:[KMGT]i?B|bytes|m?s|seconds|minutes|h)\b)", "#", reason)
 
 
 def _names(found: Iterable[tuple[tuple[str, str], Sequence[int]]]) -> list[str]:
@@ -86,7 +97,7 @@ def _names(found: Iterable[tuple[tuple[str, str], Sequence[int]]]) -> list[str]:
 
 def _ranges(numbers: Sequence[int]) -> str:
     """Such as `0–4 and 7`."""
-    ordered = sorted(numbers)
+    ordered = sorted(set(numbers))
     starts = [0, *(at + 1 for at, (one, other) in enumerate(pairwise(ordered)) if other != one + 1), len(ordered)]
     rows = [ordered[start:end] for start, end in pairwise(starts)]
     texts = [

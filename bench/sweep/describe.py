@@ -49,7 +49,7 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
         say(console, f"WARNING: the images are {in_words(splits.fallback, task)}{kept}", style="bold yellow")
     _describe_weights(sweep, console)
     say(console, f"run: {sweep.run.folder}: {counted(len(sweep.cells), 'cell')}{_compared_with_before(sweep)}")
-    say(console, f"        each cell is a training: {_axes(sweep)}")
+    say(console, f"        {_axes(sweep)}{_trainings(sweep)}")
     if only := _one_epoch(sweep):
         say(console, f"WARNING: {only}", style="yellow")
     say(console, f"speed: {_paired(sweep)}")
@@ -58,15 +58,24 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
 
 
 def _axes(sweep: Sweep) -> str:
-    """What the cells are made of, in words."""
+    """What the cells are made of, in words; precisions and executions only where there are several."""
     cells = sweep.cells.values()
     counts = {
         "backbone": len({cell.config.backbone for cell in cells}),
         "regime": len({cell.config.regime for cell in cells}),
         "device": len({cell.device for cell in cells}),
+        "precision": len({cell.config.precision for cell in cells}),
+        "execution": len({cell.config.execution for cell in cells}),
         "seed": len({cell.config.seed for cell in cells}),
     }
-    return "of " + ", ".join(counted(count, noun) for noun, count in counts.items())
+    several = {noun: count for noun, count in counts.items() if count > 1 or noun not in ("precision", "execution")}
+    return ", ".join(counted(count, noun) for noun, count in several.items())
+
+
+def _trainings(sweep: Sweep) -> str:
+    """How many trainings a cell is, where it may be several."""
+    most = max(cell.config.trainings for cell in sweep.cells.values())
+    return "; each cell is one training" if most == 1 else f"; a cell is up to {most} trainings"
 
 
 def _one_epoch(sweep: Sweep) -> str:

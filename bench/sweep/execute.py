@@ -30,12 +30,13 @@ from bench.sweep.recorder import Recorder
 from bench.sweep.ways import choose_ways
 from bench.sweep.weights import locate
 from tl import plugins
-from tl.datasets import Splits
 from tl.errors import ConfigError, UserError, not_one_of
 from tl.folds import evaluated_images, origin
 from tl.survey import class_counts
 from tl.tasks import TASKS
 
+_PROBE_BYTES = 50
+"""The most bytes that a training image takes in a record's probe: its class, and the one that is predicted."""
 STOPPING = "stopping: the running cell or pair ends first, and no new one starts; Ctrl-C again ends it at once"
 
 
@@ -84,7 +85,7 @@ def execute(
         limits = Limits(seconds=options.timeout, memory_bytes=options.memory_bytes)
         choose_ways(known, sweep.splits, executor, console, limits)
         with (
-            sweep.run.reserved(_prediction_bytes(sweep.splits)),
+            sweep.run.reserved(_prediction_bytes(sweep)),
             make_reporter(
                 console,
                 list(missing.values()),
@@ -104,10 +105,11 @@ def execute(
     return records
 
 
-def _prediction_bytes(splits: Splits) -> int:
-    """The most bytes that predictions take in a record: those of the last and of the best epoch, of every image."""
+def _prediction_bytes(sweep: Sweep) -> int:
+    """The most bytes that predictions take in a record: of the best and the last epoch, and of a probe."""
+    splits, cell = sweep.splits, next(iter(sweep.cells.values()))  # all cells have one protocol
     each = TASKS[splits.task].prediction_bytes(len(splits.classes))
-    return 2 * each * (len(splits.train) + len(splits.val))
+    return 2 * each * len(evaluated_images(cell.config, splits)) + _PROBE_BYTES * len(splits.train)
 
 
 def _jobs(sweep: Sweep, options: Options, missing: dict[str, Cell], recorder: Recorder) -> Iterator[Job]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from bench.analysis.claims import Claim
 from bench.sweep.grid import AXES, SHARED_SETTINGS, Matrix, Paired
-from tl.cache import to_json, user_path, write_atomic
+from tl.cache import read_text, to_json, user_path, write_atomic
 from tl.config import (
     CLASS_WEIGHTS,
     EXECUTIONS,
@@ -25,6 +26,7 @@ from tl.errors import UserError
 from tl.regimes import REGIMES
 from tl.tasks import TASKS
 
+_TITLE = "Grid of tl-bench"
 SCHEMA = "grid.schema.json"
 """The file beside a grid that describes it for editors."""
 _OWN = {"optimizer": OPTIMIZERS, "loss": LOSSES, "head": HEADS}
@@ -89,12 +91,21 @@ def write_grid(name: str) -> tuple[Path, Path]:
     if path.exists():
         raise UserError(f"{path}: is there already; choose another name")
     schema_path = path.with_name(SCHEMA)
+    if schema_path.exists() and not _is_ours(schema_path):
+        raise UserError(f"{schema_path}: is there already, and isn't what this command writes; choose another folder")
     try:
         write_atomic(schema_path, to_json(schema()))
         write_atomic(path, text(path.name))
     except OSError as error:
         raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
     return path, schema_path
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return bool(json.loads(read_text(path, 1 << 20)).get("title") == _TITLE)
+    except (UserError, ValueError, AttributeError):
+        return False
 
 
 def text(name: str) -> str:
@@ -150,7 +161,7 @@ def schema() -> dict[str, Any]:
     claim = Claim.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Grid of tl-bench",
+        "title": _TITLE,
         **_closed(
             {
                 "description": {"type": "string", "description": "what the grid is for, in a line"},
