@@ -359,7 +359,10 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [*_trained(folder, "cached,frozen,knn", seeds=3), "--name", "several"]
     done = command("run", *arguments, "--results", str(place / "results"), "--reports", str(place / "reports"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "(12 training + 8 validation images, 3 classes; task multilabel; the same answer for all images has mAP " in done.stdout
+    assert (
+        "(12 training + 8 validation images, 3 classes; task multilabel; the same answer for all images has mAP "
+        in done.stdout
+    )
     assert "skipped: " in done.stdout and "has no meaning with task 'multilabel'" in done.stdout
     assert "mAP" in done.stdout and "accuracy" not in done.stdout.replace("--", "")
     return place

@@ -116,8 +116,16 @@ def front(summary: Summary) -> Figure | None:
     _name(axes, [label[number] for number in label if number in best])
     for number in label.keys() - best:  # what beats a point lies to its upper left
         x, y, text = label[number]
-        offset = {"xytext": (9, 0), "textcoords": "offset points", "ha": "left", "va": "center"}
-        axes.annotate(text, (x, y), fontsize=LETTERS, linespacing=1.05, **offset)
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(9, 0),
+            textcoords="offset points",
+            ha="left",
+            va="center",
+            fontsize=LETTERS,
+            linespacing=1.05,
+        )
     return figure
 
 
