@@ -31,7 +31,12 @@ SCHEMA = "grid.schema.json"
 """The file beside a grid that describes it for editors."""
 _OWN = {"optimizer": OPTIMIZERS, "loss": LOSSES, "head": HEADS}
 """Setting that may also be an import path → its other values."""
-_CHOICES = {"protocol": PROTOCOLS, "task": TASKS, "schedule": SCHEDULES, "class_weights": CLASS_WEIGHTS}
+_CHOICES: dict[str, Iterable[str]] = {
+    "protocol": PROTOCOLS,
+    "task": TASKS,
+    "schedule": SCHEDULES,
+    "class_weights": CLASS_WEIGHTS,
+}
 _AXES: dict[str, Iterable[str]] = {
     "regimes": ("all", *REGIMES),
     "precision": PRECISIONS,
