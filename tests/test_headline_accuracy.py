@@ -163,8 +163,10 @@ def test_the_last_epoch_is_recommended_not_the_luckiest(tmp_path: Path) -> None:
     markdown, _ = pages(run, tmp_path)
     assert "99.0%" in markdown, "the tutorial's figure stays in the table"
     assert "best accuracy" in markdown and "optimistic: the best epoch was picked on the same images" in markdown
-    assert _end_text(records[0]) == "done in 41 s: accuracy 80.0% after the last epoch, 10 s per epoch, 10 MiB"
-    assert _end_text(untrained("timm:a")) == "done in 4 s: accuracy 95.0%, 10 MiB"
+    assert (
+        _end_text(records[0]) == "done in 41 s: accuracy 80.0% after the last epoch, 10 s per epoch, 10 MiB of memory"
+    )
+    assert _end_text(untrained("timm:a")) == "done in 4 s: accuracy 95.0%, 10 MiB of memory"
 
 
 def test_no_worse_is_tested_after_the_last_epoch() -> None:

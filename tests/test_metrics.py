@@ -306,7 +306,7 @@ def test_a_headline_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert 'name="matrix-metric" value="watt_hours"' in page and "For time, memory and energy: the" in page
     assert (
         _end_text(records[0])
-        == "done in 41 s: accuracy 95.0% after the last epoch, 10 s per epoch, 10 MiB, 5.01 Wh per epoch"
+        == "done in 41 s: accuracy 95.0% after the last epoch, 10 s per epoch, 10 MiB of memory, 5.01 Wh per epoch"
     )
 
 
@@ -314,13 +314,13 @@ def test_the_line_of_a_finished_cell_has_the_headline_metrics() -> None:
     """Unknown values are left out if nothing is trained, but an unknown accuracy is shown."""
     assert (
         _end_text(record("timm:a", "frozen"))
-        == "done in 41 s: accuracy 95.0% after the last epoch, 10 s per epoch, 10 MiB"
+        == "done in 41 s: accuracy 95.0% after the last epoch, 10 s per epoch, 10 MiB of memory"
     )
     assert _end_text(record("timm:a", "frozen", weights=RANDOM)).startswith(
         "done in 41 s: accuracy n/a after the last epoch, 10 s"
     )
-    assert _end_text(untrained("timm:a")) == "done in 4 s: accuracy 95.0%, 10 MiB"
-    assert _end_text(untrained("timm:a", weights=RANDOM)) == "done in 4 s: accuracy n/a, 10 MiB"
+    assert _end_text(untrained("timm:a")) == "done in 4 s: accuracy 95.0%, 10 MiB of memory"
+    assert _end_text(untrained("timm:a", weights=RANDOM)) == "done in 4 s: accuracy n/a, 10 MiB of memory"
 
 
 def test_the_lists_follow_the_entries() -> None:
