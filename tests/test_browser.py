@@ -399,7 +399,7 @@ def test_the_explorer_s_tooltip_by_touch(browser: Any, page: Path) -> None:
         assert wait_until(lambda: tip_of(browser).startswith(name), 10)
         touch(x, y)
         assert wait_until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "tr.found")) == 1, 10)
-        assert browser.find_element(By.CSS_SELECTOR, "tr.found").get_attribute("id") == "cell-0"
+        assert browser.find_element(By.CSS_SELECTOR, "tr.found").get_attribute("data-of") == "cell-0", "of its card"
     finally:
         browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
 
