@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,3 +228,22 @@ def test_an_int8_extractor_has_features_of_its_own(mini: tl.Splits, monkeypatch:
     again = train(mini, regime="cached-int8")
     assert again.features_reused and figures(again) == figures(first)
     assert not train(others, regime="cached-int8").features_reused
+
+
+def test_features_keep_nothing_of_what_they_are_a_part_of(mini: tl.Splits) -> None:
+    """A transformer's features are its first token, a view of all tokens: these are gone after each batch, so memory
+    doesn't grow with the number of images."""
+    alive: list[weakref.ref[Any]] = []
+    most = []
+
+    def first_token(images: torch.Tensor) -> torch.Tensor:
+        most.append(sum(one() is not None for one in alive))
+        tokens = np.random.default_rng(len(alive)).random((len(images), 50, 8), np.float32)
+        alive.append(weakref.ref(tokens))
+        return torch.from_numpy(tokens)[:, 0]
+
+    given = Preprocessing(size=32, resize=36, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    batches = Batches(open_store(mini), mini.train, given, torch.device("cpu"))
+    table = Extraction(first_token, {"extractor": "tokens"}, at_once=4).features(batches, 1)
+    assert len(alive) == 6 and max(most) <= 1 and not any(one() is not None for one in alive)
+    assert len(table) == len(mini.train)

@@ -149,12 +149,16 @@ class Extraction:
             if number == CENTRE
             else batches.views(size, _boxes(batches, number))
         )
+        table, stop = torch.empty(0), 0
         with torch.inference_mode():
-            return (
-                torch.cat([self._forward(images).float() for images in counted(views, len(batches), EXTRACTING)])
-                .cpu()
-                .numpy()
-            )
+            for images in counted(views, len(batches), EXTRACTING):
+                found, start = self._forward(images), stop
+                stop += len(found)
+                if not start:
+                    table = torch.empty(len(batches), *found.shape[1:], dtype=torch.float32, device=found.device)
+                # A copy: features may be a view, as a transformer's first token is of all tokens, and keep all of it.
+                table[start:stop] = found
+        return table.cpu().numpy()
 
 
 def _boxes(batches: Batches, number: int) -> npt.NDArray[np.int64]:
