@@ -45,10 +45,15 @@ _KFOLD = (
 )
 
 
-def images(manifest: Manifest) -> str:
-    """Number of images: training + validation, or all of them for protocol `kfold`, where each is both."""
+def image_counts(manifest: Manifest) -> tuple[int, ...]:
+    """Numbers of training and validation images, or of all of them for protocol `kfold`, where each is both."""
     validation = len(manifest.dataset.val_files)
-    return str(validation) if _protocol(manifest) == "kfold" else f"{manifest.dataset.train_images} + {validation}"
+    return (validation,) if _protocol(manifest) == "kfold" else (manifest.dataset.train_images, validation)
+
+
+def images(manifest: Manifest) -> str:
+    """Number of images: training + validation, or all of them."""
+    return " + ".join(map(str, image_counts(manifest)))
 
 
 def settings(manifest: Manifest) -> str:

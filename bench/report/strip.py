@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC
 
 from bench.analysis.words import counted
-from bench.report.settings_text import images
+from bench.report.settings_text import image_counts
 from bench.report.summary import Summary
 from bench.store.records import Manifest
 from tl.machine import DeviceKey
@@ -88,8 +88,8 @@ def _images(summary: Summary) -> list[str]:
 
 
 def _parts(manifest: Manifest) -> str:
-    train, plus, validation = images(manifest).partition(" + ")
-    return f"{train} training + {validation} validation images" if plus else f"{train} images"
+    kinds = ("training", "validation images") if len(counts := image_counts(manifest)) > 1 else ("images",)
+    return " + ".join(f"{count} {kind}" for count, kind in zip(counts, kinds, strict=True))
 
 
 def _dates(summary: Summary) -> list[str]:
