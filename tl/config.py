@@ -103,6 +103,21 @@ HEADS = {
     "mlp": "a linear layer to 256 features, ReLU, and a linear layer to the classes",
 }
 
+TABLES: dict[str, Collection[str]] = {
+    "protocol": PROTOCOLS,
+    "regime": REGIMES,
+    "task": TASKS,
+    "weights": WEIGHTS_POLICIES,
+    "precision": PRECISIONS,
+    "execution": EXECUTIONS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "loss": LOSSES,
+    "class_weights": CLASS_WEIGHTS,
+    "head": HEADS,
+}
+"""Setting → the values that it may have. Those in `PARTS` may also be an import path."""
+
 
 class TrainConfig(Strict):
     """The settings of a training. Instances are frozen; make variants with `config.replace(epochs=3)`.
@@ -375,35 +390,10 @@ class TrainConfig(Strict):
             )
         return value
 
-    @field_validator(
-        "protocol",
-        "regime",
-        "task",
-        "weights",
-        "precision",
-        "execution",
-        "optimizer",
-        "schedule",
-        "loss",
-        "class_weights",
-        "head",
-    )
+    @field_validator(*TABLES)
     @classmethod
     def _known(cls, value: str, info: Any) -> str:
-        tables: dict[str, Collection[str]] = {
-            "protocol": PROTOCOLS,
-            "regime": REGIMES,
-            "task": TASKS,
-            "weights": WEIGHTS_POLICIES,
-            "precision": PRECISIONS,
-            "execution": EXECUTIONS,
-            "optimizer": OPTIMIZERS,
-            "schedule": SCHEDULES,
-            "loss": LOSSES,
-            "class_weights": CLASS_WEIGHTS,
-            "head": HEADS,
-        }
-        choices = tables[info.field_name]
+        choices = TABLES[info.field_name]
         if value in choices:
             return value
         if info.field_name not in PARTS:

@@ -59,7 +59,7 @@ RayAddressOption = Annotated[
 TaskOption = Annotated[
     str | None,
     typer.Option(
-        autocompletion=completion.tasks,
+        autocompletion=completion.values("task"),
         help="What the network is to say of an image: classification, multilabel (any number of labels), or detection.",
         show_default="classification",
     ),

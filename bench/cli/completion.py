@@ -5,7 +5,7 @@ A list of values joined by commas is completed at its last one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import typer
@@ -13,56 +13,33 @@ import typer
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
     """Names of runs below `--results`."""
-    folder = Path(context.params.get("results") or "results")
+    from bench.store.runs import all_runs
+    from tl.errors import UserError
+
     try:
-        names = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
-    except OSError:
+        names = [run.name for run in all_runs(Path(context.params.get("results") or "results"))]
+    except (UserError, OSError):
         return []
     return _ending(incomplete, names)
 
 
 def grids(incomplete: str) -> list[str]:
     """Names of the grids that come with the suite, and files of the working folder that may be grids."""
-    from importlib import resources
+    from bench.sweep.grid import shipped_names
 
-    files = resources.files("bench.sweep").joinpath("grids").iterdir()
     here = [path.name for path in Path().glob("*.toml") if path.name != "pyproject.toml"]
-    return _ending(incomplete, sorted([*(file.name.removesuffix(".toml") for file in files), *here]))
+    return _ending(incomplete, sorted([*shipped_names(), *here]))
 
 
-def regimes(incomplete: str) -> list[str]:
-    """Names of regimes, and `all`."""
-    from tl.regimes import REGIMES
+def values(setting: str, *more: str) -> Callable[[str], list[str]]:
+    """Complete the values of a setting that has a table of them (`tl.config.TABLES`), and these."""
 
-    return _ending(incomplete, [*REGIMES, "all"])
+    def complete(incomplete: str) -> list[str]:
+        from tl.config import TABLES
 
+        return _ending(incomplete, [*TABLES[setting], *more])
 
-def precisions(incomplete: str) -> list[str]:
-    """Names of precisions."""
-    from tl.config import PRECISIONS
-
-    return _ending(incomplete, PRECISIONS)
-
-
-def executions(incomplete: str) -> list[str]:
-    """Names of executions."""
-    from tl.config import EXECUTIONS
-
-    return _ending(incomplete, EXECUTIONS)
-
-
-def protocols(incomplete: str) -> list[str]:
-    """Names of protocols."""
-    from tl.config import PROTOCOLS
-
-    return _ending(incomplete, PROTOCOLS)
-
-
-def tasks(incomplete: str) -> list[str]:
-    """Names of tasks."""
-    from tl.tasks import TASKS
-
-    return _ending(incomplete, TASKS)
+    return complete
 
 
 def metrics(incomplete: str) -> list[str]:

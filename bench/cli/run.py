@@ -86,7 +86,9 @@ def run(
     backbone: Annotated[list[str] | None, typer.Option(help=f"Only this backbone {SEVERAL}.")] = None,
     regime: Annotated[
         list[str] | None,
-        typer.Option(autocompletion=completion.regimes, help=f"Only this regime, or all of them: all {SEVERAL}."),
+        typer.Option(
+            autocompletion=completion.values("regime", "all"), help=f"Only this regime, or all of them: all {SEVERAL}."
+        ),
     ] = None,
     device: Annotated[
         list[str] | None, typer.Option(help=f"cpu, cuda[:i], mps, auto (the best) or all {SEVERAL}.")
@@ -94,13 +96,14 @@ def run(
     execution: Annotated[
         list[str] | None,
         typer.Option(
-            autocompletion=completion.executions, help=f"fast, or plain as the tutorial's own loop {SEVERAL}."
+            autocompletion=completion.values("execution"), help=f"fast, or plain as the tutorial's own loop {SEVERAL}."
         ),
     ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            autocompletion=completion.precisions, help=f"fp32, tf32, bf16, fp16, or auto, the fastest here {SEVERAL}."
+            autocompletion=completion.values("precision"),
+            help=f"fp32, tf32, bf16, fp16, or auto, the fastest here {SEVERAL}.",
         ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; they are 0, 1, 2, …")] = None,
@@ -113,7 +116,9 @@ def run(
     task: TaskOption = None,
     protocol: Annotated[
         str | None,
-        typer.Option(autocompletion=completion.protocols, help="fixed, tuned or kfold, in place of the grid's."),
+        typer.Option(
+            autocompletion=completion.values("protocol"), help="fixed, tuned or kfold, in place of the grid's."
+        ),
     ] = None,
     data: Annotated[
         str | None,

@@ -72,6 +72,8 @@ AXES = {
     "seed": "seeds",
 }
 """Axis of a cell → its key in `[matrix]`."""
+ONE_PER_GRID = ("protocol", "task")
+"""Settings that all cells of a grid share, so no entry of `[[include]]` has them."""
 MOST_CELLS = 100_000
 """Largest number of cells of a grid, counting those that `exclude` leaves out."""
 MOST_PAIRS = 1_000
@@ -178,11 +180,15 @@ class Planned:
     device: str
 
 
+def shipped_names() -> list[str]:
+    """Names of the grids that come with the suite, sorted."""
+    files = resources.files("bench.sweep").joinpath("grids").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
 def shipped() -> dict[str, str]:
     """Names of the grids that come with the suite → their descriptions."""
-    files = sorted((f for f in resources.files("bench.sweep").joinpath("grids").iterdir()), key=lambda f: f.name)
-    names = [f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")]
-    return {name: load_grid(name).description for name in names}
+    return {name: load_grid(name).description for name in shipped_names()}
 
 
 def load_grid(name: str) -> Grid:
@@ -199,11 +205,9 @@ def load_grid(name: str) -> Grid:
         except ValueError as error:  # not UTF-8, or a name that can't be one
             raise ConfigError(f"grid={name!r}: can't be read: {error}") from error
     else:
-        folder = resources.files("bench.sweep").joinpath("grids")
-        names = sorted(file.name.removesuffix(".toml") for file in folder.iterdir())
-        if name not in names:
+        if name not in (names := shipped_names()):
             raise ConfigError(f"{not_one_of('grid', shortened(name), names)} (or the path of a .toml file)")
-        text = folder.joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        text = resources.files("bench.sweep").joinpath("grids", f"{name}.toml").read_text(encoding="utf-8")
     try:
         return _parse(text, Path(name).name.removesuffix(".toml"))
     except ConfigError as error:
@@ -223,7 +227,7 @@ def _parse(text: str, name: str) -> Grid:
         raise ConfigError("name: unknown key; a grid is named after its file") from error
     check_settings("train", grid.train, SHARED_SETTINGS, others=grid.train)
     for number, entry in enumerate(grid.include, 1):
-        for key in {"protocol", "task"} & entry.keys():
+        for key in entry.keys() & ONE_PER_GRID:
             raise ConfigError(f"include[{number}].{key}: all cells of a grid have one {key}; set train.{key}")
         check_settings(f"include[{number}]", entry, [*AXES, *SHARED_SETTINGS], others=grid.train)
     for number, entry in enumerate(grid.exclude, 1):

@@ -4,45 +4,22 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bench.analysis.claims import Claim
-from bench.sweep.grid import AXES, SHARED_SETTINGS, Matrix, Paired
+from bench.sweep.grid import AXES, ONE_PER_GRID, SHARED_SETTINGS, Matrix, Paired
 from tl.cache import read_text, to_json, user_path, write_atomic
-from tl.config import (
-    CLASS_WEIGHTS,
-    EXECUTIONS,
-    HEADS,
-    LOSSES,
-    OPTIMIZERS,
-    PRECISIONS,
-    PROTOCOLS,
-    SCHEDULES,
-    TrainConfig,
-)
+from tl.config import TABLES, TrainConfig
 from tl.errors import UserError
-from tl.regimes import REGIMES
-from tl.tasks import TASKS
+from tl.own_code import PARTS
 
 _TITLE = "Grid of tl-bench"
 SCHEMA = "grid.schema.json"
 """The file beside a grid that describes it for editors."""
-_OWN = {"optimizer": OPTIMIZERS, "loss": LOSSES, "head": HEADS}
-"""Setting that may also be an import path → its other values."""
-_CHOICES: dict[str, Iterable[str]] = {
-    "protocol": PROTOCOLS,
-    "task": TASKS,
-    "schedule": SCHEDULES,
-    "class_weights": CLASS_WEIGHTS,
-}
-_AXES: dict[str, Iterable[str]] = {
-    "regimes": ("all", *REGIMES),
-    "precision": PRECISIONS,
-    "execution": EXECUTIONS,
-}
+_AXES: dict[str, list[str]] = {key: list(TABLES[axis]) for axis, key in AXES.items() if axis in TABLES}
 """Key of `[matrix]` → the names that its list may have, where that is a table."""
+_AXES["regimes"].insert(0, "all")
 _EXAMPLES: dict[str, Any] = {"epochs": 5, "fold": True}
 """Setting → the value that stands in the file, where it isn't the default."""
 _HEAD = """\
@@ -133,9 +110,7 @@ def _setting(name: str) -> str:
 
 def _values(name: str) -> str:
     """The values of a setting that has a table of them; empty for others."""
-    if name in _OWN:
-        return f"{', '.join(_OWN[name])}, or one's own: MODULE:NAME"
-    return ", ".join(_CHOICES.get(name, ()))
+    return ", ".join(TABLES.get(name, ())) + (", or one's own: MODULE:NAME" if name in PARTS else "")
 
 
 def _bounds(name: str) -> str:
@@ -160,9 +135,9 @@ def schema() -> dict[str, Any]:
     settings = {name: _property(name, of_train[name]) for name in SHARED_SETTINGS}
     matrix = Matrix.model_json_schema()
     for key, names in _AXES.items():
-        matrix["properties"][key]["items"] = {"type": "string", "enum": list(names)}
+        matrix["properties"][key]["items"] = {"type": "string", "enum": names}
     one_of_axis: dict[str, Any] = {axis: {"type": "integer"} if axis == "seed" else {"type": "string"} for axis in AXES}
-    own = {name: value for name, value in settings.items() if name not in {"protocol", "task"}}
+    own = {name: value for name, value in settings.items() if name not in ONE_PER_GRID}
     claim = Claim.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -189,8 +164,7 @@ def _closed(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _property(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """The schema of a setting, with its names where it has a table of them."""
-    if name in _CHOICES:
-        return {**found, "enum": list(_CHOICES[name])}
-    if name in _OWN:
-        return {**found, "anyOf": [{"enum": list(_OWN[name])}, {"pattern": ":"}]}
-    return found
+    if name not in TABLES:
+        return found
+    names = {"enum": list(TABLES[name])}
+    return {**found, **({"anyOf": [names, {"pattern": ":"}]} if name in PARTS else names)}
