@@ -16,7 +16,7 @@ from torch import nn
 
 import bench
 import tl
-from bench.analysis.verdicts import tally
+from bench.analysis.verdicts import verdict_counts
 from bench.compare.changes import compare
 from bench.compare.gate import REGRESSED, decide
 from bench.compare.sides import read_sides
@@ -244,7 +244,7 @@ def test_claims_count_it_as_a_comparison_without_result(tmp_path: Path) -> None:
     assert "1 more has no result on one side" in said
     assert "1 more has no result on one side" in " ".join(answers(summarise([run], "r")))
     timed = [finding for finding in summarise([run], "r").findings if finding.claim.name == "half-the-time-fast"]
-    assert tally(timed).startswith("1 comparison")
+    assert verdict_counts(timed).startswith("1 comparison")
 
 
 PAIR = (("finetune", 20.0), ("frozen", 10.0))

@@ -181,7 +181,7 @@ def planned(claim: Claim, cells: Collection[Cell]) -> int:
     return count
 
 
-def without_result(claim: Claim, run: str, manifest: Manifest, findings: Iterable[Finding]) -> int:
+def planned_without_result(claim: Claim, run: str, manifest: Manifest, findings: Iterable[Finding]) -> int:
     """Number of planned comparisons of a run that lack a result on one side or on both."""
     found = sum(finding.claim == claim and finding.group.run == run for finding in findings)
     return planned(claim, manifest.cells.values()) - found
@@ -300,7 +300,7 @@ def in_words_of(claim: Claim, verdict: ClaimVerdict) -> str:
     return {"above": claim.above, "below": claim.below}.get(verdict, verdict)
 
 
-def tally(findings: Collection[Finding]) -> str:
+def verdict_counts(findings: Collection[Finding]) -> str:
     """Count the comparisons by verdict, in words."""
     given = [finding.words for finding in findings]
     words = {"too few samples": "with too few samples"}

@@ -13,7 +13,7 @@ from bench.analysis.recommend import NO_WORSE, Cheaper, Choice, Rival, Undecided
 from bench.analysis.rising import epochs_to_try, still_rising
 from bench.analysis.speedups import SpeedUp
 from bench.analysis.stats import MIN_SAMPLES
-from bench.analysis.verdicts import ClaimVerdict, Finding, overall, show_share, tally
+from bench.analysis.verdicts import ClaimVerdict, Finding, overall, show_share, verdict_counts
 from bench.report.pick_text import sentence
 from bench.report.settings_text import accuracy_name
 from bench.report.summary import Summary
@@ -104,7 +104,7 @@ def _half(claim: Claim, timed: Sequence[SpeedUp], summary: Summary) -> str:
     known = [row for row in timed if row.speed_up]
     lost = _lost(claim, summary)
     if not known or len(known) > MOST_SENTENCES:
-        said = f" {tally(findings)}{f'; {lost}' if lost else ''}.{_range(known)}"
+        said = f" {verdict_counts(findings)}{f'; {lost}' if lost else ''}.{_range(known)}"
     else:
         said = " " + " ".join(_sentence(row, summary) for row in known) + _apart(known)
         said += f" {lost}." if lost else ""
@@ -193,7 +193,10 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
         in_words = claim.replace(statement=summary.words(claim.statement, by_image=True))
         nothing = f"not tested: no result of {claim.subject} and {claim.against} for the same backbone and device"
         verdicts.append(
-            (in_words, (f"{overall(about)}. {tally(about)}" if about else nothing) + (f"; {lost}" if lost else ""))
+            (
+                in_words,
+                (f"{overall(about)}. {verdict_counts(about)}" if about else nothing) + (f"; {lost}" if lost else ""),
+            )
         )
     return verdicts
 

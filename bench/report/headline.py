@@ -11,7 +11,7 @@ from bench.analysis.picking import seconds_to_train
 from bench.analysis.recommend import Choice, Undecided
 from bench.analysis.speedups import Adjusted, compare_accuracy
 from bench.analysis.stats import LEVEL
-from bench.analysis.verdicts import overall, tally
+from bench.analysis.verdicts import overall, verdict_counts
 from bench.report.answers import half_comparisons, place_of, same_answer_of
 from bench.report.pick_text import costs_of, duration
 from bench.report.strip import device_names
@@ -151,6 +151,6 @@ def half_the_time(summary: Summary) -> list[Line]:
         ends = dict.fromkeys(f"{100 * end:.0f}" for end in (min(shares), max(shares)) if math.isfinite(end))
         about = [row.finding for row in timed]
         low, high = (f"{100 / bound:g}" for bound in reversed(claim.bounds))
-        detail = f"{'–'.join(ends)}% of it per epoch, where “about half” is {low}–{high}%; {tally(about)}"
+        detail = f"{'–'.join(ends)}% of it per epoch, where “about half” is {low}–{high}%; {verdict_counts(about)}"
         found.append(Line(word=overall(about), statement=claim.statement, detail=detail))
     return found

@@ -15,7 +15,7 @@ from bench.analysis.scores import largest_class
 from bench.analysis.selection import Selection, selections
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.tally import Tally, tally
-from bench.analysis.verdicts import Finding, claims_of, decide_claims, without_result
+from bench.analysis.verdicts import Finding, claims_of, decide_claims, planned_without_result
 from bench.analysis.words import in_words
 from bench.store.environment import Environment, MachineState
 from bench.store.pairs import PairRecord
@@ -452,7 +452,7 @@ def summarise(runs: Iterable[RunFolder], name: str) -> Summary:
     own_words = [group for group in groups if group.run not in picked]
     for run_name, manifest in manifests:
         for claim in own[run_name]:
-            lost[claim.name] += without_result(claim, run_name, manifest, findings)
+            lost[claim.name] += planned_without_result(claim, run_name, manifest, findings)
     return Summary(
         name=name,
         runs=tuple(manifests),

@@ -33,7 +33,7 @@ def summary_markdown(summary: Summary) -> str:
             speed_ups=markdown_table(speed_up_table(summary)) if summary.speed_ups else "",
             cells=markdown_table(cells_table(summary)) if summary.groups else "",
             largest_class=largest_class_note(summary) if summary.groups else "",
-            lost=[text for text, _ in without_result(summary)],
+            lost=[text for text, _ in lines_without_result(summary)],
             notes=summary.notes,
         )
     )
@@ -58,7 +58,7 @@ def print_summary(summary: Summary, console: Console) -> None:
             say(console, largest, style="dim")
         if left_out:
             say(console, f"no room for: {'; '.join(left_out)}. `--format md` has all", style="dim")
-    for text, style in without_result(summary):
+    for text, style in lines_without_result(summary):
         say(console, text, style=style)
     for note in summary.notes:
         say(console, f"note: {note}", style="dim")
@@ -69,7 +69,7 @@ def warnings(summary: Summary) -> list[str]:
     return [*(f"the images are {reason}" for reason in summary.fallbacks), *summary.image_warnings]
 
 
-def without_result(summary: Summary) -> list[tuple[str, str]]:
+def lines_without_result(summary: Summary) -> list[tuple[str, str]]:
     """A line for each cell and process pair without a result, with its style."""
     return [
         *(
