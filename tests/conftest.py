@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.nvml import FakeNvml
@@ -83,6 +84,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test in a folder of its own, without data/ in it; scripts that it loads are unknown to later ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(plugins.VARIABLE, "")  # what a test adds to it is gone with the test
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Give each test the same random weights and inputs, whichever tests its worker ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
