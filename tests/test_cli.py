@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -641,6 +642,17 @@ def test_the_help_of_run_is_in_groups() -> None:
     assert places == sorted(places)
     between = done.stdout[places[0] : places[1]]
     assert "--backbone" in between and "--epochs" not in between
+
+
+@pytest.mark.parametrize("name", ["run", "pick", "train"])
+def test_the_help_fills_the_lines_of_its_paragraphs(name: str) -> None:
+    """No line ends where only the source has a line break: the next line's first word would not fit."""
+    said = command(name, "--help", COLUMNS="80", TERM="dumb").stdout.partition("╭")[0].partition("Usage:")[2]
+    lines = [line.strip() for line in said.splitlines()]
+    assert len(lines) > 8
+    for one, following in pairwise(lines):
+        if one and following:
+            assert len(f"{one} {following.split()[0]}") > 78, (one, following)
 
 
 def test_the_help_of_gate_names_its_table() -> None:

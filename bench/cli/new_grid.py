@@ -17,5 +17,5 @@ def new_grid(
     from bench.sweep.new_grid import write_grid
 
     path, schema = write_grid(file)
-    print(f"wrote {path}, and {schema.name} beside it, by which editors complete and check it")
+    print(f"wrote {path}, and beside it {schema.name}, which editors use to complete and check it")
     print(f"next: python -m bench run --grid {path} --dry-run")
