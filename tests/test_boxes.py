@@ -112,7 +112,7 @@ def test_one_file_is_split_by_content(tmp_path: Path) -> None:
     root = many(tmp_path / "one")
     splits = load(root / "all.json")
     assert (len(splits.train), len(splits.val), splits.name) == (15, 5, "all")
-    assert "there is no split: 5 of 20 images, about a fifth, are split off by a fixed seed" in splits.origin
+    assert "there is no split: 5 of 20 images, about a fifth, are for validation" in splits.origin
     for images in (splits.train, splits.val):
         assert {box.label for some in images.objects for box in some} == {0, 1}
     assert load(root).val == splits.val and load(root).name == "one"
@@ -396,7 +396,7 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
         tl.DataError, match=r"^data='auto': has one class for each image; sets with boxes are synthetic-b"
     ):
         load("auto")
-    with pytest.raises(tl.DataError, match=r"^no such folder or COCO file, .*; did you mean 'synthetic-boxes'"):
+    with pytest.raises(tl.DataError, match=r"^there is no such folder or COCO file, .*; did you mean 'synthetic-box"):
         load("synthetic-boxs")
     with pytest.raises(
         tl.DataError, match=r"^data='synthetic-boxes-mini': has boxes around objects; it is for task 'det"
@@ -568,8 +568,8 @@ def test_faulty_boxes_are_refused(tmp_path: Path) -> None:
     """Whoever makes splits in Python, or edits a manifest, gets a line."""
     splits = load(write_coco(tmp_path / "set", "coco"))
     for box, said in (
-        (Box(0, 0.5, 0, 0.5, 1), "its left and right are 0.5 and 0.5, and must be from 0 to 1 and ascend"),
-        (Box(0, 0, -0.1, 1, 1), "its top and bottom are -0.1 and 1, and must"),
+        (Box(0, 0.5, 0, 0.5, 1), "its left and right are 0.5 and 0.5; both must be from 0 to 1, the first below"),
+        (Box(0, 0, -0.1, 1, 1), "its top and bottom are -0.1 and 1; both must"),
         (Box(0, 0, 0, float("nan"), 1), "its left and right are 0 and nan"),
     ):
         assert said in fault_of(box)

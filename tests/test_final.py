@@ -209,7 +209,7 @@ def test_which_cell_is_meant(tmp_path: Path) -> None:
     assert f"--cell '{twice}': " in (said := refused("train", "r", "--cell", twice)) and "cells begin like that" in said
     assert "has no result (failed: took" in refused("train", "r", "--cell", failed.cell_id)
     assert "has not run yet" in refused("train", "r", "--cell", record("timm:e", "frozen").cell.id)
-    assert "can't hold an int8 network" in refused("train", "r", "--cell", int8.cell_id)
+    assert "an int8 network, which a file of safetensors can't hold" in refused("train", "r", "--cell", int8.cell_id)
     assert "r recommends nothing yet: timm:e frozen cpu has no result; wait" in refused("train", "r")
     write_run(tmp_path / "results" / "whole", [*records, failed, int8])
     assert "the images of whole are not here: own: no such folder" in refused("train", "whole"), "b0 is recommended"

@@ -298,7 +298,7 @@ def _found(name: str, *, download: bool) -> Splits:
         return scan(place)
     if is_file(place):
         return scan_table(place)
-    raise DataError(f"no such folder or table, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
+    raise DataError(f"there is no such folder or table, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
 
 
 def scan(root: Path, *, name: str | None = None) -> Splits:
@@ -431,7 +431,9 @@ def scan_boxes(data: Place, *, download: bool = True) -> Splits:
     if named:
         place = named.find(download)
     elif not is_folder(place) and not is_file(place):
-        raise DataError(f"no such folder or COCO file, and {not_one_of('data', str(data), boxed_sets.split(', '))}")
+        raise DataError(
+            f"there is no such folder or COCO file, and {not_one_of('data', str(data), boxed_sets.split(', '))}"
+        )
     if is_folder(place) and boxes_masks.has_masks(place):
         found = boxes_masks.read(place, IMAGE_SUFFIXES)
     elif not is_folder(place) and place.suffix.lower() != ".json":
@@ -621,8 +623,9 @@ def _split_off(
 
 def _split_off_note(what: str, val: ImageList, whole: ImageList, share: str, together: Sequence[object]) -> str:
     """Say that, and how, a set was split; `what` it lacked before."""
-    kept = f", and images that look the same stay on one side ({len(together)} groups)" if together else ""
-    return f"{what}: {len(val)} of {len(whole)} images, {share}, are split off by a fixed seed{kept}"
+    groups = f"{len(together)} group{'s' if len(together) > 1 else ''}"
+    kept = f", and images that look the same stay on one side ({groups})" if together else ""
+    return f"{what}: {len(val)} of {len(whole)} images, {share}, are for validation, chosen by a fixed seed{kept}"
 
 
 def _test_images(root: Path, folder: str, classes: tuple[str, ...], tally: Tally) -> tuple[ImageList | None, str]:

@@ -40,8 +40,8 @@ _KFOLD = (
     "is the share of all images that were predicted right after the last epoch, each by the network that was trained "
     "without it: with one seed it has its Wilson 95% interval, with more (repeats with other folds) it is the mean "
     "over seeds ± one standard deviation. Nothing is chosen on these images, so best and last accuracy are the same. "
-    "The interval treats images as independent, although the trainings share most of theirs. Seconds per epoch add up "
-    "those of all folds."
+    "The interval treats images as independent, although the trainings share most of theirs. Seconds per epoch are the "
+    "sum over all folds."
 )
 
 

@@ -33,7 +33,7 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
     largest = f"task {config.task}; the same answer for all images has {task.score} {rate:.1%}"
     if config.task == "classification":
         label, rate = largest_class(evaluated_images(config, splits).labels)
-        largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated ones"
+        largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated images"
     missing = f"; {left_out} left out" if left_out else ""
     say(console, f"images: {splits.name} ({images}{missing}; {largest})")
     for said in filter(None, (origin(config, splits), *sweep.survey.notes)):
@@ -92,7 +92,7 @@ def _measured(sweep: Sweep) -> str:
     results = [record.result for record in sweep.done.values() if record.result]
     without = sum(result.inference is None for result in results)
     kept = (
-        f"; not of {counted(without, 'cell')} done before, and none runs again for it (--fresh starts over)"
+        f"; {counted(without, 'cell')} done before {'stays' if without == 1 else 'stay'} without (--fresh starts over)"
         if without
         else ""
     )
@@ -146,7 +146,7 @@ def _compared_with_before(sweep: Sweep) -> str:
     new, gone = len(sweep.cells.keys() - before.keys()), len(before.keys() - sweep.cells.keys())
     ended = tally(record.status for record in sweep.done.values())
     parts = [f"{ended.done} of them done before"] if ended.done else []
-    parts += [f"{ended.failed} diverged before, and would again"] if ended.failed else []
+    parts += [f"{ended.failed} diverged before and would diverge again"] if ended.failed else []
     parts += [f"{new} new"] if new else []
     parts += [f"and {gone} of earlier commands, which are kept"] if gone else []
     return "".join(f", {part}" for part in parts)
