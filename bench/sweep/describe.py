@@ -115,7 +115,7 @@ def _describe_weights(sweep: Sweep, console: Console) -> None:
             )
     for (reason, is_kept), specs in fallbacks.items():
         score = TASKS[sweep.splits.task].score
-        text = f"WARNING: random weights, so {score} will be n/a, for {', '.join(specs)}: {reason}"
+        text = f"WARNING: random weights for {', '.join(specs)}, so {score} will be n/a: {reason}"
         say(console, text + (KEPT if is_kept else ""), style="yellow")
     answers = (sweep.weights[cell_id] for cell_id in sweep.cells)
     for reason in dict.fromkeys(answer for answer in answers if isinstance(answer, str)):
@@ -158,7 +158,8 @@ def list_cells(sweep: Sweep, console: Console) -> None:
         state = sweep.done[cell_id].status if cell_id in sweep.done else "to do"
         regime, size = REGIMES[cell.config.regime], f", batch {cell.config.batch_size}"
         most = "up to " if cell.config.early_stopping else ""
-        passes = f"{most}{cell.config.epochs} epochs{size}" if regime.by_steps else f"one validation pass{size}"
+        epochs = f"{most}{counted(cell.config.epochs, 'epoch')}"
+        passes = f"{epochs if regime.by_steps else 'one validation pass'}{size}"
         work = passes if regime.by_steps or not regime.trains else "the head is fitted at once"
         settings = f"{work}, {cell.config.weights} weights"
         say(console, f"  {state:8}  {cell} ({settings})")
