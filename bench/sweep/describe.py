@@ -91,11 +91,8 @@ def _measured(sweep: Sweep) -> str:
     """Say what is measured of trained networks, and how many cells will be without it."""
     results = [record.result for record in sweep.done.values() if record.result]
     without = sum(result.inference is None for result in results)
-    kept = (
-        f"; {counted(without, 'cell')} done before {'stays' if without == 1 else 'stay'} without (--fresh starts over)"
-        if without
-        else ""
-    )
+    have = "has" if without == 1 else "have"
+    kept = f"; {counted(without, 'cell')} done before {have} none of these (--fresh starts over)" if without else ""
     return f"latency, throughput and file size of each trained network, on prepared images{kept}"
 
 
