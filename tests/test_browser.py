@@ -173,11 +173,18 @@ def test_sorting_filtering_hiding_and_the_link(browser: Any, page: Path) -> None
     assert texts(browser, "#cells tr") == shown
 
 
-def test_a_section_s_link_keeps_the_table_s_state(browser: Any, page: Path) -> None:
+@pytest.mark.parametrize("link", ['nav a[href="#trust"]', '.verdicts a[href^="#claim-"]', 'a[href^="#note-"]'])
+def test_a_link_within_the_page_keeps_the_table_s_state(browser: Any, page: Path, link: str) -> None:
     opened(browser, page, "#q=frozen")
-    browser.find_element(By.CSS_SELECTOR, 'nav a[href="#trust"]').click()
+    found = browser.find_element(By.CSS_SELECTOR, link)
+    browser.execute_script("arguments[0].scrollIntoView()", found)
+    browser.execute_script("arguments[0].click()", found)
     assert browser.execute_script("return location.hash") == "#q=frozen"
-    assert browser.execute_script("return scrollY") > 1000
+    target = browser.find_element(By.CSS_SELECTOR, found.get_attribute("hash"))
+    assert (
+        0 <= target.rect["y"] - browser.execute_script("return scrollY") < browser.execute_script("return innerHeight")
+    )
+    assert target.is_displayed()
 
 
 def test_the_page_of_an_unfinished_run(
