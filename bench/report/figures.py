@@ -189,7 +189,7 @@ def _speed_up(summary: Summary) -> Figure | None:
     axes.tick_params(axis="y", length=0, pad=-2)  # names stand above their dots, so that both fit a phone
     axes.set_ylim(len(rows) - 0.6, -0.75)
     axes.spines["left"].set_visible(False)
-    axes.set_xlim(left=min(0.9, *(0.95 * (ratio.low or ratio.value) for _, ratio, _ in rows)))
+    axes.set_xlim(left=min(1.0, *(0.95 * (ratio.low or ratio.value) for _, ratio, _ in rows)))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
     axes.set_xlabel("times faster than fine-tuning,\nper epoch with validation")
     return figure
