@@ -51,7 +51,7 @@ def test_layouts_of_coco_files(tmp_path: Path, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", ["coco", "roboflow", "flat", "masks"])
 def test_without_the_task_a_folder_with_boxes_gets_a_hint(tmp_path: Path, layout: str) -> None:
-    """It has no classes as folders; the message says which task reads it, and so does no message about other folders."""
+    """It has no folders of classes, so the message names the task that reads it; one about other folders doesn't."""
     root = write_masks(tmp_path / "set") if layout == "masks" else write_coco(tmp_path / "set", layout)
     with pytest.raises(tl.DataError, match="may have boxes around objects: try `--task detection`"):
         tl.load_splits(root)
