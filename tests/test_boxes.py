@@ -49,6 +49,18 @@ def test_layouts_of_coco_files(tmp_path: Path, layout: str) -> None:
     assert splits.assigned and "boxes and splits are those of" in splits.origin
 
 
+@pytest.mark.parametrize("layout", ["coco", "roboflow", "flat", "masks"])
+def test_without_the_task_a_folder_with_boxes_gets_a_hint(tmp_path: Path, layout: str) -> None:
+    """It has no folders of classes, so the message names the task that reads it; one about other folders doesn't."""
+    root = write_masks(tmp_path / "set") if layout == "masks" else write_coco(tmp_path / "set", layout)
+    with pytest.raises(tl.DataError, match="may have boxes around objects: try `--task detection`"):
+        tl.load_splits(root)
+    write_images(tmp_path / "plain" / "one", ["1.png", "2.png"])
+    with pytest.raises(tl.DataError, match="at least 2 are needed") as raised:
+        tl.load_splits(tmp_path / "plain")
+    assert "boxes" not in str(raised.value)
+
+
 def test_a_relative_folder_is_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_coco(tmp_path / "set", "coco")
     monkeypatch.chdir(root)

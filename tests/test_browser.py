@@ -173,11 +173,17 @@ def test_sorting_filtering_hiding_and_the_link(browser: Any, page: Path) -> None
     assert texts(browser, "#cells tr") == shown
 
 
-def test_a_section_s_link_keeps_the_table_s_state(browser: Any, page: Path) -> None:
+@pytest.mark.parametrize("link", ['nav a[href="#trust"]', '.verdicts a[href^="#claim-"]', 'a[href^="#note-"]'])
+def test_a_link_within_the_page_keeps_the_table_s_state(browser: Any, page: Path, link: str) -> None:
     opened(browser, page, "#q=frozen")
-    browser.find_element(By.CSS_SELECTOR, 'nav a[href="#trust"]').click()
+    found = browser.find_element(By.CSS_SELECTOR, link)
+    browser.execute_script("arguments[0].scrollIntoView()", found)
+    browser.execute_script("arguments[0].click()", found)
     assert browser.execute_script("return location.hash") == "#q=frozen"
-    assert browser.execute_script("return scrollY") > 1000
+    target = browser.find_element(By.CSS_SELECTOR, found.get_attribute("hash"))
+    top, height = browser.execute_script("return [arguments[0].getBoundingClientRect().top, innerHeight]", target)
+    assert -1 < top < height
+    assert target.is_displayed()
 
 
 def test_the_page_of_an_unfinished_run(
@@ -542,10 +548,7 @@ SHEET = (round(277 / 25.4 * 96), round(190 / 25.4 * 96))
 def test_the_first_sheet_of_paper_has_the_answer(browser: Any, complete: Path) -> None:
     """From the strip to the verdicts, and no sheet is empty."""
     opened(browser, complete)
-    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
-    (box,) = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", pdf))
-    assert float(box[0]) > float(box[1]), "landscape"
-    letters = [text.count(b"Tj") + text.count(b"TJ") for text in sheets(pdf)]
+    letters = [text.count(b"Tj") + text.count(b"TJ") for text in printed_sheets(browser)]
     assert 3 <= len(letters) <= 10 and min(letters) > 3
     on_paper(browser, complete)
     first = "document.querySelector('.first')"
@@ -557,8 +560,11 @@ def test_the_first_sheet_of_paper_has_the_answer(browser: Any, complete: Path) -
     assert inside == ["strip", "answers", "hero", "cards", "verdicts"]
 
 
-def sheets(pdf: bytes) -> list[bytes]:
-    """The drawing instructions of each page of a PDF of Chromium's."""
+def printed_sheets(browser: Any) -> list[bytes]:
+    """The drawing instructions of each sheet of the page that is open, all of which are landscape."""
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    (box,) = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", pdf))
+    assert float(box[0]) > float(box[1]), "landscape"
     found = []
     for contents in re.findall(rb"/Type\s*/Page\b.*?/Contents (\d+) 0 R", pdf, re.DOTALL):
         stream = re.search(rb"\n%s 0 obj\b.*?stream\r?\n(.*?)\r?\nendstream" % contents, pdf, re.DOTALL)

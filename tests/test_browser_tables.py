@@ -24,6 +24,7 @@ from tests.test_browser import (
     PHONE,
     browser,
     opened,
+    printed_sheets,
     pytestmark,
     schemes,
     serious,
@@ -222,3 +223,15 @@ def test_on_a_phone_a_row_is_a_card(browser: Any, listed: Path) -> None:
     )
     assert before[:2] == ['"date (UTC)" ": "', '"device" ": "'] or before[:2] == ['"date (UTC): "', '"device: "']
     assert len(texts(browser, "#runs thead button")) == 8
+
+
+def test_headings_stand_on_each_sheet_of_paper(browser: Any, tmp_path: Path) -> None:
+    """Also where they are buttons: at least as much text is on each sheet as with headings of plain text."""
+    cells = [record("timm:b", "frozen", right=85)]
+    runs = [write_run(tmp_path / f"run-{number:02}", cells) for number in range(30)]
+    opened(browser, write_index(runs, tmp_path / "reports"))
+    buttons = [text.count(b"Tj") + text.count(b"TJ") for text in printed_sheets(browser)]
+    browser.execute_script("for (const head of document.querySelectorAll('th')) head.textContent = head.textContent")
+    plain = [text.count(b"Tj") + text.count(b"TJ") for text in printed_sheets(browser)]
+    assert len(buttons) > 1
+    assert all(one >= other for one, other in zip(buttons, plain, strict=True)), (buttons, plain)

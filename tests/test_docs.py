@@ -18,8 +18,11 @@ import pytest
 from bench.analysis import selection
 from bench.analysis.claims import CLAIMS
 from bench.analysis.metrics import METRICS
+from bench.analysis.picking import seconds_to_train
 from bench.analysis.verdicts import PAIRED, show_share
 from bench.export.frame import columns
+from bench.report.answers import answers
+from bench.report.pick_text import duration
 from bench.report.summary import summarise
 from bench.report.tables import accuracy
 from bench.report.write import write_report
@@ -90,6 +93,26 @@ def test_the_reference_figures_are_those_of_the_committed_run() -> None:
         assert f"| {' | '.join(cells)} |" in REFERENCE
     _, manifest = summary.runs[0]
     assert f"`{manifest.invocations[0].command}`" in REFERENCE
+    assert all(f"`{record.environment.git_commit[:12]}`" in REFERENCE for _, record in summary.records)
+    assert all(record.environment.git_dirty is False for _, record in summary.records)
+
+
+def test_the_run_that_the_readme_shows_is_the_committed_one() -> None:
+    """Its command, what it prints at its end, as far as the README quotes it, and its table in docs/reference.md."""
+    name = "reference-cpu-pretrained"
+    summary = summarise(find_runs([ROOT / "results" / name]), name)
+    ((_, manifest),) = summary.runs
+    assert f"$ {manifest.invocations[0].command}\n" in README and f"`{manifest.invocations[0].command}`" in REFERENCE
+    quoted = README.partition("process pairs done\n")[2].partition("report: ")[0]
+    said = " ".join(answers(summary))
+    assert quoted.count("…") == 2
+    assert all(" ".join(part.split()) in said for part in quoted.split("…"))
+    for row in summary.speed_ups:
+        scores = [accuracy(group).partition(" (")[0] for group in (row.slow, row.fast)]
+        times = [duration(seconds_to_train(group) or 0.0) for group in (row.slow, row.fast)]
+        share = show_share(row.speed_up, row.finding.claim)
+        cells = [row.fast.config.spec.name, share, *scores, *times, row.finding.words]
+        assert f"| {' | '.join(cells)} |" in REFERENCE
     assert all(f"`{record.environment.git_commit[:12]}`" in REFERENCE for _, record in summary.records)
     assert all(record.environment.git_dirty is False for _, record in summary.records)
 

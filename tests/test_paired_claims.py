@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -199,6 +200,23 @@ def test_the_answer_can_be_read_out(seconds: tuple[float, float], start: str, tm
 
     said = " ".join(answers(summarise([RunFolder(folder)], "r")))
     assert start in said and "% of the time" not in said.replace("%) of the time", "")
+
+
+def test_backbones_with_the_same_answer_share_a_sentence(tmp_path: Path) -> None:
+    found, timed = [], []
+    for name, seconds in (("a", 4.9), ("b", 2.0), ("c", 5.1)):
+        slow, fast = (record(f"timm:{name}", regime, seconds=10.0) for regime in ("finetune", "frozen"))
+        found += [slow, fast]
+        timed += pairs((10.0, seconds), cells=(slow.cell, fast.cell), noise=0.002)
+    said = next(
+        text
+        for text in answers(summarise([write_run(tmp_path / "r", found, pairs=timed)], "r"))
+        if "suite's loop" in text
+    )
+    assert re.sub(r"\d[\d.–]*%", "#", said).endswith(
+        "? Yes: with a on this CPU the frozen epoch takes # (#) of the time; with c # (#). "
+        "No, it takes less than that: with b on this CPU the frozen epoch takes # (#) of the time."
+    ), said
 
 
 def test_a_report_shows_pairs_their_scatter_and_what_failed(tmp_path: Path) -> None:

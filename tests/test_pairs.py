@@ -361,7 +361,7 @@ def test_a_pair_that_failed_is_listed_and_tried_again() -> None:
         done = run()
         assert done.returncode == 1
         assert "3 of 6 process pairs have no result" in done.stdout
-        assert f"  failed: {light.CRASHES} finetune and frozen cpu, pair 1: frozen: " in done.stdout
+        assert f"  failed: {light.CRASHES} finetune and frozen cpu, pairs 1–3: frozen: " in done.stdout
         assert numbers() == {light.QUICK[0]: 3}
         assert done.stdout.count("[pair ") == (6 if attempt == 1 else 3)
         crashed = [one for one in the_run().pairs().values() if one.status != "done"]
@@ -377,7 +377,7 @@ def test_a_pair_that_lost_a_side_is_tried_again() -> None:
         done = run()
         assert done.returncode == 1 and done.stdout.count("[pair ") == 3
         assert "3 of 3 process pairs have no result, or none of one cell" in done.stdout
-        assert "pair 1: frozen-tutorial: " in done.stdout and "SIGSEGV" in done.stdout
+        assert "pairs 1–3: frozen-tutorial: " in done.stdout and "SIGSEGV" in done.stdout
         assert numbers() == {light.LIMPS: 3}
         assert len(list(the_run().folder.glob("superseded/*"))) == 3 * (attempt - 1)
     Path(light.GO).touch()

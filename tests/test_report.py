@@ -15,6 +15,7 @@ from bench.report.answers import answers
 from bench.report.pages import with_code
 from bench.report.palette import colours
 from bench.report.summary import summarise
+from bench.report.terminal import lines_without_result
 from bench.report.without import without_result
 from bench.report.write import write_report
 from bench.store.runs import RunFolder, find_runs
@@ -221,6 +222,9 @@ def test_what_ended_alike_is_listed_once(tmp_path: Path) -> None:
             ("not run yet", ("timm:d frozen cpu seed 3",), "", True),
         ]
     )
+    lines = [text for text, _ in lines_without_result(summarise([run], "r"))]
+    assert "oom: timm:a frozen cpu seeds 1, 2 and 5; timm:b frozen cpu seed 0: such as: needs 1.1 GiB" in lines
+    assert len(lines) == 5, "each reason has its line, and what was not run yet none"
     for page in pages(run, tmp_path):
         assert page.count("timm:b frozen cpu seed 0") == page.count("seeds 0–3") == 1 and "seeds 1, 2 and 5" in page
 

@@ -94,9 +94,9 @@ def test_the_page_shows_each_headline_metric_of_the_heatmap(run: RunFolder, tmp_
     summary = summarise([run], "run")
     page = write_report(summary, tmp_path / "reports")[1].read_text(encoding="utf-8")
     metrics = make_heatmap(summary).metrics
-    assert metrics[0] == RATED_BY and f'data-show="{RATED_BY}"' in page
+    assert metrics[0] == RATED_BY and f'value="{RATED_BY}" checked' in page
     for name in metrics:
-        assert f'.heat[data-show="{name}"] [data-metric="{name}"] {{ display: block; }}' in page
+        assert f'.matrix:has([value="{name}"]:checked) [data-metric="{name}"] {{ display: block; }}' in page
 
 
 def test_the_heatmap_has_every_planned_cell(run: RunFolder) -> None:

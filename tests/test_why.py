@@ -17,11 +17,12 @@ from matplotlib.text import Text
 from bench.report import figures
 from bench.report.bars import Bar, draw_bars
 from bench.report.curves import curves, panels
-from bench.report.figures import MOST_NAMES, draw
+from bench.report.figures import MOST_BARS, MOST_NAMES, draw
 from bench.report.palette import PARTS, colours, markers
 from bench.report.summary import Summary, summarise
 from bench.report.write import MOST_LEFT_OUT, write_report
 from tests.runs import RANDOM, record, write_run
+from tl.regimes import REGIMES
 
 LONG = "timm:a_backbone_with_a_very_long_name_{}_patch16_clip_224.some_pretraining_and_finetuning_in22k"
 
@@ -77,6 +78,21 @@ def test_of_many_backbones_the_rest_is_named(tmp_path: Path) -> None:
     svg = (tmp_path / "reports" / "r" / "accuracy-curve.svg").read_text()
     titles = re.findall(r">(n\d\d)</text>", svg)
     assert sorted(titles) == [f"n{number:02}" for number in range(many - MOST_NAMES, many)]
+
+
+def test_of_many_bars_the_rest_is_left_out(tmp_path: Path) -> None:
+    """Those of the most accurate backbones stay, and the caption says so; other figures have all backbones."""
+    regimes = [name for name in REGIMES if name not in ("zeroshot", "scratch")][:11]
+    records = [
+        record(f"timm:n{number}", regime, right=50 + number) for number in range(MOST_NAMES) for regime in regimes
+    ]
+    drawn = draw(summary_of(tmp_path, records))
+    names = {figure: set(re.findall(r">(n\d+)</text>", drawn[figure].svg)) for figure in ("time", "matrix")}
+    assert names["time"] == {f"n{number}" for number in range(MOST_NAMES - MOST_BARS // 11, MOST_NAMES)}
+    assert "these are the 5 most accurate backbones." in drawn["time"].caption
+    assert len(names["matrix"]) == MOST_NAMES and "no room" not in drawn["matrix"].caption
+    alone = draw(summary_of(tmp_path / "one", records[: MOST_BARS // 5]))["time"].caption
+    assert "no room" not in alone
 
 
 def test_parts_of_bars_have_their_own_colours() -> None:

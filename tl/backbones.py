@@ -86,22 +86,27 @@ class _WithoutValues(TorchFunctionMode):
 def count_parameters(spec: str) -> int | None:
     """Return the number of parameters of a library's network without its classifier; None if that is unknown.
 
-    Of a detector it is the part before its maps of features. The network is built without memory for its values,
-    which some can't be.
+    Of a detector it is the part before its maps of features. The network is built without memory for its values, or,
+    if that fails because it computes with some of them, with memory that nothing fills.
     """
     parts = Spec.parse(spec)
     entry = library(parts.source)
-    try:
-        with torch.device("meta"), _WithoutValues(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if entry.detector and (detector := entry.detector(parts.name, NO_WEIGHTS)):
-                module = detector.module
-            else:
-                module = entry.load(parts.name, NO_WEIGHTS)
-                entry.cut(module)
-    except Exception:  # libraries raise many kinds of errors, and a list goes on without the number
-        return None
-    return sum(parameter.numel() for parameter in module.parameters())
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), _WithoutValues(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return sum(parameter.numel() for parameter in _without_classifier(entry, parts.name).parameters())
+        except Exception:  # libraries raise many kinds of errors, and a list goes on without the number
+            continue
+    return None
+
+
+def _without_classifier(entry: Library, name: str) -> nn.Module:
+    if entry.detector and (detector := entry.detector(name, NO_WEIGHTS)):
+        return detector.module
+    module = entry.load(name, NO_WEIGHTS)
+    entry.cut(module)
+    return module
 
 
 @checked

@@ -301,28 +301,26 @@ def _pairs(sweep: Sweep, *, later: bool) -> list[str]:
 
 
 def _say_without_result(records: Any, console: Console) -> bool:
-    """List the cells that were skipped, failed or diverged; true if any failed or diverged."""
-    lost = [record for record in records.values() if record.status != "done"]
-    for record in lost:
-        style = "yellow" if record.status == "skipped" else "red"
-        say(console, f"  {record.status}: {record.cell}: {record.reason}", style=style)
-    return any(record.status != "skipped" for record in lost)
+    """Print a line for all cells that ended alike without a result; true if any of them failed or diverged."""
+    from bench.report.without import lost
+
+    found = lost(records.values())
+    for one in found:
+        say(console, f"  {one}", style="red" if one.bad else "yellow")
+    return any(one.bad for one in found)
 
 
 def _say_untimed(sweep: Sweep, console: Console, *, later: bool) -> bool:
-    """List the process pairs of which a side was skipped or failed; true if any failed. See `_pairs`."""
+    """Print a line for all process pairs that lost a side alike; true if any of them failed. See `_pairs`."""
+    from bench.report.without import lost
+
     found, wanted = sweep.run.pairs() if sweep.pairs else {}, {*_pairs(sweep, later=later)}
     timed = [one for key, one in found.items() if key in wanted]
-    lost = [record for record in timed if record.lost]
-    failed = [record for record in lost if any(status != "skipped" for status, _ in record.lost)]
-    for record in lost:
-        if record not in failed:
-            say(console, f"skipped: {record}: {record.lost[0][1]}", style="yellow")
+    failed = [record for record in timed if any(status != "skipped" for status, _ in record.lost)]
     if failed:
         say(console, f"{len(failed)} of {len(timed)} process pairs have no result, or none of one cell:")
-        for record in failed:
-            status, reason = next(each for each in record.lost if each[0] != "skipped")
-            say(console, f"  {status}: {record}: {reason}")
+    for one in lost(timed):
+        say(console, f"  {one}", style="red" if one.bad else "yellow")
     return bool(failed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from bench.analysis import selection
 from bench.analysis.claims import HALF_THE_TIME, Claim
@@ -106,26 +106,33 @@ def _half(claim: Claim, timed: Sequence[SpeedUp], summary: Summary) -> str:
     if not known or len(known) > MOST_SENTENCES:
         said = f" {verdict_counts(findings)}{f'; {lost}' if lost else ''}.{_range(known)}"
     else:
-        said = " " + " ".join(_sentence(row, summary) for row in known) + _apart(known)
+        said = " " + " ".join(_sentences(known, summary)) + _apart(known)
         said += f" {lost}." if lost else ""
     return f"{claim.statement}?{said}{_more_samples(findings)}"
 
 
-def _sentence(row: SpeedUp, summary: Summary) -> str:
-    """Whether the claim holds for one backbone, and the share of time."""
+def _sentences(rows: Iterable[SpeedUp], summary: Summary) -> list[str]:
+    """Whether the claim holds for each backbone, and the share of time: a sentence for all with the same answer."""
     several = len({other.fast.config.regime for other in summary.speed_ups}) > 1
-    epoch = f"the {row.fast.config.regime} epoch" if several else "the frozen epoch"
-    by, estimate = row.finding.by, row.speed_up
-    start = "On the edge" if row.finding.edge else START.get(row.finding.verdict, "Undecided")
-    name = summary.short_name(row.fast.cell, row.fast.run, "device", "execution")
-    basis = ""
-    if estimate and estimate.low is None:
-        basis = f" ({estimate.n} of {MIN_SAMPLES} {by})"
-    elif row.finding.paired and row.finding.paired.apart:
-        basis = ", timed one after the other"
-    where = device_words(row.fast.cell.device)
-    share = show_share(estimate, row.finding.claim)
-    return f"{start}: with {name} on {where} {epoch} takes {share} of the time{basis}{_not_clear(row.finding)}."
+    parts: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        start = "On the edge" if row.finding.edge else START.get(row.finding.verdict, "Undecided")
+        where = device_words(row.fast.cell.device)
+        epoch = f"the {row.fast.config.regime} epoch" if several else "the frozen epoch"
+        some = parts.setdefault((start, where, epoch), [])
+        name = summary.short_name(row.fast.cell, row.fast.run, "device", "execution")
+        takes = "" if some else f" on {where} {epoch} takes"
+        of = "" if some else " of the time"
+        share = show_share(row.speed_up, row.finding.claim)
+        some.append(f"with {name}{takes} {share}{of}{_basis(row)}{_not_clear(row.finding)}")
+    return [f"{start}: {'; '.join(some)}." for (start, _, _), some in parts.items()]
+
+
+def _basis(row: SpeedUp) -> str:
+    """What a share rests on, if that is less than usual; empty otherwise."""
+    if row.speed_up and row.speed_up.low is None:
+        return f" ({row.speed_up.n} of {MIN_SAMPLES} {row.finding.by})"
+    return ", timed one after the other" if row.finding.paired and row.finding.paired.apart else ""
 
 
 def _not_clear(finding: Finding) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import matplotlib
@@ -34,6 +36,8 @@ MOST_CLASSES = 30
 """Largest number of classes for which a confusion matrix is drawn."""
 MOST_NAMES = 12
 """Largest number of backbones (or other row names) in a figure; more would be unreadable."""
+MOST_BARS = 60
+"""Largest number of bars in a figure, if it has several backbones; more would fill pages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +96,10 @@ def draw(summary: Summary, *, pdf: bool = False) -> dict[str, RenderedFigure]:
 
     With `pdf` they are drawn for paper too, which takes as long as all else, since each has its fonts.
     """
-    rendered, some = {}, part(summary)
+    rendered, some, few = {}, part(summary), part(summary, MOST_BARS)
     with matplotlib.rc_context(_style()):
         for name, (caption, function) in FIGURES.items():
-            shown = summary if name in WHOLE else some
+            shown = summary if name in WHOLE else few if name in BARS else some
             if figure := function(shown):
                 text, pixels, paper = io.StringIO(), io.BytesIO(), io.BytesIO()
                 # `tight`: a figure grows with its names and is never smaller than them.
@@ -106,7 +110,7 @@ def draw(summary: Summary, *, pdf: bool = False) -> dict[str, RenderedFigure]:
                     figure.savefig(paper, format="pdf", metadata=_IN_PDF, **whole)
                 svg = text.getvalue()[text.getvalue().index("<svg") :].replace("<svg", f"<svg{_WHITE}", 1)
                 rendered[name] = RenderedFigure(
-                    caption=_caption(caption, shown),
+                    caption=_caption(caption, shown) + (_fewer(few, some) if name in BARS else ""),
                     svg=svg,
                     png=pixels.getvalue(),
                     pdf=paper.getvalue(),
@@ -127,15 +131,27 @@ def _in_heat(summary: Summary) -> list[str]:
     return [name for name in headline() if any(group.values(name) for group in summary.groups)]
 
 
-def part(summary: Summary) -> Summary:
-    """The summary with the groups that figures show: of many backbones, the most accurate, then the fastest."""
+def _fewer(shown: Summary, usual: Summary) -> str:
+    """What a caption adds if a figure has not even the backbones that the others have."""
+    count, of = (len({one.short(group) for group in one.groups}) for one in (shown, usual))
+    return f" More bars have no room here: these are the {count} most accurate backbones." if count < of else ""
+
+
+def part(summary: Summary, most: float = math.inf) -> Summary:
+    """The summary with the groups that figures show: of many backbones, the most accurate, then the fastest.
+
+    With `most` there are no more groups than that, but at least all of one backbone.
+    """
     names: dict[str, tuple[float, float]] = {}
     for group in summary.groups:
         rank = (-(group.accuracy or 0.0), group.seconds)
         names[summary.short(group)] = min(rank, names.get(summary.short(group), rank))
-    if len(names) <= MOST_NAMES:
+    of_name = Counter(map(summary.short, summary.groups))
+    ranked = sorted(names, key=lambda name: names[name])[:MOST_NAMES]
+    rows = list(accumulate(of_name[name] for name in ranked))
+    chosen = {name for name, so_far in zip(ranked, rows, strict=True) if so_far <= most} or set(ranked[:1])
+    if len(chosen) == len(names):
         return summary
-    chosen = set(sorted(names, key=lambda name: names[name])[:MOST_NAMES])
     return replace(
         summary,
         groups=tuple(group for group in summary.groups if summary.short(group) in chosen),
@@ -173,7 +189,7 @@ def _speed_up(summary: Summary) -> Figure | None:
     axes.tick_params(axis="y", length=0, pad=-2)  # names stand above their dots, so that both fit a phone
     axes.set_ylim(len(rows) - 0.6, -0.75)
     axes.spines["left"].set_visible(False)
-    axes.set_xlim(left=min(0.9, *(0.95 * (ratio.low or ratio.value) for _, ratio, _ in rows)))
+    axes.set_xlim(left=min(1.0, *(0.95 * (ratio.low or ratio.value) for _, ratio, _ in rows)))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
     axes.set_xlabel("times faster than fine-tuning,\nper epoch with validation")
     return figure
@@ -389,3 +405,5 @@ EARLIER = ("accuracy-time",)
 """Figures of earlier versions, whose files a new report deletes."""
 WHOLE = ("front",)
 """Figures that show all groups of a run, however many there are."""
+BARS = ("time", "memory", "phases", "memory-parts")
+"""Figures with a bar for each group."""

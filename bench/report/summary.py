@@ -112,16 +112,6 @@ class Summary:
         return tally(ended, len(planned) - len(ended), "process pair")
 
     @property
-    def lost_pairs(self) -> list[PairRecord]:
-        """Process pairs without a result on some side."""
-        return [record for _, record in self.pairs if any(side.status != "done" for side in record.sides)]
-
-    @property
-    def unfinished(self) -> list[Record]:
-        """Records without a result."""
-        return [record for _, record in self.records if record.status != "done"]
-
-    @property
     def fallbacks(self) -> list[str]:
         """Distinct reasons for synthetic images."""
         return list(dict.fromkeys(m.dataset.fallback for _, m in self.runs if m.dataset.fallback))

@@ -15,6 +15,7 @@ from bench.report.pages import environment_for, markdown_table
 from bench.report.settings_text import largest_class_note
 from bench.report.summary import Summary
 from bench.report.tables import BESIDE_ACCURACY, DOUBT, Column, cells_table, columns, speed_up_table, tells_apart
+from bench.report.without import without_result
 from tl.text import visible
 
 COLOURS = {"supported": "green", "above": "yellow", "below": "yellow", "inconclusive": "dim"}
@@ -70,14 +71,9 @@ def warnings(summary: Summary) -> list[str]:
 
 
 def lines_without_result(summary: Summary) -> list[tuple[str, str]]:
-    """A line for each cell and process pair without a result, with its style."""
-    return [
-        *(
-            (f"{record.status}: {record.cell}: {record.reason}", "yellow" if record.status == "skipped" else "red")
-            for record in summary.unfinished
-        ),
-        *((f"{status}: {pair}: {reason}", "red") for pair in summary.lost_pairs for status, reason in pair.lost),
-    ]
+    """A line for all cells and process pairs without a result for the same reason, with its style."""
+    started = [one for one in without_result(summary) if one.status != "not run yet"]
+    return [(str(one), "red" if one.bad else "yellow") for one in started]
 
 
 def _claim(summary: Summary, width: int) -> Table:

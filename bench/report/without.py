@@ -9,9 +9,13 @@ from itertools import pairwise
 
 from bench.analysis.metrics import listed
 from bench.report.summary import Summary
+from bench.store.pairs import PairRecord
+from bench.store.records import Record
 
 _FEWEST_IN_A_ROW = 3
 """From this many neighbouring numbers on only the ends are named."""
+_NAMED = 3
+"""So many cells or pairs a line on the terminal names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,54 +35,82 @@ class Without:
         """True if there should be a result."""
         return self.status != "skipped"
 
+    def __str__(self) -> str:
+        """A line for the terminal, which names the first few."""
+        some = [*self.names[:_NAMED], *([f"{more} more"] if (more := len(self.names) - _NAMED) > 0 else [])]
+        return ": ".join(text for text in (self.status, "; ".join(some), self.reason) if text)
+
 
 @dataclass
-class _Found:
+class _Reasons:
     """What is collected of one status and reason."""
 
-    reasons: dict[str, None]
-    """Those that differ in figures alone, in their order."""
     traceback: str
+    texts: dict[str, None] = field(default_factory=dict)
+    """Those that differ in figures alone, in their order."""
     numbers: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     """Name and noun (`seed` or `pair`) → numbers."""
 
 
-def without_result(summary: Summary) -> list[Without]:
-    """All cells without a result, and pairs that failed or lost one, with what ended in the same way in one entry."""
-    found: dict[tuple[str, str], _Found] = {}
+class _Found:
+    """Collects what has no result."""
 
-    def add(status: str, reason: str, name: str, noun: str, number: int, traceback: str = "") -> None:
-        one = found.setdefault((status, _without_figures(reason)), _Found({}, traceback))
-        one.reasons[reason] = None
+    def __init__(self) -> None:
+        self._reasons: dict[tuple[str, str], _Reasons] = {}
+
+    def add(self, status: str, reason: str, name: str, noun: str, number: int, traceback: str = "") -> None:
+        one = self._reasons.setdefault((status, _without_figures(reason)), _Reasons(traceback))
+        one.texts[reason] = None
         one.numbers.setdefault((name, noun), []).append(number)
 
-    several = len(summary.runs) > 1
-    for run, record in summary.records:
+    def add_cell(self, record: Record, run: str = "") -> None:
         if record.status != "done":
-            name, seed = record.cell.name, record.cell.config.seed
-            add(record.status, record.reason, _of_run(name, run, several), "seed", seed, record.traceback)
+            name, seed = _of_run(record.cell.name, run), record.cell.config.seed
+            self.add(record.status, record.reason, name, "seed", seed, record.traceback)
+
+    def add_pair(self, record: PairRecord, run: str = "") -> None:
+        for status, reason in record.lost:
+            self.add(status, reason, _of_run(record.pair.name, run), "pair", record.pair.number + 1)
+
+    def entries(self) -> list[Without]:
+        return [
+            Without(
+                status=status,
+                reason=_reason(list(one.texts)),
+                names=tuple(_names(one.numbers.items())),
+                traceback=one.traceback,
+            )
+            for (status, _), one in self._reasons.items()
+        ]
+
+
+def without_result(summary: Summary) -> list[Without]:
+    """All cells without a result, and pairs that failed or lost one, with what ended in the same way in one entry."""
+    several = len(summary.runs) > 1
+    found = _Found()
+    for run, record in summary.records:
+        found.add_cell(record, run if several else "")
     for run, cell in summary.missing:
-        add("not run yet", "", _of_run(cell.name, run, several), "seed", cell.config.seed)
+        found.add("not run yet", "", _of_run(cell.name, run if several else ""), "seed", cell.config.seed)
     for run, pair in summary.pairs:
-        for status, reason in pair.lost:
-            add(status, reason, _of_run(pair.pair.name, run, several), "pair", pair.pair.number + 1)
-    return [
-        Without(
-            status=status,
-            reason=_reason(list(one.reasons)),
-            names=tuple(_names(one.numbers.items())),
-            traceback=one.traceback,
-        )
-        for (status, _), one in found.items()
-    ]
+        found.add_pair(pair, run if several else "")
+    return found.entries()
+
+
+def lost(records: Iterable[Record | PairRecord]) -> list[Without]:
+    """The same of records of one run."""
+    found = _Found()
+    for record in records:
+        found.add_pair(record) if isinstance(record, PairRecord) else found.add_cell(record)
+    return found.entries()
 
 
 def _reason(several: Sequence[str]) -> str:
     return several[0] if len(several) == 1 else f"such as: {several[0]}"
 
 
-def _of_run(name: str, run: str, several: bool) -> str:
-    return f"{name} ({run})" if several else name
+def _of_run(name: str, run: str) -> str:
+    return f"{name} ({run})" if run else name
 
 
 def _without_figures(reason: str) -> str:

@@ -10,17 +10,10 @@
 
   const heading = (metric) => metric.label + (metric.unit ? `, ${metric.unit}` : "");
 
-  // The matrix: which metric it shows.
-  const heat = document.getElementById("matrix-table");
+  // The matrix: the metric that it shows is the chosen one (by CSS); the address keeps it.
   for (const input of document.querySelectorAll('input[name="matrix-metric"]')) {
-    if (state.get("matrix") === input.value) {
-      input.checked = true;
-      heat.dataset.show = input.value;
-    }
-    input.addEventListener("change", () => {
-      heat.dataset.show = input.value;
-      remember({ matrix: input.value });
-    });
+    if (state.get("matrix") === input.value) input.checked = true;
+    input.addEventListener("change", () => remember({ matrix: input.value }));
   }
 
   // The table: sort, filter, choose columns, copy.
@@ -536,14 +529,6 @@
     void line.offsetWidth; // starts the highlight anew
     line.classList.add("found");
   }
-  // A section's link: the address keeps what it says of the table.
-  for (const link of document.querySelectorAll("nav a"))
-    link.addEventListener("click", (event) => {
-      if (!state.size) return;
-      event.preventDefault();
-      document.getElementById(link.hash.slice(1)).scrollIntoView();
-    });
-
   // A run that is going on.
   const live = document.getElementById("live");
   if (live) {

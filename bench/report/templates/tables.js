@@ -48,6 +48,18 @@ const shared = (() => {
       else head.removeAttribute("aria-sort");
   }
 
+  // A link within the page: the address keeps what it says of the tables.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#"]');
+    const target = link && document.getElementById(link.getAttribute("href").slice(1));
+    if (!target || !state.size || event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    for (let fold = target.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+    target.tabIndex = -1;
+    target.focus({ preventScroll: true });
+    target.scrollIntoView();
+  });
+
   return { state, remember, make, ordered, sortable, mark };
 })();
 
