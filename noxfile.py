@@ -33,6 +33,7 @@ def tests(session: nox.Session) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     # Many tests wait for processes that they started, so two cores have work for four.
     side_by_side = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+    session.log("five thousand tests take 15 to 40 minutes on two cores; the first minute may show nothing")
     statuses = []
     for options in (["-m", "not alone", *side_by_side], ["-m", "alone"]):
         command = ["-m", "pytest", *session.posargs, *options]

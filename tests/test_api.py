@@ -325,6 +325,8 @@ def test_no_such_run() -> None:
     write_run(Path("results/one"), [record("timm:a", "frozen")])
     with pytest.raises(UserError, match="two: no such run; results/ has one"):
         bench.Run("two")
+    with pytest.raises(UserError, match="results/ has one; did you mean 'one'"):
+        bench.Run("onee")
 
 
 def test_runs_elsewhere_are_found() -> None:

@@ -340,6 +340,7 @@ def test_layouts_of_files(indent: int | None, mark: str) -> None:
         (lambda: (Path("odd").mkdir(), Path("odd/x.json").symlink_to("/dev/zero")), "can't be read: is a device"),
         (lambda: Path("odd").symlink_to("nowhere"), "odd: no such run"),
         (lambda: write_run(Path("odd/r"), [record("timm:a", "frozen")]), "odd: no such run"),
+        (lambda: Path("ode").mkdir(), "odd: no such run, folder or file; did you mean 'ode'?"),
         (lambda: write("odd/x.txt", {}), "odd: is a folder without a run"),
         (
             lambda: write("odd/x.json", {"cells": {}}),

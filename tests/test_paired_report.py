@@ -256,8 +256,8 @@ def test_two_memories_are_told_apart(tmp_path: Path) -> None:
     """That of the turns, and that of the trainings, differ; the note says which is where."""
     paired = summary_of(tmp_path / "r", seeds(), timed(10.0, 5.0, memory=(400 * 2**20, 100 * 2**20)))
     assert "300 MiB" in speed_up_table(paired)["memory saved"][0]
-    assert "peaks of their turns" in notes_of(paired).predicted
-    assert "peaks of their turns" not in notes_of(summary_of(tmp_path / "s", seeds(3), [])).predicted
+    assert "the peaks are those of the turns" in notes_of(paired).predicted
+    assert "the peaks are those of the turns" not in notes_of(summary_of(tmp_path / "s", seeds(3), [])).predicted
 
 
 @pytest.mark.parametrize("backbone", ["timm:a", "timm:mobilenetv3_small_100", "timm:vit_base_patch16_clip_224.openai"])

@@ -50,7 +50,8 @@ def find(download: bool) -> Path:
             return folder
     if not download or offline():
         problem = unreachable(URL)
-        raise Unavailable("the real images are not on this machine" + (f", and {problem}" if problem else ""))
+        missing = "the real images are not on this machine" + (f", and {problem}" if problem else "")
+        raise Unavailable(f"{missing}; put the folder with train/ and val/ at {LOCAL.as_posix()}, or set TL_DATA to it")
     return fetch(URL, cached, expected())
 
 

@@ -20,8 +20,9 @@ from bench.compare import pytest_benchmark
 from bench.store.environment import packages
 from bench.store.records import USUAL, Cell, Lost, Manifest, Record
 from bench.store.runs import RunFolder, each_once, find_run, find_runs
-from tl.errors import UserError, not_one_of
+from tl.errors import UserError, nearest, not_one_of
 from tl.tasks import TASKS
+from tl.text import shortened
 
 Axis = Literal["run", "regime", "device", "backbone", "precision", "execution", "seed"]
 Repeats = Literal["seed", "round"]
@@ -214,11 +215,24 @@ def _places(name: str, results: Path) -> tuple[list[RunFolder], list[Path]]:
         elif place.exists() and not place.is_dir():
             raise UserError(f"{part}: is neither a folder nor a regular file")
         else:
-            runs.append(find_run(part, results))
+            runs.append(_run(part, results))
     stems = [file.stem for file in files]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
         raise UserError(f"{name}: two files are called {twice}.json; each file is a round and needs a unique name")
     return runs, files
+
+
+def _run(name: str, results: Path) -> RunFolder:
+    """The run of that name. Raises `UserError`, which names a folder or file beside it that is called nearly so."""
+    try:
+        return find_run(name, results)
+    except UserError:
+        place = Path(name)
+        beside = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
+        if os.path.lexists(place) or not (close := nearest(place.name, beside)):
+            raise
+        meant = os.fspath(place.parent / close[0])
+        raise UserError(f"{shortened(name)}: no such run, folder or file; did you mean {meant!r}?") from None
 
 
 def _files_in(folder: Path, results: Path) -> list[Path]:

@@ -58,8 +58,9 @@ def _recommended(summary: Summary) -> list[str]:
     picked = {run for run, _ in summary.picks}  # a pick has said what to use, times no pairs, and asks another question
     others = [group for group in summary.groups if group.run not in picked]
     if others and all(group.accuracy is None for group in others):
+        which = "No cell that has ended" if summary.missing else "No cell"
         paragraphs.append(
-            f"No cell had pretrained weights, so accuracy says nothing here; {what_matters(costs())} are valid."
+            f"{which} had pretrained weights, so accuracy says nothing here; {what_matters(costs())} are valid."
         )
     elif others and not (summary.choices or summary.nothing_beats or summary.undecided):
         paragraphs.append("Only controls have an accuracy here: there is nothing to recommend.")
@@ -106,9 +107,9 @@ def _half(claim: Claim, timed: Sequence[SpeedUp], summary: Summary) -> str:
     if not known or len(known) > MOST_SENTENCES:
         said = f" {verdict_counts(findings)}{f'; {lost}' if lost else ''}.{_range(known)}"
     else:
-        said = " " + " ".join(_sentences(known, summary)) + _apart(known)
+        said = " " + " ".join(_sentences(known, summary)) + _apart(known, later=bool(summary.missing_pairs))
         said += f" {lost}." if lost else ""
-    return f"{claim.statement}?{said}{_more_samples(findings)}"
+    return f"{claim.statement}?{said}{_more_samples(findings, left=len(summary.missing_pairs))}"
 
 
 def _sentences(rows: Iterable[SpeedUp], summary: Summary) -> list[str]:
@@ -145,8 +146,8 @@ def _not_clear(finding: Finding) -> str:
     return f", which is not clear enough where {finding.tests} verdicts must hold together"
 
 
-def _apart(known: Sequence[SpeedUp]) -> str:
-    """Sentences that say which answers rest on seeds, and why; empty if none does."""
+def _apart(known: Sequence[SpeedUp], *, later: bool) -> str:
+    """Sentences that say which answers rest on seeds, and why; empty if none does. `later`: pairs are planned."""
     by_seeds = [row for row in known if row.speed_up and row.finding.by == "seeds"]
     untimed = [row for row in by_seeds if not row.finding.all_lost]
     said = "".join(_all_failed(row, several=len(known) > 1) for row in by_seeds if row.finding.all_lost)
@@ -155,7 +156,8 @@ def _apart(known: Sequence[SpeedUp]) -> str:
     counts = sorted({row.speed_up.n for row in untimed if row.speed_up})
     counted = _seeds(*dict.fromkeys((counts[0], counts[-1])))
     if len(untimed) == len(known):
-        return f" By {counted}, timed minutes apart, since no process pairs were timed."
+        why = "no process pairs are timed yet" if later else "no process pairs were timed"
+        return f" By {counted}, timed minutes apart, since {why}."
     names = [row.fast.config.backbone for row in untimed]
     return f"{said} By {counted}, timed minutes apart: {', '.join(dict.fromkeys(names))}."
 
@@ -230,14 +232,20 @@ def _lost(claim: Claim, summary: Summary) -> str:
     return f"{lost} more {'has' if lost == 1 else 'have'} no result on one side" if lost else ""
 
 
-def _more_samples(findings: list[Finding]) -> str:
-    """Advice where pairs or seeds are too few for a verdict; empty otherwise. What can't be paired needs seeds."""
+def _more_samples(findings: list[Finding], *, left: int) -> str:
+    """Advice where pairs or seeds are too few for a verdict; empty otherwise. What can't be paired needs seeds.
+
+    So many process pairs are `left`, planned and not timed yet.
+    """
     few = [finding for finding in findings if finding.verdict == "too few samples"]
     can_pair = [not (without_turns(one.group.cell) or without_turns(one.against.cell)) for one in few]
     said = ""
     if any(can_pair):
+        said += f" A verdict needs {MIN_SAMPLES} process pairs"
         said += (
-            f" A verdict needs {MIN_SAMPLES} process pairs: the same command with more `--pairs` adds them to this run."
+            f", and {left} {'is' if left == 1 else 'are'} still to be timed: the same command continues."
+            if left
+            else ": the same command with more `--pairs` adds them to this run."
         )
     if not all(can_pair):
         which = "the others need" if said else "a verdict needs"

@@ -328,6 +328,10 @@ def _confusion(summary: Summary) -> Figure | None:
     return figure
 
 
+_OF_SLOPE = {
+    "time": " These are whole trainings, minutes apart. The claim is about an epoch, and is tested with process pairs."
+}
+"""Slope → what its caption adds."""
 _CURVES = (
     "A panel for each backbone, all with the same axes; with several seeds the mean, and ± one standard deviation as a "
     "band where a panel has few curves. Trainings from random weights in place of pretrained ones are left out. "
@@ -343,7 +347,7 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], Figure | None]]] = {
     **{
         f"slope-{name}": (
             "Each line is a backbone, from fine-tuning on the left to training only its head on the right"
-            f"{'; the scale is logarithmic' if slope.ratio else ''}. Blue: recommended.",
+            f"{'; the scale is logarithmic' if slope.ratio else ''}. Blue: recommended.{_OF_SLOPE.get(name, '')}",
             hero.slopes(name),
         )
         for name, slope in hero.SLOPES.items()

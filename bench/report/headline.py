@@ -118,7 +118,9 @@ def _without_an_answer(summary: Summary) -> str:
     if not summary.groups:
         return "No cell has a result yet"
     if all(group.accuracy is None for group in summary.groups):
-        return f"Accuracy says nothing without pretrained weights; {what_matters(costs())} hold"
+        disturbed = all(group.doubt for group in summary.groups)
+        rest = "times are in doubt" if disturbed else f"{what_matters(costs())} hold"
+        return f"Accuracy says nothing without pretrained weights; {rest}"
     return "Only controls have an accuracy here, so nothing is recommended"
 
 

@@ -300,6 +300,19 @@ def _slopes(summary: Summary, slope: Slope) -> list[tuple[SpeedUp, float, float]
     return found
 
 
+_LEAST = {True: 4.0, False: 0.1}
+"""Ratio, or else difference, from which a slope may fill its figure; a smaller one is to look small."""
+
+
+def _ends(values: Sequence[float], *, ratio: bool) -> tuple[float, float]:
+    """Ends of an axis that has room for these values, and shows at least `_LEAST`."""
+    at, back = (math.log, math.exp) if ratio else (float, float)
+    low, high = at(min(values)), at(max(values))
+    least = at(_LEAST[ratio])
+    half = max(1.16 * (high - low), least) / 2
+    return back((low + high) / 2 - half), back((low + high) / 2 + half)
+
+
 def slopes(name: str) -> Callable[[Summary], Figure | None]:
     """The figure of one of `SLOPES`: a line for each backbone, from fine-tuning to training only the head."""
     slope = SLOPES[name]
@@ -332,7 +345,8 @@ def slopes(name: str) -> Callable[[Summary], Figure | None]:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.spines["left"].set_visible(False)
-        axes.margins(y=0.08)
+        low, high = _ends([value for _, *values in rows for value in values], ratio=slope.ratio)
+        axes.set_ylim(low, high)
         both = [group for row, _, _ in rows for group in (row.fast, row.slow)]
         names = [shortened(short_among(row.fast, both, summary)) for row, _, _ in rows]
         starts = [f"{name}  {slope.show(before)}" for name, (_, before, _) in zip(names, rows, strict=True)]

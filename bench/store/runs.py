@@ -29,7 +29,7 @@ from bench.store.picks import PickRecord
 from bench.store.records import SCHEMA_VERSION, SEALED_SINCE, Manifest, Record
 from bench.store.upgrade import upgrade_manifest, upgrade_record
 from tl.cache import read_bounded, to_json, write_atomic
-from tl.errors import ConfigError, UserError
+from tl.errors import ConfigError, UserError, nearest
 from tl.machine import without_garbage_collection
 from tl.regimes import REGIMES
 from tl.text import shortened
@@ -398,10 +398,12 @@ def find_run(name: str | Path, results: Path = Path("results")) -> RunFolder:
         if os.path.lexists(folder / "manifest.json"):  # one that can't be read says so itself
             return RunFolder(folder)
     try:
-        known = f"{results}/ has {', '.join(run.folder.name for run in all_runs(results))}"
+        names = [run.folder.name for run in all_runs(results)]
     except UserError as error:
-        known = str(error)
-    raise UserError(f"{shortened(name)}: no such run; {known}")
+        raise UserError(f"{shortened(name)}: no such run; {error}") from None
+    close = nearest(Path(name).name, names)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UserError(f"{shortened(name)}: no such run; {results}/ has {', '.join(names)}{hint}")
 
 
 def folder_of_run(path: Path) -> Path | None:
