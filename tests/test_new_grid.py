@@ -44,6 +44,23 @@ def test_the_file_is_a_grid_and_so_is_every_line_of_it(tmp_path: Path) -> None:
         assert name in {"epochs", "fold"} or value == (list(default) if isinstance(default, tuple) else default)
 
 
+def test_paired_timing_is_turned_off_as_the_comment_says(tmp_path: Path) -> None:
+    """One line above `[matrix]`, with nothing else to change."""
+    path = tmp_path / "my.toml"
+    path.write_text(text("my.toml").replace("\n[matrix]", "\npaired = false\n\n[matrix]"))
+    assert load_grid(str(path)).paired is None
+    path.write_text(re.sub(r"(?m)^# paired = .*$", "paired = {pairs = 9, seconds = 2}", text("my.toml")))
+    paired = load_grid(str(path)).paired
+    assert paired and (paired.pairs, paired.seconds) == (9, 2)
+
+
+def test_comments_are_for_someone_who_has_not_read_the_code() -> None:
+    """They name no module or constant, and no value that TOML lacks; they say which other networks there are."""
+    said = text("my.toml")
+    assert not re.findall(r"\bNone\b|\btl\.\w+|\b[A-Z]+_[A-Z_]+\b|read it|isn't read", said)
+    assert "module:MODULE:NAME" in said and "docs/sources.md" in said
+
+
 def test_the_schema_fits_all_grids() -> None:
     """Those that come with the suite, and the new one with all of its lines."""
     Draft202012Validator.check_schema(schema())

@@ -122,6 +122,8 @@ TABLES: dict[str, Collection[str]] = {
 class TrainConfig(Strict):
     """The settings of a training. Instances are frozen; make variants with `config.replace(epochs=3)`.
 
+    A setting that the regime or the execution has no use for has its default, whatever was given.
+
     Raises `ConfigError` if a field is unknown or out of range.
     """
 
@@ -136,8 +138,8 @@ class TrainConfig(Strict):
     execution: str = Field("fast", description="a key of `EXECUTIONS`: how the same training is carried out")
     epochs: Positive = Field(
         25,
-        description="passes over the training images. Regimes that fit their head at once don't read this and the "
-        "other settings of training by steps (`READ_BY_STEPS`), which have their defaults then",
+        description="passes over the training images. Regimes that fit their head at once (`knn`, `ridge`, `logistic`) "
+        "make no steps: this and the settings of optimiser, learning rate, loss and head change nothing there",
     )
     batch_size: Positive = Field(4, description="images per training step")
     optimizer: str = Field("sgd", description="a key of `OPTIMIZERS`, or one's own: `MODULE:NAME`")
@@ -158,8 +160,8 @@ class TrainConfig(Strict):
     )
     class_weights: str = Field(
         "none",
-        description="a key of `CLASS_WEIGHTS`: how much the images of each class count in the loss. Regimes "
-        "that don't train by steps don't read it: it is always `none`",
+        description="a key of `CLASS_WEIGHTS`, only for regimes that train by steps: how much the images of each class "
+        "count in the loss",
     )
     head: str = Field("linear", description="a key of `HEADS`, or one's own: `MODULE:NAME`")
     seed: Count = Field(0, description="seeds the head's weights, the order of images, their crops and flips")
@@ -171,69 +173,67 @@ class TrainConfig(Strict):
 
     views: Positive = Field(
         1,
-        description="views per training image for regimes that extract features once: 1 is the centre view, more are "
-        "random crops that epochs use in turn. Other regimes don't read it: it is always 1",
+        description="only for regimes that compute the features of each image once and keep them (`cached`): how many "
+        "views of a training image. 1 is the centre of the image, more are random crops that epochs use in turn",
     )
     lora_rank: Positive = Field(
         8,
-        description="rank of low-rank updates (`tl.lora`); their scale is 8 / rank. Regimes without such updates don't "
-        "read it: it is always 8",
+        description="only for regimes that add low-rank updates to the weights (`lora`): the rank of these updates; "
+        "their scale is 8 / rank",
     )
     rate_after_head: float = Field(
         0.1,
         gt=0,
         le=1,
-        description="factor of all learning rates in regimes that begin with a fitted head: steps at the full rate "
-        "would destroy what the fit found. Other regimes don't read it: it is always 0.1",
+        description="only for regimes that begin with a fitted head (`lp-ft`): factor of all their learning rates, "
+        "since steps at the full rate would destroy what the fit found",
     )
     unfreeze_every: Positive = Field(
         1,
-        description="epochs until the next stage of the backbone joins, in regimes whose stages train one after the "
-        "other. Other regimes don't read it: it is always 1",
+        description="only for regimes whose stages begin to train one after the other (`gradual`): epochs until the "
+        "next stage of the backbone joins",
     )
     freeze_bn: bool = Field(
         False,
-        description="keep the backbone's BatchNorm layers in eval mode, with statistics and parameters as they are. "
-        "Regimes that train nothing of a pretrained backbone itself don't read it: it is always false",
+        description="only for regimes that train weights of a pretrained backbone: keep its BatchNorm layers in eval "
+        "mode, with statistics and parameters as they are",
     )
     layer_decay: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="factor of the learning rate from each stage of the backbone to the one before it, and from the "
-        "head to the last stage. Regimes that don't read `freeze_bn` don't read this either: it is always 1",
+        description="only for regimes that train weights of a pretrained backbone: factor of the learning rate from "
+        "each stage to the one before it, and from the head to the last stage; 1 for the same rate everywhere",
     )
     ema: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="decay, per step, of an exponential moving average of the weights (`tl.averaging`), which is "
-        "validated and kept in their place; 0 for none. Regimes that don't train by steps don't read it: it is always "
-        "0",
+        description="only for regimes that train by steps: decay, per step, of an exponential moving average of the "
+        "weights, which is validated and kept in their place; 0 for none",
     )
     early_stopping: Count = Field(
         0,
-        description="end the training when that many epochs in a row had no lower validation loss than those before; "
-        "0 for never. The validation images choose the number of epochs then, so only protocol `fixed` reads it. Only "
-        "regimes that train by steps do",
+        description="only for regimes that train by steps: end the training when that many epochs in a row had no "
+        "lower validation loss than those before; 0 for never. The validation images choose the number of epochs then, "
+        "so only protocol `fixed` takes it",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(
         False,
-        description="run the backbone's blocks again in the backward pass, so that their activations need no memory. "
-        "Regimes that train nothing of the backbone don't read it: it is always false",
+        description="only for regimes that train some of the backbone: run its blocks again in the backward pass, so "
+        "that their activations need no memory",
     )
     fold: bool | None = Field(
         None,
-        description="run a frozen backbone as a network for inference (`tl.inference`). Left out (None): only if "
-        "features are extracted once. It isn't read, and always None, if the backbone trains or is int8, and in "
-        "execution `plain`",
+        description="only for frozen backbones that aren't int8, in execution `fast`: run the backbone in a form made "
+        "for inference, with BatchNorm merged into the convolutions. If it is left out, this is done only where the "
+        "features of each image are computed once",
     )
     lookahead: Positive | Literal["auto"] = Field(
         1,
-        description="batches per forward pass of a frozen backbone (`tl.lookahead`); `auto`: as many as need less "
-        "memory than training it. It isn't read, and always 1, if the backbone trains, if features are extracted once, "
-        "and in execution `plain`",
+        description="only for frozen backbones that run in every epoch, in execution `fast`: how many batches go "
+        "through the backbone in one forward pass; `auto`: as many as need less memory than training it would",
     )
     code: tuple[tuple[str, str], ...] = Field(
         (),

@@ -16,7 +16,7 @@ epochs = 5
 protocol = "fixed"                  # fixed, tuned (of learning_rates = […]), kfold (folds = 5); one per grid
 task = "classification"             # classification, multilabel, detection; one per grid
 
-[paired]                            # how speeds are compared, beside the trainings; `paired = false` for not at all
+[paired]                            # how speeds are compared, beside the trainings; or `paired = false` above [matrix]
 pairs = 5                           # process pairs per comparison: its repetitions, at least 3
 seconds = 6                         # time for the turns of one pair, after warm-up
 

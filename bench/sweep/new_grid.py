@@ -24,25 +24,26 @@ _EXAMPLES: dict[str, Any] = {"epochs": 5, "fold": True}
 """Setting → the value that stands in the file, where it isn't the default."""
 _HEAD = """\
 #:schema ./{schema}
-# A grid says which cells `python -m bench run --grid {name}` runs. Lines like `# pairs = 5` show defaults or examples;
+# A grid says which cells `python -m bench run --grid {name}` runs. Lines like `# folds = 5` show defaults or examples;
 # remove the "# " to use them.
 
 description = "my grid"
 dataset = "auto"  # a folder of images, a name of `python -m bench list datasets`, or auto: the ants and bees
+# paired: how speeds are compared: by pairs of processes that take turns, so many pairs of each comparison, and so many
+#   seconds for the turns of one pair. `paired = false` turns this off
+# paired = {{pairs = {pairs}, seconds = {seconds}}}
 
 [matrix]  # every combination of these is a cell
-backbones = ["timm:tf_efficientnet_lite0", "torchvision:resnet18"]  # `python -m bench list backbones TEXT` finds more
+# backbones: names that `python -m bench list backbones TEXT` finds, or module:MODULE:NAME for a network of your own.
+#   docs/sources.md has all sources: your own code, PyTorch Hub, Hugging Face, Keras and SavedModels
+backbones = ["timm:tf_efficientnet_lite0", "torchvision:resnet18"]
 regimes = ["finetune", "frozen"]  # `python -m bench list regimes` says what each trains
 seeds = 1  # the number of seeds, or a list of them; with three or more, accuracies are compared over seeds too
 # devices = ["all"]  # cpu, cuda, cuda:0, mps, auto (the best), all
 # precision = ["fp32"]  # {precision}
 # execution = ["fast"]  # {execution}
 
-[paired]  # speeds are compared in pairs of processes that take turns; `paired = false` above [matrix] turns this off
-# pairs = {pairs}  # process pairs of each comparison
-# seconds = {seconds}  # seconds for the turns of one pair
-
-[train]  # settings that all cells share
+[train]  # settings that all cells share; where one is only for some regimes, it changes nothing in the others
 """
 _TAIL = """
 # [[include]]  # adds cells; an axis that isn't given here takes its values from [matrix]
