@@ -21,7 +21,8 @@ SAID = {
     "claims my-plugin --plugin my_plugin.py": ("Training convolutions without norms",),
     "export my-plugin --plugin my_plugin.py": ("last_loss",),
     "list backbones pooled --plugin my_source.py": ("mine:pooled",),
-    "export my-work --format latex": (r"\begin{tabular}", "last-block"),
+    "export my-work --format latex": (r"\usepackage{booktabs}", r"\begin{tabular}", "last-block"),
+    "report my-work --pdf": ("figures: reports/my-work (", " PDF)"),
 }
 """Command → what it prints."""
 

@@ -27,6 +27,7 @@ from bench.report.heatmap import make_heatmap
 from bench.report.index import write_index
 from bench.report.pictures import find_images, galleries
 from bench.report.summary import summarise
+from bench.report.tables import Column, seeds_once
 from bench.report.terminal import print_summary
 from bench.report.write import write_live, write_report
 from bench.report.written import check_report
@@ -443,8 +444,21 @@ def test_collecting_an_unfinished_run(run: RunFolder, tmp_path: Path) -> None:
 def test_tables_for_papers(run: RunFolder) -> None:
     """The report's table is exported as LaTeX, with special characters escaped."""
     done = command("export", str(run.folder), "--format", "latex")
-    assert done.returncode == 0 and done.stdout.startswith(r"\begin{tabular}") and r"91.0\%" in done.stdout
+    assert done.returncode == 0 and r"91.0\%" in done.stdout
+    assert done.stdout.startswith("% needs \\usepackage{booktabs}\n% for the caption: ")
+    assert "over 3 seeds\n\\begin{tabular}" in done.stdout and r"91.0\% ± 1.0 &" in done.stdout
+    assert "n = 3" not in done.stdout
     assert command("export", str(run.folder), "--format", "latex", "--raw").returncode == 2
+
+
+def test_rows_with_different_numbers_of_seeds_keep_theirs() -> None:
+    """A caption can't say them; a row without a figure has none."""
+    three, two, none = "91.0% ± 1.0 (sd, n = 3)", "90.0% ± 2.0 (sd, n = 2)", "n/a"
+    for texts in ((three, two), (three, "90.0% (80.0–95.0)"), (none, none)):
+        column = Column(heading="accuracy", texts=texts)
+        assert seeds_once(column) == (column, None)
+    short, seeds = seeds_once(Column(heading="accuracy", texts=(three, none)))
+    assert (short.texts, seeds) == (("91.0% ± 1.0", none), 3)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])

@@ -26,7 +26,9 @@ def export(
     runs: RunsArgument,
     format: Annotated[
         Literal["csv", "parquet", "json", "latex"] | None,
-        typer.Option(help="csv, parquet, json, or latex (the report's table).", show_default="csv"),
+        typer.Option(
+            help="csv, parquet, json, or latex (the report's table; needs the package booktabs).", show_default="csv"
+        ),
     ] = None,
     output: OutputOption = None,
     raw: Annotated[

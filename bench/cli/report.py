@@ -85,3 +85,5 @@ def report(
     summary = summarise(found, name)
     for path in write_report(summary, reports, images_or_reason(summary, data) if images else LEFT_OUT, pdf=pdf):
         print(visible(f"report: {path}"))
+    if pdf:
+        print(visible(f"figures: {reports / name} ({len([*(reports / name).glob('*.pdf')])} PDF)"))

@@ -83,9 +83,12 @@ def _put(content: str | bytes, output: Path | None) -> None:
 
 
 def _put_latex(runs: list[RunFolder], output: Path | None, wanted: Sequence[str]) -> None:
-    """Write the report's main table as a `tabular` for `booktabs`, with figures on the right. Raises `UserError`."""
+    """Write the report's main table as a `tabular` for `booktabs`, with figures on the right. Raises `UserError`.
+
+    Comments above it say what a paper has to add: the package, and what its caption says of deviations.
+    """
     from bench.report.summary import summarise
-    from bench.report.tables import columns, headline_columns
+    from bench.report.tables import columns, headline_columns, seeds_once
 
     summary = summarise(runs, "table")
     if not summary.groups:
@@ -100,6 +103,13 @@ def _put_latex(runs: list[RunFolder], output: Path | None, wanted: Sequence[str]
                 raise UserError(_no_column(name, ["all", *known]))
             chosen.append(known[name])
         chosen = list({column.heading: column for column in chosen}.values())
+    said = ["% needs \\usepackage{booktabs}"]
+    for place, column in enumerate(chosen):
+        chosen[place], seeds = seeds_once(column)
+        if seeds:
+            said.append(
+                f"% for the caption: ± is the standard deviation of {visible(column.heading)} over {seeds} seeds"
+            )
     table = pd.DataFrame({column.heading: column.texts for column in chosen}).map(visible).rename(columns=visible)
     text = (
         table.style.hide(axis="index")
@@ -107,4 +117,4 @@ def _put_latex(runs: list[RunFolder], output: Path | None, wanted: Sequence[str]
         .format_index(escape="latex", axis=1)
         .to_latex(hrules=True, column_format="".join("r" if column.metric else "l" for column in chosen))
     )
-    _put(text, output)
+    _put("\n".join([*said, text]), output)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -312,6 +313,21 @@ def show(group: Group, name: str) -> str:
     if name == "epoch_seconds" and (only := group.only_epoch_seconds) is not None:
         return f"{METRICS[name].show(only)} cold"
     return METRICS[name].show(group.typical(name))
+
+
+def seeds_once(column: Column) -> tuple[Column, int | None]:
+    """A column whose rows all have a standard deviation over equally many seeds, without this number, and the number.
+
+    Any other column is returned as it is, and None.
+    """
+    numbers = {found[1] if (found := _DEVIATION.search(text)) else None for text in column.texts if text != "n/a"}
+    if len(numbers) != 1 or not (number := numbers.pop()):
+        return column, None
+    return replace(column, texts=tuple(_DEVIATION.sub("", text) for text in column.texts)), int(number)
+
+
+_DEVIATION = re.compile(r" \(sd, n = (\d+)\)$")
+"""What `spread` says of a standard deviation."""
 
 
 def spread(group: Group, name: str) -> str:
