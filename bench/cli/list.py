@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from bench.cli.app import app
 from bench.cli.arguments import RESULTS, PluginOption, ResultsOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_GAP = 2
+"""Columns of the terminal after each column of a list."""
+_LEAST_MEANING = 30
+"""Columns of the terminal that a meaning needs to stand beside its name."""
 
 
 @app.command(name="list")
@@ -23,15 +32,35 @@ def list_(
 ) -> None:
     """List what to choose from. `list backbones TEXT` also says how large they are, and whether weights are here."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from bench.sweep.choices import LISTS, choices
     from tl.text import visible
 
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(overflow="fold")  # a name can be copied whole
-    table.add_column()
-    for name, meaning in (LISTS if what is None else choices(what, text, results)).items():
-        table.add_row(Text(visible(name)), Text(visible(meaning)))
-    Console().print(table)
+    rows = LISTS if what is None else choices(what, text, results)
+    _print({visible(name): visible(meaning) for name, meaning in rows.items()}, Console())
+
+
+def _print(rows: Mapping[str, str], console: Console) -> None:
+    """Print names and what they mean: beside each other, or below each other where the longest name leaves no room.
+
+    No name is broken, so that it can be copied; only one that is longer than the terminal is wide.
+    """
+    from rich.cells import cell_len
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    longest = max(map(cell_len, rows))
+    room = console.width - longest - 2 * _GAP
+    if room < _LEAST_MEANING:
+        for name, meaning in rows.items():
+            console.print(Text(name))
+            if meaning:
+                console.print(Padding(Text(meaning), (0, 0, 0, 2 * _GAP)))
+        return
+    table = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0))
+    table.add_column(width=longest)
+    table.add_column(width=min(room, max(1, *map(cell_len, rows.values()))))
+    for name, meaning in rows.items():
+        table.add_row(Text(name), Text(meaning))
+    console.print(table)

@@ -90,7 +90,8 @@ def _backbones(text: str | None) -> dict[str, str]:
     for spec in chosen:
         notes = _described(details[spec]) if spec in details else []
         notes += [f"in grid {', '.join(used[spec])}"] if spec in used else []
-        notes += [f"weights from package {BUNDLED[spec].distribution}"] if spec in BUNDLED else []
+        if spec in BUNDLED and not (spec in details and details[spec].weights):
+            notes.append(f"package {BUNDLED[spec].distribution} has the weights")
         rows[spec] = "; ".join(notes)
     if text and (later := len(chosen) - len(details)):
         rows["…"] = f"{later} are not counted yet: the same command counts on, and keeps what it has counted"
