@@ -642,7 +642,7 @@ def test_all_damaged_images_are_counted_and_the_first_named(
         open_store(scan(root))
     error = pickle.loads(pickle.dumps(caught.value))
     assert isinstance(error, UserError)
-    assert error.headline == f"{root.resolve()}: {count} of 20 images can't be decoded"
+    assert error.headline == f"{root.resolve()}: {count} of 20 images can't be decoded; repair or delete them"
     expected = [f"{name}: damaged or not an image ({', '.join(FORMATS)})" for name in damaged[:MOST_NAMED]]
     assert list(error.details) == expected + (["and 3 more"] if count > MOST_NAMED else [])
     assert str(error) == f"{error.headline}: {'; '.join(error.details)}"
@@ -656,7 +656,7 @@ def test_the_command_line_lists_damaged_images(tmp_path: Path) -> None:
     done = here(*ONE, "--data", str(root), "--out", str(tmp_path / "results"))
     lines = done.stderr.splitlines()
     assert done.returncode == 2, done.stderr
-    assert lines[0] == f"error: {root.resolve()}: 12 of 20 images can't be decoded:"
+    assert lines[0] == f"error: {root.resolve()}: 12 of 20 images can't be decoded; repair or delete them:"
     assert [line.partition(":")[0] for line in lines[1:-1]] == [f"  {name}" for name in damaged[:MOST_NAMED]]
     assert lines[-1] == "  and 2 more" and not (tmp_path / "results").exists()
 

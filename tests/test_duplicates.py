@@ -119,8 +119,8 @@ def test_they_are_told_everywhere(tmp_path: Path) -> None:
     grid.write_text('[matrix]\nbackbones = ["timm:quick0"]\nregimes = ["frozen"]\ndevices = ["cpu"]\n')
     done = light_command("run", "--grid", str(grid), "--data", str(root), "--name", "r", "--no-images")
     assert done.returncode == 0, done.stderr
-    leak = "1 validation image is also a training image, such as 'val/a/<b>*x*.jpg' = 'train/a/0.jpg'"
-    copies = "1 image is in the same class again, such as 'train/b/x.jpg' = 'train/b/0.jpg'"
+    leak = "1 validation image is also a training image, 'val/a/<b>*x*.jpg' = 'train/a/0.jpg'"
+    copies = "1 image is in the same class again, 'train/b/x.jpg' = 'train/b/0.jpg'"
     lost = "left out 1 broken link: 'train/b/gone.jpg'"
     for line in (f"WARNING: {leak}", f"        {copies}", f"WARNING: {lost}"):
         assert line in done.stdout
@@ -131,7 +131,7 @@ def test_they_are_told_everywhere(tmp_path: Path) -> None:
     assert run.manifest().dataset.findings == scan(root).findings
     markdown, page = ((tmp_path / "reports" / f"r.{suffix}").read_text() for suffix in ("md", "html"))
     assert f"> **Check the images:** {lost}." in markdown
-    assert r"such as 'val/a/&lt;b&gt;\*x\*.jpg' = 'train/a/0.jpg'" in markdown
+    assert r"training image, 'val/a/&lt;b&gt;\*x\*.jpg' = 'train/a/0.jpg'" in markdown
     assert f"- Note: {copies}" in markdown
     assert page.count("<strong>Check the images:</strong>") == 2 and "<dt>Note</dt><dd>1 image is in the same" in page
     assert "<b>*x*" not in page and "&lt;b&gt;*x*" in page

@@ -378,5 +378,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
     victim = root / "train" / "b" / "1.jpg"
     content = victim.read_bytes()
     victim.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"\xff\xd8junk", "empty": b""}[damage])
-    with pytest.raises(DataError, match=r"train/b/1\.jpg: can't be decoded: .* \(1 of 10 images\)$"):
+    with pytest.raises(
+        DataError, match=r"train/b/1\.jpg: can't be decoded: .* \(1 of 10 images\); repair or delete it$"
+    ):
         open_store(tl.load_splits(root))

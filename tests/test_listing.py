@@ -168,8 +168,8 @@ def test_a_hidden_name_that_is_not_text_is_shown_safely(tmp_path: Path) -> None:
 
 def test_a_folder_with_nothing_to_say_has_no_more_lines(tmp_path: Path) -> None:
     """Neither notes nor warnings."""
-    done = here(*ONE, "--data", str(write_folder(tmp_path / "set")), "--dry-run")
-    assert done.stdout.startswith("images: set (6 training + 4 validation images, 2 classes; the largest class, ")
+    done = here(*ONE, "--data", str(write_folder(tmp_path / "set", val=5)), "--dry-run")
+    assert done.stdout.startswith("images: set (6 training + 10 validation images, 2 classes; the largest class, ")
     assert done.stdout.splitlines()[1].startswith("run: ")
 
 

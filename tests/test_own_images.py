@@ -416,7 +416,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one image": (lambda root: write_pictures(root, {"a": 3, "b": 1}), "class 'b' has 1 image; at least 2 are needed"),
     "one picture": (
         lambda root: [write_pictures(root, {"a": 3, "b": 1}), picture(3).save(root / "b" / "copy.jpg")],
-        "class 'b' can't be split: its 2 images look the same, such as 'b/0.png' ~ 'b/copy.jpg', so some can't be for "
+        "class 'b' can't be split: its 2 images look the same, 'b/0.png' ~ 'b/copy.jpg', so some can't be for "
         "validation while others are for training: add different ones, leave the class out, or give the split yourself",
     ),
     "in two classes": (

@@ -177,8 +177,8 @@ def test_pairs_of_unlike_environments_are_noted(tmp_path: Path) -> None:
     unlike = second.replace(environment=second.environment.replace(packages={"torch": "0.1"}, git_commit="f" * 40))
     summary = summary_of(tmp_path / "s", seeds(), [first, unlike, *rest])
     assert summary.mixed == [
-        "1 of 1 sets of cells timed in turns pool process pairs of different commit of this suite and packages, such "
-        "as timm:a finetune and frozen cpu"
+        "1 of 1 sets of cells timed in turns pools process pairs of different commit of this suite and packages, "
+        "timm:a finetune and frozen cpu"
     ]
     assert (
         summary.unlike_machines == 2
@@ -206,7 +206,7 @@ def test_pairs_that_were_disturbed_are_noted(tmp_path: Path) -> None:
     summary = summary_of(tmp_path / "r", seeds(), [busy, *rest])
     (note,) = summary.busy
     assert note == (
-        "1 of 5 process pairs were disturbed, such as timm:a finetune and frozen cpu, pair 1: a compiler ran beside it"
+        "1 of 5 process pairs was disturbed, timm:a finetune and frozen cpu, pair 1: a compiler ran beside it"
     )
 
 

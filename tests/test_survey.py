@@ -80,10 +80,10 @@ def test_everything_is_counted(tmp_path: Path) -> None:
     for text in (
         "2 images can't be decoded, such as 'train/bees/x.png'",
         "repair or remove them before you train",
-        "1 validation image is also a training image, such as 'val/ants/same.png' = 'train/ants/0.png'",
-        "1 validation image is nearly the same as a training image, such as 'val/ants/smaller.jpg' ~ 'train/ants/1.p",
-        "1 image is nearly the same as one of another class, such as 'train/ants/2.png' ~ 'train/bees/an ant.png'",
-        "1 test image repeats training or validation images, such as 'test/ants/of val.jpg'",
+        "1 validation image is also a training image, 'val/ants/same.png' = 'train/ants/0.png'",
+        "1 validation image is nearly the same as a training image, 'val/ants/smaller.jpg' ~ 'train/ants/1.png'",
+        "1 image is nearly the same as one of another class, 'train/ants/2.png' ~ 'train/bees/an ant.png'",
+        "1 test image repeats training or validation images, 'test/ants/of val.jpg'",
     ):
         assert text in said
     assert any(
@@ -193,11 +193,42 @@ def test_conflicting_labels_say_what_is_counted(tmp_path: Path) -> None:
 
 def test_a_clean_set_has_nothing_to_say(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "mine" / "train", {"a": 3, "b": 3}).parent
-    write_pictures(root / "val", {"a": 2, "b": 2}, first=50)
+    write_pictures(root / "val", {"a": 5, "b": 5}, first=50)
     found = survey(loaded(root))
     assert (found.warnings, found.notes, found.near_duplicates, found.origin) == ((), (), (), "")
     text = here("data", str(root)).stdout
     assert text.count(": none") == 5 and "WARNING" not in text
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ({"a": 5, "b": 1}, "class 'b' has only 1 validation image: "),
+        ({"a": 5, "b": 4}, "class 'b' has only 4 validation images: "),
+        ({"a": 4, "b": 2}, "2 classes have fewer than 5 validation images, such as 'b' (2): "),
+    ],
+)
+def test_a_class_with_few_validation_images_is_named(images: dict[str, int], said: str, tmp_path: Path) -> None:
+    """Whatever is measured says little about it, also if the training images are balanced."""
+    root = write_pictures(tmp_path / "mine" / "train", {"a": 3, "b": 3}).parent
+    write_pictures(root / "val", images, first=50)
+    (note,) = survey(loaded(root)).notes
+    assert note.startswith(said) and f"\nnote: {said}" in here("data", str(root)).stdout
+
+
+@pytest.mark.parametrize("leaked", [1, 2])
+def test_an_only_example_is_no_example(leaked: int, tmp_path: Path) -> None:
+    """What there is one of is named; `such as` is for one of several."""
+    root = write_pictures(tmp_path / "mine" / "train", {"a": 3, "b": 3}).parent
+    write_pictures(root / "val", {"a": 5, "b": 5}, first=50)
+    write_pictures(root / "test", {"a": 2, "b": 2}, first=60)
+    for number in range(leaked):
+        (root / "val/a" / f"{90 + number}.png").write_bytes((root / "train/a" / f"{number}.png").read_bytes())
+        (root / "test/b" / f"{90 + number}.png").write_bytes((root / "val/b" / f"{number}.png").read_bytes())
+        (root / "train/b" / f"{90 + number}.png").write_bytes((root / "train/b" / f"{number}.png").read_bytes())
+    text = here("data", str(root)).stdout
+    said = [line for line in text.splitlines() if line.startswith(("WARNING: ", "note: ", "duplicates within"))]
+    assert len(said) == 4 and all(("such as" in line) is (leaked > 1) for line in said), said
 
 
 def test_names_are_shown_safely(tmp_path: Path) -> None:

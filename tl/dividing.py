@@ -106,8 +106,9 @@ def _why(label: int, parts: Sequence[_Part], classes: Sequence[str], names: Sequ
     give = f"or {give}"
     if len(parts) == 1 and not ties:
         first, second = sorted(names[index] for index in parts[0].images)[:2]
+        such = "such as " if parts[0].size > 2 else ""
         return (
-            f"its {parts[0].size} images look the same, such as {first!r} ~ {second!r}, so some can't be for "
+            f"its {parts[0].size} images look the same, {such}{first!r} ~ {second!r}, so some can't be for "
             f"validation while others are for training: add different ones, leave the class out, {give}"
         )
     also = {own for part in parts for own in part.labels if own != label}

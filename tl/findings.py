@@ -115,7 +115,8 @@ class Duplicate(Strict):
         """One line. Paths are quoted, so that control characters in a name are visible."""
         several, are = ("s", "are") if self.count > 1 else ("", "is")
         images = f"image{several} {are}{' nearly' if self.near else ''}"
-        such = f"such as {self.example[0]!r} {'~' if self.near else '='} {self.example[1]!r}"
+        such = f"{self.example[0]!r} {'~' if self.near else '='} {self.example[1]!r}"
+        such = f"such as {such}" if self.count > 1 else such
         if self.kind == "train and val":
             also = "also training images" if self.count > 1 else "also a training image"
             what = "the same as a training image" if self.near else also

@@ -218,11 +218,12 @@ def _decoded(root: Path, names: list[str]) -> Iterator[tuple[str, Pixels]]:
             yield name, decoded
     if len(damaged) == 1:
         name, reason = damaged[0]
-        raise DataError(f"{root / name}: can't be decoded: {reason} (1 of {len(names)} images)")
+        raise DataError(f"{root / name}: can't be decoded: {reason} (1 of {len(names)} images); repair or delete it")
     if damaged:
         named = [f"{name}: {reason}" for name, reason in damaged[:MOST_NAMED]]
         more = [f"and {len(damaged) - MOST_NAMED} more"] if len(damaged) > MOST_NAMED else []
-        raise DataError(f"{root}: {len(damaged)} of {len(names)} images can't be decoded", details=[*named, *more])
+        said = f"{root}: {len(damaged)} of {len(names)} images can't be decoded; repair or delete them"
+        raise DataError(said, details=[*named, *more])
 
 
 def crops(sizes: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:

@@ -24,6 +24,9 @@ from tl.strict import Count, Positive, Share, Strict
 
 IMBALANCED = 3.0
 """If the largest class has more than this many times the training images of the smallest, a note says so."""
+FEW = 5
+"""If a class has fewer validation images, a note says so. Of 4 images, one is 25 points of the class's share of right
+ones; if all 4 are right, the 95% interval (Wilson) still begins at 51%."""
 MOST_NAMED = 5
 """Examples that are named; all are counted."""
 
@@ -160,9 +163,10 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
         advice = f"repair or remove {'them' if several else 'it'} before you train"
         warnings.insert(0, f"{len(damaged)} image{several} can't be decoded, {such}: {advice}")
     if "test" in parts and (leaked := repeated.across(split=2)).count:
+        repeat, such = ("images repeat", "such as ") if leaked.count > 1 else ("image repeats", "")
         warnings.append(
-            f"{leaked.count} test image{'s repeat' if leaked.count > 1 else ' repeats'} training or validation images, "
-            f"such as {leaked.examples[0].file!r}: test accuracy is too high for new images"
+            f"{leaked.count} test {repeat} training or validation images, {such}{leaked.examples[0].file!r}: test "
+            "accuracy is too high for new images"
         )
     return Survey(
         name=splits.name,
@@ -188,6 +192,7 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
         notes=(
             *(str(each) for each in findings if not each.serious),
             *imbalance_note(counts, splits.classes, splits.task),
+            *few_note(by_split["val"], splits.classes),
         ),
     )
 
@@ -210,6 +215,20 @@ def imbalance_note(counts: Sequence[int], classes: Sequence[str], task: str) -> 
         f"the classes are imbalanced: {large!r} has {most} training images, {most / least:.1f} times as many as "
         f"{small!r} ({least}){advice}"
     ]
+
+
+def few_note(counts: Sequence[int], classes: Sequence[str]) -> list[str]:
+    """A sentence on classes with too few validation images to say something about them; nothing if there are none."""
+    few = [(count, name) for count, name in zip(counts, classes, strict=True) if count < FEW]
+    if not few:
+        return []
+    count, name = min(few, key=lambda each: each[0])
+    if len(few) > 1:
+        has, this = f"{len(few)} classes have fewer than {FEW} validation images, such as {name!r} ({count})", "them"
+    else:
+        images = f"only {count} validation image{'s' if count > 1 else ''}" if count else "no validation image"
+        has, this = f"class {name!r} has {images}", "it"
+    return [f"{has}: the validation says almost nothing about {this}; add images of {this} if you can"]
 
 
 class _Repeated:

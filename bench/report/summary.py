@@ -362,7 +362,8 @@ def _disturbed(what: str, machines: Sequence[tuple[str, MachineState | None]]) -
     name, warning = found[0]
     if len(machines) == 1:
         return [f"the only {what} was disturbed, {name}: {warning}"]
-    return [f"{len(found)} of {len(machines)} {what}s were disturbed, such as {name}: {warning}"]
+    were = "were disturbed, such as" if len(found) > 1 else "was disturbed,"
+    return [f"{len(found)} of {len(machines)} {what}s {were} {name}: {warning}"]
 
 
 def _ways(group: Group) -> str:
@@ -382,8 +383,8 @@ def _mixed(sets: str, members: str, pooled: Sequence[tuple[str, Sequence[Environ
     if not found:
         return []
     name, differ = found[0]
-    counted = f"{len(found)} of {len(pooled)} {sets} pool"
-    return [f"{counted} {members} of different {' and '.join(differ)}, such as {name}"]
+    pool, such = ("pool", "such as ") if len(found) > 1 else ("pools", "")
+    return [f"{len(found)} of {len(pooled)} {sets} {pool} {members} of different {' and '.join(differ)}, {such}{name}"]
 
 
 def _present_plan(manifest: Manifest) -> list[PlannedPair]:

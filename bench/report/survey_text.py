@@ -95,4 +95,5 @@ def _repeats(found: Repeats) -> str:
         return "none"
     such = "; ".join(f"{pair.file!r} {'=' if not pair.distance else '~'} {pair.other!r}" for pair in found.examples[:1])
     counts = {"identical": found.identical, "nearly identical": found.near}
-    return ", ".join([*(f"{count} {kind}" for kind, count in counts.items() if count), f"such as {such}"])
+    such = f"such as {such}" if found.count > 1 else such
+    return ", ".join([*(f"{count} {kind}" for kind, count in counts.items() if count), such])
