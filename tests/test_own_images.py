@@ -573,20 +573,20 @@ BAD_TABLES: dict[str, tuple[list[dict[str, str]] | str, str]] = {
     "the same by another path": ([*GOOD, {**GOOD[1], "path": "./1.png"}], "'1.png' in rows 2 and 7"),
     "unknown split": (
         [*GOOD, {"path": "6.png", "label": "a", "split": "other"}],
-        "1 of 7 rows have an unknown 'split', such as 'other'; known are train, val and test; the first is row 7",
+        "1 of 7 rows has an unknown 'split', 'other'; known are train, val and test; it is row 7",
     ),
     "no label": (
         [*GOOD, {"path": "6.png", "label": "", "split": "val"}],
-        "1 of 7 rows have no 'label'; the first is row 7",
+        "1 of 7 rows has no 'label'; it is row 7",
     ),
     "no split": (
         [*GOOD, {"path": "6.png", "label": "a", "split": ""}],
-        "1 of 7 rows have no 'split', and others have one; known are train, val and test; the first is row 7",
+        "1 of 7 rows has no 'split', and others have one; known are train, val and test; it is row 7",
     ),
     "address": (
         [*GOOD, {"path": "https://example.org/6.png", "label": "a", "split": "val"}],
-        "1 of 7 rows have an address, such as 'https://example.org/6.png': addresses aren't downloaded, images must be "
-        "files; the first is row 7",
+        "1 of 7 rows has an address, 'https://example.org/6.png': addresses aren't downloaded, images must be "
+        "files; it is row 7",
     ),
     "folder": (
         [*GOOD, {"path": "../mine", "label": "a", "split": "val"}],
@@ -660,7 +660,7 @@ def test_quotes_may_follow_a_space(tmp_path: Path) -> None:
         (
             "labels.jsonl",
             b'{"path": "0.png", "label": {"id": 1}}',
-            "1 of 1 rows have no text but a list or an object for 'label'; the first is row 1",
+            "1 of 1 rows has no text but a list or an object for 'label'; it is row 1",
         ),
         ("labels.txt", b"path,label\n", "labels.txt: is neither a folder nor a table (.csv, .tsv, .parquet or .jsonl)"),
     ],

@@ -184,7 +184,7 @@ BAD = {
     "no label in val": (_edited("2.png,val,red", "2.png,val,"), "no image of val has a label; there is nothing to"),
     "one label": (_edited("blue", "red"), r"have 1 label, 'red'; at least 2 are needed"),
     "no validation": (_edited("val", "train"), "no image is in val; its splits are train"),
-    "unknown split": (_edited("val", "later"), "have an unknown 'split', such as 'later'"),
+    "unknown split": (_edited("val", "later"), "1 of 3 rows has an unknown 'split', 'later'; known"),
     "no split": (_edited("split", "part"), "has the columns 'path', 'part', 'labels'; needed are a path, a split"),
     "no labels": (_edited("labels", "caption"), "the column 'caption' has 'red' in row 1, and the column of a label"),
     "gone": (_edited("1.png", "7.png"), "1 of 3 images are not there, the first is '7.png'"),

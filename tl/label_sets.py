@@ -79,7 +79,7 @@ def read_label_sets(place: Path) -> LabelSets:
     texts = lines[file]
     if not texts:
         raise DataError(f"{path}: has no rows; each row is an image")
-    refuse(path, [number for number, text in enumerate(texts) if not text], f"have no {file!r}", len(texts))
+    refuse(path, [number for number, text in enumerate(texts) if not text], f"no {file!r}", len(texts))
     labels = _labels(path, lines, but=(file, split))
     splits = splits_of(path, split, lines[split])
     root = path.parent.resolve()

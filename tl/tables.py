@@ -128,7 +128,7 @@ def _rows(path: Path, of: Split | None) -> list[tuple[Path, str, Split | None]]:
     if not count:
         raise DataError(f"{path}: has no rows; each row is an image")
     for what, name in (("file", file), ("label", label)):
-        refuse(path, [number for number, text in enumerate(texts[what]) if not text], f"have no {name!r}", count)
+        refuse(path, [number for number, text in enumerate(texts[what]) if not text], f"no {name!r}", count)
     splits: Sequence[Split | None] = [of] * count
     if split is not None:
         splits = splits_of(path, split, lines[split])
@@ -144,11 +144,11 @@ def splits_of(path: Path, name: str, texts: Sequence[str]) -> list[Split | None]
     """The split that each text of a table's column `name` means. Raises `DataError` for one that means none."""
     splits, count = [split_called(text) for text in texts], len(texts)
     empty = [number for number, text in enumerate(texts) if not text]
-    refuse(path, empty, f"have no {name!r}, and others have one; known are train, val and test", count)
+    refuse(path, empty, f"no {name!r}, and others have one; known are train, val and test", count)
     unknown = [number for number, one in enumerate(splits) if one is None]
     if unknown:
         wrong = shortened(repr(texts[unknown[0]]))
-        refuse(path, unknown, f"have an unknown {name!r}, such as {wrong}; known are train, val and test", count)
+        refuse(path, unknown, f"an unknown {name!r}, {_such(unknown)}{wrong}; known are train, val and test", count)
     return splits
 
 
@@ -156,8 +156,8 @@ def places_of(path: Path, folder: Path, texts: Sequence[str]) -> list[Path]:
     """The files that the paths in a table mean, relative to its folder. Raises `DataError` if one isn't there."""
     elsewhere = [number for number, text in enumerate(texts) if is_address(text)]
     if elsewhere:
-        such = shortened(repr(texts[elsewhere[0]]))
-        what = f"have an address, such as {such}: addresses aren't downloaded, images must be files"
+        first = shortened(repr(texts[elsewhere[0]]))
+        what = f"an address, {_such(elsewhere)}{first}: addresses aren't downloaded, images must be files"
         refuse(path, elsewhere, what, len(texts))
     places = [place_of(folder, text) for text in texts]
     gone = [number for number, place in enumerate(places) if not is_file(place)]
@@ -208,9 +208,15 @@ def refuse_repeated(
 
 
 def refuse(path: Path, rows: list[int], what: str, count: int) -> None:
-    """Raise `DataError` if there are such rows of `count`; the message counts them and names the first."""
+    """Raise `DataError` if rows have that, of `count`; the message counts them and names the first."""
     if rows:
-        raise DataError(f"{path}: {len(rows)} of {count} rows {what}; the first is row {rows[0] + 1}")
+        have, first = ("have", "the first is") if len(rows) > 1 else ("has", "it is")
+        raise DataError(f"{path}: {len(rows)} of {count} rows {have} {what}; {first} row {rows[0] + 1}")
+
+
+def _such(rows: Sequence[int]) -> str:
+    """What stands before an example of such rows; an only one is none."""
+    return "such as " if len(rows) > 1 else ""
 
 
 def _lacking(header: Sequence[str]) -> list[str]:
@@ -309,7 +315,7 @@ def _of_json_lines(path: Path, wanted: Wanted, mark: str) -> tuple[list[str], di
         return header, None
     for name in () if mark else chosen:
         nested = [number for number, row in enumerate(rows) if isinstance(row.get(name), dict | list)]
-        refuse(path, nested, f"have no text but a list or an object for {name!r}", len(rows))
+        refuse(path, nested, f"no text but a list or an object for {name!r}", len(rows))
     return header, {name: _texts(path, name, [row.get(name) for row in rows], mark) for name in chosen}
 
 
@@ -350,10 +356,10 @@ def _texts(path: Path, name: str, values: Sequence[Any], mark: str) -> list[str]
     """The values of a column as texts; in a list each ends with `mark`. Raises `DataError` for what is no text."""
     parts = [value if isinstance(value, list) else [value] for value in values]
     others = [number for number, some in enumerate(parts) if any(isinstance(each, dict | list) for each in some)]
-    refuse(path, others, f"have a list or an object for {name!r}, not a text or a list of texts", len(values))
+    refuse(path, others, f"a list or an object for {name!r}, not a text or a list of texts", len(values))
     texts = [[_text(each) for each in some] for some in parts]
     marked = [n for n, value in enumerate(values) if isinstance(value, list) and any(mark in each for each in texts[n])]
-    refuse(path, marked, f"have a list with {mark!r} in one of its texts for {name!r}", len(values))
+    refuse(path, marked, f"a list with {mark!r} in one of its texts for {name!r}", len(values))
     return [
         "".join(f"{each}{mark}" for each in some) if isinstance(value, list) else some[0]
         for value, some in zip(values, texts, strict=True)
