@@ -25,6 +25,7 @@ from tests.runs import record as made_up_record
 from tests.runs import write_run
 from tests.weights import published
 from tl.errors import UserError
+from tl.regimes import REGIMES
 
 REQUIRED = {
     *("run", "cell_id", "status", "reason", "dataset", "dataset_digest", "backbone", "weights", "weights_source"),
@@ -499,6 +500,23 @@ def test_list_backbones_finds_text() -> None:
     """It lists the names of both sources that contain the text."""
     output = command("list", "backbones", "resnet18").stdout
     assert "torchvision:resnet18" in output and "timm:resnet18.a1_in1k" in output
+
+
+def test_a_list_for_other_programs_has_a_line_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However narrow a terminal would be; and a name is found in capital letters or not."""
+    monkeypatch.setenv("COLUMNS", "30")
+    lines = command("list", "regimes").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(REGIMES)
+    assert all(line == line.rstrip() and line.endswith(REGIMES[line.split()[0]].summary) for line in lines)
+    assert command("list", "regimes", "FroZen").stdout == command("list", "regimes", "frozen").stdout != ""
+
+
+def test_a_list_says_which_backbones_are_not_counted_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time for counting is over; a name in other capital letters is found there, too."""
+    monkeypatch.setattr("bench.execution.discovery.backbone_details", lambda executor, chosen, others: {})
+    output = command("list", "backbones", "ResNet18").stdout
+    assert "torchvision:resnet18" in output
+    assert re.search(r"(?m)^… +\d+ not counted yet: the same command goes on", output)
 
 
 def test_doctor_shows_what_this_machine_has_and_what_not() -> None:
