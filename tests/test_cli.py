@@ -178,6 +178,19 @@ def test_an_export_of_some_columns(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("made_up")
+def test_the_ending_of_a_file_says_its_format() -> None:
+    """Unless another one is asked for; blanks after a comma are no part of a name."""
+    for name in ("out.json", "out.parquet", "out.tex", "out.csv", "out"):
+        done = command("export", "r", "--columns", "backbone, regime", "-o", name)
+        assert done.returncode == 0, done.stderr
+    assert pd.read_json("out.json").values.tolist() == pd.read_parquet("out.parquet").values.tolist()
+    assert Path("out.tex").read_text().startswith("\\begin{tabular}")
+    assert Path("out.csv").read_text() == Path("out").read_text() and list(pd.read_csv("out")) == ["backbone", "regime"]
+    command("export", "r", "--format", "csv", "-o", "out.json")
+    assert len(pd.read_csv("out.json")) == 4
+
+
+@pytest.mark.usefixtures("made_up")
 def test_a_table_for_a_paper_has_the_columns_that_are_asked_for() -> None:
     """By their heading, with or without its unit, or by their metric; numbers are on the right. `all` are all."""
     done = command("export", "r", "--format", "latex", "--columns", "epoch,regime,peak_memory_bytes,backbone")
