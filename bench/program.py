@@ -89,7 +89,7 @@ def _status_of(stop: SystemExit) -> int:
     """The status of a `sys.exit`. Argparse ends with 0 or 2; a status of 1 or a text is not the program's decision."""
     if stop.code is None or (isinstance(stop.code, int) and stop.code != 1):
         return stop.code or 0
-    _print_error(f"ended by sys.exit({stop.code!r}), which is not a result")
+    _print_error(f"a library called sys.exit({stop.code!r}), so the command ended without a result")
     return USAGE
 
 

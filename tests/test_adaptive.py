@@ -200,7 +200,7 @@ def test_the_grid_s_pairs_run_in_any_case_and_no_more_if_the_budget_is_spent(mon
     """A round is expected to take as long as the longest pairs before it, 10 s each."""
     speed_ups = {"timm:a": around(2.5, 0.08), "timm:b": around(2.5, 0.08)}
     fake = Fake(monkeypatch, speed_ups)
-    assert "5 pairs each, one more would overrun the budget of 15 s" in fake.last_line(Goal(budget_seconds=15))
+    assert "5 pairs each, one more pair would overrun the budget of 15 s" in fake.last_line(Goal(budget_seconds=15))
     assert fake.counts == {"timm:a": 5, "timm:b": 5}
     fake = Fake(monkeypatch, speed_ups)
     assert "as many as allowed" in fake.last_line(Goal(budget_seconds=1e6, max_pairs=7))
@@ -213,7 +213,7 @@ def test_what_failed_is_not_tried_again_by_the_same_command(monkeypatch: pytest.
     assert "0 of 0 speed-ups decided or within ±5%; 1 more can't be compared, because a cell or a pair has no" in line
     fake = Fake(monkeypatch, {"timm:a": around(2.5, 0.08)}, fails={"timm:a": 6})
     assert "undecided: timm:a" in (line := fake.last_line(Goal()))
-    assert line.endswith("; 6 pairs each, none is added where the last one failed") and fake.counts == {"timm:a": 7}
+    assert line.endswith("; 6 pairs each, no pair is added where the last one failed") and fake.counts == {"timm:a": 7}
 
 
 @pytest.mark.parametrize(("apart", "ran", "count"), [((1, 3), 9, 7), (range(5, 30), 14, 5), (range(30), 7, 7)])

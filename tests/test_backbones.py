@@ -101,7 +101,7 @@ def test_names_are_completed(spec: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet18", "ambiguous; say torchvision:resnet18 or timm:resnet18"),
+        ("resnet18", "several libraries have it; say torchvision:resnet18 or timm:resnet18"),
         ("resnet27", "near matches: resnet26"),
         ("timm:mobilenet_v2", "near matches: torchvision:mobilenet_v2"),
         ("torchvison:vgg11", "unknown source 'torchvison'; valid sources: torchvision, timm"),

@@ -49,6 +49,18 @@ def test_layouts_of_coco_files(tmp_path: Path, layout: str) -> None:
     assert splits.assigned and "boxes and splits are those of" in splits.origin
 
 
+@pytest.mark.parametrize("layout", ["coco", "roboflow", "flat", "masks"])
+def test_without_the_task_a_folder_with_boxes_gets_a_hint(tmp_path: Path, layout: str) -> None:
+    """It has no folders of classes, so the message names the task that reads it; one about other folders doesn't."""
+    root = write_masks(tmp_path / "set") if layout == "masks" else write_coco(tmp_path / "set", layout)
+    with pytest.raises(tl.DataError, match="may have boxes around objects: try `--task detection`"):
+        tl.load_splits(root)
+    write_images(tmp_path / "plain" / "one", ["1.png", "2.png"])
+    with pytest.raises(tl.DataError, match="at least 2 are needed") as raised:
+        tl.load_splits(tmp_path / "plain")
+    assert "boxes" not in str(raised.value)
+
+
 def test_a_relative_folder_is_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_coco(tmp_path / "set", "coco")
     monkeypatch.chdir(root)
@@ -112,7 +124,7 @@ def test_one_file_is_split_by_content(tmp_path: Path) -> None:
     root = many(tmp_path / "one")
     splits = load(root / "all.json")
     assert (len(splits.train), len(splits.val), splits.name) == (15, 5, "all")
-    assert "there is no split: 5 of 20 images, about a fifth, are split off by a fixed seed" in splits.origin
+    assert "there is no split: 5 of 20 images, about a fifth, are for validation" in splits.origin
     for images in (splits.train, splits.val):
         assert {box.label for some in images.objects for box in some} == {0, 1}
     assert load(root).val == splits.val and load(root).name == "one"
@@ -396,7 +408,7 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
         tl.DataError, match=r"^data='auto': has one class for each image; sets with boxes are synthetic-b"
     ):
         load("auto")
-    with pytest.raises(tl.DataError, match=r"^no such folder or COCO file, .*; did you mean 'synthetic-boxes'"):
+    with pytest.raises(tl.DataError, match=r"^there is no such folder or COCO file, .*; did you mean 'synthetic-box"):
         load("synthetic-boxs")
     with pytest.raises(
         tl.DataError, match=r"^data='synthetic-boxes-mini': has boxes around objects; it is for task 'det"
@@ -568,8 +580,8 @@ def test_faulty_boxes_are_refused(tmp_path: Path) -> None:
     """Whoever makes splits in Python, or edits a manifest, gets a line."""
     splits = load(write_coco(tmp_path / "set", "coco"))
     for box, said in (
-        (Box(0, 0.5, 0, 0.5, 1), "its left and right are 0.5 and 0.5, and must be from 0 to 1 and ascend"),
-        (Box(0, 0, -0.1, 1, 1), "its top and bottom are -0.1 and 1, and must"),
+        (Box(0, 0.5, 0, 0.5, 1), "its left and right are 0.5 and 0.5; both must be from 0 to 1, the first below"),
+        (Box(0, 0, -0.1, 1, 1), "its top and bottom are -0.1 and 1; both must"),
         (Box(0, 0, 0, float("nan"), 1), "its left and right are 0 and nan"),
     ):
         assert said in fault_of(box)

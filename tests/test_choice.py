@@ -221,7 +221,7 @@ def test_measuring_really_decides(mini: Splits, monkeypatch: pytest.MonkeyPatch,
 def test_an_int8_backbone_and_the_tutorials_loop_have_no_choice(mini: Splits) -> None:
     made = chosen(config(regime="quantized"), mini, CPU, None)
     assert made is not None and (made.precision, made.tried) == ("fp32", ())
-    with pytest.raises(NotApplicable, match="execution 'plain' needs a precision with a name"):
+    with pytest.raises(NotApplicable, match="execution 'plain' chooses no precision: name one"):
         train_model(config(execution="plain"), mini, device="cpu")
     assert chosen(config(precision="fp32"), mini, CPU, None) is None
 

@@ -282,7 +282,7 @@ def test_a_claim_about_inference_says_how_it_is_measured(tmp_path: Path) -> None
     ):
         summary = summarise([write_run(tmp_path / place, sides)], place)
         said[place] = next(text for claim, text in overalls(summary) if claim.name == name)
-    told = "; unknown is what ran without `run --inference`"
+    told = "; cells that ran without `run --inference` have no figure for it"
     assert said["without"] == said["half"] == f"open. 1 comparison: 1 unknown{told}"
     assert told not in said["with"]
 
@@ -341,7 +341,7 @@ def test_a_grid_can_have_claims(tmp_path: Path) -> None:
         (("low = 2.9", "low = -inf"), r"claims\[1\]\.low=-inf: input should be a finite number"),
         (("low = 2.9", "low = 0"), r"claims\[1\]\.low=0.0, high=None: bounds of a ratio must be above 0"),
         (('"frozen"', '"finetune"'), r"claims\[1\]\.against='finetune': must be another regime than `regime`"),
-        (('"a-third"', '"no-worse"'), r"claims\[1\]\.name='no-worse': is taken"),
+        (('"a-third"', '"no-worse"'), r"claims\[1\]\.name='no-worse': another claim has that name"),
         (('regime = "frozen"', 'kind = "head-olny"'), r"kind='head-olny': not one of .* did you mean 'head-only'"),
         (('regime = "frozen"', ""), r"claims\[1\]\.regime=None, kind=None: give exactly one of them"),
         (("low = 2.9", 'low = 2.9\nexecution = "slow"'), r"claims\[1\]\.execution='slow': not one of"),

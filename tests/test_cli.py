@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -540,7 +541,7 @@ def test_doctor_shows_what_this_machine_has_and_what_not() -> None:
         "cores",
         "torch ",
         "device cpu",
-        "images synthetic: 244 + 153",
+        "images synthetic: 244 for training, 153 for validation, all decodable, in ",
         "images hymenoptera: the real images are",
     ):
         assert text in done.stdout
@@ -672,6 +673,17 @@ def test_the_help_of_run_is_in_groups() -> None:
     assert places == sorted(places)
     between = done.stdout[places[0] : places[1]]
     assert "--backbone" in between and "--epochs" not in between
+
+
+@pytest.mark.parametrize("name", ["run", "pick", "train"])
+def test_the_help_fills_the_lines_of_its_paragraphs(name: str) -> None:
+    """No line ends where only the source has a line break: the next line's first word would not fit."""
+    said = own_process(name, "--help", COLUMNS="80", TERM="dumb").stdout.partition("╭")[0].partition("Usage:")[2]
+    lines = [line.strip() for line in said.splitlines()]
+    assert len(lines) > 8
+    for one, following in pairwise(lines):
+        if one and following:
+            assert len(f"{one} {following.split()[0]}") > 78, (one, following)
 
 
 def test_the_help_of_gate_names_its_table() -> None:

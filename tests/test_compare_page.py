@@ -15,10 +15,11 @@ from rich.console import Console
 from bench.analysis.stats import holm, holm_levels
 from bench.compare.answer import ICONS, SIGNS, counts, parts, sentence
 from bench.compare.changes import Comparison, compare
+from bench.compare.gate import decide
 from bench.compare.plot import MOST_DOTS, Panel, panels
 from bench.compare.render import note_of, show
 from bench.compare.rules import Rule
-from bench.compare.sides import Quantity, read_sides
+from bench.compare.sides import Quantity, Side, read_sides
 from bench.compare.terminal import print_comparison
 from tests.runs import record, write_run
 from tests.test_compare import COUNTER, STEADY, side
@@ -42,10 +43,10 @@ def test_the_sentence_says_what_is_worse_and_the_level() -> None:
     """First how many, the largest by name, then all others, and the error rate."""
     assert sentence(mixed()) == (
         "2 of 6 comparisons are worse: most of all time 1.500× with slower; 1 better, 1 undecided, 1 with too few "
-        "samples, 1 the same (error rate 5%, all together)"
+        "samples, 1 the same (error rate 5% over all comparisons)"
     )
     gate = compare([side("o", {"a": STEADY}), side("n", {"a": times(1.2)})], level=0.01)
-    assert sentence(gate) == "the only comparison is worse: time 1.200× with a (error rate 1%, all together)"
+    assert sentence(gate) == "the only comparison is worse: time 1.200× with a (error rate 1% over all comparisons)"
 
 
 @pytest.mark.parametrize(
@@ -239,6 +240,29 @@ def test_the_interval_that_a_verdict_rests_on() -> None:
     first = found.changes[0]
     assert first.verdict == "inconclusive" and first.adjusted and first.estimate and first.estimate.low
     assert first.adjusted[0] < 1 < first.estimate.low
+
+
+def test_the_legend_leaves_out_what_is_not_compared() -> None:
+    """Benchmarks have no accuracies, and runs no rounds."""
+
+    def rounds(side: Side) -> Side:
+        return replace(side, cells={key: replace(cell, repeats="round") for key, cell in side.cells.items()})
+
+    runs = mixed()
+    benchmarks = replace(runs, base=rounds(runs.base), others=tuple(map(rounds, runs.others)))
+    assert "Samples are seeds." in note_of(runs) and "round" not in note_of(runs)
+    said = note_of(benchmarks)
+    assert "Samples are rounds of a benchmark." in said and not re.search("accurac|seed|memory", said)
+    both = note_of(replace(runs, others=benchmarks.others))
+    assert "seeds or rounds" in both and "accuracies" in both and "measured in turn" in both
+
+
+def test_a_lost_cell_is_named_once() -> None:
+    """Among a gate's reasons, or else below the table."""
+    found = compare([side("o", {"a": STEADY, "b": STEADY}), side("n", {"a": STEADY})])
+    text = io.StringIO()
+    print_comparison(found, Console(file=text, width=100), title="n against o", findings=decide(found).reasons)
+    assert text.getvalue().count("n has no such cell") == printed(found).count("n has no such cell") == 1
 
 
 def test_the_legend_has_the_word_of_the_task() -> None:

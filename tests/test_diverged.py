@@ -195,7 +195,7 @@ def test_a_run_with_a_diverged_cell(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in (run.folder / "cells").iterdir()}
     again = command(*arguments, "--epochs", "1")
     assert again.returncode == 1 and "  diverged: timm:test_resnet finetune" in again.stdout
-    assert "1 of them done before, 1 diverged before, and would again" in again.stdout
+    assert "1 of them done before, 1 diverged before and would diverge again" in again.stdout
     assert before == {path.name: path.read_bytes() for path in (run.folder / "cells").iterdir()}
     assert not (run.folder / "superseded").exists()
     listed = command(*arguments, "--epochs", "1", "--dry-run").stdout

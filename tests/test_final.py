@@ -88,7 +88,7 @@ def test_cells_without_inference_are_said(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "r" / "cells").iterdir()}
     assert len(before) == 1
     done = here(*words, *more, "--inference")
-    assert done.returncode == 0 and "; not of 1 cell done before, and none runs again" in done.stdout
+    assert done.returncode == 0 and "; 1 cell done before has none of these" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -209,10 +209,12 @@ def test_which_cell_is_meant(tmp_path: Path) -> None:
     assert f"--cell '{twice}': " in (said := refused("train", "r", "--cell", twice)) and "cells begin like that" in said
     assert "has no result (failed: took" in refused("train", "r", "--cell", failed.cell_id)
     assert "has not run yet" in refused("train", "r", "--cell", record("timm:e", "frozen").cell.id)
-    assert "can't hold an int8 network" in refused("train", "r", "--cell", int8.cell_id)
+    assert "an int8 network, which a file of safetensors can't hold" in refused("train", "r", "--cell", int8.cell_id)
     assert "r recommends nothing yet: timm:e frozen cpu has no result; wait" in refused("train", "r")
     write_run(tmp_path / "results" / "whole", [*records, failed, int8])
-    assert "the images of whole are not here: own: no such folder" in refused("train", "whole"), "b0 is recommended"
+    assert "the images of whole are not here: own: there is no such folder" in refused("train", "whole"), (
+        "b0 is recommended"
+    )
     write_run(tmp_path / "results" / "s", [record("timm:a", "frozen", right=10)])
     assert "s recommends nothing, so --cell is needed" in refused("train", "s")
 

@@ -286,7 +286,7 @@ def test_layer_decay_of_ones_own_optimiser(few: tl.Splits, monkeypatch: pytest.M
 
 def test_layer_decay_without_stages_is_skipped(few: tl.Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(network: nn.Module) -> None:
-        raise tl.NotApplicable("this backbone has no two stages that can be told apart")
+        raise tl.NotApplicable("no two stages can be found in this backbone")
 
     monkeypatch.setattr("tl.prepare.stages", none)
     with pytest.raises(tl.NotApplicable, match="no two stages"):

@@ -351,7 +351,7 @@ def test_it_takes_no_turns(few: tl.Splits) -> None:
 
 def test_other_ways(few: tl.Splits) -> None:
     """A compiler would start anew for each stage; precision `auto` tries the steps of the last epochs."""
-    with pytest.raises(tl.NotApplicable, match=r"torch\.compile would compile anew for each stage that joins"):
+    with pytest.raises(tl.NotApplicable, match=r"torch\.compile would compile again for each stage that joins"):
         train(config(compile=True), few)
     assert _with_the_same_steps("gradual") == "finetune"
 

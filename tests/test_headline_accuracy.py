@@ -72,7 +72,7 @@ def test_one_class_for_all_images_is_not_recommended(tmp_path: Path) -> None:
     assert summary.choices == ()
     (answer,) = answers(summary)
     assert answer == (
-        "Nothing is to be recommended: nothing beats always answering 'bees', the largest class, which is right for "
+        "Nothing is recommended: nothing beats always answering 'bees', the largest class, which is right for "
         "95.0% of the validation images. The most accurate, timm:a, frozen, has accuracy after the last epoch 95.0% "
         "(88.8–97.8): it predicts 'bees' for every image."
     )
@@ -146,7 +146,7 @@ def test_a_sweep_says_it_at_both_ends(tmp_path: Path) -> None:
     Path("one.toml").write_text(ONE_CELL + "[train]\nepochs = 1\nlearning_rate = 1e30\n")
     done = command("run", "--grid", "one.toml", "--data", str(folder), "--weights", "random", "--no-report")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "the largest class, 'bees', has 80.0% of the evaluated ones)" in done.stdout
+    assert "the largest class, 'bees', has 80.0% of the evaluated images)" in done.stdout
     assert "predicts 'bees' for every image" in done.stdout or "predicts 'ants' for every image" in done.stdout
 
 

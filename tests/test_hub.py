@@ -395,7 +395,7 @@ def test_a_command_runs_a_trusted_repository(github: Files, tmp_path: Path) -> N
     ("path", "answer", "said"),
     [
         ("/repos/me/mine/commits/HEAD", None, "GitHub has no such repository, or it is private$"),
-        ("/repos/me/mine/commits/HEAD", b"<html>", "answered something else"),
+        ("/repos/me/mine/commits/HEAD", b"<html>", "gave an unexpected answer"),
         (f"/me/mine/zip/{COMMIT}", None, "its code can't be downloaded: .* answered 404"),
         (f"/me/mine/zip/{COMMIT}", b"PK", "its code can't be unpacked"),
     ],

@@ -108,7 +108,9 @@ def test_both_processes_run_the_same_cell(mini: Splits, monkeypatch: pytest.Monk
     assert len(found.records) == len(lines) == module.MOST_PAIRS
     assert all(job.pair.cells[0] == job.pair.cells[1] for job in executor.jobs)
     assert len({job.pair.id for job in executor.jobs}) == module.MOST_PAIRS
-    assert "pair 1: second process +1.0% from the first" in lines[0]
+    assert "pair 1: the second process was 1.0% slower than the first" in lines[0]
+    _, lines = run_measure(FakeExecutor([0.99] * 99, monkeypatch), mini)
+    assert "pair 1: the second process was 1.0% faster than the first" in lines[0]
 
 
 def test_it_ends_in_a_minute(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +123,7 @@ def test_it_ends_in_a_minute(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> N
 def test_too_few_pairs_say_nothing(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pair that isn't done when the time is up is ended. It ends in one line and no figures."""
     executor = FakeExecutor([1.0] * 99, monkeypatch, wall=20.0)
-    with pytest.raises(UserError, match=r"only 2 process pairs in 55 s, and 3 are needed"):
+    with pytest.raises(UserError, match=r"only 2 process pairs ended in 55 s, and 3 are needed"):
         run_measure(executor, mini)
     assert executor.now - 100 == module.BUDGET_SECONDS
 
@@ -132,12 +134,12 @@ def test_pairs_that_took_no_turns_do_not_count(mini: Splits, monkeypatch: pytest
     executor.apart = 2
     found, lines = run_measure(executor, mini)
     assert len(found.records) == module.MOST_PAIRS - 2
-    said = "doesn't count: timed one after the other, because no memory"
+    said = "doesn't count: it was timed one after the other, because no memory"
     assert lines[:2] == [f"  WARNING: pair 1 {said}", f"  WARNING: pair 2 {said}"]
     assert noise(found.records).mean == pytest.approx(0.01)
     executor = FakeExecutor([1.0] * 99, monkeypatch)
     executor.apart = 99
-    with pytest.raises(UserError, match=r"only 0 process pairs in turns, and 3 are needed: .* because no memory"):
+    with pytest.raises(UserError, match=r"only 0 process pairs took turns, and 3 are needed: .* because no memory"):
         run_measure(executor, mini)
 
 
@@ -155,7 +157,7 @@ def test_a_cell_that_fails(mini: Splits, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ([(1, 1.001), (1, 0.999), (1, 1.0)], True, ""),
         ([(1, 1.5), (1, 0.7), (1, 1.0)], True, "end other programs on this machine"),
-        ([(1, 1.5), (1, 0.7), (1, 1.0)], False, "`run` and `time` need more --pairs"),
+        ([(1, 1.5), (1, 0.7), (1, 1.0)], False, "give `run` and `time` more --pairs"),
         ([(1, 1.0), (1.5, 1.5), (2, 2.001)], False, ""),
     ],
 )
@@ -174,9 +176,10 @@ def test_the_command_from_start_to_end(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(module, "BUDGET_SECONDS", 300.0)  # tests may run together with other work
     module.examine_noise()
     output = capsys.readouterr().out
-    assert len(re.findall(r"pair \d: second process \+0\.0% from the first, \d+ rounds", output)) == 3
+    assert len(re.findall(r"pair \d: the second process was 0\.0% \w+ than the first, over \d+ rounds", output)) == 3
     assert "in a minute (95%): 0.0%" in output and "over 3 process pairs" in output
-    assert "scatter by 0.0%, the rounds within a pair by 0.0%" in output and "drift of the epoch's time" in output
+    assert "scatter by 0.0%, those of the rounds within a pair by 0.0%" in output
+    assert "drift of the epoch time" in output
 
 
 def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     assert process.stdout is not None
     try:
         with process.stdout:
-            assert "again and again" in process.stdout.readline()
+            assert "in turns, for about a minute" in process.stdout.readline()
             time.sleep(1)
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=20) == 130

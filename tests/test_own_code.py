@@ -498,7 +498,7 @@ def test_a_wrong_part_is_one_line_that_names_it(setting: str, name: str, modules
     [
         ({"loss": "own_parts_here:per_image", "class_weights": "balanced"}, "class_weights='balanced' needs a loss"),
         ({"loss": "own_parts_here:make_loss", "label_smoothing": 0.1}, "label_smoothing=0.1 needs a loss with"),
-        ({"loss": "croos_entropy"}, "did you mean 'cross_entropy'? (or one's own, MODULE:NAME)"),
+        ({"loss": "croos_entropy"}, "did you mean 'cross_entropy'? (or your own, MODULE:NAME)"),
         ({"loss": "a b:c"}, "loss='a b:c': must be MODULE:NAME, such as 'my_module:make_loss'"),
         ({"head": len}, "head: is a function, which tl.train_model(config, splits, head=…) takes"),
     ],

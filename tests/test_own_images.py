@@ -55,7 +55,7 @@ def test_classes_without_a_split_get_one(tmp_path: Path) -> None:
         path.relative_to(root).as_posix() for path in root.rglob("*.png")
     )
     assert all((splits.root / file).is_file() for file in every_image(splits).files)
-    assert splits.origin.startswith("no split was given: 4 of 18 images, a fifth of each class, are split off")
+    assert splits.origin.startswith("no split was given: 4 of 18 images, a fifth of each class, are for validation")
     moved = tmp_path / "other"
     shutil.copytree(root, moved)
     again = tl.load_splits(moved)
@@ -406,7 +406,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda root: root.mkdir(), "has no folders of classes; the layout is"),
     "images alone": (
         lambda root: write_pictures(root, {"": 3}),
-        "has no folders of classes, only 3 images whose class nobody knows; the layout is",
+        "has no folders of classes, only 3 images of unknown class; the layout is",
     ),
     "table": (
         lambda root: write_table(write_pictures(root, {"": 1}) / "y.csv", [{"path": "0.png", "label": "a"}]),
@@ -724,7 +724,7 @@ def test_a_run_on_images_without_a_split_says_how_they_were_split(tmp_path: Path
     command = ("run", "--grid", str(grid), "--data", str(root), "--name", "r", "--no-images")
     done = light_command(*command)
     assert done.returncode == 0, done.stderr
-    split = "no split was given: 5 of 26 images, a fifth of each class, are split off by a fixed seed"
+    split = "no split was given: 5 of 26 images, a fifth of each class, are for validation, chosen by a fixed seed"
     imbalanced = "the classes are imbalanced: 'a' has 17 training images, 4.2 times as many as 'b' (4)"
     alike = "1 image is nearly the same as another image of its class"
     markdown = (tmp_path / "reports" / "r.md").read_text()

@@ -376,7 +376,7 @@ def test_a_pair_that_lost_a_side_is_tried_again() -> None:
     for attempt in (1, 2):
         done = run()
         assert done.returncode == 1 and done.stdout.count("[pair ") == 3
-        assert "3 of 3 process pairs have no result, or not one of each cell" in done.stdout
+        assert "3 of 3 process pairs have no result, or none of one cell" in done.stdout
         assert "pairs 1–3: frozen-tutorial: " in done.stdout and "SIGSEGV" in done.stdout
         assert numbers() == {light.LIMPS: 3}
         assert len(list(the_run().folder.glob("superseded/*"))) == 3 * (attempt - 1)
@@ -697,8 +697,14 @@ def test_progress_says_what_a_pair_lost(terminal: bool) -> None:
             reporter.pair_started(one.pair)
             reporter.pair_ended(one)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
-    assert "timed in 10 s, 8 turns each: frozen 50% of finetune; oom: frozen-tutorial: took | too <b>long</b>" in plain
-    assert "8 turns each: frozen 50% of finetune; one after the other, because together they need 9 GiB" in plain
+    assert (
+        "timed in 10 s, 8 turns each: frozen 50% of the time of finetune; oom: frozen-tutorial: took | too <b>long</b>"
+        in plain
+    )
+    assert (
+        "8 turns each: frozen 50% of the time of finetune; one after the other, because together they need 9 GiB"
+        in plain
+    )
     assert lame.lost == [("oom", "frozen-tutorial: took | too <b>long</b>")] and apart.lost == []
 
 

@@ -209,7 +209,7 @@ def test_a_network_that_is_another_in_training_is_refused() -> None:
             features = self.layer(images)
             return 2 * features if self.training else features
 
-    with pytest.raises(NotApplicable, match="its traced graph has other features, by 1 of their norm"):
+    with pytest.raises(NotApplicable, match="the features of its traced graph differ by 1 of their norm"):
         rounding_copy(Other().eval(), torch.randn(2, 3, 8, 8), CPU)
 
 
@@ -231,9 +231,9 @@ def test_conversions_leave_nothing_behind() -> None:
     [
         ({"precision": "bf16"}, "an int8 backbone needs fp32 without torch.compile"),
         ({"compile": True}, "an int8 backbone needs fp32 without torch.compile"),
-        ({"checkpointing": True}, "checkpointing runs a network's blocks again, and one that trains for int8 has none"),
+        ({"checkpointing": True}, "checkpointing runs blocks again, and a backbone that trains for int8 has none"),
         ({"ema": 0.9}, "ema=0.9: an average of weights has no ranges for int8; leave it out"),
-        ({"execution": "plain"}, "execution 'plain' only runs the network on images in steps"),
+        ({"execution": "plain"}, "execution 'plain' runs the network on images in every step"),
         ({"backbone": "timm:test_vit"}, "can't be quantised: "),
     ],
     ids=str,

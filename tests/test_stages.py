@@ -224,7 +224,7 @@ class Flat(nn.Module):
 def test_images_have_the_side_that_the_backbone_names() -> None:
     """A network that says nothing of its images gets those that it will train on."""
     module = Flat(32)
-    with pytest.raises(NotApplicable, match="224 × 224 pixels gave: mat1 and mat2 shapes"):
+    with pytest.raises(NotApplicable, match="224 × 224 pixels raised: mat1 and mat2 shapes"):
         stages(module)
     preprocessing = tl.Preprocessing(size=32, resize=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     config = tl.TrainConfig(backbone="timm:test_resnet")
@@ -247,9 +247,9 @@ class Fussy(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 224**2, 2)), "has no two stages that can be told apart"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), "has no two stages that can be told apart"),
-        (Fussy(), r"stages of this backbone are unknown: 224 × 224 pixels gave: wrong size$"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 224**2, 2)), "no two stages can be found"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), "no two stages can be found"),
+        (Fussy(), r"stages of this backbone are unknown: 224 × 224 pixels raised: wrong size$"),
     ],
     ids=["no blocks", "one convolution", "an error"],
 )

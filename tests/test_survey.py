@@ -78,7 +78,8 @@ def test_everything_is_counted(tmp_path: Path) -> None:
     assert [(each.reason, each.count) for each in found.left_out] == [("file without an image's ending", 1)]
     said = "\n".join(found.warnings)
     for text in (
-        "2 images can't be decoded, and nothing trains before they can: such as 'train/bees/x.png'",
+        "2 images can't be decoded, such as 'train/bees/x.png'",
+        "repair or remove them before you train",
         "1 validation image is also a training image, such as 'val/ants/same.png' = 'train/ants/0.png'",
         "1 validation image is nearly the same as a training image, such as 'val/ants/smaller.jpg' ~ 'train/ants/1.p",
         "1 image is nearly the same as one of another class, such as 'train/ants/2.png' ~ 'train/bees/an ant.png'",

@@ -310,7 +310,7 @@ def test_a_dry_run_says_so_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"will be downloaded: the weights of timm:test_resnet, {address}/timm/test_resnet.r160_in1k" in said
         assert "WARNING: random weights" not in said and "pretrained weights" in said
     said = dry(HF_ENDPOINT="http://127.0.0.1:9")
-    assert "WARNING: random weights, so accuracy will be n/a, for timm:test_resnet: not on this machine, and" in said
+    assert "WARNING: random weights for timm:test_resnet, so accuracy will be n/a: not on this machine, and" in said
     assert "will be downloaded" not in said
 
 

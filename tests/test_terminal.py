@@ -121,11 +121,11 @@ def test_tables_fit_and_are_markdown_elsewhere(
         (["claims", "r"], r"(supported|refuted|open|mixed) +half-the-time-fast: "),
         (
             ["compare", "r", "--by", "regime"],
-            r"frozen against finetune: nothing is shown to be worse; 4 better, 2 undecided, .*\(error rate 5%, all",
+            r"frozen against finetune: nothing is shown to be worse; 4 better, 2 undecided, .*\(error rate 5% over all",
         ),
         (
             ["gate", "r", "s"],
-            r"Gate failed: regressed\. s against r: 8 of 20 comparisons are worse: .*\(error rate 1%, all",
+            r"Gate failed: regressed\. s against r: 8 of 20 comparisons are worse: .*\(error rate 1% over all",
         ),
     ],
     ids=lambda given: given[0] if isinstance(given, list) else "",

@@ -135,8 +135,8 @@ def test_values_of_a_setting_are_compared() -> None:
             (QUICK, "--regime", "finetune,frozen", "--execution", "fast,plain"),
             "--regime finetune,frozen and --execution fast,plain: only one of them can have several values",
         ),
-        ((QUICK, "--regime", "frozen"), "one regime alone: give another --regime to compare it with"),
-        ((QUICK, "--regime", "frozen,frozen"), "one regime alone: give another --regime to compare it with"),
+        ((QUICK, "--regime", "frozen"), "is the only one; give another --regime to compare it with"),
+        ((QUICK, "--regime", "frozen,frozen"), "is the only one; give another --regime to compare it with"),
         ((QUICK, "--regime", "frozn"), "regime='frozn': not one of"),
         ((QUICK, "--regime", "frozen,cached"), "regime='cached': can't be timed in turns: its features are extracted"),
         ((QUICK, "--regime", "finetune,zeroshot"), "regime='zeroshot': can't be timed in turns: it trains nothing"),
@@ -261,7 +261,7 @@ def test_what_counted_work_predicts() -> None:
     found = counted_pairs((2.0, 1.0))
     assert found.predicted == pytest.approx((300 + 50) / (100 + 50))
     assert found.predicted_training == pytest.approx(3)
-    assert "; counted work predicts 2.33×, without validation 3.00×" in sentence(found, "a")
+    assert ". Counted work predicts 2.33×, without validation 3.00×" in sentence(found, "a")
     said = row(found, "own")
     assert (said["predicted"], said["predicted_training"]) == (pytest.approx(7 / 3), pytest.approx(3))
 
@@ -301,7 +301,7 @@ def test_scatter_drift_and_correlation_are_told(capsys: pytest.CaptureFixture[st
     assert f"\n{spread(few)}\n" in out
     assert spread(few).startswith("Ratios scatter by ") and f"unknown below {MIN_IN_ORDER} pairs" in spread(few)
     assert re.search(r"correlation of neighbouring pairs is -0\.\d\d\.$", spread(many))
-    assert "by 0.0% within a pair; they drift by +0.0% per pair" in spread(made_up(2.0, 2.0, 2.0))
+    assert "by 0.0% within a pair. They drift by +0.0% per pair" in spread(made_up(2.0, 2.0, 2.0))
     said = row(many, "own")
     assert said["dataset"] == "own" and said["correlation"] < -0.5 and said["within"] == pytest.approx(0)
     assert said["trend"] is not None and row(few, "own")["correlation"] is None

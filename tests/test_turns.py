@@ -194,7 +194,8 @@ def test_memory_that_runs_out_beside_the_others_is_tried_alone(
     """
     job = job_of(pretending(mini, "one", "needs-much-beside-others"), mini, tmp_path, needed_bytes=(None, 5 << 20))
     attempt = pretended(job)
-    assert attempt.status == "done" and attempt.apart.startswith("finetune beside the others: out of memory: asked for")
+    assert attempt.status == "done"
+    assert attempt.apart.startswith("finetune failed beside the others: out of memory: asked for")
     assert attempt.apart.endswith("; known peaks: finetune 3 MiB, finetune 5 MiB")
     (tmp_path / "diary").unlink()
     three = job_of(pretending(mini, "one", "needs-much-beside-others", "two"), mini, tmp_path)

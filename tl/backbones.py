@@ -153,7 +153,7 @@ def make_backbone(
             detector = entry.detector(name, weights)
         if detector:
             if own_head_for is not None:
-                raise NotApplicable(f"{spec} is a detector, and has no classifier of ImageNet's")
+                raise NotApplicable(f"{spec} is a detector, so it has no ImageNet classifier")
             return replace(detector, spec=spec, weights=weights)
     preprocessing = entry.preprocessing(name)
     with seeded(seed_for("init", spec, seed)):

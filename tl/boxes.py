@@ -44,7 +44,7 @@ def fault_of(box: Box) -> str:
         ("top and bottom", box.top, box.bottom, (top, bottom)),
     ):
         if not 0 <= low < high <= 1:  # NaN is neither
-            return f"its {what} are {low:g} and {high:g}, and must be from 0 to 1 and ascend"
+            return f"its {what} are {low:g} and {high:g}; both must be from 0 to 1, the first below the second"
         if rounded[0] == rounded[1]:
             return f"its {what} are {low!r} and {high!r}, which are the same in single precision"
     return ""

@@ -76,7 +76,7 @@ PRECISIONS = {
 }
 EXECUTIONS = {
     "fast": "images decoded once and cropped as tensors, fused optimiser, fastest memory layout, CUDA graphs on GPUs",
-    "plain": "as the tutorial's own loop: a DataLoader decodes and crops with Pillow in every epoch, nothing is fused",
+    "plain": "the tutorial's own loop: a DataLoader decodes and crops with Pillow in every epoch, nothing is fused",
 }
 OPTIMIZERS = {
     "sgd": "stochastic gradient descent with `momentum`",
@@ -95,8 +95,8 @@ LOSSES = {
 }
 CLASS_WEIGHTS = {
     "none": "each image counts the same in the loss",
-    "balanced": "each class counts the same: an image counts n / (k n_c), with n training images, k classes, n_c of "
-    "its own",
+    "balanced": "each class counts the same: an image counts n / (k n_c), with n training images, k classes, and n_c "
+    "images of its class",
 }
 HEADS = {
     "linear": "one linear layer on the pooled features",
@@ -130,20 +130,20 @@ class TrainConfig(Strict):
         "another source, such as `module:MODULE:NAME`"
     )
     regime: str = Field("frozen", description="a key of `tl.regimes.REGIMES`")
-    task: str = Field("classification", description="a key of `tl.tasks.TASKS`: what the network is to say of an image")
+    task: str = Field("classification", description="a key of `tl.tasks.TASKS`: what the network predicts for an image")
     weights: str = Field("auto", description="`pretrained`, `random`, or `auto`: pretrained if available")
     precision: str = Field("fp32", description="a key of `PRECISIONS`")
     execution: str = Field("fast", description="a key of `EXECUTIONS`: how the same training is carried out")
     epochs: Positive = Field(
         25,
-        description="passes over the training images. This and the other settings of training by steps "
-        "(`READ_BY_STEPS`) have their defaults with regimes that fit their head at once, which don't read them",
+        description="passes over the training images. Regimes that fit their head at once don't read this and the "
+        "other settings of training by steps (`READ_BY_STEPS`), which have their defaults then",
     )
     batch_size: Positive = Field(4, description="images per training step")
     optimizer: str = Field("sgd", description="a key of `OPTIMIZERS`, or one's own: `MODULE:NAME`")
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="rate of the first epoch")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of `sgd`, and beta1 of `adamw`")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay of the optimiser")
     schedule: str = Field("step", description="a key of `SCHEDULES`")
     step_size: Positive = Field(7, description="epochs between two steps of schedule `step`")
     gamma: float = Field(0.1, gt=0, le=1, description="factor by which schedule `step` multiplies the rate")
@@ -153,11 +153,13 @@ class TrainConfig(Strict):
         description="a key of `LOSSES`, or one's own: `MODULE:NAME`. `cross_entropy` stands for the task's own loss: "
         "`bce` with task `multilabel`, `detector` with task `detection`",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that the loss spreads evenly over all classes"
+    )
     class_weights: str = Field(
         "none",
-        description="a key of `CLASS_WEIGHTS`: how much the images of each class count in the loss. Always `none` with "
-        "regimes that don't train by steps, which don't read it",
+        description="a key of `CLASS_WEIGHTS`: how much the images of each class count in the loss. Regimes "
+        "that don't train by steps don't read it: it is always `none`",
     )
     head: str = Field("linear", description="a key of `HEADS`, or one's own: `MODULE:NAME`")
     seed: Count = Field(0, description="seeds the head's weights, the order of images, their crops and flips")
@@ -170,67 +172,68 @@ class TrainConfig(Strict):
     views: Positive = Field(
         1,
         description="views per training image for regimes that extract features once: 1 is the centre view, more are "
-        "random crops that epochs use in turn. Always 1 with other regimes, which don't read it",
+        "random crops that epochs use in turn. Other regimes don't read it: it is always 1",
     )
     lora_rank: Positive = Field(
         8,
-        description="rank of low-rank updates (`tl.lora`); their scale is 8 / rank. Always 8 with regimes that have no "
-        "such updates, which don't read it",
+        description="rank of low-rank updates (`tl.lora`); their scale is 8 / rank. Regimes without such updates don't "
+        "read it: it is always 8",
     )
     rate_after_head: float = Field(
         0.1,
         gt=0,
         le=1,
         description="factor of all learning rates in regimes that begin with a fitted head: steps at the full rate "
-        "would destroy what the fit found. Always 0.1 with other regimes, which don't read it",
+        "would destroy what the fit found. Other regimes don't read it: it is always 0.1",
     )
     unfreeze_every: Positive = Field(
         1,
         description="epochs until the next stage of the backbone joins, in regimes whose stages train one after the "
-        "other. Always 1 with other regimes, which don't read it",
+        "other. Other regimes don't read it: it is always 1",
     )
     freeze_bn: bool = Field(
         False,
         description="keep the backbone's BatchNorm layers in eval mode, with statistics and parameters as they are. "
-        "Always false with regimes that train nothing of a pretrained backbone itself, which don't read it",
+        "Regimes that train nothing of a pretrained backbone itself don't read it: it is always false",
     )
     layer_decay: float = Field(
         1.0,
         gt=0,
         le=1,
         description="factor of the learning rate from each stage of the backbone to the one before it, and from the "
-        "head to the last stage. Always 1 with regimes that don't read `freeze_bn`, which don't read it either",
+        "head to the last stage. Regimes that don't read `freeze_bn` don't read this either: it is always 1",
     )
     ema: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="decay, per step, of an exponential moving average of the weights (`tl.averaging`), which is "
-        "validated and kept in their place; 0 for none. Always 0 with regimes that don't train by steps, which don't "
-        "read it",
+        "validated and kept in their place; 0 for none. Regimes that don't train by steps don't read it: it is always "
+        "0",
     )
     early_stopping: Count = Field(
         0,
         description="end the training when that many epochs in a row had no lower validation loss than those before; "
-        "0 for never. The validation images choose the number of epochs then, so only protocol `fixed` reads it, and "
-        "only regimes that train by steps",
+        "0 for never. The validation images choose the number of epochs then, so only protocol `fixed` reads it. Only "
+        "regimes that train by steps do",
     )
     compile: bool = Field(False, description="run the backbone through torch.compile")
     checkpointing: bool = Field(
         False,
         description="run the backbone's blocks again in the backward pass, so that their activations need no memory. "
-        "Always false with regimes that train nothing of the backbone, which don't read it",
+        "Regimes that train nothing of the backbone don't read it: it is always false",
     )
     fold: bool | None = Field(
         None,
-        description="run a frozen backbone as a network for inference (`tl.inference`). None: only if features are "
-        "extracted once. Always None where it isn't read: if the backbone trains or is int8, and in execution `plain`",
+        description="run a frozen backbone as a network for inference (`tl.inference`). Left out (None): only if "
+        "features are extracted once. It isn't read, and always None, if the backbone trains or is int8, and in "
+        "execution `plain`",
     )
     lookahead: Positive | Literal["auto"] = Field(
         1,
         description="batches per forward pass of a frozen backbone (`tl.lookahead`); `auto`: as many as need less "
-        "memory than training it. Always 1 where it isn't read: if the backbone trains, if features are extracted "
-        "once, and in execution `plain`",
+        "memory than training it. It isn't read, and always 1, if the backbone trains, if features are extracted once, "
+        "and in execution `plain`",
     )
     code: tuple[tuple[str, str], ...] = Field(
         (),
@@ -399,7 +402,7 @@ class TrainConfig(Strict):
         if info.field_name not in PARTS:
             raise ConfigError(not_one_of(info.field_name, value, choices))
         if not is_import_path(value):
-            raise ConfigError(f"{not_one_of(info.field_name, value, choices)} (or one's own, MODULE:NAME)")
+            raise ConfigError(f"{not_one_of(info.field_name, value, choices)} (or your own, MODULE:NAME)")
         return ImportPath.parse(info.field_name, value).text
 
 

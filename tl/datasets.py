@@ -298,7 +298,7 @@ def _found(name: str, *, download: bool) -> Splits:
         return scan(place)
     if is_file(place):
         return scan_table(place)
-    raise DataError(f"no such folder or table, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
+    raise DataError(f"there is no such folder or table, and {not_one_of('data', name, [*DATASETS, 'auto'])}")
 
 
 def scan(root: Path, *, name: str | None = None) -> Splits:
@@ -328,10 +328,13 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
         if classes != tuple(found[other]):
             hints = [difference(root, found), *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
             raise DataError(f"{root}: {folders[0]} and {other} have different classes: {'; '.join(hints)}")
+    if parts is None and set(classes) <= set(_box_files(root)):
+        raise DataError(f"{root}: {', '.join(map(repr, classes))}: are no classes; {', '.join(_with_boxes(root))}")
     if len(classes) < 2:
         hints = ["at least 2 are needed", *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
         where = f"{parts.train}/" if parts else "the folder"
         hints += filter(None, map(without_labels, (root / parts.train, root) if parts else (root,)))
+        hints += _with_boxes(root)
         raise DataError(
             f"{root}: {len(classes)} class{'' if len(classes) == 1 else 'es'} in {where}; {'; '.join(hints)}"
         )
@@ -349,6 +352,22 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
         tally=tally,
         what="no split was given" if parts is None else f"{parts.train!r} has no validation images beside it",
     )
+
+
+def _box_files(root: Path) -> dict[str, Path]:
+    """Folders of images in a layout of task `detection` → what has their boxes; empty for other layouts."""
+    if boxes_masks.has_masks(root):
+        return dict.fromkeys((boxes_masks.IMAGES, boxes_masks.MASKS), root / boxes_masks.MASKS)
+    with contextlib.suppress(DataError):  # what is wrong with its boxes is said once that task is asked for
+        files = boxes_coco.annotation_files(root).values()
+        return {file.stem.removeprefix(f"{boxes_coco.INSTANCES}_"): file for file in files}
+    return {}
+
+
+def _with_boxes(root: Path) -> list[str]:
+    """Advice for a folder that looks like one of task `detection`; empty for others."""
+    files = [path.relative_to(root).as_posix() for path in _box_files(root).values()]
+    return [f"{files[0]!r} may have boxes around objects: try `--task detection`"] if files else []
 
 
 def scan_table(path: Path) -> Splits:
@@ -431,7 +450,9 @@ def scan_boxes(data: Place, *, download: bool = True) -> Splits:
     if named:
         place = named.find(download)
     elif not is_folder(place) and not is_file(place):
-        raise DataError(f"no such folder or COCO file, and {not_one_of('data', str(data), boxed_sets.split(', '))}")
+        raise DataError(
+            f"there is no such folder or COCO file, and {not_one_of('data', str(data), boxed_sets.split(', '))}"
+        )
     if is_folder(place) and boxes_masks.has_masks(place):
         found = boxes_masks.read(place, IMAGE_SUFFIXES)
     elif not is_folder(place) and place.suffix.lower() != ".json":
@@ -621,8 +642,9 @@ def _split_off(
 
 def _split_off_note(what: str, val: ImageList, whole: ImageList, share: str, together: Sequence[object]) -> str:
     """Say that, and how, a set was split; `what` it lacked before."""
-    kept = f", and images that look the same stay on one side ({len(together)} groups)" if together else ""
-    return f"{what}: {len(val)} of {len(whole)} images, {share}, are split off by a fixed seed{kept}"
+    groups = f"{len(together)} group{'s' if len(together) > 1 else ''}"
+    kept = f", and images that look the same stay on one side ({groups})" if together else ""
+    return f"{what}: {len(val)} of {len(whole)} images, {share}, are for validation, chosen by a fixed seed{kept}"
 
 
 def _test_images(root: Path, folder: str, classes: tuple[str, ...], tally: Tally) -> tuple[ImageList | None, str]:

@@ -117,7 +117,7 @@ def _settle_preprocessing(repository: Repository, folder: Path) -> None:
             there |= _fetch_if_there(repository, name)
     if not there:
         raise repository.wrong(
-            f"it has no {PREPROCESSING[0]}, so nobody knows what images its weights expect; a function of yours can "
+            f"it has no {PREPROCESSING[0]}, so it is unknown what images its weights expect; a function of yours can "
             "make a tl.Backbone of it (module:MODULE:NAME)"
         )
 

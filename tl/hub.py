@@ -167,7 +167,7 @@ def _commit_of(entry: Entry, ref: str) -> str:
     address, what = f"{API}/repos/{entry.module}/commits/{quote(ref, safe='')}", f"{ref} can't be pinned to a commit"
     answer = _get(entry, address, "application/vnd.github.sha", what).decode(errors="replace").strip()
     if not _COMMIT.fullmatch(answer):
-        raise entry.wrong(f"{what}: {address} answered something else")
+        raise entry.wrong(f"{what}: {address} gave an unexpected answer")
     return answer
 
 
@@ -209,7 +209,7 @@ def _asked(entry: Entry, address: str, what: str, missing: object = None) -> obj
             raise
         return missing
     except ValueError as error:
-        raise entry.wrong(f"{what}: {address} answered something else") from error
+        raise entry.wrong(f"{what}: {address} gave an unexpected answer") from error
 
 
 class _NotThereError(ConfigError):

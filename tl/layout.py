@@ -180,7 +180,7 @@ def _beside(root: Path, endings: tuple[str, ...]) -> str:
     tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".parquet", ".jsonl"))]
     if tables:
         return f"; is {tables[0]!r} a table of its images? Give that file"
-    return f", only {images} image{'s' if images > 1 else ''} whose class nobody knows" if images else ""
+    return f", only {images} image{'s' if images > 1 else ''} of unknown class" if images else ""
 
 
 def check_names(root: Path, classes: Mapping[str, Collection[str]]) -> None:

@@ -194,7 +194,7 @@ def load_model(path: Place, *, device: str = "auto") -> Model:
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         if part not in parts:
-            raise ModelError(f"{folder / TENSORS}: has a tensor {name!r}, which is of neither backbone nor head")
+            raise ModelError(f"{folder / TENSORS}: its tensor {name!r} is neither the backbone's nor the head's")
         parts[part][rest] = tensor
     try:
         head = rebuilt_head(card.head, parts["head"])

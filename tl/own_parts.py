@@ -121,7 +121,10 @@ def own_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> to
     has = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     if has != set(parameters):
         both = len(has.intersection(parameters))
-        raise path.wrong(f"has {both} of the {len(parameters)} parameters that train, and {len(has) - both} others")
+        raise path.wrong(
+            f"has {both} of the {len(parameters)} parameters that train, and {len(has) - both} others; it must have "
+            "all of the first and none of the second"
+        )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise path.wrong(f"{type(optimizer).__name__} needs a closure for its steps, which no step here gives")

@@ -65,11 +65,11 @@ def check_execution(execution: str, regime: str, precision: str) -> None:
     and for a precision that is chosen by measuring: the tutorial's own loop does what it is told.
     """
     if execution == "plain" and precision == AUTO:
-        raise NotApplicable("execution 'plain' needs a precision with a name, such as fp32; or use execution 'fast'")
+        raise NotApplicable("execution 'plain' chooses no precision: name one, such as fp32, or use execution 'fast'")
     if execution == "plain" and not REGIMES[regime].plain:
         able = ", ".join(name for name, each in REGIMES.items() if each.plain)
         raise NotApplicable(
-            f"execution 'plain' only runs the network on images in steps, and regime {regime!r} doesn't; use execution "
+            f"execution 'plain' runs the network on images in every step, and regime {regime!r} doesn't; use execution "
             f"'fast', or one of {able}"
         )
 

@@ -282,7 +282,7 @@ def _unfreezing(config: TrainConfig, regime: Regime, model: Classifier) -> Unfre
     rules = regime.trainable.in_order(model.backbone)
     if len(rules) > 1 and config.compile:
         raise NotApplicable(
-            f"torch.compile would compile anew for each stage that joins with regime {config.regime!r}; leave it out"
+            f"regime {config.regime!r}: torch.compile would compile again for each stage that joins; leave compile out"
         )
     some = rules[: 1 + (config.epochs - 1) // config.unfreeze_every]
     periods = [freeze(model, replace(regime, trainable=rule)) for rule in some]
@@ -568,7 +568,7 @@ def _quantize(model: Classifier, config: TrainConfig, images: Batches | PlainBat
     if config.precision != "fp32" or config.compile:
         raise NotApplicable("an int8 backbone needs fp32 without torch.compile")
     if config.checkpointing:
-        raise NotApplicable("checkpointing runs a network's blocks again, and one that trains for int8 has none")
+        raise NotApplicable("checkpointing runs blocks again, and a backbone that trains for int8 has none")
     if config.ema and regime.rounds:
         raise NotApplicable(f"ema={config.ema:g}: an average of weights has no ranges for int8; leave it out")
     load_compiler()

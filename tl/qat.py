@@ -276,7 +276,7 @@ def _tried(
     difference = float((made(images) - expected).norm() / expected.norm())
     if not difference <= _SAME:
         raise NotApplicable(
-            f"can't be quantised: its traced graph has other features, by {difference:.2g} of their norm"
+            f"can't be quantised: the features of its traced graph differ by {difference:.2g} of their norm"
         )
     made.apply(enable_observer)
     made.apply(enable_fake_quant)

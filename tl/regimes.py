@@ -241,15 +241,15 @@ REGIMES: dict[str, Regime] = {
         control=True,
     ),
     "zeroshot": Regime(
-        summary="nothing is trained, the backbone's own ImageNet classifier decides: the control for what it knew",
+        summary="nothing is trained, the backbone's own ImageNet classifier predicts: the control for what it knew",
         start="pretrained",
         trainable=NOTHING,
         head="own",
         control=True,
     ),
     "knn": Regime(
-        summary="no step is taken: an image gets the class that its nearest training images vote for, by features as "
-        "in cached",
+        summary="there are no training steps: an image gets the class that its nearest training images vote for, by "
+        "features as in cached",
         start="pretrained",
         trainable=HEAD,
         features="once",
@@ -316,8 +316,8 @@ REGIMES: dict[str, Regime] = {
         trainable=STAGE_BY_STAGE,
     ),
     "quantized-finetune": Regime(
-        summary="all parameters are trained while the backbone rounds as in int8; its int8 copy is judged, on a CPU; "
-        "the head stays in single precision",
+        summary="all parameters are trained while the backbone rounds as in int8; its int8 copy is evaluated, on a "
+        "CPU; the head stays in single precision",
         start="pretrained",
         trainable=EVERYTHING,
         extractor="int8",

@@ -59,7 +59,7 @@ def find(text: str, names: Mapping[str, Iterable[str]]) -> Spec:
     if len(hits) == 1:
         return hits[0]
     if hits:
-        raise ConfigError(f"backbone={text!r}: ambiguous; say {' or '.join(map(str, hits))}")
+        raise ConfigError(f"backbone={text!r}: several libraries have it; say {' or '.join(map(str, hits))}")
     candidates = {str(Spec(given.source and source, name)) for source, has in names.items() for name in has}
     network, dot, _ = text.partition(".")
     tagged = {one for one in candidates if one.startswith(f"{network}.")} if dot else set()

@@ -52,7 +52,7 @@ def stages(network: nn.Module) -> list[list[Part]]:
     is the first stage. What follows the last block belongs to the last stage: norms, a last convolution, the hidden
     layers of a classifier. Stages that share a parameter are one.
 
-    The network is left as it was. Raises `NotApplicable` if it has no two stages that can be told apart.
+    The network is left as it was. Raises `NotApplicable` if no two stages can be found in it.
     """
     chosen = blocks(network) or _convolutions(network)
     items = list({item.part: item for item in _items(network, set(chosen))}.values())  # a module may have two names
@@ -73,7 +73,7 @@ def stages(network: nn.Module) -> list[list[Part]]:
     found = [[item.part for item in items[start:stop]] for start, stop in pairwise(bounds)]
     found = _disjoint(_without_empty(found))
     if len(found) < 2:
-        raise NotApplicable("this backbone has no two stages that can be told apart")
+        raise NotApplicable("no two stages can be found in this backbone")
     return found
 
 
@@ -149,7 +149,7 @@ def _run(network: nn.Module, items: Sequence[_Item]) -> None:
             network(torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device))
     except Exception as error:  # of any library's code
         why = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise NotApplicable(f"the stages of this backbone are unknown: {size} × {size} pixels gave: {why}") from error
+        raise NotApplicable(f"the stages of this backbone are unknown: {size} × {size} pixels raised: {why}") from error
     finally:
         for handle in handles:
             handle.remove()

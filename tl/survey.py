@@ -157,9 +157,8 @@ def survey(splits: Splits, *, test: bool = False) -> Survey:
     if damaged:
         several, first = "s" if len(damaged) > 1 else "", f"{damaged[0].file!r} ({damaged[0].reason})"
         such = f"such as {first}" if several else first
-        warnings.insert(
-            0, f"{len(damaged)} image{several} can't be decoded, and nothing trains before they can: {such}"
-        )
+        advice = f"repair or remove {'them' if several else 'it'} before you train"
+        warnings.insert(0, f"{len(damaged)} image{several} can't be decoded, {such}: {advice}")
     if "test" in parts and (leaked := repeated.across(split=2)).count:
         warnings.append(
             f"{leaked.count} test image{'s repeat' if leaked.count > 1 else ' repeats'} training or validation images, "

@@ -1,4 +1,4 @@
-"""Tasks: what a network is to say of an image, and how well it says it.
+"""Tasks: what a network predicts for an image, and how well it does.
 
 A task has two entries with one name: here what needs no torch, in `tl.learning` what a training does by it.
 `train_model`, records, statistics and reports know nothing else of a task.

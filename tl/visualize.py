@@ -28,7 +28,7 @@ WRONG, RIGHT = "#b2182b", "#1a6faf"
 
 def _only_classes(splits: Splits) -> None:
     if splits.task != "classification":
-        raise ConfigError(f"task={splits.task!r}: pictures are titled by one class for each image, and these have sets")
+        raise ConfigError(f"task={splits.task!r}: pictures are titled by one class, and these images have several")
 
 
 @checked

@@ -37,22 +37,24 @@ class Claim(Strict):
     name: str = Field(min_length=1)
     statement: str = Field(min_length=1)
     source: str = ""
-    metric: str = Field(description="a key of `bench.analysis.metrics.METRICS`")
-    regime: str | None = Field(None, description="a regime, or a pattern with * and ?; None with `kind`")
-    kind: str | None = Field(None, description="a key of `KINDS`; None with `regime`")
-    against: str = Field("finetune", description="a regime")
-    execution: str | None = Field(None, description="the execution that it is about; None for any")
-    as_share: bool = Field(False, description="show a ratio as the share that `regime` takes of `against`, too")
+    metric: str = Field(description="the metric that is compared, a key of `bench.analysis.metrics.METRICS`")
+    regime: str | None = Field(
+        None, description="the regime that the claim is about, or a pattern with * and ?; give this or `kind`"
+    )
+    kind: str | None = Field(None, description="the kind of regimes, a key of `KINDS`; give this or `regime`")
+    against: str = Field("finetune", description="the regime that it is compared with")
+    execution: str | None = Field(None, description="the execution that the claim is about; any without it")
+    as_share: bool = Field(False, description="show a ratio also as the share of `against` that `regime` takes")
     of_prediction: bool = Field(
-        False, description="whether the ratio is divided by the predicted one, so that 1 means as predicted"
+        False, description="divide the ratio by the predicted one, so that 1 means as predicted"
     )
     where_planned: bool = Field(
-        False, description="whether it is left out of what is said about runs that plan no such comparison"
+        False, description="leave the claim out of reports on runs that plan no such comparison"
     )
-    low: float | None = Field(None, description="None for no lower bound")
-    high: float | None = Field(None, description="None for no upper bound")
-    above: str = Field("above the claim", description="verdict if the value is certainly above the region")
-    below: str = Field("below the claim", description="verdict if the value is certainly below the region")
+    low: float | None = Field(None, description="lowest value for which the claim holds; no bound without it")
+    high: float | None = Field(None, description="highest value for which the claim holds; no bound without it")
+    above: str = Field("above the claim", description="the verdict's words if the value is certainly above `high`")
+    below: str = Field("below the claim", description="the verdict's words if the value is certainly below `low`")
 
     @field_validator("metric", "against", "regime", "kind", "execution")
     @classmethod

@@ -435,12 +435,12 @@ METRICS: dict[str, Metric] = {
     "baseline_private_bytes": _bytes(
         "baseline memory, own",
         lambda result: result.baseline_private_bytes,
-        "the part of it that no other process shares: cells are forked from a server that has the libraries in memory",
+        "the part of the baseline that no other process shares: cells are forked from a server with the libraries",
     ),
     "baseline_pss_bytes": _bytes(
         "baseline memory, proportional",
         lambda result: result.baseline_pss_bytes,
-        "the same memory where each shared page counts in equal parts for those that share it",
+        "the baseline where each shared page counts in equal parts for the processes that share it",
     ),
     "train_rss_above_baseline_bytes": _bytes(
         "training, resident",
@@ -450,7 +450,7 @@ METRICS: dict[str, Metric] = {
     "val_rss_above_baseline_bytes": _bytes(
         "validation, resident",
         lambda result: _above_baseline(result.val_rss_bytes, result),
-        "the same in validation passes; includes memory that the C library keeps from training",
+        "the same in validation passes, with memory that the C library keeps from training",
     ),
     "cuda_allocated_bytes": _bytes(
         "GPU allocated", lambda result: result.cuda_allocated_bytes, "peak of torch's allocations on the GPU"

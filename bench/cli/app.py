@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import inspect
 import io
 import os
 import shutil
@@ -41,6 +42,13 @@ def _not_left_to_typer() -> Iterator[None]:
 
 
 class _Commands(typer.core.TyperGroup):
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        for command in self.commands.values():
+            paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+            # The terminal wraps them: line breaks of the source, which typer would keep, make lines of many lengths.
+            command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+
     def make_context(self, *given: Any, **named: Any) -> Any:
         with _not_left_to_typer():
             return super().make_context(*given, **named)

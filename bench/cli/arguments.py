@@ -50,7 +50,11 @@ MemoryLimitOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Main memory that a cell may allocate, such as 2GiB (Linux only).")
 ]
 ExecutorOption = Annotated[
-    str, typer.Option(help="process, inline (for debuggers: no limits, no protection), or ray (a cluster).")
+    str,
+    typer.Option(
+        help="Where cells run: process (each in its own), inline (for debuggers: no limits, no protection), or ray (on "
+        "a cluster)."
+    ),
 ]
 RayAddressOption = Annotated[
     str | None,
@@ -60,7 +64,8 @@ TaskOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=completion.values("task"),
-        help="What the network is to say of an image: classification, multilabel (any number of labels), or detection.",
+        help="What the network predicts for an image: classification (one class), multilabel (any number of labels), "
+        "or detection (boxes).",
         show_default="classification",
     ),
 ]
@@ -80,7 +85,8 @@ SidesArgument = Annotated[
     typer.Argument(
         metavar="BASE NEW…",
         autocompletion=completion.runs,
-        help="Runs, pytest-benchmark files, or folders of such files (one round each); join several with commas.",
+        help="Runs, pytest-benchmark files, or folders of such files; each file is a round. Commas join several into "
+        "one side.",
     ),
 ]
 

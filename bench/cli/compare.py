@@ -29,12 +29,14 @@ def compare(
     sides: SidesArgument,
     by: Annotated[
         Literal["run", "regime", "device", "backbone", "precision", "execution", "seed"],
-        typer.Option(help="What to compare; values other than run need only one run."),
+        typer.Option(help="What to compare: runs, or the regimes, devices and so on of one run."),
     ] = "run",
     base: Annotated[
         str | None,
         typer.Option(
-            metavar="LEVEL", help="The value to compare with, for --by regime and so on.", show_default="the first"
+            metavar="VALUE",
+            help="What the others are compared with, such as a regime for --by regime.",
+            show_default="the first",
         ),
     ] = None,
     metric: MetricOption = None,

@@ -16,7 +16,7 @@ def data(
         str,
         typer.Argument(
             metavar="PATH|NAME",
-            help="A folder of classes or of train/ and val/, a CSV or Parquet file, COCO files, or a name.",
+            help="A folder of images by class, a table of them (CSV, Parquet), COCO files, or a data set's name.",
         ),
     ],
     task: TaskOption = None,

@@ -14,7 +14,7 @@ from bench.program import INTERRUPTED
 def doctor(
     noise: Annotated[
         bool,
-        typer.Option("--noise", help="Measure the smallest difference in epoch time that shows here; takes a minute."),
+        typer.Option("--noise", help="Measure how small a difference in epoch time shows here; takes a minute."),
     ] = False,
 ) -> None:
     """Show what this machine has (devices, threads, images, weights), and what is missing and why."""

@@ -41,7 +41,7 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help=f"Only these columns {SEVERAL}; for latex they are called as its headings.",
+            help=f"Only these columns {SEVERAL}; for latex, name them by its headings.",
             show_default="all; for latex what fits a page",
         ),
     ] = None,

@@ -29,7 +29,8 @@ def gate(
         list[str] | None,
         typer.Option(
             metavar="RULE",
-            help="Such as 'epoch_seconds: factor=1.1, cells=*frozen*' (repeatable); adds to --config.",
+            help="A rule for what counts as worse, such as 'epoch_seconds: factor=1.1, cells=*frozen*' (repeatable); "
+            "the rules of --config hold too.",
         ),
     ] = None,
     config: Annotated[

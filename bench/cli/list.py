@@ -15,7 +15,7 @@ def list_(
     what: Annotated[
         Literal["grids", "backbones", "regimes", "tasks", "executions", "precisions", "datasets", "devices", "runs"]
         | None,
-        typer.Argument(help="What to list.", show_default="the lists"),
+        typer.Argument(help="What to list.", show_default="the names of the lists"),
     ] = None,
     text: Annotated[str | None, typer.Argument(help="Only names that contain this text, in any case.")] = None,
     results: ResultsOption = RESULTS,

@@ -20,5 +20,5 @@ def new_grid(
     from tl.text import visible
 
     path, schema = write_grid(file)
-    print(visible(f"wrote {path}, and {schema.name} beside it, by which editors complete and check it"))
+    print(visible(f"wrote {path}, and beside it {schema.name}, which editors use to complete and check it"))
     print(visible(f"next: python -m bench run --grid {shlex.quote(str(path))} --dry-run"))

@@ -39,26 +39,30 @@ if TYPE_CHECKING:
 
 @app.command()
 def pick(
-    data: Annotated[str, typer.Argument(metavar="PATH|NAME", help="Images by class, or a data set's name.")],
-    budget: Annotated[str, typer.Option(metavar="TIME", help="Time for all of it: 90s, 10m, 2h.")] = "10m",
+    data: Annotated[
+        str,
+        typer.Argument(metavar="PATH|NAME", help="A folder of images by class, a table of them, or a data set's name."),
+    ],
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Time for everything, such as 90s, 10m or 2h.")] = "10m",
     priority: Annotated[
         Literal["accuracy", "time", "inference", "memory"],
         typer.Option(
-            help="What matters most. Not accuracy: the cheapest that is at most 2 points less accurate than the best."
+            help="What matters most. With time, inference or memory, the cheapest wins that is at most 2 points less "
+            "accurate than the best."
         ),
     ] = "accuracy",
-    tune_top: Annotated[int, typer.Option(help="How many backbones to train, the best by their probe.")] = 3,
+    tune_top: Annotated[int, typer.Option(help="How many backbones to train: those with the best probe.")] = 3,
     backbone: Annotated[
         list[str] | None,
         typer.Option(help=f"Choose only among these {SEVERAL}.", show_default="twelve small ones; see grid pick"),
     ] = None,
     regime: Annotated[
-        list[str] | None, typer.Option(help=f"Train like this {SEVERAL}.", show_default="finetune and frozen")
+        list[str] | None, typer.Option(help=f"Train with this regime {SEVERAL}.", show_default="finetune and frozen")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda[:i], mps or auto (the best).")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, tf32, bf16, fp16, or auto, the fastest here.")] = "fp32",
-    seeds: Annotated[int, typer.Option(help="Seeds of whole trainings.")] = 3,
-    epochs: Annotated[int, typer.Option(help="Passes of whole trainings over the training images.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Number of seeds of whole trainings.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs of whole trainings.")] = 5,
     weights_dir: Annotated[
         Path | None, typer.Option(callback=expanded, help="A folder of weight files to search first.")
     ] = None,
@@ -68,7 +72,7 @@ def pick(
     ray_address: RayAddressOption = None,
     wait: WaitOption = False,
     name: Annotated[
-        str | None, typer.Option(help="The run's folder below --results.", show_default="pick-, and the images' name")
+        str | None, typer.Option(help="The run's folder below --results.", show_default="pick- and the images' name")
     ] = None,
     results: ResultsOption = RESULTS,
     reports: ReportsOption = REPORTS,
@@ -82,9 +86,9 @@ def pick(
 ) -> None:
     """Pick a backbone for your images, and say whether to fine-tune it or to train only its head.
 
-    First all backbones are probed: features are extracted once, and simple classifiers fitted to them. The best are
-    trained for one epoch, then what is not clearly worse is trained with several seeds. The same command continues
-    from where it ended.
+    First all backbones are probed: features are extracted once, and simple classifiers are fitted to them. Then the
+    best are trained for one epoch. Those that are not clearly worse are trained with several seeds. The same command
+    continues from where it ended.
 
     Exit status: 0 something is picked, 1 nothing is, 2 usage error, 130 interrupted.
     """
@@ -146,7 +150,7 @@ def pick(
         again = "the same command continues"
         if fresh and sweeps:
             again = f"`--name {sweeps[0].run.folder.name}` without --fresh continues"
-        say(console, f"interrupted: what has ended is kept; {again} from there")
+        say(console, f"interrupted: finished cells are kept; {again} from there")
         raise typer.Exit(INTERRUPTED) from None
     if outcome is None:
         return

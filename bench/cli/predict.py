@@ -32,7 +32,7 @@ def predict(
 ) -> None:
     """Predict the class of each image, with its confidence.
 
-    If a folder's images are all in folders that have the names of the model's classes, the accuracy is shown too, and
+    If all images of a folder are in folders that are named after the model's classes, the accuracy is shown too, and
     how often each class was taken for another.
 
     Exit status: 0 all images predicted, 1 some can't be read (they are listed), 2 usage error, 130 interrupted.

@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 
 
 UNTIL_DECIDED = (
-    "Add process pairs until every speed-up has a verdict or is known to within --within. That assumes independent "
-    "pairs: from five on their correlation is looked at, and widens the intervals where it is clear."
+    "Add process pairs until every speed-up has a verdict or is known to within --within. This assumes that pairs are "
+    "independent: from five pairs on, a clear correlation of neighbouring pairs widens the intervals."
 )
 
 INFERENCE = (
     "After each training, measure the trained network's latency and throughput, and the size of its file. Cells that "
-    "are done don't run again for it: they stay without; --fresh starts over."
+    "are done don't run again for it, so they have no such figures; --fresh starts over."
 )
 
 
@@ -87,7 +87,7 @@ def run(
     regime: Annotated[
         list[str] | None,
         typer.Option(
-            autocompletion=completion.values("regime", "all"), help=f"Only this regime, or all of them: all {SEVERAL}."
+            autocompletion=completion.values("regime", "all"), help=f"Only this regime, or all for every one {SEVERAL}."
         ),
     ] = None,
     device: Annotated[
@@ -96,7 +96,7 @@ def run(
     execution: Annotated[
         list[str] | None,
         typer.Option(
-            autocompletion=completion.values("execution"), help=f"fast, or plain as the tutorial's own loop {SEVERAL}."
+            autocompletion=completion.values("execution"), help=f"fast, or plain: the tutorial's own loop {SEVERAL}."
         ),
     ] = None,
     precision: Annotated[
@@ -143,7 +143,8 @@ def run(
     ] = True,
     until_decided: Annotated[bool, typer.Option("--until-decided", help=UNTIL_DECIDED)] = False,
     within: Annotated[
-        float | None, typer.Option(metavar="PERCENT", help="Half-width of 95% intervals to reach.", show_default="5")
+        float | None,
+        typer.Option(metavar="PERCENT", help="Half-width that the 95% intervals must reach.", show_default="5"),
     ] = None,
     max_pairs: Annotated[
         int | None,
@@ -152,12 +153,16 @@ def run(
     max_seeds: Annotated[int | None, typer.Option(hidden=True)] = None,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="For --until-decided: 90s, 10m, 2h; add no pair that would overrun it."),
+        typer.Option(
+            metavar="TIME",
+            help="Time for --until-decided, such as 90s, 10m or 2h; no pair is added that would overrun it.",
+        ),
     ] = None,
     timeout: TimeoutOption = None,
     memory_limit: MemoryLimitOption = None,
     skip_larger_after_oom: Annotated[
-        bool, typer.Option("--skip-larger-after-oom", help="Skip larger batches of a cell that ran out of memory.")
+        bool,
+        typer.Option("--skip-larger-after-oom", help="If a cell runs out of memory, skip it with larger batches."),
     ] = False,
     executor: ExecutorOption = "process",
     ray_address: RayAddressOption = None,
@@ -175,13 +180,12 @@ def run(
 ) -> None:
     """Run the cells of a grid that have no result yet, time its process pairs, and write the report.
 
-    Cells and pairs that failed before are tried again, also pairs of which one process failed. What diverged is not,
-    since it would diverge again; change a setting, or start over with --fresh.
+    Cells and pairs that failed before are tried again, and so are pairs of which one process failed. Cells that
+    diverged are not tried again, since they would diverge again: change a setting, or start over with --fresh.
 
-    Exit status: 0 all done, 1 some cell or pair failed or diverged, also one process of a pair, 2 usage error, 130
-    interrupted. If
-    standard output is lost, the sweep goes on, and the status at its end is 141 for a closed pipe and 2 for all else,
-    unless it is 1 or 130.
+    Exit status: 0 all done, 1 a cell, a pair or one process of a pair failed or diverged, 2 usage error, 130
+    interrupted. If standard output is lost, the sweep goes on. It then ends with 141 for a closed pipe and with 2 for
+    any other loss, unless the status is 1 or 130.
     """
     from bench.execution.executors import start_early
 
@@ -314,7 +318,7 @@ def _say_untimed(sweep: Sweep, console: Console, *, later: bool) -> bool:
     timed = [one for key, one in found.items() if key in wanted]
     failed = [record for record in timed if any(status != "skipped" for status, _ in record.lost)]
     if failed:
-        say(console, f"{len(failed)} of {len(timed)} process pairs have no result, or not one of each cell:")
+        say(console, f"{len(failed)} of {len(timed)} process pairs have no result, or none of one cell:")
     for one in lost(timed):
         say(console, f"  {one}", style="red" if one.bad else "yellow")
     return bool(failed)

@@ -18,13 +18,13 @@ def time(
     regime: Annotated[
         list[str] | None,
         typer.Option(
-            help="A regime to time (repeatable, or joined by commas); each is compared with finetune, or else the "
-            "first.",
-            show_default="finetune, and frozen or (plain) frozen-tutorial",
+            help="A regime to time (repeatable, or joined by commas). Each is compared with finetune, or with the "
+            "first if finetune is not given.",
+            show_default="finetune and frozen, or frozen-tutorial if plain",
         ),
     ] = None,
     execution: Annotated[
-        str, typer.Option(help="fast, or plain as the tutorial's own loop; plain,fast compares fast with plain.")
+        str, typer.Option(help="fast, or plain: the tutorial's own loop; plain,fast compares fast with plain.")
     ] = "fast",
     precision: Annotated[
         str,
@@ -48,12 +48,12 @@ def time(
         int | None, typer.Option(help="Images per training step.", show_default="the tutorial's, 4")
     ] = None,
     pairs: Annotated[int, typer.Option(help="Process pairs per comparison, 3 or more.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Time for the turns of a pair, after its warm-up.")] = 6.0,
+    seconds: Annotated[float, typer.Option(help="Seconds for the turns of a pair, after its warm-up.")] = 6.0,
     format: Annotated[Literal["text", "json"], typer.Option(help="text or json.")] = "text",
     plugin: PluginOption = None,
     trust: TrustOption = None,
 ) -> None:
-    """Compare how long an epoch of each regime takes, by fresh processes that take turns. Nothing is kept.
+    """Compare how long an epoch of each regime takes. Fresh processes take turns, and nothing is kept.
 
     Exit status: 0 all pairs timed, 1 some pair has no result, 2 usage error, 130 interrupted.
     """

@@ -56,10 +56,11 @@ def train(
     results: ResultsOption = RESULTS,
     plugin: PluginOption = None,
 ) -> None:
-    """Train a cell's settings once more on all images, and save the network: model.safetensors and model.json.
+    """Train once more with a cell's settings, on all images, and save the network: model.safetensors and model.json.
 
     It starts from the weights that the cell started from; a run whose images or weights are no longer here is refused.
-    The test part of a data set is never trained on. The last epoch's network is saved: no image is left to choose one.
+    The test part of a data set is never trained on. The network of the last epoch is saved, since no image is left to
+    choose an epoch by.
 
     Exit status: 0 all done, 1 an export was not kept, 2 usage error or no model, 130 interrupted.
     """

@@ -101,7 +101,7 @@ def sentence(comparison: Comparison) -> str:
     if not lead:
         lead.append(_nothing_worse(comparison))
     rest = [text for sign, _, text in counts(comparison) if sign not in ("failing", "worse")]
-    level = f"error rate {100 * comparison.level:.2g}%, all together"
+    level = f"error rate {100 * comparison.level:.2g}% over all comparisons"
     return f"{' and '.join(lead)}{'; ' if rest else ''}{', '.join(rest)} ({level})"
 
 

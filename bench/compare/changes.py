@@ -491,12 +491,12 @@ def _lost(
         if there.repeats == "round" and order_of(base, side) != "in turn":
             continue  # rounds that are not pairs are independent samples, so none is missing
         if missing := there.done - here.done - here.lost.keys():
-            incomplete.append((there.label, f"{side.name}: has no {samples_text(there, missing)}"))
+            incomplete.append((there.label, f"{side.name} has no {samples_text(there, missing)}"))
         if more := here.done - there.done - there.lost.keys():
             only_new.append((f"{there.label}, {samples_text(there, more)}", side.name))
     for side in others:
         incomplete += [
-            (cell.label, f"{side.name}: has no such cell") for key, cell in base.cells.items() if key not in side.cells
+            (cell.label, f"{side.name} has no such cell") for key, cell in base.cells.items() if key not in side.cells
         ]
         for cell in (cell for key, cell in side.cells.items() if key not in base.cells):
             only_new.append((cell.label, side.name))

@@ -78,15 +78,18 @@ def decide(comparison: Comparison) -> Decision:
     lost = [f"{cell}: {words}" for cell, words in (*comparison.incomplete, *comparison.unchecked)]
     lost += obstructed
     lost += unknown_lines(comparison, [change for change in unknown if change.base] + never)
-    noisy += unknown_lines(comparison, [change for change in unknown if change.new and not change.base])
+    without_base = unknown_lines(comparison, [change for change in unknown if change.new and not change.base])
     rest = [change for change in unknown if not change.base and not change.new and change not in never]
     status, word = PASSED, "passed"
     if regressed:
         status, word = REGRESSED, "failed: regressed"
     elif incomparable:
         status, word = NOT_COMPARABLE, "undecided: not comparable"
-    elif lost or noisy:
+    elif lost or without_base:
         status, word = INCOMPLETE, "undecided: incomplete"
+    elif noisy:
+        status, word = INCOMPLETE, "undecided: samples are too noisy or too few"
+    noisy += without_base
     reasons = (*regressed, *incomparable, *lost, *noisy, *faster, *unknown_lines(comparison, rest))
     return Decision(
         status=status,

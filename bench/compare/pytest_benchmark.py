@@ -137,7 +137,7 @@ class BenchmarkFile(_Part):
 
     @property
     def _commit(self) -> str:
-        if not self.commit_info.id:
+        if self.commit_info.id in ("", "unversioned"):  # the latter is pytest-benchmark's word for no repository
             return ""
         return f", commit {self.commit_info.id[:12]}" + (" with uncommitted changes" if self.commit_info.dirty else "")
 

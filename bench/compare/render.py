@@ -25,19 +25,6 @@ MANY = 20
 """Largest number of unchanged rows that Markdown and terminals show unfolded."""
 
 
-NOTE = (
-    "Change: the new side ÷ {base}; for shares such as {score}, the new side − {base}; with a 95% interval from "
-    "{fewest} samples on. Samples are seeds, or rounds of a benchmark, where each process is one round, and the median "
-    "of its raw times counts: slower tails are named, but decide nothing. A change is "
-    "worse or better if it is at least as large as the column “counts from” says and a test of no change fails, at "
-    "{percent}% over this whole comparison (Holm). It is the same if it is shown to be smaller than that, at "
-    "95%{looks}, or if {alike}. Times and memory are compared as "
-    "independent samples (Welch, on logarithms), rounds that were measured in turn as pairs, {score} over seeds and "
-    "images, other shares over seeds alone, which says nothing about other images, numbers of epochs by sign tests, "
-    "which need {fewest_signs} seeds, and counters sample by sample."
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Field:
     """What a table says of a change in one column."""
@@ -99,19 +86,40 @@ def show(
 
 
 def note_of(comparison: Comparison) -> str:
-    """How to read a comparison: what its figures are, and when a change counts."""
-    task = TASKS[comparison.base.task]
-    return NOTE.format(
-        base=comparison.base.name,
-        score=in_words("accuracies", task),
-        alike="both sides were right on the very same images with each seed"
+    """How to read a comparison: what its figures are, and when a change counts.
+
+    What is only of runs, or only of benchmarks, is left out where there are none.
+    """
+    task, base = TASKS[comparison.base.task], comparison.base.name
+    repeats = {cell.repeats for side in (comparison.base, *comparison.others) for cell in side.cells.values()}
+    runs, rounds = repeats != {"round"}, "round" in repeats
+    score = in_words("accuracies", task)
+    alike = (
+        "both sides were right on the very same images with each seed"
         if task.right_or_wrong
-        else f"all images have the same {task.image_score} on both sides with each seed",
-        fewest=MIN_SAMPLES,
-        fewest_signs=MIN_SIGNS,
-        percent=f"{100 * comparison.level:.2g}",
-        looks=f" shared among {comparison.looks} looks" if comparison.looks > 1 else "",
+        else f"all images have the same {task.image_score} on both sides with each seed"
     )
+    samples = " or ".join([*(["seeds"] if runs else []), *(["rounds of a benchmark"] if rounds else [])])
+    looks = f" shared among {comparison.looks} looks" if comparison.looks > 1 else ""
+    said = [
+        f"Change: the new side ÷ {base}{f'; for shares such as {score}, the new side − {base}' if runs else ''}.",
+        f"It has a 95% interval from {MIN_SAMPLES} samples on. Samples are {samples}.",
+        "Each process of a benchmark is one round, and the median of its raw times counts: slower tails are named, but "
+        "decide nothing."
+        if rounds
+        else "",
+        "A change is worse or better if it is at least as large as the column “counts from” says and a test of no "
+        f"change fails, at {100 * comparison.level:.2g}% over this whole comparison (Holm).",
+        f"It is the same if it is shown to be smaller than that, at 95%{looks}{f', or if {alike}' if runs else ''}.",
+        f"Times{' and memory' if runs else ''} are compared as independent samples (Welch, on logarithms)"
+        f"{', and rounds that were measured in turn as pairs' if rounds else ''}.",
+        f"For {score}, seeds and images count; for other shares seeds alone, which says nothing about other images. "
+        f"Numbers of epochs are compared by sign tests, which need {MIN_SIGNS} seeds."
+        if runs
+        else "",
+        "Counters are compared sample by sample.",
+    ]
+    return " ".join(filter(None, said))
 
 
 def mismatches(comparison: Comparison) -> list[str]:

@@ -92,8 +92,9 @@ def check_rule(rule: Rule, wanted: Mapping[str, Quantity], sides: Sequence[Side]
         raise ConfigError(f"rule {rule}: none of the cells that fit has that metric")
     for compared, given in (("ratio", rule.factor), ("difference", rule.points)):
         if given is not None and not any(quantity.compared == compared for quantity in known):
-            what = "times and memory have a factor, shares such as accuracies have points, exact counters have neither"
-            raise ConfigError(f"rule {rule}: {known[0].name} is none of that kind: {what}")
+            name = "factor" if compared == "ratio" else "points"
+            what = "times and memory have factor, shares such as accuracies have points, exact counters have neither"
+            raise ConfigError(f"rule {rule}: {known[0].name} can't have {name}: {what}")
     limits = rule.max is not None or rule.min is not None
     if not limits and not any(matches(cell.label, rule.cells) for cell in sides[0].cells.values()):
         raise ConfigError(f"rule {rule}: {sides[0].name} has no cell that fits, so there is nothing to compare with")

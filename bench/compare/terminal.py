@@ -67,18 +67,21 @@ def print_comparison(
         console.print(table)
         console.print()
     if left_out:
-        say(console, f"no room for: {', '.join(left_out)}; `--format md` has all", style="dim")
+        say(console, f"no room for the columns {', '.join(left_out)}; `--format md` has all", style="dim")
     if len(same) > MANY:
         say(console, f"{len(same)} are the same on both sides; `--format md` lists them", style="dim")
     if exact := equal_counters(comparison):
         are = "is" if exact == 1 else "are"
         say(console, f"{counted(exact, 'exact counter')} {are} equal on both sides", style="dim")
+    said = set(reasons[:MOST_FINDINGS])
     for line in unknown_lines(comparison, comparison.having("unknown")):
-        say(console, f"not compared: {line}", style="dim")
+        if line not in said:
+            say(console, f"not compared: {line}", style="dim")
     for mismatch in mismatches(comparison):
         say(console, f"times and memory don't compare: {mismatch}", style="yellow")
     for cell, words in comparison.incomplete:
-        say(console, f"without a comparison: {cell}: {words}", style="dim")
+        if f"{cell}: {words}" not in said:
+            say(console, f"without a comparison: {cell}: {words}", style="dim")
     for cell, name in comparison.only_new:
         say(console, f"without a comparison: {cell}: only in {name}", style="dim")
     for line in notes(comparison):

@@ -183,7 +183,7 @@ def _ran_out(job: PairJob, sides: Sequence[_Side]) -> str:
         if peak := max(before or 0, side.peak_bytes or 0):
             sizes.append(f"{side.cell.config.regime} {readable(peak)}")
     known = f"; known peaks: {', '.join(sizes)}" if sizes else ""
-    return f"{lost.cell.config.regime} beside the others: {lost.result.reason}{known}"
+    return f"{lost.cell.config.regime} failed beside the others: {lost.result.reason}{known}"
 
 
 def _last_to_name(side: _Side) -> tuple[bool, bool]:

@@ -57,7 +57,8 @@ def export_to(name: str, runs: Iterable[RunFolder], folder: Path | None, reports
         new = tracker.write(cells, place)
     except OSError as error:
         raise UserError(f"{place}: can't be written: {error.strerror or error}") from error
-    return f"{new} of {len(cells)} cells written to {place}, the others existed already; {tracker.hint.format(place)}"
+    there = ", the others were there already" if new < len(cells) else ""
+    return f"{new} of {len(cells)} cells written to {place}{there}; {tracker.hint.format(place)}"
 
 
 def _cells(run: RunFolder) -> Iterator[Finished]:

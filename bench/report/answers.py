@@ -205,7 +205,7 @@ def overalls(summary: Summary) -> list[tuple[Claim, str]]:
         about = [finding for finding in summary.findings if finding.claim == claim]
         lost = _lost(claim, summary)
         if METRICS[claim.metric].on_request and any(_unmeasured(finding) for finding in about):
-            lost = f"{lost}; " * bool(lost) + "unknown is what ran without `run --inference`"
+            lost = f"{lost}; " * bool(lost) + "cells that ran without `run --inference` have no figure for it"
         in_words = claim.replace(statement=summary.words(claim.statement, by_image=True))
         nothing = f"not tested: no result of {claim.subject} and {claim.against} for the same backbone and device"
         verdicts.append(
@@ -394,7 +394,7 @@ def _nothing_beats(best: Group, summary: Summary) -> str:
     rate = METRICS[RATED_BY].show(best.same_answer)
     reached = f"is right for {rate} of the validation images" if best.largest_class else f"has accuracy {rate}"
     text = (
-        f"{start} is to be recommended: nothing beats {same_answer_of(best)}, which {reached}. The most accurate, "
+        f"{start} is recommended: nothing beats {same_answer_of(best)}, which {reached}. The most accurate, "
         f"{_named(best)}, has {accuracy_name(best.config)} {accuracy(best)}"
     )
     said = {result.constant_prediction for result in best.results}

@@ -108,7 +108,7 @@ def _print_text(summary: Summary, console: Console) -> None:
         left_out |= dict.fromkeys(_print_selections(summary, console))
     if left_out:
         console.print()
-        say(console, f"no room for: {'; '.join(left_out)}. `--format md` has all", style="dim")
+        say(console, f"no room for the columns {'; '.join(left_out)}. `--format md` has all", style="dim")
     for legend in ([_legend(summary)] if summary.findings else []) + ([SELECTION] if summary.selections else []):
         console.print()
         say(console, legend, style="dim")

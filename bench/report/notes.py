@@ -25,8 +25,8 @@ _TRAINING_BELOW_VALIDATION = (
     "flipped images, and with the training mode of BatchNorm and dropout."
 )
 _PREDICTED = (
-    "Share of the time: what an epoch with only the head in training takes of one of fine-tuning; the speed-up is "
-    "its reciprocal. Predicted: the ratio of the counted floating-point operations, per epoch with validation and "
+    "Share of the time: the time of an epoch that trains only the head ÷ that of fine-tuning; the speed-up is its "
+    "reciprocal. Predicted: the ratio of the counted floating-point operations, per epoch with validation and "
     "for training alone. The accuracy difference is over the seeds that both regimes have. p is the p-value of "
     f"“no difference”, adjusted (Holm) over all comparisons of this table. From {MIN_SAMPLES} seeds on it uses the "
     "standard error of the interval; with fewer seeds it is the smallest p-value of exact McNemar tests, one per "
@@ -85,12 +85,12 @@ _CANDIDATES = (
     "after the last epoch, on the validation images."
 )
 _MEMORY = (
-    "Memory saved: of comparisons by process pairs it is between the peaks of their turns, in the table of pairs; of "
-    "all others, and in the table of results, the peaks are those of the trainings."
+    "Memory saved: the difference of peak memory. For comparisons by process pairs, the peaks are those of the turns, "
+    "as in the table of pairs; for all others those of the trainings, as in the table of results."
 )
 _APART = (
-    "Comparisons with n have no process pair with a result: their regimes were trained minutes apart, and their "
-    "intervals are over n seeds."
+    "Comparisons that say “n = …” have no process pair with a result: their regimes were trained minutes apart, and "
+    "their intervals are over n seeds."
 )
 _MORE_PAIRS = " `run` with more `--pairs` adds them to a run."
 _NO_PAIRS = " Trainings of protocol kfold can't be timed in pairs: `run --seeds 5` adds seeds."

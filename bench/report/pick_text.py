@@ -75,7 +75,8 @@ def sentence(found: PickRecord) -> str:
     text += f" Training it takes {costs}." if (costs := costs_of(pick)) else ""
     if found.test:
         tested = share(found.test.accuracy, found.test.low, found.test.high)
-        text += f" Of {found.test.images} test images, which nothing was chosen by, it classifies {tested} right."
+        images = f"{found.test.images} test images, which played no part in the choice"
+        text += f" Of {images}, it classifies {tested} right."
     if faster := [other for other in pick.tied if _is_near_and_faster(other, pick)]:
         names = [f"{other} ({_tied_costs(other)})" for other in faster[:MOST_TIED]]
         more = f"; {len(faster) - MOST_TIED} more" if len(faster) > MOST_TIED else ""

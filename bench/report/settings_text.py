@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.analysis.groups import Group
 from bench.analysis.metrics import listed
 from bench.analysis.stats import MIN_IN_ORDER
+from bench.analysis.words import counted
 from bench.report.summary import Summary
 from bench.store.records import Manifest
 from tl.config import TrainConfig
@@ -40,8 +41,8 @@ _KFOLD = (
     "is the share of all images that were predicted right after the last epoch, each by the network that was trained "
     "without it: with one seed it has its Wilson 95% interval, with more (repeats with other folds) it is the mean "
     "over seeds ± one standard deviation. Nothing is chosen on these images, so best and last accuracy are the same. "
-    "The interval treats images as independent, although the trainings share most of theirs. Seconds per epoch add up "
-    "those of all folds."
+    "The interval treats images as independent, although the trainings share most of theirs. Seconds per epoch are the "
+    "sum over all folds."
 )
 
 
@@ -99,9 +100,9 @@ def settings(manifest: Manifest) -> str:
     if shared["checkpointing"]:
         more += "; activation checkpointing where the backbone trains"
     return (
-        f"{shared['epochs']} epochs, batch size {shared['batch_size']}, {shared['optimizer']} {rate}, momentum "
-        f"{shared['momentum']}, schedule {shared['schedule']}, {shared['loss']}{_weighted(shared['class_weights'])}, "
-        f"head {shared['head']}"
+        f"{counted(shared['epochs'], 'epoch')}, batch size {shared['batch_size']}, {shared['optimizer']} {rate}, "
+        f"momentum {shared['momentum']}, schedule {shared['schedule']}, "
+        f"{shared['loss']}{_weighted(shared['class_weights'])}, head {shared['head']}"
         f"{_frozen_backbones(shared['fold'], shared['lookahead'])}{more}"
     )
 

@@ -83,7 +83,7 @@ def _table(title: str, classes: Mapping[str, Mapping[str, int]], splits: Mapping
 
 
 def _sizes(pixels: Range) -> str:
-    return f"{pixels.min} to {pixels.max} (median {pixels.median:g})"
+    return f"{pixels.min} to {pixels.max} (median {pixels.median:g})" if pixels.min < pixels.max else f"{pixels.min}"
 
 
 def _shares(found: ShareRange) -> str:
@@ -94,4 +94,5 @@ def _repeats(found: Repeats) -> str:
     if not found.count:
         return "none"
     such = "; ".join(f"{pair.file!r} {'=' if not pair.distance else '~'} {pair.other!r}" for pair in found.examples[:1])
-    return f"{found.identical} identical, {found.near} nearly identical, such as {such}"
+    counts = {"identical": found.identical, "nearly identical": found.near}
+    return ", ".join([*(f"{count} {kind}" for kind, count in counts.items() if count), f"such as {such}"])

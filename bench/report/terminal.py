@@ -58,7 +58,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         if largest := largest_class_note(summary):
             say(console, largest, style="dim")
         if left_out:
-            say(console, f"no room for: {'; '.join(left_out)}. `--format md` has all", style="dim")
+            say(console, f"no room for the columns {'; '.join(left_out)}. `--format md` has all", style="dim")
     for text, style in lines_without_result(summary):
         say(console, text, style=style)
     for note in summary.notes:

@@ -142,16 +142,16 @@ def sentence(timed: Timed, label: str) -> str:
     share = show_share(found.speed_up, timed.claim)
     text = (
         f"{where}, an epoch of {ours} takes {share} of the time of {against}: {speed_up}, "
-        f"{found.pairs} pair{'s' if found.pairs != 1 else ''}{enough}: {timed.verdict}"
+        f"{found.pairs} pair{'s' if found.pairs != 1 else ''}{enough}. Verdict: {timed.verdict}"
     )
     if timed.claim:
         text += f" (claimed: {timed.claim.region})"
     if timed.predicted:
-        text += f"; counted work predicts {timed.predicted:.2f}×"
+        text += f". Counted work predicts {timed.predicted:.2f}×"
         text += f", without validation {timed.predicted_training:.2f}×" if timed.predicted_training else ""
     if found.precisions[0] != found.precisions[1] and found.axis != "precision":
-        text += f"; {ours} ran in {found.precisions[0]}, {against} in {found.precisions[1]}, as chosen for each"
-    return f"{text}; timed one after the other, because {found.apart}." if found.apart else f"{text}."
+        text += f". {ours} ran in {found.precisions[0]} and {against} in {found.precisions[1]}, as was chosen for each"
+    return f"{text}. They were timed one after the other, because {found.apart}." if found.apart else f"{text}."
 
 
 def spread(timed: Timed) -> str:
@@ -160,13 +160,12 @@ def spread(timed: Timed) -> str:
     if found.speed_up is None:
         return ""
     dependence = found.speed_up.dependence
-    parts = [
-        f"ratios scatter by {_percent(found.scatter)} from pair to pair and by {_percent(found.within)} within a pair",
-        f"they drift by {signed(found.trend, '.1%')} per pair and by {signed(found.drift, '.1%')} within a pair",
-    ]
     alike = signed(dependence.correlation, ".2f") if dependence else f"unknown below {MIN_IN_ORDER} pairs"
-    text = "; ".join([*parts, f"the correlation of neighbouring pairs is {alike}"])
-    return f"{text[0].upper()}{text[1:]}."
+    return (
+        f"Ratios scatter by {_percent(found.scatter)} from pair to pair and by {_percent(found.within)} within a pair. "
+        f"They drift by {signed(found.trend, '.1%')} per pair and by {signed(found.drift, '.1%')} within a pair. "
+        f"The correlation of neighbouring pairs is {alike}."
+    )
 
 
 def _percent(deviation: float | None) -> str:

@@ -163,7 +163,7 @@ class RunFolder:
         try:
             return _parse(path, PickRecord) if path.exists() else None
         except Damaged as error:
-            tell(f"WARNING: {error}; `bench pick` writes it anew")
+            tell(f"WARNING: {error}; `bench pick` writes it again")
             return None
 
     def write_pick(self, record: PickRecord) -> None:

@@ -245,9 +245,9 @@ class _Rounds:
             )
             allowed = f"as many as allowed (--max-pairs {self.goal.max_pairs})"
             all_there = tried or any(map(self._has_all, undecided))
-            return allowed if all_there else "none is added where the last one failed"
+            return allowed if all_there else "no pair is added where the last one failed"
         if self.goal.budget_seconds is not None and seconds_after_next > self.goal.budget_seconds:
-            return f"one more would overrun the budget of {self.goal.budget_seconds:g} s"
+            return f"one more pair would overrun the budget of {self.goal.budget_seconds:g} s"
         return ""
 
     def _status(self, findings: list[Finding], undecided: list[Finding]) -> str:

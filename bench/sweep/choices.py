@@ -24,12 +24,12 @@ LISTS = {
     "grids": "the grids that come with the suite",
     "backbones": "networks of the installed libraries; `backbones TEXT` finds more",
     "regimes": "which parts of a network train",
-    "tasks": "what a network is to say of an image",
+    "tasks": "what a network predicts for an image",
     "executions": "how a training is carried out",
     "precisions": "the arithmetic of a training",
     "datasets": "images to train on",
     "devices": "the devices of this machine",
-    "runs": "the runs below --results, and how far they are",
+    "runs": "the runs below --results, and how much of each is done",
 }
 """Name of a list → what it lists."""
 
@@ -65,8 +65,8 @@ def _contains(name: str, text: str) -> bool:
 def _datasets() -> dict[str, str]:
     auto = {"auto": "hymenoptera if available, else synthetic; the default"}
     folder = {
-        "PATH": "a folder of CLASS/*.jpg or of train/ and val/ with these, a CSV or Parquet file of path and label, or "
-        "for task detection COCO files or masks"
+        "PATH": "a folder of CLASS/*.jpg, alone or in train/ and val/; a CSV or Parquet file with paths and labels; "
+        "COCO files or masks for task detection"
     }
     return auto | {name: dataset.summary for name, dataset in DATASETS.items()} | folder
 
@@ -97,7 +97,7 @@ def _backbones(text: str | None) -> dict[str, str]:
         notes += [f"weights from package {BUNDLED[spec].distribution}"] if spec in BUNDLED and not text else []
         rows[spec] = "; ".join(notes)
     if text and (later := len(chosen) - len(details)):
-        rows["…"] = f"{later} not counted yet: the same command goes on, and keeps what it has counted"
+        rows["…"] = f"{later} are not counted yet: the same command counts on, and keeps what it has counted"
     for source in SOURCES:
         names = names_of(source)
         if names and (not text or f"{source}:".startswith(text.casefold())):

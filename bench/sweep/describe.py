@@ -33,7 +33,7 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
     largest = f"task {config.task}; the same answer for all images has {task.score} {rate:.1%}"
     if config.task == "classification":
         label, rate = largest_class(evaluated_images(config, splits).labels)
-        largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated ones"
+        largest = f"the largest class, {splits.classes[label]!r}, has {rate:.1%} of the evaluated images"
     missing = f"; {left_out} left out" if left_out else ""
     say(console, f"images: {splits.name} ({images}{missing}; {largest})")
     for said in filter(None, (origin(config, splits), *sweep.survey.notes)):
@@ -91,11 +91,8 @@ def _measured(sweep: Sweep) -> str:
     """Say what is measured of trained networks, and how many cells will be without it."""
     results = [record.result for record in sweep.done.values() if record.result]
     without = sum(result.inference is None for result in results)
-    kept = (
-        f"; not of {counted(without, 'cell')} done before, and none runs again for it (--fresh starts over)"
-        if without
-        else ""
-    )
+    have = "has" if without == 1 else "have"
+    kept = f"; {counted(without, 'cell')} done before {have} none of these (--fresh starts over)" if without else ""
     return f"latency, throughput and file size of each trained network, on prepared images{kept}"
 
 
@@ -115,7 +112,7 @@ def _describe_weights(sweep: Sweep, console: Console) -> None:
             )
     for (reason, is_kept), specs in fallbacks.items():
         score = TASKS[sweep.splits.task].score
-        text = f"WARNING: random weights, so {score} will be n/a, for {', '.join(specs)}: {reason}"
+        text = f"WARNING: random weights for {', '.join(specs)}, so {score} will be n/a: {reason}"
         say(console, text + (KEPT if is_kept else ""), style="yellow")
     answers = (sweep.weights[cell_id] for cell_id in sweep.cells)
     for reason in dict.fromkeys(answer for answer in answers if isinstance(answer, str)):
@@ -146,7 +143,7 @@ def _compared_with_before(sweep: Sweep) -> str:
     new, gone = len(sweep.cells.keys() - before.keys()), len(before.keys() - sweep.cells.keys())
     ended = tally(record.status for record in sweep.done.values())
     parts = [f"{ended.done} of them done before"] if ended.done else []
-    parts += [f"{ended.failed} diverged before, and would again"] if ended.failed else []
+    parts += [f"{ended.failed} diverged before and would diverge again"] if ended.failed else []
     parts += [f"{new} new"] if new else []
     parts += [f"and {gone} of earlier commands, which are kept"] if gone else []
     return "".join(f", {part}" for part in parts)
@@ -158,7 +155,8 @@ def list_cells(sweep: Sweep, console: Console) -> None:
         state = sweep.done[cell_id].status if cell_id in sweep.done else "to do"
         regime, size = REGIMES[cell.config.regime], f", batch {cell.config.batch_size}"
         most = "up to " if cell.config.early_stopping else ""
-        passes = f"{most}{cell.config.epochs} epochs{size}" if regime.by_steps else f"one validation pass{size}"
+        epochs = f"{most}{counted(cell.config.epochs, 'epoch')}"
+        passes = f"{epochs if regime.by_steps else 'one validation pass'}{size}"
         work = passes if regime.by_steps or not regime.trains else "the head is fitted at once"
         settings = f"{work}, {cell.config.weights} weights"
         say(console, f"  {state:8}  {cell} ({settings})")

@@ -27,7 +27,8 @@ def examine() -> None:
 
     machine = environment()
     gib = machine.memory_bytes / 2**30
-    show("ok", "machine", f"{machine.cpu}, {machine.cores} cores (threads per cell), {gib:.1f} GiB, {machine.system}")
+    cores = f"{machine.cores} cores (as many threads per cell)"
+    show("ok", "machine", f"{machine.cpu}, {cores}, {gib:.1f} GiB of memory, {machine.system}")
     show("ok", "software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.packages.items())]))
     try:
         problem = check_cache()
@@ -49,7 +50,8 @@ def examine() -> None:
         try:
             splits = load_splits(name, download=False)
             open_store(splits)
-            show("ok", f"images {name}", f"{len(splits.train)} + {len(splits.val)} in {splits.root}, all decodable")
+            counts = f"{len(splits.train)} for training, {len(splits.val)} for validation"
+            show("ok", f"images {name}", f"{counts}, all decodable, in {splits.root}")
         except UserError as error:
             show("no", f"images {name}", str(error))
     specs = list(dict.fromkeys([*load_grid("default").matrix.backbones, *BUNDLED]))

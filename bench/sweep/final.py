@@ -88,7 +88,8 @@ def plan_final(
     assert result is not None
     if REGIMES[config.regime].extractor != "float":
         raise ConfigError(
-            f"cell {record.cell_id}: regime {config.regime!r}: a file of safetensors can't hold an int8 network"
+            f"cell {record.cell_id}: regime {config.regime!r} makes an int8 network, which a file of safetensors can't "
+            "hold; choose another --cell"
         )
     if why := why_not_saved(config):
         raise ConfigError(f"cell {record.cell_id}: {why}")

@@ -40,7 +40,7 @@ def check_name(option: str, name: str) -> None:
     if not name or Path(name).name != name or name.startswith((".", "-")):
         raise ConfigError(f"{option} {name!r} must be a plain name, without folders, that begins with neither . nor -")
     if visible(name) != name:
-        raise ConfigError(f"{option} {visible(name)!r} has hidden characters, such as controls; leave them out")
+        raise ConfigError(f"{option} {visible(name)!r} has hidden or control characters; leave them out")
     if len(os.fsencode(name)) > LONGEST_NAME:
         raise ConfigError(
             f"{option} {name[:20]}… has {len(os.fsencode(name))} bytes; at most {LONGEST_NAME} are possible"

@@ -109,7 +109,7 @@ class Paired(Strict):
     """How the speeds of a grid's cells are compared in turns."""
 
     pairs: int = Field(5, ge=MIN_SAMPLES, le=MOST_PAIRS, description="process pairs per comparison")
-    seconds: float = Field(6.0, gt=0, le=3600, description="time for the turns of one pair, after warm-up")
+    seconds: float = Field(6.0, gt=0, le=3600, description="seconds for the turns of one pair, after its warm-up")
 
 
 class Grid(Strict):
@@ -335,7 +335,9 @@ def _with_claims(data: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"claims[{number}]={entry!r}: must be a table, [[claims]]") from error
         taken = [*CLAIMS, *(claim.name for claim in claims[:-1])]
         if claims[-1].name in taken:
-            raise ConfigError(f"claims[{number}].name={claims[-1].name!r}: is taken, as are {', '.join(taken)}")
+            raise ConfigError(
+                f"claims[{number}].name={claims[-1].name!r}: another claim has that name; taken are {', '.join(taken)}"
+            )
     return {**data, "claims": claims}
 
 

@@ -26,8 +26,8 @@ _EXAMPLES: dict[str, Any] = {"epochs": 5, "fold": True}
 """Setting → the value that stands in the file, where it isn't the default."""
 _HEAD = """\
 #:schema ./{schema}
-# A grid: which cells `python -m bench run --grid {name}` runs. Lines that begin with # say what else is possible; what
-# stands in them after "# " is the default, or an example.
+# A grid says which cells `python -m bench run --grid {name}` runs. Lines like `# pairs = 5` show defaults or examples;
+# remove the "# " to use them.
 
 description = "my grid"
 dataset = "auto"  # a folder of images, a name of `python -m bench list datasets`, or auto: the ants and bees
@@ -35,23 +35,23 @@ dataset = "auto"  # a folder of images, a name of `python -m bench list datasets
 [matrix]  # every combination of these is a cell
 backbones = ["timm:tf_efficientnet_lite0", "torchvision:resnet18"]  # `python -m bench list backbones TEXT` finds more
 regimes = ["finetune", "frozen"]  # `python -m bench list regimes` says what each trains
-seeds = 1  # the number of seeds, or a list of them; three or more give intervals of accuracies
+seeds = 1  # the number of seeds, or a list of them; with three or more, accuracies are compared over seeds too
 # devices = ["all"]  # cpu, cuda, cuda:0, mps, auto (the best), all
 # precision = ["fp32"]  # {precision}
 # execution = ["fast"]  # {execution}
 
-[paired]  # how speeds are compared, in process pairs; `paired = false` above [matrix] for not at all
-# pairs = {pairs}  # repetitions of each comparison
-# seconds = {seconds}  # for the turns of one pair
+[paired]  # speeds are compared in pairs of processes that take turns; `paired = false` above [matrix] turns this off
+# pairs = {pairs}  # process pairs of each comparison
+# seconds = {seconds}  # seconds for the turns of one pair
 
 [train]  # settings that all cells share
 """
 _TAIL = """
-# [[include]]  # more cells; an axis that isn't given takes the matrix's values
+# [[include]]  # adds cells; an axis that isn't given here takes its values from [matrix]
 # backbone = "timm:resnet26"
 # epochs = 10  # settings of [train] are possible too, for these cells alone
 
-# [[exclude]]  # leaves out cells that have all of these; * and ? as in file names
+# [[exclude]]  # leaves out the cells that fit all of these; * and ? work as in file names
 # regime = "scratch"
 # backbone = "*vit*"
 
@@ -60,7 +60,7 @@ _TAIL = """
 # statement = "Training only the head needs a third of the memory"
 # metric = "peak_memory_bytes"  # a column of `python -m bench export`
 # regime = "frozen"  # compared with `against`, by default "finetune"
-# low = 2.5  # it holds if finetune ÷ frozen is at least this; `high` for at most
+# low = 2.5  # the claim holds if finetune ÷ frozen is at least this; `high` is the largest allowed value
 """
 
 
@@ -115,14 +115,19 @@ def _setting(name: str) -> str:
 
 def _values(name: str) -> str:
     """The values of a setting that has a table of them; empty for others."""
-    return ", ".join(TABLES.get(name, ())) + (", or one's own: MODULE:NAME" if name in PARTS else "")
+    return ", ".join(TABLES.get(name, ())) + (", or your own: MODULE:NAME" if name in PARTS else "")
 
 
 def _bounds(name: str) -> str:
     """The bounds of a number, in words."""
-    words = {"minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}", "exclusiveMaximum": "below {}"}
+    words = {
+        "minimum": "at least {}",
+        "exclusiveMinimum": "above {}",
+        "maximum": "at most {}",
+        "exclusiveMaximum": "below {}",
+    }
     found = TrainConfig.model_json_schema()["properties"][name]
-    return ", ".join(each.format(found[key]) for key, each in words.items() if key in found)
+    return " and ".join(each.format(found[key]) for key, each in words.items() if key in found)
 
 
 def _toml(value: Any) -> str:
@@ -150,7 +155,11 @@ def schema() -> dict[str, Any]:
         **_closed(
             {
                 "description": {"type": "string", "description": "what the grid is for, in a line"},
-                "dataset": {"type": "string", "minLength": 1, "description": "a folder of images, a name, or auto"},
+                "dataset": {
+                    "type": "string",
+                    "minLength": 1,
+                    "description": "a folder of images, a data set's name, or auto (the ants and bees)",
+                },
                 "matrix": matrix,
                 "train": _closed(settings),
                 "paired": {"anyOf": [Paired.model_json_schema(), {"const": False}]},

@@ -20,6 +20,7 @@ from rich.console import Console
 from bench.analysis.metrics import signed
 from bench.analysis.paired import compare_twins, epoch_seconds
 from bench.analysis.stats import MIN_SAMPLES
+from bench.analysis.words import counted
 from bench.console import say
 from bench.execution.base import Executor, PairAttempt, PairJob
 from bench.execution.executors import make_executor
@@ -91,7 +92,7 @@ def examine_noise() -> None:
     splits = load_splits("synthetic-mini")
     open_store(splits)
     cell = Cell(config=CONFIG, weights_digest="", dataset_digest=splits.digest, device=device)
-    say(console, f"timing two processes of the same cell in turns, again and again, {cell}, for about a minute:")
+    say(console, f"timing two processes that run the same cell, in turns, for about a minute: {cell}")
     executor.prepare()
     events = measure(cell, splits, executor, console)
     found = noise(events.records)
@@ -111,15 +112,16 @@ def measure(cell: Cell, splits: Splits, executor: Executor, console: Console) ->
         executor.run_pairs(_jobs(cell, splits, Path(logs), events), events, lambda: events.failed is not None)
     if events.failed:
         raise UserError(f"{cell}: {events.failed.status}: {events.failed.reason}")
+    some = counted(len(events.records), "process pair")
     if len(events.records) < MIN_SAMPLES and events.apart:
         raise UserError(
-            f"only {len(events.records)} process pairs in turns, and {MIN_SAMPLES} are needed: others were timed one "
-            f"after the other, because {events.apart}; end other programs and try again"
+            f"only {some} took turns, and {MIN_SAMPLES} are needed: others were timed one after the other, because "
+            f"{events.apart}; end other programs and try again"
         )
     if len(events.records) < MIN_SAMPLES:
         raise UserError(
-            f"only {len(events.records)} process pairs in {BUDGET_SECONDS:.0f} s, and {MIN_SAMPLES} are needed: "
-            "the machine is too busy or too slow; end other programs and try again"
+            f"only {some} ended in {BUDGET_SECONDS:.0f} s, and {MIN_SAMPLES} are needed: the machine is too busy or "
+            "too slow; end other programs and try again"
         )
     return events
 
@@ -153,15 +155,16 @@ class Measurement:
             return
         if attempt.apart:  # their difference has what the machine does within seconds, which turns are free of
             self.apart = attempt.apart
-            text = f"pair {pair.number + 1} doesn't count: timed one after the other, because {attempt.apart}"
+            text = f"pair {pair.number + 1} doesn't count: it was timed one after the other, because {attempt.apart}"
             say(self.console, f"  WARNING: {text}", style="yellow")
             return
         record = make_pair_record(pair, attempt, self.splits, order=len(self.records))
         self.records.append(record)
         found = compare_twins([record])
         assert found and found.speed_up
-        difference = f"second process {signed(1 / found.speed_up.value - 1, '.1%')} from the first"
-        say(self.console, f"  pair {len(self.records)}: {difference}, {found.rounds[0]} rounds")
+        longer = 1 / found.speed_up.value - 1
+        said = f"the second process was {abs(longer):.1%} {'slower' if longer > 0 else 'faster'} than the first"
+        say(self.console, f"  pair {len(self.records)}: {said}, over {found.rounds[0]} rounds")
 
 
 def _jobs(cell: Cell, splits: Splits, logs: Path, events: Measurement) -> Iterator[PairJob]:
@@ -180,15 +183,14 @@ def _jobs(cell: Cell, splits: Splits, logs: Path, events: Measurement) -> Iterat
 
 
 def _findings(found: Noise) -> list[str]:
-    within = "" if found.within is None else f", the rounds within a pair by {found.within:.1%}"
+    within = "" if found.within is None else f", those of the rounds within a pair by {found.within:.1%}"
     return [
         f"smallest difference in epoch time that this machine shows in a minute (95%): {found.smallest:.1%}",
-        f"  that is the half-width of the t interval of the ratio over {found.pairs} process pairs; "
-        f"{found.seconds:.3f} s per epoch",
-        f"  the pairs' ratios scatter by {found.scatter:.1%}{within}",
-        f"  mean difference of the second process from the first, which runs the same: {signed(found.mean, '.1%')}",
-        "  drift of the epoch's time from the first pair to the last, which ratios are free of: "
-        f"{signed(found.drift, '.1%')}",
+        f"  this is the half-width of the t interval of the ratio, over {found.pairs} process pairs",
+        f"  an epoch takes {found.seconds:.3f} s",
+        f"  the ratios of pairs scatter by {found.scatter:.1%}{within}",
+        f"  mean difference of the second process from the first: {signed(found.mean, '.1%')} (both run the same)",
+        f"  drift of the epoch time from the first pair to the last: {signed(found.drift, '.1%')} (not in the ratios)",
     ]
 
 
@@ -199,6 +201,6 @@ def _advice(found: Noise, *, busy: bool) -> str:
     if busy:
         return "end other programs on this machine, and measure again"
     return (
-        "use mains power and a fixed clock, or end other programs; where that doesn't help, `run` and `time` need more "
-        "--pairs: the noise of n pairs is smaller by √n"
+        "use mains power and a fixed clock, or end other programs; if that doesn't help, give `run` and `time` more "
+        "--pairs: four times as many halve the noise"
     )

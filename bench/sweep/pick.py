@@ -121,7 +121,9 @@ class Budget:
             return ""
         if left <= 0:
             return f"no time left of the {self.seconds:.0f} s for trainings"
-        return f"it would take about {expected:.0f} s, and {left:.0f} of {self.seconds:.0f} s for trainings are left"
+        return (
+            f"it would take about {expected:.0f} s, and {left:.0f} s are left of the {self.seconds:.0f} s for trainings"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,7 +396,7 @@ class _Rungs:
         first, others = ranking[: self.aim.top], ranking[self.aim.top :]
         for one in others:
             if not one.tied:
-                self._note(one.backbone, f"its probe is clearly below the best, and not among the first {self.aim.top}")
+                self._note(one.backbone, f"its probe is clearly below the best, and not among the best {self.aim.top}")
         options = _beside(self.options)
         # Ties of the best come after the others have had their turn, one by one, while there is time.
         later = [[one.backbone] for one in others if one.tied]
@@ -525,8 +527,8 @@ class _Rungs:
             planned = plan(grid, options, self.executor, Console(quiet=True))
             why = "" if planned.done else self.budget.refuses(2 * (pick.seconds_to_train or 0.0))
             if why:
-                return without(f"were not looked at: {why}")
-            self._rung(f"the pick on {images}, which nothing was chosen by")
+                return without(f"were not used: {why}")
+            self._rung(f"evaluate the pick on {images}, which played no part in the choice")
             (found,) = execute(planned, grid, options, self.executor, self.console).values()
         except UserError as error:  # such as a damaged image, which nobody has looked at before
             return without(f"can't be used: {error}")
@@ -541,7 +543,7 @@ class _Rungs:
             what = "repeats a training image" if leaked == 1 else "repeat training images"
             notes.append(f"{leaked} of the {images} {what}, so the accuracy on them is too high for new images.")
         if looks > 1:
-            notes.append(f"The {images} were looked at for {looks} picks by now, so they are no longer as new.")
+            notes.append(f"The {images} have been used for {looks} picks by now, so they are no longer quite new.")
         return record.replace(
             test=Tested(images=len(truth), accuracy=share.value, low=share.low, high=share.high),
             notes=tuple(notes),
@@ -565,7 +567,7 @@ class _Rungs:
             largest = rated[0].largest_class
             return f"nothing beats always answering {largest[0] if largest else ''!r}, the largest class"
         if not any(card.priority == self.aim.priority for card in found):
-            return f"--priority {self.aim.priority}: no training has what it is chosen by"
+            return f"--priority {self.aim.priority}: no training has a figure for it"
         return ""
 
     def _more(self, found: list[Card]) -> Iterator[str]:
@@ -575,7 +577,7 @@ class _Rungs:
             seconds = [self._lacks(combination) for combination in self.refused]
             minutes = math.ceil(sum(filter(None, seconds)) / 60)
             about = f"{'at least' if None in seconds else 'about'} {_count(max(1, minutes), 'minute')} more"
-            yield f"With {about} (--budget): {names}."
+            yield f"With {about} (--budget), these could be trained: {names}."
         if self.lacking:
             yield (
                 f"With their pretrained weights, downloaded or in --weights-dir, "
@@ -583,8 +585,8 @@ class _Rungs:
             )
         if tied := next((card for card in found if card.tied), None):
             width = interval(tied.group)
-            half = f"±{50 * (width.high - width.low):.1f} points" if width else "too little"
-            yield f"With more images: {len(tied.group.truth)} for validation know an accuracy to {half}."
+            known = f"give an accuracy to ±{50 * (width.high - width.low):.1f} points" if width else "give none"
+            yield f"With more images: {len(tied.group.truth)} validation images {known}."
 
     def _lacks(self, combination: Combination) -> float | None:
         """Seconds that the cells of a combination would take which have no record; None if unknown."""
@@ -596,7 +598,7 @@ class _Rungs:
 
     def _notes(self, groups: list[Group]) -> Iterator[str]:
         """What a reader of the accuracies must know."""
-        yield "The accuracies are those that the choice was made by, so that of the pick is optimistic."
+        yield "The choice was made by these accuracies, so that of the pick is optimistic."
         if rising := [group for group in groups if still_rising(group)]:
             names = ", ".join(group.label for group in rising)
             more = epochs_to_try(rising[0])

@@ -371,7 +371,7 @@ def _shares(record: PairRecord) -> str:
     first, *others = (cell for cell, side in zip(record.pair.cells, record.sides, strict=True) if side.status == "done")
     found = [one for cell in others if (one := compare(cell, first, [record])) and one.share]
     shares = [f"{one.names[0]} {one.share:.0%}" for one in found]
-    return f"{', '.join(shares)} of {found[0].names[1] if found else first.config.regime}"
+    return f"{', '.join(shares)} of the time of {found[0].names[1] if found else first.config.regime}"
 
 
 def _duration(seconds: float) -> str:

@@ -171,10 +171,10 @@ def _axes(
     elif not several and not settled:
         (regime,) = chosen["regime"]
         check_settings("", {"regime": regime}, ["regime"])
-        raise ConfigError(f"regime={regime!r}: one regime alone: give another --regime to compare it with")
+        raise ConfigError(f"regime={regime!r}: is the only one; give another --regime to compare it with")
     if len(several) + len(settled) > 1:
         given = " and ".join([*(f"--{axis} {','.join(chosen[axis])}" for axis in several), *settled])
-        raise ConfigError(f"{given}: only one of them can have several values, since cells differ in one thing")
+        raise ConfigError(f"{given}: only one of them can have several values, so that cells differ in one thing")
     return chosen
 
 
