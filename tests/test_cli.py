@@ -530,7 +530,8 @@ def test_a_list_says_which_backbones_are_not_counted_yet(monkeypatch: pytest.Mon
     monkeypatch.setattr("bench.execution.discovery.backbone_details", lambda executor, chosen, others: {})
     output = command("list", "backbones", "ResNet18").stdout
     assert "torchvision:resnet18" in output
-    assert re.search(r"(?m)^… +\d+ not counted yet: the same command goes on", output)
+    assert re.search(r"(?m)^… +\d+ are not counted yet: the same command counts on", output)
+    assert re.search(r"(?m)^… +1 is not counted yet", command("list", "backbones", "torchvision:resnet18.").stdout)
 
 
 def test_doctor_shows_what_this_machine_has_and_what_not() -> None:

@@ -97,7 +97,8 @@ def _backbones(text: str | None) -> dict[str, str]:
         notes += [f"weights from package {BUNDLED[spec].distribution}"] if spec in BUNDLED and not text else []
         rows[spec] = "; ".join(notes)
     if text and (later := len(chosen) - len(details)):
-        rows["…"] = f"{later} are not counted yet: the same command counts on, and keeps what it has counted"
+        number = "1 is" if later == 1 else f"{later} are"
+        rows["…"] = f"{number} not counted yet: the same command counts on, and keeps what it has counted"
     for source in SOURCES:
         names = names_of(source)
         if names and (not text or f"{source}:".startswith(text.casefold())):
