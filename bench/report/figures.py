@@ -133,7 +133,7 @@ def _boxes_told() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=_NO_GLYPH.pattern)
         yield
-    missing = {}
+    missing: dict[str, None] = {}
     for one in caught:
         if found := _NO_GLYPH.match(str(one.message)):
             missing[chr(int(found[1]))] = None
