@@ -144,6 +144,9 @@ def test_cards_have_the_best_for_each_thing_and_its_price(tmp_path: Path) -> Non
     assert first.accuracy == "97.0% (91.5–99.0)" and ("to train", "81 s") in first.facts
     assert second.name == "timm:near, frozen" and second.best_for == "fastest to train and least memory"
     assert second.price == "Against the most accurate: 1.0 points less accurate, 25% of its time, 25% of its memory"
+    said = "Fastest to train and least memory: among those measured at most 2 points less accurate than the best"
+    assert deck.rule == said, "the poor one is faster still"
+    assert f"{said}." in write_report(summary_of(tmp_path, records), tmp_path / "reports")[1].read_text()
 
 
 def test_a_price_is_a_share_or_a_factor() -> None:
