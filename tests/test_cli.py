@@ -26,6 +26,7 @@ from tests.runs import record as made_up_record
 from tests.runs import write_run
 from tests.weights import published
 from tl.errors import UserError
+from tl.regimes import REGIMES
 
 REQUIRED = {
     *("run", "cell_id", "status", "reason", "dataset", "dataset_digest", "backbone", "weights", "weights_source"),
@@ -175,6 +176,19 @@ def test_an_export_of_some_columns(kind: str) -> None:
     assert list(table.columns) == ["regime", "epoch_seconds", "backbone"]
     assert table["backbone"].tolist() == whole["backbone"].tolist()
     assert table["epoch_seconds"].tolist() == pytest.approx(whole["epoch_seconds"].tolist())
+
+
+@pytest.mark.usefixtures("made_up")
+def test_the_ending_of_a_file_says_its_format() -> None:
+    """Unless another one is asked for; blanks after a comma are no part of a name."""
+    for name in ("out.json", "out.parquet", "out.tex", "out.csv", "out"):
+        done = command("export", "r", "--columns", "backbone, regime", "-o", name)
+        assert done.returncode == 0, done.stderr
+    assert pd.read_json("out.json").values.tolist() == pd.read_parquet("out.parquet").values.tolist()
+    assert Path("out.tex").read_text().startswith("\\begin{tabular}")
+    assert Path("out.csv").read_text() == Path("out").read_text() and list(pd.read_csv("out")) == ["backbone", "regime"]
+    command("export", "r", "--format", "csv", "-o", "out.json")
+    assert len(pd.read_csv("out.json")) == 4
 
 
 @pytest.mark.usefixtures("made_up")
@@ -500,6 +514,24 @@ def test_list_backbones_finds_text() -> None:
     """It lists the names of both sources that contain the text."""
     output = command("list", "backbones", "resnet18").stdout
     assert "torchvision:resnet18" in output and "timm:resnet18.a1_in1k" in output
+
+
+def test_a_list_for_other_programs_has_a_line_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However narrow a terminal would be; and a name is found in capital letters or not."""
+    monkeypatch.setenv("COLUMNS", "30")
+    lines = command("list", "regimes").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(REGIMES)
+    assert all(line == line.rstrip() and line.endswith(REGIMES[line.split()[0]].summary) for line in lines)
+    assert command("list", "regimes", "FroZen").stdout == command("list", "regimes", "frozen").stdout != ""
+
+
+def test_a_list_says_which_backbones_are_not_counted_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time for counting is over; a name in other capital letters is found there, too."""
+    monkeypatch.setattr("bench.execution.discovery.backbone_details", lambda executor, chosen, others: {})
+    output = command("list", "backbones", "ResNet18").stdout
+    assert "torchvision:resnet18" in output
+    assert re.search(r"(?m)^… +\d+ are not counted yet: the same command counts on", output)
+    assert re.search(r"(?m)^… +1 is not counted yet", command("list", "backbones", "torchvision:resnet18.").stdout)
 
 
 def test_doctor_shows_what_this_machine_has_and_what_not() -> None:

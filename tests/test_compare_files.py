@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from bench.analysis.stats import ratio, ratio_of_means
 from bench.compare import pytest_benchmark
-from bench.compare.changes import compare, order_of
+from bench.compare.changes import Comparison, compare, order_of
 from bench.compare.gate import INCOMPLETE, NOT_COMPARABLE, PASSED, REGRESSED, decide
 from bench.compare.notes import notes, warnings
 from bench.compare.render import show
+from bench.compare.rules import Rule
 from bench.compare.sides import Side, read_sides
 from bench.store.runs import RunFolder
 from tests.commands import here as command
@@ -161,6 +162,30 @@ def test_rounds_are_pairs_only_if_they_were_measured_in_turn(order: list[int], c
     )
     adjacent = all(order[place] // 2 == order[place + 1] // 2 for place in range(0, len(order), 2))
     assert order_of(base, new) == order_of(new, base) == ("in turn" if adjacent else "not in turn")
+
+
+@pytest.mark.parametrize("slower", [1.35, 1.0])
+def test_an_undecided_gate_says_how_many_more_rounds_would_decide_it(slower: float) -> None:
+    """With so many more of the same kind it is decided: a slowdown is shown, or that there is none. Half don't do."""
+
+    def measured(count: int) -> Comparison:
+        for number in range(count):
+            scatter = 1.3 if number % 2 else 1 / 1.3
+            for side, first, factor in (("base", 0, 1.0), ("new", 1, slower * scatter)):
+                # In turn: A B, B A, and no two files alike.
+                minute = 10 * number + (first if number % 2 else 1 - first)
+                raw = [(1 + number / 1e6) * factor * value for value in STEADY]
+                write(f"{count}-{side}/{number}.json", content(raw, minute))
+        rule = Rule(metric="seconds", factor=1.25)
+        return compare(read_sides([f"{count}-base", f"{count}-new"]), rules=[rule])
+
+    (change,) = measured(4).changes
+    assert change.verdict == "inconclusive" and change.more
+    said = decide(measured(4))
+    assert f"; about {change.more} more rounds on each side would decide it" in "".join(said.reasons)
+    (later,) = measured(4 + change.more).changes
+    assert not later.is_open and later.verdict == ("worse" if slower > 1 else "same")
+    assert measured(4 + 2 * (change.more // 4)).changes[0].is_open  # an even number, as much scatter up as down
 
 
 def test_rounds_that_were_not_measured_in_turn_are_no_pairs() -> None:

@@ -54,6 +54,14 @@ def test_nothing_to_complete_is_no_error(tmp_path: Path, monkeypatch: pytest.Mon
     assert offered("show a") == offered("run --regime zzz") == []
 
 
+def test_names_that_no_shell_can_show_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line end would make two names of one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "a\nb", "a\x1b[31m"):
+        write_run(Path("results") / name, [record("timm:a", "frozen")])
+    assert offered("show a") == ["a"]
+
+
 def test_the_program_installs_its_completion(tmp_path: Path) -> None:
     """Into the user's own files; `python -m bench` has no name that a shell could complete."""
     # The shell is an argument then; typer would look for the one that started this process.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from bench.execution import worker
 from bench.execution.base import Outcome
 from bench.execution.discovery import backbone_details, backbone_names
 from tests.damage import DAMAGES, warned_once
+from tl.errors import UserError
 
 NAMES = {"timm": ["a", "b"], "torchvision": ["c"]}
 
@@ -91,6 +94,22 @@ def test_networks_are_counted_as_long_as_there_is_time(tmp_path: Path, monkeypat
     assert list(backbone_details(executor, names)) == names and counts == names
     backbone_details(executor, names)
     assert counts == names
+
+
+@pytest.mark.parametrize("reason", ["RuntimeError: operator torchvision::nms does not exist", "ImportError: no timm"])
+def test_libraries_that_do_not_fit_together_are_named(reason: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """A torch for the CPU beside a torchvision for CUDA loads no network; the message says what to install."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path))
+
+    class Broken:
+        def call(self, function: str, *arguments: Any) -> Outcome:
+            return Outcome(status="failed", reason=reason, wall_seconds=1.0)
+
+    executor: Any = Broken()
+    with pytest.raises(UserError, match=re.escape(reason)) as raised:
+        backbone_names(executor)
+    advice = f"torch {version('torch')} and torchvision {version('torchvision')} are of different builds"
+    assert (advice in str(raised.value)) is ("torchvision" in reason)
 
 
 def test_a_library_that_says_nothing_of_its_places_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -109,6 +110,44 @@ def test_names_beside_lines_are_apart() -> None:
     close = hero.spread([50, 51, 52, 300], 10)
     assert all(later - earlier >= 10 - 1e-9 for earlier, later in pairwise(close))
     assert close[:3] == pytest.approx([41, 51, 61]) and close[3] == 300
+    assert hero.spread([50, 51, 52, 300], 10, 45) == pytest.approx([45, 55, 65, 300]), "none below a bound"
+
+
+def test_names_of_equal_lines_leave_the_axis_its_words(tmp_path: Path) -> None:
+    """However many end at the same value, which is the lowest one."""
+    records = [
+        one
+        for name in "abcdefgh"
+        for one in (*seeds(f"timm:{name}", "finetune", 20, 95), *seeds(f"timm:{name}", "frozen", 10, 95))
+    ]
+    figure = hero.slopes("time")(summary_of(tmp_path, records))
+    assert figure is not None
+    FigureCanvasSVG(figure).draw()
+    (axes,) = figure.axes
+    lowest = min(text.get_window_extent().y0 for text in axes.texts)
+    assert len(axes.texts) == 16 and lowest > max(tick.get_window_extent().y1 for tick in axes.get_xticklabels())
+
+
+def test_a_line_that_rises_says_more() -> None:
+    """Never a fraction of a time less, and no change where there is hardly one."""
+    assert [hero.change(hero.SLOPES["time"], 20.0, after) for after in (8.0, 19.9, 20.0, 20.2, 50.0)] == [
+        ", 2.5× less",
+        ", about the same",
+        ", about the same",
+        ", about the same",
+        ", 2.5× more",
+    ]
+    assert hero.change(hero.SLOPES["accuracy"], 0.95, 0.94) == ", -1.0"
+
+
+def test_no_accuracy_beyond_all_and_none(tmp_path: Path) -> None:
+    """The axis has no mark above 100% or below 0%, though points may be at both."""
+    records = [*seeds("timm:a", "finetune", 20, 100), *seeds("timm:a", "frozen", 10, 0)]
+    figure = hero.front(summary_of(tmp_path, records))
+    assert figure is not None
+    (axes,) = figure.axes
+    marks = list(axes.get_yticks())
+    assert min(marks) == 0.0 and max(marks) == 1.0 and axes.get_ylim()[0] < 0.0 and axes.get_ylim()[1] > 1.0
 
 
 def test_each_figure_says_what_it_shows(tmp_path: Path) -> None:
@@ -122,10 +161,11 @@ def test_each_figure_says_what_it_shows(tmp_path: Path) -> None:
 
 
 def assert_free(figure: Figure, name: Bbox, places: Sequence[hero.Place]) -> None:
-    """Assert that a name stands inside the axes, and on none of the marks of these places."""
+    """Assert that a name stands inside the axes or just above them, and on none of the marks of these places."""
     (axes,) = figure.axes
     area, unit = axes.bbox, figure.dpi / 72
-    assert area.x0 <= name.x0 and name.x1 <= area.x1 and area.y0 <= name.y0 and name.y1 <= area.y1, "it leaves the axes"
+    assert area.x0 <= name.x0 and name.x1 <= area.x1, "it leaves the axes"
+    assert area.y0 <= name.y0 and name.y1 <= area.y1 + name.height, "it leaves the axes"
     for x, y in axes.transData.transform([(one.seconds, one.accuracy) for one in places]):
         beside = max(name.x0 - x, x - name.x1, 0), max(name.y0 - y, y - name.y1, 0)
         assert math.hypot(*beside) >= 4 * unit, "it covers a mark"
@@ -157,8 +197,6 @@ def test_names_of_ones_own_networks_have_their_places(
 @pytest.mark.parametrize("count", [1, 4, 30, 100])
 def test_letters_are_never_cut_off(count: int, tmp_path: Path) -> None:
     """Whatever the number of rows and the length of their names, the picture holds all that is drawn."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
     long = "timm:a_backbone_with_a_very_long_name_{}_patch16_clip_224.some_pretraining_and_finetuning_in22k"
     records = [
         record(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from bench.sweep.grid import AXES, SHARED_SETTINGS, Matrix, load_grid, shipped
+from bench.sweep.grid import AXES, SHARED_SETTINGS, Matrix, expand, load_grid, shipped
 from bench.sweep.new_grid import SCHEMA, schema, text, write_grid
 from tests.commands import here as command
 from tl.config import TrainConfig
@@ -54,6 +54,7 @@ def test_the_schema_fits_all_grids() -> None:
 
 
 MATRIX = {"backbones": ["a"]}
+CLAIM = {"name": "x", "statement": "y", "metric": "epoch_seconds", "regime": "frozen", "low": 2.0}
 WRONG: dict[str, dict[str, Any]] = {
     "a key": {"matrix": MATRIX, "trian": {}},
     "a setting": {"matrix": MATRIX, "train": {"epoch": 3}},
@@ -64,13 +65,51 @@ WRONG: dict[str, dict[str, Any]] = {
     "a task of one cell": {"matrix": MATRIX, "include": [{"task": "detection"}]},
     "pairs": {"matrix": MATRIX, "paired": True},
     "no matrix": {"train": {}},
+    "a name of one cell": {"matrix": MATRIX, "include": [{"regime": "frozn"}]},
+    "all of one cell": {"matrix": MATRIX, "include": [{"regime": "all"}]},
+    "a name that is left out": {"matrix": MATRIX, "exclude": [{"regime": "frozn"}]},
+    "a seed": {"matrix": MATRIX, "include": [{"seed": -1}]},
+    "a number for a name": {"matrix": MATRIX, "include": [{"backbone": 18}]},
+    "a metric": {"matrix": MATRIX, "claims": [CLAIM | {"metric": "memory"}]},
+    "a regime of a claim": {"matrix": MATRIX, "claims": [CLAIM | {"regime": "frozn"}]},
+    "a kind of a claim": {"matrix": MATRIX, "claims": [{**CLAIM, "kind": "head"}]},
+    "the other side of a claim": {"matrix": MATRIX, "claims": [CLAIM | {"against": "fine-tuning"}]},
+    "own code without a name": {"matrix": MATRIX, "train": {"optimizer": ":"}},
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_the_schema_finds_mistakes(name: str) -> None:
-    """As an editor marks them."""
+def test_the_schema_finds_mistakes(name: str, tmp_path: Path) -> None:
+    """As an editor marks them, and as a run refuses them."""
     assert [*VALIDATOR.iter_errors(WRONG[name])]
+    path = tmp_path / "g.toml"
+    path.write_text(toml(WRONG[name]), encoding="utf-8")
+    with pytest.raises(UserError):
+        expand(load_grid(str(path)), weights="auto", spec=str, devices=lambda: {"cpu": "CPU"})
+
+
+def toml(content: dict[str, Any]) -> str:
+    """A grid's content as a file has it: JSON's numbers, texts and lists are TOML's, too."""
+    lines = [f"{key} = {_inline(value)}" for key, value in content.items()]
+    return "\n".join(lines)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_inline(one)}' for key, one in value.items())}}}"
+    return f"[{', '.join(map(_inline, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+def test_patterns_are_no_mistake(tmp_path: Path) -> None:
+    """Where names may be patterns."""
+    content = {
+        "matrix": MATRIX,
+        "exclude": [{"regime": "last-*", "backbone": "*vit*"}],
+        "claims": [CLAIM | {"regime": "*-only"}],
+    }
+    assert not [*VALIDATOR.iter_errors(content)]
+    (tmp_path / "g.toml").write_text(toml(content), encoding="utf-8")
+    assert load_grid(str(tmp_path / "g.toml")).claims[0].regime == "*-only"
 
 
 def test_code_of_ones_own_is_no_mistake() -> None:
@@ -83,11 +122,18 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     done = command("new-grid", "my.toml")
     assert done.returncode == 0 and "next: python -m bench run --grid my.toml --dry-run" in done.stdout
+    quoted = command("new-grid", "my own.toml")
+    assert "next: python -m bench run --grid 'my own.toml' --dry-run" in quoted.stdout, "it can be pasted"
+    (tmp_path / "my own.toml").unlink()
     before = (tmp_path / "my.toml").read_text()
     again = command("new-grid", "my.toml")
     assert again.returncode == 2 and again.stderr == "error: my.toml: is there already; choose another name\n"
     assert (tmp_path / "my.toml").read_text() == before
-    for name, said in (("my", "must end with .toml"), ("my.toml/a.toml", "can't be written: Not a directory")):
+    for name, said in (
+        ("my", "must end with .toml"),
+        ("a\nb.toml", "hidden characters"),
+        ("my.toml/a.toml", "can't be written: Not a directory"),
+    ):
         with pytest.raises(UserError, match=said):
             write_grid(name)
     (tmp_path / SCHEMA).write_text("{}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from bench.analysis.metrics import METRICS
 from bench.report.answers import answers
+from bench.report.figures import _boxes_told, draw
 from bench.report.pages import with_code
 from bench.report.palette import colours
 from bench.report.summary import summarise
@@ -423,7 +425,9 @@ def test_without_a_warm_epoch_there_is_no_speed_up(tmp_path: Path) -> None:
         record("timm:a", regime, seconds=seconds, epochs=1) for regime, seconds in (("finetune", 20), ("frozen", 1))
     ]
     markdown, _ = pages(write_run(tmp_path / "r", short), tmp_path)
-    assert "1 comparison: 1 unknown." in markdown
+    assert (
+        "Undecided: a training of a single epoch has only a cold one. A verdict needs more `--epochs`, or" in markdown
+    )
     assert "Speed-ups:" not in markdown and "speed-up.png" not in markdown
 
 
@@ -499,3 +503,17 @@ def test_pooled_seeds_of_different_machines_or_suites_have_a_note(tmp_path: Path
         alone = record("timm:b", "frozen").replace(environment=here.replace(cpu="a third"))
         (note,) = summarise([write_run(tmp_path / f"mixed{number}", [old, other, alone])], "r").mixed
         assert note.startswith("1 of 2 groups pool seeds") and words in note
+
+
+def test_characters_that_no_font_has_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a line, without matplotlib's own warnings; other warnings stay."""
+    records = [record(f"timm:a{name}", regime) for name in ("🐜", "🐝") for regime in ("finetune", "frozen")]
+    with pytest.warns(UserWarning, match="something else") as caught, _boxes_told():
+        warnings.warn("something else", UserWarning, stacklevel=1)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures = draw(summarise([write_run(tmp_path / "r", records)], "r"))
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"WARNING: no font here has (🐜🐝|🐝🐜): figures show boxes [^\n]*\n", said)
+    assert any("🐜" in figure.svg for figure in figures.values())

@@ -13,6 +13,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from bench.report.answers import half_answers
 from bench.report.fitted import Fitted, cut, fit
 from bench.report.summary import summarise
 from bench.report.terminal import print_summary
@@ -160,6 +161,29 @@ def test_text_is_not_written_to_a_file(run: RunFolder, tmp_path: Path) -> None:
     done = command("compare", "r", "--by", "regime", "--format", "text", "-o", "x.md")
     assert done.returncode == 2 and "--format text is for the terminal: --output x.md needs" in done.stderr
     assert not (tmp_path / "x.md").exists()
+
+
+def test_claims_of_nothing_say_so_first(tmp_path: Path) -> None:
+    """On the first line, which is not empty."""
+    write_run(tmp_path / "results" / "lost", [record("timm:a", "frozen", status="oom")])
+    first, second = command("claims", "lost", "--format", "text", "--results", str(tmp_path / "results")).stdout.split(
+        "\n", 1
+    )
+    assert first.startswith("No claim is tested yet: none has results of both") and second.startswith("not tested here")
+
+
+def test_speed_ups_that_are_all_the_same_have_no_range(tmp_path: Path) -> None:
+    """Where there are too many comparisons for a sentence each."""
+    for name, apart in (("same", 0.0), ("apart", 1.0)):
+        records = [
+            record(f"timm:{place}", regime, seed=seed, seconds=seconds + apart * place + seed / 100)
+            for place in range(7)
+            for regime, seconds in (("finetune", 22.0), ("frozen", 10.0))
+            for seed in range(3)
+        ]
+        said = summarise([write_run(tmp_path / name, records)], name)
+        wanted = "All speed-ups are 2.2×." if not apart else "Speed-ups from 1.7× to 2.2×."
+        assert half_answers(said)[0].endswith(wanted)
 
 
 def test_claims_without_a_result_take_one_line(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ def more_samples(finding: Finding) -> int | None:
         return max(1, estimate.fewest - estimate.n)
     if finding.verdict != "inconclusive" or not finding.claim.is_ratio or finding.claim.by_signs:
         return None
-    found = (extra for extra in range(1, MOST + 1) if _decides(finding, _with_more(estimate, extra)))
+    found = (extra for extra in range(1, MOST + 1) if _decides(finding, with_more(estimate, extra)))
     return next(found, None)
 
 
@@ -40,7 +40,8 @@ def more_images(finding: Finding) -> int | None:
     return next(found, None)
 
 
-def _with_more(estimate: Estimate, extra: int) -> Estimate:
+def with_more(estimate: Estimate, extra: int) -> Estimate:
+    """What the estimate would be with so many more samples, if their mean and scatter stay as they are."""
     error = (estimate.error or 0.0) * math.sqrt(estimate.n / (estimate.n + extra))
     return replace(estimate, error=error, freedom=estimate.freedom + extra, n=estimate.n + extra)
 

@@ -150,5 +150,5 @@ def renamed(option: str, value: Path, default: Path, out: Path | None) -> Path:
 
 
 def each(values: list[str] | None) -> list[str] | None:
-    """All values of an option of which each may be several, joined by commas; see `SEVERAL`."""
-    return None if values is None else [name for value in values for name in value.split(",")]
+    """All values of an option of which each may be several, joined by commas, without blanks around; see `SEVERAL`."""
+    return None if values is None else [name.strip() for value in values for name in value.split(",")]

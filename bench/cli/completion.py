@@ -10,6 +10,8 @@ from pathlib import Path
 
 import typer
 
+from tl.text import visible
+
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
     """Names of runs below `--results`."""
@@ -20,7 +22,7 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
         names = [run.name for run in all_runs(Path(context.params.get("results") or "results"))]
     except (UserError, OSError):
         return []
-    return _ending(incomplete, names)
+    return _ending(incomplete, [name for name in names if visible(name) == name])  # a shell has no escapes for others
 
 
 def grids(incomplete: str) -> list[str]:

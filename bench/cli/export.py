@@ -20,13 +20,18 @@ from bench.cli.arguments import (
 )
 from tl.errors import ConfigError
 
+_BY_ENDING = {".parquet": "parquet", ".json": "json", ".tex": "latex"}
+"""Ending of a file → the format that it is written in unless another one is asked for."""
+
 
 @app.command()
 def export(
     runs: RunsArgument,
     format: Annotated[
         Literal["csv", "parquet", "json", "latex"] | None,
-        typer.Option(help="csv, parquet, json, or latex (the report's table).", show_default="csv"),
+        typer.Option(
+            help="csv, parquet, json, or latex (the report's table).", show_default="by --output's ending, else csv"
+        ),
     ] = None,
     output: OutputOption = None,
     raw: Annotated[
@@ -64,4 +69,10 @@ def export(
         return
     from bench.export.formats import export_runs
 
-    export_runs(found, format or "csv", output, raw=raw, columns=each(columns) or ())
+    export_runs(
+        found,
+        format or _BY_ENDING.get(output.suffix.lower() if output else "", "csv"),
+        output,
+        raw=raw,
+        columns=each(columns) or (),
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from bench.analysis.deciding import MOST, with_more
 from bench.analysis.metrics import METRICS
 from bench.analysis.stats import (
     LEVEL,
@@ -152,6 +153,27 @@ class Change:
     def is_open(self) -> bool:
         """True if more samples could decide it: it has no verdict, and isn't shown to be no worse."""
         return not self.obstacle and self.verdict in ("inconclusive", "too few samples") and not self.no_worse
+
+    @property
+    def more(self) -> int | None:
+        """How many more samples on each side would decide it, if their mean and scatter stay as they are.
+
+        None if it is not open, and if more than `MOST` would be needed.
+        """
+        if not self.is_open or self.estimate is None:
+            return None
+        if self.estimate.error is None:
+            return max(1, self.estimate.fewest - self.estimate.n)
+        tries = ((extra, replace(self, estimate=with_more(self.estimate, extra))) for extra in range(1, MOST + 1))
+        return next((extra for extra, later in tries if later.no_worse or later._shown), None)
+
+    @property
+    def _shown(self) -> bool:
+        """True if the estimate is a change that counts, and its adjusted interval excludes no change."""
+        if self.adjusted is None or self.estimate is None or self.allowed is None:
+            return False
+        none, least = (1.0, 1 / self.allowed) if self.estimate.compared == "ratio" else (0.0, -self.allowed)
+        return not least < self.estimate.value < self.allowed and not self.adjusted[0] <= none <= self.adjusted[1]
 
     @property
     def typical(self) -> tuple[float, float]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.analysis.deciding import MOST
+from bench.analysis.words import counted
 from bench.compare.answer import change_text
 from bench.compare.changes import Change, Comparison
 from bench.compare.render import unknown_lines
@@ -64,7 +66,7 @@ def decide(comparison: Comparison) -> Decision:
             incomparable.append(f"{what}: {', '.join(map(str, change.mismatches))}")
             other_machine |= any(mismatch.condition != SOURCE for mismatch in change.mismatches)
         elif change.is_open:
-            noisy.append(f"{what}: {change.verdict}")
+            noisy.append(f"{what}: {change.verdict}{_to_decide(change, comparison)}")
         elif change.obstacle:
             obstructed.append(f"{what}: {change.verdict}: {change.obstacle}")
     faster = [
@@ -98,6 +100,17 @@ def decide(comparison: Comparison) -> Decision:
         worse=tuple(change for change in comparison.having("worse") if change.quantity.compared != "exact"),
         lost=bool(lost) or other_machine,
     )
+
+
+def _to_decide(change: Change, comparison: Comparison) -> str:
+    """How many more samples would decide a change, in words; empty for scores, whose scatter is also that of images."""
+    if change.quantity.compared != "ratio":
+        return ""
+    rounds = all(cell.repeats == "round" for cell in comparison.base.cells.values())
+    noun = "round" if rounds else "seed"
+    if change.more is None:
+        return f"; even {MOST} more {noun}s on each side would hardly decide it"
+    return f"; about {counted(change.more, f'more {noun}')} on each side would decide it"
 
 
 def read_rules(

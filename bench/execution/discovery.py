@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -105,5 +107,16 @@ def local_devices(executor: Executor) -> dict[str, str]:
 def _ask(executor: Executor, function: str, *arguments: Any) -> Any:
     outcome = executor.call(f"bench.execution.worker:{function}", *arguments)
     if outcome.status != "done":
-        raise UserError(f"the libraries of networks can't be loaded: {outcome.reason}")
+        raise UserError(f"the libraries of networks can't be loaded: {with_advice(outcome.reason)}")
     return outcome.value
+
+
+def with_advice(reason: str) -> str:
+    """Add what to do to the reason why libraries can't be loaded, where that is known."""
+    if not re.search(r"torchvision::|torchvision.*undefined symbol|partially initialized module 'torchvision", reason):
+        return reason
+    versions = " and ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision"))
+    return (
+        f"{reason}. {versions} are of different builds: install both from one index, as in `python -m pip install "
+        "--force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu` for a CPU"
+    )

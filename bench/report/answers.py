@@ -99,12 +99,18 @@ START: dict[ClaimVerdict, str] = {
 """Verdict on half the time → the beginning of its answer; all others are undecided, or on the edge."""
 
 
+_NEEDED = f"A verdict needs more `--epochs`, or {MIN_SAMPLES} process pairs."
+"""What would decide a claim on times of trainings of a single epoch."""
+
+
 def _half(claim: Claim, timed: Sequence[SpeedUp], summary: Summary) -> str:
     """The answer to whether training only the head takes about half the time, in words to read out."""
     findings = [row.finding for row in timed]
     known = [row for row in timed if row.speed_up]
     lost = _lost(claim, summary)
-    if not known or len(known) > MOST_SENTENCES:
+    if not known and all(one.group.only_epoch_seconds or one.against.only_epoch_seconds for one in findings):
+        said = f" Undecided: a training of a single epoch has only a cold one. {_NEEDED}{f' {lost}.' if lost else ''}"
+    elif not known or len(known) > MOST_SENTENCES:
         said = f" {verdict_counts(findings)}{f'; {lost}' if lost else ''}.{_range(known)}"
     else:
         said = " " + " ".join(_sentences(known, summary)) + _apart(known, later=bool(summary.missing_pairs))
@@ -188,7 +194,10 @@ def device_words(device: str) -> str:
 
 def _range(known: Sequence[SpeedUp]) -> str:
     values = [row.speed_up.value for row in known if row.speed_up]
-    return f" Speed-ups from {min(values):.1f}× to {max(values):.1f}×." if values else ""
+    if not values:
+        return ""
+    low, high = f"{min(values):.1f}×", f"{max(values):.1f}×"
+    return f" All speed-ups are {low}." if low == high else f" Speed-ups from {low} to {high}."
 
 
 def overalls(summary: Summary) -> list[tuple[Claim, str]]:

@@ -90,7 +90,10 @@ def _print_text(summary: Summary, console: Console) -> None:
         answers.add_row(Text(word, style=_OVERALL.get(word, "dim")), text)
     else:
         untested.append(selection.NAME)
-    console.print(answers)
+    if answers.row_count:
+        console.print(answers)
+    else:
+        say(console, "No claim is tested yet: none has results of both its regimes for the same backbone and device.")
     if untested:
         say(console, f"not tested here: {', '.join(untested)}", style="dim")
     if unlike := _unlike(summary):

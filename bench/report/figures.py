@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 from bench.analysis.claims import HALF_THE_TIME
 from bench.analysis.groups import Group, most_accurate
 from bench.analysis.metrics import METRICS, headline, listed
+from bench.console import tell
 from bench.report import hero
 from bench.report.bars import Bar, draw_bars
 from bench.report.curves import curves
@@ -97,7 +100,7 @@ def draw(summary: Summary, *, pdf: bool = False) -> dict[str, RenderedFigure]:
     With `pdf` they are drawn for paper too, which takes as long as all else, since each has its fonts.
     """
     rendered, some, few = {}, part(summary), part(summary, MOST_BARS)
-    with matplotlib.rc_context(_style()):
+    with matplotlib.rc_context(_style()), _boxes_told():
         for name, (caption, function) in FIGURES.items():
             shown = summary if name in WHOLE else few if name in BARS else some
             if figure := function(shown):
@@ -118,6 +121,31 @@ def draw(summary: Summary, *, pdf: bool = False) -> dict[str, RenderedFigure]:
                     csv=TABLES[name](shown).to_csv(index=False, lineterminator="\n") if name in TABLES else "",
                 )
     return rendered
+
+
+_NO_GLYPH = re.compile(r"Glyph (\d+) .* missing from font")
+"""The warning of matplotlib that no font has a character; it comes again for each text and file."""
+
+
+@contextlib.contextmanager
+def _boxes_told() -> Iterator[None]:
+    """Say once which characters no font has. A page's own figures are text, for which a browser finds a font."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=_NO_GLYPH.pattern)
+        yield
+    missing: dict[str, None] = {}
+    for one in caught:
+        if found := _NO_GLYPH.match(str(one.message)):
+            missing[chr(int(found[1]))] = None
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if missing:
+        some = "".join(list(missing)[:_MOST_SHOWN]) + ("…" if len(missing) > _MOST_SHOWN else "")
+        tell(f"WARNING: no font here has {some}: figures show boxes instead in PNG and PDF files, not on the page")
+
+
+_MOST_SHOWN = 20
+"""Largest number of such characters that are named."""
 
 
 def _caption(text: str, summary: Summary) -> str:

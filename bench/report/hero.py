@@ -110,6 +110,10 @@ def front(summary: Summary) -> Figure | None:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", color=GREY, alpha=0.25, lw=0.8)
     _axis_of_times(axes)
+    lowest, highest = axes.get_ylim()
+    marks = [round(tick, 9) for tick in axes.get_yticks()]
+    axes.set_yticks([mark for mark in marks if max(0.0, lowest) <= mark <= min(1.0, highest)])
+    axes.set_ylim(lowest, highest)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if _wide(axes) else 1))
     axes.set_xlabel("time to train")
     axes.set_ylabel(summary.words("accuracy after the last epoch"))
@@ -332,7 +336,7 @@ def slopes(name: str) -> Callable[[Summary], Figure | None]:
         both = [group for row, _, _ in rows for group in (row.fast, row.slow)]
         names = [shortened(short_among(row.fast, both, summary)) for row, _, _ in rows]
         starts = [f"{name}  {slope.show(before)}" for name, (_, before, _) in zip(names, rows, strict=True)]
-        ends = [f"{slope.show(after)}{_change(slope, before, after)}" for _, before, after in rows]
+        ends = [f"{slope.show(after)}{change(slope, before, after)}" for _, before, after in rows]
         _beside(axes, [(before, text) for (_, before, _), text in zip(rows, starts, strict=True)], right=False)
         _beside(axes, [(after, text) for (_, _, after), text in zip(rows, ends, strict=True)], right=True)
         return figure
@@ -340,18 +344,23 @@ def slopes(name: str) -> Callable[[Summary], Figure | None]:
     return function
 
 
-def _change(slope: Slope, before: float, after: float) -> str:
-    return f", {before / after:.1f}× less" if slope.ratio else f", {100 * (after - before):+.1f}"
+def change(slope: Slope, before: float, after: float) -> str:
+    """What follows the second value of a line: how many times less it is than the first, or by how much it differs."""
+    if not slope.ratio:
+        return f", {100 * (after - before):+.1f}"
+    times, word = (before / after, "less") if before > after else (after / before, "more")
+    return ", about the same" if times < 1.05 else f", {times:.1f}× {word}"
 
 
 def _beside(axes: Axes, named: Sequence[tuple[float, str]], *, right: bool) -> None:
-    """Write texts beside the ends of lines, none over another."""
+    """Write texts beside the ends of lines, none over another or below the axis, where its own words stand."""
     axes.get_xlim(), axes.get_ylim()  # settles the scales, which are otherwise settled when drawn
     to_points = 72 / axes.figure.get_dpi()
     gap = 1.35 * LETTERS
     ordered = sorted(named)
     heights = [float((axes.transData.transform((0, value)) * to_points)[1]) for value, _ in ordered]
-    for (value, text), place, there in zip(ordered, spread(heights, gap), heights, strict=True):
+    bottom = float((axes.transAxes.transform((0, 0)) * to_points)[1])
+    for (value, text), place, there in zip(ordered, spread(heights, gap, bottom + gap / 2), heights, strict=True):
         axes.annotate(
             text,
             (1 if right else 0, value),
@@ -364,8 +373,8 @@ def _beside(axes: Axes, named: Sequence[tuple[float, str]], *, right: bool) -> N
         )
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Ascending values, moved as little as is needed to be `gap` apart, in the same order.
+def spread(values: Sequence[float], gap: float, least: float = -math.inf) -> list[float]:
+    """Ascending values, moved as little as is needed to be `gap` apart and none below `least`, in the same order.
 
     This is the least-squares fit of ascending values to those without their gaps (isotonic regression).
     """
@@ -373,7 +382,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 
     steps = [gap * number for number in range(len(values))]
     fitted = isotonic_regression([value - step for value, step in zip(values, steps, strict=True)]).x
-    return [float(value) + step for value, step in zip(fitted, steps, strict=True)]
+    return [max(float(value), least) + step for value, step in zip(fitted, steps, strict=True)]
 
 
 def slope_message(name: str) -> Callable[[Summary], str]:

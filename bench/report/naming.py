@@ -1,15 +1,15 @@
-"""Writes names beside the points of a figure, so that none covers a point or another name, or leaves the axes."""
+"""Writes names beside the points of a figure: none covers a point or another name, or leaves the axes but above."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.text import Text
 
 from bench.report.palette import GREY
 
@@ -19,14 +19,16 @@ _STEP = 4.0
 """Points between two heights at which a name is tried."""
 _GAP = 2.0
 """Points that are kept free around names and marks."""
-_LED = 16.0
+_LED = 12.0
 """Points between a name and its mark from which a line leads from one to the other."""
 _COVERS = 1e6
 """Cost of a name that covers another, or a mark: more than any distance."""
 _CROSSES = 30.0
 """Cost, in points of distance, of a name on a line, for each of its samples."""
-_MISREAD = 15.0
-"""Cost, in points of distance, of a name that stands nearer to another mark than to its own."""
+_MISREAD = 40.0
+"""Cost, in points of distance, of a name that stands about as near to another mark as to its own."""
+_ALL_ORDERS = 3
+"""Up to so many names, all orders are tried; of more, the first ones get the best places."""
 _SAMPLES = 12
 """Places of a line at which it is looked whether a name covers it."""
 
@@ -82,11 +84,11 @@ def name_points(
     marks: Sequence[tuple[float, float, float]],
     steps: Sequence[Sequence[tuple[float, float]]],
 ) -> None:
-    """Write names near their points, the most important first.
+    """Write names near their points.
 
     Args:
         axes: whose limits are settled. Names have its letters.
-        names: the first ones get the best places.
+        names: the most important first.
         marks: the middle of each mark, and how many points its edge is away from there.
         steps: corners of step lines, which names cross only if there is no other place.
     """
@@ -99,75 +101,104 @@ def name_points(
         return np.asarray(axes.transData.transform(np.asarray(points, dtype=float).reshape(-1, 2))) * to_points
 
     corner, opposite = axes.bbox.min * to_points + 2 * _GAP, axes.bbox.max * to_points - _GAP
+    opposite[1] += 2.5 * axes.xaxis.label.get_fontsize()  # nothing else stands above
     edges = at([(x, y) for x, y, _ in marks]), np.array([edge for _, _, edge in marks])
     lines = np.concatenate([np.empty((0, 2)), *(_samples(_corners(at(some))) for some in steps)])
-    written: list[_Box] = []
-    for name in names:
-        (place,) = at([(name.x, name.y)])
-        text = axes.annotate(
-            name.text,
-            (name.x, name.y),
-            xytext=(0, 0),
-            textcoords="offset points",
-            ha="left",
-            va="bottom",
-            fontsize=axes.xaxis.label.get_fontsize(),
-            linespacing=1.05,
-        )
-        extent = Text.get_window_extent(text)
-        size = np.array([extent.width, extent.height]) * to_points
-        own = float(max(edges[1][np.hypot(*(edges[0] - place).T) < 1], default=0.0))
-        tried = [
-            (_cost(box, name, place, edges, lines, written), box) for box in _boxes(place, own, size, corner, opposite)
-        ]
-        cost, box = min(tried, key=lambda each: each[0])
-        text.remove()
-        if cost >= _COVERS and not name.needed:
-            continue
-        written.append(box)
-        led = float(box.distances(place[None])[0]) - own > _LED
+    scene = _Scene(corner=corner, opposite=opposite, edges=edges, lines=lines)
+    spots = [_spot(axes, name, at([(name.x, name.y)])[0], edges, to_points) for name in names]
+    orders = permutations(spots) if len(spots) <= _ALL_ORDERS else [spots]
+    tried = [scene.placed(order) for order in orders]
+    for spot, box in min(tried, key=lambda each: each[0])[1]:
         axes.annotate(
-            name.text,
-            (name.x, name.y),
-            xytext=(box.left - place[0], box.bottom - place[1]),
+            spot.name.text,
+            (spot.name.x, spot.name.y),
+            xytext=(box.left - spot.place[0], box.bottom - spot.place[1]),
             textcoords="offset points",
-            ha="left",
-            va="bottom",
-            fontsize=axes.xaxis.label.get_fontsize(),
-            linespacing=1.05,
-            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": own} if led else None,
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": spot.edge}
+            if spot.away(box) > _LED
+            else None,
+            **_letters(axes),
         )
-        if led:
-            lines = np.concatenate([lines, _samples(np.array([box.middle, place]))])
 
 
-def _boxes(place: Points, own: float, size: Points, corner: Points, opposite: Points) -> Iterator[_Box]:
-    """Where the name of a point can stand, inside the axes: at its left or right, above or below it."""
-    most = np.maximum(opposite - size, corner)
-    away = own + _AWAY
-    wanted = place[0] - away - size[0], place[0] + away, place[0] - size[0] / 2, corner[0], most[0]
-    heights = np.arange(corner[1], most[1] + 1e-9, _STEP)
-    beside = place[1] + np.array([own / 2, -size[1] / 2, away, -away - size[1]])
-    for left in wanted:
-        for bottom in (*beside, *heights):
-            x, y = np.clip([left, bottom], corner, most)
-            yield _Box(float(x), float(y), float(size[0]), float(size[1]))
+def _letters(axes: Axes) -> dict[str, Any]:
+    return {"ha": "left", "va": "bottom", "fontsize": axes.xaxis.label.get_fontsize(), "linespacing": 1.05}
 
 
-def _cost(
-    box: _Box, name: PointName, place: Points, marks: tuple[Points, Points], lines: Points, written: Sequence[_Box]
-) -> float:
-    """How bad a place is: by its distance, its side, what it covers and crosses, and whose name it seems to be."""
-    distance = float(box.distances(place[None])[0])
-    wrong_side = (box.middle[0] > place[0]) is not name.right
-    too_low = not name.right and box.middle[1] < place[1]
-    covered = sum(box.covers(other) for other in written) * 100
-    away = box.distances(marks[0]) - marks[1]
-    covered += int(np.sum(away < _GAP))
-    others = np.hypot(*(marks[0] - place).T) >= 1
-    misread = bool(np.any(away[others] < distance))
-    crossed = int(np.sum(box.distances(lines) < _GAP)) if len(lines) else 0
-    return distance + 12.0 * wrong_side + 6.0 * too_low + _MISREAD * misread + _COVERS * covered + _CROSSES * crossed
+@dataclass(frozen=True, kw_only=True)
+class _Spot:
+    """A name and its point, in points."""
+
+    name: PointName
+    place: Points
+    edge: float
+    """How far the edge of its mark is away from the point."""
+    size: Points
+    """Width and height of the name."""
+
+    def away(self, box: _Box) -> float:
+        """How far a box is away from the edge of the mark."""
+        return float(box.distances(self.place[None])[0]) - self.edge
+
+    def boxes(self, corner: Points, opposite: Points) -> Iterator[_Box]:
+        """Where the name can stand between two corners: at the left or right of its point, above or below it."""
+        most = np.maximum(opposite - self.size, corner)
+        away, (x, y), (width, height) = self.edge + _AWAY, self.place, self.size
+        beside = y + np.array([self.edge / 2, -height / 2, away, -away - height])
+        for left in (x - away - width, x + away, x - width / 2, corner[0], most[0]):
+            for bottom in (*beside, *np.arange(corner[1], most[1] + 1e-9, _STEP)):
+                inside = np.clip([left, bottom], corner, most)
+                yield _Box(float(inside[0]), float(inside[1]), float(width), float(height))
+
+
+def _spot(axes: Axes, name: PointName, place: Points, edges: tuple[Points, Points], to_points: float) -> _Spot:
+    text = axes.text(name.x, name.y, name.text, **_letters(axes))
+    extent = text.get_window_extent()
+    text.remove()
+    edge = float(max(edges[1][np.hypot(*(edges[0] - place).T) < 1], default=0.0))
+    return _Spot(name=name, place=place, edge=edge, size=np.array([extent.width, extent.height]) * to_points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scene:
+    """What names are written between, all in points."""
+
+    corner: Points
+    """Lower left corner of the room for names."""
+    opposite: Points
+    edges: tuple[Points, Points]
+    """The middles of marks, and how far their edges are away from there."""
+    lines: Points
+    """Places on lines."""
+
+    def placed(self, order: Sequence[_Spot]) -> tuple[float, list[tuple[_Spot, _Box]]]:
+        """The boxes of names that are placed one after the other, and what all of them cost."""
+        whole, lines, written = 0.0, self.lines, list[tuple[_Spot, _Box]]()
+        for spot in order:
+            boxes = [(self._cost(box, spot, lines, written), box) for box in spot.boxes(self.corner, self.opposite)]
+            cost, box = min(boxes, key=lambda each: each[0])
+            whole += cost
+            if cost >= _COVERS and not spot.name.needed:
+                continue
+            written.append((spot, box))
+            if spot.away(box) > _LED:
+                lines = np.concatenate([lines, _samples(np.array([box.middle, spot.place]))])
+        return whole, written
+
+    def _cost(self, box: _Box, spot: _Spot, lines: Points, written: Sequence[tuple[_Spot, _Box]]) -> float:
+        """How bad a box is: by its distance, its side, what it covers and crosses, and whose name it seems to be."""
+        middles, edges = self.edges
+        distances = box.distances(middles) - edges
+        away, others = spot.away(box), np.hypot(*(middles - spot.place).T) >= 1
+        cost = away + _MISREAD * bool(np.any(distances[others] < away + 2 * _GAP))
+        cost += 12.0 * (bool(box.middle[0] > spot.place[0]) is not spot.name.right)
+        cost += 6.0 * (not spot.name.right and box.middle[1] < spot.place[1])
+        covered = int(np.sum(distances < _GAP)) + sum(box.covers(other) for _, other in written) * 100
+        crossed = int(np.sum(box.distances(lines) < _GAP))
+        if away > _LED:
+            lead = _samples(np.array([box.middle, spot.place]))
+            crossed += sum(int(np.sum(other.distances(lead) < _GAP)) for _, other in written)
+        return float(cost + _COVERS * covered + _CROSSES * crossed)
 
 
 def _corners(points: Points) -> Points:

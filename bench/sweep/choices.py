@@ -17,6 +17,7 @@ from tl.regimes import REGIMES
 from tl.sources import SOURCES, names_of
 from tl.specs import Spec
 from tl.tasks import TASKS
+from tl.text import shortened
 from tl.weights import BUNDLED
 
 LISTS = {
@@ -34,7 +35,7 @@ LISTS = {
 
 
 def choices(what: str, text: str | None = None, results: Path = Path("results")) -> dict[str, str]:
-    """Names of one kind → what they mean. With `text`, only names that contain it.
+    """Names of one kind → what they mean. With `text`, only names that contain it, in capital letters or not.
 
     `what` is one of `LISTS`; `results` is the folder of the runs. Raises `UserError` if no name contains `text`.
     """
@@ -50,10 +51,15 @@ def choices(what: str, text: str | None = None, results: Path = Path("results"))
         "runs": lambda: {run.name: _run(run) for run in all_runs(results)},
     }
     rows = lists[what]()
-    rows = {name: meaning for name, meaning in rows.items() if not text or text in name}
+    if text and what != "backbones":  # whose own row "…" contains no text
+        rows = {name: meaning for name, meaning in rows.items() if _contains(name, text)}
     if not rows:
-        raise UserError(f"list {what} {text!r}: no name contains that; `list {what}` shows all")
+        raise UserError(f"list {what} {shortened(text or '')!r}: no name contains that; `list {what}` shows all")
     return rows
+
+
+def _contains(name: str, text: str) -> bool:
+    return text.casefold() in name.casefold()
 
 
 def _datasets() -> dict[str, str]:
@@ -82,24 +88,23 @@ def _backbones(text: str | None) -> dict[str, str]:
     executor = make_executor("process")
     listed = discovery.backbone_names(executor)
     everything = [str(Spec(source, name)) for source, some in listed.items() for name in some]
-    chosen = (
-        [spec for spec in everything if text in spec] if text else [s for s in everything if s in used or s in BUNDLED]
-    )
+    chosen = [spec for spec in everything if (_contains(spec, text) if text else spec in used or spec in BUNDLED)]
     details = discovery.backbone_details(executor, chosen, everything) if text else {}
     rows = {}
     for spec in chosen:
         notes = _described(details[spec]) if spec in details else []
         notes += [f"in grid {', '.join(used[spec])}"] if spec in used else []
-        notes += [f"weights from package {BUNDLED[spec].distribution}"] if spec in BUNDLED else []
+        notes += [f"weights from package {BUNDLED[spec].distribution}"] if spec in BUNDLED and not text else []
         rows[spec] = "; ".join(notes)
     if text and (later := len(chosen) - len(details)):
-        rows["…"] = f"{later} are not counted yet: the same command counts on, and keeps what it has counted"
+        number = "1 is" if later == 1 else f"{later} are"
+        rows["…"] = f"{number} not counted yet: the same command counts on, and keeps what it has counted"
     for source in SOURCES:
         names = names_of(source)
-        if names and (not text or f"{source}:".startswith(text)):
+        if names and (not text or f"{source}:".startswith(text.casefold())):
             rows[f"{source}:{names.form}"] = names.summary
         if names and text:
-            rows |= {f"{source}:{name}": "" for name in names.listed() if text in f"{source}:{name}"}
+            rows |= {f"{source}:{name}": "" for name in names.listed() if _contains(f"{source}:{name}", text)}
     if not text:
         rows["…"] = f"{len(everything)} names in all: `python -m bench list backbones TEXT` finds more"
     return rows

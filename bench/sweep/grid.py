@@ -236,6 +236,8 @@ def _parse(text: str, name: str) -> Grid:
 
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "backbone": ((str,), "one name"),
+    "device": ((str,), "one name"),
     "seed": ((int,), "one number"),
     "learning_rates": ((list,), "a list of numbers"),
     "compile": ((bool,), "true or false"),

@@ -7,12 +7,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.claims import Claim
+from bench.analysis.claims import KINDS, Claim
+from bench.analysis.metrics import METRICS
 from bench.sweep.grid import AXES, ONE_PER_GRID, SHARED_SETTINGS, Matrix, Paired
 from tl.cache import read_text, to_json, user_path, write_atomic
 from tl.config import TABLES, TrainConfig
 from tl.errors import UserError
 from tl.own_code import PARTS
+from tl.text import visible
 
 _TITLE = "Grid of tl-bench"
 SCHEMA = "grid.schema.json"
@@ -65,11 +67,14 @@ _TAIL = """
 def write_grid(name: str) -> tuple[Path, Path]:
     """Write a grid file and the schema beside it. Returns both paths.
 
-    Raises `UserError` if the name doesn't end with .toml, if there is such a file, or if it can't be written.
+    Raises `UserError` if the name doesn't end with .toml or has hidden characters, if there is such a file, or if it
+    can't be written.
     """
     path = user_path("FILE=", name)
     if path.suffix != ".toml":
         raise UserError(f"FILE={name!r}: the name of a grid's file must end with .toml")
+    if visible(path.name) != path.name:
+        raise UserError(f"FILE={name!r}: has hidden characters, such as controls; leave them out")
     if path.exists():
         raise UserError(f"{path}: is there already; choose another name")
     schema_path = path.with_name(SCHEMA)
@@ -141,9 +146,9 @@ def schema() -> dict[str, Any]:
     matrix = Matrix.model_json_schema()
     for key, names in _AXES.items():
         matrix["properties"][key]["items"] = {"type": "string", "enum": names}
-    one_of_axis: dict[str, Any] = {axis: {"type": "integer"} if axis == "seed" else {"type": "string"} for axis in AXES}
+    one_of_axis = {axis: _one_of(axis) for axis in AXES}
+    patterns = {axis: _or_pattern(one) if axis in TABLES else one for axis, one in one_of_axis.items()}
     own = {name: value for name, value in settings.items() if name not in ONE_PER_GRID}
-    claim = Claim.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": _TITLE,
@@ -159,8 +164,8 @@ def schema() -> dict[str, Any]:
                 "train": _closed(settings),
                 "paired": {"anyOf": [Paired.model_json_schema(), {"const": False}]},
                 "include": {"type": "array", "items": _closed({**one_of_axis, **own})},
-                "exclude": {"type": "array", "items": _closed(one_of_axis)},
-                "claims": {"type": "array", "items": claim},
+                "exclude": {"type": "array", "items": _closed(patterns)},
+                "claims": {"type": "array", "items": _claim()},
             }
         ),
         "required": ["matrix"],
@@ -171,9 +176,37 @@ def _closed(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
+def _one_of(axis: str) -> dict[str, Any]:
+    """The schema of one value of an axis."""
+    if axis == "seed":
+        return {"type": "integer", "minimum": 0}
+    return {"enum": list(TABLES[axis])} if axis in TABLES else {"type": "string"}
+
+
+def _or_pattern(names: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a name, or of a pattern of names, where `names` is that of a name."""
+    return {"anyOf": [names, {"type": "string", "pattern": r"[*?\[]"}]}
+
+
+def _claim() -> dict[str, Any]:
+    """The schema of a claim, with the names that its fields may have."""
+    found = Claim.model_json_schema()
+    regime = _one_of("regime")
+    names = {
+        "metric": {"enum": list(METRICS)},
+        "regime": _or_pattern(regime),
+        "against": regime,
+        "kind": {"enum": list(KINDS)},
+        "execution": _one_of("execution"),
+    }
+    for name, wanted in names.items():
+        found["properties"][name] |= {"anyOf": wanted["anyOf"]} if "anyOf" in wanted else wanted
+    return found
+
+
 def _property(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """The schema of a setting, with its names where it has a table of them."""
     if name not in TABLES:
         return found
     names = {"enum": list(TABLES[name])}
-    return {**found, **({"anyOf": [names, {"pattern": ":"}]} if name in PARTS else names)}
+    return {**found, **({"anyOf": [names, {"pattern": ".:."}]} if name in PARTS else names)}
