@@ -100,8 +100,8 @@ def name_points(
     def at(points: Sequence[tuple[float, float]]) -> Points:
         return np.asarray(axes.transData.transform(np.asarray(points, dtype=float).reshape(-1, 2))) * to_points
 
-    corner, opposite = axes.bbox.min * to_points + 2 * _GAP, axes.bbox.max * to_points - _GAP
-    opposite[1] += 2.5 * axes.xaxis.label.get_fontsize()  # nothing else stands above
+    corner, opposite = np.array(axes.bbox.min) * to_points + 2 * _GAP, np.array(axes.bbox.max) * to_points - _GAP
+    opposite[1] += 2.5 * float(axes.xaxis.label.get_fontsize())  # nothing else stands above
     edges = at([(x, y) for x, y, _ in marks]), np.array([edge for _, _, edge in marks])
     lines = np.concatenate([np.empty((0, 2)), *(_samples(_corners(at(some))) for some in steps)])
     scene = _Scene(corner=corner, opposite=opposite, edges=edges, lines=lines)

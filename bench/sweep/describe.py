@@ -26,7 +26,8 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
     """
     splits = sweep.splits
     config = next(iter(sweep.cells.values())).config
-    images = f"{len(splits.train)} training + {len(splits.val)} validation images, {counted(len(splits.classes), 'class', 'classes')}"
+    classes = counted(len(splits.classes), "class", "classes")
+    images = f"{len(splits.train)} training + {len(splits.val)} validation images, {classes}"
     left_out = sum(each.count for each in splits.left_out)
     task = TASKS[config.task]
     rate = task.same_answer(evaluated_images(config, splits).truth)

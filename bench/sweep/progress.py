@@ -361,10 +361,8 @@ def _pair_text(record: PairRecord) -> str:
     took = f"in {_duration(record.wall_seconds)}"
     apart = f"; one after the other, because {record.apart}" if record.apart else ""
     lost = [f"{status}: {reason}" for status, reason in record.lost]
-    turns = max(len(side.turns or ()) for side in record.sides)
-    timed = (
-        [f"timed {took}, {counted(turns, 'turn')} each: {_shares(record)}{apart}"] if record.status == "done" else []
-    )
+    turns = counted(max(len(side.turns or ()) for side in record.sides), "turn")
+    timed = [f"timed {took}, {turns} each: {_shares(record)}{apart}"] if record.status == "done" else []
     return "; ".join([*timed, *lost]) + ("" if timed else apart)
 
 
