@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from bench.analysis.metrics import RATED_BY
 from bench.report import hero
@@ -155,11 +160,43 @@ def test_each_figure_says_what_it_shows(tmp_path: Path) -> None:
     assert 'id="point-0"' in drawn["front"].svg and 'id="point-1"' in drawn["front"].svg
 
 
+def assert_free(figure: Figure, name: Bbox, places: Sequence[hero.Place]) -> None:
+    """Assert that a name stands inside the axes or just above them, and on none of the marks of these places."""
+    (axes,) = figure.axes
+    area, unit = axes.bbox, figure.dpi / 72
+    assert area.x0 <= name.x0 and name.x1 <= area.x1, "it leaves the axes"
+    assert area.y0 <= name.y0 and name.y1 <= area.y1 + name.height, "it leaves the axes"
+    for x, y in axes.transData.transform([(one.seconds, one.accuracy) for one in places]):
+        beside = max(name.x0 - x, x - name.x1, 0), max(name.y0 - y, y - name.y1, 0)
+        assert math.hypot(*beside) >= 4 * unit, "it covers a mark"
+
+
+@pytest.mark.parametrize("own", [(8, 8.3), (20, 8), (8, 20)])
+@pytest.mark.parametrize("right", [(90, 90), (91, 90), (97, 40)])
+@pytest.mark.parametrize("others", [[], [("frozen", 5, 93)], [("knn", 8, 89), ("zeroshot", 7, 91), ("scratch", 9, 90)]])
+def test_names_of_ones_own_networks_have_their_places(
+    own: tuple[float, float], right: tuple[int, int], others: list[tuple[str, float, int]], tmp_path: Path
+) -> None:
+    """Long names of points that are close to each other, and to marks of controls, which have no names."""
+    both = zip(("last-block", "finetune"), own, right, strict=True)
+    records = [
+        record("my_work:make_backbone_with_a_long_name", regime, seconds=seconds, right=correct)
+        for regime, seconds, correct in (*both, *others)
+    ]
+    summary = summary_of(tmp_path, records)
+    figure = hero.front(summary)
+    assert figure is not None
+    figure.draw_without_rendering()
+    names = [Text.get_window_extent(one) for one in figure.axes[0].texts]
+    assert names and (others[1:] or len(names) == len(records)), "few points all have names"
+    for place, name in enumerate(names):
+        assert_free(figure, name, hero.places(summary))
+        assert not any(name.overlaps(other) for other in names[:place])
+
+
 @pytest.mark.parametrize("count", [1, 4, 30, 100])
 def test_letters_are_never_cut_off(count: int, tmp_path: Path) -> None:
     """Whatever the number of rows and the length of their names, the picture holds all that is drawn."""
-    from matplotlib.text import Text
-
     long = "timm:a_backbone_with_a_very_long_name_{}_patch16_clip_224.some_pretraining_and_finetuning_in22k"
     records = [
         record(
@@ -187,6 +224,8 @@ def test_letters_are_never_cut_off(count: int, tmp_path: Path) -> None:
         named = [Text.get_window_extent(one) for one in figure.axes[0].texts]  # without the lines to their points
         for place, one in enumerate(named):
             assert not any(one.overlaps(other) for other in named[:place]), (name, count)
+            if name == "front":
+                assert_free(figure, one, hero.places(summary))
         for line in figure.axes[0].lines if name != "front" else ():
             seen, area = line.get_window_extent(), figure.axes[0].bbox
             assert not line.get_clip_on() or (area.x0 <= seen.x0 and seen.x1 <= area.x1), "its ends are whole dots"

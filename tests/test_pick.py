@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +23,8 @@ from bench.analysis.groups import Group, make_groups
 from bench.analysis.picking import cards, latency, peak_memory, survivors
 from bench.execution import executors
 from bench.execution.process import PRELOAD
-from bench.report.pick_text import sentence
-from bench.store.picks import PickRecord
+from bench.report.pick_text import print_pick, rule, sentence, tied_with
+from bench.store.picks import Chosen, PickRecord, Tied
 from bench.store.records import Cell, Record
 from bench.store.runs import RunFolder
 from bench.sweep import final, pick
@@ -226,6 +228,32 @@ def test_the_budget_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any("more" in text and "--budget" in text for text in found.more)
     whole = World(monkeypatch, dict.fromkeys(scores, 95), scores)
     assert not any("--budget" in text for text in whole.pick(budget_seconds=3600).more)
+
+
+def test_more_time_is_said_for_the_least_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole training has an estimate after one epoch; what had not even that takes at least one epoch."""
+    scores = {"timm:a": 0.95, "timm:b": 0.94}
+    world = World(monkeypatch, {"timm:a": 95, "timm:b": 95}, scores, seconds={"timm:a": 5.0, "timm:b": 8.0})
+    probes = len(PROBES) * (6.0 + 9.0)
+    (text,) = [one for one in world.pick(budget_seconds=pick.REPORT_SECONDS + probes + 5.0).more if "--budget" in one]
+    assert not world.trained(1), "an epoch of each takes longer than the 5 s that are left"
+    names = "timm:a finetune, timm:a frozen, timm:b finetune, timm:b frozen"
+    assert text.startswith(f"With more time (--budget), these could be trained: {names}. ")
+    seconds = [float(one) for one in re.findall(r"at least ([\d.]+) s", text)]
+    assert "timm:a frozen alone takes at least" in text and "all 4 together take at least" in text
+    assert 2 * seconds[0] < seconds[1], "all take more than the least"
+    assert "minutes" not in text, "such a budget was hardly meant in minutes"
+
+    # One epoch of each is run: 6 s for two combinations and 9 s for two. Of five epochs no seed has time.
+    one_epoch = World(monkeypatch, {"timm:a": 95, "timm:b": 95}, scores, seconds={"timm:a": 5.0, "timm:b": 8.0})
+    budget = pick.REPORT_SECONDS + probes + 2 * (6.0 + 9.0) + 20.0
+    (text,) = [one for one in one_epoch.pick(budget_seconds=budget).more if "--budget" in one]
+    assert one_epoch.trained(1) and not one_epoch.trained(5)
+    assert "timm:a finetune alone takes about 78 s, all 4 together take about 7 minutes" in text
+
+    short = World(monkeypatch, {"timm:a": 95}, {"timm:a": 0.9}, seconds={"timm:a": 9.0})
+    (text,) = [one for one in short.pick(budget_seconds=pick.REPORT_SECONDS + 5.0).more if "--budget" in one]
+    assert text.endswith("`--budget 20m` is 20 minutes, a number alone is seconds.")
 
 
 def test_the_same_command_continues(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,6 +520,56 @@ def test_each_priority_has_its_card() -> None:
     assert set(clear.values()) == {"timm:a"}
 
 
+def _chosen(seconds: float, *tied: tuple[float, float]) -> PickRecord:
+    """A pick of 90%, and what is tied with it: accuracy and seconds."""
+    others = tuple(
+        Tied(backbone=f"timm:t{number}", regime="ridge", accuracy=accuracy, seconds_to_train=time)
+        for number, (accuracy, time) in enumerate(tied)
+    )
+    one = Chosen(
+        **{"backbone": "timm:a", "regime": "frozen", "cell": "x", "device": "cpu", "seeds": 3},
+        **{"accuracy": 0.9, "low": 0.85, "high": 0.95, "seconds_to_train": seconds, "tied": others},
+    )
+    return PickRecord(
+        **{"command": "bench pick", "ended": datetime.now(UTC), "priority": "accuracy", "cards": {"accuracy": one}},
+        **{"candidates": (), "val_images": 100, "first_answer_seconds": 1.0, "seconds": 2.0},
+    )
+
+
+def test_the_sentence_counts_all_ties_and_names_those_that_are_faster() -> None:
+    """As many as the card counts. A time that reads the same is none that is less, and a far accuracy is not named."""
+    found = _chosen(29.4, (0.917, 29.3), (0.9, 28.6), (0.7, 3.0), (0.89, 20.0))
+    assert tied_with(found.cards["accuracy"]) == "4 more are statistically tied with it"
+    assert sentence(found).endswith(
+        "4 more are statistically tied with it; 1 of them is faster to train, with an accuracy in its interval: "
+        "timm:t3, ridge (89.0%, 20 s)."
+    )
+    alone = sentence(_chosen(29.4, (0.917, 10.0)))
+    assert "1 more is statistically tied with it, and faster to train, with an accuracy in its interval: " in alone
+    assert sentence(_chosen(29.4, (0.917, 29.3))).endswith("1 more is statistically tied with it.")
+    minutes = sentence(_chosen(750.0, (0.9, 700.0)))
+    assert minutes.endswith("1 more is statistically tied with it."), "both take 12 min"
+    assert "tied" not in sentence(_chosen(29.4))
+
+
+def test_what_is_cheaper_and_less_accurate_is_left_out_in_words() -> None:
+    """The terminal says among which combinations the fastest and the least are, in at most 80 columns."""
+    found = _chosen(29.4)
+    one = found.cards["accuracy"]
+    every = found.replace(cards=dict.fromkeys(("accuracy", "time", "inference", "memory"), one))
+    console = Console(record=True, width=80, file=io.StringIO())
+    print_pick(every, "results/p", console)
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert (
+        "Fastest to train, fastest to predict and least memory: among those measured at most 2 points less accurate "
+        "than the best."
+    ) in " ".join(" ".join(lines).split())
+    assert "fastest to predict" in " ".join(lines[:12]) and "best in all" not in " ".join(lines)
+    assert rule(["accuracy"]) == ""
+    assert rule(["time"]) == "Fastest to train: among those measured at most 2 points less accurate than the best"
+
+
 def _with_latency(made: Record, seconds: float) -> Record:
     assert made.result
     cost = InferenceCost(latency_seconds=(seconds,), batch_size=32, batch_seconds=(1.0,), model_bytes=1, seconds=1.0)
@@ -523,7 +601,7 @@ def test_the_peak_of_an_extraction_counts_for_those_that_used_its_features() -> 
     [
         ({"top": 0}, "--tune-top 0 must be a number from 1"),
         ({"priority": "speed"}, "--priority='speed'"),
-        ({"budget_seconds": 5.0}, "--budget 5s must be more than"),
+        ({"budget_seconds": 5.0}, "--budget 5s must be more than 15 s, .*; `--budget 5m` is 5 minutes"),
     ],
 )
 def test_aims_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from bench.analysis.claims import CLAIMS
 from bench.analysis.deciding import more_images, more_samples
 from bench.analysis.verdicts import DECIDED, Finding
+from bench.analysis.words import counted
 from bench.report.cards import _price, decks
 from bench.report.headline import half_the_time, sentences
 from bench.report.scorecard import scorecard
@@ -144,6 +145,9 @@ def test_cards_have_the_best_for_each_thing_and_its_price(tmp_path: Path) -> Non
     assert first.accuracy == "97.0% (91.5–99.0)" and ("to train", "81 s") in first.facts
     assert second.name == "timm:near, frozen" and second.best_for == "fastest to train and least memory"
     assert second.price == "Against the most accurate: 1.0 points less accurate, 25% of its time, 25% of its memory"
+    said = "Fastest to train and least memory: among those measured at most 2 points less accurate than the best"
+    assert deck.rule == said, "the poor one is faster still"
+    assert f"{said}." in write_report(summary_of(tmp_path, records), tmp_path / "reports")[1].read_text()
 
 
 def test_a_price_is_a_share_or_a_factor() -> None:
@@ -158,6 +162,16 @@ def test_one_card_if_it_is_the_best_for_all(tmp_path: Path) -> None:
     records = [*seeds("timm:a", "finetune", 20, 90), *seeds("timm:a", "frozen", 5, 97)]
     ((card,),) = (deck.cards for deck in decks(summary_of(tmp_path, records)))
     assert card.best_for == "most accurate, fastest to train and least memory"
+
+
+def test_one_of_something_is_said_in_the_singular(tmp_path: Path) -> None:
+    """In the line on noise, and in all that is counted in words."""
+    summary = summary_of(tmp_path, seeds("timm:a", "frozen", 5, 97))
+    assert "(median of 1 group; at most" in summary.noise
+    both = [*seeds("timm:a", "frozen", 5, 97), *seeds("timm:b", "frozen", 5, 97)]
+    assert "(median of 2 groups; at most" in summary_of(tmp_path / "both", both).noise
+    assert [counted(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
+    assert [counted(number, "core") for number in (1, 2)] == ["1 core", "2 cores"]
 
 
 def findings(folder: Path, ratios: list[float], backbones: int = 1) -> list[Finding]:

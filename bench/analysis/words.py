@@ -39,6 +39,6 @@ def in_words(text: str, task: Task, *, by_image: bool = False) -> str:
     return re.sub(rf"{_NOT_IN_A_NAME}[Aa]ccuracy(?![\w-])", score, text)
 
 
-def counted(number: int, noun: str) -> str:
-    """Such as `1 cell` and `2 cells`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Such as `1 cell` and `2 cells`; `plural` is that of a noun which takes more than an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bench.analysis.metrics import METRICS, Finished, finished
+from bench.analysis.words import counted
 from bench.store.records import Record
 from bench.store.runs import RunFolder
 from tl.cache import write_atomic
@@ -58,7 +59,7 @@ def export_to(name: str, runs: Iterable[RunFolder], folder: Path | None, reports
     except OSError as error:
         raise UserError(f"{place}: can't be written: {error.strerror or error}") from error
     there = ", the others were there already" if new < len(cells) else ""
-    return f"{new} of {len(cells)} cells written to {place}{there}; {tracker.hint.format(place)}"
+    return f"{new} of {counted(len(cells), 'cell')} written to {place}{there}; {tracker.hint.format(place)}"
 
 
 def _cells(run: RunFolder) -> Iterator[Finished]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from bench.analysis.metrics import METRICS, RATED_BY, listed
 from bench.analysis.picking import PRIORITIES, cards, chosen
-from bench.report.pick_text import by_choice, duration, latency_of, memory_of, share
+from bench.report.pick_text import by_choice, duration, latency_of, memory_of, rule, share, tied_with
 from bench.report.strip import device_names
 from bench.report.summary import Summary
 from bench.store.picks import Chosen, PickRecord
@@ -39,6 +39,8 @@ class Deck:
     device: str
     """The name that its maker sells it under."""
     cards: tuple[Card, ...]
+    rule: str
+    """Among which combinations they are the best; empty if among all."""
 
 
 def decks(summary: Summary) -> list[Deck]:
@@ -61,7 +63,7 @@ def decks(summary: Summary) -> list[Deck]:
 def _in_words(deck: Deck, summary: Summary) -> Deck:
     """The cards in the words of the task's score. The points between two scores are of the score itself."""
     said = (replace(c, best_for=summary.words(c.best_for), price=summary.words(c.price)) for c in deck.cards)
-    return replace(deck, cards=tuple(said))
+    return replace(deck, cards=tuple(said), rule=summary.words(deck.rule))
 
 
 def _device(pick: PickRecord) -> str:
@@ -70,7 +72,8 @@ def _device(pick: PickRecord) -> str:
 
 def _deck(several: Sequence[tuple[list[str], Chosen]], device: str, *, rated: bool) -> Deck:
     best = next((one for priorities, one in several if "accuracy" in priorities), None)
-    return Deck(device=device, cards=tuple(_card(priorities, one, best, rated=rated) for priorities, one in several))
+    made = tuple(_card(priorities, one, best, rated=rated) for priorities, one in several)
+    return Deck(device=device, cards=made, rule=rule(name for priorities, _ in several for name in priorities))
 
 
 def _card(priorities: Sequence[str], one: Chosen, best: Chosen | None, *, rated: bool) -> Card:
@@ -79,16 +82,13 @@ def _card(priorities: Sequence[str], one: Chosen, best: Chosen | None, *, rated:
         "memory": None if one.peak_memory_bytes is None else memory_of(one),
         "an image": None if one.latency_seconds is None else latency_of(one),
     }
-    tied = (
-        f"{len(one.tied)} more {'is' if len(one.tied) == 1 else 'are'} statistically tied with it" if one.tied else ""
-    )
     return Card(
         best_for=listed([PRIORITIES[name].words for name in priorities]),
         name=str(one),
         accuracy=share(one.accuracy, one.low, one.high) if rated else METRICS[RATED_BY].show(one.accuracy),
         facts=tuple((words, text) for words, text in costs.items() if text is not None),
         price="" if best is None or one is best else _price(one, best),
-        tied=tied,
+        tied=tied_with(one),
     )
 
 

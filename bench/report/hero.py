@@ -17,6 +17,7 @@ from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY
 from bench.analysis.picking import seconds_to_train
 from bench.analysis.speedups import SpeedUp
+from bench.report.naming import PointName, name_points
 from bench.report.palette import COLOURS, GREY, INK, markers
 from bench.report.pick_text import duration
 from bench.report.summary import Summary
@@ -37,6 +38,8 @@ LONGEST_NAME = 22
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 18000, 36000, 86400)
 """Seconds that stand at the axis of times."""
 _FEWEST_TICKS, _MOST_TICKS = 3, 6
+_MARK, _RING = 4.0, 8.5
+"""Points from the middle of a mark, and of the ring around the recommended one, to their edges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +94,10 @@ def front(summary: Summary) -> Figure | None:
         shape: dict[str, Any] = {"marker": markers()[one.group.config.regime], "ls": "", "color": colour}
         _seeds(axes, one, shape)
         filled = {"mfc": "none", "mew": 1.4} if REGIMES[one.group.config.regime].control else {"mew": 0}
-        (point,) = axes.plot([one.seconds], [one.accuracy], ms=8, zorder=3, **shape, **filled)
+        (point,) = axes.plot([one.seconds], [one.accuracy], ms=2 * _MARK, zorder=3, **shape, **filled)
         point.set_gid(f"point-{one.number}")
         if id(one.group) in picks:
-            axes.plot([one.seconds], [one.accuracy], marker="o", ms=17, mfc="none", mec=INK, mew=1.6, zorder=2)
+            axes.plot([one.seconds], [one.accuracy], marker="o", ms=2 * _RING, mfc="none", mec=INK, mew=1.6, zorder=2)
     for some in fronts:
         axes.step([one.seconds for one in some], [one.accuracy for one in some], where="post", color=COLOURS[0], lw=1.2)
     axes.set_xscale("log")
@@ -114,22 +117,23 @@ def front(summary: Summary) -> Figure | None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if _wide(axes) else 1))
     axes.set_xlabel("time to train")
     axes.set_ylabel(summary.words("accuracy after the last epoch"))
-    shown = several if few else _labelled([one for some in fronts for one in some], picks)
+    shown = _labelled(several if few else [one for some in fronts for one in some], picks)
     all_groups = [one.group for one in several]
-    label = {one.number: (one.seconds, one.accuracy, _label(one.group, all_groups, summary)) for one in shown}
-    _name(axes, [label[number] for number in label if number in best])
-    for number in label.keys() - best:  # what beats a point lies to its upper left
-        x, y, text = label[number]
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(9, 0),
-            textcoords="offset points",
-            ha="left",
-            va="center",
-            fontsize=LETTERS,
-            linespacing=1.05,
-        )
+    name_points(
+        axes,
+        [
+            PointName(
+                x=one.seconds,
+                y=one.accuracy,
+                text=_label(one.group, all_groups, summary),
+                right=one.number not in best,  # what beats it lies to its upper left
+                needed=few or id(one.group) in picks,
+            )
+            for one in shown
+        ],
+        [(one.seconds, one.accuracy, _RING if id(one.group) in picks else _MARK) for one in several],
+        [[(one.seconds, one.accuracy) for one in some] for some in fronts],
+    )
     return figure
 
 
@@ -148,12 +152,13 @@ def _seeds(axes: Axes, one: Place, shape: dict[str, Any]) -> None:
 
 
 def _labelled(several: Sequence[Place], picks: set[int]) -> list[Place]:
-    """The points that have names: the recommended ones, both ends of the front, then others from the most accurate."""
-    if len(several) <= MOST_LABELS:
-        return list(several)
+    """The points that have names, the first ones the best places.
+
+    First come the recommended ones and both ends, then others from the most accurate.
+    """
     ranked = sorted(several, key=lambda one: -one.accuracy)
     first = [one for one in ranked if id(one.group) in picks]
-    ordered = {one.number: one for one in (*first, ranked[0], ranked[-1], *ranked)}
+    ordered = {one.number: one for one in (*first, *ranked[:1], *ranked[-1:], *ranked)}
     return list(ordered.values())[:MOST_LABELS]
 
 
@@ -176,29 +181,6 @@ def shortened(name: str, longest: int = LONGEST_NAME) -> str:
         return name
     end = longest // 3
     return f"{name[: longest - end - 1]}…{name[-end:]}"
-
-
-def _name(axes: Axes, named: Sequence[tuple[float, float, str]]) -> None:
-    """Write names to the upper left of points of a front, where no other point can be, none over another."""
-    height = 2.5 * LETTERS
-    axes.get_xlim(), axes.get_ylim()  # settles the scales, which are otherwise settled when drawn
-    to_points = 72 / axes.figure.get_dpi()
-    free = math.inf
-    for x, y, text in sorted(named, key=lambda each: -each[1]):
-        _, there = axes.transData.transform((x, y)) * to_points
-        bottom = min(there + 5, free - height)
-        free = bottom
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(-9, bottom - there),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=LETTERS,
-            linespacing=1.05,
-            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
-        )
 
 
 def _axis_of_times(axes: Axes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.columns import Columns
@@ -13,9 +13,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.metrics import METRICS, RATED_BY
+from bench.analysis.metrics import METRICS, RATED_BY, listed
 from bench.analysis.picking import PRIORITIES
 from bench.analysis.probe import Ranked
+from bench.analysis.recommend import NO_WORSE, TIE
 from bench.console import say
 from bench.store.picks import Chosen, Considered, PickRecord, Tied
 from tl.text import visible, visible_json
@@ -32,6 +33,8 @@ def print_pick(found: PickRecord, run: str, console: Console) -> None:
     if found.cards:
         console.print()
         console.print(Columns([_panel(*each) for each in by_choice(found)], padding=(0, 1, 0, 0)))
+        if said := rule(found.cards):
+            console.print(Text(f"{said}.", style="dim"))
     if some := tried(found):
         console.print()
         console.print(_table(some))
@@ -77,18 +80,45 @@ def sentence(found: PickRecord) -> str:
         tested = share(found.test.accuracy, found.test.low, found.test.high)
         images = f"{found.test.images} test images, which played no part in the choice"
         text += f" Of {images}, it classifies {tested} right."
-    if faster := [other for other in pick.tied if _is_near_and_faster(other, pick)]:
-        names = [f"{other} ({_tied_costs(other)})" for other in faster[:MOST_TIED]]
-        more = f"; {len(faster) - MOST_TIED} more" if len(faster) > MOST_TIED else ""
-        text += f" Statistically tied with it, and faster to train: {'; '.join(names)}{more}."
+    if said := tied_with(pick):
+        text += f" {said}"
+        if faster := [other for other in pick.tied if _is_near_and_faster(other, pick)]:
+            which = ", and" if len(pick.tied) == 1 else f"; {len(faster)} of them {'is' if len(faster) == 1 else 'are'}"
+            names = [f"{other} ({_tied_costs(other)})" for other in faster[:MOST_TIED]]
+            more = f"; {len(faster) - MOST_TIED} more" if len(faster) > MOST_TIED else ""
+            text += f"{which} faster to train, with an accuracy in its interval: {'; '.join(names)}{more}"
+        text += "."
     return text
 
 
+def tied_with(one: Chosen) -> str:
+    """How many others are statistically tied with a choice, without a full stop; empty without any."""
+    return (
+        f"{len(one.tied)} more {'is' if len(one.tied) == 1 else 'are'} statistically tied with it" if one.tied else ""
+    )
+
+
+def rule(priorities: Iterable[str]) -> str:
+    """Among which combinations the choices for these priorities are the best, without a full stop; empty among all."""
+    limited = [PRIORITIES[name].words for name in priorities if PRIORITIES[name].may_lose]
+    if not limited:
+        return ""
+    words = listed(limited)
+    return (
+        f"{words[0].upper()}{words[1:]}: among those measured at most {100 * NO_WORSE:g} points less accurate than the "
+        "best"
+    )
+
+
 def _is_near_and_faster(other: Tied, pick: Chosen) -> bool:
-    """True if it takes less time, and its accuracy lies in the pick's interval: few images leave far ones tied too."""
-    if other.seconds_to_train is None or pick.seconds_to_train is None:
+    """True if it takes clearly less time, and its accuracy lies in the pick's interval.
+
+    Few images leave far ones tied too. A time that is printed as the pick's own is none that is less.
+    """
+    mine, its = pick.seconds_to_train, other.seconds_to_train
+    if mine is None or its is None or TIE * its > mine or duration(its) == duration(mine):
         return False
-    return other.seconds_to_train < pick.seconds_to_train and other.accuracy >= (pick.low or 0.0)
+    return other.accuracy >= (pick.low or 0.0)
 
 
 def _tied_costs(other: Tied) -> str:
@@ -122,7 +152,7 @@ def by_choice(found: PickRecord) -> list[tuple[list[str], Chosen]]:
 def _panel(priorities: Sequence[str], one: Chosen) -> Panel:
     """A card; a choice for several priorities has one."""
     names = [PRIORITIES[name].words for name in priorities]
-    words = Text("\n".join(names if len(names) < len(PRIORITIES) else ["best in all of these"]), style="bold")
+    words = Text("\n".join(names), style="bold")
     lines = [
         visible(one.backbone.partition(":")[2]),
         visible(one.regime),

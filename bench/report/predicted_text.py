@@ -10,6 +10,7 @@ from typing import Literal
 
 from rich.cells import cell_len, set_cell_size
 
+from bench.analysis.words import counted
 from bench.sweep.predict import Predictions
 from tl.text import csv_text, visible, visible_json
 
@@ -46,7 +47,7 @@ def _table(found: Predictions) -> Iterator[str]:
 
 def _unread(found: Predictions) -> Iterator[str]:
     if found.unreadable:
-        yield f"can't be read: {len(found.unreadable)} of {len(found.all)} images"
+        yield f"can't be read: {len(found.unreadable)} of {counted(len(found.all), 'image')}"
     for one in found.unreadable:
         reason = visible(one.reason)
         yield f"  {_from_left(visible(one.photograph.path), max(20, WIDTH - cell_len(reason) - 4))}: {reason}"
@@ -60,7 +61,7 @@ def _summary(found: Predictions) -> Iterator[str]:
         return
     right = sum(row[index] for index, row in enumerate(counts))
     yield ""
-    yield f"accuracy: {found.accuracy:.1%} ({right} of {found.labelled} images)"
+    yield f"accuracy: {found.accuracy:.1%} ({right} of {counted(found.labelled, 'image')})"
     if found.same_data:
         yield "The model was trained on images of this data set, so this is too high for new ones."
     yield from _matrix(found, counts)

@@ -82,7 +82,7 @@ def device_names(summary: Summary) -> dict[str, str]:
 
 def _images(summary: Summary) -> list[str]:
     return [
-        f"{manifest.dataset.name}: {_parts(manifest)}, {len(manifest.dataset.classes)} classes"
+        f"{manifest.dataset.name}: {_parts(manifest)}, {counted(len(manifest.dataset.classes), 'class', 'classes')}"
         for _, manifest in summary.runs
     ]
 

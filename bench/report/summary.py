@@ -16,7 +16,7 @@ from bench.analysis.selection import Selection, selections
 from bench.analysis.speedups import SpeedUp, speed_ups
 from bench.analysis.tally import Tally, tally
 from bench.analysis.verdicts import Finding, claims_of, decide_claims, planned_without_result
-from bench.analysis.words import in_words
+from bench.analysis.words import counted, in_words
 from bench.store.environment import Environment, MachineState
 from bench.store.pairs import PairRecord
 from bench.store.picks import PickRecord
@@ -306,8 +306,8 @@ class Summary:
         worst, label = max(spreads)
         median = statistics.median(spread for spread, _ in spreads)
         return (
-            f"the largest median epoch of a cell's seeds is {median:.0%} above the smallest (median of {len(spreads)} "
-            f"groups; at most {worst:.0%}, {label})"
+            f"the largest median epoch of a cell's seeds is {median:.0%} above the smallest (median of "
+            f"{counted(len(spreads), 'group')}; at most {worst:.0%}, {label})"
         )
 
     def short(self, group: Group) -> str:

@@ -14,6 +14,7 @@ from bench.analysis.groups import make_groups
 from bench.analysis.metrics import METRICS
 from bench.analysis.stats import LEVEL, MIN_IN_ORDER, Dependence, holm
 from bench.analysis.verdicts import DECIDED, PRECISE, Finding, decide_claims, planned
+from bench.analysis.words import counted
 from bench.console import say
 from bench.execution.base import Executor
 from bench.store.pairs import PairRecord, TimedSide
@@ -315,7 +316,10 @@ def _longest(pairing: Pairing, timed: Iterable[PairRecord]) -> float:
 def _counted(findings: Iterable[Finding]) -> str:
     """How many pairs the speed-ups are of, in words."""
     counts = sorted({finding.paired.pairs for finding in findings if finding.paired})
-    return f"{' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} pairs each" if counts else "no pairs"
+    if not counts:
+        return "no pairs"
+    fewest, most = counts[0], counts[-1]
+    return f"{counted(most, 'pair') if fewest == most else f'{fewest} to {most} pairs'} each"
 
 
 def _independence(found: list[Finding]) -> tuple[str, bool]:

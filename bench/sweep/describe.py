@@ -26,7 +26,8 @@ def describe(sweep: Sweep, console: Console, *, inference: bool = False) -> None
     """
     splits = sweep.splits
     config = next(iter(sweep.cells.values())).config
-    images = f"{len(splits.train)} training + {len(splits.val)} validation images, {len(splits.classes)} classes"
+    classes = counted(len(splits.classes), "class", "classes")
+    images = f"{len(splits.train)} training + {len(splits.val)} validation images, {classes}"
     left_out = sum(each.count for each in splits.left_out)
     task = TASKS[config.task]
     rate = task.same_answer(evaluated_images(config, splits).truth)
@@ -127,7 +128,7 @@ def _paired(sweep: Sweep) -> str:
     comparisons, each = sum(len(cells) - 1 for cells in rotations), next(iter(sweep.pairs.values())).seconds
     per = len(sweep.pairs) // len(rotations)
     kept = f", {len(sweep.done_pairs)} of them done before" if sweep.done_pairs else ""
-    times = f"each by {per} pairs of processes that take turns for {each:g} s"
+    times = f"each by {counted(per, 'pair')} of processes that take turns for {each:g} s"
     text = f"{counted(comparisons, 'comparison')}, {times}{kept}"
     paired = {cell.repeats for pair in sweep.pairs.values() for cell in pair.cells}
     alone = list(dict.fromkeys(cell.name for cell in sweep.cells.values() if cell.repeats not in paired))

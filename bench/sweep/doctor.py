@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from bench.analysis.words import counted
 from bench.execution.discovery import with_advice
 from bench.execution.executors import make_executor
 from bench.store.environment import environment
@@ -28,7 +29,7 @@ def examine() -> None:
 
     machine = environment()
     gib = machine.memory_bytes / 2**30
-    cores = f"{machine.cores} cores (as many threads per cell)"
+    cores = f"{counted(machine.cores, 'core')} (as many threads per cell)"
     show("ok", "machine", f"{machine.cpu}, {cores}, {gib:.1f} GiB of memory, {machine.system}")
     show("ok", "software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.packages.items())]))
     try:

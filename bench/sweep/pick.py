@@ -57,6 +57,8 @@ TESTED = "-test"
 """Ending of the name of the run that evaluates the pick on the test images."""
 REPORT_SECONDS = 15.0
 """Seconds of the budget that are kept for the report."""
+MOST_MISTAKEN = 60.0
+"""Seconds up to which a budget may have been meant in minutes."""
 MOST_TOP = 100
 """Largest value of `--tune-top`."""
 
@@ -84,7 +86,8 @@ class Aim:
             raise ConfigError(not_one_of("--priority", self.priority, PRIORITIES))
         if self.budget_seconds is not None and self.budget_seconds <= REPORT_SECONDS:
             raise ConfigError(
-                f"--budget {self.budget_seconds:g}s must be more than {REPORT_SECONDS:g} s, which the report may take"
+                f"--budget {self.budget_seconds:g}s must be more than {REPORT_SECONDS:g} s, which the report may take; "
+                f"{_in_minutes(self.budget_seconds)}"
             )
 
 
@@ -124,6 +127,20 @@ class Budget:
         return (
             f"it would take about {expected:.0f} s, and {left:.0f} s are left of the {self.seconds:.0f} s for trainings"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lack:
+    """The time of what was not trained."""
+
+    seconds: float
+    """0 if nothing of it is known."""
+    whole: bool
+    """False if more follows whose time is unknown."""
+
+    def __str__(self) -> str:
+        size = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{math.ceil(self.seconds / 60)} minutes"
+        return f"{'about' if self.whole else 'at least'} {size}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,8 +248,8 @@ class _Rungs:
     """Combination → its record of one epoch, if it has a result."""
     asked: dict[str, Cell] = field(default_factory=dict)
     """Id → cell of the run that this command asks for. The run may have others, of earlier commands."""
-    refused: set[Combination] = field(default_factory=set)
-    """Combinations of which some cell had no time."""
+    refused: dict[Combination, float | None] = field(default_factory=dict)
+    """Combination of which some cell had no time → the seconds that this cell takes, None if unknown; in order."""
 
     def run(self) -> Outcome | None:
         grid = self.grid.override({"regimes": probes(), "seeds": [self._seeds[0]]}, {})
@@ -339,7 +356,7 @@ class _Rungs:
         """True if there is time for a cell after what is planned; else it is noted what was refused, and why."""
         reason = self.budget.refuses(expected, planned)
         if reason and combination not in self.refused:
-            self.refused.add(combination)
+            self.refused[combination] = expected
             self._note(combination[0], f"{combination[1]}: {reason}")
         return not reason
 
@@ -573,11 +590,7 @@ class _Rungs:
     def _more(self, found: list[Card]) -> Iterator[str]:
         """What would change the answer."""
         if self.refused:
-            names = ", ".join(f"{backbone} {regime}" for backbone, regime in sorted(self.refused))
-            seconds = [self._lacks(combination) for combination in self.refused]
-            minutes = math.ceil(sum(filter(None, seconds)) / 60)
-            about = f"{'at least' if None in seconds else 'about'} {_count(max(1, minutes), 'minute')} more"
-            yield f"With {about} (--budget), these could be trained: {names}."
+            yield self._with_more_time()
         if self.lacking:
             yield (
                 f"With their pretrained weights, downloaded or in --weights-dir, "
@@ -588,13 +601,34 @@ class _Rungs:
             known = f"give an accuracy to ±{50 * (width.high - width.low):.1f} points" if width else "give none"
             yield f"With more images: {len(tied.group.truth)} validation images {known}."
 
-    def _lacks(self, combination: Combination) -> float | None:
-        """Seconds that the cells of a combination would take which have no record; None if unknown."""
+    def _with_more_time(self) -> str:
+        """What could be trained with a larger budget, and how long the least and all of it take."""
+        lacks = {combination: self._lacks(combination) for combination in self.refused}
+        names = {combination: " ".join(combination) for combination in lacks}
+        known = {combination: lack for combination, lack in lacks.items() if lack.seconds}
+        text = f"With more time (--budget), {'this' if len(lacks) == 1 else 'these'} could be trained: "
+        text += f"{', '.join(sorted(names.values()))}."
+        if known:
+            least = min(known, key=lambda combination: known[combination].seconds)
+            whole = _Lack(
+                seconds=sum(lack.seconds for lack in known.values()), whole=all(lack.whole for lack in lacks.values())
+            )
+            if len(lacks) == 1:
+                text += f" It takes {whole}."
+            else:
+                text += f" {names[least]} alone takes {known[least]}, all {len(lacks)} together take {whole}."
+        if self.aim.budget_seconds is not None and self.aim.budget_seconds <= MOST_MISTAKEN:
+            text += f" {_in_minutes(self.aim.budget_seconds)}."
+        return text
+
+    def _lacks(self, combination: Combination) -> _Lack:
+        """The time of the cells of a combination that have no record."""
         record = self.tried.get(combination)
-        if record is None:
-            return None
+        one = None if record is None else self._whole_seconds(record.cell)
+        if one is None:
+            return _Lack(seconds=self.refused[combination] or 0.0, whole=False)
         ended = sum((cell.config.backbone, cell.config.regime) == combination for cell in self.asked.values())
-        return (len(self._seeds) - ended) * (self._whole_seconds(record.cell) or 0.0)
+        return _Lack(seconds=(len(self._seeds) - ended) * one, whole=True)
 
     def _notes(self, groups: list[Group]) -> Iterator[str]:
         """What a reader of the accuracies must know."""
@@ -607,6 +641,12 @@ class _Rungs:
 
 def _combination(group: Group) -> Combination:
     return group.config.backbone, group.config.regime
+
+
+def _in_minutes(seconds: float) -> str:
+    """How a budget of so many minutes is written."""
+    minutes = "1 minute" if seconds == 1 else f"{seconds:g} minutes"
+    return f"`--budget {seconds:g}m` is {minutes}, a number alone is seconds"
 
 
 def _count(number: int, what: str) -> str:

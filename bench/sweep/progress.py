@@ -17,7 +17,7 @@ from rich.text import Text
 from bench.analysis.metrics import METRICS, RATED_BY, costs, finished, headline
 from bench.analysis.paired import compare
 from bench.analysis.tally import Tally, tally
-from bench.analysis.words import in_words
+from bench.analysis.words import counted, in_words
 from bench.console import say
 from bench.store.pairs import PairRecord
 from bench.store.records import Cell, PlannedPair, Record
@@ -361,8 +361,8 @@ def _pair_text(record: PairRecord) -> str:
     took = f"in {_duration(record.wall_seconds)}"
     apart = f"; one after the other, because {record.apart}" if record.apart else ""
     lost = [f"{status}: {reason}" for status, reason in record.lost]
-    turns = max(len(side.turns or ()) for side in record.sides)
-    timed = [f"timed {took}, {turns} turns each: {_shares(record)}{apart}"] if record.status == "done" else []
+    turns = counted(max(len(side.turns or ()) for side in record.sides), "turn")
+    timed = [f"timed {took}, {turns} each: {_shares(record)}{apart}"] if record.status == "done" else []
     return "; ".join([*timed, *lost]) + ("" if timed else apart)
 
 
