@@ -261,10 +261,10 @@ class _Shown:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a\x1b[2Jb", "has hidden characters"),
-        ("a\nb", "has hidden characters"),
-        ("a\u202eb", "has hidden characters"),
-        ("a\u200bb", "has hidden characters"),
+        ("a\x1b[2Jb", "has hidden or control characters"),
+        ("a\nb", "has hidden or control characters"),
+        ("a\u202eb", "has hidden or control characters"),
+        ("a\u200bb", "has hidden or control characters"),
         ("a/b", "must be a plain name"),
         ("/", "must be a plain name"),
         ("..", "must be a plain name"),
