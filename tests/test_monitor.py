@@ -9,10 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from bench.cli.pick import _report
 from bench.execution import monitor as module
 from bench.execution.executors import make_executor
 from bench.execution.monitor import Counters, Monitor, parse_stat, read_counters, shares
@@ -306,6 +309,18 @@ def test_times_in_doubt_are_named(tmp_path: Path) -> None:
     ]
     assert sorted(cells_table(summary)[DOUBT].tolist()) == ["", "disturbed", "seeds 20× apart"]
     assert doubts(summarise([write_run(tmp_path / "calm", [calm])], "r")) == []
+
+
+def test_a_pick_ends_with_what_is_in_doubt(tmp_path: Path) -> None:
+    """Its costs are those of trainings that other work disturbed, and its warnings have scrolled away."""
+    busy = record("timm:a", "frozen").replace(machine=MachineState(warnings=("other processes",)))
+    run = write_run(tmp_path / "r", [busy])
+    outcome: Any = SimpleNamespace(sweep=SimpleNamespace(run=run, splits=None))
+    text = io.StringIO()
+    _report(outcome, tmp_path / "reports", Console(file=text, width=200), images=False)
+    first, *rest = text.getvalue().splitlines()
+    assert first == "Times are in doubt in the only row: timm:a, frozen (disturbed)."
+    assert all(line.startswith("report: ") for line in rest)
 
 
 def test_old_records_have_no_machine() -> None:

@@ -166,10 +166,13 @@ def pick(
 
 
 def _report(outcome: Outcome, reports: Path, console: Console, *, images: bool) -> None:
+    from bench.report.answers import doubts
     from bench.report.pictures import LEFT_OUT
     from bench.report.summary import summarise
     from bench.report.write import write_report
 
     summary = summarise([outcome.sweep.run], outcome.sweep.run.folder.name)
+    for doubt in doubts(summary):
+        say(console, doubt, style="yellow")
     for path in write_report(summary, reports, outcome.sweep.splits if images else LEFT_OUT):
         say(console, f"report: {path}")
