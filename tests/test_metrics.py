@@ -264,7 +264,7 @@ def test_gate_rules_can_be_about_a_metric_from_outside(sides: list[str], monkeyp
     assert decision.status == REGRESSED and "energy: 10.2 Wh is above max 8 Wh" in decision.reasons[0]
     wide = read_rules(None, ["watt_hours: factor=3, max=20"], folder=Path(sides[0]))
     assert decide(compare(read_sides(sides), metrics=["watt_hours"], rules=wide)).status == PASSED
-    with pytest.raises(ConfigError, match="watt_hours can.t have points"):
+    with pytest.raises(ConfigError, match="watt_hours can't have points"):
         compare(read_sides(sides), rules=[Rule(metric="watt_hours", points=1)])
 
 
