@@ -73,6 +73,14 @@ def _more(path: str):
     return lambda root: write_image(root / path)
 
 
+def test_folders_without_images_are_no_classes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "notes.txt").write_text("no image")
+    with pytest.raises(tl.DataError, match=r"set: 0 classes in the folder; at least 2 are needed$"):
+        tl.load_splits(tmp_path / "set")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -328,7 +328,7 @@ def scan(root: Path, *, name: str | None = None) -> Splits:
         if classes != tuple(found[other]):
             hints = [difference(root, found), *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
             raise DataError(f"{root}: {folders[0]} and {other} have different classes: {'; '.join(hints)}")
-    if parts is None and set(classes) <= set(_box_files(root)):
+    if parts is None and classes and set(classes) <= set(_box_files(root)):
         raise DataError(f"{root}: {', '.join(map(repr, classes))}: are no classes; {', '.join(_with_boxes(root))}")
     if len(classes) < 2:
         hints = ["at least 2 are needed", *too_deep(root, found, IMAGE_SUFFIXES), *tally.lost_classes]
