@@ -172,8 +172,8 @@ class Change:
         """True if the estimate is a change that counts, and its adjusted interval excludes no change."""
         if self.adjusted is None or self.estimate is None or self.allowed is None:
             return False
-        none, least = (1.0, 1 / self.allowed) if self.estimate.compared == "ratio" else (0.0, -self.allowed)
-        return not least < self.estimate.value < self.allowed and not self.adjusted[0] <= none <= self.adjusted[1]
+        none = 1.0 if self.estimate.compared == "ratio" else 0.0
+        return _counts(self.estimate, self.allowed) and not self.adjusted[0] <= none <= self.adjusted[1]
 
     @property
     def typical(self) -> tuple[float, float]:
@@ -462,10 +462,14 @@ def _verdict(change: Change, p: float | None, level: float) -> ChangeVerdict:
         return "unknown"
     if change.obstacle or p is None or estimate.low is None or estimate.high is None:
         return "too few samples"
-    low, high = (1 / allowed, allowed) if estimate.compared == "ratio" else (-allowed, allowed)
-    if p < level and not low < estimate.value < high:
-        return _direction(change, estimate.value >= high)
+    if p < level and _counts(estimate, allowed):
+        return _direction(change, estimate.value >= allowed)
     return "same" if change.shown_same else "inconclusive"
+
+
+def _counts(estimate: Estimate, allowed: float) -> bool:
+    """True if an estimate is at least as large as the smallest change that counts."""
+    return not (1 / allowed if estimate.compared == "ratio" else -allowed) < estimate.value < allowed
 
 
 def _exact_verdict(change: Change) -> ChangeVerdict:

@@ -108,9 +108,9 @@ def _to_decide(change: Change, comparison: Comparison) -> str:
         return ""
     rounds = all(cell.repeats == "round" for cell in comparison.base.cells.values())
     noun = "round" if rounds else "seed"
-    if change.more is None:
+    if (more := change.more) is None:
         return f"; even {MOST} more {noun}s on each side would hardly decide it"
-    return f"; about {counted(change.more, f'more {noun}')} on each side would decide it, if they scatter as so far"
+    return f"; about {counted(more, f'more {noun}')} on each side would decide it, if they scatter as so far"
 
 
 def read_rules(
