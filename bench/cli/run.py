@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
@@ -39,6 +40,7 @@ from tl.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.report.without import Without
     from bench.sweep.plan import Sweep
 
 
@@ -304,10 +306,7 @@ def _say_without_result(records: Any, console: Console) -> bool:
     """Print a line for all cells that ended alike without a result; true if any of them failed or diverged."""
     from bench.report.without import lost
 
-    found = lost(records.values())
-    for one in found:
-        say(console, f"  {one}", style="red" if one.bad else "yellow")
-    return any(one.bad for one in found)
+    return _say_lost(lost(records.values()), console)
 
 
 def _say_untimed(sweep: Sweep, console: Console, *, later: bool) -> bool:
@@ -319,9 +318,14 @@ def _say_untimed(sweep: Sweep, console: Console, *, later: bool) -> bool:
     failed = [record for record in timed if any(status != "skipped" for status, _ in record.lost)]
     if failed:
         say(console, f"{len(failed)} of {len(timed)} process pairs have no result, or none of one cell:")
-    for one in lost(timed):
+    return _say_lost(lost(timed), console)
+
+
+def _say_lost(found: Sequence[Without], console: Console) -> bool:
+    """Print a line each; true if one should have had a result."""
+    for one in found:
         say(console, f"  {one}", style="red" if one.bad else "yellow")
-    return bool(failed)
+    return any(one.bad for one in found)
 
 
 def _report(sweep: Sweep, reports: Path, page: Any, console: Console, *, images: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.analysis.groups import Counterparts, Group
 from bench.analysis.metrics import METRICS, RATED_BY, costs, what_matters
 from bench.analysis.picking import seconds_to_train
-from bench.analysis.recommend import Choice, Undecided
+from bench.analysis.recommend import TIE, Choice, Undecided
 from bench.analysis.speedups import Adjusted, compare_accuracy
 from bench.analysis.stats import LEVEL
 from bench.analysis.verdicts import overall, verdict_counts
@@ -23,8 +23,6 @@ from tl.regimes import REGIMES
 
 YARDSTICKS = {"finetune": ("frozen", "frozen-tutorial")}
 """Regime → those that a headline compares it with, the first that was run; all others are compared with `finetune`."""
-SAME_PACE = 1.05
-"""Times within this factor are called the same."""
 
 
 def sentences(summary: Summary) -> list[str]:
@@ -80,7 +78,7 @@ def _against(pick: Group, summary: Summary) -> str:
     if not mine or not theirs:
         return said
     times = theirs / mine
-    if max(times, 1 / times) < SAME_PACE:
+    if max(times, 1 / times) < TIE:
         return f"{said} and as fast"
     return f"{said} and {times:.2g}× faster" if times > 1 else f"{said} and {1 / times:.2g}× slower"
 

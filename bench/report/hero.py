@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from bench.analysis.groups import Group
 from bench.analysis.metrics import METRICS, RATED_BY
 from bench.analysis.picking import seconds_to_train
+from bench.analysis.recommend import TIE
 from bench.analysis.speedups import SpeedUp
 from bench.report.naming import PointName, name_points
 from bench.report.palette import COLOURS, GREY, INK, markers
@@ -349,7 +350,7 @@ def change(slope: Slope, before: float, after: float) -> str:
     if not slope.ratio:
         return f", {100 * (after - before):+.1f}"
     times, word = (before / after, "less") if before > after else (after / before, "more")
-    return ", about the same" if times < 1.05 else f", {times:.1f}× {word}"
+    return ", about the same" if times < TIE else f", {times:.1f}× {word}"
 
 
 def _beside(axes: Axes, named: Sequence[tuple[float, str]], *, right: bool) -> None:
